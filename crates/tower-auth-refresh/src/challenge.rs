@@ -1,0 +1,603 @@
+//! Is this response an expired-token challenge? [`Challenge`] says what counts as one.
+//!
+//! By default a `401 Unauthorized` (RFC 9110 §15.5.2) does, unless its `WWW-Authenticate` says that a fresh token
+//! would be no help:
+//!
+//! ```
+//! use http::{HeaderMap, HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
+//! use tower_auth_refresh::Challenge;
+//!
+//! let with = |value| HeaderMap::from_iter([(WWW_AUTHENTICATE, HeaderValue::from_static(value))]);
+//! let expired = with(r#"Bearer realm="api", error="invalid_token""#);
+//! let scope = with(r#"Bearer realm="api", error="insufficient_scope""#);
+//!
+//! let challenge = Challenge::default();
+//! assert!(challenge.matches(StatusCode::UNAUTHORIZED, &expired));
+//! assert!(challenge.matches(StatusCode::UNAUTHORIZED, &HeaderMap::new()));
+//! assert!(!challenge.matches(StatusCode::UNAUTHORIZED, &scope));
+//! assert!(!challenge.matches(StatusCode::FORBIDDEN, &expired));
+//! ```
+//!
+//! Some servers say it otherwise; then it is for the user to say what counts:
+//!
+//! ```
+//! use http::StatusCode;
+//! use tower_auth_refresh::Challenge;
+//!
+//! let usual = Challenge::bearer();
+//! let challenge = Challenge::when(move |status, headers| {
+//!     usual.matches(status, headers)
+//!         || (status == StatusCode::FORBIDDEN && headers.get("x-error").is_some_and(|error| error == "token-expired"))
+//! });
+//! # let _ = challenge;
+//! ```
+
+use std::fmt;
+use std::iter;
+use std::sync::Arc;
+
+use http::header::{HeaderMap, HeaderName, HeaderValue, WWW_AUTHENTICATE};
+use http::status::StatusCode;
+use http_auth::ChallengeParser;
+
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+/// What counts as a challenge: a response that says that the access token has expired.
+///
+/// The default is [`bearer`](Self::bearer). A session refreshes and replays on a challenge; any other response passes.
+///
+/// A custom scheme that the token is sent under (`DPoP`, `Token`…) counts like `Bearer`, beside it.
+#[derive(Clone, Debug, Default)]
+pub struct Challenge(Rule);
+
+#[derive(Clone, Default)]
+enum Rule {
+    /// 401, unless the server says that a fresh token is no help.
+    #[default]
+    Bearer,
+    /// 401 that says `invalid_token`.
+    StrictBearer,
+    /// As `Bearer`, and the gRPC status in a response's headers.
+    Grpc,
+    /// What the user says.
+    When(Arc<IsChallenge>),
+}
+
+type IsChallenge = dyn Fn(StatusCode, &HeaderMap) -> bool + Send + Sync;
+
+impl Challenge {
+    /// A 401 that doesn't speak against it (the default).
+    ///
+    /// - `Bearer` with `error="invalid_token"` (RFC 6750 §3.1) counts.
+    /// - `Bearer` without an `error` counts. It is meant for requests without a token, but many servers answer an
+    ///   expired one so.
+    /// - No challenge at all counts, against RFC 9110 §11.6.1, for the same reason.
+    /// - `Bearer` with any other `error` passes, and so does a 401 that offers other schemes only (`Basic`,
+    ///   `Negotiate`…).
+    ///
+    /// Where a response makes several challenges, `invalid_token` prevails over other errors, and those over a
+    /// `Bearer` without one.
+    #[must_use]
+    pub fn bearer() -> Self {
+        Self(Rule::Bearer)
+    }
+
+    /// Only a 401 with a `Bearer` challenge that says `error="invalid_token"` (RFC 6750 §3.1).
+    ///
+    /// For servers that are known to keep to the letter.
+    #[must_use]
+    pub fn strict_bearer() -> Self {
+        Self(Rule::StrictBearer)
+    }
+
+    /// As [`bearer`](Self::bearer), and gRPC status 16 (`UNAUTHENTICATED`) in a Trailers-Only response, where
+    /// `grpc-status` stands among the headers.
+    ///
+    /// The status in trailers after a body passes: by then the caller has seen the response.
+    #[must_use]
+    pub fn grpc() -> Self {
+        Self(Rule::Grpc)
+    }
+
+    /// What `is_challenge` says is one, and nothing else.
+    ///
+    /// It is asked about every response to a request that carried the token, so it should be quick.
+    #[must_use]
+    pub fn when(is_challenge: impl Fn(StatusCode, &HeaderMap) -> bool + Send + Sync + 'static) -> Self {
+        Self(Rule::When(Arc::new(is_challenge)))
+    }
+
+    /// Whether a response with this status and these headers, to a request that carried a `Bearer` token, is a
+    /// challenge.
+    #[must_use]
+    pub fn matches(&self, status: StatusCode, headers: &HeaderMap) -> bool {
+        self.read(status, headers, "Bearer") == Verdict::Expired
+    }
+
+    /// Reads a response to a request that carried a token under `scheme`.
+    #[inline]
+    pub(crate) fn read(&self, status: StatusCode, headers: &HeaderMap, scheme: &str) -> Verdict {
+        match &self.0 {
+            Rule::When(is_challenge) if is_challenge(status, headers) => Verdict::Expired,
+            Rule::When(_) => Verdict::Pass,
+            rule if status == StatusCode::UNAUTHORIZED => rule.judge(strongest(headers, scheme)),
+            Rule::Grpc if status == StatusCode::OK => match headers.get(&GRPC_STATUS) {
+                Some(code) if code == "16" => Verdict::Expired,
+                _ => Verdict::Pass,
+            },
+            _ => Verdict::Pass,
+        }
+    }
+}
+
+/// What a response means for the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nothing: the caller's to read.
+    Pass,
+    /// It has expired: a fresh one may do.
+    Expired,
+    /// The server asks for a stronger authentication of the user (RFC 9470 §3): a fresh token of the same one won't
+    /// do.
+    StepUp,
+}
+
+impl Rule {
+    fn judge(&self, finding: Finding) -> Verdict {
+        match finding {
+            Finding::InvalidToken => Verdict::Expired,
+            Finding::StepUp => Verdict::StepUp,
+            Finding::Ours | Finding::Nothing if !matches!(self, Self::StrictBearer) => Verdict::Expired,
+            Finding::OtherError | Finding::Ours | Finding::Foreign | Finding::Nothing => Verdict::Pass,
+        }
+    }
+}
+
+impl fmt::Debug for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bearer => "Bearer",
+            Self::StrictBearer => "StrictBearer",
+            Self::Grpc => "Grpc",
+            Self::When(_) => "When(..)",
+        })
+    }
+}
+
+/// What one or more challenges say, weakest first: of several, the strongest is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Finding {
+    /// There is no challenge, or none that can be made out.
+    Nothing,
+    /// One of a scheme that isn't ours.
+    Foreign,
+    /// One of ours, without an error.
+    Ours,
+    /// One of ours, with an error that isn't about the token's age. More is known from it than from the bare
+    /// challenge that a server offers beside it: `Bearer, DPoP error="use_dpop_nonce"` (RFC 9449 §9).
+    OtherError,
+    /// One of ours that asks for another authentication of the user.
+    StepUp,
+    /// One of ours that refuses the token itself. Stronger than a step-up: whatever else is asked for, this token is
+    /// dead. If the fresh one comes from too weak an authentication, the answer to the replay says so alone.
+    InvalidToken,
+}
+
+impl Finding {
+    fn of_scheme(name: &[u8], scheme: &str) -> Self {
+        // RFC 9110 §11.1: case-insensitive.
+        let is = |ours: &str| name.eq_ignore_ascii_case(ours.as_bytes());
+        if is("Bearer") || is(scheme) { Self::Ours } else { Self::Foreign }
+    }
+
+    /// What a parameter of one of our challenges says. `value` is without its quotes, but with its escapes.
+    fn of_param(name: &[u8], value: &[u8]) -> Self {
+        let is = |code: &str| unescaped(value).eq(code.bytes());
+        if !name.eq_ignore_ascii_case(b"error") || value.is_empty() {
+            Self::Ours
+        } else if is("invalid_token") {
+            Self::InvalidToken
+        } else if is("insufficient_user_authentication") || is("insufficient_claims") {
+            // The latter is Microsoft's "claims challenge": the token's renewal must carry the claims that the
+            // challenge names, which only the app can see to.
+            Self::StepUp
+        } else {
+            Self::OtherError
+        }
+    }
+}
+
+/// Every `WWW-Authenticate` on its own: one that is malformed doesn't spoil the others.
+#[cold]
+fn strongest(headers: &HeaderMap, scheme: &str) -> Finding {
+    let values = headers.get_all(WWW_AUTHENTICATE).iter();
+    values
+        .map(|value| parse(value, scheme).unwrap_or_else(|| scan(value.as_bytes(), scheme)))
+        .max()
+        .unwrap_or(Finding::Nothing)
+}
+
+/// Reads a value by the grammar (RFC 9110 §11.6.1); `None` if it isn't within it, or holds a challenge in `token68`.
+fn parse(value: &HeaderValue, scheme: &str) -> Option<Finding> {
+    let mut strongest = Finding::Nothing;
+    for challenge in ChallengeParser::new(value.to_str().ok()?) {
+        let challenge = challenge.ok()?;
+        let mut finding = Finding::of_scheme(challenge.scheme.as_bytes(), scheme);
+        if finding == Finding::Ours {
+            let params = challenge.params.iter();
+            let said = params.map(|(name, value)| Finding::of_param(name.as_bytes(), value.as_escaped().as_bytes()));
+            finding = said.fold(finding, Ord::max);
+        }
+        strongest = strongest.max(finding);
+    }
+    Some(strongest)
+}
+
+/// Reads a value that the grammar doesn't allow, as many servers send: parameters without commas between them
+/// (Amazon API Gateway), a comma after the scheme (oauthlib), `token68` (Negotiate), bytes that aren't ASCII.
+///
+/// One pass, and in doubt it sees less: a scheme is a word at the start or after a comma without a `=` after it, and
+/// nothing inside quotes is ever one. Within the grammar it finds what [`parse`] finds.
+fn scan(value: &[u8], scheme: &str) -> Finding {
+    let mut strongest = Finding::Nothing;
+    let mut current = Finding::Nothing;
+    let mut scheme_may_follow = true;
+    let mut rest = value;
+    while let Some((&first, tail)) = rest.split_first() {
+        match first {
+            b' ' | b'\t' => rest = tail,
+            b',' => {
+                scheme_may_follow = true;
+                rest = tail;
+            }
+            b'"' => {
+                scheme_may_follow = false;
+                (_, rest) = split_quoted(tail);
+            }
+            _ => {
+                let (word, tail) = split_word(rest, b" \t,\"=");
+                rest = tail.trim_ascii_start();
+                if let Some(tail) = rest.strip_prefix(b"=") {
+                    let tail = tail.trim_ascii_start();
+                    let value;
+                    (value, rest) = match tail.strip_prefix(b"\"") {
+                        Some(tail) => split_quoted(tail),
+                        None => split_word(tail, b" \t,\""),
+                    };
+                    if current == Finding::Ours {
+                        strongest = strongest.max(Finding::of_param(word, value));
+                    }
+                } else if scheme_may_follow {
+                    current = Finding::of_scheme(word, scheme);
+                    strongest = strongest.max(current);
+                }
+                scheme_may_follow = false;
+            }
+        }
+    }
+    strongest
+}
+
+/// What stands before the first of the `ends`, and the rest from there.
+fn split_word<'a>(text: &'a [u8], ends: &[u8]) -> (&'a [u8], &'a [u8]) {
+    text.split_at(text.iter().position(|byte| ends.contains(byte)).unwrap_or(text.len()))
+}
+
+/// What stands before the closing quote, and the rest after it. A quote that is never closed goes on to the end.
+fn split_quoted(text: &[u8]) -> (&[u8], &[u8]) {
+    let mut escaped = false;
+    let end = text.iter().position(|&byte| {
+        let closes = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        closes
+    });
+    end.map_or((text, &[]), |end| (&text[..end], &text[end + 1..]))
+}
+
+/// RFC 9110 §5.6.4: a recipient reads a quoted pair as the octet after the backslash.
+fn unescaped(text: &[u8]) -> impl Iterator<Item = u8> {
+    let mut bytes = text.iter().copied();
+    iter::from_fn(move || match bytes.next()? {
+        b'\\' => bytes.next(),
+        byte => Some(byte),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use Verdict::{Expired, Pass, StepUp};
+
+    fn headers(values: &[&str]) -> HeaderMap {
+        values.iter().map(|value| (WWW_AUTHENTICATE, HeaderValue::from_bytes(value.as_bytes()).unwrap())).collect()
+    }
+
+    fn lenient(values: &[&str]) -> Verdict {
+        Challenge::bearer().read(StatusCode::UNAUTHORIZED, &headers(values), "Bearer")
+    }
+
+    fn strict(values: &[&str]) -> Verdict {
+        Challenge::strict_bearer().read(StatusCode::UNAUTHORIZED, &headers(values), "Bearer")
+    }
+
+    #[test]
+    fn real_servers_that_say_invalid_token_are_understood() {
+        for (server, value) in [
+            (
+                "oidc-provider",
+                r#"Bearer realm="http://127.0.0.1:3000", error="invalid_token", error_description="invalid token provided""#,
+            ),
+            ("Keycloak", r#"Bearer realm="demo", error="invalid_token", error_description="Token is not active""#),
+            (
+                "Spring Security",
+                r#"Bearer error="invalid_token", error_description="Jwt expired at 2024-01-01T00:00:00Z", error_uri="https://tools.ietf.org/html/rfc6750#section-3.1""#,
+            ),
+            (
+                "ASP.NET Core",
+                r#"Bearer error="invalid_token", error_description="The token expired at '01/01/2024 00:00:00'""#,
+            ),
+            (
+                "Doorkeeper",
+                r#"Bearer realm="Doorkeeper", error="invalid_token", error_description="The access token expired""#,
+            ),
+            ("Google", r#"Bearer realm="https://accounts.google.com/", error="invalid_token""#),
+            (
+                "Docker registry",
+                r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push",error="invalid_token""#,
+            ),
+            (
+                "Amazon API Gateway, JWT authorizer",
+                r#"Bearer scope="" error="invalid_token" error_description="the token has expired""#,
+            ),
+            ("oauthlib", r#"Bearer, error="invalid_token", error_description="The access token is expired""#),
+        ] {
+            assert_eq!((lenient(&[value]), strict(&[value])), (Expired, Expired), "{server}");
+        }
+    }
+
+    #[test]
+    fn real_servers_that_say_less_count_unless_strict() {
+        for (server, values) in [
+            ("GitHub, Kubernetes, Amazon API Gateway", &[][..]),
+            ("Spring Security, no token", &["Bearer"]),
+            (
+                "oidc-provider, no token",
+                &[
+                    r#"Bearer realm="http://127.0.0.1:3000""#,
+                    r#"DPoP realm="http://127.0.0.1:3000", algs="ES256 EdDSA""#,
+                ],
+            ),
+            (
+                "oidc-provider, no token, behind a proxy that joins headers",
+                &[r#"Bearer realm="http://127.0.0.1:3000", DPoP realm="http://127.0.0.1:3000", algs="ES256 EdDSA""#],
+            ),
+            (
+                "Microsoft Graph",
+                &[r#"Bearer realm="", authorization_uri="https://login.microsoftonline.com/common/oauth2/authorize""#],
+            ),
+            ("SharePoint", &["NTLM", r#"Bearer realm="x",client_id="y",trusted_issuers="z@*""#]),
+            (
+                "a protected resource with metadata (RFC 9728 §5.1)",
+                &[r#"Bearer resource_metadata="https://r.example/.well-known/oauth-protected-resource""#],
+            ),
+        ] {
+            assert_eq!((lenient(values), strict(values)), (Expired, Pass), "{server}");
+        }
+    }
+
+    #[test]
+    fn a_challenge_that_only_the_user_or_the_app_can_meet_is_a_step_up() {
+        for value in [
+            // RFC 9470 §3.
+            r#"Bearer error="insufficient_user_authentication", error_description="A different authentication level is required", acr_values="myACR""#,
+            // Microsoft's claims challenge.
+            r#"Bearer authorization_uri="https://login.windows.net/common/oauth2/authorize", error="insufficient_claims", claims="eyJhY2Nlc3NfdG9rZW4iOnt9fQ==""#,
+        ] {
+            assert_eq!((lenient(&[value]), strict(&[value])), (StepUp, StepUp), "{value}");
+        }
+    }
+
+    #[test]
+    fn names_are_case_insensitive_and_values_may_be_unquoted_or_escaped() {
+        for value in [
+            "bearer ERROR=invalid_token",
+            "BEARER Error = \"invalid_token\"",
+            r#"Bearer error="invalid\_token""#,
+            r#"Bearer  error="invalid_token""#,
+            "Bearer\terror=\"invalid_token\"",
+            "Bearer realm=https://api.example.com/?a=b, error=invalid_token",
+            "Bearer error=invalid_token, error_description=The token expired, sorry",
+            "Bearer error=\"invalid_token",
+            "Bearer realm=\"bücher\", error=\"invalid_token\"",
+            ", ,Bearer error=invalid_token,",
+        ] {
+            assert_eq!(strict(&[value]), Expired, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_foreign_scheme_passes() {
+        for value in [
+            r#"Basic realm="kubernetes-master""#,
+            "Negotiate",
+            "Negotiate YIIJvwYGKwYBBQ==",
+            r#"Digest realm="x", qop="auth,auth-int", nonce="n", error="invalid_token""#,
+            "Bearerish error=\"invalid_token\"",
+            "invalid_token",
+        ] {
+            assert_eq!(lenient(&[value]), Pass, "{value}");
+            assert_eq!(strict(&[value]), Pass, "{value}");
+        }
+    }
+
+    #[test]
+    fn bearer_within_another_schemes_words_is_not_a_challenge() {
+        for value in [
+            r#"Basic realm="Bearer error=\"invalid_token\"""#,
+            r#"Basic realm=", Bearer error=invalid_token, ""#,
+            // Outside the grammar, so that the scanner reads them.
+            r#"Negotiate abc==, Basic realm="Bearer error=\"invalid_token\"""#,
+            r#"Negotiate abc==, Basic realm=", Bearer error=\"invalid_token\", ""#,
+            r#"Negotiate abc==, Basic realm="\\\", Bearer error=invalid_token""#,
+            r#"Basic realm="x" Bearer error="invalid_token""#,
+            r#"Basic realm=x", Bearer error=invalid_token"#,
+            r#"Basic realm="never closed, Bearer error=invalid_token"#,
+            "Negotiate Bearer error=invalid_token",
+            r#"Negotiate abc==, "x" Bearer error=invalid_token"#,
+            "Basic realm=ü, error=invalid_token",
+            "Basic Bearer=x, error=invalid_token, ü",
+        ] {
+            assert_eq!(lenient(&[value]), Pass, "{value}");
+            assert_eq!(strict(&[value]), Pass, "{value}");
+        }
+    }
+
+    #[test]
+    fn bearer_is_found_beside_other_challenges() {
+        for values in [
+            &[
+                r#"Bearer realm="x", error="invalid_token", error_description="expired""#,
+                r#"DPoP realm="x", algs="ES256 EdDSA""#,
+            ][..],
+            &[r#"Basic realm="x", Bearer realm="y", error="invalid_token""#],
+            &[r#"Bearer error="invalid_token", Basic realm="x""#],
+            &[r#"Negotiate abc==, Bearer error="invalid_token""#],
+            &["Negotiate abc=,Bearer error=invalid_token"],
+            &[r#"Negotiate abc==, Basic realm="C:\\", Bearer error = "invalid_token""#],
+            &["Negotiate", "NTLM", "Bearer error=invalid_token"],
+            &["\"", "\u{ff}", "Bearer error=invalid_token"],
+        ] {
+            assert_eq!(strict(values), Expired, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn any_other_error_passes_and_outweighs_a_bare_challenge() {
+        assert_eq!(lenient(&[r#"Bearer error="insufficient_scope", scope="x""#]), Pass);
+        assert_eq!(lenient(&[r#"Bearer error="invalid_request""#]), Pass);
+        assert_eq!(lenient(&[r#"Bearer realm="a", Bearer realm="b", error="insufficient_scope""#]), Pass);
+        assert_eq!(lenient(&[r#"Bearer error="""#]), Expired);
+        assert_eq!(lenient(&[r#"Bearer error_description="x", xerror="insufficient_scope""#]), Expired);
+    }
+
+    #[test]
+    fn of_several_bearer_challenges_a_dead_token_outweighs_a_step_up() {
+        let expired = r#"Bearer error="invalid_token""#;
+        let step_up = r#"Bearer error="insufficient_user_authentication""#;
+        let other = r#"Bearer error="insufficient_scope""#;
+        assert_eq!(lenient(&[step_up, expired, other]), Expired);
+        assert_eq!(lenient(&[&format!("{step_up}, {expired}")]), Expired);
+        assert_eq!(lenient(&[other, step_up, "Bearer"]), StepUp);
+    }
+
+    #[test]
+    fn a_401_without_a_readable_challenge_counts_unless_strict() {
+        for value in ["", ",", " , ", "\"junk\"", "error=\"invalid_token\"", "\u{a0}=\u{a0}"] {
+            assert_eq!(lenient(&[value]), Expired, "{value}");
+            assert_eq!(strict(&[value]), Pass, "{value}");
+        }
+    }
+
+    #[test]
+    fn the_scheme_that_the_token_was_sent_under_counts_beside_bearer() {
+        let read =
+            |scheme, values: &[&str]| Challenge::bearer().read(StatusCode::UNAUTHORIZED, &headers(values), scheme);
+        let expired = r#"DPoP error="invalid_token", algs="ES256""#;
+        assert_eq!(read("Bearer", &[expired]), Pass);
+        assert_eq!(read("dpop", &[expired]), Expired);
+        assert_eq!(read("DPoP", &[r#"Bearer, DPoP error="use_dpop_nonce""#]), Pass);
+        assert_eq!(read("DPoP", &["Bearer error=invalid_token"]), Expired);
+        assert_eq!(read("Token", &["Token"]), Expired);
+        assert_eq!(read("", &["Basic realm=x", "=", "\"\""]), Pass);
+    }
+
+    #[test]
+    fn another_status_passes() {
+        let expired = headers(&[r#"Bearer error="invalid_token""#]);
+        for challenge in [Challenge::bearer(), Challenge::strict_bearer(), Challenge::grpc()] {
+            for status in [200, 204, 301, 400, 403, 404, 407, 500, 503] {
+                let status = StatusCode::from_u16(status).unwrap();
+                assert_eq!(challenge.read(status, &expired, "Bearer"), Pass, "{status}");
+            }
+        }
+    }
+
+    #[test]
+    fn grpc_status_16_counts_in_the_headers_of_a_200() {
+        let read = |challenge: Challenge, status, code: &'static str| {
+            let headers = HeaderMap::from_iter([(GRPC_STATUS.clone(), HeaderValue::from_static(code))]);
+            challenge.read(status, &headers, "Bearer")
+        };
+        assert_eq!(read(Challenge::grpc(), StatusCode::OK, "16"), Expired);
+        for other in ["0", "7", "1", "6", "160", "016", "", "-16"] {
+            assert_eq!(read(Challenge::grpc(), StatusCode::OK, other), Pass, "{other}");
+        }
+        assert_eq!(read(Challenge::grpc(), StatusCode::FORBIDDEN, "16"), Pass);
+        assert_eq!(read(Challenge::bearer(), StatusCode::OK, "16"), Pass);
+        assert_eq!(Challenge::grpc().read(StatusCode::OK, &HeaderMap::new(), "Bearer"), Pass);
+        // A proxy's answer.
+        assert_eq!(Challenge::grpc().read(StatusCode::UNAUTHORIZED, &HeaderMap::new(), "Bearer"), Expired);
+        assert_eq!(Challenge::grpc().read(StatusCode::UNAUTHORIZED, &headers(&["Basic"]), "Bearer"), Pass);
+    }
+
+    #[test]
+    fn the_users_word_is_the_only_one() {
+        let challenge = Challenge::when(|status, headers| status == 403 && headers.contains_key("x-expired"));
+        let headers = HeaderMap::from_iter([(HeaderName::from_static("x-expired"), HeaderValue::from_static("1"))]);
+        assert!(challenge.matches(StatusCode::FORBIDDEN, &headers));
+        assert!(!challenge.matches(StatusCode::FORBIDDEN, &HeaderMap::new()));
+        assert!(!challenge.matches(StatusCode::UNAUTHORIZED, &headers));
+        assert_eq!(format!("{challenge:?} {:?}", Challenge::default()), "Challenge(When(..)) Challenge(Bearer)");
+    }
+
+    #[test]
+    fn absurdly_long_values_take_linear_time() {
+        let started = Instant::now();
+        for piece in ["a ", "a=", "a=b,", "a=\"", "\\\"", "\"\\", " ", ",", "=", "a,", "Bearer error=", "\u{ff}"] {
+            for lead in ["", "Bearer ", "Basic realm=\"", "Negotiate abc==, "] {
+                let value = format!("{lead}{}", piece.repeat((1 << 19) / piece.len()));
+                lenient(&[&value]);
+            }
+        }
+        // A quadratic reading takes hours.
+        assert!(started.elapsed() < Duration::from_secs(60));
+    }
+
+    fn value() -> impl Strategy<Value = HeaderValue> {
+        let piece = prop_oneof![
+            4 => prop::sample::select(vec![
+                "Bearer", "Basic", "Negotiate abc==", "error", "realm", "invalid_token", "insufficient_scope",
+                "insufficient_user_authentication", "=", "\"", ",", ", ", " ", "\t", "\\",
+                "Bearer error=\"invalid_token\"", "Bearer realm=\"x\"", "error=\"\"", "Basic realm=\"Bearer \\\"\"",
+            ]).prop_map(|piece| piece.as_bytes().to_vec()),
+            1 => prop::collection::vec(prop_oneof![Just(b'\t'), b' '..=b'~', 0x80..=0xffu8], 0..8),
+        ];
+        prop::collection::vec(piece, 0..12).prop_map(|pieces| HeaderValue::from_bytes(&pieces.concat()).unwrap())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2048))]
+
+        #[test]
+        fn no_value_panics_and_strict_counts_nothing_that_lenient_does_not(
+            values in prop::collection::vec(value(), 0..4), scheme in "(Bearer|DPoP|)",
+        ) {
+            let headers: HeaderMap = values.into_iter().map(|value| (WWW_AUTHENTICATE, value)).collect();
+            let read = |challenge: Challenge| challenge.read(StatusCode::UNAUTHORIZED, &headers, &scheme);
+            let (lenient, strict) = (read(Challenge::bearer()), read(Challenge::strict_bearer()));
+            prop_assert!(strict == lenient || strict == Pass);
+            prop_assert_eq!(read(Challenge::grpc()), lenient);
+        }
+
+        #[test]
+        fn within_the_grammar_the_scanner_finds_what_the_parser_finds(value in value()) {
+            if let Some(finding) = parse(&value, "Bearer") {
+                prop_assert_eq!(scan(value.as_bytes(), "Bearer"), finding);
+            }
+        }
+    }
+}

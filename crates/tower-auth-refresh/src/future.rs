@@ -1,0 +1,371 @@
+//! [`ResponseFuture`]: the whole story of one request, from top to bottom.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use http::{Request, Response, StatusCode};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+use crate::TARGET;
+use crate::challenge::Verdict;
+use crate::credentials::{Credentials, LastCredentials};
+use crate::drain::Drain;
+use crate::layer::{OptOut, SessionSource};
+use crate::refresh::{Generation, NotRefreshed, Trigger};
+use crate::replay::{Head, NotReplayable, Replay, ReplayBody, ReplayLimit};
+use crate::report::RefreshReport;
+use crate::service::Setup;
+use crate::session::{Outlook, Session};
+use crate::store::Epoch;
+
+pin_project! {
+    /// The response future of [`AuthRefresh`](crate::AuthRefresh).
+    pub struct ResponseFuture<Svc, S, B, ResB>
+    where
+        Svc: Service<Request<ReplayBody<B>>>,
+    {
+        // What is to be made ready for the replay, or for a request that was held back.
+        inner: Svc,
+        setup: Arc<Setup<S>>,
+        // The request's own session, where sessions come with requests.
+        own: Option<Session>,
+        #[pin]
+        state: State<Svc::Future, B, ResB>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<F, B, ResB> {
+        // Not this middleware's business.
+        Passing { #[pin] future: F },
+        // Sent without a token, since the session has none.
+        Bare { #[pin] future: F, epoch: Epoch },
+        // Not sent yet: the token in force is known to be refused, or there is none, and newer tokens are coming.
+        Waiting { newer: NewerTokens, request: Option<Box<Unsent<B>>> },
+        // Not sent yet: the inner service is to be made ready anew.
+        Readying { request: Option<Box<Unsent<B>>> },
+        // Sent with a token.
+        Sent { #[pin] future: F, kept: Option<Kept<B>> },
+        // Challenged: newer tokens are coming.
+        Refreshing { newer: NewerTokens, challenged: Option<Box<Challenged<B, ResB>>> },
+        // Newer tokens are in force: the challenge is read to its end, for its connection's sake.
+        Draining { drain: Pin<Box<Drain<ResB>>>, replay: Option<Box<Unreplayed<B>>> },
+        // The inner service is to be made ready for the replay.
+        ReadyingReplay { replay: Option<Box<Unreplayed<B>>> },
+        // Sent again, with the token of this generation, or without one since the session has changed.
+        Replayed { #[pin] future: F, generation: Option<Generation> },
+    }
+}
+
+/// Waits until newer tokens are in force. Boxed: only requests that are held up have one.
+type NewerTokens = Pin<Box<dyn Future<Output = Result<(), NotRefreshed>> + Send>>;
+
+/// A request that waits to be sent, and the epoch that it was made in.
+struct Unsent<B> {
+    request: Request<B>,
+    epoch: Epoch,
+}
+
+/// What is kept of a request beside the attempt that was sent.
+struct Kept<B> {
+    head: Head,
+    body: Replay<B>,
+    epoch: Epoch,
+    generation: Generation,
+}
+
+/// A request that was challenged, its attempt paused.
+struct Challenged<B, ResB> {
+    response: Response<ResB>,
+    kept: Kept<B>,
+}
+
+/// A request to be sent again, and the epoch that it was made in.
+struct Unreplayed<B> {
+    request: Request<ReplayBody<B>>,
+    epoch: Epoch,
+    refused: Generation,
+}
+
+impl<Svc, S, B, ResB> ResponseFuture<Svc, S, B, ResB>
+where
+    Svc: Service<Request<ReplayBody<B>>, Response = Response<ResB>> + Clone,
+    S: SessionSource,
+    B: Body + 'static,
+{
+    /// Sends the request through `ready`, which is so; or holds it back until there is a token worth sending.
+    /// `last`: what the requests through the same service carried.
+    pub(crate) fn begin(
+        ready: &mut Svc,
+        last: &mut LastCredentials,
+        setup: Arc<Setup<S>>,
+        mut request: Request<B>,
+    ) -> Self {
+        let mut own = None;
+        let Some(session) = find_session(&setup, &mut request, &mut own) else {
+            let state = State::Passing { future: ready.call(request.map(ReplayBody::passing)) };
+            return Self::new(ready, setup, own, state);
+        };
+        // Where requests have a session each, the last one says nothing about the next.
+        let last = setup.source.shared().map(|_| last);
+        let cell = session.cell();
+        let revision = cell.revision();
+        if let Some(credentials) = last.as_ref().and_then(|last| last.at(revision)) {
+            return Self::send(ready, setup, own, credentials, request);
+        }
+        let snapshot = cell.snapshot();
+        let epoch = snapshot.epoch;
+        if let Outlook::Wait(trigger) = cell.outlook(&snapshot) {
+            // What was reserved for it is given back: the refresh call may need the same.
+            *ready = ready.clone();
+            let newer = newer_tokens(session, epoch, snapshot.generation, trigger);
+            let state = State::Waiting { newer, request: Some(Box::new(Unsent { request, epoch })) };
+            return Self::new(ready, setup, own, state);
+        }
+        let credentials = match last {
+            Some(last) => last.write(revision, &snapshot, &setup.options),
+            None => Credentials::in_force(&snapshot, &setup.options),
+        };
+        drop(snapshot);
+        Self::send(ready, setup, own, credentials, request)
+    }
+
+    /// Sends a request with its credentials, and keeps what a replay would need; without any it goes out bare.
+    fn send(
+        ready: &mut Svc,
+        setup: Arc<Setup<S>>,
+        own: Option<Session>,
+        credentials: Credentials<'_>,
+        mut request: Request<B>,
+    ) -> Self {
+        let options = &setup.options;
+        let Credentials { epoch, generation, .. } = credentials;
+        let head =
+            Head::keep(request.method(), request.uri(), request.version(), request.headers(), request.extensions());
+        if !credentials.attach(request.headers_mut(), options) {
+            let state = State::Bare { future: ready.call(request.map(ReplayBody::passing)), epoch };
+            return Self::new(ready, setup, own, state);
+        }
+        let limit = request.extensions().get::<ReplayLimit>().copied().unwrap_or(options.replay_limit);
+        let mut replay = None;
+        let future = ready.call(request.map(|body| {
+            let (body, handle) = ReplayBody::recording(body, limit.0);
+            replay = Some(handle);
+            body
+        }));
+        let kept = replay.map(|body| Kept { head, body, epoch, generation });
+        Self::new(ready, setup, own, State::Sent { future, kept })
+    }
+
+    fn new(called: &Svc, setup: Arc<Setup<S>>, own: Option<Session>, state: State<Svc::Future, B, ResB>) -> Self {
+        // A clone reserves nothing yet. One that was made ready might, even once it is called: of `tower`'s `Steer` the
+        // clients that the call didn't go to.
+        Self { inner: called.clone(), setup, own, state }
+    }
+}
+
+impl<Svc, S, B, ResB> Future for ResponseFuture<Svc, S, B, ResB>
+where
+    Svc: Service<Request<ReplayBody<B>>, Response = Response<ResB>> + Clone,
+    S: SessionSource,
+    B: Body + 'static,
+    ResB: Body,
+{
+    type Output = Result<Response<ResB>, Svc::Error>;
+
+    #[expect(clippy::too_many_lines, reason = "a request's way is told in one place")]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let options = &this.setup.options;
+        let session = || {
+            let session = this.own.as_ref().or_else(|| this.setup.source.shared());
+            session.expect("only a request that has a session gets into a state that asks for it")
+        };
+        let verdict =
+            |response: &Response<ResB>| options.challenge.read(response.status(), response.headers(), &options.scheme);
+        loop {
+            match this.state.as_mut().project() {
+                StateProj::Passing { future } => return future.poll(cx),
+                StateProj::Bare { future, epoch } => {
+                    let response = ready!(future.poll(cx))?;
+                    let refusal = (verdict(&response) == Verdict::Expired).then(|| session().cell().refusal(*epoch));
+                    return Poll::Ready(Ok(match refusal.flatten() {
+                        Some(why) => reported(response, RefreshReport::NotRefreshed(why)),
+                        None => response,
+                    }));
+                }
+                StateProj::Waiting { newer, request } => {
+                    // Whatever comes of it, the request is sent, with what is in force then.
+                    let _ = ready!(newer.as_mut().poll(cx));
+                    let request = request.take();
+                    this.state.set(State::Readying { request });
+                }
+                StateProj::Readying { request } => {
+                    ready!(this.inner.poll_ready(cx))?;
+                    let unsent = request.take().expect("taken once, when the state is left");
+                    let snapshot = session().cell().snapshot();
+                    let next = if snapshot.epoch == unsent.epoch {
+                        let credentials = Credentials::in_force(&snapshot, options);
+                        let (setup, own) = (Arc::clone(this.setup), this.own.clone());
+                        Self::send(this.inner, setup, own, credentials, unsent.request).state
+                    } else {
+                        let future = this.inner.call(unsent.request.map(ReplayBody::passing));
+                        State::Bare { future, epoch: unsent.epoch }
+                    };
+                    this.state.set(next);
+                }
+                StateProj::Sent { future, kept } => {
+                    let answer = future.poll(cx);
+                    let Poll::Ready(Ok(response)) = &answer else { return answer };
+                    let verdict = verdict(response);
+                    if verdict == Verdict::Pass {
+                        // Frees what was kept, and the record of the body if it is still being sent.
+                        if let Some(kept) = kept.take()
+                            && kept.body.is_lost()
+                            && says_good(response.status())
+                        {
+                            session().cell().accepted(kept.generation);
+                        }
+                        return answer;
+                    }
+                    let response = ready!(answer)?;
+                    let mut kept = kept.take().expect("taken once, when the state is left");
+                    if verdict == Verdict::StepUp {
+                        return Poll::Ready(Ok(reported(response, RefreshReport::StepUp)));
+                    }
+                    let newer = newer_tokens(session(), kept.epoch, kept.generation, Trigger::Challenge);
+                    match kept.body.pause() {
+                        Ok(()) => {
+                            let challenged = Some(Box::new(Challenged { response, kept }));
+                            // The attempt's future is dropped here, and with it a permit that it may hold.
+                            this.state.set(State::Refreshing { newer, challenged });
+                        }
+                        Err(why) => {
+                            // For the sake of the requests to come.
+                            session().cell().runtime().spawn(newer);
+                            return Poll::Ready(Ok(reported(response, RefreshReport::NotReplayable(why))));
+                        }
+                    }
+                }
+                StateProj::Refreshing { newer, challenged } => {
+                    let newer = ready!(newer.as_mut().poll(cx));
+                    let Challenged { response, kept } = *challenged.take().expect("taken once, when the state is left");
+                    if let Err(why) = newer {
+                        kept.body.resume();
+                        return Poll::Ready(Ok(reported(response, RefreshReport::NotRefreshed(why))));
+                    }
+                    match kept.into_unreplayed() {
+                        Ok(replay) => {
+                            let drain = Box::pin(Drain::new(response.into_body(), session().cell().runtime()));
+                            this.state.set(State::Draining { drain, replay: Some(Box::new(replay)) });
+                        }
+                        Err(why) => {
+                            return Poll::Ready(Ok(reported(response, RefreshReport::NotReplayable(why))));
+                        }
+                    }
+                }
+                StateProj::Draining { drain, replay } => {
+                    ready!(drain.as_mut().poll(cx));
+                    let replay = replay.take();
+                    this.state.set(State::ReadyingReplay { replay });
+                }
+                StateProj::ReadyingReplay { replay } => {
+                    ready!(this.inner.poll_ready(cx))?;
+                    let Unreplayed { mut request, epoch, refused } =
+                        *replay.take().expect("taken once, when the state is left");
+                    let snapshot = session().cell().snapshot();
+                    // In another epoch it goes bare, so that the server's own refusal results.
+                    let attached = snapshot.epoch == epoch
+                        && Credentials::in_force(&snapshot, options).attach(request.headers_mut(), options);
+                    let generation = attached.then_some(snapshot.generation);
+                    tracing::debug!(
+                        target: TARGET, refused = refused.0, generation = generation.map(Generation::get), "replaying"
+                    );
+                    let future = this.inner.call(request);
+                    this.state.set(State::Replayed { future, generation });
+                }
+                StateProj::Replayed { future, generation } => {
+                    let response = ready!(future.poll(cx))?;
+                    let Some(generation) = *generation else {
+                        let report = RefreshReport::NotRefreshed(NotRefreshed::SessionChanged);
+                        return Poll::Ready(Ok(reported(response, report)));
+                    };
+                    let (report, accepted) = match verdict(&response) {
+                        Verdict::Expired => (RefreshReport::ReplayRefused, Some(false)),
+                        // The token was good, if not good enough.
+                        Verdict::StepUp => (RefreshReport::StepUp, None),
+                        Verdict::Pass => (RefreshReport::Replayed, says_good(response.status()).then_some(true)),
+                    };
+                    if let Some(accepted) = accepted {
+                        session().cell().replayed(generation, accepted);
+                    }
+                    return Poll::Ready(Ok(reported(response, report)));
+                }
+            }
+        }
+    }
+}
+
+/// The session whose token a request is to carry; `None` where it is to pass untouched. One that came with the request
+/// is moved to `own`.
+fn find_session<'a, S: SessionSource, B>(
+    setup: &'a Setup<S>,
+    request: &mut Request<B>,
+    own: &'a mut Option<Session>,
+) -> Option<&'a Session> {
+    let options = &setup.options;
+    let ours = options.origins.covers(request.uri())
+        && !request.headers().contains_key(&options.header)
+        && request.extensions().get::<OptOut>().is_none();
+    if !ours {
+        return None;
+    }
+    let session = match setup.source.shared() {
+        Some(session) => session,
+        None => own.insert(request.extensions_mut().remove::<Session>()?),
+    };
+    // Its own refresh call, sent through its own layer by mistake.
+    (!session.cell().is_refreshing_here()).then_some(session)
+}
+
+fn newer_tokens(session: &Session, epoch: Epoch, generation: Generation, trigger: Trigger) -> NewerTokens {
+    let cell = Arc::clone(session.cell());
+    Box::pin(async move { cell.newer_than(epoch, generation, trigger).await })
+}
+
+/// Whether an answer says that the token is good. A server's own failure says nothing of it, nor does a 401 for another
+/// reason.
+fn says_good(status: StatusCode) -> bool {
+    !status.is_server_error() && status != StatusCode::UNAUTHORIZED
+}
+
+fn reported<ResB>(mut response: Response<ResB>, report: RefreshReport) -> Response<ResB> {
+    tracing::debug!(target: TARGET, report = report.as_str(), status = response.status().as_u16(), "reported");
+    response.extensions_mut().insert(report);
+    response
+}
+
+impl<B> Kept<B> {
+    /// Takes the body from the attempt, and the head out of its packing.
+    fn into_unreplayed(self) -> Result<Unreplayed<B>, NotReplayable> {
+        let head = self.head.rebuild()?;
+        let body = self.body.into_replay()?;
+        let request = Request::from_parts(head, body);
+        Ok(Unreplayed { request, epoch: self.epoch, refused: self.generation })
+    }
+}
+
+impl<Svc, S, B, ResB> fmt::Debug for ResponseFuture<Svc, S, B, ResB>
+where
+    Svc: Service<Request<ReplayBody<B>>>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}

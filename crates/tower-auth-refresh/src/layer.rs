@@ -1,0 +1,193 @@
+//! [`AuthRefreshLayer`]: where a client stack gets its middleware, and what can be set on it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::HeaderName;
+use http::header::AUTHORIZATION;
+use tower_layer::Layer;
+
+use crate::challenge::Challenge;
+use crate::replay::ReplayLimit;
+use crate::scope::Origins;
+use crate::service::AuthRefresh;
+use crate::session::Session;
+
+/// Attaches the access token of a session to each request, refreshes it when an API says that it has expired, and
+/// replays the requests that failed.
+///
+/// `S` says where sessions come from: one [`Session`] for all requests ([`new`](AuthRefreshLayer::new)), or each
+/// request's own ([`PerRequest`]).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
+/// use tower::ServiceBuilder;
+/// use tower_auth_refresh::{AuthRefreshLayer, Origin, RefreshError, RefreshRequest, Session, Tokens};
+///
+/// # let refresh_service = tower::service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
+/// # let http_client = tower::service_fn(|_: http::Request<tower_auth_refresh::ReplayBody<String>>| async {
+/// #     Ok::<_, tower::BoxError>(http::Response::new(String::new()))
+/// # });
+/// let session = Session::builder(refresh_service).build().await?;
+/// let client = ServiceBuilder::new()
+///     .layer(AuthRefreshLayer::new(session, Origin::parse("https://api.example.com")?))
+///     .service(http_client);
+/// # Ok(()) }
+/// ```
+///
+/// An API that takes its token in another header, and says 403 when it has expired:
+///
+/// ```
+/// use http::{HeaderName, StatusCode};
+/// use tower_auth_refresh::{AuthRefreshLayer, Challenge, Origin};
+///
+/// let layer = AuthRefreshLayer::per_request(Origin::parse("https://api.example.com")?)
+///     .header(HeaderName::from_static("x-api-token"))
+///     .without_scheme()
+///     .challenge(Challenge::when(|status, _| status == StatusCode::FORBIDDEN));
+/// # Ok::<(), tower_auth_refresh::InvalidOrigin>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct AuthRefreshLayer<S = Session> {
+    source: S,
+    options: Arc<Options>,
+}
+
+/// Takes the [`Session`] out of each request's extensions. A request without one passes untouched, without a token.
+///
+/// ```
+/// # fn example(session: tower_auth_refresh::Session) -> http::Result<http::Request<()>> {
+/// http::Request::get("https://api.example.com/orders").extension(session).body(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct PerRequest(());
+
+/// Put into a request's extensions, it makes the request pass untouched: no token is attached, and a 401 to it
+/// triggers nothing.
+///
+/// ```
+/// use http::Request;
+/// use tower_auth_refresh::OptOut;
+///
+/// let login = Request::post("https://api.example.com/auth/login").extension(OptOut).body(());
+/// # login.unwrap();
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OptOut;
+
+/// What is set on a layer.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) origins: Origins,
+    pub(crate) challenge: Challenge,
+    pub(crate) header: HeaderName,
+    /// Empty: the token stands alone.
+    pub(crate) scheme: Box<str>,
+    pub(crate) replay_limit: ReplayLimit,
+}
+
+impl AuthRefreshLayer<Session> {
+    /// One session for all requests to these origins. Requests to others pass untouched.
+    pub fn new(session: Session, origins: impl Into<Origins>) -> Self {
+        Self::from_source(session, origins.into())
+    }
+}
+
+impl AuthRefreshLayer<PerRequest> {
+    /// Each request's own session, from its extensions, for requests to these origins.
+    pub fn per_request(origins: impl Into<Origins>) -> Self {
+        Self::from_source(PerRequest(()), origins.into())
+    }
+}
+
+impl<S> AuthRefreshLayer<S> {
+    fn from_source(source: S, origins: Origins) -> Self {
+        let options = Options {
+            origins,
+            challenge: Challenge::default(),
+            header: AUTHORIZATION,
+            scheme: "Bearer".into(),
+            replay_limit: ReplayLimit::DEFAULT,
+        };
+        Self { source, options: Arc::new(options) }
+    }
+
+    /// What counts as "this token has expired". Default: [`Challenge::bearer`].
+    #[must_use]
+    pub fn challenge(mut self, challenge: Challenge) -> Self {
+        Arc::make_mut(&mut self.options).challenge = challenge;
+        self
+    }
+
+    /// The header that carries the token. Default: `Authorization`. A request that has it already passes untouched.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName) -> Self {
+        Arc::make_mut(&mut self.options).header = name;
+        self
+    }
+
+    /// The authentication scheme before the token (RFC 9110 §11.1). Default: `Bearer`.
+    ///
+    /// # Panics
+    ///
+    /// If it isn't a token of RFC 9110 §5.6.2.
+    #[must_use]
+    pub fn scheme(mut self, scheme: &str) -> Self {
+        let is_token_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        assert!(
+            !scheme.is_empty() && scheme.bytes().all(is_token_byte),
+            "not an authentication scheme (RFC 9110 §11.1)"
+        );
+        Arc::make_mut(&mut self.options).scheme = scheme.into();
+        self
+    }
+
+    /// The token stands in its header alone.
+    #[must_use]
+    pub fn without_scheme(mut self) -> Self {
+        Arc::make_mut(&mut self.options).scheme = "".into();
+        self
+    }
+
+    /// How many bytes of a body that are sent already are kept for a replay. Default: 64 KiB. A request's own
+    /// [`ReplayLimit`], in its extensions, comes first.
+    #[must_use]
+    pub fn replay_limit(mut self, bytes: usize) -> Self {
+        Arc::make_mut(&mut self.options).replay_limit = ReplayLimit(bytes);
+        self
+    }
+}
+
+impl<Svc, S: Clone> Layer<Svc> for AuthRefreshLayer<S> {
+    type Service = AuthRefresh<Svc, S>;
+
+    fn layer(&self, inner: Svc) -> Self::Service {
+        AuthRefresh::new(inner, self.source.clone(), Arc::clone(&self.options))
+    }
+}
+
+/// Where a layer's sessions come from: a [`Session`] or [`PerRequest`].
+pub trait SessionSource: Clone + fmt::Debug + Send + Sync + sealed::Sealed + 'static {
+    /// The session of all requests, if there is one.
+    #[doc(hidden)]
+    fn shared(&self) -> Option<&Session>;
+}
+
+impl SessionSource for Session {
+    fn shared(&self) -> Option<&Session> {
+        Some(self)
+    }
+}
+
+impl SessionSource for PerRequest {
+    fn shared(&self) -> Option<&Session> {
+        None
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::Session {}
+    impl Sealed for super::PerRequest {}
+}

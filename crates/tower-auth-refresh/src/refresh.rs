@@ -1,0 +1,407 @@
+//! The refresh call: [`RefreshService`], what it is asked ([`RefreshRequest`]) and how it fails ([`RefreshError`]).
+//!
+//! Any `tower` service from a [`RefreshRequest`] to [`Tokens`] is a [`RefreshService`]; a closure becomes one through
+//! [`tower::service_fn`]:
+//!
+//! ```
+//! use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Tokens};
+//!
+//! let refresh = tower::service_fn(|request: RefreshRequest| async move {
+//!     let old = request.refresh_token().expect("this session was signed in with one");
+//!     // … POST it to /auth/refresh, then:
+//! #   let _ = old;
+//!     let access = AccessToken::new("new access token").map_err(RefreshError::in_doubt)?;
+//!     let refresh = RefreshToken::new("its successor").map_err(RefreshError::in_doubt)?;
+//!     Ok::<_, RefreshError>(Tokens::new(access, refresh))
+//! });
+//! # fn is_refresh_service(_: impl tower_auth_refresh::RefreshService) {}
+//! # is_refresh_service(refresh);
+//! ```
+//!
+//! It can be layered like any other service; a [`tower::BoxError`] for its error type is fine:
+//!
+//! ```
+//! # use tower_auth_refresh::{RefreshError, RefreshRequest, Tokens};
+//! # let refresh = tower::service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
+//! use tower::ServiceBuilder;
+//!
+//! let refresh = ServiceBuilder::new()
+//!     .map_err(|error: RefreshError| { eprintln!("{error}"); error })
+//!     .service(refresh);
+//! # fn is_refresh_service(_: impl tower_auth_refresh::RefreshService) {}
+//! # is_refresh_service(refresh);
+//! ```
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tower::BoxError;
+use tower_service::Service;
+
+use crate::token::{RefreshToken, Tokens};
+
+/// The service that trades the refresh token for new [`Tokens`].
+///
+/// An alias, in the idiom of `tower`'s `MakeService`: it is implemented for every
+/// `Service<RefreshRequest, Response = Tokens>` that is `Clone + Send + Sync + 'static`, whose error converts into a
+/// [`BoxError`], and whose future is `Send + 'static`. A service that isn't `Clone` goes behind `tower`'s `Buffer`.
+///
+/// Each attempt calls a fresh clone, once it is ready. An error that is a [`RefreshError`], or has one among its
+/// sources, is classified by it; any other counts as [`InDoubt`](RefreshErrorKind::InDoubt). A panic does too.
+///
+/// The call should go to the authorization server on a path that this middleware doesn't cover. If it comes through
+/// the session's own layer all the same, it is recognised and passes untouched, unless a `Buffer` or another task
+/// stands between: then the refresh ends by its time-out.
+pub trait RefreshService:
+    Service<RefreshRequest, Response = Tokens, Error: Into<BoxError>, Future: Send + 'static>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> RefreshService for S where
+    S: Service<RefreshRequest, Response = Tokens, Error: Into<BoxError>, Future: Send + 'static>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// The service that tells the authorization server to forget tokens (RFC 7009, or an app's `/auth/logout`).
+///
+/// An alias like [`RefreshService`], for `Service<RevokeRequest, Response = ()>`.
+pub trait RevokeService:
+    Service<RevokeRequest, Response = (), Error: Into<BoxError>, Future: Send + 'static> + Clone + Send + Sync + 'static
+{
+}
+
+impl<S> RevokeService for S where
+    S: Service<RevokeRequest, Response = (), Error: Into<BoxError>, Future: Send + 'static>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// What a [`RefreshService`] is asked.
+#[derive(Clone, Debug)]
+pub struct RefreshRequest {
+    pub(crate) tokens: Tokens,
+    pub(crate) generation: Generation,
+    pub(crate) trigger: Trigger,
+    pub(crate) in_doubt: bool,
+}
+
+impl RefreshRequest {
+    /// The refresh token to present; `None` in a session that needs none (client credentials).
+    #[must_use]
+    pub fn refresh_token(&self) -> Option<&RefreshToken> {
+        self.tokens.refresh_token()
+    }
+
+    /// All tokens in force: some servers want the expired access token too, and what came with it.
+    #[must_use]
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// The generation that is to be replaced.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Why the session refreshes.
+    #[must_use]
+    pub fn trigger(&self) -> Trigger {
+        self.trigger
+    }
+
+    /// Whether this refresh token was presented before, in a call whose answer was lost. The server may have rotated
+    /// it then, and may take this call for a theft.
+    #[must_use]
+    pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt
+    }
+}
+
+/// What a [`RevokeService`] is asked: forget these tokens.
+#[derive(Clone, Debug)]
+pub struct RevokeRequest {
+    pub(crate) tokens: Tokens,
+}
+
+impl RevokeRequest {
+    /// The tokens to revoke.
+    #[must_use]
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+}
+
+/// The number of a session's tokens in force. It only grows: every request remembers the one it was sent with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Generation(pub(crate) u64);
+
+impl Generation {
+    /// The number itself.
+    #[must_use]
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Why a session refreshes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Trigger {
+    /// An API refused the access token in force.
+    Challenge,
+    /// The access token nears its expiry, and the session refreshes early.
+    Early,
+    /// A request needs an access token and the session holds none.
+    Acquire,
+    /// The app asked for it.
+    Manual,
+}
+
+impl Trigger {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Challenge => "challenge",
+            Self::Early => "early",
+            Self::Acquire => "acquire",
+            Self::Manual => "manual",
+        }
+    }
+}
+
+/// Why a refresh failed. Waiters share one, in an `Arc`.
+#[derive(Debug)]
+pub struct RefreshError {
+    kind: RefreshErrorKind,
+    source: Option<BoxError>,
+}
+
+/// What a [`RefreshError`] means for the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RefreshErrorKind {
+    /// The authorization server's own word that the refresh token is expired or revoked (`invalid_grant`, RFC 6749
+    /// §5.2): the session ends. Nothing else ends it.
+    Rejected,
+    /// The call is wrong or something stands before the server (`invalid_client`, a firewall's page): the tokens are
+    /// kept, and asking again at once is no use.
+    Misconfigured,
+    /// The refresh token was not used (nothing was sent, or the server said "later"): it can be presented again.
+    #[non_exhaustive]
+    Unavailable {
+        /// What the server asked for (`Retry-After`, RFC 9110 §10.2.3).
+        retry_after: Option<Duration>,
+    },
+    /// The call may have reached the server but its answer was lost: the refresh token may be used up.
+    InDoubt,
+}
+
+impl RefreshError {
+    /// A [`Rejected`](RefreshErrorKind::Rejected): ends the session.
+    pub fn rejected(source: impl Into<BoxError>) -> Self {
+        Self { kind: RefreshErrorKind::Rejected, source: Some(source.into()) }
+    }
+
+    /// A [`Misconfigured`](RefreshErrorKind::Misconfigured): keeps the tokens and cools down.
+    pub fn misconfigured(source: impl Into<BoxError>) -> Self {
+        Self { kind: RefreshErrorKind::Misconfigured, source: Some(source.into()) }
+    }
+
+    /// An [`Unavailable`](RefreshErrorKind::Unavailable): tried again with backoff.
+    pub fn unavailable(source: impl Into<BoxError>) -> Self {
+        Self { kind: RefreshErrorKind::Unavailable { retry_after: None }, source: Some(source.into()) }
+    }
+
+    /// An [`InDoubt`](RefreshErrorKind::InDoubt): tried again as the session's [`Rotation`](crate::Rotation) allows.
+    pub fn in_doubt(source: impl Into<BoxError>) -> Self {
+        Self { kind: RefreshErrorKind::InDoubt, source: Some(source.into()) }
+    }
+
+    /// Says when the server wants to be asked again. It makes the error an
+    /// [`Unavailable`](RefreshErrorKind::Unavailable).
+    #[must_use]
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        self.kind = RefreshErrorKind::Unavailable { retry_after: Some(delay) };
+        self
+    }
+
+    /// What this means for the session.
+    #[must_use]
+    pub fn kind(&self) -> RefreshErrorKind {
+        self.kind
+    }
+
+    /// Classifies whatever a refresh service failed with: by the first [`RefreshError`] in its chain of sources, and
+    /// else as in doubt, since nothing says that the call was not sent.
+    pub(crate) fn classify(error: BoxError) -> Self {
+        Self::find(error).unwrap_or_else(Self::in_doubt)
+    }
+
+    /// The same for a service that failed before it was called: then nothing was sent.
+    pub(crate) fn classify_unsent(error: BoxError) -> Self {
+        Self::find(error).unwrap_or_else(Self::unavailable)
+    }
+
+    fn find(error: BoxError) -> Result<Self, BoxError> {
+        let error = match error.downcast::<Self>() {
+            Ok(own) => return Ok(*own),
+            Err(other) => other,
+        };
+        let mut cause = error.source();
+        while let Some(source) = cause {
+            if let Some(own) = source.downcast_ref::<Self>() {
+                return Ok(Self { kind: own.kind, source: Some(error) });
+            }
+            cause = source.source();
+        }
+        Err(error)
+    }
+}
+
+impl RefreshErrorKind {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Rejected => "rejected",
+            Self::Misconfigured => "misconfigured",
+            Self::Unavailable { .. } => "unavailable",
+            Self::InDoubt => "in_doubt",
+        }
+    }
+}
+
+impl fmt::Display for RefreshError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            RefreshErrorKind::Rejected => "the authorization server rejected the refresh token",
+            RefreshErrorKind::Misconfigured => "the refresh call is misconfigured",
+            RefreshErrorKind::Unavailable { .. } => "the refresh call is unavailable",
+            RefreshErrorKind::InDoubt => "the answer to the refresh call was lost",
+        })
+    }
+}
+
+impl Error for RefreshError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_deref().map(|source| source as &(dyn Error + 'static))
+    }
+}
+
+/// Why there are no newer tokens.
+///
+/// What [`Session::refresh`](crate::Session::refresh) fails with, and what a
+/// [`RefreshReport`](crate::RefreshReport) gives as the reason for a 401 that was not mended.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum NotRefreshed {
+    /// The refresh call failed. The session is kept, and tries again after a cool-down.
+    Failed(Arc<RefreshError>),
+    /// The refresh call failed a moment ago, in this way, and the session cools down: nothing was called.
+    CoolingDown(Arc<RefreshError>),
+    /// The authorization server rejected the refresh token: the session has ended and the user must sign in again.
+    Ended(Arc<RefreshError>),
+    /// Nobody is signed in.
+    SignedOut,
+    /// Somebody signed in or out since the request was made: it is not repeated for another user.
+    SessionChanged,
+    /// The session has no refresh token, and its service needs one.
+    NoRefreshToken,
+    /// The authorization server issued the very token that the API refuses.
+    SameToken,
+    /// The API refuses fresh tokens again and again: the session cools down rather than refreshing for ever.
+    Looping,
+}
+
+impl NotRefreshed {
+    /// The name that traces use.
+    pub(crate) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Failed(_) => "refresh_failed",
+            Self::CoolingDown(_) => "cooling_down",
+            Self::Ended(_) => "session_ended",
+            Self::SignedOut => "signed_out",
+            Self::SessionChanged => "session_changed",
+            Self::NoRefreshToken => "no_refresh_token",
+            Self::SameToken => "same_token",
+            Self::Looping => "looping",
+        }
+    }
+}
+
+impl fmt::Display for NotRefreshed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Failed(_) => "the refresh failed",
+            Self::CoolingDown(_) => "the session cools down after a failed refresh",
+            Self::Ended(_) => "the session has ended",
+            Self::SignedOut => "nobody is signed in",
+            Self::SessionChanged => "somebody signed in or out meanwhile",
+            Self::NoRefreshToken => "the session has no refresh token",
+            Self::SameToken => "the authorization server issued the token that the API refuses",
+            Self::Looping => "the API refuses every fresh token",
+        })
+    }
+}
+
+impl Error for NotRefreshed {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Failed(error) | Self::CoolingDown(error) | Self::Ended(error) => Some(&**error),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Wrapper(RefreshError);
+
+    impl fmt::Display for Wrapper {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("wrapped")
+        }
+    }
+
+    impl Error for Wrapper {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    #[test]
+    fn an_error_is_classified_by_the_refresh_error_that_it_is_or_wraps() {
+        let kind = |error: BoxError| RefreshError::classify(error).kind();
+        assert_eq!(kind(RefreshError::rejected("no").into()), RefreshErrorKind::Rejected);
+        assert_eq!(kind(Wrapper(RefreshError::misconfigured("no")).into()), RefreshErrorKind::Misconfigured);
+        assert_eq!(kind("something else".into()), RefreshErrorKind::InDoubt);
+    }
+
+    #[test]
+    fn the_message_is_its_own_and_the_cause_is_the_source() {
+        let error = RefreshError::unavailable("connection refused").retry_after(Duration::from_secs(3));
+        assert_eq!(error.to_string(), "the refresh call is unavailable");
+        assert_eq!(error.source().unwrap().to_string(), "connection refused");
+        assert_eq!(error.kind(), RefreshErrorKind::Unavailable { retry_after: Some(Duration::from_secs(3)) });
+    }
+}

@@ -1,0 +1,234 @@
+//! [`ReplayBody`]: the body that is sent, on either attempt.
+
+use std::any::Any;
+use std::error::Error;
+use std::fmt;
+use std::mem;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
+use tower::BoxError;
+
+use super::record::Frames;
+use super::slot::{Read, Reader, poll_source, slot};
+use super::{NotReplayable, Replay};
+
+/// The request body that the inner service gets: the caller's, and within a limit a record of it for a replay.
+///
+/// It streams: each frame passes as it comes, `Bytes` uncopied, and the first has left before the second exists.
+/// [`size_hint`](Body::size_hint) and [`is_end_stream`](Body::is_end_stream) tell of a replay what they told of the
+/// request, so that both are framed alike on the wire.
+///
+/// When a replay takes the place of an attempt whose upload isn't complete, that attempt's body ends in a
+/// [`Superseded`] error, never as if it were complete.
+pub struct ReplayBody<B> {
+    state: State<B>,
+}
+
+enum State<B> {
+    /// Nothing is left to send.
+    Empty(SizeHint),
+    /// One frame is left, and no more will come.
+    Single(Bytes),
+    /// A first attempt that is being recorded; its source is shared with the handle.
+    Recording { reader: Reader<B>, remaining: SizeHint },
+    /// The source is the body's own; nothing is kept.
+    Streaming(B),
+    /// A replay. In a box, so that it doesn't make every body larger to move.
+    Replaying(Box<Replaying<B>>),
+}
+
+/// First the record, then the source, which has ended if there is none.
+struct Replaying<B> {
+    frames: Frames,
+    source: Option<B>,
+    remaining: SizeHint,
+}
+
+impl<B> ReplayBody<B> {
+    /// A body that streams through, with no record and no cost.
+    pub(crate) fn passing(body: B) -> Self {
+        Self { state: State::Streaming(body) }
+    }
+
+    /// A body for the first attempt, and the handle that can replay it if at most `limit` bytes of it have been sent.
+    pub(crate) fn recording(mut body: B, limit: usize) -> (Self, Replay<B>)
+    where
+        B: Body + 'static,
+    {
+        let size = body.size_hint();
+        if body.is_end_stream() {
+            return (Self::empty(size), Replay::empty(size));
+        }
+        if size.lower() > limit as u64 {
+            return (Self::passing(body), Replay::never(NotReplayable::TooLarge));
+        }
+        if let Some(data) = take_whole(&mut body) {
+            return (Self::single(data.clone()), Replay::single(data));
+        }
+        let (reader, keeper) = slot(body, limit);
+        (Self { state: State::Recording { reader, remaining: size } }, Replay::recorded(keeper, size))
+    }
+
+    /// `size` is what the source says of itself, be it unknown: HTTP/2 writes a `Content-Length` of 0 by it, or none.
+    pub(super) fn empty(size: SizeHint) -> Self {
+        Self { state: State::Empty(size) }
+    }
+
+    pub(super) fn single(data: Bytes) -> Self {
+        Self { state: State::Single(data) }
+    }
+
+    pub(super) fn replaying(frames: Frames, source: Option<B>, size: SizeHint) -> Self {
+        Self { state: State::Replaying(Box::new(Replaying { frames, source, remaining: size })) }
+    }
+}
+
+impl<B> Body for ReplayBody<B>
+where
+    B: Body + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let state = &mut self.get_mut().state;
+        loop {
+            match state {
+                State::Empty(_) => return Poll::Ready(None),
+                State::Single(data) => {
+                    let data = mem::take(data);
+                    *state = State::ended();
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                State::Recording { reader, remaining } => match ready!(reader.poll_read(cx)) {
+                    Read::Frame(frame) => {
+                        *remaining = without(*remaining, &frame);
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                    Read::LastFrame(frame) => {
+                        *state = State::ended();
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                    Read::End(_) => *state = State::ended(),
+                    Read::Unrecorded { read, source, record } => {
+                        drop(record);
+                        *state = State::rest(source);
+                        return Poll::Ready(Some(read.map_err(Into::into)));
+                    }
+                    Read::Released(source) => *state = State::rest(source),
+                    Read::Superseded => return Poll::Ready(Some(Err(Superseded(()).into()))),
+                    Read::Panicked => return Poll::Ready(Some(Err(Panicked.into()))),
+                },
+                State::Streaming(source) => return poll_source(source, cx).map_err(Into::into),
+                State::Replaying(replay) => {
+                    let Some(frame) = replay.frames.next() else {
+                        *state = State::rest(replay.source.take());
+                        continue;
+                    };
+                    replay.remaining = without(replay.remaining, &frame);
+                    if replay.frames.is_empty()
+                        && let Some(source) = replay.source.take()
+                    {
+                        *state = State::rest(Some(source).filter(|source| !source.is_end_stream()));
+                    }
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.state {
+            State::Empty(_) => true,
+            State::Streaming(source) => source.is_end_stream(),
+            // A source may have ended without having been polled: that a replay couldn't tell at the same point.
+            State::Single(_) | State::Recording { .. } | State::Replaying(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.state {
+            State::Empty(size) => *size,
+            State::Single(data) => SizeHint::with_exact(data.len() as u64),
+            State::Recording { remaining, .. } => *remaining,
+            State::Streaming(source) => source.size_hint(),
+            State::Replaying(replay) => replay.remaining,
+        }
+    }
+}
+
+/// The source is never pinned where it stands: as a body, it is asked to be `Unpin` itself.
+impl<B> Unpin for ReplayBody<B> {}
+
+impl<B> fmt::Debug for ReplayBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplayBody").finish_non_exhaustive()
+    }
+}
+
+impl<B> State<B> {
+    fn ended() -> Self {
+        Self::Empty(SizeHint::with_exact(0))
+    }
+
+    /// Lock-free from here on.
+    fn rest(source: Option<B>) -> Self {
+        source.map_or_else(Self::ended, Self::Streaming)
+    }
+}
+
+/// The data of a body that is known by its type to hold it all in memory, in one piece.
+///
+/// Only by its type. To poll a body here would tell the same of more of them, but a poll is felt: one that is fed by a
+/// server's connection lets that peer send (`100 Continue`), another begins to read a file, needs a runtime's context,
+/// or panics, all of it before the inner service has so much as a connection.
+fn take_whole<B: 'static>(body: &mut B) -> Option<Bytes> {
+    let body: &mut dyn Any = body;
+    if let Some(full) = body.downcast_mut::<Full<Bytes>>() {
+        mem::take(full).into_inner()
+    } else {
+        body.downcast_mut::<String>().map(|text| mem::take(text).into())
+    }
+}
+
+/// What remains of `size` after `frame`.
+fn without(size: SizeHint, frame: &Frame<Bytes>) -> SizeHint {
+    let sent = frame.data_ref().map_or(0, Bytes::len) as u64;
+    let mut remaining = SizeHint::new();
+    remaining.set_lower(size.lower().saturating_sub(sent));
+    if let Some(upper) = size.upper() {
+        remaining.set_upper(upper.saturating_sub(sent));
+    }
+    remaining
+}
+
+/// The error of a [`ReplayBody`] whose place a replay has taken.
+///
+/// The connection that was sending it resets the stream, or closes. The caller never sees it.
+#[derive(Debug)]
+pub struct Superseded(());
+
+impl fmt::Display for Superseded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the request body was superseded by its replay")
+    }
+}
+
+impl Error for Superseded {}
+
+/// The error of a [`ReplayBody`] that is polled again after its source has panicked.
+#[derive(Debug)]
+struct Panicked;
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the request body panicked")
+    }
+}
+
+impl Error for Panicked {}

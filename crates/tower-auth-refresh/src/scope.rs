@@ -1,0 +1,573 @@
+//! Who may be shown the token: [`Origin`] and [`Origins`].
+//!
+//! An access token goes to the origins that were named when the layer was built and to nobody else: not to the host
+//! of a redirect, not to another port, not to a name that merely ends in ours.
+//!
+//! ```
+//! use tower_auth_refresh::{Origin, Origins};
+//!
+//! let api = Origin::parse("https://API.example.com:443/")?;
+//! assert_eq!(api.to_string(), "https://api.example.com");
+//!
+//! let both = Origins::from([api, Origin::parse("https://upload.example.com:8443")?]);
+//! # let _ = both;
+//! # Ok::<(), tower_auth_refresh::InvalidOrigin>(())
+//! ```
+//!
+//! A token on plain `http://` can be read by anyone on the way, so that it has to be asked for, loopback aside:
+//!
+//! ```
+//! use tower_auth_refresh::Origin;
+//!
+//! assert!(Origin::parse("http://localhost:8080").is_ok());
+//! assert!(Origin::parse("http://api.internal").is_err());
+//! assert!(Origin::parse_allowing_http("http://api.internal").is_ok());
+//! ```
+
+use std::error::Error;
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use http::Uri;
+use http::uri::Scheme;
+
+/// A scheme, a host and a port (RFC 6454 §4), normalised: lower case, the scheme's default port left out, an IPv6
+/// address in its one canonical spelling.
+///
+/// A request's URI belongs to an origin when it spells the same scheme, host and port. Upper case, a default port
+/// written out, and other spellings of an IPv6 address make no difference (RFC 3986 §6.2.2, §6.2.3). Whatever else
+/// differs does, in case of doubt too: user information, a trailing dot, percent-encoding, an empty port or one with
+/// leading zeros, and any scheme but `https` and `http`.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Origin {
+    scheme: Scheme,
+    /// `host:port`; the port is there even if it is the default one.
+    authority: Box<str>,
+    host_len: usize,
+    default_port: bool,
+}
+
+impl Origin {
+    /// Reads `https://host`, with an optional port and an optional `/` at the end.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidOrigin`] if there is more to it (a path, a query, a user name), if the host is not a plain name or IP
+    /// address, and for `http://` unless the host is loopback: `localhost`, a name below it (RFC 6761 §6.3),
+    /// `127.0.0.0/8` or `[::1]`.
+    pub fn parse(text: &str) -> Result<Self, InvalidOrigin> {
+        let origin = Self::parse_allowing_http(text)?;
+        if origin.scheme == Scheme::HTTPS || origin.is_loopback() { Ok(origin) } else { Err(Reason::PlainHttp.into()) }
+    }
+
+    /// Like [`parse`](Self::parse), with `http://` allowed for every host: the token crosses the network in clear.
+    ///
+    /// For networks that encrypt below HTTP (a service mesh, a VPN).
+    pub fn parse_allowing_http(text: &str) -> Result<Self, InvalidOrigin> {
+        let (scheme, rest) = text.split_once("://").ok_or(Reason::NoScheme)?;
+        let scheme = match scheme {
+            _ if scheme.eq_ignore_ascii_case("https") => Scheme::HTTPS,
+            _ if scheme.eq_ignore_ascii_case("http") => Scheme::HTTP,
+            _ => return Err(Reason::OtherScheme.into()),
+        };
+        let (authority, path) = rest.split_at(rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len()));
+        if authority.contains('@') {
+            return Err(Reason::UserInfo.into());
+        }
+        if !matches!(path, "" | "/") {
+            return Err(Reason::Path.into());
+        }
+        let (host, port) = split_host(authority)?;
+        let default = if scheme == Scheme::HTTPS { 443 } else { 80 };
+        let port = port.map_or(Ok(default), parse_port)?;
+        Ok(Self {
+            scheme,
+            authority: format!("{host}:{port}").into(),
+            host_len: host.len(),
+            default_port: port == default,
+        })
+    }
+
+    /// Whether a request for this URI goes to this origin.
+    #[inline]
+    pub(crate) fn is_origin_of(&self, uri: &Uri) -> bool {
+        match (uri.scheme(), uri.authority()) {
+            (Some(scheme), Some(authority)) => *scheme == self.scheme && self.is_spelled(authority.as_str()),
+            _ => false,
+        }
+    }
+
+    /// Compares the authority as a whole with the spellings that are ours, rather than taking it to pieces: what
+    /// isn't one of them (user information, stray colons, a port that isn't plain digits) needs no rule of its own.
+    #[inline]
+    fn is_spelled(&self, authority: &str) -> bool {
+        // Nearly every URI spells it as we do, and `==` is three times as fast.
+        let is = |ours: &str| authority == ours || authority.eq_ignore_ascii_case(ours);
+        (self.default_port && is(self.host()))
+            || is(&self.authority)
+            || (authority.starts_with('[') && self.is_spelled_ipv6(authority))
+    }
+
+    /// An IPv6 address has many spellings (RFC 5952 §2).
+    #[cold]
+    fn is_spelled_ipv6(&self, authority: &str) -> bool {
+        let Some((theirs, port)) = split_ipv6(authority) else { return false };
+        let same_port = if port.is_empty() { self.default_port } else { port == &self.authority[self.host_len..] };
+        same_port && split_ipv6(self.host()).is_some_and(|(ours, _)| ours == theirs)
+    }
+
+    fn is_loopback(&self) -> bool {
+        let host = self.host();
+        host == "localhost"
+            || host.ends_with(".localhost")
+            || host.parse().is_ok_and(|ip: Ipv4Addr| ip.is_loopback())
+            || split_ipv6(host).is_some_and(|(ip, _)| ip.is_loopback())
+    }
+
+    fn host(&self) -> &str {
+        &self.authority[..self.host_len]
+    }
+}
+
+impl FromStr for Origin {
+    type Err = InvalidOrigin;
+
+    /// As [`Origin::parse`].
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text)
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let authority = if self.default_port { self.host() } else { &self.authority };
+        write!(f, "{}://{authority}", self.scheme)
+    }
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Origin({self})")
+    }
+}
+
+/// The origins that may be shown the token: a small set, empty by default, which means nobody.
+///
+/// Made from one [`Origin`], an array or an iterator of them. Cloning is cheap.
+///
+/// A request whose URI names no authority (`/path` alone) belongs to no origin and isn't covered, unless the set is
+/// [fixed by the leaf](Self::fixed_by_leaf).
+#[derive(Clone, Debug, Default)]
+pub struct Origins {
+    set: Arc<[Origin]>,
+    fixed_by_leaf: bool,
+}
+
+impl Origins {
+    /// For a stack whose leaf has one peer, whatever the request says: `hyper::client::conn`, tonic's `Channel`.
+    ///
+    /// Requests whose URI names no authority are taken to go to `origin`; that they do is the caller's word. A URI
+    /// with an authority must match as ever.
+    ///
+    /// ```
+    /// use tower_auth_refresh::{Origin, Origins};
+    ///
+    /// let origins = Origins::fixed_by_leaf(Origin::parse("https://grpc.example.com")?);
+    /// # let _ = origins;
+    /// # Ok::<(), tower_auth_refresh::InvalidOrigin>(())
+    /// ```
+    #[must_use]
+    pub fn fixed_by_leaf(origin: Origin) -> Self {
+        Self { fixed_by_leaf: true, ..Self::from(origin) }
+    }
+
+    /// Whether a request for this URI may carry the token.
+    #[inline]
+    pub(crate) fn covers(&self, uri: &Uri) -> bool {
+        match uri.authority() {
+            Some(_) => self.set.iter().any(|origin| origin.is_origin_of(uri)),
+            None => self.fixed_by_leaf,
+        }
+    }
+}
+
+impl From<Origin> for Origins {
+    fn from(origin: Origin) -> Self {
+        Self::from([origin])
+    }
+}
+
+impl<const N: usize> From<[Origin; N]> for Origins {
+    fn from(origins: [Origin; N]) -> Self {
+        Self::from_iter(origins)
+    }
+}
+
+impl FromIterator<Origin> for Origins {
+    fn from_iter<I: IntoIterator<Item = Origin>>(origins: I) -> Self {
+        let mut set = Self::default();
+        set.extend(origins);
+        set
+    }
+}
+
+impl Extend<Origin> for Origins {
+    fn extend<I: IntoIterator<Item = Origin>>(&mut self, origins: I) {
+        let mut set = self.set.to_vec();
+        for origin in origins {
+            if !set.contains(&origin) {
+                set.push(origin);
+            }
+        }
+        self.set = set.into();
+    }
+}
+
+/// A text was refused as an [`Origin`].
+///
+/// The message says what is wrong with it and never repeats it: it may hold a password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidOrigin(Reason);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    NoScheme,
+    OtherScheme,
+    PlainHttp,
+    UserInfo,
+    Host,
+    Port,
+    Path,
+}
+
+impl From<Reason> for InvalidOrigin {
+    fn from(reason: Reason) -> Self {
+        Self(reason)
+    }
+}
+
+impl fmt::Display for InvalidOrigin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Reason::NoScheme => "the origin has no scheme: it should start with https://",
+            Reason::OtherScheme => "the scheme of the origin is neither https nor http",
+            Reason::PlainHttp => {
+                "the origin is on plain http and not loopback: use https, or allow http in so many words \
+                 (Origin::parse_allowing_http)"
+            }
+            Reason::UserInfo => "the origin holds a user name or password",
+            Reason::Host => {
+                "the host of the origin is neither a name (ASCII, no wildcard, no trailing dot) nor an IPv4 address \
+                 nor an IPv6 address in brackets"
+            }
+            Reason::Port => "the port of the origin is not a number from 1 to 65535",
+            Reason::Path => "the origin is followed by a path, query or fragment",
+        })
+    }
+}
+
+impl Error for InvalidOrigin {}
+
+/// The normalised host, and the port as it stands.
+fn split_host(authority: &str) -> Result<(String, Option<&str>), Reason> {
+    if authority.starts_with('[') {
+        let (ip, rest) = split_ipv6(authority).ok_or(Reason::Host)?;
+        return match rest.strip_prefix(':') {
+            Some(port) => Ok((format!("[{ip}]"), Some(port))),
+            None if rest.is_empty() => Ok((format!("[{ip}]"), None)),
+            None => Err(Reason::Host),
+        };
+    }
+    let (host, port) = match authority.split_once(':') {
+        // An IPv6 address without its brackets.
+        Some((_, port)) if port.contains(':') => return Err(Reason::Host),
+        Some((host, port)) => (host, Some(port)),
+        None => (authority, None),
+    };
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if host.split('.').all(|label| !label.is_empty() && label.bytes().all(plain)) {
+        Ok((host.to_ascii_lowercase(), port))
+    } else {
+        Err(Reason::Host)
+    }
+}
+
+/// `[address]rest`.
+fn split_ipv6(authority: &str) -> Option<(Ipv6Addr, &str)> {
+    let (ip, rest) = authority.strip_prefix('[')?.split_once(']')?;
+    Some((ip.parse().ok()?, rest))
+}
+
+/// `u16`'s own parser would take a `+`.
+fn parse_port(text: &str) -> Result<u16, Reason> {
+    match text.parse() {
+        Ok(port) if port != 0 && text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(port),
+        _ => Err(Reason::Port),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn origin(text: &str) -> Origin {
+        Origin::parse_allowing_http(text).unwrap()
+    }
+
+    fn covers(origin: &str, uri: &str) -> bool {
+        Origins::from(self::origin(origin)).covers(&uri.parse().unwrap())
+    }
+
+    #[test]
+    fn an_origin_is_normalised() {
+        for (text, normal) in [
+            ("https://api.example.com", "https://api.example.com"),
+            ("HTTPS://API.Example.COM:443/", "https://api.example.com"),
+            ("https://api.example.com:0443", "https://api.example.com"),
+            ("https://api.example.com:80", "https://api.example.com:80"),
+            ("http://localhost:80", "http://localhost"),
+            ("http://127.8.9.10:8080/", "http://127.8.9.10:8080"),
+            ("https://[2001:DB8:0:0:0:0:0:1]:443", "https://[2001:db8::1]"),
+            ("https://my_service-1", "https://my_service-1"),
+            ("https://xn--bcher-kva.example", "https://xn--bcher-kva.example"),
+        ] {
+            let origin: Origin = text.parse().unwrap();
+            assert_eq!(origin.to_string(), normal);
+            assert_eq!(origin, Origin::parse(normal).unwrap());
+            assert_eq!(format!("{origin:?}"), format!("Origin({normal})"));
+        }
+    }
+
+    #[test]
+    fn what_is_more_or_less_than_an_origin_is_refused() {
+        for (text, reason) in [
+            ("", Reason::NoScheme),
+            ("api.example.com", Reason::NoScheme),
+            ("//api.example.com", Reason::NoScheme),
+            ("https:api.example.com", Reason::NoScheme),
+            ("://api.example.com", Reason::OtherScheme),
+            (" https://api.example.com", Reason::OtherScheme),
+            ("wss://api.example.com", Reason::OtherScheme),
+            ("https://alice:hunter2@api.example.com", Reason::UserInfo),
+            ("https://alice@api.example.com/path", Reason::UserInfo),
+            ("https://api.example.com/v1", Reason::Path),
+            ("https://api.example.com//", Reason::Path),
+            ("https://api.example.com?", Reason::Path),
+            ("https://api.example.com/#top", Reason::Path),
+            ("https://api.example.com\\@evil.example", Reason::Path),
+            ("https://", Reason::Host),
+            ("https://:443", Reason::Host),
+            ("https:///", Reason::Host),
+            ("https://.example.com", Reason::Host),
+            ("https://*.example.com", Reason::Host),
+            ("https://api..example.com", Reason::Host),
+            ("https://api.example.com.", Reason::Host),
+            ("https://api%2eexample.com", Reason::Host),
+            ("https://api.example.com ", Reason::Host),
+            ("https://bücher.example", Reason::Host),
+            ("https://::1", Reason::Host),
+            ("https://[::1", Reason::Host),
+            ("https://[::1]8443", Reason::Host),
+            ("https://[fe80::1%25eth0]", Reason::Host),
+            ("https://[api.example.com]", Reason::Host),
+            ("https://a:1:2", Reason::Host),
+            ("https://api.example.com:", Reason::Port),
+            ("https://api.example.com:+443", Reason::Port),
+            ("https://api.example.com:0", Reason::Port),
+            ("https://api.example.com:65536", Reason::Port),
+            ("https://api.example.com:https", Reason::Port),
+            ("https://[::1]:", Reason::Port),
+        ] {
+            assert_eq!(Origin::parse_allowing_http(text), Err(InvalidOrigin(reason)), "{text}");
+        }
+    }
+
+    #[test]
+    fn plain_http_is_for_loopback_unless_allowed_in_so_many_words() {
+        for loopback in ["localhost", "LOCALHOST:1", "app.localhost", "127.0.0.1", "127.255.255.254:80", "[::1]:80"] {
+            assert!(Origin::parse(&format!("http://{loopback}")).is_ok(), "{loopback}");
+        }
+        for other in [
+            "api.example.com",
+            "localhost.example.com",
+            "notlocalhost",
+            "127.0.0.1.example.com",
+            "127.1",
+            "10.0.0.1",
+            "0.0.0.0",
+            "[::]",
+            "[::ffff:127.0.0.1]",
+        ] {
+            let text = format!("http://{other}");
+            assert_eq!(Origin::parse(&text), Err(InvalidOrigin(Reason::PlainHttp)), "{text}");
+            assert!(Origin::parse_allowing_http(&text).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_error_repeats_nothing_of_the_text() {
+        let error = Origin::parse("https://alice:hunter2@api.example.com").unwrap_err();
+        assert_eq!(error.to_string(), "the origin holds a user name or password");
+        assert!(!format!("{error:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn other_spellings_of_the_same_origin_are_covered() {
+        for uri in [
+            "https://api.example.com",
+            "https://api.example.com/v1?x=https://evil.example#y",
+            "https://api.example.com/@evil.example",
+            "https://api.example.com:443/",
+            "HTTPS://API.EXAMPLE.COM:443/",
+        ] {
+            assert!(covers("https://api.example.com", uri), "{uri}");
+        }
+        assert!(covers("http://localhost", "http://localhost:80/"));
+        assert!(covers("https://localhost:8443", "https://LocalHost:8443/"));
+    }
+
+    #[test]
+    fn another_origin_is_not_covered() {
+        for uri in [
+            // Scheme.
+            "http://api.example.com/",
+            "http://api.example.com:443/",
+            "ws://api.example.com/",
+            "wss://api.example.com/",
+            "ftp://api.example.com/",
+            // Port.
+            "https://api.example.com:8443/",
+            "https://api.example.com:80/",
+            "https://api.example.com:/",
+            "https://api.example.com:0443/",
+            "https://api.example.com:+443/",
+            "https://api.example.com:65979/",
+            "https://api.example.com:x/",
+            // Host.
+            "https://evil-api.example.com/",
+            "https://evilapi.example.com/",
+            "https://x.api.example.com/",
+            "https://api.example.com.evil.example/",
+            "https://api.example.co/",
+            "https://example.com/",
+            "https://api.example.com./",
+            "https://api.example.com.:443/",
+            "https://api-example.com/",
+            "https://[::1]/",
+            "https://:443/",
+            // User information.
+            "https://alice@api.example.com/",
+            "https://alice:hunter2@api.example.com/",
+            "https://@api.example.com/",
+            "https://api.example.com@evil.example/",
+            "https://api.example.com:443@evil.example/",
+            "https://evil.example@api.example.com:443/",
+            // No scheme, or no authority.
+            "api.example.com:443",
+            "api.example.com",
+            "/v1",
+            "/https://api.example.com/",
+            "*",
+        ] {
+            assert!(!covers("https://api.example.com", uri), "{uri}");
+        }
+        assert!(!covers("https://api.example.com:8443", "https://api.example.com/"));
+        assert!(!covers("https://api.example.com:80", "https://api.example.com/"));
+        assert!(!covers("http://api.example.com", "https://api.example.com/"));
+    }
+
+    #[test]
+    fn a_percent_encoded_host_is_not_covered() {
+        // `http` refuses these today; if it ever lets them through, they still aren't ours.
+        for uri in ["https://api%2eexample.com/", "https://%61pi.example.com/"] {
+            assert!(uri.parse::<Uri>().map_or(true, |uri| !origin("https://api.example.com").is_origin_of(&uri)));
+        }
+    }
+
+    #[test]
+    fn a_scheme_that_http_does_not_know_in_this_case_is_not_covered() {
+        let uri = Uri::builder().scheme("HTTPS").authority("api.example.com").path_and_query("/").build().unwrap();
+        assert!(!origin("https://api.example.com").is_origin_of(&uri));
+    }
+
+    #[test]
+    fn ipv6_addresses_are_compared_as_addresses() {
+        let ours = "https://[2001:db8::1]";
+        for uri in ["https://[2001:db8::1]/", "https://[2001:DB8:0:0::0001]/", "https://[2001:db8:0::1]:443/"] {
+            assert!(covers(ours, uri), "{uri}");
+        }
+        for uri in [
+            "https://[2001:db8::2]/",
+            "https://[2001:db8::1]:8443/",
+            "https://[2001:db8:0::1]:/",
+            "https://[2001:db8:0::1]:0443/",
+            "https://alice@[2001:db8::1]/",
+            "https://[2001:db8::1%25eth0]/",
+            "http://[2001:db8::1]/",
+        ] {
+            assert!(!covers(ours, uri), "{uri}");
+        }
+        assert!(covers("https://[::1]:8443", "https://[0:0::1]:8443/"));
+        assert!(!covers("https://[::1]:8443", "https://[0:0::1]/"));
+        // The same machine perhaps, but not the same origin.
+        assert!(!covers("https://127.0.0.1", "https://[::ffff:127.0.0.1]/"));
+        assert!(!covers("https://127.0.0.1", "https://127.1/"));
+    }
+
+    #[test]
+    fn a_uri_without_authority_is_covered_where_the_leaf_fixes_the_origin() {
+        let covers = |origins: &Origins, uri: &'static str| origins.covers(&Uri::from_static(uri));
+        let bare = Origins::from(origin("https://grpc.example.com"));
+        let fixed = Origins::fixed_by_leaf(origin("https://grpc.example.com"));
+        for uri in ["/pkg.Service/Method", "*"] {
+            assert!(!covers(&bare, uri), "{uri}");
+            assert!(covers(&fixed, uri), "{uri}");
+        }
+        assert!(covers(&fixed, "https://grpc.example.com/pkg.Service/Method"));
+        assert!(!covers(&fixed, "https://evil.example/pkg.Service/Method"));
+        assert!(!covers(&fixed, "grpc.example.com:443"));
+    }
+
+    #[test]
+    fn an_empty_set_covers_nothing_and_a_larger_one_each_of_its_origins() {
+        let uri = Uri::from_static("https://b.example/");
+        assert!(!Origins::default().covers(&uri));
+        assert!(!Origins::default().covers(&Uri::from_static("/")));
+
+        let mut origins = Origins::from(origin("https://a.example"));
+        assert!(!origins.covers(&uri));
+        origins.extend([origin("https://b.example"), origin("https://B.example:443"), origin("https://c.example")]);
+        assert_eq!(origins.set.len(), 3);
+        assert!(
+            ["https://a.example", "https://b.example", "https://c.example"]
+                .iter()
+                .all(|uri| origins.covers(&Uri::from_static(uri)))
+        );
+        assert!(!origins.covers(&Uri::from_static("https://d.example")));
+    }
+
+    proptest! {
+        #[test]
+        fn what_parses_displays_as_itself(text in "(https?|[a-z]{2,5})://[a-zA-Z0-9.:@%\\[\\]/_-]{0,24}") {
+            if let Ok(origin) = Origin::parse_allowing_http(&text) {
+                prop_assert_eq!(&Origin::parse_allowing_http(&origin.to_string()).unwrap(), &origin);
+                prop_assert!(origin.is_origin_of(&origin.to_string().parse().unwrap()));
+            }
+        }
+
+        #[test]
+        fn what_is_covered_goes_to_our_host_and_port(authority in "[aA.:@0-9\\[\\]+]{0,4}(a\\.b)?(:443)?[aA.:@0-9+]{0,5}") {
+            let Ok(uri) = format!("https://{authority}/").parse::<Uri>() else { return Ok(()) };
+            if origin("https://a.b").is_origin_of(&uri) {
+                // As a connector reads it.
+                prop_assert_eq!(uri.host().unwrap().to_ascii_lowercase(), "a.b");
+                prop_assert_eq!(uri.port_u16().unwrap_or(443), 443);
+                prop_assert!(!authority.contains('@'));
+            }
+        }
+    }
+}

@@ -1,0 +1,478 @@
+//! The token cell: the state of one session behind its lock, the snapshot that requests read, and those who watch it.
+//!
+//! The lock is held to change the state and to start a flight, never across a call to the store or to the
+//! authorization server. A request on its ordinary way only reads the published snapshot.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::{ArcSwap, Guard};
+use futures_util::FutureExt;
+use futures_util::future::{Either, join, select};
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, RwLock, RwLockWriteGuard, watch};
+use tokio::task::JoinError;
+use tokio::time::Instant;
+use tower::util::BoxCloneSyncService;
+use tower::{BoxError, ServiceExt};
+
+use super::SessionState;
+use super::flight::{Flight, Landing};
+use super::state::{At, Demand, Due, Effect, Event, Phase, State};
+use super::sync::{Attempt, SAVE_TIMEOUT};
+use super::{Rotation, SessionError};
+use crate::TARGET;
+use crate::alarm::Alarm;
+use crate::refresh::{Generation, NotRefreshed, RefreshError, RefreshRequest, RevokeRequest, Trigger};
+use crate::store::{Epoch, Record, TokenStore};
+use crate::token::Tokens;
+
+/// What a session was built with.
+pub(crate) struct Config {
+    pub(crate) refresh: BoxCloneSyncService<RefreshRequest, Tokens, BoxError>,
+    pub(crate) revoke: Option<BoxCloneSyncService<RevokeRequest, (), BoxError>>,
+    pub(crate) refresh_timeout: Duration,
+    pub(crate) rotation: Rotation,
+    pub(crate) refresh_early: Option<Duration>,
+    pub(crate) client_credentials: bool,
+    pub(crate) runtime: Handle,
+}
+
+pub(crate) struct TokenCell {
+    seat: RwLock<Seat>,
+    published: ArcSwap<State>,
+    /// How often a state was published.
+    revision: AtomicU64,
+    watchers: OnceLock<watch::Sender<SessionState>>,
+    /// The newest generation with which a replay was accepted, or a request that none could follow.
+    proven: AtomicU64,
+    /// The newest generation with which a replay was refused.
+    refused: AtomicU64,
+    /// Whether a task retries what the store would not take.
+    pub(super) saving: AtomicBool,
+    pub(super) store: Arc<dyn TokenStore>,
+    /// Serializes what is written outside of flights, so that the store ends with what the state says. Holds the last
+    /// sign-in that was tried.
+    pub(super) writes: Mutex<Option<Attempt>>,
+    pub(super) config: Arc<Config>,
+}
+
+/// The number of a published state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Revision(u64);
+
+/// What a new request is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outlook {
+    /// Go out with what is in force.
+    Send,
+    /// Wait for newer tokens first.
+    Wait(Trigger),
+}
+
+/// What somebody who wants newer tokens is to do.
+enum Boarding {
+    Newer,
+    Wait(Flight),
+    Refused(NotRefreshed),
+}
+
+/// The right to change the state. The state itself is in `published`, which only its holder writes.
+struct Seat {
+    flight: Option<Flight>,
+}
+
+tokio::task_local! {
+    /// The cell whose refresh call runs in this task.
+    static REFRESHING: usize;
+}
+
+impl TokenCell {
+    /// A cell for what the store holds.
+    pub(super) fn new(stored: Option<Record>, store: Arc<dyn TokenStore>, config: Arc<Config>) -> Self {
+        let state = match stored {
+            None => State::signed_out(Epoch::random()),
+            Some(record) => {
+                let due = config.due(&record.tokens, At::now());
+                State::restored(record, due)
+            }
+        };
+        Self {
+            seat: RwLock::new(Seat { flight: None }),
+            published: ArcSwap::from_pointee(state),
+            revision: AtomicU64::new(0),
+            watchers: OnceLock::new(),
+            proven: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            saving: AtomicBool::new(false),
+            store,
+            writes: Mutex::new(None),
+            config,
+        }
+    }
+
+    /// The state now. Don't hold the guard for long.
+    pub(crate) fn snapshot(&self) -> Guard<Arc<State>> {
+        self.published.load()
+    }
+
+    /// While it stays the same, so does the state; and with it the [outlook](Self::outlook), if there is a token and it
+    /// isn't [due](State::due). Costs less to read than the state.
+    #[inline]
+    pub(crate) fn revision(&self) -> Revision {
+        Revision(self.revision.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<SessionState> {
+        let sender = self.watchers.get_or_init(|| watch::Sender::new(SessionState::of(&self.snapshot())));
+        // Pairs with the fence in `publish`: either it sees the sender, or this sees its state.
+        fence(Ordering::SeqCst);
+        notify(sender, SessionState::of(&self.snapshot()));
+        sender.subscribe()
+    }
+
+    /// Runs the refresh call so that requests it makes through this session's own layer are recognised.
+    pub(super) async fn marked<F: Future>(self: &Arc<Self>, refresh_call: F) -> F::Output {
+        REFRESHING.scope(self.id(), refresh_call).await
+    }
+
+    /// Whether this task is the session's own refresh call.
+    pub(crate) fn is_refreshing_here(self: &Arc<Self>) -> bool {
+        REFRESHING.try_with(|id| *id == self.id()).unwrap_or(false)
+    }
+
+    fn id(self: &Arc<Self>) -> usize {
+        Arc::as_ptr(self).addr()
+    }
+
+    /// What a new request is to do. Starts an early refresh where one is due.
+    #[inline]
+    pub(crate) fn outlook(self: &Arc<Self>, state: &State) -> Outlook {
+        match (state.phase, state.tokens.access_token(), state.due) {
+            (Phase::Active, Some(_), Some(due)) => self.outlook_early(due),
+            (Phase::Refreshing, _, _) if state.is_pointless_to_send() => Outlook::Wait(Trigger::Acquire),
+            (Phase::Refreshing, _, Some(due)) if Instant::now() >= due.expired => Outlook::Wait(Trigger::Early),
+            (Phase::Active, None, _) => {
+                let (needs_refresh_token, now) = (self.needs_refresh_token(), Instant::now());
+                match state.demand(state.epoch, state.generation, Trigger::Acquire, needs_refresh_token, now) {
+                    Demand::Refused(_) => Outlook::Send,
+                    _ => Outlook::Wait(Trigger::Acquire),
+                }
+            }
+            _ => Outlook::Send,
+        }
+    }
+
+    fn outlook_early(self: &Arc<Self>, due: Due) -> Outlook {
+        let now = Instant::now();
+        if now < due.early {
+            Outlook::Send
+        } else if now < due.expired {
+            self.begin_early();
+            Outlook::Send
+        } else {
+            Outlook::Wait(Trigger::Early)
+        }
+    }
+
+    /// Why a request that was made in `epoch` and went out bare had no token.
+    pub(crate) fn refusal(&self, epoch: Epoch) -> Option<NotRefreshed> {
+        let state = self.snapshot();
+        match state.demand(epoch, state.generation, Trigger::Acquire, self.needs_refresh_token(), Instant::now()) {
+            Demand::Refused(why) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// A request that no replay can follow was accepted with `generation`: that is as good as an accepted replay, unless
+    /// one was refused.
+    pub(crate) fn accepted(&self, generation: Generation) {
+        if self.refused.load(Ordering::Relaxed) < generation.0 {
+            self.replayed(generation, true);
+        }
+    }
+
+    /// A replay with `generation` was answered.
+    pub(crate) fn replayed(&self, generation: Generation, accepted: bool) {
+        let newest = if accepted { &self.proven } else { &self.refused };
+        // Looked at first, so that a thousand replays don't fight for the line.
+        if newest.load(Ordering::Relaxed) < generation.0 {
+            newest.fetch_max(generation.0, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until newer tokens than `generation` are in force: at once if they are, by the flight that is up, or by
+    /// one that is started. Dropping it at any point changes nothing for anybody else.
+    pub(crate) async fn newer_than(
+        self: &Arc<Self>,
+        epoch: Epoch,
+        generation: Generation,
+        trigger: Trigger,
+    ) -> Result<(), NotRefreshed> {
+        let deadline = Instant::now() + self.config.longest_wait();
+        let mut flights = 0;
+        loop {
+            let flight = match self.board(epoch, generation, trigger).await {
+                Boarding::Wait(flight) => flight,
+                Boarding::Newer => return Ok(()),
+                Boarding::Refused(why) => return Err(why),
+            };
+            flights += 1;
+            let landing = if flights == 1 {
+                // It began no later than this wait, and ends as long after.
+                flight.await
+            } else {
+                let alarm = Alarm::new(&self.config.runtime, deadline);
+                match select(flight, alarm).await {
+                    Either::Left((landing, _)) => landing,
+                    Either::Right(_) => Landing::Late,
+                }
+            };
+            let outcome = match landing {
+                Landing::Landed(outcome) => outcome,
+                Landing::Died => self.bury().await,
+                Landing::GivenUp => Ok(()),
+                Landing::Late => {
+                    let late = RefreshError::in_doubt("no answer by the deadline");
+                    return Err(NotRefreshed::Failed(Arc::new(late)));
+                }
+            };
+            let state = self.snapshot();
+            if state.epoch != epoch {
+                return match state.demand(epoch, generation, trigger, self.needs_refresh_token(), Instant::now()) {
+                    Demand::Refused(why) => Err(why),
+                    _ => Err(NotRefreshed::SessionChanged),
+                };
+            }
+            // On success around again: the new tokens are in force, or were refused already and the next are coming.
+            outcome?;
+            if state.generation <= generation {
+                return Err(NotRefreshed::SameToken);
+            }
+        }
+    }
+
+    /// The flight to wait for, or why there is none to wait for.
+    async fn board(self: &Arc<Self>, epoch: Epoch, generation: Generation, trigger: Trigger) -> Boarding {
+        let state = Arc::clone(&self.snapshot());
+        match state.demand(epoch, generation, trigger, self.needs_refresh_token(), Instant::now()) {
+            // Without the lock, for the many that come late.
+            Demand::Newer => return Boarding::Newer,
+            Demand::Refused(why @ (NotRefreshed::SessionChanged | NotRefreshed::Ended(_))) => {
+                return Boarding::Refused(why);
+            }
+            // Side by side, for the many that come together.
+            Demand::Join if state.is_rejected() || trigger != Trigger::Challenge => {
+                if let Ok(seat) = self.seat.try_read()
+                    && let Some(flight) = seat.flight.as_ref().filter(|flight| flight.is_up())
+                {
+                    return Boarding::Wait(flight.join());
+                }
+            }
+            _ => {}
+        }
+        self.seated(move |cell, seat| cell.board_locked(seat, epoch, generation, trigger))
+            .await
+            .unwrap_or_else(|gone| Boarding::Refused(NotRefreshed::Failed(Arc::new(RefreshError::unavailable(gone)))))
+    }
+
+    /// Does something under the lock. A task queues for it where it isn't free: the lock is handed to the next in the
+    /// queue, and a caller that is polled no longer, yet not dropped, would keep it from everybody for ever.
+    async fn seated<T: Send + 'static>(
+        self: &Arc<Self>,
+        action: impl FnOnce(&Arc<Self>, &mut RwLockWriteGuard<'_, Seat>) -> T + Send + 'static,
+    ) -> Result<T, JoinError> {
+        if let Ok(mut seat) = self.seat.try_write() {
+            return Ok(action(self, &mut seat));
+        }
+        let cell = Arc::clone(self);
+        let task = async move {
+            let mut seat = cell.seat.write().await;
+            action(&cell, &mut seat)
+        };
+        self.config.runtime.spawn(task).await
+    }
+
+    fn board_locked(
+        self: &Arc<Self>,
+        seat: &mut RwLockWriteGuard<'_, Seat>,
+        epoch: Epoch,
+        generation: Generation,
+        trigger: Trigger,
+    ) -> Boarding {
+        self.bury_locked(seat);
+        if trigger == Trigger::Challenge && self.snapshot().epoch == epoch {
+            let [proven, refused] = [&self.proven, &self.refused].map(|it| Generation(it.load(Ordering::Relaxed)));
+            self.step(seat, Event::Challenged { generation, proven, refused });
+        }
+        let demand = self.snapshot().demand(epoch, generation, trigger, self.needs_refresh_token(), Instant::now());
+        match demand {
+            Demand::Newer => Boarding::Newer,
+            Demand::Refused(why) => Boarding::Refused(why),
+            Demand::Join => {
+                let flight = seat.flight.as_ref().expect("a state that says `Refreshing` was stepped to with a flight");
+                Boarding::Wait(flight.join())
+            }
+            Demand::Start => {
+                let base = self.step(seat, Event::Started);
+                let flight = Flight::start(self, base, trigger);
+                let boarding = Boarding::Wait(flight.join());
+                seat.flight = Some(flight);
+                boarding
+            }
+        }
+    }
+
+    /// Starts a refresh in the background, if the lock is free this moment. If not, the next request will do it.
+    fn begin_early(self: &Arc<Self>) {
+        if let Ok(mut seat) = self.seat.try_write() {
+            let state = self.snapshot();
+            let (epoch, generation) = (state.epoch, state.generation);
+            drop(state);
+            self.board_locked(&mut seat, epoch, generation, Trigger::Early);
+        }
+    }
+
+    /// Settles a flight whose task is gone without having landed: it panicked, or its runtime shut down.
+    async fn bury(self: &Arc<Self>) -> Result<(), NotRefreshed> {
+        // Where the runtime is gone too, whoever boards next will do it.
+        let _ = self.seated(Self::bury_locked).await;
+        Err(NotRefreshed::Failed(Arc::new(RefreshError::in_doubt("the refresh task died"))))
+    }
+
+    fn bury_locked(self: &Arc<Self>, seat: &mut RwLockWriteGuard<'_, Seat>) {
+        let state = Arc::clone(&self.snapshot());
+        if state.phase == Phase::Refreshing && seat.flight.take_if(|flight| flight.died()).is_some() {
+            let error = Arc::new(RefreshError::in_doubt("the refresh task died"));
+            self.step(seat, Event::Failed { epoch: state.epoch, error, in_doubt: true });
+        }
+    }
+
+    /// Changes the state as a flight, or the store, says.
+    pub(super) async fn change(self: &Arc<Self>, event: Event) -> Arc<State> {
+        let mut seat = self.seat.write().await;
+        self.step(&mut seat, event)
+    }
+
+    /// The only place where the state changes. What the step asks for is begun in tasks of its own.
+    fn step(self: &Arc<Self>, seat: &mut RwLockWriteGuard<'_, Seat>, event: Event) -> Arc<State> {
+        let ends = matches!(event, Event::Rejected { .. });
+        let state = Arc::clone(&self.snapshot());
+        let (next, effect) = state.step(event, At::now());
+        let next = Arc::new(next);
+        self.publish(&next);
+        // Nobody is kept waiting in another epoch.
+        if next.epoch != state.epoch
+            && let Some(flight) = seat.flight.take()
+        {
+            flight.give_up();
+        }
+        if ends && next.phase == Phase::Ended {
+            tracing::info!(target: TARGET, generation = next.generation.0, "session ended");
+        }
+        match effect {
+            Effect::Nothing => {}
+            Effect::Sync => self.save_in_background(),
+            Effect::Discard(tokens) => self.revoke_in_background(tokens),
+        }
+        next
+    }
+
+    fn publish(&self, state: &Arc<State>) {
+        self.published.store(Arc::clone(state));
+        // After it: who reads the new number finds the new state.
+        self.revision.fetch_add(1, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if let Some(watchers) = self.watchers.get() {
+            notify(watchers, SessionState::of(state));
+        }
+    }
+
+    /// When tokens are to be refreshed early, if the session does that.
+    pub(super) fn due(&self, tokens: &Tokens) -> Option<Due> {
+        self.config.due(tokens, At::now())
+    }
+
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.config.runtime
+    }
+
+    pub(crate) fn needs_refresh_token(&self) -> bool {
+        !self.config.client_credentials
+    }
+
+    /// Takes the tokens at once, then stores them. On an error they are in force all the same, and the write is
+    /// retried.
+    pub(crate) async fn sign_in(self: Arc<Self>, tokens: Tokens) -> Result<(), SessionError> {
+        let due = self.due(&tokens);
+        self.change(Event::SignedIn { next: Epoch::random(), tokens, due }).await;
+        self.sync_or_retry().await.map_err(SessionError::store)
+    }
+
+    /// Forgets the tokens at once, then has them deleted and revoked.
+    pub(crate) async fn sign_out(self: Arc<Self>) -> Result<(), SessionError> {
+        let tokens = {
+            let mut seat = self.seat.write().await;
+            let tokens = self.snapshot().tokens.clone();
+            self.step(&mut seat, Event::SignedOut { next: Epoch::random() });
+            tokens
+        };
+        let (cleared, revoked) = join(self.sync_or_retry(), Arc::clone(&self).revoke(tokens)).await;
+        cleared.map_err(SessionError::store)?;
+        revoked.map_err(SessionError::revoke)
+    }
+
+    pub(super) fn revoke_in_background(self: &Arc<Self>, tokens: Tokens) {
+        self.config.runtime.spawn(Arc::clone(self).revoke(tokens));
+    }
+
+    /// Tells the authorization server to forget tokens, where the session has a service for it.
+    pub(super) async fn revoke(self: Arc<Self>, tokens: Tokens) -> Result<(), BoxError> {
+        let Some(revoke) = self.config.revoke.clone().filter(|_| tokens != Tokens::default()) else { return Ok(()) };
+        // A service that panicked is dropped here and never called again, so nothing sees it half-way.
+        let call = AssertUnwindSafe(self.marked(revoke.oneshot(RevokeRequest { tokens }))).catch_unwind();
+        let revoked = match tokio::time::timeout(self.config.refresh_timeout, call).await {
+            Ok(Ok(revoked)) => revoked,
+            Ok(Err(_panic)) => Err("the revoke service panicked".into()),
+            Err(elapsed) => Err(elapsed.into()),
+        };
+        if revoked.is_err() {
+            tracing::warn!(target: TARGET, "tokens not revoked");
+        }
+        revoked
+    }
+}
+
+impl At {
+    fn now() -> Self {
+        Self { now: Instant::now(), roll: fastrand::f64() }
+    }
+}
+
+impl Config {
+    /// How long anybody waits for newer tokens.
+    pub(super) fn longest_wait(&self) -> Duration {
+        self.refresh_timeout + SAVE_TIMEOUT
+    }
+
+    /// How long a claim holds when it is renewed, for as long as its tokens can't be saved.
+    pub(super) fn lease(&self) -> Duration {
+        self.refresh_timeout + 60 * SAVE_TIMEOUT
+    }
+
+    pub(crate) fn due(&self, tokens: &Tokens, at: At) -> Option<Due> {
+        let window = self.refresh_early?;
+        let lifetime = tokens.expiry()?.duration_since(SystemTime::now()).unwrap_or_default();
+        Some(Due::before_expiry(lifetime, window, at))
+    }
+}
+
+fn notify(watchers: &watch::Sender<SessionState>, state: SessionState) {
+    watchers.send_if_modified(|seen| {
+        let changed = *seen != state;
+        *seen = state;
+        changed
+    });
+}

@@ -1,0 +1,290 @@
+//! The secrets: [`AccessToken`], [`RefreshToken`], and the [`Tokens`] that an authorization server issues together.
+//!
+//! A token is checked once, where it enters, and can then be put into a header without a further look. `Debug` never
+//! shows a byte of it and there is no `Display`; its storage is wiped when the last clone is dropped. Copies that
+//! leave for the wire (header values, request bodies) belong to the HTTP stack and can't be wiped.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
+//!
+//! let tokens = Tokens::new(AccessToken::new("eyJhbGciOi")?, RefreshToken::new("8xLOxBtZp8")?)
+//!     .expires_in(Duration::from_secs(300));
+//! assert!(!format!("{tokens:?}").contains("eyJhbGciOi"));
+//!
+//! assert!(AccessToken::new("two\r\nlines").is_err());
+//! # Ok::<(), tower_auth_refresh::InvalidToken>(())
+//! ```
+
+use std::error::Error;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Map, Value};
+
+/// Lifetimes above this are taken for "unknown": a server that promises a token for longer is not believed.
+const LONGEST_LIFETIME: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
+
+/// The short-lived token that a request carries.
+///
+/// Cloning is cheap: clones share one wiped-on-drop allocation.
+#[derive(Clone)]
+pub struct AccessToken(Arc<SecretString>);
+
+/// The long-lived token that buys new [`Tokens`].
+///
+/// Cloning is cheap: clones share one wiped-on-drop allocation.
+#[derive(Clone)]
+pub struct RefreshToken(Arc<SecretString>);
+
+impl AccessToken {
+    /// Checks and takes a token.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidToken`] if it is empty or holds anything but visible ASCII (RFC 6750 §2.1 allows less still, but
+    /// servers use more): such a token can't stand in a header.
+    pub fn new(token: impl Into<String>) -> Result<Self, InvalidToken> {
+        checked("access token", token.into(), b'!'..=b'~').map(Self)
+    }
+
+    /// The token itself. What is done with it from here on is the caller's to keep secret.
+    #[must_use]
+    pub fn expose_secret(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl RefreshToken {
+    /// Checks and takes a token.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidToken`] if it is empty or holds anything but printable ASCII (RFC 6749, appendix A.17).
+    pub fn new(token: impl Into<String>) -> Result<Self, InvalidToken> {
+        checked("refresh token", token.into(), b' '..=b'~').map(Self)
+    }
+
+    /// The token itself. What is done with it from here on is the caller's to keep secret.
+    #[must_use]
+    pub fn expose_secret(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl PartialEq for AccessToken {
+    fn eq(&self, other: &Self) -> bool {
+        self.expose_secret() == other.expose_secret()
+    }
+}
+
+impl Eq for AccessToken {}
+
+impl PartialEq for RefreshToken {
+    fn eq(&self, other: &Self) -> bool {
+        self.expose_secret() == other.expose_secret()
+    }
+}
+
+impl Eq for RefreshToken {}
+
+impl fmt::Debug for AccessToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AccessToken([redacted])")
+    }
+}
+
+impl fmt::Debug for RefreshToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RefreshToken([redacted])")
+    }
+}
+
+fn checked(what: &'static str, token: String, allowed: RangeInclusive<u8>) -> Result<Arc<SecretString>, InvalidToken> {
+    // Into its wiped storage first, so that a refused token is wiped too.
+    let secret = SecretString::from(token);
+    let bytes = secret.expose_secret().as_bytes();
+    if bytes.is_empty() {
+        return Err(InvalidToken { what, at: None });
+    }
+    match bytes.iter().position(|byte| !allowed.contains(byte)) {
+        Some(at) => Err(InvalidToken { what, at: Some(at) }),
+        None => Ok(Arc::new(secret)),
+    }
+}
+
+/// What an authorization server issues in one answer, and a session holds.
+///
+/// Any part may be missing: a session may start from a stored refresh token alone, and a server may omit the refresh
+/// token from an answer (the session then keeps the one it has).
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Tokens {
+    access: Option<AccessToken>,
+    refresh: Option<RefreshToken>,
+    expires_at: Option<SystemTime>,
+    extra: Option<Arc<Map<String, Value>>>,
+}
+
+impl Tokens {
+    /// An access token and the refresh token to renew it with.
+    #[must_use]
+    pub fn new(access: AccessToken, refresh: RefreshToken) -> Self {
+        Self { access: Some(access), refresh: Some(refresh), ..Self::default() }
+    }
+
+    /// An access token alone: what many a refresh answers, and all that client credentials buy.
+    #[must_use]
+    pub fn from_access_token(access: AccessToken) -> Self {
+        Self { access: Some(access), ..Self::default() }
+    }
+
+    /// A refresh token alone: the session gets its first access token when one is needed.
+    #[must_use]
+    pub fn from_refresh_token(refresh: RefreshToken) -> Self {
+        Self { refresh: Some(refresh), ..Self::default() }
+    }
+
+    /// When the access token expires, counted from now (`expires_in`, RFC 6749 §5.1).
+    ///
+    /// Zero, and anything over ten years, means that it isn't known. Only refreshing early looks at it: whether a
+    /// token has expired is for the API to say.
+    #[must_use]
+    pub fn expires_in(self, lifetime: Duration) -> Self {
+        let believed = !lifetime.is_zero() && lifetime <= LONGEST_LIFETIME;
+        let expires_at = believed.then(|| SystemTime::now().checked_add(lifetime)).flatten();
+        Self { expires_at, ..self }
+    }
+
+    /// When the access token expires, by the wall clock.
+    #[must_use]
+    pub fn expires_at(self, at: SystemTime) -> Self {
+        Self { expires_at: Some(at), ..self }
+    }
+
+    /// Further members of the server's answer (`scope`, `id_token`, …), kept and stored as they came.
+    ///
+    /// `Debug` shows their names only; they are not wiped on drop.
+    #[must_use]
+    pub fn extra(self, members: Map<String, Value>) -> Self {
+        Self { extra: (!members.is_empty()).then(|| Arc::new(members)), ..self }
+    }
+
+    /// The access token, if there is one.
+    #[must_use]
+    pub fn access_token(&self) -> Option<&AccessToken> {
+        self.access.as_ref()
+    }
+
+    /// The refresh token, if there is one.
+    #[must_use]
+    pub fn refresh_token(&self) -> Option<&RefreshToken> {
+        self.refresh.as_ref()
+    }
+
+    /// When the access token expires, as far as is known.
+    #[must_use]
+    pub fn expiry(&self) -> Option<SystemTime> {
+        self.expires_at
+    }
+
+    /// A further member of the server's answer.
+    #[must_use]
+    pub fn extra_member(&self, name: &str) -> Option<&Value> {
+        self.extra.as_ref()?.get(name)
+    }
+
+    /// All further members of the server's answer.
+    pub fn extra_members(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.extra.iter().flat_map(|members| members.iter()).map(|(name, value)| (name.as_str(), value))
+    }
+
+    /// These tokens, completed with what the answer left out: RFC 6749 §6 lets a server omit the refresh token when
+    /// the old one stays good.
+    pub(crate) fn completed_from(mut self, previous: &Self) -> Self {
+        if self.refresh.is_none() {
+            self.refresh.clone_from(&previous.refresh);
+        }
+        self.extra = match (self.extra.take(), &previous.extra) {
+            (None, old) => old.clone(),
+            (new, None) => new,
+            (Some(new), Some(old)) => {
+                let mut members = Map::clone(old);
+                members.extend(Map::clone(&new));
+                Some(Arc::new(members))
+            }
+        };
+        self
+    }
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokens")
+            .field("access", &self.access)
+            .field("refresh", &self.refresh)
+            .field("expires_at", &self.expires_at)
+            .field("extra", &self.extra.as_ref().map(|members| members.keys().collect::<Vec<_>>()))
+            .finish()
+    }
+}
+
+/// A token was refused where it entered: it is empty, or holds a byte that no token may hold.
+///
+/// The message names the kind of token and the position, never a byte of the token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidToken {
+    what: &'static str,
+    at: Option<usize>,
+}
+
+impl fmt::Display for InvalidToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.at {
+            None => write!(f, "the {} is empty", self.what),
+            Some(at) => write!(f, "the {} holds a byte that is not printable ASCII, at position {at}", self.what),
+        }
+    }
+}
+
+impl Error for InvalidToken {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_bytes_spaces_and_non_ascii_are_refused_where_a_token_enters() {
+        for bad in ["", "a\rb", "a\nb", "a\0b", "a\u{7f}", "tök", "a b"] {
+            assert!(AccessToken::new(bad).is_err(), "{bad:?}");
+        }
+        for bad in ["", "a\rb", "a\nb", "a\0b", "tök"] {
+            assert!(RefreshToken::new(bad).is_err(), "{bad:?}");
+        }
+        let error = AccessToken::new("secret\r\n").unwrap_err();
+        assert_eq!(error.to_string(), "the access token holds a byte that is not printable ASCII, at position 6");
+    }
+
+    #[test]
+    fn what_an_answer_omits_is_kept() {
+        let members = |text: &str| serde_json::from_str(text).unwrap();
+        let old = Tokens::new(AccessToken::new("a1").unwrap(), RefreshToken::new("r1").unwrap())
+            .extra(members(r#"{"scope":"read","id_token":"x"}"#));
+        let new = Tokens::from_access_token(AccessToken::new("a2").unwrap()).extra(members(r#"{"scope":"write"}"#));
+        let new = new.completed_from(&old);
+        assert_eq!(new.refresh_token(), old.refresh_token());
+        assert_eq!(new.access_token().unwrap().expose_secret(), "a2");
+        assert_eq!(new.extra_member("scope"), Some(&Value::from("write")));
+        assert_eq!(new.extra_member("id_token"), Some(&Value::from("x")));
+    }
+
+    #[test]
+    fn a_lifetime_of_zero_or_centuries_is_unknown() {
+        let tokens = Tokens::default();
+        assert_eq!(tokens.clone().expires_in(Duration::ZERO).expiry(), None);
+        assert_eq!(tokens.clone().expires_in(Duration::MAX).expiry(), None);
+        assert!(tokens.expires_in(Duration::from_secs(1)).expiry().is_some());
+    }
+}

@@ -1,0 +1,672 @@
+//! Callers that go away, and runtimes that shut down.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::mem;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, join};
+use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use http::{Request, Response, StatusCode};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full};
+use tokio::runtime::{self, Runtime};
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep, timeout};
+use tower::{BoxError, Service, ServiceExt};
+use tower_auth_refresh::store::{MemoryStore, TokenStore};
+use tower_auth_refresh::{
+    AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshRequest, ReplayBody, RevokeRequest, Session,
+    SessionState, Tokens,
+};
+use tower_layer::Layer;
+
+use crate::faulty::FaultyStore;
+use crate::support::*;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// When a future is dropped: at the latest, since it may have ended before.
+#[derive(Clone, Copy, Debug)]
+enum Dropped {
+    /// When it has been polled this often.
+    AtPoll(usize),
+    /// When everything else has had this many turns, wherever it stands itself.
+    AtTurn(usize),
+}
+
+impl Dropped {
+    /// Runs `future`, and drops it. Its output, if it has ended before.
+    async fn run<F>(self, future: F) -> Option<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        match self {
+            Self::AtPoll(polls) => {
+                let mut future = Box::pin(future);
+                let mut polled = 0;
+                let ended = std::future::poll_fn(move |cx| {
+                    polled += 1;
+                    match future.as_mut().poll(cx) {
+                        Poll::Ready(output) => Poll::Ready(Some(output)),
+                        Poll::Pending if polled == polls => Poll::Ready(None),
+                        Poll::Pending => Poll::Pending,
+                    }
+                });
+                tokio::spawn(ended).await.unwrap()
+            }
+            Self::AtTurn(turns) => {
+                let task = tokio::spawn(future);
+                for _ in 0..turns {
+                    yield_now().await;
+                }
+                task.abort();
+                task.await.ok()
+            }
+        }
+    }
+
+    /// Runs a scenario for each moment, the first first, until its future ends before it is dropped; `scenario` says
+    /// whether it did. Returns at how many polls and turns it was dropped.
+    async fn at_each_moment(mut scenario: impl AsyncFnMut(Self) -> bool) -> (usize, usize) {
+        let (mut polls, mut turns) = (1, 0);
+        while !scenario(Self::AtPoll(polls)).await {
+            polls += 1;
+        }
+        while !scenario(Self::AtTurn(turns)).await {
+            turns += 1;
+        }
+        (polls - 1, turns)
+    }
+}
+
+/// An API that refuses `a1`. Nothing about it is done at the first poll.
+#[derive(Default)]
+struct SlowApi {
+    ready: bool,
+    sent: Arc<Mutex<Vec<Option<String>>>>,
+}
+
+impl Clone for SlowApi {
+    fn clone(&self) -> Self {
+        Self { ready: false, sent: Arc::clone(&self.sent) }
+    }
+}
+
+impl Service<Request<ReplayBody<Full<Bytes>>>> for SlowApi {
+    type Response = Response<SlowBody>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        if mem::replace(&mut self.ready, true) {
+            return Poll::Ready(Ok(()));
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn call(&mut self, request: Request<ReplayBody<Full<Bytes>>>) -> Self::Future {
+        assert!(mem::take(&mut self.ready), "called before it was ready");
+        let token = request.headers().get(AUTHORIZATION).map(|value| value.to_str().unwrap().to_owned());
+        self.sent.lock().unwrap().push(token.clone());
+        Box::pin(async move {
+            yield_now().await;
+            let _ = request.into_body().collect().await;
+            yield_now().await;
+            let mut response = Response::new(SlowBody(3));
+            if token.as_deref() == Some("Bearer a1") {
+                *response.status_mut() = StatusCode::UNAUTHORIZED;
+                response.headers_mut().insert(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"".parse().unwrap());
+            }
+            Ok(response)
+        })
+    }
+}
+
+/// A body of so many polls.
+struct SlowBody(u32);
+
+impl Body for SlowBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.0.checked_sub(1) {
+            None => Poll::Ready(None),
+            Some(left) => {
+                self.0 = left;
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// A session all of whose parts take their turns, and a client of its own.
+struct Slow {
+    session: Session,
+    client: AuthRefresh<SlowApi, Session>,
+    store: Arc<FaultyStore>,
+    refreshes: Arc<AtomicU32>,
+    revoked: Arc<Mutex<Vec<Tokens>>>,
+}
+
+impl Slow {
+    async fn new() -> Self {
+        let refreshes = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&refreshes);
+        let refresh = tower::service_fn(move |request: RefreshRequest| {
+            let refresh = count.fetch_add(1, Ordering::Relaxed) + 1;
+            assert_eq!(request.refresh_token().unwrap().expose_secret(), format!("r{refresh}"));
+            async move {
+                yield_now().await;
+                yield_now().await;
+                Ok::<_, RefreshError>(pair(refresh + 1))
+            }
+        });
+        let revoked = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&revoked);
+        let revoke = tower::service_fn(move |request: RevokeRequest| {
+            let log = Arc::clone(&log);
+            async move {
+                yield_now().await;
+                log.lock().unwrap().push(request.tokens().clone());
+                yield_now().await;
+                Ok::<_, BoxError>(())
+            }
+        });
+        let store = FaultyStore::new();
+        let builder = Session::builder(refresh).tokens(pair(1)).shared_store(store.clone()).revoke(revoke);
+        let session = builder.build().await.unwrap();
+        let client = AuthRefreshLayer::new(session.clone(), origin()).layer(SlowApi::default());
+        Self { session, client, store, refreshes, revoked }
+    }
+
+    fn get(&self) -> impl Future<Output = StatusCode> + Send + 'static {
+        let client = self.client.clone();
+        async move {
+            let request = Request::get(ORIGIN).body(Full::from("a body")).unwrap();
+            client.oneshot(request).await.unwrap().status()
+        }
+    }
+
+    fn refreshes(&self) -> u32 {
+        self.refreshes.load(Ordering::Relaxed)
+    }
+
+    /// Whatever was dropped before: one refresh at most has been made, it counts and is stored, and all goes on.
+    async fn assert_sound(&self) {
+        sleep(MINUTE).await;
+        let refreshes = self.refreshes();
+        assert!(refreshes <= 1);
+        assert_eq!(self.session.state(), SessionState::Active);
+        assert_eq!(self.session.tokens(), pair(1 + refreshes));
+        assert_eq!(self.store.tokens().await, Some(pair(1 + refreshes)));
+        assert_eq!(timeout(MINUTE, self.get()).await, Ok(StatusCode::OK));
+        assert_eq!(self.refreshes(), 1);
+    }
+}
+
+// Callers that go away.
+
+#[tokio::test(start_paused = true)]
+async fn a_request_dropped_at_any_moment_neither_cancels_nor_repeats_the_refresh() {
+    let mut began = 0;
+    let (polls, turns) = Dropped::at_each_moment(async |dropped| {
+        let it = Slow::new().await;
+        let ended = dropped.run(it.get()).await;
+        began += it.refreshes();
+        it.assert_sound().await;
+        ended.is_some()
+    })
+    .await;
+    // Sent, refused, waiting, drained, made ready, sent again.
+    assert!(polls >= 8, "dropped at {polls} polls");
+    assert!(turns >= 8, "dropped at {turns} turns");
+    assert!(began > 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_waiters_go_on_when_the_request_that_began_the_refresh_is_dropped_at_any_moment() {
+    Dropped::at_each_moment(async |dropped| {
+        let it = Slow::new().await;
+        // Behind it in the queue of the scheduler, so it is the first to be refused.
+        let others: Vec<_> = (0..5).map(|_| it.get()).collect();
+        let others = async move {
+            yield_now().await;
+            others.into_iter().map(tokio::spawn).collect::<Vec<_>>()
+        };
+        let (ended, others) = tokio::join!(dropped.run(it.get()), others);
+        for other in others {
+            assert_eq!(timeout(MINUTE, other).await.unwrap().unwrap(), StatusCode::OK, "{dropped:?}");
+        }
+        assert_eq!(it.refreshes(), 1, "{dropped:?}");
+        it.assert_sound().await;
+        ended.is_some()
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_dropped_while_it_waits_to_be_sent_leaves_no_trace() {
+    // The token is known to be refused and a refresh is up: the request waits for it.
+    Dropped::at_each_moment(async |dropped| {
+        let it = Slow::new().await;
+        let first = tokio::spawn(it.get());
+        it.session.subscribe().wait_for(|state| *state == SessionState::Refreshing).await.unwrap();
+        let ended = dropped.run(it.get()).await;
+        assert_eq!(timeout(MINUTE, first).await.unwrap().unwrap(), StatusCode::OK);
+        it.assert_sound().await;
+        ended.is_some()
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn session_refresh_dropped_at_any_moment_refreshes_all_the_same() {
+    let (polls, turns) = Dropped::at_each_moment(async |dropped| {
+        let it = Slow::new().await;
+        let session = it.session.clone();
+        let ended = dropped.run(async move { session.refresh().await.unwrap() }).await;
+        if !matches!(dropped, Dropped::AtTurn(0)) {
+            sleep(MINUTE).await;
+            assert_eq!(it.session.tokens(), pair(2), "{dropped:?}");
+        }
+        it.assert_sound().await;
+        ended.is_some()
+    })
+    .await;
+    assert!(polls >= 1 && turns >= 5, "dropped at {polls} polls, {turns} turns");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_in_dropped_at_any_moment_is_carried_out() {
+    let (polls, turns) = Dropped::at_each_moment(async |dropped| {
+        let it = Slow::new().await;
+        let session = it.session.clone();
+        let ended = dropped.run(async move { session.sign_in(pair(5)).await.unwrap() }).await;
+        sleep(MINUTE).await;
+        assert_eq!(it.store.tokens().await, Some(it.session.tokens()), "{dropped:?}");
+        if !matches!(dropped, Dropped::AtTurn(0)) {
+            assert_eq!(it.session.tokens(), pair(5), "{dropped:?}");
+        }
+        ended.is_some()
+    })
+    .await;
+    assert!(polls >= 1 && turns >= 3, "dropped at {polls} polls, {turns} turns");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_out_dropped_at_any_moment_is_carried_out() {
+    let (polls, turns) = Dropped::at_each_moment(async |dropped| {
+        let it = Slow::new().await;
+        let session = it.session.clone();
+        let ended = dropped.run(async move { session.sign_out().await.unwrap() }).await;
+        sleep(MINUTE).await;
+        if !matches!(dropped, Dropped::AtTurn(0)) {
+            assert_eq!(it.session.state(), SessionState::SignedOut, "{dropped:?}");
+            assert_eq!(it.store.tokens().await, None, "{dropped:?}");
+            assert_eq!(*it.revoked.lock().unwrap(), [pair(1)], "{dropped:?}");
+        }
+        ended.is_some()
+    })
+    .await;
+    assert!(polls >= 1 && turns >= 5, "dropped at {polls} polls, {turns} turns");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_build_dropped_at_any_moment_can_be_repeated() {
+    for stored in [None, Some(pair(7))] {
+        let (polls, turns) = Dropped::at_each_moment(async |dropped| {
+            let store = FaultyStore::new();
+            if let Some(tokens) = &stored {
+                store.without_faults().replace(tower_auth_refresh::store::Epoch::random(), tokens).await.unwrap();
+            }
+            let build = || {
+                let (refresh, _) = script::<_, Tokens, RefreshError>();
+                let builder = Session::builder(refresh).tokens(pair(1)).shared_store(store.clone());
+                async move { builder.build().await.unwrap() }
+            };
+            let ended = dropped.run(build()).await;
+            let session = build().await;
+            let expected = stored.clone().unwrap_or(pair(1));
+            assert_eq!(session.tokens(), expected);
+            assert_eq!(store.tokens().await, Some(expected));
+            ended.is_some()
+        })
+        .await;
+        assert!(polls >= 2 && turns >= 2, "dropped at {polls} polls, {turns} turns");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_waiter_leaves_at_once_and_the_others_do_not_notice() {
+    let mut it = Fixture::new().await;
+    let begun = Instant::now();
+    let mut responses = Vec::new();
+    for _ in 0..3 {
+        responses.push(it.get());
+    }
+    for call in it.api.take(3).await {
+        call.reply(401).await;
+    }
+    let refresh = it.auth.next().await;
+    let dropped = responses.remove(1);
+    dropped.abort();
+    assert!(dropped.await.unwrap_err().is_cancelled());
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    assert!(it.auth.is_idle().await && it.api.is_idle().await);
+    refresh.answer(Ok(pair(2)));
+    for call in it.api.take(2).await {
+        assert_eq!(call.token(), Some("a2"));
+        call.reply(200).await;
+    }
+    for response in responses {
+        assert_eq!(response.await.unwrap().status(), 200);
+    }
+    assert!(it.api.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_waiters_are_dropped_and_the_new_tokens_are_stored_all_the_same() {
+    let store = Arc::new(MemoryStore::new());
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    let responses: Vec<_> = (0..20).map(|_| it.get()).collect();
+    for call in it.api.take(20).await {
+        call.reply(401).await;
+    }
+    let refresh = it.auth.next().await;
+    for response in &responses {
+        response.abort();
+    }
+    for response in responses {
+        assert!(response.await.unwrap_err().is_cancelled());
+    }
+    refresh.answer(Ok(pair(2)));
+    settle().await;
+    assert_eq!(it.session.tokens(), pair(2));
+    assert_eq!(store.load().await.unwrap().unwrap().tokens, pair(2));
+    assert!(it.api.is_idle().await && it.auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_handles_are_dropped_and_the_new_tokens_are_stored_all_the_same() {
+    let store = Arc::new(MemoryStore::new());
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    response.abort();
+    assert!(response.await.unwrap_err().is_cancelled());
+    drop(it);
+    refresh.answer(Ok(pair(2)));
+    settle().await;
+    assert_eq!(store.load().await.unwrap().unwrap().tokens, pair(2));
+}
+
+// Callers that are held but not polled.
+
+/// Answers no wake before it is told to go on.
+struct Stuck {
+    entered: mpsc::Sender<()>,
+    go_on: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Wake for Stuck {
+    fn wake(self: Arc<Self>) {
+        let _ = self.entered.send(());
+        // Told, or the test is over.
+        let _ = self.go_on.lock().unwrap().recv();
+    }
+}
+
+#[test]
+fn a_waiter_that_nobody_polls_any_more_is_in_nobodys_way() {
+    let runtime = multi_thread();
+    let (refresh, mut auth) = script::<_, Tokens, RefreshError>();
+    let session = runtime.block_on(Session::builder(refresh).tokens(pair(1)).build()).unwrap();
+
+    // Somebody who watches the session is slow to be woken, which holds up the thread that begins the refresh.
+    let (entered, is_entered) = mpsc::channel();
+    let (go_on, told) = mpsc::channel();
+    let waker = Waker::from(Arc::new(Stuck { entered, go_on: Mutex::new(told) }));
+    let mut watcher = session.subscribe();
+    let mut change = Box::pin(watcher.changed());
+    assert!(change.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    let first = thread::spawn({
+        let session = session.clone();
+        move || {
+            let mut refresh = Box::pin(async move { session.refresh().await });
+            assert!(refresh.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            refresh
+        }
+    });
+    is_entered.recv().unwrap();
+    // Meanwhile another waiter is polled, once: a `select!` is busy with its other branch ever after.
+    let (polled, is_polled) = mpsc::channel();
+    let release = thread::spawn(move || {
+        let _ = is_polled.recv_timeout(Duration::from_secs(1));
+        drop(go_on);
+    });
+    let mut unpolled = Box::pin(session.refresh());
+    assert!(unpolled.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    let _ = polled.send(());
+    release.join().unwrap();
+    let _first = first.join().unwrap();
+
+    runtime.block_on(async {
+        let call = within_reason(auth.next()).await;
+        // The third asks for newer tokens than the first before these are there.
+        let (third, ()) = within_reason(join(session.refresh(), async { call.answer(Ok(pair(2))) })).await;
+        third.unwrap();
+    });
+    assert_eq!(session.tokens(), pair(2));
+    drop(unpolled);
+}
+
+// Runtimes.
+
+fn multi_thread() -> Runtime {
+    runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+fn current_thread() -> Runtime {
+    runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Fails the test, rather than hanging it, where something never comes in real time.
+async fn within_reason<F: Future>(future: F) -> F::Output {
+    timeout(MINUTE / 4, future).await.expect("it takes milliseconds")
+}
+
+/// Runs a future on this thread, outside of any runtime.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => thread::park(),
+        }
+    }
+}
+
+/// A client that refreshes in a runtime of its own.
+fn fixture_on(runtime: &Runtime) -> Fixture {
+    runtime.block_on(Fixture::new())
+}
+
+#[test]
+fn waiters_on_another_runtime_are_answered() {
+    for other in [current_thread(), multi_thread()] {
+        let home = multi_thread();
+        let mut it = fixture_on(&home);
+        other.block_on(async {
+            let responses: Vec<_> = (0..10).map(|_| it.get()).collect();
+            for call in within_reason(it.api.take(10)).await {
+                call.reply(401).await;
+            }
+            within_reason(it.auth.next()).await.answer(Ok(pair(2)));
+            for call in within_reason(it.api.take(10)).await {
+                assert_eq!(call.token(), Some("a2"));
+                call.reply(200).await;
+            }
+            for response in responses {
+                assert_eq!(within_reason(response).await.unwrap().status(), 200);
+            }
+        });
+    }
+}
+
+#[test]
+fn everything_works_outside_of_any_runtime_once_the_session_is_built() {
+    let home = multi_thread();
+    let mut it = fixture_on(&home);
+    let (session, client) = (it.session.clone(), it.client.clone());
+    let server = home.spawn(async move {
+        it.api.next().await.reply(401).await;
+        it.auth.next().await.answer(Ok(pair(2)));
+        it.api.next().await.reply(200).await;
+        it.auth.next().await.answer(Ok(pair(3)));
+        it.auth.next().await.answer(Err(RefreshError::misconfigured("invalid_client")));
+    });
+    let request = Request::get(ORIGIN).body(Full::default()).unwrap();
+    assert_eq!(block_on(client.oneshot(request)).unwrap().status(), 200);
+    block_on(session.refresh()).unwrap();
+    assert_eq!(session.tokens(), pair(3));
+    assert!(matches!(block_on(session.refresh()), Err(NotRefreshed::Failed(_))));
+    block_on(session.sign_in(pair(5))).unwrap();
+    assert_eq!(session.tokens(), pair(5));
+    block_on(session.sign_out()).unwrap();
+    assert_eq!(session.state(), SessionState::SignedOut);
+    home.block_on(within_reason(server)).unwrap();
+}
+
+#[test]
+fn building_outside_of_a_runtime_is_an_error() {
+    let (refresh, _) = script::<_, Tokens, RefreshError>();
+    assert!(block_on(Session::builder(refresh).tokens(pair(1)).build()).is_err());
+}
+
+#[test]
+fn when_the_runtime_shuts_down_in_mid_flight_the_waiters_elsewhere_are_answered() {
+    for home in [multi_thread(), current_thread()] {
+        let mut it = fixture_on(&home);
+        let other = multi_thread();
+        let (refresh, response, refreshed) = {
+            let _other = other.enter();
+            let response = it.get();
+            let session = it.session.clone();
+            let refreshed = async move { session.refresh().await };
+            // The home runtime is driven until the call is under way.
+            let refresh = home.block_on(within_reason(async {
+                it.api.next().await.reply(401).await;
+                it.auth.next().await
+            }));
+            (refresh, response, tokio::spawn(refreshed))
+        };
+        drop(home);
+        other.block_on(async {
+            let response = within_reason(response).await.unwrap();
+            assert_eq!(response.status(), 401);
+            assert!(matches!(not_refreshed(&response), NotRefreshed::Failed(_)));
+            assert!(within_reason(refreshed).await.unwrap().is_err());
+            // What comes later finds no runtime either, and is told so.
+            refresh.answer(Ok(pair(2)));
+            assert!(within_reason(it.session.refresh()).await.is_err());
+            assert!(within_reason(it.session.sign_in(pair(5))).await.is_err());
+            assert!(within_reason(it.session.sign_out()).await.is_err());
+            assert_eq!(it.session.state(), SessionState::Active);
+            let response = within_reason(it.get_refused()).await;
+            let response = within_reason(response).await.unwrap();
+            assert_eq!(response.status(), 401);
+            assert!(matches!(not_refreshed(&response), NotRefreshed::Failed(_) | NotRefreshed::CoolingDown(_)));
+        });
+        // Nor does anything mind to be dropped outside.
+        drop(it);
+    }
+}
+
+#[test]
+fn when_the_runtime_shuts_down_waiters_outside_of_any_runtime_are_answered() {
+    let home = multi_thread();
+    let mut it = fixture_on(&home);
+    let session = it.session.clone();
+    let waiter = thread::spawn(move || block_on(session.refresh()));
+    let _call = home.block_on(within_reason(it.auth.next()));
+    drop(home);
+    assert!(matches!(waiter.join().unwrap(), Err(NotRefreshed::Failed(_))));
+}
+
+#[test]
+fn a_late_401_is_replayed_even_when_the_sessions_runtime_is_gone() {
+    let home = multi_thread();
+    let mut it = fixture_on(&home);
+    let other = current_thread();
+    let (api, mut calls) = script::<Request<ReplayBody<Full<Bytes>>>, Response<SlowBody>, Infallible>();
+    let client = AuthRefreshLayer::new(it.session.clone(), origin()).layer(api);
+    let (response, call) = other.block_on(async {
+        let response = tokio::spawn(client.oneshot(Request::get(ORIGIN).body(Full::default()).unwrap()));
+        (response, within_reason(calls.next()).await)
+    });
+    home.block_on(async {
+        let refreshed = tokio::spawn({
+            let session = it.session.clone();
+            async move { session.refresh().await }
+        });
+        within_reason(it.auth.next()).await.answer(Ok(pair(2)));
+        refreshed.await.unwrap().unwrap();
+    });
+    drop(home);
+    other.block_on(async {
+        // Its body keeps the replay waiting, and no timer runs any more.
+        let challenge = Response::builder().status(401).header(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"");
+        call.answer(Ok(challenge.body(SlowBody(u32::MAX)).unwrap()));
+        let call = within_reason(calls.next()).await;
+        assert_eq!(call.request.headers()[AUTHORIZATION], "Bearer a2");
+        call.answer(Ok(Response::new(SlowBody(0))));
+        assert_eq!(within_reason(response).await.unwrap().unwrap().status(), 200);
+    });
+}
+
+#[test]
+fn a_refresh_goes_on_when_its_runtime_is_driven_again() {
+    let home = current_thread();
+    let mut it = fixture_on(&home);
+    let other = multi_thread();
+    let response = {
+        let _other = other.enter();
+        it.get()
+    };
+    other.block_on(async { within_reason(it.api.next()).await.reply(401).await });
+    home.block_on(async {
+        within_reason(it.auth.next()).await.answer(Ok(pair(2)));
+        let call = within_reason(it.api.next()).await;
+        assert_eq!(call.token(), Some("a2"));
+        call.reply(200).await;
+    });
+    assert_eq!(other.block_on(within_reason(response)).unwrap().status(), 200);
+}
+
+#[test]
+fn dropping_the_runtime_with_the_last_handle_inside_a_flight_does_not_panic() {
+    for home in [multi_thread(), current_thread()] {
+        let mut it = fixture_on(&home);
+        let response = home.block_on(it.get_refused());
+        let _call = home.block_on(it.auth.next());
+        drop((it, response));
+        drop(home);
+    }
+}

@@ -1,0 +1,891 @@
+//! What becomes of a refresh that fails, and of the session.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use http::Request;
+use http_body_util::Full;
+use tokio::time::{Instant, sleep};
+use tower::buffer::Buffer;
+use tower::{BoxError, Service, ServiceExt};
+use tower_auth_refresh::store::{MemoryStore, TokenStore};
+use tower_auth_refresh::{
+    NotRefreshed, RefreshError, RefreshErrorKind, RefreshReport, RefreshRequest, Rotation, Session, SessionState,
+    Tokens,
+};
+
+use crate::faulty::{Fault, FaultyStore, Op};
+use crate::support::*;
+
+/// The refresh time-out, unless the builder says otherwise.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What timers may be late by.
+const TICK: Duration = Duration::from_millis(5);
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Waits until any cool-down that no server asked for is over.
+async fn cool_down() {
+    sleep(Duration::from_secs(61)).await;
+}
+
+fn assert_took(since: Instant, expected: Duration) {
+    let took = since.elapsed();
+    assert!((expected..expected + TICK).contains(&took), "{took:?} instead of {expected:?}");
+}
+
+fn failure(why: &NotRefreshed) -> RefreshErrorKind {
+    match why {
+        NotRefreshed::Failed(error) => error.kind(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn unavailable() -> RefreshError {
+    RefreshError::unavailable("connection refused")
+}
+
+fn in_doubt() -> RefreshError {
+    RefreshError::in_doubt("connection reset")
+}
+
+fn unavailable_for(delay: Duration) -> RefreshError {
+    RefreshError::unavailable("too many requests").retry_after(delay)
+}
+
+impl Fixture {
+    /// Has a refresh fail at its first attempt, in a way that ends the flight there, and lets the cool-down pass.
+    async fn fail_once(&mut self, error: RefreshError) {
+        let response = self.get_refused().await;
+        self.auth.next().await.answer(Err(error));
+        assert_eq!(response.await.unwrap().status(), 401);
+        assert!(self.auth.is_idle().await);
+        cool_down().await;
+    }
+
+    /// The session is as it was signed in, and what it sends still carries its token.
+    async fn assert_kept(&mut self) {
+        assert_eq!(self.session.state(), SessionState::Active);
+        assert_eq!(self.session.tokens(), pair(1));
+        let response = self.get();
+        let call = self.api.next().await;
+        assert_eq!(call.token(), Some("a1"));
+        call.reply(200).await;
+        assert_eq!(response.await.unwrap().status(), 200);
+    }
+
+    /// The next refresh brings tokens, and the session works.
+    async fn assert_mended(&mut self, in_doubt: bool) {
+        // The first cool-down is over, and no claim was left to run out.
+        sleep(2 * SECOND).await;
+        let response = self.get_refused().await;
+        let refresh = self.auth.next().await;
+        assert_eq!(refresh.presented(), "r1");
+        assert_eq!(refresh.request.is_in_doubt(), in_doubt);
+        refresh.answer(Ok(pair(2)));
+        let call = self.api.next().await;
+        assert_eq!(call.token(), Some("a2"));
+        call.reply(200).await;
+        assert_eq!(response.await.unwrap().status(), 200);
+    }
+}
+
+// Time-outs.
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_never_answers_is_given_up_at_its_time_out_and_the_next_begins_afresh() {
+    let mut it = Fixture::new().await;
+    let begun = Instant::now();
+    let responses: Vec<_> = (0..20).map(|_| it.get()).collect();
+    for call in it.api.take(20).await {
+        call.reply(401).await;
+    }
+    let unanswered = it.auth.next().await;
+    for response in responses {
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 401);
+        assert_eq!(failure(not_refreshed(&response)), RefreshErrorKind::InDoubt);
+        assert_took(begun, TIMEOUT);
+    }
+    // An answer that comes too late is nobody's.
+    unanswered.answer(Ok(pair(9)));
+    assert!(it.auth.is_idle().await);
+    it.assert_kept().await;
+    it.assert_mended(true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_out_is_what_the_builder_says() {
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).refresh_timeout(3 * SECOND)).await;
+    let begun = Instant::now();
+    let response = it.get_refused().await;
+    let _unanswered = it.auth.next().await;
+    assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
+    assert_took(begun, 3 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_are_in_force_after_five_seconds_when_the_store_hangs_and_written_when_it_recovers() {
+    let store = FaultyStore::new();
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    store.fault(Op::Commit, Fault::Hang);
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    let begun = Instant::now();
+    refresh.answer(Ok(pair(2)));
+    let call = it.api.next().await;
+    assert_took(begun, 5 * SECOND);
+    assert_eq!(call.token(), Some("a2"));
+    call.reply(200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+    assert_eq!(store.tokens().await, Some(pair(1)));
+
+    store.heal();
+    cool_down().await;
+    assert_eq!(store.tokens().await, Some(pair(2)));
+    assert!(it.auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_at_the_last_moment_and_a_store_that_hangs_end_in_new_tokens_all_the_same() {
+    let store = FaultyStore::new();
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    store.fault(Op::Commit, Fault::Hang);
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    let begun = Instant::now();
+    sleep(Duration::from_millis(29_900)).await;
+    refresh.answer(Ok(pair(2)));
+    let call = it.api.next().await;
+    assert!(begun.elapsed() < TIMEOUT + 5 * SECOND);
+    assert_eq!(call.token(), Some("a2"));
+    call.reply(200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+}
+
+/// What is logged on this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn begin(&self) -> tracing::subscriber::DefaultGuard {
+        let log = self.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || log.clone()).with_ansi(false);
+        tracing::subscriber::set_default(subscriber.finish())
+    }
+
+    fn count(&self, message: &str) -> usize {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).matches(message).count()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_events_say_that_tokens_are_not_saved_and_when_they_are() {
+    let log = Log::default();
+    let _guard = log.begin();
+    let store = FaultyStore::new();
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    store.fault(Op::Commit, Fault::Fail);
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Ok(pair(2)));
+    it.api.next().await.reply(200).await;
+    response.await.unwrap();
+    cool_down().await;
+    assert_eq!((log.count("WARN"), log.count("tokens not saved"), log.count("tokens saved")), (1, 1, 0));
+    store.heal();
+    cool_down().await;
+    assert_eq!((log.count("tokens not saved"), log.count("tokens saved")), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_session_is_one_event() {
+    let log = Log::default();
+    let _guard = log.begin();
+    let mut it = Fixture::new().await;
+    let responses: Vec<_> = (0..20).map(|_| it.get()).collect();
+    for call in it.api.take(20).await {
+        call.reply(401).await;
+    }
+    it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
+    for response in responses {
+        response.await.unwrap();
+    }
+    assert!(it.session.refresh().await.is_err());
+    cool_down().await;
+    assert_eq!(log.count("session ended"), 1);
+}
+
+// A refresh service that panics, hangs or fails before it is called.
+
+/// Where a refresh service panics, once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    PollReady,
+    Call,
+    Future,
+}
+
+#[derive(Clone)]
+struct PanicsOnce {
+    stage: Stage,
+    armed: Arc<AtomicBool>,
+    then: Script<RefreshRequest, Tokens, RefreshError>,
+}
+
+impl PanicsOnce {
+    fn pass(&self, stage: Stage) {
+        let panics = self.stage == stage && self.armed.swap(false, Ordering::Relaxed);
+        assert!(!panics, "the refresh service panics, as the test wants it to");
+    }
+}
+
+impl Service<RefreshRequest> for PanicsOnce {
+    type Response = Tokens;
+    type Error = RefreshError;
+    type Future = BoxFuture<'static, Result<Tokens, RefreshError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), RefreshError>> {
+        self.pass(Stage::PollReady);
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: RefreshRequest) -> Self::Future {
+        self.pass(Stage::Call);
+        let this = self.clone();
+        Box::pin(async move {
+            this.pass(Stage::Future);
+            this.then.oneshot(request).await
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_the_refresh_service_answers_all_waiters_and_the_next_refresh_works() {
+    for stage in [Stage::PollReady, Stage::Call, Stage::Future] {
+        let (then, auth) = script();
+        let service = PanicsOnce { stage, armed: Arc::new(AtomicBool::new(true)), then };
+        let mut it = Fixture::over(service, auth, |builder| builder.tokens(pair(1))).await;
+        let begun = Instant::now();
+        let responses: Vec<_> = (0..20).map(|_| it.get()).collect();
+        for call in it.api.take(20).await {
+            call.reply(401).await;
+        }
+        for response in responses {
+            let response = response.await.unwrap();
+            assert_eq!(response.status(), 401);
+            assert_eq!(failure(not_refreshed(&response)), RefreshErrorKind::InDoubt, "{stage:?}");
+        }
+        assert_took(begun, Duration::ZERO);
+        it.assert_kept().await;
+        it.assert_mended(true).await;
+    }
+}
+
+/// A refresh service whose readiness the test decides.
+#[derive(Clone)]
+struct Readied<F> {
+    ready: F,
+    then: Script<RefreshRequest, Tokens, RefreshError>,
+}
+
+impl<F: FnMut() -> Poll<Result<(), BoxError>>> Service<RefreshRequest> for Readied<F> {
+    type Response = Tokens;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Tokens, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        (self.ready)()
+    }
+
+    fn call(&mut self, request: RefreshRequest) -> Self::Future {
+        let answer = self.then.call(request);
+        Box::pin(async move { answer.await.map_err(Into::into) })
+    }
+}
+
+/// A session whose refresh service gets ready as `ready` says, its argument being how often it was asked.
+async fn readied(
+    ready: impl Fn(u32) -> Poll<Result<(), BoxError>> + Clone + Send + Sync + 'static,
+) -> (Fixture, Arc<Mutex<u32>>) {
+    let attempts = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&attempts);
+    let ready = move || {
+        let mut count = count.lock().unwrap();
+        *count += 1;
+        ready(*count)
+    };
+    let (then, auth) = script();
+    (Fixture::over(Readied { ready, then }, auth, |builder| builder.tokens(pair(1))).await, attempts)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_service_that_never_gets_ready_was_not_called_and_nothing_is_in_doubt() {
+    let stuck = Arc::new(AtomicBool::new(true));
+    let is_stuck = Arc::clone(&stuck);
+    let ready = move |_| if is_stuck.load(Ordering::Relaxed) { Poll::Pending } else { Poll::Ready(Ok(())) };
+    let (mut it, _) = readied(ready).await;
+    let begun = Instant::now();
+    let response = it.get_refused().await.await.unwrap();
+    assert_took(begun, TIMEOUT);
+    assert!(matches!(failure(not_refreshed(&response)), RefreshErrorKind::Unavailable { .. }));
+    stuck.store(false, Ordering::Relaxed);
+    it.assert_kept().await;
+    it.assert_mended(false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_service_that_fails_to_get_ready_is_tried_three_times_and_nothing_is_in_doubt() {
+    let (mut it, attempts) = readied(|attempt| match attempt {
+        ..=3 => Poll::Ready(Err("no connection".into())),
+        _ => Poll::Ready(Ok(())),
+    })
+    .await;
+    let response = it.get_refused().await.await.unwrap();
+    assert!(matches!(failure(not_refreshed(&response)), RefreshErrorKind::Unavailable { .. }));
+    assert_eq!(*attempts.lock().unwrap(), 3);
+    it.assert_kept().await;
+    it.assert_mended(false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_on_the_way_to_readiness_is_classified_by_the_refresh_error_that_it_is() {
+    let (mut it, attempts) =
+        readied(|_| Poll::Ready(Err(RefreshError::misconfigured("no client certificate").into()))).await;
+    let response = it.get_refused().await.await.unwrap();
+    assert_eq!(failure(not_refreshed(&response)), RefreshErrorKind::Misconfigured);
+    assert_eq!(*attempts.lock().unwrap(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_other_error_of_the_refresh_service_is_in_doubt() {
+    let (service, mut calls) = script::<RefreshRequest, Tokens, BoxError>();
+    let (_, auth) = script();
+    let mut it = Fixture::over(service, auth, |builder| builder.tokens(pair(1))).await;
+    let response = it.get_refused().await;
+    calls.next().await.answer(Err("something else".into()));
+    assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
+    assert!(calls.is_idle().await);
+    it.assert_kept().await;
+}
+
+// What each kind of failure means.
+
+#[tokio::test(start_paused = true)]
+async fn an_unavailable_server_is_asked_three_times_with_the_same_token_and_nothing_is_in_doubt() {
+    let mut it = Fixture::new().await;
+    let begun = Instant::now();
+    let response = it.get_refused().await;
+    for _ in 0..3 {
+        let refresh = it.auth.next().await;
+        assert_eq!(refresh.presented(), "r1");
+        assert!(!refresh.request.is_in_doubt());
+        refresh.answer(Err(unavailable()));
+    }
+    let response = response.await.unwrap();
+    assert!(matches!(failure(not_refreshed(&response)), RefreshErrorKind::Unavailable { retry_after: None, .. }));
+    assert!(begun.elapsed() < SECOND);
+    assert!(it.auth.is_idle().await);
+    it.assert_kept().await;
+    it.assert_mended(false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_attempt_that_succeeds_mends_the_request() {
+    let mut it = Fixture::new().await;
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Err(unavailable()));
+    it.auth.next().await.answer(Ok(pair(2)));
+    it.api.next().await.reply(200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_misconfigured_call_is_not_repeated_and_keeps_the_tokens() {
+    let mut it = Fixture::new().await;
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Err(RefreshError::misconfigured("invalid_client")));
+    assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::Misconfigured);
+    assert!(it.auth.is_idle().await);
+
+    let response = it.get_refused().await.await.unwrap();
+    let NotRefreshed::CoolingDown(error) = not_refreshed(&response) else { panic!("{response:?}") };
+    assert_eq!(error.kind(), RefreshErrorKind::Misconfigured);
+    assert!(it.auth.is_idle().await);
+    it.assert_kept().await;
+    it.assert_mended(false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_server_is_asked_again_no_earlier_than_it_said() {
+    let mut it = Fixture::new().await;
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    let begun = Instant::now();
+    refresh.answer(Err(unavailable_for(7 * SECOND)));
+    let refresh = it.auth.next().await;
+    assert_took(begun, 7 * SECOND);
+    refresh.answer(Ok(pair(2)));
+    it.api.next().await.reply(200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_attempt_is_made_past_the_time_out_and_nobody_waits_for_it() {
+    let mut it = Fixture::new().await;
+    let begun = Instant::now();
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Err(unavailable_for(20 * SECOND)));
+    it.auth.next().await.answer(Err(unavailable_for(20 * SECOND)));
+    let response = response.await.unwrap();
+    assert_took(begun, 20 * SECOND);
+    let retry_after = Some(20 * SECOND);
+    assert!(
+        matches!(failure(not_refreshed(&response)), RefreshErrorKind::Unavailable { retry_after: r, .. } if r == retry_after)
+    );
+    // The cool-down is as long as the server said.
+    sleep(19 * SECOND).await;
+    let response = it.get_refused().await.await.unwrap();
+    assert!(matches!(not_refreshed(&response), NotRefreshed::CoolingDown(_)));
+    sleep(2 * SECOND).await;
+    let _response = it.get_refused().await;
+    it.auth.next().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_asks_for_a_day_or_for_ever_is_asked_again_after_five_minutes() {
+    for delay in [24 * 60 * 60 * SECOND, Duration::MAX] {
+        let mut it = Fixture::new().await;
+        let begun = Instant::now();
+        let response = it.get_refused().await;
+        it.auth.next().await.answer(Err(unavailable_for(delay)));
+        response.await.unwrap();
+        assert_took(begun, Duration::ZERO);
+        sleep(299 * SECOND).await;
+        let response = it.get_refused().await.await.unwrap();
+        assert!(matches!(not_refreshed(&response), NotRefreshed::CoolingDown(_)));
+        assert!(it.auth.is_idle().await);
+        sleep(2 * SECOND).await;
+        let response = it.get_refused().await;
+        it.auth.next().await.answer(Ok(pair(2)));
+        it.api.next().await.reply(200).await;
+        assert_eq!(response.await.unwrap().status(), 200);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_asks_for_no_delay_is_still_asked_three_times_at_most() {
+    let mut it = Fixture::new().await;
+    let response = it.get_refused().await;
+    for refresh in 0..3 {
+        assert!(refresh < 3);
+        it.auth.next().await.answer(Err(unavailable_for(Duration::ZERO)));
+    }
+    assert_eq!(response.await.unwrap().status(), 401);
+    assert!(it.auth.is_idle().await);
+}
+
+// In doubt.
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_was_lost_is_not_asked_for_again_within_the_flight() {
+    let mut it = Fixture::new().await;
+    let begun = Instant::now();
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Err(in_doubt()));
+    assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
+    assert_took(begun, Duration::ZERO);
+    assert!(it.auth.is_idle().await);
+
+    let response = it.get_refused().await.await.unwrap();
+    assert!(matches!(not_refreshed(&response), NotRefreshed::CoolingDown(_)));
+    assert!(it.auth.is_idle().await);
+    it.assert_kept().await;
+    it.assert_mended(true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_in_doubt_is_presented_once_a_flight_and_marked_for_as_long_as_answers_are_lost() {
+    let mut it = Fixture::new().await;
+    it.fail_once(in_doubt()).await;
+    for _ in 0..3 {
+        let response = it.get_refused().await;
+        let refresh = it.auth.next().await;
+        assert_eq!(refresh.presented(), "r1");
+        assert!(refresh.request.is_in_doubt());
+        refresh.answer(Err(in_doubt()));
+        assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
+        assert!(it.auth.is_idle().await);
+        cool_down().await;
+    }
+    it.assert_mended(true).await;
+
+    // Tokens are a definite answer: their own refresh token is in no doubt.
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    assert_eq!(refresh.presented(), "r2");
+    assert!(!refresh.request.is_in_doubt());
+    refresh.answer(Ok(pair(3)));
+    it.api.next().await.reply(200).await;
+    response.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_of_a_token_in_doubt_ends_the_session() {
+    let mut it = Fixture::new().await;
+    it.fail_once(in_doubt()).await;
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
+    assert!(matches!(not_refreshed(&response.await.unwrap()), NotRefreshed::Ended(_)));
+    assert_eq!(it.session.state(), SessionState::Ended);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_not_definite_leaves_the_token_in_doubt() {
+    let mut it = Fixture::new().await;
+    it.fail_once(in_doubt()).await;
+    // "Later" says nothing about the call whose answer was lost.
+    let response = it.get_refused().await;
+    for _ in 0..3 {
+        let refresh = it.auth.next().await;
+        assert!(refresh.request.is_in_doubt());
+        refresh.answer(Err(unavailable()));
+    }
+    response.await.unwrap();
+    cool_down().await;
+    // Nor does a proxy's page.
+    it.fail_once(RefreshError::misconfigured("a firewall's page")).await;
+    it.assert_mended(true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_later_attempt_that_sent_nothing_does_not_take_the_doubt_away() {
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).rotation(Rotation::Reusable)).await;
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Err(in_doubt()));
+    it.auth.next().await.answer(Err(unavailable()));
+    it.auth.next().await.answer(Err(RefreshError::misconfigured("invalid_client")));
+    response.await.unwrap();
+    it.assert_mended(true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_rotate_is_asked_again_within_the_flight() {
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).rotation(Rotation::Reusable)).await;
+    let response = it.get_refused().await;
+    for marked in [false, true, true] {
+        let refresh = it.auth.next().await;
+        assert_eq!(refresh.presented(), "r1");
+        assert_eq!(refresh.request.is_in_doubt(), marked);
+        refresh.answer(Err(in_doubt()));
+    }
+    assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
+    assert!(it.auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_with_a_grace_period_is_asked_again_within_it() {
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).rotation(Rotation::Grace(5 * SECOND))).await;
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    sleep(4 * SECOND).await;
+    refresh.answer(Err(in_doubt()));
+    let refresh = it.auth.next().await;
+    assert!(refresh.request.is_in_doubt());
+    refresh.answer(Ok(pair(2)));
+    it.api.next().await.reply(200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_with_a_grace_period_is_not_asked_again_after_it() {
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).rotation(Rotation::Grace(5 * SECOND))).await;
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    sleep(5 * SECOND).await;
+    refresh.answer(Err(in_doubt()));
+    assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
+    assert!(it.auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_patience_that_outlasts_the_grace_period_ends_the_flight() {
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).rotation(Rotation::Grace(5 * SECOND))).await;
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Err(in_doubt()));
+    it.auth.next().await.answer(Err(unavailable_for(6 * SECOND)));
+    assert_eq!(response.await.unwrap().status(), 401);
+    assert!(it.auth.is_idle().await);
+    cool_down().await;
+    it.assert_mended(true).await;
+}
+
+// Answers with tokens.
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_any_token_is_in_doubt() {
+    let mut it = Fixture::new().await;
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Ok(Tokens::default()));
+    assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
+    assert!(it.auth.is_idle().await);
+    it.assert_kept().await;
+    it.assert_mended(true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_an_access_token_is_in_doubt_and_evicts_nothing() {
+    let mut it = Fixture::new().await;
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Ok(Tokens::from_refresh_token(refresh("r2"))));
+    assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
+    assert!(it.auth.is_idle().await);
+    it.assert_kept().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_token_that_the_answer_omits_is_kept_and_stored() {
+    let store = Arc::new(MemoryStore::new());
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Ok(Tokens::from_access_token(access("a2"))));
+    it.api.next().await.reply(200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+    let expected = Tokens::new(access("a2"), refresh("r1"));
+    assert_eq!(it.session.tokens(), expected);
+    assert_eq!(store.load().await.unwrap().unwrap().tokens, expected);
+
+    let _response = it.get_refused().await;
+    assert_eq!(it.auth.next().await.presented(), "r1");
+}
+
+// The end of a session.
+
+#[tokio::test(start_paused = true)]
+async fn a_rejected_refresh_token_ends_the_session_with_one_event_and_one_outcome_for_all() {
+    let store = Arc::new(MemoryStore::new());
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    let mut changes = it.session.subscribe();
+    let events = tokio::spawn(async move {
+        let mut events = Vec::new();
+        while changes.changed().await.is_ok() {
+            events.push(*changes.borrow_and_update());
+        }
+        events
+    });
+    let responses: Vec<_> = (0..20).map(|_| it.get()).collect();
+    for call in it.api.take(20).await {
+        call.reply(401).await;
+    }
+    it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
+    let mut outcomes = Vec::new();
+    for response in responses {
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 401);
+        let NotRefreshed::Ended(error) = not_refreshed(&response) else { panic!("{response:?}") };
+        outcomes.push(Arc::clone(error));
+    }
+    assert!(outcomes.iter().all(|outcome| Arc::ptr_eq(outcome, &outcomes[0])));
+    assert_eq!(it.session.state(), SessionState::Ended);
+    assert_eq!(it.session.tokens(), Tokens::default());
+    settle().await;
+    assert!(store.load().await.unwrap().is_none());
+
+    // What is sent now goes bare, and its 401 says why.
+    let response = it.get();
+    let call = it.api.next().await;
+    assert_eq!(call.token(), None);
+    call.reply(401).await;
+    assert!(matches!(not_refreshed(&response.await.unwrap()), NotRefreshed::Ended(_)));
+    assert!(matches!(it.session.refresh().await, Err(NotRefreshed::Ended(_))));
+    cool_down().await;
+    assert!(it.auth.is_idle().await);
+
+    drop(it);
+    assert_eq!(events.await.unwrap(), [SessionState::Refreshing, SessionState::Ended]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_inside_another_error_ends_the_session_too() {
+    #[derive(Debug)]
+    struct Layered(RefreshError);
+    impl std::fmt::Display for Layered {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a layer of its own")
+        }
+    }
+    impl std::error::Error for Layered {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+    let (service, mut calls) = script::<RefreshRequest, Tokens, Layered>();
+    let session = Session::builder(service).tokens(pair(1)).build().await.unwrap();
+    let outcome = tokio::spawn({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    calls.next().await.answer(Err(Layered(RefreshError::rejected("invalid_grant"))));
+    assert!(matches!(outcome.await.unwrap(), Err(NotRefreshed::Ended(_))));
+    assert_eq!(session.state(), SessionState::Ended);
+}
+
+#[tokio::test(start_paused = true)]
+async fn signing_in_after_the_end_begins_anew() {
+    let mut it = Fixture::new().await;
+    it.fail_once(RefreshError::rejected("invalid_grant")).await;
+    it.session.sign_in(pair(5)).await.unwrap();
+    let response = it.get();
+    let call = it.api.next().await;
+    assert_eq!(call.token(), Some("a5"));
+    call.reply(401).await;
+    let refresh = it.auth.next().await;
+    assert_eq!(refresh.presented(), "r5");
+    refresh.answer(Ok(pair(6)));
+    it.api.next().await.reply(200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_is_overruled_by_newer_tokens_in_the_store() {
+    let store = FaultyStore::new();
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    // A peer whose clock runs ahead took the claim for expired, and was faster.
+    sleep(Duration::from_secs(1)).await;
+    let record = store.record().await.unwrap();
+    store.without_faults().replace(record.epoch, &pair(2)).await.unwrap();
+    refresh.answer(Err(RefreshError::rejected("invalid_grant")));
+    let call = it.api.next().await;
+    assert_eq!(call.token(), Some("a2"));
+    call.reply(200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+    assert_eq!(it.session.state(), SessionState::Active);
+    assert_eq!(it.session.tokens(), pair(2));
+    assert_eq!(store.tokens().await, Some(pair(2)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_ends_nothing_while_the_store_cannot_be_read() {
+    for fault in [Fault::Fail, Fault::Hang] {
+        let store = FaultyStore::new();
+        let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+        let response = it.get_refused().await;
+        store.fault(Op::Load, fault);
+        it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
+        let response = response.await.unwrap();
+        assert!(matches!(failure(not_refreshed(&response)), RefreshErrorKind::Unavailable { .. }));
+        it.assert_kept().await;
+
+        store.heal();
+        cool_down().await;
+        let response = it.get_refused().await;
+        it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
+        assert!(matches!(not_refreshed(&response.await.unwrap()), NotRefreshed::Ended(_)));
+        settle().await;
+        assert_eq!(store.tokens().await, None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_where_a_peer_has_signed_out_is_a_sign_out() {
+    let store = FaultyStore::new();
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    let record = store.record().await.unwrap();
+    store.without_faults().clear(record.version).await.unwrap();
+    refresh.answer(Err(RefreshError::rejected("invalid_grant")));
+    assert_eq!(response.await.unwrap().status(), 401);
+    assert_eq!(it.session.state(), SessionState::SignedOut);
+}
+
+// The refresh call comes through the layer that it serves.
+
+/// A client whose session's refresh calls are sent as `POST /auth/refresh` through what `transport` makes of it.
+async fn calls_itself<T>(transport: impl FnOnce(Client) -> T) -> Fixture
+where
+    T: Service<Request<Full<bytes::Bytes>>, Response = http::Response<Full<bytes::Bytes>>>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    T::Error: Into<BoxError> + std::fmt::Debug,
+    T::Future: Send,
+{
+    let own = Arc::new(OnceLock::<T>::new());
+    let service = tower::service_fn({
+        let own = Arc::clone(&own);
+        move |_: RefreshRequest| {
+            let own = own.get().expect("set before the first refresh").clone();
+            async move {
+                let request = Request::post(format!("{ORIGIN}/auth/refresh")).body(Full::default()).unwrap();
+                let response = own.oneshot(request).await.map_err(RefreshError::in_doubt)?;
+                assert!(response.extensions().get::<RefreshReport>().is_none());
+                match response.status().as_u16() {
+                    200 => Ok(pair(2)),
+                    _ => Err(RefreshError::misconfigured("refused")),
+                }
+            }
+        }
+    });
+    let (_, auth) = script();
+    let it = Fixture::over(service, auth, |builder| builder.tokens(pair(1))).await;
+    assert!(own.set(transport(it.client.clone())).is_ok());
+    it
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_call_through_its_own_layer_passes_untouched() {
+    let mut it = calls_itself(|client| client).await;
+    let begun = Instant::now();
+    let response = it.get_refused().await;
+    let refresh = it.api.next().await;
+    assert_eq!(refresh.request.uri().path(), "/auth/refresh");
+    assert_eq!(refresh.token(), None);
+    refresh.reply(200).await;
+    let call = it.api.next().await;
+    assert_eq!(call.token(), Some("a2"));
+    call.reply(200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+    assert_took(begun, Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_401_to_a_refresh_call_through_its_own_layer_triggers_nothing() {
+    let mut it = calls_itself(|client| client).await;
+    let response = it.get_refused().await;
+    it.api.next().await.reply(401).await;
+    assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::Misconfigured);
+    assert!(it.api.is_idle().await);
+    assert_eq!(it.session.state(), SessionState::Active);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_call_through_its_own_layer_behind_a_buffer_ends_by_its_time_out() {
+    let mut it = calls_itself(|client| Buffer::new(client, 8)).await;
+    let begun = Instant::now();
+    let response = it.get_refused().await;
+    let response = response.await.unwrap();
+    assert_took(begun, TIMEOUT);
+    assert_eq!(response.status(), 401);
+    assert_eq!(failure(not_refreshed(&response)), RefreshErrorKind::InDoubt);
+    assert!(it.api.is_idle().await);
+    it.assert_kept().await;
+}

@@ -1,0 +1,18 @@
+//! The middleware through its public surface, as scenarios.
+
+#![expect(unreachable_pub, clippy::unwrap_used, reason = "a test binary: a panic is a failed test")]
+
+mod cancellation;
+mod contract;
+mod faults;
+mod faulty;
+mod one_refresh;
+mod origins;
+mod pace;
+mod refusal;
+mod secrets;
+mod stacks;
+mod stores;
+mod strict;
+mod support;
+mod wire;

@@ -1,0 +1,304 @@
+//! One refresh, however many requests fail, and whichever token they failed with.
+
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+use tower_auth_refresh::{NotRefreshed, RefreshError, RefreshReport, Tokens};
+
+use crate::support::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_concurrent_401s_cause_one_refresh_and_a_hundred_replays() {
+    let mut it = Fixture::new().await;
+    let responses: Vec<_> = (0..100).map(|_| it.get()).collect();
+    it.api.reply(100, "a1", 401).await;
+    let refresh = it.auth.next().await;
+    assert_eq!(refresh.presented(), "r1");
+    assert!(it.api.is_idle().await);
+    refresh.answer(Ok(pair(2)));
+    it.api.reply(100, "a2", 200).await;
+    for response in responses {
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert!(matches!(report(&response), RefreshReport::Replayed));
+    }
+    assert!(it.auth.is_idle().await);
+    assert!(it.api.is_idle().await);
+    assert_eq!(it.session.tokens(), pair(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_401_to_an_older_token_is_replayed_without_a_refresh() {
+    let mut it = Fixture::new().await;
+    let late = it.get();
+    let late_call = it.api.next().await;
+    refresh_to(&mut it, 2).await;
+
+    assert_eq!(late_call.token(), Some("a1"));
+    late_call.reply(401).await;
+    it.api.reply(1, "a2", 200).await;
+    assert_eq!(late.await.unwrap().status(), 200);
+    assert!(it.auth.is_idle().await);
+    assert_eq!(it.session.generation().get(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_401_that_is_late_by_many_tokens_is_replayed_with_the_newest() {
+    let mut it = Fixture::new().await;
+    let late = it.get();
+    let late_call = it.api.next().await;
+    for n in 2..=10 {
+        refresh_to(&mut it, n).await;
+    }
+    late_call.reply(401).await;
+    it.api.reply(1, "a10", 200).await;
+    assert_eq!(late.await.unwrap().status(), 200);
+    assert!(it.auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_hundred_401s_staggered_over_each_of_ten_refreshes_in_a_row_cause_no_other() {
+    let mut it = Fixture::new().await;
+    for n in 1..=10 {
+        let (old, new) = (format!("a{n}"), format!("a{}", n + 1));
+        let responses: Vec<_> = (0..200).map(|_| it.get()).collect();
+        let mut calls = it.api.take(200).await;
+        // Before the refresh is up, while it is up, and when it is over.
+        let (after, during) = (calls.split_off(130), calls.split_off(60));
+        for call in calls {
+            assert_eq!(call.token(), Some(&*old));
+            call.reply(401).await;
+        }
+        let refresh = it.auth.next().await;
+        assert_eq!(refresh.presented(), format!("r{n}"));
+        assert_eq!(refresh.request.generation().get(), u64::from(n));
+        for call in during {
+            call.reply(401).await;
+        }
+        settle().await;
+        refresh.answer(Ok(pair(n + 1)));
+        it.api.reply(130, &new, 200).await;
+        for call in after {
+            assert_eq!(call.token(), Some(&*old));
+            call.reply(401).await;
+        }
+        it.api.reply(70, &new, 200).await;
+        for response in responses {
+            assert_eq!(response.await.unwrap().status(), 200);
+        }
+        assert!(it.auth.is_idle().await, "revocation {n}");
+        assert_eq!(it.session.generation().get(), u64::from(n) + 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_401_joins_the_refresh_that_replaces_a_token_refused_since() {
+    let mut it = Fixture::new().await;
+    let late = it.get();
+    let late_call = it.api.next().await;
+    refresh_to(&mut it, 2).await;
+    let other = it.get();
+    it.api.reply(1, "a2", 401).await;
+    let refresh = it.auth.next().await;
+
+    late_call.reply(401).await;
+    // No use to replay it with a token that is known to be refused.
+    assert!(it.api.is_idle().await);
+    assert!(it.auth.is_idle().await);
+    refresh.answer(Ok(pair(3)));
+    it.api.reply(2, "a3", 200).await;
+    assert_eq!(late.await.unwrap().status(), 200);
+    assert_eq!(other.await.unwrap().status(), 200);
+    assert!(it.auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_401_is_replayed_at_once_while_a_good_token_is_being_replaced() {
+    let mut it = Fixture::new().await;
+    let late = it.get();
+    let late_call = it.api.next().await;
+    refresh_to(&mut it, 2).await;
+    let manual = refresh_now(&it);
+    let refresh = it.auth.next().await;
+
+    late_call.reply(401).await;
+    it.api.reply(1, "a2", 200).await;
+    assert_eq!(late.await.unwrap().status(), 200);
+    assert!(it.auth.is_idle().await);
+    refresh.answer(Ok(pair(3)));
+    manual.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_401_to_a_token_that_is_being_replaced_joins() {
+    let mut it = Fixture::new().await;
+    let manual = refresh_now(&it);
+    let refresh = it.auth.next().await;
+    let response = it.get();
+    it.api.reply(1, "a1", 401).await;
+    assert!(it.auth.is_idle().await);
+    refresh.answer(Ok(pair(2)));
+    it.api.reply(1, "a2", 200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+    manual.await.unwrap().unwrap();
+    assert!(it.auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_replay_is_returned_as_it_is() {
+    let mut it = Fixture::new().await;
+    let response = it.get();
+    it.api.reply(1, "a1", 401).await;
+    it.auth.next().await.answer(Ok(pair(2)));
+    it.api.reply(1, "a2", 401).await;
+    let response = response.await.unwrap();
+    assert_eq!(response.status(), 401);
+    assert!(matches!(report(&response), RefreshReport::ReplayRefused));
+    assert_eq!(text(response).await, "status 401");
+    assert!(it.auth.is_idle().await);
+    assert!(it.api.is_idle().await);
+    assert_eq!(it.session.tokens(), pair(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_that_fails_otherwise_is_returned_as_it_is() {
+    let mut it = Fixture::new().await;
+    for (n, status) in [(1, 403), (2, 404), (3, 429), (4, 500), (5, 503)] {
+        let response = it.get();
+        it.api.reply(1, &format!("a{n}"), 401).await;
+        it.auth.next().await.answer(Ok(pair(n + 1)));
+        it.api.reply(1, &format!("a{}", n + 1), status).await;
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), status);
+        assert!(matches!(report(&response), RefreshReport::Replayed));
+        assert!(it.api.is_idle().await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_very_token_that_was_refused_is_not_replayed_with() {
+    let mut it = Fixture::new().await;
+    let responses = [it.get(), it.get()];
+    it.api.reply(2, "a1", 401).await;
+    it.auth.next().await.answer(Ok(pair(1)));
+    for response in responses {
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 401);
+        assert!(matches!(report(&response), RefreshReport::NotRefreshed(NotRefreshed::SameToken)));
+        assert_eq!(text(response).await, "status 401");
+    }
+    assert!(it.api.is_idle().await);
+    assert!(it.auth.is_idle().await);
+    assert_eq!(it.session.generation().get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_token_that_comes_with_the_refused_access_token_is_kept() {
+    let mut it = Fixture::new().await;
+    let response = it.get();
+    it.api.reply(1, "a1", 401).await;
+    it.auth.next().await.answer(Ok(Tokens::new(access("a1"), refresh("r2"))));
+    assert_eq!(response.await.unwrap().status(), 401);
+
+    let response = it.get();
+    it.api.reply(1, "a1", 401).await;
+    let call = it.auth.next().await;
+    assert_eq!(call.presented(), "r2");
+    call.answer(Ok(pair(3)));
+    it.api.reply(1, "a3", 200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_refresh_is_one_attempt_with_one_outcome_for_twenty_waiters() {
+    let mut it = Fixture::new().await;
+    let responses: Vec<_> = (0..20).map(|_| it.get()).collect();
+    it.api.reply(20, "a1", 401).await;
+    it.auth.next().await.answer(Err(RefreshError::misconfigured("no such client")));
+    let mut errors = Vec::new();
+    for response in responses {
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 401);
+        errors.push(failure(&response));
+        assert_eq!(text(response).await, "status 401");
+    }
+    assert!(errors.iter().all(|error| Arc::ptr_eq(error, &errors[0])));
+    assert!(it.auth.is_idle().await);
+    assert!(it.api.is_idle().await);
+    assert_eq!(it.session.tokens(), pair(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_generation_grows_by_one_with_each_new_token_and_by_nothing_else() {
+    let mut it = Fixture::new().await;
+    assert_eq!(it.session.generation().get(), 1);
+    refresh_to(&mut it, 2).await;
+    assert_eq!(it.session.generation().get(), 2);
+
+    let failing = refresh_now(&it);
+    it.auth.next().await.answer(Err(RefreshError::misconfigured("no such client")));
+    failing.await.unwrap().unwrap_err();
+    assert_eq!(it.session.generation().get(), 2);
+
+    let same = refresh_now(&it);
+    it.auth.next().await.answer(Ok(pair(2)));
+    assert!(matches!(same.await.unwrap(), Err(NotRefreshed::SameToken)));
+    assert_eq!(it.session.generation().get(), 2);
+
+    it.session.sign_in(pair(1)).await.unwrap();
+    assert_eq!(it.session.generation().get(), 3);
+    it.session.sign_out().await.unwrap();
+    assert_eq!(it.session.generation().get(), 3);
+    it.session.sign_in(pair(1)).await.unwrap();
+    assert_eq!(it.session.generation().get(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn refreshing_by_hand_joins_the_refresh_that_is_under_way() {
+    let mut it = Fixture::new().await;
+    let response = it.get();
+    it.api.reply(1, "a1", 401).await;
+    let refresh = it.auth.next().await;
+    let manual = [refresh_now(&it), refresh_now(&it)];
+    assert!(it.auth.is_idle().await);
+    refresh.answer(Ok(pair(2)));
+    for refreshed in manual {
+        refreshed.await.unwrap().unwrap();
+    }
+    it.api.reply(1, "a2", 200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn refreshing_by_hand_is_done_with_the_first_new_token_even_if_an_api_refuses_it_at_once() {
+    let mut it = Fixture::new().await;
+    let session = it.session.clone();
+    let mut manual = tokio_test::task::spawn(session.refresh());
+    assert!(manual.poll().is_pending());
+    it.auth.next().await.answer(Ok(pair(2)));
+    settle().await;
+    // Refused, and not to be replaced for now, before the caller gets to look.
+    let response = it.get();
+    it.api.reply(1, "a2", 401).await;
+    it.auth.next().await.answer(Err(RefreshError::misconfigured("no such client")));
+    response.await.unwrap();
+
+    settle().await;
+    assert!(manual.is_woken());
+    assert!(matches!(manual.poll(), std::task::Poll::Ready(Ok(()))));
+    assert!(it.auth.is_idle().await);
+}
+
+/// Has the session refresh to [`pair`]`(n)`, by a request that the API refuses first.
+async fn refresh_to(it: &mut Fixture, n: u32) {
+    let response = it.get();
+    it.api.reply(1, &format!("a{}", n - 1), 401).await;
+    it.auth.next().await.answer(Ok(pair(n)));
+    it.api.reply(1, &format!("a{n}"), 200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+}
+
+fn refresh_now(it: &Fixture) -> JoinHandle<Result<(), NotRefreshed>> {
+    let session = it.session.clone();
+    tokio::spawn(async move { session.refresh().await })
+}

@@ -1,0 +1,670 @@
+//! Whose token goes to whom: users apart from one another, and no origin but ours.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::fmt::Debug;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, HOST, LOCATION};
+use http::{HeaderName, HeaderValue, Request, Response, Uri};
+use http_body_util::Full;
+use tokio::task::{JoinHandle, JoinSet};
+use tower::{Service, ServiceExt};
+use tower_auth_refresh::{
+    AccessToken, AuthRefreshLayer, OptOut, Origin, Origins, PerRequest, RefreshReport, RefreshRequest, RefreshToken,
+    ReplayBody, Session, SessionSource, Tokens,
+};
+use tower_http::follow_redirect::policy::{FilterCredentials, Limited, PolicyExt};
+use tower_http::follow_redirect::{FollowRedirect, FollowRedirectLayer};
+use tower_layer::Layer;
+
+use crate::support::*;
+
+const API_TOKEN: HeaderName = HeaderName::from_static("x-api-token");
+
+/// Sends through any client, in a task of its own.
+fn send<C>(client: &C, request: Request<Full<Bytes>>) -> JoinHandle<Response<Full<Bytes>>>
+where
+    C: Service<Request<Full<Bytes>>, Response = Response<Full<Bytes>>> + Clone + Send + 'static,
+    C::Error: Debug + Send,
+    C::Future: Send,
+{
+    let client = client.clone();
+    tokio::spawn(async move { client.oneshot(request).await.unwrap() })
+}
+
+fn get(uri: &str) -> Request<Full<Bytes>> {
+    Request::get(uri).body(Full::default()).unwrap()
+}
+
+fn get_as(session: &Session, uri: &str) -> Request<Full<Bytes>> {
+    Request::get(uri).extension(session.clone()).body(Full::default()).unwrap()
+}
+
+fn redirect(location: &str) -> Response<Full<Bytes>> {
+    Response::builder().status(307).header(LOCATION, location).body(Full::default()).unwrap()
+}
+
+/// A client that follows redirects, around the layer.
+fn following<S: Clone>(layer: &AuthRefreshLayer<S>, api: Api) -> FollowRedirect<tower_auth_refresh::AuthRefresh<Api, S>>
+where
+    AuthRefreshLayer<S>: Layer<Api, Service = tower_auth_refresh::AuthRefresh<Api, S>>,
+{
+    FollowRedirectLayer::new().layer(layer.layer(api))
+}
+
+/// A session that was signed in with [`pair`]`(1)`, and its authorization server.
+async fn session() -> (Session, AuthCalls) {
+    let (service, auth) = script();
+    (Session::builder(service).tokens(pair(1)).build().await.unwrap(), auth)
+}
+
+// Users apart from one another.
+
+#[tokio::test(start_paused = true)]
+async fn two_users_refresh_at_once_and_neither_waits_for_the_other() {
+    let ((alice, mut alices_auth), (bob, mut bobs_auth)) = (session().await, session().await);
+    alice.sign_in(Tokens::new(access("alice1"), refresh("alice-r1"))).await.unwrap();
+    bob.sign_in(Tokens::new(access("bob1"), refresh("bob-r1"))).await.unwrap();
+    let (service, mut api) = script();
+    let client = AuthRefreshLayer::per_request(origin()).layer(service);
+
+    let to_alice = send(&client, get_as(&alice, ORIGIN));
+    api.reply(1, "alice1", 401).await;
+    let to_bob = send(&client, get_as(&bob, ORIGIN));
+    api.reply(1, "bob1", 401).await;
+
+    let (hanging, quick) = (alices_auth.next().await, bobs_auth.next().await);
+    assert_eq!((hanging.presented(), quick.presented()), ("alice-r1", "bob-r1"));
+    quick.answer(Ok(Tokens::new(access("bob2"), refresh("bob-r2"))));
+    api.reply(1, "bob2", 200).await;
+    assert_eq!(to_bob.await.unwrap().status(), 200);
+
+    assert!(api.is_idle().await && !to_alice.is_finished());
+    hanging.answer(Ok(Tokens::new(access("alice2"), refresh("alice-r2"))));
+    api.reply(1, "alice2", 200).await;
+    assert_eq!(to_alice.await.unwrap().status(), 200);
+    assert_eq!(bob.tokens().access_token(), Some(&access("bob2")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_refresh_of_one_user_hangs_the_requests_of_another_go_through() {
+    let ((alice, mut alices_auth), (bob, _bobs_auth)) = (session().await, session().await);
+    bob.sign_in(Tokens::new(access("bob1"), refresh("bob-r1"))).await.unwrap();
+    let (service, mut api) = script();
+    let client = AuthRefreshLayer::per_request(origin()).layer(service);
+    let stuck = send(&client, get_as(&alice, ORIGIN));
+    api.reply(1, "a1", 401).await;
+    let _hanging = alices_auth.next().await;
+    // Held back before it is sent, and through the same handle as the next.
+    let held_back = send(&client, get_as(&alice, ORIGIN));
+    assert!(api.is_idle().await);
+    for _ in 0..10 {
+        let passing = send(&client, get_as(&bob, ORIGIN));
+        api.reply(1, "bob1", 200).await;
+        assert_eq!(passing.await.unwrap().status(), 200);
+    }
+    assert!(!stuck.is_finished() && !held_back.is_finished());
+}
+
+/// An authorization server and an API that know which token is whose. Every token names its user.
+#[derive(Clone, Default)]
+struct Town(Arc<Mutex<Books>>);
+
+#[derive(Default)]
+struct Books {
+    /// The number of the access token and of the refresh token that are good, for each user.
+    good: HashMap<usize, u32>,
+    calls: u32,
+    refreshes: u32,
+    /// How many calls an access token is good for.
+    used: HashMap<(usize, u32), u32>,
+}
+
+impl Town {
+    fn tokens(user: usize, number: u32) -> Tokens {
+        let of = |kind: &str| format!("canary-{kind}-of-user-{user}-number-{number}");
+        Tokens::new(access(&of("access")), refresh(&of("refresh")))
+    }
+
+    async fn session(&self, user: usize) -> Session {
+        self.0.lock().unwrap().good.insert(user, 1);
+        let town = self.clone();
+        let service = tower::service_fn(move |request: RefreshRequest| {
+            let town = town.clone();
+            async move {
+                linger().await;
+                let presented = request.refresh_token().cloned().unwrap();
+                let answer = {
+                    let mut books = town.0.lock().unwrap();
+                    let number = books.good.get_mut(&user).unwrap();
+                    assert_eq!(Some(&presented), Self::tokens(user, *number).refresh_token(), "of user {user}");
+                    *number += 1;
+                    let number = *number;
+                    books.refreshes += 1;
+                    Self::tokens(user, number)
+                };
+                linger().await;
+                Ok::<_, tower_auth_refresh::RefreshError>(answer)
+            }
+        });
+        Session::builder(service).tokens(Self::tokens(user, 1)).build().await.unwrap()
+    }
+
+    /// Answers for user `n` at `/n`: 200 to his own good token, 401 to an old one, and a panic to anybody else's.
+    async fn answer(self, request: Request<ReplayBody<Full<Bytes>>>, lasting: u32) -> Response<Full<Bytes>> {
+        linger().await;
+        let owner: usize = request.uri().path()[1..].parse().unwrap();
+        let token = request.headers()[AUTHORIZATION].to_str().unwrap().strip_prefix("Bearer ").unwrap().to_owned();
+        let good = {
+            let mut books = self.0.lock().unwrap();
+            books.calls += 1;
+            let number = books.good[&owner];
+            let good = Some(&access(&token)) == Self::tokens(owner, number).access_token();
+            assert!(good || token.contains(&format!("-of-user-{owner}-number-")), "{token} on a request of {owner}");
+            let count = books.used.entry((owner, number)).or_default();
+            *count += u32::from(good);
+            good && *count <= lasting
+        };
+        linger().await;
+        response(if good { 200 } else { 401 })
+    }
+
+    /// `rounds` requests of each of `users`, all through one client; whoever's token has been used `lasting` times needs
+    /// a new one.
+    async fn live(self, users: usize, rounds: usize, lasting: u32) -> u32 {
+        let town = self.clone();
+        let api = tower::service_fn(move |request| {
+            let town = town.clone();
+            async move { Ok::<_, Infallible>(town.answer(request, lasting).await) }
+        });
+        let client = AuthRefreshLayer::per_request(origin()).layer(api);
+        let mut sessions = Vec::new();
+        for user in 0..users {
+            sessions.push(self.session(user).await);
+        }
+        let mut requests = JoinSet::new();
+        for round in 0..rounds * users {
+            let user = round % users;
+            let (client, request) = (client.clone(), get_as(&sessions[user], &format!("{ORIGIN}/{user}")));
+            requests.spawn(async move {
+                linger().await;
+                client.oneshot(request).await.unwrap()
+            });
+        }
+        while let Some(response) = requests.join_next().await {
+            // A replay may come when others have used the new token up: then its second 401 is the answer.
+            let response = response.unwrap();
+            assert!(response.status() == 200 || matches!(report(&response), RefreshReport::ReplayRefused));
+        }
+        self.0.lock().unwrap().refreshes
+    }
+}
+
+/// A moment of random length, so that no two rounds are alike.
+async fn linger() {
+    if fastrand::bool() {
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..20))).await;
+    }
+    for _ in 0..fastrand::u8(0..4) {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_of_two_users_never_cross_in_many_random_rounds() {
+    for seed in 0..100 {
+        fastrand::seed(seed);
+        let refreshes = Town::default().live(2, 40, 5).await;
+        assert!(refreshes >= 2, "seed {seed}: both had to refresh");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_of_many_users_never_cross_on_several_threads() {
+    assert!(Town::default().live(20, 50, 12).await >= 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_session_of_a_request_goes_no_further_than_the_layer() {
+    let (session, mut auth) = session().await;
+    let (service, mut api) = script();
+    let client = AuthRefreshLayer::per_request(origin()).layer(service);
+    let response = send(&client, get_as(&session, ORIGIN));
+    for (number, status) in [(1, 401), (2, 200)] {
+        let call = api.next().await;
+        assert_eq!(call.token(), Some(&*format!("a{number}")));
+        assert!(call.request.extensions().get::<Session>().is_none());
+        call.reply(status).await;
+        if status == 401 {
+            auth.next().await.answer(Ok(pair(2)));
+        }
+    }
+    assert_eq!(response.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_without_a_session_of_its_own_passes_untouched() {
+    let (_session, mut auth) = session().await;
+    let (service, mut api) = script();
+    let client = AuthRefreshLayer::per_request(origin()).layer(service);
+    let response = send(&client, get(ORIGIN));
+    let call = api.next().await;
+    assert!(call.request.headers().is_empty());
+    call.reply(401).await;
+    assert!(response.await.unwrap().extensions().get::<RefreshReport>().is_none());
+    assert!(api.is_idle().await && auth.is_idle().await);
+}
+
+// No origin but ours.
+
+#[tokio::test(start_paused = true)]
+async fn a_redirect_to_a_foreign_origin_carries_no_token_and_its_401_triggers_nothing() {
+    let (session, mut auth) = session().await;
+    let bearer = AuthRefreshLayer::new(session, origin());
+    for layer in [bearer.clone(), bearer.header(API_TOKEN).without_scheme()] {
+        let (service, mut api) = script();
+        let client = following(&layer, service);
+        let response = send(&client, get(ORIGIN));
+        let hop = api.next().await;
+        assert_eq!(hop.request.headers().len(), 1);
+        hop.answer(Ok(redirect("https://evil.example/collect")));
+        let hop = api.next().await;
+        assert_eq!(hop.request.uri(), "https://evil.example/collect");
+        assert!(hop.request.headers().is_empty());
+        hop.reply(401).await;
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 401);
+        assert!(response.extensions().get::<RefreshReport>().is_none());
+        assert!(api.is_idle().await && auth.is_idle().await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_that_is_redirected_to_a_foreign_origin_leaves_the_new_token_behind() {
+    let (session, mut auth) = session().await;
+    let (service, mut api) = script();
+    let client = following(&AuthRefreshLayer::new(session, origin()), service);
+    let response = send(&client, get(ORIGIN));
+    api.reply(1, "a1", 401).await;
+    auth.next().await.answer(Ok(pair(2)));
+    let replay = api.next().await;
+    assert_eq!(replay.token(), Some("a2"));
+    replay.answer(Ok(redirect("https://evil.example/")));
+    let hop = api.next().await;
+    assert!(hop.request.headers().is_empty());
+    hop.reply(401).await;
+    assert_eq!(response.await.unwrap().status(), 401);
+    assert!(api.is_idle().await && auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_hop_within_the_origin_carries_the_token_and_may_be_refreshed() {
+    let (session, mut auth) = session().await;
+    let (service, mut api) = script();
+    let client = following(&AuthRefreshLayer::new(session, origin()), service);
+    let response = send(&client, get(ORIGIN));
+    for (n, next) in [(1, "/two"), (2, "//API.example.com:443/three")] {
+        api.reply(1, &format!("a{n}"), 401).await;
+        auth.next().await.answer(Ok(pair(n + 1)));
+        let replay = api.next().await;
+        assert_eq!(replay.token(), Some(&*format!("a{}", n + 1)));
+        replay.answer(Ok(redirect(next)));
+    }
+    api.reply(1, "a3", 200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_detour_over_a_foreign_origin_gets_the_token_at_home_alone() {
+    let (session, _auth) = session().await;
+    let (service, mut api) = script();
+    let client = following(&AuthRefreshLayer::new(session, origin()), service);
+    let response = send(&client, get(ORIGIN));
+    for (token, next) in [(Some("a1"), "https://other.example/"), (None, "https://api.example.com/back")] {
+        let hop = api.next().await;
+        assert_eq!(hop.token(), token);
+        hop.answer(Ok(redirect(next)));
+    }
+    api.reply(1, "a1", 200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_of_one_request_stays_behind_on_cross_origin_hops_even_to_another_origin_of_ours() {
+    let (session, mut auth) = session().await;
+    let (service, mut api) = script();
+    let ours = [origin(), Origin::parse("https://files.example.com").unwrap()];
+    let client = following(&AuthRefreshLayer::per_request(ours), service);
+    let response = send(&client, get_as(&session, ORIGIN));
+    let hop = api.next().await;
+    assert_eq!(hop.token(), Some("a1"));
+    hop.answer(Ok(redirect("/same-origin")));
+    let hop = api.next().await;
+    assert_eq!(hop.token(), Some("a1"));
+    hop.answer(Ok(redirect("https://files.example.com/")));
+    let hop = api.next().await;
+    assert_eq!(hop.token(), None);
+    hop.answer(Ok(redirect("https://api.example.com/back")));
+    let hop = api.next().await;
+    assert_eq!(hop.token(), None);
+    hop.reply(401).await;
+    assert_eq!(response.await.unwrap().status(), 401);
+    assert!(api.is_idle().await && auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_redirect_policy_lets_pass_is_heeded_and_the_origin_still_checked_on_every_hop() {
+    let (session, mut auth) = session().await;
+    let ours = [origin(), Origin::parse("https://files.example.com").unwrap()];
+    let lenient = FilterCredentials::new().allow_extension::<Session>().allow_extension::<OptOut>();
+    let following = FollowRedirectLayer::with_policy(Limited::default().and::<_, Full<Bytes>, Infallible>(lenient));
+    let mut opted_out = get_as(&session, ORIGIN);
+    opted_out.extensions_mut().insert(OptOut);
+    for (request, token) in [(get_as(&session, ORIGIN), Some("a1")), (opted_out, None)] {
+        let (service, mut api) = script();
+        let client = following.clone().layer(AuthRefreshLayer::per_request(ours.clone()).layer(service));
+        let response = send(&client, request);
+        for (token, next) in [(token, "https://evil.example/"), (None, "https://files.example.com/")] {
+            let hop = api.next().await;
+            assert_eq!(hop.token(), token);
+            hop.answer(Ok(redirect(next)));
+        }
+        let hop = api.next().await;
+        assert_eq!(hop.token(), token);
+        hop.reply(200).await;
+        assert_eq!(response.await.unwrap().status(), 200);
+    }
+    assert!(auth.is_idle().await);
+}
+
+/// Whether a request for `uri` through this layer carries the token.
+async fn carries_token<S>(layer: &AuthRefreshLayer<S>, request: Request<Full<Bytes>>) -> bool
+where
+    S: SessionSource,
+{
+    let (service, mut api) = script();
+    let client = layer.layer(service);
+    let response = tokio::spawn(client.oneshot(request));
+    let call = api.next().await;
+    let token = call.token().map(ToOwned::to_owned);
+    call.reply(if token.is_some() { 200 } else { 401 }).await;
+    let response = response.await.unwrap().unwrap();
+    assert!(response.extensions().get::<RefreshReport>().is_none());
+    token.is_some()
+}
+
+/// To be told from `https://api.example.com`.
+const RESEMBLING: [&str; 14] = [
+    "http://api.example.com/",
+    "http://api.example.com:443/",
+    "https://api.example.com:8443/",
+    "https://api.example.com:80/",
+    "https://example.com/",
+    "https://evil-api.example.com/",
+    "https://api.example.com.evil.example/",
+    "https://evil.example/api.example.com",
+    "https://api.example.com@evil.example/",
+    "https://api.example.com:443@evil.example/",
+    "https://user@api.example.com/",
+    "https://user:password@api.example.com/",
+    "https://api.example.com./",
+    "wss://api.example.com/",
+];
+
+#[tokio::test(start_paused = true)]
+async fn an_origin_that_merely_resembles_ours_gets_no_token() {
+    let (session, mut auth) = session().await;
+    let layer = AuthRefreshLayer::new(session, origin());
+    for ours in [
+        "https://api.example.com",
+        "https://api.example.com:443/path?query",
+        "HTTPS://API.EXAMPLE.COM/",
+        "https://api.example.com//evil.example/",
+        "https://api.example.com/?to=https://evil.example",
+    ] {
+        assert!(carries_token(&layer, get(ours)).await, "{ours}");
+    }
+    for foreign in RESEMBLING {
+        assert!(!carries_token(&layer, get(foreign)).await, "{foreign}");
+    }
+    assert!(auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redirect_to_an_origin_that_merely_resembles_ours_carries_no_token() {
+    let (session, mut auth) = session().await;
+    let layer = AuthRefreshLayer::new(session, origin());
+    for foreign in RESEMBLING {
+        let (service, mut api) = script();
+        let response = send(&following(&layer, service), get(ORIGIN));
+        api.next().await.answer(Ok(redirect(foreign)));
+        let hop = api.next().await;
+        assert!(hop.request.headers().is_empty(), "{foreign} as {}", hop.request.uri());
+        hop.reply(401).await;
+        assert_eq!(response.await.unwrap().status(), 401);
+    }
+    assert!(auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_header_makes_no_origin() {
+    let (session, _auth) = session().await;
+    let layer = AuthRefreshLayer::new(session, origin());
+    let mut request = get("https://evil.example/");
+    request.headers_mut().insert(HOST, HeaderValue::from_static("api.example.com"));
+    assert!(!carries_token(&layer, request).await);
+    let mut request = get("/");
+    request.headers_mut().insert(HOST, HeaderValue::from_static("api.example.com"));
+    assert!(!carries_token(&layer, request).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_without_origins_shows_the_token_to_nobody() {
+    let (session, _auth) = session().await;
+    let layer = AuthRefreshLayer::new(session, Origins::default());
+    for uri in [ORIGIN, "/"] {
+        assert!(!carries_token(&layer, get(uri)).await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_uri_without_authority_passes_bare_unless_the_leaf_fixes_the_origin() {
+    let (session, mut auth) = session().await;
+    let named = AuthRefreshLayer::new(session.clone(), origin());
+    let fixed = AuthRefreshLayer::new(session.clone(), Origins::fixed_by_leaf(origin()));
+    for uri in ["/", "/package.Service/Method", "*"] {
+        assert!(!carries_token(&named, get(uri)).await, "{uri}");
+        assert!(carries_token(&fixed, get(uri)).await, "{uri}");
+    }
+    assert!(carries_token(&fixed, get(ORIGIN)).await);
+    for foreign in ["https://evil.example/", "http://api.example.com/", "https://api.example.com:8443/"] {
+        assert!(!carries_token(&fixed, get(foreign)).await, "{foreign}");
+    }
+    let connect = Request::connect("api.example.com:443").body(Full::default()).unwrap();
+    assert!(!carries_token(&fixed, connect).await);
+    assert!(auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_without_authority_is_refreshed_and_replayed_where_the_leaf_fixes_the_origin() {
+    let (session, mut auth) = session().await;
+    let (service, mut api) = script();
+    let client = AuthRefreshLayer::new(session, Origins::fixed_by_leaf(origin())).layer(service);
+    let response = send(&client, get("/package.Service/Method"));
+    api.reply(1, "a1", 401).await;
+    auth.next().await.answer(Ok(pair(2)));
+    let replay = api.next().await;
+    assert_eq!(replay.request.uri(), &Uri::from_static("/package.Service/Method"));
+    assert_eq!(replay.token(), Some("a2"));
+    replay.reply(200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn plain_http_is_refused_when_the_layer_is_built_unless_it_is_loopback_or_allowed_in_so_many_words() {
+    for refused in ["http://api.example.com", "http://10.0.0.1:8080", "http://localhost.example.com", "http://[::2]"] {
+        let error = Origin::parse(refused).unwrap_err();
+        assert!(error.to_string().contains("parse_allowing_http"), "{refused}: {error}");
+        assert!(refused.parse::<Origin>().is_err());
+    }
+    let (session, _auth) = session().await;
+    for (origin, uri) in [
+        (Origin::parse("http://localhost:8080"), "http://localhost:8080/"),
+        (Origin::parse("http://127.0.0.1"), "http://127.0.0.1/"),
+        (Origin::parse("http://[::1]:1"), "http://[0:0::1]:1/"),
+        (Origin::parse_allowing_http("http://api.internal"), "http://api.internal/"),
+    ] {
+        let layer = AuthRefreshLayer::new(session.clone(), origin.unwrap());
+        assert!(carries_token(&layer, get(uri)).await, "{uri}");
+        let on_https = uri.replacen("http", "https", 1);
+        assert!(!carries_token(&layer, get(&on_https)).await, "{on_https}");
+    }
+}
+
+// The caller's own word.
+
+/// The API refuses a request that the layer is to leave alone.
+async fn is_left_alone<S>(layer: &AuthRefreshLayer<S>, auth: &mut AuthCalls, request: Request<Full<Bytes>>)
+where
+    S: SessionSource,
+{
+    let headers = request.headers().clone();
+    let (service, mut api) = script();
+    let response = tokio::spawn(layer.layer(service).oneshot(request));
+    let call = api.next().await;
+    assert_eq!(call.request.headers(), &headers);
+    call.reply(401).await;
+    let response = response.await.unwrap().unwrap();
+    assert_eq!(response.status(), 401);
+    assert!(response.extensions().get::<RefreshReport>().is_none());
+    assert_eq!(text(response).await, "status 401");
+    assert!(api.is_idle().await && auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_callers_own_token_is_left_alone_and_its_401_triggers_nothing() {
+    let (session, mut auth) = session().await;
+    let layer = AuthRefreshLayer::new(session.clone(), origin());
+    for value in ["Bearer mine", "Basic dXNlcjpwYXNz", ""] {
+        let mut request = get(ORIGIN);
+        request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static(value));
+        is_left_alone(&layer, &mut auth, request).await;
+    }
+    let layer = layer.header(API_TOKEN).without_scheme();
+    let mut request = get(ORIGIN);
+    request.headers_mut().insert(API_TOKEN, HeaderValue::from_static("mine"));
+    is_left_alone(&layer, &mut auth, request).await;
+    let layer = AuthRefreshLayer::<PerRequest>::per_request(origin());
+    let mut request = get_as(&session, ORIGIN);
+    request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Bearer mine"));
+    is_left_alone(&layer, &mut auth, request).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_authorization_of_the_callers_own_stands_beside_a_token_in_another_header() {
+    let (session, mut auth) = session().await;
+    let (service, mut api) = script();
+    let client = AuthRefreshLayer::new(session, origin()).header(API_TOKEN).without_scheme().layer(service);
+    let mut request = get(ORIGIN);
+    request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Basic dXNlcjpwYXNz"));
+    let response = send(&client, request);
+    for (token, status) in [("a1", 401), ("a2", 200)] {
+        let call = api.next().await;
+        assert_eq!(call.request.headers()[AUTHORIZATION], "Basic dXNlcjpwYXNz");
+        assert_eq!(call.request.headers()[API_TOKEN], token);
+        call.reply(status).await;
+        if status == 401 {
+            auth.next().await.answer(Ok(pair(2)));
+        }
+    }
+    assert_eq!(response.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_opts_out_passes_untouched_and_its_401_triggers_nothing() {
+    let (session, mut auth) = session().await;
+    let mut request = get(ORIGIN);
+    request.extensions_mut().insert(OptOut);
+    is_left_alone(&AuthRefreshLayer::new(session.clone(), origin()), &mut auth, request).await;
+    let mut request = get_as(&session, ORIGIN);
+    request.extensions_mut().insert(OptOut);
+    is_left_alone(&AuthRefreshLayer::per_request(origin()), &mut auth, request).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_opts_out_does_not_wait_for_a_refresh() {
+    let mut it = Fixture::new().await;
+    let _waiting = it.get_refused().await;
+    let _hanging = it.auth.next().await;
+    let mut request = get(ORIGIN);
+    request.extensions_mut().insert(OptOut);
+    let response = it.send(request);
+    let call = it.api.next().await;
+    assert_eq!(call.token(), None);
+    call.reply(200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+}
+
+// How the token is written.
+
+#[tokio::test(start_paused = true)]
+async fn header_and_scheme_are_the_same_in_the_replay_and_the_value_is_marked_sensitive() {
+    type Set = fn(AuthRefreshLayer) -> AuthRefreshLayer;
+
+    let bearer = |session| AuthRefreshLayer::new(session, origin());
+    let variants: [(Set, HeaderName, &str); 5] = [
+        (|layer| layer, AUTHORIZATION, "Bearer "),
+        (|layer| layer.scheme("DPoP"), AUTHORIZATION, "DPoP "),
+        (|layer| layer.without_scheme(), AUTHORIZATION, ""),
+        (|layer| layer.header(API_TOKEN), API_TOKEN, "Bearer "),
+        (|layer| layer.without_scheme().scheme("Token").header(API_TOKEN), API_TOKEN, "Token "),
+    ];
+    for (set, header, prefix) in variants {
+        let (session, mut auth) = session().await;
+        let (service, mut api) = script();
+        let client = set(bearer(session)).layer(service);
+        let response = send(&client, get(ORIGIN));
+        for (token, status) in [("a1", 401), ("a2", 200)] {
+            let call = api.next().await;
+            let value = &call.request.headers()[&header];
+            assert_eq!(value, &format!("{prefix}{token}"));
+            assert!(value.is_sensitive());
+            assert_eq!(call.request.headers().len(), 1);
+            call.reply(status).await;
+            if status == 401 {
+                auth.next().await.answer(Ok(pair(2)));
+            }
+        }
+        assert_eq!(response.await.unwrap().status(), 200);
+    }
+}
+
+#[test]
+fn a_scheme_that_would_break_the_header_is_refused_without_being_repeated() {
+    for bad in ["", "Bearer ", "Bear er", "Bearer\r\nX-Evil: 1", "Bearer:", "Bearér", "\0", "Bearer hunter2"] {
+        let layer = AuthRefreshLayer::per_request(origin());
+        let panic = catch_unwind(AssertUnwindSafe(|| layer.scheme(bad))).unwrap_err();
+        let message = panic.downcast_ref::<&str>().map(ToString::to_string);
+        let message = message.or_else(|| panic.downcast_ref().cloned()).unwrap();
+        assert!(message.contains("not an authentication scheme") && !message.contains("hunter2"), "{message}");
+    }
+}
+
+#[test]
+fn a_token_that_could_not_stand_in_a_header_is_refused_where_it_enters_with_a_clear_error() {
+    for bad in ["a\rb", "a\nb", "a\r\nX-Evil: 1", "a\0b", "a\tb", "a\u{7f}b", "tök", "\u{2028}", ""] {
+        for error in [AccessToken::new(bad).unwrap_err(), RefreshToken::new(bad).unwrap_err()] {
+            let message = error.to_string();
+            let why = if bad.is_empty() { "is empty" } else { "not printable ASCII" };
+            assert!(message.contains(why) && message.contains(" token "), "{bad:?}: {message}");
+            assert!(!message.contains("Evil") && !format!("{error:?}").contains("Evil"));
+        }
+    }
+    assert!(AccessToken::new("two words").is_err());
+    assert!(RefreshToken::new("two words").is_ok());
+    assert!(AccessToken::new("!\"#$~".repeat(1000)).is_ok());
+}

@@ -1,0 +1,514 @@
+//! No byte of a token in anything that is printed: traces, `Debug`, errors, panics.
+
+use std::cell::RefCell;
+use std::error::Error;
+use std::fmt::{Debug, Write as _};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, Once};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, Request, StatusCode};
+use http_body::Body;
+use http_body_util::{BodyExt, Full};
+use tower::{Service, ServiceBuilder, ServiceExt};
+use tower_auth_refresh::store::{Claiming, Clear, Commit, Epoch, Presented};
+use tower_auth_refresh::{
+    AccessToken, AuthRefreshLayer, Challenge, MemoryStore, NotRefreshed, OptOut, Origin, Origins, RefreshError,
+    RefreshReport, RefreshRequest, RefreshToken, ReplayLimit, RevokeRequest, Rotation, Session, TokenStore, Tokens,
+};
+use tower_http::trace::{DefaultMakeSpan, DefaultOnRequest, DefaultOnResponse, TraceLayer};
+use tower_layer::Layer;
+use tracing::Level;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::FmtSpan;
+
+use crate::faulty::{Fault, FaultyStore, Op};
+use crate::support::*;
+
+/// Secrets that can be told from everything else, and all that was printed while they were about.
+#[derive(Clone, Default)]
+struct Watch {
+    canaries: Arc<Mutex<Vec<String>>>,
+    printed: Arc<Mutex<String>>,
+}
+
+impl Watch {
+    /// Listens to every trace and every panic of this thread.
+    fn start() -> (Self, impl Drop) {
+        let watch = Self::default();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(Level::TRACE)
+            .with_span_events(FmtSpan::FULL)
+            .with_writer(watch.clone())
+            .with_ansi(false)
+            .finish();
+        watch.listen_to_panics();
+        let guard = tracing::subscriber::set_default(subscriber);
+        (watch, guard)
+    }
+
+    fn listen_to_panics(&self) {
+        thread_local!(static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) });
+        static HOOK: Once = Once::new();
+        WATCH.set(Some(self.clone()));
+        HOOK.call_once(|| {
+            let before = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |panic| {
+                if let Ok(Some(watch)) = WATCH.try_with(|watch| watch.borrow().clone()) {
+                    watch.text(&panic.to_string());
+                }
+                before(panic);
+            }));
+        });
+    }
+
+    fn canary(&self) -> String {
+        let canary: String = std::iter::repeat_with(fastrand::alphanumeric).take(32).collect();
+        self.canaries.lock().unwrap().push(canary.clone());
+        canary
+    }
+
+    fn access(&self) -> AccessToken {
+        access(&self.canary())
+    }
+
+    fn refresh(&self) -> RefreshToken {
+        refresh(&self.canary())
+    }
+
+    fn tokens(&self) -> Tokens {
+        let members = serde_json::json!({
+            "scope": "read write",
+            "id_token": self.canary(),
+            "nested": { "device_secret": [self.canary()] },
+        });
+        let serde_json::Value::Object(members) = members else { unreachable!() };
+        Tokens::new(self.access(), self.refresh()).expires_in(Duration::from_secs(86_400)).extra(members)
+    }
+
+    fn text(&self, text: &str) {
+        let mut printed = self.printed.lock().unwrap();
+        printed.push_str(text);
+        printed.push('\n');
+    }
+
+    fn debug(&self, it: impl Debug) {
+        self.text(&format!("{it:?} {it:#?}"));
+    }
+
+    fn error(&self, error: &(dyn Error + 'static)) {
+        let mut text = String::new();
+        let mut next = Some(error);
+        while let Some(error) = next {
+            let _ = write!(text, "{error} {error:#} {error:?} {error:#?} ");
+            next = error.source();
+        }
+        self.text(&text);
+    }
+
+    /// What a response says of itself, and the errors in it.
+    fn response<B: Debug>(&self, response: &http::Response<B>) {
+        self.debug(response);
+        if let Some(report) = response.extensions().get::<RefreshReport>() {
+            self.text(&report.to_string());
+            self.debug(report);
+            if let RefreshReport::NotRefreshed(why) = report {
+                self.error(why);
+            }
+        }
+    }
+
+    fn has(&self, text: &str) -> bool {
+        self.printed.lock().unwrap().contains(text)
+    }
+
+    /// No eight bytes in a row of any canary, in any of the ways that bytes are commonly printed.
+    fn assert_nothing_leaked(&self) {
+        let printed = self.printed.lock().unwrap().clone();
+        let plain = printed.to_ascii_lowercase();
+        for canary in self.canaries.lock().unwrap().iter() {
+            for window in canary.as_bytes().windows(8) {
+                let text = std::str::from_utf8(window).unwrap();
+                let hex: String = window.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+                let list = format!("{window:?}");
+                for leak in [text.to_ascii_lowercase(), hex, list[1..list.len() - 1].to_owned()] {
+                    assert!(!plain.contains(&leak), "{canary} was printed as {leak}:\n{printed}");
+                }
+            }
+            for skipped in 0..3 {
+                let leak = base64(&canary.as_bytes()[skipped..]);
+                assert!(!printed.contains(&leak[..20]), "{canary} was printed in base64:\n{printed}");
+            }
+        }
+    }
+}
+
+impl<'a> MakeWriter<'a> for Watch {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+impl io::Write for Watch {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.printed.lock().unwrap().push_str(&String::from_utf8_lossy(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let groups = bytes.chunks_exact(3).map(|group| u32::from_be_bytes([0, group[0], group[1], group[2]]));
+    let digit = |group: u32, shift: u32| char::from(DIGITS[(group >> shift) as usize % 64]);
+    groups.flat_map(|group| [18, 12, 6, 0].map(|shift| digit(group, shift))).collect()
+}
+
+#[test]
+fn a_leak_would_be_seen_in_any_of_its_guises() {
+    for print in [
+        |canary: &str| canary.to_owned(),
+        |canary: &str| canary.to_uppercase(),
+        |canary: &str| format!("…{}…", &canary[9..20]),
+        |canary: &str| format!("{:?}", canary.as_bytes()),
+        |canary: &str| format!("{:?}", Bytes::copy_from_slice(canary.as_bytes())),
+        |canary: &str| canary.bytes().fold(String::new(), |hex, byte| hex + &format!("{byte:02X}")),
+        |canary: &str| base64(canary.as_bytes()),
+        |canary: &str| base64(format!("id:{canary}").as_bytes()),
+        |canary: &str| base64(format!("user:{canary}").as_bytes()),
+        |canary: &str| format!("{:?}", canary.to_owned()),
+    ] {
+        let watch = Watch::default();
+        watch.text(&print(&watch.canary()));
+        assert!(catch_unwind(AssertUnwindSafe(|| watch.assert_nothing_leaked())).is_err());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_secret_is_in_the_debug_of_any_public_type() {
+    let (watch, _listening) = Watch::start();
+    let tokens = watch.tokens();
+    watch.debug(tokens.access_token().unwrap());
+    watch.debug(tokens.refresh_token().unwrap());
+    watch.debug(&tokens);
+    assert!(watch.has("id_token"), "names may be shown");
+
+    // What a refresh and a revocation are asked.
+    let seen = watch.clone();
+    let refresh = tower::service_fn(move |request: RefreshRequest| {
+        seen.debug(&request);
+        seen.debug((request.tokens(), request.refresh_token(), request.trigger(), request.generation()));
+        let tokens = seen.tokens();
+        async move { Ok::<_, RefreshError>(tokens) }
+    });
+    let seen = watch.clone();
+    let revoke = tower::service_fn(move |request: RevokeRequest| {
+        seen.debug(&request);
+        async { Ok::<_, RefreshError>(()) }
+    });
+    let builder = Session::builder(refresh).tokens(tokens.clone()).revoke(revoke).rotation(Rotation::Reusable);
+    watch.debug(&builder);
+    let session = builder.build().await.unwrap();
+    watch.debug(&session);
+    watch.debug((session.state(), session.generation(), session.tokens(), session.subscribe()));
+
+    // The middleware, and what it passes on.
+    let bodies = watch.canary();
+    let seen = watch.clone();
+    let inner = tower::service_fn(move |request: Request<tower_auth_refresh::ReplayBody<String>>| {
+        let seen = seen.clone();
+        async move {
+            seen.debug(&request);
+            seen.debug(request.headers());
+            assert!(seen.has("Sensitive"));
+            assert!(request.into_body().collect().await.is_ok());
+            let response = response(if seen.has("second") { 200 } else { 401 });
+            seen.text("second");
+            Ok::<_, RefreshError>(response)
+        }
+    });
+    let layer = AuthRefreshLayer::new(session.clone(), origin());
+    watch.debug(&layer);
+    watch.debug(layer.clone().layer(()));
+    let mut service = layer.clone().layer(inner);
+    let request = Request::post(ORIGIN).extension(session.clone()).body(bodies).unwrap();
+    let future = service.ready().await.unwrap().call(request);
+    watch.debug(&future);
+    let response = future.await.unwrap();
+    watch.response(&response);
+    assert!(matches!(report(&response), RefreshReport::Replayed));
+    // Once it has made several requests.
+    for _ in 0..3 {
+        let request = Request::post(ORIGIN).body(String::new()).unwrap();
+        assert_eq!(service.ready().await.unwrap().call(request).await.unwrap().status(), 200);
+        watch.debug(&service);
+    }
+    watch.debug(AuthRefreshLayer::per_request(Origins::from(origin())));
+    watch.debug(layer.header(HeaderName::from_static("x-api-token")).challenge(Challenge::when(|_, _| true)));
+    watch.debug((OptOut, ReplayLimit(7), Challenge::grpc(), origin(), StatusCode::OK));
+    session.sign_out().await.unwrap();
+    watch.debug(&session);
+
+    // The store.
+    let store = MemoryStore::new();
+    watch.debug(store.replace(Epoch::random(), &tokens).await.unwrap());
+    watch.debug(&store);
+    let record = store.load().await.unwrap().unwrap();
+    watch.debug(&record);
+    let claiming = store.claim(record.version, Duration::from_secs(1)).await.unwrap();
+    watch.debug(&claiming);
+    let Claiming::Claimed(claim) = claiming else { panic!() };
+    watch.debug(&claim);
+    watch.debug(store.claim(record.version, Duration::from_secs(1)).await.unwrap());
+    watch.debug(Presented::InDoubt);
+    assert!(matches!(store.commit(&claim, &watch.tokens()).await.unwrap(), Commit::Stored(_)));
+    let conflict = store.commit(&claim, &watch.tokens()).await.unwrap();
+    assert!(matches!(conflict, Commit::Conflict(Some(_))));
+    watch.debug(conflict);
+    let changed = store.claim(record.version, Duration::from_secs(1)).await.unwrap();
+    assert!(matches!(changed, Claiming::Changed(Some(_))));
+    watch.debug(changed);
+    let conflict = store.clear(record.version).await.unwrap();
+    assert!(matches!(conflict, Clear::Conflict(_)));
+    watch.debug(conflict);
+
+    watch.assert_nothing_leaked();
+}
+
+/// A client with traces of its own within the layer, headers included.
+struct Traced {
+    watch: Watch,
+    session: Session,
+    api: ApiCalls,
+    auth: AuthCalls,
+    store: Arc<FaultyStore>,
+    client: tower::util::BoxCloneService<Request<Full<Bytes>>, http::Response<String>, tower::BoxError>,
+}
+
+async fn read<B>(response: http::Response<B>) -> Result<http::Response<String>, tower::BoxError>
+where
+    B: Body<Error: Debug>,
+{
+    let (head, body) = response.into_parts();
+    let text = String::from_utf8(body.collect().await.unwrap().to_bytes().into())?;
+    Ok(http::Response::from_parts(head, text))
+}
+
+impl Traced {
+    async fn new(watch: &Watch) -> Self {
+        let (service, auth) = script();
+        let store = FaultyStore::new();
+        let failing = tower::service_fn(|_: RevokeRequest| async { Err::<(), _>(RefreshError::unavailable("later")) });
+        let builder = Session::builder(service).tokens(watch.tokens()).shared_store(store.clone()).revoke(failing);
+        let session = builder.refresh_early(Duration::from_secs(60)).build().await.unwrap();
+        let (service, api) = script();
+        let trace = TraceLayer::new_for_http()
+            .make_span_with(DefaultMakeSpan::new().include_headers(true).level(Level::TRACE))
+            .on_request(DefaultOnRequest::new().level(Level::TRACE))
+            .on_response(DefaultOnResponse::new().include_headers(true).level(Level::TRACE));
+        let inner = ServiceBuilder::new().layer(trace.clone()).service(service);
+        let client = ServiceBuilder::new()
+            .layer(trace)
+            .layer(AuthRefreshLayer::new(session.clone(), origin()))
+            .service(inner)
+            .map_err(|never| match never {})
+            .and_then(read)
+            .boxed_clone();
+        Self { watch: watch.clone(), session, api, auth, store, client }
+    }
+
+    /// Sends a request that the API refuses; every refresh call is answered so, and a replay with 200.
+    async fn refused(&mut self, refresh: impl Fn() -> Result<Tokens, RefreshError>) {
+        let mut request = tokio::spawn(self.client.clone().oneshot(post("a body")));
+        self.api.next().await.respond(response(401)).await;
+        let response = loop {
+            tokio::select! {
+                response = &mut request => break response.unwrap().unwrap(),
+                call = self.auth.next() => {
+                    self.watch.debug(&call.request);
+                    call.answer(refresh());
+                }
+                replay = self.api.next() => replay.respond(response(200)).await,
+            }
+        };
+        self.watch.response(&response);
+    }
+}
+
+fn post(body: &'static str) -> Request<Full<Bytes>> {
+    Request::post(ORIGIN).body(Full::from(body)).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_secret_is_traced_or_in_an_error_whatever_becomes_of_a_refresh() {
+    let (watch, _listening) = Watch::start();
+    let mut it = Traced::new(&watch).await;
+    it.refused(|| Ok(watch.tokens())).await;
+    assert!(watch.has("outcome=\"refreshed\"") && watch.has("replaying"));
+    assert!(watch.has("\"authorization\": Sensitive"));
+
+    // Failures of all kinds, and the cool-down after them.
+    for error in [
+        || RefreshError::misconfigured("the server does not know this client"),
+        || RefreshError::unavailable("not now").retry_after(Duration::from_secs(7)),
+        || RefreshError::in_doubt(io::Error::other("reset")),
+    ] {
+        it.refused(|| Err(error())).await;
+        it.refused(|| panic!("it cools down")).await;
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+    }
+    assert!(watch.has("refresh attempt failed") && watch.has("report=\"cooling_down\""));
+
+    // A store that fails.
+    it.store.fault(Op::Commit, Fault::Fail);
+    it.refused(|| Ok(watch.tokens())).await;
+    assert!(watch.has("tokens not saved"));
+    it.store.heal();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(watch.has("tokens saved"));
+    it.store.fault(Op::Release, Fault::Fail);
+    it.refused(|| Err(RefreshError::misconfigured("no"))).await;
+    assert!(watch.has("claim not released"));
+    it.store.heal();
+    it.store.fault(Op::Replace, Fault::Fail);
+    let error = it.session.sign_in(watch.tokens()).await.unwrap_err();
+    watch.error(&error);
+    it.store.heal();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+
+    // The same token again, and one that arrives after a sign-out and can't be revoked.
+    let same = it.session.tokens();
+    let request = tokio::spawn(it.client.clone().oneshot(post("")));
+    it.api.next().await.reply(401).await;
+    it.auth.next().await.answer(Ok(same));
+    watch.response(&request.await.unwrap().unwrap());
+    assert!(watch.has("same_token"));
+    let refreshing = tokio::spawn({
+        let session = it.session.clone();
+        async move { session.refresh().await }
+    });
+    let late = it.auth.next().await;
+    watch.error(&it.session.sign_out().await.unwrap_err());
+    late.answer(Ok(watch.tokens()));
+    watch.error(&refreshing.await.unwrap().unwrap_err());
+    settle().await;
+    assert!(watch.has("tokens not revoked"));
+    watch.error(&it.session.refresh().await.unwrap_err());
+
+    // The end.
+    it.session.sign_in(watch.tokens()).await.unwrap();
+    it.refused(|| Err(RefreshError::rejected("invalid_grant"))).await;
+    assert!(watch.has("session ended"));
+    it.refused(|| panic!("it has ended")).await;
+    assert!(watch.has("report=\"session_ended\""));
+    watch.debug(&it.session);
+
+    watch.assert_nothing_leaked();
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_secret_is_traced_of_requests_that_are_held_back_refused_again_or_too_long_to_replay() {
+    let (watch, _listening) = Watch::start();
+    let mut it = Traced::new(&watch).await;
+    it.session.sign_in(Tokens::from_refresh_token(watch.refresh())).await.unwrap();
+    let request = tokio::spawn(it.client.clone().oneshot(post("")));
+    it.auth.next().await.answer(Ok(Tokens::from_access_token(watch.access())));
+    it.api.next().await.reply(401).await;
+    it.auth.next().await.answer(Ok(watch.tokens()));
+    it.api.next().await.reply(401).await;
+    watch.response(&request.await.unwrap().unwrap());
+    assert!(watch.has("trigger=\"acquire\"") && watch.has("replay_refused"));
+
+    let long = Request::post(ORIGIN).extension(ReplayLimit(1)).body(Full::from("two")).unwrap();
+    let request = tokio::spawn(it.client.clone().oneshot(long));
+    it.api.next().await.reply(401).await;
+    watch.response(&request.await.unwrap().unwrap());
+    assert!(watch.has("not_replayable"));
+    it.auth.next().await.answer(Ok(watch.tokens()));
+
+    // Refused again and again.
+    for _ in 0..10 {
+        let request = tokio::spawn(it.client.clone().oneshot(post("")));
+        it.api.next().await.reply(401).await;
+        settle().await;
+        if !it.auth.is_idle().await {
+            it.auth.next().await.answer(Ok(watch.tokens()));
+            it.api.next().await.reply(401).await;
+        }
+        watch.response(&request.await.unwrap().unwrap());
+    }
+    assert!(watch.has("looping"));
+    watch.assert_nothing_leaked();
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_secret_is_in_an_error_about_what_was_refused_where_it_entered() {
+    let (watch, _listening) = Watch::start();
+    for end in ["\r\n", "\0", "é", "\u{7f}"] {
+        let bad = format!("{}{end}", watch.canary());
+        watch.error(&AccessToken::new(bad.clone()).unwrap_err());
+        watch.error(&RefreshToken::new(bad).unwrap_err());
+    }
+    let password = watch.canary();
+    for bad in [
+        format!("https://user:{password}@api.example.com"),
+        format!("https://api.example.com/{password}"),
+        format!("{password}://api.example.com"),
+        format!("https://api.example.com:{password}"),
+        format!("http://{password}"),
+        password.clone(),
+    ] {
+        watch.error(&Origin::parse(&bad).unwrap_err());
+    }
+    watch.error(&NotRefreshed::SessionChanged);
+    watch.assert_nothing_leaked();
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_secret_is_in_a_panic() {
+    let (watch, _listening) = Watch::start();
+    // A scheme that somebody took for the whole header.
+    let mistaken = format!("Bearer {}", watch.canary());
+    assert!(catch_unwind(AssertUnwindSafe(|| AuthRefreshLayer::per_request(origin()).scheme(&mistaken))).is_err());
+
+    // A refresh service, a store and a client that panic.
+    let panicking = tower::service_fn(|request: RefreshRequest| async move {
+        assert!(request.refresh_token().is_none(), "the refresh service panics");
+        Ok::<_, RefreshError>(Tokens::default())
+    });
+    let store = FaultyStore::new();
+    let builder = Session::builder(panicking).tokens(watch.tokens()).shared_store(store.clone());
+    let session = builder.build().await.unwrap();
+    watch.error(&session.refresh().await.unwrap_err());
+    assert!(watch.has("the refresh service panics") && watch.has("the refresh service panicked"));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    store.fault(Op::Claim, Fault::PanicNow);
+    watch.error(&session.refresh().await.unwrap_err());
+    store.heal();
+    store.fault(Op::Replace, Fault::Panic);
+    watch.error(&session.sign_in(watch.tokens()).await.unwrap_err());
+    assert!(watch.has("the store panics"));
+    store.heal();
+
+    let unready = tower::service_fn(|_: Request<tower_auth_refresh::ReplayBody<String>>| async {
+        panic!("the client panics");
+        #[expect(unreachable_code, reason = "says which type it would have")]
+        Ok::<http::Response<String>, RefreshError>(http::Response::default())
+    });
+    let client = AuthRefreshLayer::new(session.clone(), origin()).layer(unready);
+    let request = Request::get(ORIGIN).body(String::new()).unwrap();
+    let mut polled = tokio_test::task::spawn(client.oneshot(request));
+    for _ in 0..2 {
+        assert!(catch_unwind(AssertUnwindSafe(|| polled.poll().is_ready())).is_err());
+    }
+    assert!(watch.has("the client panics"));
+    watch.debug(&session);
+    watch.assert_nothing_leaked();
+}

@@ -1,0 +1,517 @@
+//! The layer among those of tower and tower-http, within them and around them: every stack answers, none deadlocks.
+
+use std::fmt::Debug;
+use std::future::{Future, Ready, ready};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, LOCATION};
+use http::{Request, Response, StatusCode};
+use http_body::Body;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tower::buffer::Buffer;
+use tower::limit::{ConcurrencyLimit, RateLimit, rate::Rate};
+use tower::load_shed::LoadShed;
+use tower::retry::{Policy, Retry};
+use tower::steer::Steer;
+use tower::timeout::Timeout;
+use tower::timeout::error::Elapsed;
+use tower::util::BoxCloneSyncService;
+use tower::{BoxError, Service, ServiceExt};
+use tower_auth_refresh::{
+    AccessToken, AuthRefresh, AuthRefreshLayer, NotRefreshed, OptOut, RefreshError, RefreshReport, RefreshRequest,
+    Session, Tokens,
+};
+use tower_http::decompression::Decompression;
+use tower_http::follow_redirect::FollowRedirect;
+use tower_http::trace::Trace;
+use tower_layer::Layer;
+
+use crate::strict::Strict;
+use crate::support::*;
+
+/// What takes any of the bodies that these stacks send.
+type AnyBody = UnsyncBoxBody<Bytes, BoxError>;
+type Call<B = Full<Bytes>> = Request<B>;
+type Answer = Response<Full<Bytes>>;
+
+fn any<B>(request: Call<B>) -> Call<AnyBody>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    request.map(|body| body.map_err(Into::into).boxed_unsync())
+}
+
+/// An API and an authorization server behind one client.
+#[derive(Clone, Default)]
+struct Server(Arc<State>);
+
+/// That client. It panics when it is called without being ready.
+type Leaf = Strict<Server>;
+
+#[derive(Default)]
+struct State {
+    /// The number of the access token that is good.
+    good: AtomicU32,
+    refreshes: AtomicU32,
+    /// How many calls are answered 503 from here on.
+    hiccups: AtomicU32,
+    /// Whether the client is ready at the first attempt.
+    prompt: bool,
+}
+
+impl Server {
+    /// With a client that load shedding takes for ready.
+    fn prompt() -> Self {
+        Self(Arc::new(State { prompt: true, ..State::default() }))
+    }
+
+    /// That answers so many calls with 503 first.
+    fn with_hiccups(calls: u32) -> Self {
+        Self(Arc::new(State { hiccups: calls.into(), ..State::default() }))
+    }
+
+    fn leaf(&self) -> Leaf {
+        let leaf = Strict::new(self.clone());
+        if self.0.prompt { leaf.prompt() } else { leaf }
+    }
+
+    /// The access token in force is good no longer.
+    fn expire(&self) {
+        self.0.good.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn refreshes(&self) -> u32 {
+        self.0.refreshes.load(Ordering::SeqCst)
+    }
+
+    fn answer(&self, request: &Call<AnyBody>) -> Answer {
+        let hiccup = |left: u32| left.checked_sub(1);
+        if self.0.hiccups.fetch_update(Ordering::SeqCst, Ordering::SeqCst, hiccup).is_ok() {
+            return response(503);
+        }
+        let good = self.0.good.load(Ordering::SeqCst);
+        match request.uri().path() {
+            "/auth/refresh" => {
+                self.0.refreshes.fetch_add(1, Ordering::SeqCst);
+                Response::new(Full::from(format!("a{good}")))
+            }
+            "/moved" => Response::builder().status(307).header(LOCATION, "/").body(Full::default()).unwrap(),
+            _ => {
+                let token = format!("Bearer a{good}");
+                let accepted = request.headers().get(AUTHORIZATION).is_some_and(|value| *value == token);
+                zipped(request, response(if accepted { 200 } else { 401 }))
+            }
+        }
+    }
+}
+
+/// As the request accepts it.
+fn zipped(request: &Call<AnyBody>, mut response: Answer) -> Answer {
+    const STATUS: &[u8] = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\x2b\x2e\x49\x2c\x29\x2d\x56\x30";
+    const IS_200: &[u8] = b"\x32\x30\x00\x00\xdb\x0e\x02\xcc\x0a\x00\x00\x00";
+    const IS_401: &[u8] = b"\x31\x30\x04\x00\xff\x42\x88\xbf\x0a\x00\x00\x00";
+    if request.headers().get(ACCEPT_ENCODING).is_some_and(|value| value == "gzip") {
+        let rest = if response.status() == 200 { IS_200 } else { IS_401 };
+        response.headers_mut().insert(CONTENT_ENCODING, "gzip".parse().unwrap());
+        *response.body_mut() = Full::from([STATUS, rest].concat());
+    }
+    response
+}
+
+impl Service<Call<AnyBody>> for Server {
+    type Response = Answer;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Answer, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Call<AnyBody>) -> Self::Future {
+        let server = self.clone();
+        Box::pin(async move {
+            request.body_mut().collect().await?;
+            sleep(Duration::from_millis(5)).await;
+            Ok(server.answer(&request))
+        })
+    }
+}
+
+/// Sends the refresh call through a client.
+async fn refresh_through<C, ResB>(client: C) -> Result<Tokens, BoxError>
+where
+    C: Service<Call, Response = Response<ResB>, Error: Into<BoxError>>,
+    ResB: Body<Error: Debug>,
+{
+    let call = Request::post(format!("{ORIGIN}/auth/refresh")).extension(OptOut).body(Full::default())?;
+    let response = client.oneshot(call).await.map_err(Into::into)?;
+    if response.status() != 200 {
+        return Err(RefreshError::unavailable("try again").into());
+    }
+    let answer = response.into_body().collect().await.map_err(|error| format!("{error:?}"))?.to_bytes();
+    Ok(Tokens::from_access_token(AccessToken::new(String::from_utf8(answer.into())?)?))
+}
+
+fn get(path: &str) -> Call {
+    Request::get(format!("{ORIGIN}{path}")).body(Full::default()).unwrap()
+}
+
+/// A session whose refresh calls go through this client too.
+async fn session_over<C, ResB>(client: C) -> Session
+where
+    C: Service<Call, Response = Response<ResB>, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
+    ResB: Body<Error: Debug, Data: Send> + Send + 'static,
+{
+    // Some clients aren't `Sync`, as the service of a session has to be.
+    let client = Arc::new(Mutex::new(client));
+    let service = tower::service_fn(move |_: RefreshRequest| refresh_through(client.lock().unwrap().clone()));
+    Session::builder(service).tokens(Tokens::from_refresh_token(refresh("r1"))).build().await.unwrap()
+}
+
+/// How far a stack bears requests that come at once.
+const MANY: usize = 20;
+const ONE: usize = 1;
+
+/// All requests for `path` are answered 200, and every expiry costs one refresh; first of all the session has no access
+/// token at all.
+async fn assert_mends<C, ResB>(server: &Server, client: C, at_once: usize, path: &str)
+where
+    C: Service<Call, Response = Response<ResB>, Error: Debug + Send, Future: Send> + Clone + Send + 'static,
+    ResB: Body<Error: Debug, Data: Send> + Send + 'static,
+{
+    // Through clones of the client.
+    for round in 1..4 {
+        server.expire();
+        let mut requests = JoinSet::new();
+        for _ in 0..at_once {
+            requests.spawn(client.clone().oneshot(get(path)));
+        }
+        let begun = Instant::now();
+        while let Some(answer) = requests.join_next().await {
+            assert_ok(answer.unwrap().unwrap()).await;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "round {round} took {:?}", begun.elapsed());
+        assert_eq!(server.refreshes(), round);
+    }
+    // Through one and the same handle.
+    let mut handle = client;
+    for round in 4..7 {
+        server.expire();
+        let requests = async {
+            for _ in 0..3 {
+                assert_ok(handle.ready().await.unwrap().call(get(path)).await.unwrap()).await;
+            }
+        };
+        timeout(Duration::from_secs(10), requests).await.unwrap();
+        assert_eq!(server.refreshes(), round);
+    }
+}
+
+async fn assert_ok<ResB: Body<Error: Debug>>(response: Response<ResB>) {
+    assert_eq!(response.status(), StatusCode::OK, "{:?}", response.extensions().get::<RefreshReport>());
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "status 200");
+}
+
+/// The layer around a stack, through which the refresh calls go too.
+async fn assert_mends_around<C, ResB>(server: &Server, inner: C, at_once: usize, path: &str)
+where
+    C: Service<Call<AnyBody>, Response = Response<ResB>, Error: Into<BoxError> + Debug + Send, Future: Send>,
+    C: Clone + Send + 'static,
+    ResB: Body<Error: Debug, Data: Send> + Send + 'static,
+{
+    let session = session_over(inner.clone().map_request(any::<Full<Bytes>>)).await;
+    let client = AuthRefreshLayer::new(session, origin()).layer(inner.map_request(any));
+    assert_mends(server, client, at_once, path).await;
+}
+
+/// The layer within a stack; refresh calls go to the leaf.
+async fn assert_mends_within<C, ResB>(
+    server: &Server,
+    build: impl FnOnce(AuthRefresh<BoxedLeaf, Session>) -> C,
+    at_once: usize,
+    path: &str,
+) where
+    C: Service<Call, Response = Response<ResB>, Error: Debug + Send, Future: Send> + Clone + Send + 'static,
+    ResB: Body<Error: Debug, Data: Send> + Send + 'static,
+{
+    let session = session_over(server.leaf().map_request(any::<Full<Bytes>>)).await;
+    let leaf = BoxCloneSyncService::new(server.leaf().map_request(any));
+    assert_mends(server, build(AuthRefreshLayer::new(session, origin()).layer(leaf)), at_once, path).await;
+}
+
+/// The layer within a stack; refresh calls go through the whole of it.
+async fn assert_mends_within_itself<C>(
+    server: &Server,
+    build: impl FnOnce(AuthRefresh<BoxedLeaf, Session>) -> C,
+    at_once: usize,
+    path: &str,
+) where
+    C: Service<Call, Response = Answer, Error: Into<BoxError> + Debug + Send, Future: Send>,
+    C: Clone + Send + Sync + 'static,
+{
+    let whole = Arc::new(OnceLock::<BoxCloneSyncService<Call, Answer, BoxError>>::new());
+    let itself = Arc::clone(&whole);
+    let session = session_over(tower::service_fn(move |call| itself.get().unwrap().clone().oneshot(call))).await;
+    let leaf = BoxCloneSyncService::new(server.leaf().map_request(any));
+    let client = build(AuthRefreshLayer::new(session, origin()).layer(leaf));
+    assert!(whole.set(BoxCloneSyncService::new(client.clone().map_err(Into::into))).is_ok());
+    assert_mends(server, client, at_once, path).await;
+}
+
+type BoxedLeaf = BoxCloneSyncService<Request<tower_auth_refresh::ReplayBody<Full<Bytes>>>, Answer, BoxError>;
+
+// Limits and queues.
+
+#[tokio::test(start_paused = true)]
+async fn a_concurrency_limit_of_one_within_the_layer_that_refresh_calls_share() {
+    let server = Server::default();
+    assert_mends_around(&server, ConcurrencyLimit::new(server.leaf(), 1), MANY, "/").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_concurrency_limit_of_one_around_the_layer() {
+    let server = Server::default();
+    assert_mends_within(&server, |client| ConcurrencyLimit::new(client, 1), MANY, "/").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_call_that_waits_for_a_limit_around_the_layer_ends_by_its_time_out() {
+    let server = Server::default();
+    let whole = Arc::new(OnceLock::<BoxCloneSyncService<Call, Answer, BoxError>>::new());
+    let itself = Arc::clone(&whole);
+    let session = session_over(tower::service_fn(move |call| itself.get().unwrap().clone().oneshot(call))).await;
+    session.sign_in(pair(9)).await.unwrap();
+    let leaf = BoxedLeaf::new(server.leaf().map_request(any));
+    let client = ConcurrencyLimit::new(AuthRefreshLayer::new(session.clone(), origin()).layer(leaf), 1);
+    assert!(whole.set(BoxCloneSyncService::new(client.clone())).is_ok());
+    let begun = Instant::now();
+    let response = client.oneshot(get("/")).await.unwrap();
+    assert_eq!(response.status(), 401);
+    assert!(matches!(report(&response), RefreshReport::NotRefreshed(NotRefreshed::Failed(_))));
+    assert!(begun.elapsed() <= Duration::from_secs(36), "{:?}", begun.elapsed());
+    assert_eq!(session.tokens(), pair(9));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_buffer_within_the_layer_and_around_it() {
+    let server = Server::default();
+    assert_mends_around(&server, Buffer::new(server.leaf(), 1), MANY, "/").await;
+    let server = Server::default();
+    assert_mends_around(&server, Buffer::new(ConcurrencyLimit::new(server.leaf(), 1), 1), MANY, "/").await;
+    let server = Server::default();
+    assert_mends_within(&server, |client| Buffer::new(client, 1), MANY, "/").await;
+    let server = Server::default();
+    assert_mends_within_itself(&server, |client| Buffer::new(client, 1), MANY, "/").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn load_shedding_within_the_layer_and_around_it() {
+    let server = Server::prompt();
+    assert_mends_around(&server, LoadShed::new(server.leaf()), MANY, "/").await;
+    // One request at a time is never shed: its permit is back when the refresh call and the replay need one.
+    let server = Server::prompt();
+    assert_mends_around(&server, LoadShed::new(ConcurrencyLimit::new(server.leaf(), 1)), ONE, "/").await;
+    let server = Server::prompt();
+    assert_mends_within(&server, LoadShed::new, MANY, "/").await;
+    let server = Server::prompt();
+    assert_mends_within(&server, |client| LoadShed::new(ConcurrencyLimit::new(client, 1)), ONE, "/").await;
+    let server = Server::prompt();
+    assert_mends_within_itself(&server, LoadShed::new, MANY, "/").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_limit_within_the_layer_and_around_it() {
+    let rate = Rate::new(50, Duration::from_secs(1));
+    let server = Server::default();
+    assert_mends_around(&server, Buffer::new(RateLimit::new(server.leaf(), rate), 1), MANY, "/").await;
+    let server = Server::default();
+    assert_mends_within(&server, |client| Buffer::new(RateLimit::new(client, rate), 1), MANY, "/").await;
+    let server = Server::default();
+    assert_mends_within_itself(&server, |client| Buffer::new(RateLimit::new(client, rate), 1), MANY, "/").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn steering_within_the_layer_to_clients_with_limits_of_their_own() {
+    let server = Server::default();
+    let clients = [(); 2].map(|()| ConcurrencyLimit::new(server.leaf(), 1));
+    let by_path = |call: &Call<AnyBody>, _: &[_]| usize::from(call.uri().path() == "/auth/refresh");
+    // It reserves a place with both for a call that takes one of them: a request that kept the other would stand in
+    // the way of its own refresh.
+    let steer = Steer::new(clients, by_path);
+    let session = session_over(steer.clone().map_request(any::<Full<Bytes>>)).await;
+    session.sign_in(pair(9)).await.unwrap();
+    let client = AuthRefreshLayer::new(session, origin()).layer(steer.map_request(any));
+    for round in 1..4 {
+        server.expire();
+        let answer = timeout(Duration::from_secs(1), client.clone().oneshot(get("/"))).await;
+        assert_ok(answer.unwrap().unwrap()).await;
+        assert_eq!(server.refreshes(), round);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn steering_within_a_buffer_and_around_the_layer() {
+    let server = Server::default();
+    let clients = [(); 2].map(|()| ConcurrencyLimit::new(server.leaf(), 1));
+    let by_path = |call: &Call<AnyBody>, _: &[_]| usize::from(call.uri().path() == "/auth/refresh");
+    assert_mends_around(&server, Buffer::new(Steer::new(clients, by_path), 1), MANY, "/").await;
+    let server = Server::default();
+    let by_path = |call: &Call, _: &[_]| usize::from(call.uri().path() == "/other");
+    assert_mends_within(&server, |client| Steer::new([client.clone(), client], by_path), MANY, "/").await;
+}
+
+// Time-outs and retries.
+
+#[tokio::test(start_paused = true)]
+async fn a_time_out_within_the_layer_and_around_it() {
+    let second = Duration::from_secs(1);
+    let server = Server::default();
+    assert_mends_around(&server, Timeout::new(server.leaf(), second), MANY, "/").await;
+    let server = Server::default();
+    assert_mends_within(&server, |client| Timeout::new(client, second), MANY, "/").await;
+    let server = Server::default();
+    assert_mends_within_itself(&server, |client| Timeout::new(client, second), MANY, "/").await;
+}
+
+/// A session whose refresh takes ten seconds.
+async fn slow_session(server: &Server) -> Session {
+    let leaf = server.leaf().map_request(any::<Full<Bytes>>);
+    session_over(tower::service_fn(move |call| {
+        let leaf = leaf.clone();
+        async move {
+            sleep(Duration::from_secs(10)).await;
+            leaf.oneshot(call).await
+        }
+    }))
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_time_out_within_the_layer_bounds_each_attempt_and_not_the_refresh() {
+    let server = Server::default();
+    let session = slow_session(&server).await;
+    session.sign_in(pair(9)).await.unwrap();
+    let inner = Timeout::new(server.leaf(), Duration::from_secs(1)).map_request(any);
+    let client = AuthRefreshLayer::new(session, origin()).layer(inner);
+    assert_ok(client.oneshot(get("/")).await.unwrap()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_time_out_around_the_layer_cuts_the_wait_short_and_not_the_refresh() {
+    let server = Server::default();
+    let session = slow_session(&server).await;
+    session.sign_in(pair(9)).await.unwrap();
+    let client = AuthRefreshLayer::new(session, origin()).layer(server.leaf().map_request(any));
+    let client = Timeout::new(client, Duration::from_secs(1));
+    let send = || client.clone().oneshot(get("/"));
+    assert!(send().await.unwrap_err().is::<Elapsed>());
+    sleep(Duration::from_secs(10)).await;
+    assert_ok(send().await.unwrap()).await;
+    assert_eq!(server.refreshes(), 1);
+}
+
+/// Tries again when it is answered 503, and where it can: with an empty body.
+#[derive(Clone)]
+struct OnHiccup(u32);
+
+impl<B, Res, E> Policy<Request<B>, Response<Res>, E> for OnHiccup
+where
+    B: Body + Default,
+{
+    type Future = Ready<()>;
+
+    fn retry(&mut self, _: &mut Request<B>, result: &mut Result<Response<Res>, E>) -> Option<Ready<()>> {
+        let hiccup = result.as_ref().is_ok_and(|response| response.status() == 503);
+        self.0 = self.0.checked_sub(u32::from(hiccup))?;
+        hiccup.then(|| ready(()))
+    }
+
+    fn clone_request(&mut self, request: &Request<B>) -> Option<Request<B>> {
+        request.body().is_end_stream().then(|| {
+            let mut again = Request::new(B::default());
+            *again.method_mut() = request.method().clone();
+            *again.uri_mut() = request.uri().clone();
+            *again.headers_mut() = request.headers().clone();
+            *again.extensions_mut() = request.extensions().clone();
+            again
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn retries_within_the_layer_and_around_it() {
+    let server = Server::with_hiccups(2);
+    assert_mends_around(&server, Retry::new(OnHiccup(2), server.leaf()), MANY, "/").await;
+    let server = Server::with_hiccups(2);
+    assert_mends_within(&server, |client| Retry::new(OnHiccup(2), client), MANY, "/").await;
+    let server = Server::with_hiccups(2);
+    assert_mends_within_itself(&server, |client| Retry::new(OnHiccup(2), client), MANY, "/").await;
+}
+
+// What tower-http brings.
+
+#[tokio::test(start_paused = true)]
+async fn redirects_are_followed_within_the_layer_and_around_it() {
+    let server = Server::default();
+    assert_mends_around(&server, FollowRedirect::new(server.leaf()), MANY, "/moved").await;
+    let server = Server::default();
+    assert_mends_within(&server, FollowRedirect::new, MANY, "/moved").await;
+    let server = Server::default();
+    assert_mends_within_itself(&server, FollowRedirect::new, MANY, "/moved").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn responses_are_decompressed_within_the_layer_and_around_it() {
+    let server = Server::default();
+    assert_mends_around(&server, Decompression::new(server.leaf()), MANY, "/").await;
+    let server = Server::default();
+    assert_mends_within(&server, Decompression::new, MANY, "/").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_401_that_was_decompressed_within_the_layer_is_intact_when_it_is_returned() {
+    let server = Server::default();
+    let session = session_over(server.leaf().map_request(any::<Full<Bytes>>)).await;
+    session.sign_in(Tokens::from_access_token(access("a9"))).await.unwrap();
+    let client = AuthRefreshLayer::new(session, origin()).layer(Decompression::new(server.leaf()).map_request(any));
+    let response = client.oneshot(get("/")).await.unwrap();
+    assert!(matches!(report(&response), RefreshReport::NotRefreshed(NotRefreshed::NoRefreshToken)));
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "status 401");
+}
+
+#[tokio::test(start_paused = true)]
+async fn traces_within_the_layer_and_around_it() {
+    let server = Server::default();
+    assert_mends_around(&server, Trace::new_for_http(server.leaf()), MANY, "/").await;
+    let server = Server::default();
+    assert_mends_within(&server, Trace::new_for_http, MANY, "/").await;
+}
+
+// All at once.
+
+#[tokio::test(start_paused = true)]
+async fn a_whole_stack_within_the_layer() {
+    let server = Server::default();
+    let limited = Buffer::new(ConcurrencyLimit::new(server.leaf(), 1), 1);
+    let patient = Retry::new(OnHiccup(3), Timeout::new(limited, Duration::from_secs(1)));
+    let stack = Trace::new_for_http(Decompression::new(FollowRedirect::new(patient)));
+    assert_mends_around(&server, stack, MANY, "/moved").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_whole_stack_around_the_layer() {
+    let server = Server::default();
+    let build = |client| {
+        let patient = Retry::new(OnHiccup(3), Timeout::new(FollowRedirect::new(client), Duration::from_secs(1)));
+        Trace::new_for_http(Decompression::new(Buffer::new(ConcurrencyLimit::new(patient, 1), 1)))
+    };
+    assert_mends_within(&server, build, MANY, "/moved").await;
+}

@@ -1,0 +1,1249 @@
+//! Sessions and their store: peers that share it, and a store that fails.
+
+use std::collections::HashSet;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{Request, Response};
+use http_body_util::Full;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+use tower::{BoxError, Service, ServiceExt};
+use tower_auth_refresh::store::{Claiming, Epoch, Presented, TokenStore};
+use tower_auth_refresh::{
+    AuthRefreshLayer, NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, ReplayBody, RevokeRequest,
+    RevokeService, Session, SessionBuilder, SessionState, Tokens,
+};
+use tower_layer::Layer;
+
+use crate::faulty::{Fault, FaultyStore, Op};
+use crate::support::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// How long a refresh may take, unless the builder says otherwise.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a call to the store may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What fails at once, without effect.
+const FAILURES: [Fault; 4] = [Fault::Fail, Fault::Hang, Fault::PanicNow, Fault::Panic];
+
+/// What takes effect, although it seems to fail.
+const LOST_ANSWERS: [Fault; 2] = [Fault::FailLate, Fault::HangLate];
+
+/// A client over a session that was signed in with [`pair`]`(1)`, and its store.
+async fn stored() -> (Fixture, Arc<FaultyStore>) {
+    stored_with(|builder| builder).await
+}
+
+async fn stored_with(configure: impl FnOnce(SessionBuilder) -> SessionBuilder) -> (Fixture, Arc<FaultyStore>) {
+    let store = FaultyStore::new();
+    let shared = store.clone();
+    let it = Fixture::with(|builder| configure(builder.tokens(pair(1)).shared_store(shared))).await;
+    store.calls();
+    (it, store)
+}
+
+/// Another process on the same store: no fault of the store is in its way.
+async fn peer_on(store: &FaultyStore) -> Fixture {
+    let store = store.without_faults();
+    Fixture::with(|builder| builder.shared_store(store)).await
+}
+
+/// A revoke service that takes everything, and what it took.
+fn revocations() -> (impl RevokeService, Arc<Mutex<Vec<Tokens>>>) {
+    let revoked = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&revoked);
+    let service = tower::service_fn(move |request: RevokeRequest| {
+        log.lock().unwrap().push(request.tokens().clone());
+        std::future::ready(Ok::<_, BoxError>(()))
+    });
+    (service, revoked)
+}
+
+fn kind(why: &NotRefreshed) -> RefreshErrorKind {
+    match why {
+        NotRefreshed::Failed(error) => error.kind(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn is_unavailable(why: &NotRefreshed) -> bool {
+    matches!(kind(why), RefreshErrorKind::Unavailable { .. })
+}
+
+impl Fixture {
+    /// A request is refused, a refresh with `r{n}` brings the next tokens, and the replay is accepted.
+    async fn refreshes_from(&mut self, n: u32, in_doubt: bool) {
+        let response = self.get_refused().await;
+        let refresh = self.auth.next().await;
+        assert_eq!(refresh.presented(), format!("r{n}"));
+        assert_eq!(refresh.request.is_in_doubt(), in_doubt);
+        refresh.answer(Ok(pair(n + 1)));
+        self.accepts(response, n + 1).await;
+    }
+
+    /// The next request to arrive carries `a{n}` and is accepted: it is the replay that `response` waits for.
+    async fn accepts(&mut self, response: JoinHandle<Response<Full<Bytes>>>, n: u32) {
+        let call = self.api.next().await;
+        assert_eq!(call.token(), Some(&*format!("a{n}")));
+        call.reply(200).await;
+        assert_eq!(response.await.unwrap().status(), 200);
+    }
+
+    /// A new request carries `a{n}`.
+    async fn sends(&mut self, n: u32) {
+        let response = self.get();
+        self.accepts(response, n).await;
+    }
+
+    /// A new request goes bare.
+    async fn sends_bare(&mut self) {
+        let response = self.get();
+        let call = self.api.next().await;
+        assert_eq!(call.token(), None);
+        call.reply(200).await;
+        assert_eq!(response.await.unwrap().status(), 200);
+    }
+}
+
+// Two sessions on one store.
+
+#[tokio::test(start_paused = true)]
+async fn of_two_sessions_that_are_refused_at_once_one_refreshes_and_the_other_adopts() {
+    let (mut one, store) = stored().await;
+    let mut two = peer_on(&store).await;
+    let first = one.get_refused().await;
+    let refresh = one.auth.next().await;
+    let second = two.get_refused().await;
+    sleep(3 * SECOND).await;
+    assert!(two.auth.is_idle().await);
+    let answered = Instant::now();
+    refresh.answer(Ok(pair(2)));
+    one.accepts(first, 2).await;
+    two.accepts(second, 2).await;
+    assert!(answered.elapsed() <= SECOND);
+    assert!(two.auth.is_idle().await && one.auth.is_idle().await);
+    assert_eq!(two.session.tokens(), pair(2));
+    assert_eq!(store.tokens().await, Some(pair(2)));
+    // The one that adopted can refresh in its turn, and the other adopts.
+    two.refreshes_from(2, false).await;
+    let response = one.get_refused().await;
+    one.accepts(response, 3).await;
+    assert!(one.auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_comes_late_adopts_without_a_call() {
+    let (mut one, store) = stored().await;
+    let mut two = peer_on(&store).await;
+    one.refreshes_from(1, false).await;
+    let response = two.get_refused().await;
+    two.accepts(response, 2).await;
+    assert!(two.auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn session_refresh_adopts_what_a_peer_has_stored() {
+    let (mut one, store) = stored().await;
+    let mut two = peer_on(&store).await;
+    one.refreshes_from(1, false).await;
+    two.session.refresh().await.unwrap();
+    assert_eq!(two.session.tokens(), pair(2));
+    assert!(two.auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peers_tokens_that_have_expired_are_refreshed_rather_than_adopted() {
+    let (mut it, store) = stored().await;
+    store.refresh_as_peer(&pair(2).expires_at(SystemTime::UNIX_EPOCH)).await;
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    assert_eq!(refresh.presented(), "r2");
+    refresh.answer(Ok(pair(3)));
+    it.accepts(response, 3).await;
+    assert_eq!(store.tokens().await, Some(pair(3)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_successor_that_a_peer_stored_is_presented_where_the_access_token_is_still_the_refused_one() {
+    let (mut it, store) = stored().await;
+    store.refresh_as_peer(&Tokens::new(access("a1"), refresh("r2"))).await;
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    assert_eq!(refresh.presented(), "r2");
+    refresh.answer(Ok(pair(3)));
+    it.accepts(response, 3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_signed_out_is_noticed_before_its_token_is_presented() {
+    let (one, store) = stored().await;
+    let mut two = peer_on(&store).await;
+    one.session.sign_out().await.unwrap();
+    let response = two.get_refused().await.await.unwrap();
+    assert_eq!(response.status(), 401);
+    assert!(matches!(not_refreshed(&response), NotRefreshed::SignedOut | NotRefreshed::SessionChanged));
+    assert_eq!(two.session.state(), SessionState::SignedOut);
+    assert!(two.auth.is_idle().await);
+    two.sends_bare().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_signed_another_user_in_is_noticed_and_nothing_is_replayed_as_him() {
+    let (one, store) = stored().await;
+    let mut two = peer_on(&store).await;
+    one.session.sign_in(pair(5)).await.unwrap();
+    let response = two.get_refused().await.await.unwrap();
+    assert_eq!(response.status(), 401);
+    assert!(matches!(not_refreshed(&response), NotRefreshed::SessionChanged));
+    assert!(two.api.is_idle().await && two.auth.is_idle().await);
+    // Requests from now on are the new user's.
+    two.sends(5).await;
+    two.refreshes_from(5, false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_signs_out_during_the_call_has_the_late_tokens_discarded_and_revoked() {
+    let (revoke, revoked) = revocations();
+    let (mut it, store) = stored_with(|builder| builder.revoke(revoke)).await;
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    let record = store.record().await.unwrap();
+    store.without_faults().clear(record.version).await.unwrap();
+    refresh.answer(Ok(pair(2)));
+    assert_eq!(response.await.unwrap().status(), 401);
+    assert!(it.api.is_idle().await);
+    assert_eq!(it.session.state(), SessionState::SignedOut);
+    assert_eq!(store.tokens().await, None);
+    assert_eq!(*revoked.lock().unwrap(), [pair(2)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_signs_another_user_in_during_the_call_keeps_the_store_and_late_tokens_are_revoked() {
+    let (revoke, revoked) = revocations();
+    let (mut it, store) = stored_with(|builder| builder.revoke(revoke)).await;
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    store.without_faults().replace(Epoch::random(), &pair(5)).await.unwrap();
+    refresh.answer(Ok(pair(2)));
+    let response = response.await.unwrap();
+    assert_eq!(response.status(), 401);
+    assert!(matches!(not_refreshed(&response), NotRefreshed::SessionChanged));
+    assert!(it.api.is_idle().await);
+    assert_eq!(store.tokens().await, Some(pair(5)));
+    assert_eq!(*revoked.lock().unwrap(), [pair(2)]);
+    it.sends(5).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_finds_a_newer_generation_adopts_it_and_drops_its_own() {
+    let (mut it, store) = stored().await;
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    // A peer whose clock runs ahead took the claim for expired, and was faster.
+    let record = store.record().await.unwrap();
+    store.without_faults().replace(record.epoch, &pair(7)).await.unwrap();
+    refresh.answer(Ok(pair(2)));
+    it.accepts(response, 7).await;
+    assert_eq!(it.session.tokens(), pair(7));
+    assert_eq!(store.tokens().await, Some(pair(7)));
+}
+
+// Claims.
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_is_given_back_unused_is_taken_up_unmarked() {
+    let (mut it, store) = stored().await;
+    let claim = store.claim_as_peer(MINUTE).await;
+    let response = it.get_refused().await;
+    sleep(2 * SECOND).await;
+    assert!(it.auth.is_idle().await);
+    store.without_faults().release(&claim, Presented::No).await.unwrap();
+    let refresh = it.auth.next().await;
+    assert!(!refresh.request.is_in_doubt());
+    refresh.answer(Ok(pair(2)));
+    it.accepts(response, 2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_is_given_back_in_doubt_is_taken_up_marked() {
+    let (mut it, store) = stored().await;
+    let claim = store.claim_as_peer(MINUTE).await;
+    let response = it.get_refused().await;
+    store.without_faults().release(&claim, Presented::InDoubt).await.unwrap();
+    let refresh = it.auth.next().await;
+    assert!(refresh.request.is_in_doubt());
+    refresh.answer(Ok(pair(2)));
+    it.accepts(response, 2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_whose_holder_died_is_taken_up_marked_when_its_lease_ends() {
+    let (mut it, store) = stored().await;
+    let _claim = store.claim_as_peer(10 * SECOND).await;
+    let begun = Instant::now();
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    assert!((10 * SECOND..11 * SECOND).contains(&begun.elapsed()));
+    assert!(refresh.request.is_in_doubt());
+    refresh.answer(Ok(pair(2)));
+    it.accepts(response, 2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_is_held_for_longer_than_a_refresh_may_take_is_respected() {
+    let (mut it, store) = stored().await;
+    let claim = store.claim_as_peer(10 * MINUTE).await;
+    let begun = Instant::now();
+    let response = it.get_refused().await.await.unwrap();
+    assert!(is_unavailable(not_refreshed(&response)));
+    assert!((29 * SECOND..31 * SECOND).contains(&begun.elapsed()));
+    assert!(it.auth.is_idle().await);
+    it.sends(1).await;
+    // Until its holder is done.
+    store.without_faults().commit(&claim, &pair(2)).await.unwrap();
+    sleep(MINUTE).await;
+    let response = it.get_refused().await;
+    it.accepts(response, 2).await;
+    assert!(it.auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_says_busy_until_now_is_not_asked_without_a_pause() {
+    let (mut it, store) = stored().await;
+    let _claim = store.claim_as_peer(10 * MINUTE).await;
+    store.fault(Op::Claim, Fault::Hasty);
+    let response = it.get_refused().await.await.unwrap();
+    assert!(is_unavailable(not_refreshed(&response)));
+    let asked = store.calls().len();
+    assert!(asked < 10_000, "asked {asked} times in 30 seconds");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_session_left_in_doubt_is_marked_when_the_next_process_presents_it() {
+    let (mut one, store) = stored().await;
+    let response = one.get_refused().await;
+    one.auth.next().await.answer(Err(RefreshError::in_doubt("connection reset")));
+    response.await.unwrap();
+    drop(one);
+    let mut next = peer_on(&store).await;
+    next.refreshes_from(1, true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_presented_in_vain_but_not_used_is_not_marked_in_the_next_process() {
+    let (mut one, store) = stored().await;
+    let response = one.get_refused().await;
+    one.auth.next().await.answer(Err(RefreshError::misconfigured("invalid_client")));
+    response.await.unwrap();
+    drop(one);
+    let mut next = peer_on(&store).await;
+    next.refreshes_from(1, false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_is_written_anew_does_not_take_the_doubt_from_its_refresh_token() {
+    let (mut it, store) = stored().await;
+    for error in [RefreshError::in_doubt("connection reset"), RefreshError::misconfigured("a firewall's page")] {
+        let response = it.get_refused().await;
+        it.auth.next().await.answer(Err(error));
+        response.await.unwrap();
+        sleep(MINUTE).await;
+    }
+    // Restored from a backup, say: the store knows of no claim any more.
+    let record = store.record().await.unwrap();
+    store.without_faults().replace(record.epoch, &record.tokens).await.unwrap();
+    it.refreshes_from(1, true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_doubt_about_one_refresh_token_is_not_carried_over_to_its_successor() {
+    let (mut it, store) = stored().await;
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Err(RefreshError::in_doubt("connection reset")));
+    response.await.unwrap();
+    sleep(MINUTE).await;
+    store.refresh_as_peer(&Tokens::new(access("a1"), refresh("r2"))).await;
+    it.refreshes_from(2, false).await;
+}
+
+// A store that fails, at each of its calls in turn.
+
+#[tokio::test(start_paused = true)]
+async fn without_a_claim_nothing_is_presented_and_nothing_is_lost() {
+    for fault in FAILURES {
+        let (mut it, store) = stored().await;
+        store.fault(Op::Claim, fault);
+        let begun = Instant::now();
+        let response = it.get_refused().await.await.unwrap();
+        assert!(is_unavailable(not_refreshed(&response)), "{fault:?}");
+        assert!(begun.elapsed() <= TIMEOUT + SECOND);
+        assert!(it.auth.is_idle().await);
+        it.sends(1).await;
+
+        store.heal();
+        sleep(MINUTE).await;
+        it.refreshes_from(1, false).await;
+        assert_eq!(store.tokens().await, Some(pair(2)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_whose_answer_was_lost_is_in_doubt_when_its_lease_ends() {
+    for fault in LOST_ANSWERS {
+        let (mut it, store) = stored().await;
+        store.fault(Op::Claim, fault);
+        let response = it.get_refused().await.await.unwrap();
+        assert!(is_unavailable(not_refreshed(&response)), "{fault:?}");
+        assert!(it.auth.is_idle().await);
+        store.heal();
+        sleep(MINUTE).await;
+        it.refreshes_from(1, true).await;
+        assert_eq!(store.tokens().await, Some(pair(2)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_serve_on_from_memory_while_they_cannot_be_committed_and_are_written_later() {
+    for fault in [FAILURES.as_slice(), &LOST_ANSWERS].concat() {
+        let (mut it, store) = stored().await;
+        store.fault(Op::Commit, fault);
+        let response = it.get_refused().await;
+        let refresh = it.auth.next().await;
+        let begun = Instant::now();
+        refresh.answer(Ok(pair(2)));
+        it.accepts(response, 2).await;
+        assert!(begun.elapsed() <= PATIENCE + SECOND, "{fault:?}");
+        assert_eq!(it.session.state(), SessionState::Active);
+        sleep(10 * MINUTE).await;
+        it.sends(2).await;
+
+        store.heal();
+        sleep(2 * MINUTE).await;
+        assert_eq!(store.tokens().await, Some(pair(2)), "{fault:?}");
+        store.calls();
+        it.refreshes_from(2, false).await;
+        // Nothing was outstanding any more.
+        assert_eq!(store.calls(), [Op::Claim, Op::Commit]);
+        assert_eq!(store.tokens().await, Some(pair(3)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_tokens_are_stored_before_anybody_uses_them() {
+    let (mut it, store) = stored().await;
+    store.fault(Op::Commit, Fault::Hang);
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Ok(pair(2)));
+    sleep(4 * SECOND).await;
+    assert!(it.api.is_idle().await);
+    assert_eq!(it.session.tokens(), pair(1));
+    store.heal();
+    it.accepts(response, 2).await;
+    assert_eq!(store.tokens().await, Some(pair(2)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_are_written_before_their_refresh_token_is_presented() {
+    let (mut it, store) = stored().await;
+    store.fault(Op::Commit, Fault::Fail);
+    it.refreshes_from(1, false).await;
+    sleep(MINUTE).await;
+    // Nobody is to present r2 while the store says r1: it would be lost with the process.
+    let response = it.get_refused().await.await.unwrap();
+    assert!(is_unavailable(not_refreshed(&response)));
+    assert!(it.auth.is_idle().await);
+    it.sends(2).await;
+
+    store.heal();
+    sleep(MINUTE).await;
+    store.fault(Op::Commit, Fault::Fail);
+    it.refreshes_from(2, false).await;
+    store.heal();
+    store.calls();
+    // The write need not wait for its turn in the background.
+    it.refreshes_from(3, false).await;
+    assert_eq!(store.calls(), [Op::Commit, Op::Renew, Op::Claim, Op::Commit]);
+    assert_eq!(store.tokens().await, Some(pair(4)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_does_not_hold_a_refresh_of_unsaved_tokens_past_its_time_out() {
+    let (mut it, store) = stored().await;
+    store.fault(Op::Commit, Fault::Hang);
+    it.refreshes_from(1, false).await;
+    sleep(MINUTE).await;
+    let begun = Instant::now();
+    let response = it.get_refused().await.await.unwrap();
+    assert!(is_unavailable(not_refreshed(&response)));
+    assert!(begun.elapsed() <= TIMEOUT + SECOND);
+    assert!(it.auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_tokens_are_unsaved_no_peer_gets_at_the_refresh_token_that_is_used_up() {
+    for (fault, answered_after) in [
+        (Fault::Fail, Duration::ZERO),
+        (Fault::Hang, Duration::ZERO),
+        (Fault::Fail, 29 * SECOND),
+        // The call, the commit and its repetition take all the time that they may.
+        (Fault::Hang, Duration::from_millis(29_999)),
+    ] {
+        let (mut it, store) = stored().await;
+        store.fault(Op::Commit, fault);
+        store.fault(Op::Renew, Fault::Hang);
+        let response = it.get_refused().await;
+        let refresh = it.auth.next().await;
+        sleep(answered_after).await;
+        refresh.answer(Ok(pair(2)));
+        it.accepts(response, 2).await;
+        let version = store.record().await.unwrap().version;
+        for tenth in 0..12_000 {
+            // Renewing takes its time too.
+            if tenth == 40 {
+                store.lift(Op::Renew);
+            }
+            let claiming = store.without_faults().claim(version, SECOND).await.unwrap();
+            assert!(matches!(claiming, Claiming::Busy { .. }), "{fault:?}, {answered_after:?}: after {tenth}/10 s");
+            sleep(SECOND / 10).await;
+        }
+        store.heal();
+        sleep(2 * MINUTE).await;
+        assert_eq!(store.tokens().await, Some(pair(2)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_a_claim_cannot_be_renewed_either_the_peer_that_takes_over_is_yielded_to() {
+    for fault in [Fault::Fail, Fault::Hang, Fault::Panic, Fault::PanicNow] {
+        let (mut it, store) = stored().await;
+        store.fault(Op::Commit, fault);
+        store.fault(Op::Renew, fault);
+        it.refreshes_from(1, false).await;
+        sleep(5 * MINUTE).await;
+        // The server answers a repeated call within its grace with tokens of its own.
+        store.refresh_as_peer(&pair(7)).await;
+        store.heal();
+        sleep(2 * MINUTE).await;
+        assert_eq!(it.session.tokens(), pair(7));
+        assert_eq!(store.tokens().await, Some(pair(7)));
+        it.refreshes_from(7, false).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_peer_bought_beside_the_same_access_token_is_presented_next() {
+    let (mut it, store) = stored().await;
+    store.fault(Op::Commit, Fault::Fail);
+    store.fault(Op::Renew, Fault::Fail);
+    it.refreshes_from(1, false).await;
+    sleep(5 * MINUTE).await;
+    store.refresh_as_peer(&Tokens::new(access("a2"), refresh("r7"))).await;
+    store.heal();
+    // At once, before the write has its turn in the background.
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    assert_eq!(refresh.presented(), "r7");
+    refresh.answer(Ok(pair(8)));
+    it.accepts(response, 8).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_cannot_be_given_back_delays_the_answer_by_five_seconds_at_most() {
+    for fault in FAILURES {
+        let (mut it, store) = stored().await;
+        store.fault(Op::Release, fault);
+        let begun = Instant::now();
+        let response = it.get_refused().await;
+        it.auth.next().await.answer(Err(RefreshError::misconfigured("invalid_client")));
+        let response = response.await.unwrap();
+        assert_eq!(kind(not_refreshed(&response)), RefreshErrorKind::Misconfigured, "{fault:?}");
+        assert!(begun.elapsed() <= PATIENCE + SECOND);
+        store.heal();
+        sleep(MINUTE).await;
+        // It was never given back: its lease has ended.
+        it.refreshes_from(1, true).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_in_counts_at_once_and_is_written_when_the_store_recovers() {
+    for fault in [FAILURES.as_slice(), &LOST_ANSWERS].concat() {
+        for op in [Op::Load, Op::Replace] {
+            let (mut it, store) = stored().await;
+            store.fault(op, fault);
+            let begun = Instant::now();
+            let signed_in = tokio::spawn({
+                let session = it.session.clone();
+                async move { session.sign_in(pair(5)).await }
+            });
+            settle().await;
+            it.sends(5).await;
+            assert!(signed_in.await.unwrap().is_err(), "{op:?}, {fault:?}");
+            assert!(begun.elapsed() <= PATIENCE + SECOND);
+            it.sends(5).await;
+            // Not to be presented while the store knows nothing of it.
+            if op == Op::Load || !LOST_ANSWERS.contains(&fault) {
+                let response = it.get_refused().await.await.unwrap();
+                assert!(is_unavailable(not_refreshed(&response)), "{op:?}, {fault:?}");
+                assert!(it.auth.is_idle().await);
+            }
+
+            store.heal();
+            sleep(2 * MINUTE).await;
+            assert_eq!(store.tokens().await, Some(pair(5)), "{op:?}, {fault:?}");
+            it.refreshes_from(5, false).await;
+            assert_eq!(store.tokens().await, Some(pair(6)));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_in_whose_answer_was_lost_does_not_undo_what_a_peer_made_of_it() {
+    for fault in LOST_ANSWERS {
+        let (mut it, store) = stored().await;
+        store.fault(Op::Replace, fault);
+        assert!(it.session.sign_in(pair(5)).await.is_err());
+        // A peer finds the sign-in in the store, and refreshes: r5 is used up.
+        store.refresh_as_peer(&pair(6)).await;
+        store.heal();
+        sleep(2 * MINUTE).await;
+        assert_eq!(store.tokens().await, Some(pair(6)), "{fault:?}");
+        let response = it.get();
+        let call = it.api.next().await;
+        if call.token() == Some("a5") {
+            call.reply(401).await;
+            it.accepts(response, 6).await;
+        } else {
+            assert_eq!(call.token(), Some("a6"));
+        }
+        assert!(it.auth.is_idle().await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_in_that_is_written_late_does_not_undo_a_later_one() {
+    for fault in [FAILURES.as_slice(), &LOST_ANSWERS].concat() {
+        let (mut it, store) = stored().await;
+        store.fault(Op::Replace, fault);
+        assert!(it.session.sign_in(pair(5)).await.is_err());
+        store.without_faults().replace(Epoch::random(), &pair(7)).await.unwrap();
+        store.heal();
+        sleep(2 * MINUTE).await;
+        assert_eq!(store.tokens().await, Some(pair(7)), "{fault:?}");
+        it.sends(7).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_in_counts_where_a_peer_had_signed_in_before_it() {
+    for fault in FAILURES {
+        let (mut it, store) = stored().await;
+        store.without_faults().replace(Epoch::random(), &pair(5)).await.unwrap();
+        store.fault(Op::Replace, fault);
+        assert!(it.session.sign_in(pair(7)).await.is_err());
+        store.heal();
+        sleep(2 * MINUTE).await;
+        assert_eq!(store.tokens().await, Some(pair(7)), "{fault:?}");
+        it.sends(7).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_out_counts_at_once_and_is_carried_out_when_the_store_recovers() {
+    for op in [Op::Load, Op::Clear] {
+        for fault in [FAILURES.as_slice(), &LOST_ANSWERS].concat() {
+            let (mut it, store) = stored().await;
+            store.fault(op, fault);
+            let begun = Instant::now();
+            let signed_out = tokio::spawn({
+                let session = it.session.clone();
+                async move { session.sign_out().await }
+            });
+            settle().await;
+            it.sends_bare().await;
+            assert!(signed_out.await.unwrap().is_err(), "{op:?}, {fault:?}");
+            assert!(begun.elapsed() <= PATIENCE + SECOND);
+            assert_eq!(it.session.state(), SessionState::SignedOut);
+
+            store.heal();
+            sleep(2 * MINUTE).await;
+            assert_eq!(store.tokens().await, None, "{op:?}, {fault:?}");
+            store.calls();
+            sleep(10 * MINUTE).await;
+            assert_eq!(store.calls(), [], "nothing is outstanding any more");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_session_is_written_when_the_store_recovers() {
+    for fault in [FAILURES.as_slice(), &LOST_ANSWERS].concat() {
+        let (mut it, store) = stored().await;
+        store.fault(Op::Clear, fault);
+        let response = it.get_refused().await;
+        it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
+        assert!(matches!(not_refreshed(&response.await.unwrap()), NotRefreshed::Ended(_)));
+        sleep(MINUTE).await;
+        assert_eq!(it.session.state(), SessionState::Ended);
+        store.heal();
+        sleep(2 * MINUTE).await;
+        assert_eq!(store.tokens().await, None, "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_is_not_built_on_a_store_that_fails() {
+    for op in [Op::Load, Op::Replace] {
+        for fault in [FAILURES.as_slice(), &LOST_ANSWERS].concat() {
+            let store = FaultyStore::new();
+            store.fault(op, fault);
+            let (refresh, _auth) = script::<_, Tokens, RefreshError>();
+            let begun = Instant::now();
+            let session = Session::builder(refresh).tokens(pair(1)).shared_store(store.clone()).build().await;
+            assert!(session.is_err(), "{op:?}, {fault:?}");
+            assert!(begun.elapsed() <= PATIENCE + SECOND);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_store_holds_comes_before_what_the_builder_is_given() {
+    let (mut one, store) = stored().await;
+    one.refreshes_from(1, false).await;
+    let shared = store.clone();
+    let mut next = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(shared)).await;
+    next.sends(2).await;
+    next.refreshes_from(2, false).await;
+}
+
+// Signing in and out.
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_out_deletes_what_a_peer_has_made_of_the_session() {
+    let (it, store) = stored().await;
+    store.refresh_as_peer(&pair(2)).await;
+    it.session.sign_out().await.unwrap();
+    assert_eq!(store.tokens().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_out_leaves_the_user_alone_whom_a_peer_has_signed_in() {
+    let (it, store) = stored().await;
+    store.without_faults().replace(Epoch::random(), &pair(5)).await.unwrap();
+    it.session.sign_out().await.unwrap();
+    assert_eq!(it.session.state(), SessionState::SignedOut);
+    assert_eq!(store.tokens().await, Some(pair(5)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_refreshes_while_the_sign_out_deletes_is_deleted_too() {
+    let (it, store) = stored().await;
+    store.fault(Op::Clear, Fault::Hang);
+    let signed_out = tokio::spawn({
+        let session = it.session.clone();
+        async move { session.sign_out().await }
+    });
+    settle().await;
+    store.refresh_as_peer(&pair(2)).await;
+    store.heal();
+    signed_out.await.unwrap().unwrap();
+    assert_eq!(store.tokens().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_whom_a_peer_signs_in_while_the_sign_out_deletes_stays() {
+    let (it, store) = stored().await;
+    store.fault(Op::Clear, Fault::Hang);
+    let signed_out = tokio::spawn({
+        let session = it.session.clone();
+        async move { session.sign_out().await }
+    });
+    settle().await;
+    store.without_faults().replace(Epoch::random(), &pair(5)).await.unwrap();
+    store.heal();
+    signed_out.await.unwrap().unwrap();
+    assert_eq!(store.tokens().await, Some(pair(5)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_out_after_a_sign_in_that_was_never_written_brings_nobody_back() {
+    let (it, store) = stored().await;
+    store.fault(Op::Replace, Fault::Fail);
+    assert!(it.session.sign_in(pair(5)).await.is_err());
+    it.session.sign_out().await.unwrap();
+    store.heal();
+    sleep(2 * MINUTE).await;
+    // The first user signed out when the second signed in, and the second has signed out since.
+    assert_eq!(store.tokens().await, None);
+    assert_eq!(peer_on(&store).await.session.state(), SessionState::SignedOut);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_out_that_was_never_written_is_not_forgotten_over_a_sign_in_that_was_not_either() {
+    let (it, store) = stored().await;
+    store.fault(Op::Clear, Fault::Fail);
+    store.fault(Op::Replace, Fault::Fail);
+    for user in [5, 6] {
+        assert!(it.session.sign_out().await.is_err());
+        assert!(it.session.sign_in(pair(user)).await.is_err());
+    }
+    assert!(it.session.sign_out().await.is_err());
+    store.heal();
+    sleep(2 * MINUTE).await;
+    assert_eq!(store.tokens().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_sign_ins_and_sign_outs_at_once_the_store_ends_with_what_the_session_says() {
+    for fault in [None, Some(Fault::Fail), Some(Fault::FailLate), Some(Fault::Hang)] {
+        let (it, store) = stored().await;
+        if let Some(fault) = fault {
+            store.fault(Op::Replace, fault);
+            store.fault(Op::Clear, fault);
+        }
+        let mut tasks = Vec::new();
+        for user in 5..15 {
+            let session = it.session.clone();
+            tasks.push(tokio::spawn(async move {
+                let _ = session.sign_in(pair(user)).await;
+            }));
+            let session = it.session.clone();
+            tasks.push(tokio::spawn(async move {
+                let _ = session.sign_out().await;
+            }));
+            tokio::task::yield_now().await;
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        store.heal();
+        sleep(2 * MINUTE).await;
+        let in_force = it.session.tokens();
+        assert_eq!(store.tokens().await, Some(in_force).filter(|tokens| *tokens != Tokens::default()), "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_out_revokes_the_tokens_and_reports_where_that_fails() {
+    let (revoke, mut revocations) = script::<RevokeRequest, (), BoxError>();
+    let (it, store) = stored_with(|builder| builder.revoke(revoke)).await;
+    let signed_out = tokio::spawn({
+        let session = it.session.clone();
+        async move { session.sign_out().await }
+    });
+    let call = revocations.next().await;
+    assert_eq!(*call.request.tokens(), pair(1));
+    // Neither waits for the other.
+    settle().await;
+    assert_eq!(store.tokens().await, None);
+    call.answer(Err("it is down".into()));
+    assert!(signed_out.await.unwrap().is_err());
+    assert_eq!(it.session.state(), SessionState::SignedOut);
+    assert_eq!(store.tokens().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revoke_service_that_hangs_ends_by_the_time_out() {
+    let (revoke, mut revocations) = script::<RevokeRequest, (), BoxError>();
+    let (it, _store) = stored_with(|builder| builder.revoke(revoke)).await;
+    let begun = Instant::now();
+    let signed_out = tokio::spawn({
+        let session = it.session.clone();
+        async move { session.sign_out().await }
+    });
+    let _unanswered = revocations.next().await;
+    assert!(signed_out.await.unwrap().is_err());
+    assert!((TIMEOUT..TIMEOUT + SECOND).contains(&begun.elapsed()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revoke_service_that_panics_does_not_keep_the_tokens_in_the_store() {
+    let revoke = tower::service_fn(|_: RevokeRequest| -> std::future::Ready<Result<(), BoxError>> {
+        panic!("the revoke service panics, as the test wants it to")
+    });
+    let (it, store) = stored_with(|builder| builder.revoke(revoke)).await;
+    // The store is slower than the panic.
+    store.fault(Op::Load, Fault::Hang);
+    let signed_out = tokio::spawn({
+        let session = it.session.clone();
+        async move { session.sign_out().await }
+    });
+    settle().await;
+    store.heal();
+    assert!(signed_out.await.unwrap().is_err());
+    sleep(2 * MINUTE).await;
+    assert_eq!(store.tokens().await, None);
+}
+
+// Signing in and out while a refresh is under way, at each of its stages.
+
+/// How far a refresh has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Claiming,
+    /// The claim is marked in the store, its answer is on its way.
+    Claimed,
+    Calling,
+    /// Between two attempts.
+    BackingOff,
+    /// The server has rejected the token, and the store is read again.
+    Rejected,
+    /// The refresh failed, and the claim is being given back.
+    Releasing,
+    Committing,
+    /// The tokens are stored, but the answer is on its way.
+    Committed,
+}
+
+impl Stage {
+    const ALL: [Self; 8] = [
+        Self::Claiming,
+        Self::Claimed,
+        Self::Calling,
+        Self::BackingOff,
+        Self::Rejected,
+        Self::Releasing,
+        Self::Committing,
+        Self::Committed,
+    ];
+}
+
+/// A request that was refused, and whose refresh stands at `stage`. What the refresh still needs to end comes when
+/// the store is healed, or is in `call`.
+struct Midway {
+    it: Fixture,
+    store: Arc<FaultyStore>,
+    revoked: Arc<Mutex<Vec<Tokens>>>,
+    response: JoinHandle<Response<Full<Bytes>>>,
+    call: Option<Call<RefreshRequest, Tokens, RefreshError>>,
+}
+
+async fn midway(stage: Stage) -> Midway {
+    let (revoke, revoked) = revocations();
+    let (mut it, store) = stored_with(|builder| builder.revoke(revoke)).await;
+    let fault = match stage {
+        Stage::Claiming => Some((Op::Claim, Fault::Hang)),
+        Stage::Claimed => Some((Op::Claim, Fault::HangLate)),
+        Stage::Rejected => Some((Op::Load, Fault::Hang)),
+        Stage::Releasing => Some((Op::Release, Fault::Hang)),
+        Stage::Committing => Some((Op::Commit, Fault::Hang)),
+        Stage::Committed => Some((Op::Commit, Fault::HangLate)),
+        Stage::Calling | Stage::BackingOff => None,
+    };
+    if let Some((op, fault)) = fault {
+        store.fault(op, fault);
+    }
+    let response = it.get_refused().await;
+    let mut call = None;
+    match stage {
+        Stage::Claiming | Stage::Claimed => {}
+        Stage::Calling => call = Some(it.auth.next().await),
+        Stage::BackingOff => {
+            let later = RefreshError::unavailable("too many requests").retry_after(10 * SECOND);
+            it.auth.next().await.answer(Err(later));
+        }
+        Stage::Rejected => it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant"))),
+        Stage::Releasing => it.auth.next().await.answer(Err(RefreshError::in_doubt("connection reset"))),
+        Stage::Committing | Stage::Committed => it.auth.next().await.answer(Ok(pair(2))),
+    }
+    settle().await;
+    assert_eq!(it.session.state(), SessionState::Refreshing);
+    Midway { it, store, revoked, response, call }
+}
+
+impl Midway {
+    /// Lets the refresh end, and returns the response to the request that began it.
+    async fn end(&mut self) -> Response<Full<Bytes>> {
+        self.store.heal();
+        if let Some(call) = self.call.take() {
+            call.answer(Ok(pair(2)));
+        }
+        sleep(2 * MINUTE).await;
+        (&mut self.response).await.unwrap()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_out_beats_the_refresh_at_each_of_its_stages() {
+    for stage in Stage::ALL {
+        let mut midway = midway(stage).await;
+        let signed_out = tokio::spawn({
+            let session = midway.it.session.clone();
+            async move { session.sign_out().await }
+        });
+        settle().await;
+        assert_eq!(midway.it.session.state(), SessionState::SignedOut, "{stage:?}");
+        assert!(midway.response.is_finished(), "{stage:?}: kept waiting for another's tokens");
+        midway.it.sends_bare().await;
+
+        let response = midway.end().await;
+        assert_eq!(response.status(), 401);
+        let why = not_refreshed(&response);
+        assert!(matches!(why, NotRefreshed::SessionChanged | NotRefreshed::SignedOut), "{stage:?}: {why:?}");
+        signed_out.await.unwrap().unwrap();
+        assert_eq!(midway.it.session.state(), SessionState::SignedOut, "{stage:?}");
+        assert_eq!(midway.store.tokens().await, None, "{stage:?}");
+        // What was in force is revoked, and what came late. No refresh token is presented after that.
+        let bought = matches!(stage, Stage::Calling | Stage::Committing | Stage::Committed);
+        let expected = if bought { [pair(1), pair(2)].to_vec() } else { [pair(1)].to_vec() };
+        assert_eq!(*midway.revoked.lock().unwrap(), expected, "{stage:?}");
+        assert!(midway.it.auth.is_idle().await, "{stage:?}: presented after the sign-out");
+        assert!(midway.it.api.is_idle().await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_in_beats_the_refresh_at_each_of_its_stages() {
+    for stage in Stage::ALL {
+        let mut midway = midway(stage).await;
+        let signed_in = tokio::spawn({
+            let session = midway.it.session.clone();
+            async move { session.sign_in(pair(5)).await }
+        });
+        settle().await;
+        assert_eq!(midway.it.session.state(), SessionState::Active, "{stage:?}");
+        assert!(midway.response.is_finished(), "{stage:?}: kept waiting for another's tokens");
+        midway.it.sends(5).await;
+
+        let response = midway.end().await;
+        assert_eq!(response.status(), 401);
+        assert!(matches!(not_refreshed(&response), NotRefreshed::SessionChanged), "{stage:?}: {response:?}");
+        signed_in.await.unwrap().unwrap();
+        assert_eq!(midway.it.session.tokens(), pair(5), "{stage:?}");
+        assert_eq!(midway.store.tokens().await, Some(pair(5)), "{stage:?}");
+        let bought = matches!(stage, Stage::Calling | Stage::Committing | Stage::Committed);
+        let expected = if bought { [pair(2)].to_vec() } else { Vec::new() };
+        assert_eq!(*midway.revoked.lock().unwrap(), expected, "{stage:?}");
+        assert!(midway.it.auth.is_idle().await, "{stage:?}: presented after the sign-in");
+        assert!(midway.it.api.is_idle().await);
+        // The first user's refresh is in nobody's way.
+        midway.it.refreshes_from(5, false).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_that_arrive_after_a_sign_out_are_never_written() {
+    let mut midway = midway(Stage::Calling).await;
+    midway.store.fault(Op::Clear, Fault::Fail);
+    assert!(midway.it.session.sign_out().await.is_err());
+    midway.store.calls();
+    midway.call.take().unwrap().answer(Ok(pair(2)));
+    settle().await;
+    assert_eq!(midway.store.tokens().await, Some(pair(1)));
+    assert!(!midway.store.calls().contains(&Op::Commit));
+    midway.end().await;
+    assert_eq!(midway.store.tokens().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_user_refreshes_while_the_first_users_refresh_is_still_under_way() {
+    let mut midway = midway(Stage::Calling).await;
+    midway.it.session.sign_in(pair(5)).await.unwrap();
+    midway.it.refreshes_from(5, false).await;
+    let response = midway.end().await;
+    assert_eq!(response.status(), 401);
+    assert_eq!(midway.it.session.tokens(), pair(6));
+    assert_eq!(midway.store.tokens().await, Some(pair(6)));
+    assert_eq!(*midway.revoked.lock().unwrap(), [pair(2)]);
+}
+
+/// An API that can be made to keep its callers waiting before they may call.
+#[derive(Clone)]
+struct Gated {
+    open: Arc<AtomicBool>,
+    api: Api,
+}
+
+impl Service<Request<ReplayBody<Full<Bytes>>>> for Gated {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = <Api as Service<Request<ReplayBody<Full<Bytes>>>>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        if self.open.load(Ordering::Relaxed) {
+            return self.api.poll_ready(cx);
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn call(&mut self, request: Request<ReplayBody<Full<Bytes>>>) -> Self::Future {
+        self.api.call(request)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_is_nobodys_where_somebody_signs_in_while_it_is_made_ready() {
+    let (mut it, _store) = stored().await;
+    let (api, mut calls) = script();
+    let gated = Gated { open: Arc::new(AtomicBool::new(true)), api };
+    let client = AuthRefreshLayer::new(it.session.clone(), origin()).layer(gated.clone());
+    let response = tokio::spawn(client.oneshot(Request::post(ORIGIN).body(Full::from("an order")).unwrap()));
+    let call: ApiCall = calls.next().await;
+    gated.open.store(false, Ordering::Relaxed);
+    call.reply(401).await;
+    it.auth.next().await.answer(Ok(pair(2)));
+    settle().await;
+    assert_eq!(it.session.tokens(), pair(2));
+    it.session.sign_in(pair(5)).await.unwrap();
+    gated.open.store(true, Ordering::Relaxed);
+    // Its 401 is read already and can't be given back: so it goes out, without anybody's token.
+    let call = calls.next().await;
+    assert_eq!(call.token(), None);
+    call.reply(401).await;
+    let response = response.await.unwrap().unwrap();
+    assert_eq!(response.status(), 401);
+    assert!(matches!(not_refreshed(&response), NotRefreshed::SessionChanged));
+}
+
+// All of it at once.
+
+/// An authorization server that rotates refresh tokens, takes a second use for a theft, and is not always there.
+struct Rotating {
+    random: fastrand::Rng,
+    reliable: bool,
+    /// How often each user's tokens have been rotated; `None`: revoked.
+    users: Vec<Option<u32>>,
+    /// The refresh tokens that were used, or may have been.
+    doubtful: HashSet<String>,
+}
+
+impl Rotating {
+    fn tokens(user: usize, rotated: u32) -> Tokens {
+        Tokens::new(access(&format!("a{user}.{rotated}")), refresh(&format!("r{user}.{rotated}")))
+    }
+
+    fn sign_in(&mut self) -> Tokens {
+        self.users.push(Some(0));
+        Self::tokens(self.users.len() - 1, 0)
+    }
+
+    /// How long it takes to answer, and the answer; `None` for one that is lost on the way.
+    fn answer(&mut self, request: &RefreshRequest) -> (Duration, Option<Result<Tokens, RefreshError>>) {
+        let delay = Duration::from_millis(self.random.u64(0..3_000));
+        let fate = if self.reliable { 0 } else { self.random.u8(0..12) };
+        match fate {
+            8 => return (delay, Some(Err(RefreshError::unavailable("connection refused")))),
+            9 => return (delay, Some(Err(RefreshError::misconfigured("a firewall's page")))),
+            _ => {}
+        }
+        let presented = request.refresh_token().unwrap().expose_secret().to_owned();
+        let (user, rotated) = presented[1..].split_once('.').unwrap();
+        let (user, rotated) = (user.parse::<usize>().unwrap(), rotated.parse().unwrap());
+        let fresh = self.doubtful.insert(presented);
+        assert!(fresh || request.is_in_doubt(), "presented again as if nothing had been");
+        if fate == 10 {
+            // Lost on its way there.
+            return (delay, None);
+        }
+        let answer = if self.users[user] == Some(rotated) {
+            self.users[user] = Some(rotated + 1);
+            Ok(Self::tokens(user, rotated + 1))
+        } else {
+            self.users[user] = None;
+            Err(RefreshError::rejected("invalid_grant"))
+        };
+        (delay, Some(answer).filter(|_| fate != 11))
+    }
+}
+
+/// Three processes on one store, each of which does what it likes while everything fails.
+async fn pandemonium(seed: u64) {
+    // The jitter of the sessions too.
+    fastrand::seed(seed);
+    let mut random = fastrand::Rng::with_seed(seed);
+    let server = Rotating { random: random.fork(), reliable: false, users: Vec::new(), doubtful: HashSet::new() };
+    let server = Arc::new(Mutex::new(server));
+    let first = server.lock().unwrap().sign_in();
+    let store = FaultyStore::new();
+    let mut sessions = Vec::new();
+    for _ in 0..3 {
+        let server = Arc::clone(&server);
+        let service = tower::service_fn(move |request: RefreshRequest| {
+            let (delay, answer) = server.lock().unwrap().answer(&request);
+            async move {
+                sleep(delay).await;
+                match answer {
+                    Some(answer) => answer,
+                    None if delay.subsec_millis() % 2 == 0 => Err(RefreshError::in_doubt("connection reset")),
+                    None => std::future::pending().await,
+                }
+            }
+        });
+        let builder = Session::builder(service).tokens(first.clone()).shared_store(store.clone());
+        sessions.push(builder.build().await.unwrap());
+    }
+    for _ in 0..60 {
+        let session = sessions[random.usize(0..sessions.len())].clone();
+        match random.u8(0..20) {
+            0 => {
+                let tokens = server.lock().unwrap().sign_in();
+                tokio::spawn(async move { session.sign_in(tokens).await });
+            }
+            1 => {
+                tokio::spawn(async move { session.sign_out().await });
+            }
+            2..9 => {
+                tokio::spawn(async move { session.refresh().await });
+            }
+            9..14 => {
+                let op = [Op::Load, Op::Replace, Op::Claim, Op::Renew, Op::Release, Op::Commit, Op::Clear];
+                let fault = [Fault::Fail, Fault::Hang, Fault::FailLate, Fault::HangLate, Fault::Panic];
+                let (op, fault) = (*random.choice(&op).unwrap(), *random.choice(&fault).unwrap());
+                // A sign-in whose answer was lost, and whose record a peer's sign-out has deleted since, can't be told
+                // from one that was never written.
+                let lost_sign_in = op == Op::Replace && LOST_ANSWERS.contains(&fault);
+                store.fault(op, if lost_sign_in { Fault::Fail } else { fault });
+            }
+            14..16 => store.heal(),
+            _ => sleep(Duration::from_millis(random.u64(0..40_000))).await,
+        }
+        for _ in 0..random.u8(0..10) {
+            tokio::task::yield_now().await;
+        }
+    }
+    store.heal();
+    server.lock().unwrap().reliable = true;
+    // Whatever is outstanding is written, whatever is claimed runs out, and then they all come to an understanding.
+    sleep(20 * MINUTE).await;
+    for _ in 0..2 {
+        for session in &sessions {
+            let _ = session.refresh().await;
+            sleep(MINUTE).await;
+        }
+    }
+    let stored = store.tokens().await;
+    for session in &sessions {
+        assert_ne!(session.state(), SessionState::Refreshing);
+        assert!(session.state() != SessionState::Active || stored.is_some());
+    }
+    let Some(stored) = stored else { return };
+    assert!(sessions.iter().any(|session| session.tokens() == stored));
+    let live = |user: usize| {
+        let server = server.lock().unwrap();
+        server.users[user].is_some_and(|rotated| Rotating::tokens(user, rotated) == stored)
+    };
+    let users = server.lock().unwrap().users.len();
+    assert!((0..users).any(live), "what is stored is used up");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_fails_no_refresh_token_is_presented_twice_unmarked_and_all_ends_well() {
+    for seed in 0..300 {
+        let failed = std::panic::AssertUnwindSafe(pandemonium(seed)).catch_unwind().await;
+        if let Err(panic) = failed {
+            eprintln!("with seed {seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! A client stack over an API and an authorization server whose every answer the test decides.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use tokio::sync::{mpsc, oneshot};
+use tower::{Service, ServiceExt};
+use tower_auth_refresh::{
+    AccessToken, AuthRefresh, AuthRefreshLayer, NotRefreshed, Origin, RefreshError, RefreshReport, RefreshRequest,
+    RefreshService, RefreshToken, ReplayBody, Session, SessionBuilder, Tokens,
+};
+use tower_layer::Layer;
+
+pub const ORIGIN: &str = "https://api.example.com";
+
+pub fn access(token: &str) -> AccessToken {
+    AccessToken::new(token).unwrap()
+}
+
+pub fn refresh(token: &str) -> RefreshToken {
+    RefreshToken::new(token).unwrap()
+}
+
+/// Access token `a{n}` and refresh token `r{n}`.
+pub fn pair(n: u32) -> Tokens {
+    Tokens::new(access(&format!("a{n}")), refresh(&format!("r{n}")))
+}
+
+pub fn origin() -> Origin {
+    Origin::parse(ORIGIN).unwrap()
+}
+
+/// A service whose calls wait for the test to answer them.
+pub struct Script<Req, Res, E> {
+    calls: mpsc::UnboundedSender<Call<Req, Res, E>>,
+}
+
+pub struct Call<Req, Res, E> {
+    pub request: Req,
+    answer: oneshot::Sender<Result<Res, E>>,
+}
+
+/// The test's end of a [`Script`].
+pub struct Calls<Req, Res, E>(mpsc::UnboundedReceiver<Call<Req, Res, E>>);
+
+pub fn script<Req, Res, E>() -> (Script<Req, Res, E>, Calls<Req, Res, E>) {
+    let (calls, receiver) = mpsc::unbounded_channel();
+    (Script { calls }, Calls(receiver))
+}
+
+impl<Req, Res, E> Clone for Script<Req, Res, E> {
+    fn clone(&self) -> Self {
+        Self { calls: self.calls.clone() }
+    }
+}
+
+impl<Req, Res, E> Service<Req> for Script<Req, Res, E>
+where
+    Req: Send + 'static,
+    Res: Send + 'static,
+    E: Send + 'static,
+{
+    type Response = Res;
+    type Error = E;
+    type Future = Pin<Box<dyn Future<Output = Result<Res, E>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), E>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        let (answer, answered) = oneshot::channel();
+        // Where the test has ended already, nobody looks at the call any more.
+        let _ = self.calls.send(Call { request, answer });
+        Box::pin(async move {
+            match answered.await {
+                Ok(answer) => answer,
+                // Dropped unanswered: for ever under way.
+                Err(_) => std::future::pending().await,
+            }
+        })
+    }
+}
+
+impl<Req, Res, E> Calls<Req, Res, E> {
+    /// The next call, waited for.
+    pub async fn next(&mut self) -> Call<Req, Res, E> {
+        let call = tokio::time::timeout(Duration::from_secs(3600), self.0.recv()).await;
+        call.expect("a call within the hour").expect("the script is alive")
+    }
+
+    /// The next `n` calls, waited for.
+    pub async fn take(&mut self, n: usize) -> Vec<Call<Req, Res, E>> {
+        let mut calls = Vec::with_capacity(n);
+        for _ in 0..n {
+            calls.push(self.next().await);
+        }
+        calls
+    }
+
+    /// Whether no call is waiting, once every task has come to rest.
+    pub async fn is_idle(&mut self) -> bool {
+        settle().await;
+        self.0.is_empty()
+    }
+}
+
+impl<Req, Res, E> Calls<Req, Res, E>
+where
+    Req: Send + 'static,
+    Res: Send + 'static,
+    E: Send + 'static,
+{
+    /// Answers every call from here on at once.
+    pub fn serve(mut self, mut answer: impl FnMut(&Req) -> Result<Res, E> + Send + 'static) {
+        tokio::spawn(async move {
+            while let Some(call) = self.0.recv().await {
+                let answered = answer(&call.request);
+                call.answer(answered);
+            }
+        });
+    }
+}
+
+impl<Req, Res, E> Call<Req, Res, E> {
+    pub fn answer(self, answer: Result<Res, E>) {
+        let _ = self.answer.send(answer);
+    }
+}
+
+pub type ApiCall = Call<Request<ReplayBody<Full<Bytes>>>, Response<Full<Bytes>>, Infallible>;
+pub type ApiCalls = Calls<Request<ReplayBody<Full<Bytes>>>, Response<Full<Bytes>>, Infallible>;
+pub type Api = Script<Request<ReplayBody<Full<Bytes>>>, Response<Full<Bytes>>, Infallible>;
+pub type AuthCalls = Calls<RefreshRequest, Tokens, RefreshError>;
+pub type Client = AuthRefresh<Api, Session>;
+
+impl ApiCall {
+    /// The token that the request carries.
+    pub fn token(&self) -> Option<&str> {
+        let value = self.request.headers().get(AUTHORIZATION)?;
+        Some(value.to_str().unwrap().strip_prefix("Bearer ").unwrap())
+    }
+
+    /// Reads the body, as a server would, and answers.
+    pub async fn reply(self, status: u16) {
+        self.respond(response(status)).await;
+    }
+
+    /// Reads the body, as a server would, and answers with this response.
+    pub async fn respond(self, response: Response<Full<Bytes>>) {
+        let Call { request, answer } = self;
+        let _ = request.into_body().collect().await;
+        let _ = answer.send(Ok(response));
+    }
+}
+
+/// What the API answers with this status; a 401 says that the token has expired.
+pub fn response(status: u16) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(format!("status {status}")));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap();
+    if status == 401 {
+        response.headers_mut().insert(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"".parse().unwrap());
+    }
+    response
+}
+
+impl ApiCalls {
+    /// The next `n` calls, waited for, carry this token and are answered with this status.
+    pub async fn reply(&mut self, n: usize, token: &str, status: u16) {
+        for call in self.take(n).await {
+            assert_eq!(call.token(), Some(token));
+            call.reply(status).await;
+        }
+    }
+}
+
+impl Call<RefreshRequest, Tokens, RefreshError> {
+    /// The refresh token that is presented.
+    pub fn presented(&self) -> &str {
+        self.request.refresh_token().unwrap().expose_secret()
+    }
+}
+
+/// Lets every task run until it waits for something that only the test, or time, can bring. For paused runtimes.
+pub async fn settle() {
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A client over a session that was signed in with [`pair`]`(1)`.
+pub struct Fixture {
+    pub session: Session,
+    pub client: Client,
+    pub api: ApiCalls,
+    pub auth: AuthCalls,
+}
+
+impl Fixture {
+    pub async fn new() -> Self {
+        Self::with(|builder| builder.tokens(pair(1))).await
+    }
+
+    pub async fn with(configure: impl FnOnce(SessionBuilder) -> SessionBuilder) -> Self {
+        let (service, auth) = script();
+        Self::over(service, auth, configure).await
+    }
+
+    /// With a refresh service that stands before the scripted one, or in its place.
+    pub async fn over(
+        service: impl RefreshService,
+        auth: AuthCalls,
+        configure: impl FnOnce(SessionBuilder) -> SessionBuilder,
+    ) -> Self {
+        let session = configure(Session::builder(service)).build().await.unwrap();
+        let (service, api) = script();
+        let client = AuthRefreshLayer::new(session.clone(), origin()).layer(service);
+        Self { session, client, api, auth }
+    }
+
+    /// Sends `GET /` in a task of its own.
+    pub fn get(&self) -> tokio::task::JoinHandle<Response<Full<Bytes>>> {
+        self.send(Request::get(format!("{ORIGIN}/")).body(Full::default()).unwrap())
+    }
+
+    /// Sends `GET /` and has it refused: newer tokens are wanted for it.
+    pub async fn get_refused(&mut self) -> tokio::task::JoinHandle<Response<Full<Bytes>>> {
+        let response = self.get();
+        self.api.next().await.reply(401).await;
+        response
+    }
+
+    pub fn send(&self, request: Request<Full<Bytes>>) -> tokio::task::JoinHandle<Response<Full<Bytes>>> {
+        let client = self.client.clone();
+        // A response that never comes fails the test, rather than hanging it.
+        let day = Duration::from_secs(24 * 60 * 60);
+        tokio::spawn(async move { tokio::time::timeout(day, client.oneshot(request)).await.unwrap().unwrap() })
+    }
+}
+
+pub fn report<B>(response: &Response<B>) -> &RefreshReport {
+    response.extensions().get().expect("a report")
+}
+
+/// Why a challenged request was not sent again.
+pub fn not_refreshed<B>(response: &Response<B>) -> &NotRefreshed {
+    match report(response) {
+        RefreshReport::NotRefreshed(why) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Why the refresh that this response waited for failed.
+pub fn failure<B>(response: &Response<B>) -> Arc<RefreshError> {
+    match report(response) {
+        RefreshReport::NotRefreshed(NotRefreshed::Failed(error)) => Arc::clone(error),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The body of a response.
+pub async fn text(response: Response<Full<Bytes>>) -> String {
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    String::from_utf8(body.into()).unwrap()
+}
