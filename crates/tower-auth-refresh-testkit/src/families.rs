@@ -1,0 +1,237 @@
+//! What the authorization server knows: one small record per family, which is one sign-in and all tokens that came
+//! of it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::settings::{Rotation, Settings};
+use crate::token::{Kind, Mint, Token, TokenPair};
+
+/// Families that have ended and are still remembered, so that a late use of their tokens is told from nonsense.
+const ENDED_REMEMBERED: usize = 65_536;
+
+pub(crate) struct Families {
+    mint: Mint,
+    by_id: HashMap<u64, Family>,
+    ended: VecDeque<u64>,
+    last: u64,
+}
+
+struct Family {
+    user: Arc<str>,
+    access: Token,
+    refresh: Token,
+    /// Access tokens up to this generation are expired, whatever their own time says.
+    expired_through: u64,
+    /// The newest generation that the API has refused.
+    challenged_through: u64,
+    /// The refresh token that the last rotation superseded, and when.
+    superseded: Option<(u64, u64)>,
+    /// The superseded refresh token whose successor never reached the client, through no fault of his.
+    excused: Option<u64>,
+    ended: bool,
+}
+
+/// How a refresh is to be granted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Grant {
+    #[default]
+    Ordinary,
+    /// A new refresh token beside the access token that is in force already.
+    SameAccessToken,
+    /// An access token that the API refuses.
+    Refused,
+    /// A new access token alone: the refresh token stays good.
+    KeepRefreshToken,
+}
+
+/// What became of a refresh token that was presented.
+#[derive(Debug)]
+pub(crate) struct Refreshed {
+    /// The new pair, or why there is none.
+    pub(crate) outcome: Result<TokenPair, &'static str>,
+    /// For the log.
+    pub(crate) note: Option<&'static str>,
+    /// The presented token was good, and is superseded now.
+    pub(crate) rotated: bool,
+    /// The presented token was superseded before.
+    pub(crate) reuse: Option<Reuse>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Reuse {
+    pub(crate) current: u64,
+    pub(crate) excused: bool,
+}
+
+/// Whether the API takes an access token.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    pub(crate) verdict: Result<(), &'static str>,
+    /// The API refuses this generation for the first time.
+    pub(crate) first_challenge: bool,
+}
+
+impl Families {
+    pub(crate) fn new() -> Self {
+        Self { mint: Mint::new(), by_id: HashMap::new(), ended: VecDeque::new(), last: 0 }
+    }
+
+    pub(crate) fn read(&self, text: &str) -> Option<Token> {
+        self.mint.read(text)
+    }
+
+    pub(crate) fn user(&self, token: Token) -> Option<&Arc<str>> {
+        self.by_id.get(&token.family).map(|family| &family.user)
+    }
+
+    pub(crate) fn sign_in(&mut self, user: &str, settings: &Settings, now: u64) -> TokenPair {
+        self.last += 1;
+        let id = self.last;
+        let family = Family {
+            user: user.into(),
+            access: issue(Kind::Access, id, 1, settings, now),
+            refresh: issue(Kind::Refresh, id, 1, settings, now),
+            expired_through: 0,
+            challenged_through: 0,
+            superseded: None,
+            excused: None,
+            ended: false,
+        };
+        let pair = family.pair(&self.mint, now);
+        self.by_id.insert(id, family);
+        pair
+    }
+
+    pub(crate) fn refresh(&mut self, token: Token, grant: Grant, settings: &Settings, now: u64) -> Refreshed {
+        let rejected = |why| Refreshed { outcome: Err(why), note: Some(why), rotated: false, reuse: None };
+        let Some(family) = self.by_id.get_mut(&token.family).filter(|_| token.kind == Kind::Refresh) else {
+            return rejected("unknown");
+        };
+        if token.generation < family.refresh.generation {
+            let excused = family.excused.take_if(|generation| *generation == token.generation).is_some();
+            let reuse = Some(Reuse { current: family.refresh.generation, excused });
+            if family.in_grace(token.generation, settings.rotation, now) {
+                let pair = family.pair(&self.mint, now);
+                return Refreshed { outcome: Ok(pair), note: Some("grace"), rotated: true, reuse };
+            }
+            self.end(token.family);
+            return Refreshed { reuse, ..rejected("reused") };
+        }
+        if family.ended {
+            return rejected("revoked");
+        }
+        if now >= token.expires {
+            return rejected("expired");
+        }
+        let rotated = settings.rotation != Rotation::Reusable && grant != Grant::KeepRefreshToken;
+        family.renew(grant, rotated, settings, now);
+        let pair = family.pair(&self.mint, now);
+        Refreshed { outcome: Ok(pair), note: None, rotated, reuse: None }
+    }
+
+    pub(crate) fn check(&mut self, token: Option<Token>, now: u64) -> Checked {
+        let refused = |why| Checked { verdict: Err(why), first_challenge: false };
+        let Some(token) = token.filter(|token| token.kind != Kind::Refresh) else {
+            return refused("unknown");
+        };
+        let Some(family) = self.by_id.get_mut(&token.family) else {
+            return refused("unknown");
+        };
+        let why = if family.ended {
+            "revoked"
+        } else if now >= token.expires || token.generation <= family.expired_through {
+            "expired"
+        } else if token.kind == Kind::RefusedAccess {
+            "refused"
+        } else {
+            return Checked { verdict: Ok(()), first_challenge: false };
+        };
+        let first_challenge = token.generation > family.challenged_through;
+        family.challenged_through = family.challenged_through.max(token.generation);
+        Checked { verdict: Err(why), first_challenge }
+    }
+
+    /// The answer that carried this token's successor never reached the client.
+    pub(crate) fn excuse(&mut self, token: Token) {
+        if let Some(family) = self.by_id.get_mut(&token.family) {
+            family.excused = Some(token.generation);
+        }
+    }
+
+    pub(crate) fn excuse_last_of(&mut self, user: &str) {
+        for family in self.of(Some(user)) {
+            family.excused = family.superseded.map(|(generation, _)| generation);
+        }
+    }
+
+    pub(crate) fn expire(&mut self, user: Option<&str>) {
+        for family in self.of(user) {
+            family.expired_through = family.access.generation;
+        }
+    }
+
+    pub(crate) fn revoke(&mut self, user: Option<&str>) {
+        let ids: Vec<_> = self.of(user).map(|family| family.refresh.family).collect();
+        for id in ids {
+            self.end(id);
+        }
+    }
+
+    pub(crate) fn end(&mut self, id: u64) {
+        let Some(family) = self.by_id.get_mut(&id).filter(|family| !family.ended) else { return };
+        family.ended = true;
+        self.ended.push_back(id);
+        if self.ended.len() > ENDED_REMEMBERED
+            && let Some(oldest) = self.ended.pop_front()
+        {
+            self.by_id.remove(&oldest);
+        }
+    }
+
+    fn of<'a>(&'a mut self, user: Option<&'a str>) -> impl Iterator<Item = &'a mut Family> {
+        self.by_id.values_mut().filter(move |family| user.is_none_or(|user| *family.user == *user))
+    }
+}
+
+impl Family {
+    fn renew(&mut self, grant: Grant, rotate: bool, settings: &Settings, now: u64) {
+        let id = self.refresh.family;
+        if grant != Grant::SameAccessToken {
+            let kind = if grant == Grant::Refused { Kind::RefusedAccess } else { Kind::Access };
+            self.access = issue(kind, id, self.access.generation + 1, settings, now);
+        }
+        if rotate {
+            self.superseded = Some((self.refresh.generation, now));
+            self.refresh = issue(Kind::Refresh, id, self.refresh.generation + 1, settings, now);
+        }
+    }
+
+    fn in_grace(&self, generation: u64, rotation: Rotation, now: u64) -> bool {
+        let (Rotation::Grace(window), Some((superseded, at))) = (rotation, self.superseded) else { return false };
+        !self.ended && generation == superseded && now <= at.saturating_add(micros(window))
+    }
+
+    fn pair(&self, mint: &Mint, now: u64) -> TokenPair {
+        TokenPair {
+            access_token: mint.write(self.access),
+            refresh_token: mint.write(self.refresh),
+            expires_in: self.access.expires.saturating_sub(now) / 1_000_000,
+            token_type: "Bearer".into(),
+        }
+    }
+}
+
+fn issue(kind: Kind, family: u64, generation: u64, settings: &Settings, now: u64) -> Token {
+    let lifetime = match kind {
+        Kind::Refresh => settings.refresh_lifetime.map_or(u64::MAX, micros),
+        Kind::Access | Kind::RefusedAccess => micros(settings.access_lifetime),
+    };
+    Token { kind, family, generation, expires: now.saturating_add(lifetime) }
+}
+
+/// Whole microseconds; what doesn't fit is for ever.
+pub(crate) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

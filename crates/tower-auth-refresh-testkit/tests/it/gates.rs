@@ -1,0 +1,66 @@
+//! Answers that wait for the test.
+
+use tower_auth_refresh_testkit::TestServer;
+
+use crate::client::Client;
+
+#[tokio::test]
+async fn a_stampede_is_held_until_the_last_has_arrived() {
+    let server = TestServer::start().await.unwrap();
+    let client = Client::http2(&server);
+    let tokens = client.login("ada").await;
+    server.expire_access_tokens();
+    server.hold_unauthorized_until(100);
+    let call = || {
+        let (client, token) = (client.clone(), tokens.access_token.clone());
+        tokio::spawn(async move { client.get("/api/me", &token).await.unwrap().status })
+    };
+    let mut calls: Vec<_> = (0..99).map(|_| call()).collect();
+    let gate = server.hold_unauthorized();
+    calls.push(call());
+    // The last one is held by both, and passes the first on its way.
+    gate.arrived(1).await;
+    gate.open();
+    for call in calls {
+        assert_eq!(call.await.unwrap(), 401);
+    }
+    // It was for these hundred alone.
+    assert_eq!(client.get("/api/me", &tokens.access_token).await.unwrap().status, 401);
+    let counters = server.counters();
+    assert_eq!((counters.unauthorized(), counters.generations_challenged), (101, 1));
+}
+
+#[tokio::test]
+async fn a_held_refresh_has_rotated_and_answers_when_the_gate_opens() {
+    let server = TestServer::start().await.unwrap();
+    let client = Client::of(&server);
+    let tokens = client.login("ada").await;
+    let gate = server.hold_refreshes();
+    let refresh = tokio::spawn({
+        let (client, token) = (client.clone(), tokens.refresh_token);
+        async move { client.refresh(&token).await.unwrap().tokens() }
+    });
+    gate.arrived(1).await;
+    assert_eq!((server.counters().granted, gate.count()), (1, 1));
+    assert!(!refresh.is_finished());
+    gate.open();
+    let second = refresh.await.unwrap();
+    // An open gate holds nobody.
+    client.refresh(&second.refresh_token).await.unwrap().tokens();
+}
+
+#[tokio::test]
+async fn a_gate_for_one_user_lets_the_others_pass() {
+    let server = TestServer::start().await.unwrap();
+    let client = Client::of(&server);
+    let (ada, bob) = (client.login("ada").await, client.login("bob").await);
+    let gate = server.hold_refreshes_of("ada");
+    let held = tokio::spawn({
+        let client = client.clone();
+        async move { client.refresh(&ada.refresh_token).await.unwrap().status }
+    });
+    gate.arrived(1).await;
+    client.refresh(&bob.refresh_token).await.unwrap().tokens();
+    drop(gate);
+    assert_eq!(held.await.unwrap(), 200);
+}

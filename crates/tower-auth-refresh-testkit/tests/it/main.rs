@@ -1,0 +1,13 @@
+//! The servers over real sockets, with a hyper client.
+
+mod api;
+mod auth;
+#[cfg(feature = "conformance")]
+mod broken;
+mod client;
+mod faults;
+mod gates;
+mod oracle;
+mod server;
+#[cfg(feature = "conformance")]
+mod stores;

@@ -1,0 +1,168 @@
+//! The conformance suite over the store that comes with the crate, and sessions over a store that fails.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+use tower_auth_refresh::store::{Epoch, MemoryStore, TokenStore};
+use tower_auth_refresh::{NotRefreshed, RefreshErrorKind, Session, Tokens};
+use tower_auth_refresh_testkit::conformance::{self, Call, FaultyStore, Handles, StoreFault};
+use tower_auth_refresh_testkit::{Fault, Route, TestKit};
+
+async fn memory() -> Handles {
+    let store: Arc<dyn TokenStore> = Arc::new(MemoryStore::new());
+    [store.clone(), store]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_memory_store_conforms_on_paused_time() {
+    conformance::stores(Duration::from_secs(10), memory).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_on_a_memory_store_conform_on_paused_time() {
+    conformance::sessions(Duration::from_secs(10), memory).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_memory_store_conforms_on_real_time_and_threads() {
+    conformance::stores(Duration::from_millis(400), memory).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_on_a_memory_store_conform_on_real_time_and_threads() {
+    conformance::sessions(Duration::from_millis(400), memory).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_faulty_store_without_faults_conforms() {
+    let faulty = async || {
+        let store: Arc<dyn TokenStore> = Arc::new(FaultyStore::new(MemoryStore::new()));
+        [store.clone(), store]
+    };
+    conformance::stores(Duration::from_secs(10), faulty).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fault_strikes_its_call_before_or_after_the_effect() {
+    let store = FaultyStore::new(MemoryStore::new());
+    let replace = async || store.replace(Epoch(1), &Tokens::default()).await;
+    store.inject(Call::Replace, StoreFault::fail().times(1));
+    store.inject(Call::Replace, StoreFault::fail().after_effect().times(1));
+    replace().await.unwrap_err();
+    assert_eq!(store.load().await.unwrap(), None);
+    replace().await.unwrap_err();
+    assert!(store.load().await.unwrap().is_some());
+    replace().await.unwrap();
+
+    store.inject(Call::Load, StoreFault::delay(Duration::from_secs(3)).times(1));
+    let begun = Instant::now();
+    store.load().await.unwrap();
+    assert_eq!(begun.elapsed(), Duration::from_secs(3));
+    store.inject(Call::Load, StoreFault::hang());
+    timeout(Duration::from_secs(3600), store.load()).await.unwrap_err();
+    store.clear_faults();
+    store.load().await.unwrap();
+    assert_eq!((store.count(Call::Replace), store.count(Call::Load)), (3, 5));
+}
+
+#[tokio::test]
+async fn the_call_after_so_many_goes_wrong() {
+    let store = FaultyStore::new(MemoryStore::new());
+    store.inject_any(StoreFault::fail().after_calls(2).times(1));
+    let mut failed = Vec::new();
+    for _ in 0..4 {
+        failed.push(store.load().await.is_err());
+    }
+    assert_eq!(failed, [false, false, true, false]);
+}
+
+#[tokio::test]
+async fn a_held_call_takes_effect_when_the_gate_opens() {
+    let store = FaultyStore::new(MemoryStore::new());
+    let gate = store.hold(Call::Replace);
+    let replacing = tokio::spawn({
+        let store = store.clone();
+        async move { store.replace(Epoch(1), &Tokens::default()).await.unwrap() }
+    });
+    gate.arrived(1).await;
+    assert_eq!(store.load().await.unwrap(), None);
+    gate.open();
+    let version = replacing.await.unwrap();
+    assert_eq!(store.load().await.unwrap().unwrap().version, version);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_outlives_a_store_that_fails_or_hangs_at_any_one_call() {
+    let faults =
+        [StoreFault::fail(), StoreFault::fail().after_effect(), StoreFault::hang(), StoreFault::hang().after_effect()];
+    for fault in faults {
+        for call in 0.. {
+            let kit = TestKit::new();
+            let store = FaultyStore::new(MemoryStore::new());
+            let tokens: Tokens = kit.sign_in("ada").try_into().unwrap();
+            let build = async || loop {
+                let builder = Session::builder(kit.refresh_service()).tokens(tokens.clone()).store(store.clone());
+                if let Ok(session) = builder.build().await {
+                    return session;
+                }
+            };
+            store.inject_any(fault.after_calls(call).times(1));
+            let session = build().await;
+            for _ in 0..3 {
+                let _ = session.refresh().await;
+            }
+            let struck = store.calls().get(call).copied();
+
+            // It strikes once. From here on all goes well, if it takes a lease to.
+            let peer = build().await;
+            for session in [&session, &peer, &session] {
+                let begun = Instant::now();
+                while session.refresh().await.is_err() {
+                    assert!(begun.elapsed() < Duration::from_secs(120), "{fault:?} at call {call}, {struck:?}");
+                    sleep(Duration::from_secs(1)).await;
+                }
+            }
+            assert_eq!(kit.violations(), [], "{fault:?} at call {call}, {struck:?}");
+            assert_eq!(kit.user("ada").max_concurrent_refreshes, 1, "{fault:?} at call {call}, {struck:?}");
+            if struck.is_none() {
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_kits_refresh_service_says_what_became_of_the_call() {
+    use RefreshErrorKind::{InDoubt, Misconfigured, Rejected};
+    let cases: [(Fault, RefreshErrorKind); 9] = [
+        (Fault::status(401), Rejected),
+        (Fault::status(400), Rejected),
+        (Fault::status(403), Misconfigured),
+        (Fault::status(500), InDoubt),
+        (Fault::drop_connection(), InDoubt),
+        (Fault::malformed(), InDoubt),
+        (Fault::endless(), InDoubt),
+        (Fault::alter(|answer| answer["access_token"] = "two\r\nlines".into()), InDoubt),
+        (Fault::alter(|answer| *answer = serde_json::json!({ "error": "server_error" })), InDoubt),
+    ];
+    // Why a session's refresh through the kit's service fails.
+    let refused = async |fault: Fault| {
+        let kit = TestKit::new();
+        let tokens: Tokens = kit.sign_in("ada").try_into().unwrap();
+        kit.inject(Route::Refresh, fault);
+        let builder = Session::builder(kit.refresh_service()).tokens(tokens);
+        let session = builder.refresh_timeout(Duration::from_millis(50)).build().await.unwrap();
+        match session.refresh().await.unwrap_err() {
+            NotRefreshed::Failed(error) | NotRefreshed::Ended(error) => error.kind(),
+            other => panic!("{other:?}"),
+        }
+    };
+    for (fault, expected) in cases {
+        let shown = format!("{fault:?}");
+        assert_eq!(refused(fault).await, expected, "{shown}");
+    }
+    let later = refused(Fault::status(503).header("retry-after", "7")).await;
+    let RefreshErrorKind::Unavailable { retry_after, .. } = later else { panic!("{later:?}") };
+    assert_eq!(retry_after, Some(Duration::from_secs(7)));
+}
