@@ -1,0 +1,269 @@
+//! How every call of this crate is sent: [`AuthClient`].
+
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use http::header::ACCEPT;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
+use http_body::Body;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use tokio::time::{Instant, timeout_at};
+use tower::util::BoxCloneSyncService;
+use tower::{BoxError, ServiceExt};
+use tower_auth_refresh::OptOut;
+use tower_service::Service;
+
+use crate::answer::Answer;
+use crate::endpoint::{Endpoint, InvalidEndpoint};
+use crate::error::{CallError, Verdict};
+
+/// Deadlines must not overflow.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
+/// Any `tower` HTTP client, made fit to carry secrets to an authorization server.
+///
+/// Every flavour of the refresh call takes one; clones are cheap and share the client. Whatever the client is:
+///
+/// - It is only ever called with `https://` URLs, or loopback ones ([`allow_plain_http`](Self::allow_plain_http)
+///   allows others).
+/// - A redirect is never followed: 3xx is an error. **Give a client that doesn't follow redirects itself**: one that
+///   does would carry the token along before anybody here could see it.
+/// - An answer counts up to 64 KiB, after decoding ([`answer_limit`](Self::answer_limit)). No `Accept-Encoding` is
+///   sent; an answer that is encoded all the same, and that the client didn't decode, is malformed. Its `Content-Type`
+///   is not looked at: whether it is JSON, it says itself.
+/// - The whole call takes at most 10 s ([`timeout`](Self::timeout)).
+/// - Each call opts out of the session's own layer, should it stand in this client's stack by mistake.
+///
+/// What was never sent is told from what is in doubt: a client that isn't ready, and a refused connection, mean that
+/// nothing was sent; so do all connect errors (DNS and TLS among them) of hyper-util's client, with the crate feature
+/// `client`. What else a client knows, it says through [`not_sent_when`](Self::not_sent_when). Any other error means
+/// that the server may have acted on the call.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use bytes::Bytes;
+/// use http::{Request, Response};
+/// use http_body_util::Full;
+/// use tower::BoxError;
+/// use tower_auth_refresh_http::AuthClient;
+///
+/// // Any tower HTTP client; here one that answers by itself.
+/// let client = tower::service_fn(|_: Request<Full<Bytes>>| async {
+///     Ok::<_, BoxError>(Response::new(Full::new(Bytes::from(r#"{"access_token":"a1"}"#))))
+/// });
+///
+/// let client = AuthClient::new(client).timeout(Duration::from_secs(5));
+/// # let _ = client;
+/// ```
+#[cfg_attr(
+    feature = "client",
+    doc = r"
+With the crate feature `client`, a ready-made one:
+
+```
+use tower_auth_refresh_http::AuthClient;
+
+let client = AuthClient::rustls();
+# let _ = client;
+```
+"
+)]
+#[derive(Clone)]
+pub struct AuthClient {
+    client: BoxCloneSyncService<Request<Full<Bytes>>, Response<UnsyncBoxBody<Bytes, BoxError>>, BoxError>,
+    timeout: Duration,
+    answer_limit: usize,
+    plain_http: bool,
+    headers: HeaderMap,
+    not_sent_when: Option<Arc<NotSentWhen>>,
+}
+
+type NotSentWhen = dyn Fn(&(dyn Error + 'static)) -> bool + Send + Sync;
+
+impl AuthClient {
+    /// Calls through `client`: any `tower` HTTP client that is `Clone`. One that isn't goes behind `tower`'s `Buffer`.
+    ///
+    /// Each call is made on a fresh clone, once it is ready.
+    pub fn new<C, B>(client: C) -> Self
+    where
+        C: Service<Request<Full<Bytes>>, Response = Response<B>, Error: Into<BoxError>, Future: Send + 'static>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        let client = client.map_err(Into::into).map_response(|response: Response<B>| {
+            response.map(|body| {
+                body.map_frame(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())))
+                    .map_err(Into::into)
+                    .boxed_unsync()
+            })
+        });
+        Self {
+            client: BoxCloneSyncService::new(client),
+            timeout: Duration::from_secs(10),
+            answer_limit: 64 * 1024,
+            plain_http: false,
+            headers: HeaderMap::new(),
+            not_sent_when: None,
+        }
+    }
+
+    /// How long a whole call may take, its answer's body included. Default: 10 s; an hour at most.
+    ///
+    /// Keep it well below the session's own `refresh_timeout`, so that there is time for another attempt where one is
+    /// allowed.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout.min(LONGEST_TIMEOUT);
+        self
+    }
+
+    /// How many bytes of an answer are read, after decoding; a longer one is malformed. Default: 64 KiB.
+    #[must_use]
+    pub fn answer_limit(mut self, bytes: usize) -> Self {
+        self.answer_limit = bytes;
+        self
+    }
+
+    /// Allows `http://` URLs that are not on loopback: whoever is on the way can then read the tokens. Default: refused
+    /// where an endpoint is given.
+    #[must_use]
+    pub fn allow_plain_http(mut self) -> Self {
+        self.plain_http = true;
+        self
+    }
+
+    /// Sends a header with every call: an API key, `X-Requested-With`. Default: none. Headers that a call needs itself
+    /// (`Authorization`, `Content-Type`, `Cookie`, `Accept`) win.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+
+    /// Says of a failed call's error, and of each of its sources, whether it means that the request certainly never
+    /// left: then the refresh token is unused, and may be presented again. Default: nobody knows more than is said
+    /// [above](Self).
+    ///
+    /// A hyper-util client of one's own, without the crate feature `client`:
+    ///
+    /// ```
+    /// # use tower_auth_refresh_http::AuthClient;
+    /// use hyper_util::client::legacy;
+    ///
+    /// # fn with(client: AuthClient) -> AuthClient {
+    /// client.not_sent_when(|error| error.downcast_ref().is_some_and(legacy::Error::is_connect))
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn not_sent_when(
+        mut self,
+        never_left: impl Fn(&(dyn Error + 'static)) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.not_sent_when = Some(Arc::new(never_left));
+        self
+    }
+
+    pub(crate) fn endpoint(&self, url: &str) -> Result<Endpoint, InvalidEndpoint> {
+        Endpoint::parse(url, self.plain_http)
+    }
+
+    /// A request without a body or headers yet.
+    pub(crate) fn request(method: Method, endpoint: &Endpoint) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::default());
+        *request.method_mut() = method;
+        *request.uri_mut() = endpoint.uri().clone();
+        request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
+        request
+    }
+
+    /// Sends a request and reads its answer. An `Err` means that there is none: not even a status is known.
+    pub(crate) fn send(
+        &self,
+        mut request: Request<Full<Bytes>>,
+    ) -> impl Future<Output = Result<Answer, CallError>> + Send + use<> {
+        let this = self.clone();
+        request.extensions_mut().insert(OptOut);
+        for (name, value) in &this.headers {
+            request.headers_mut().entry(name).or_insert_with(|| value.clone());
+        }
+        async move {
+            let deadline = Instant::now() + this.timeout;
+            let mut client = this.client.clone();
+            let unsent = || CallError::new(Verdict::Unavailable { retry_after: None }, "the request was not sent");
+            match timeout_at(deadline, client.ready()).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Err(unsent().caused_by(error)),
+                Err(elapsed) => return Err(unsent().caused_by(elapsed)),
+            }
+            let response = match timeout_at(deadline, client.call(request)).await {
+                Ok(Ok(response)) => response,
+                Ok(Err(error)) if this.never_left(&*error) => return Err(unsent().caused_by(error)),
+                Ok(Err(error)) => return Err(CallError::new(Verdict::InDoubt, "no answer came").caused_by(error)),
+                Err(elapsed) => {
+                    return Err(CallError::new(Verdict::InDoubt, "no answer came in time").caused_by(elapsed));
+                }
+            };
+            Ok(Answer::read(response, this.answer_limit, deadline).await)
+        }
+    }
+
+    fn never_left(&self, error: &(dyn Error + 'static)) -> bool {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if is_unsent(error) || self.not_sent_when.as_ref().is_some_and(|says| says(error)) {
+                return true;
+            }
+            cause = source(error);
+        }
+        false
+    }
+}
+
+impl fmt::Debug for AuthClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthClient")
+            .field("timeout", &self.timeout)
+            .field("answer_limit", &self.answer_limit)
+            .field("plain_http", &self.plain_http)
+            .field("headers", &self.headers.keys().collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The source of an error. An `io::Error` passes for the error that it wraps, so that one would be skipped.
+fn source<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(inner) => Some(inner as &'a (dyn Error + 'static)),
+        None => error.source(),
+    }
+}
+
+/// What is known without asking. Only refusals: "unreachable" and the like also end connections that were open.
+fn is_unsent(error: &(dyn Error + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        return matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::AddrNotAvailable);
+    }
+    #[cfg(feature = "client")]
+    {
+        if let Some(error) = error.downcast_ref::<hyper_util::client::legacy::Error>() {
+            return error.is_connect();
+        }
+        // hyper gives the request back with this error: its connection was gone before the first byte was written.
+        if let Some(error) = error.downcast_ref::<hyper::Error>() {
+            return error.is_canceled();
+        }
+    }
+    false
+}

@@ -1,0 +1,141 @@
+//! Where a call may go: [`Endpoint`], checked once, where it enters.
+
+use std::error::Error;
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use http::Uri;
+
+/// A URL that secrets may be sent to.
+#[derive(Clone, Debug)]
+pub(crate) struct Endpoint {
+    uri: Uri,
+    loopback: bool,
+}
+
+impl Endpoint {
+    pub(crate) fn parse(url: &str, plain_http: bool) -> Result<Self, InvalidEndpoint> {
+        // `Uri` drops a fragment without a word, and RFC 6749 §3.2 forbids it.
+        if url.contains('#') {
+            return Err(InvalidEndpoint(Problem::Fragment));
+        }
+        let uri = Uri::try_from(url).map_err(|_| InvalidEndpoint(Problem::NotAUrl))?;
+        let authority = uri.authority().ok_or(InvalidEndpoint(Problem::NotAUrl))?;
+        if authority.as_str().contains('@') {
+            return Err(InvalidEndpoint(Problem::UserInfo));
+        }
+        if authority.host().is_empty() {
+            return Err(InvalidEndpoint(Problem::NotAUrl));
+        }
+        let loopback = is_loopback(authority.host());
+        match uri.scheme_str() {
+            Some("https") => {}
+            Some("http") if loopback || plain_http => {}
+            Some("http") => return Err(InvalidEndpoint(Problem::PlainHttp)),
+            _ => return Err(InvalidEndpoint(Problem::Scheme)),
+        }
+        Ok(Self { uri, loopback })
+    }
+
+    pub(crate) fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    pub(crate) fn host(&self) -> &str {
+        self.uri.host().unwrap_or_default()
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        self.uri.path()
+    }
+
+    /// Whether nobody between can read along: what a `Secure` cookie asks for.
+    pub(crate) fn is_private(&self) -> bool {
+        self.loopback || self.uri.scheme_str() == Some("https")
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let host = host.to_ascii_lowercase();
+    // RFC 6761 §6.3
+    if host == "localhost" || host.ends_with(".localhost") {
+        return true;
+    }
+    if let Some(v6) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        return v6.parse::<Ipv6Addr>().is_ok_and(|ip| ip.is_loopback());
+    }
+    host.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// A URL that no secret is sent to: it isn't `https://` (and neither on loopback nor allowed by
+/// [`AuthClient::allow_plain_http`](crate::AuthClient::allow_plain_http)), or isn't a URL fit for the purpose.
+///
+/// The message doesn't repeat the URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidEndpoint(Problem);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Problem {
+    NotAUrl,
+    Fragment,
+    UserInfo,
+    PlainHttp,
+    Scheme,
+}
+
+impl fmt::Display for InvalidEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Problem::NotAUrl => "the endpoint is not an absolute URL",
+            Problem::Fragment => "the endpoint's URL has a fragment",
+            Problem::UserInfo => "the endpoint's URL holds a user name or password",
+            Problem::PlainHttp => "the endpoint is http:// and not on loopback: a token could be read on its way",
+            Problem::Scheme => "the endpoint's URL is neither https:// nor http://",
+        })
+    }
+}
+
+impl Error for InvalidEndpoint {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_http_is_refused_unless_on_loopback_or_allowed_in_so_many_words() {
+        let refused = |url| Endpoint::parse(url, false).map(|_| ()).unwrap_err().0;
+        for url in [
+            "https://example.com/t",
+            "http://127.0.0.1:8080/t",
+            "http://[::1]/t",
+            "http://LOCALHOST:1/",
+            "http://a.localhost/",
+        ] {
+            assert!(Endpoint::parse(url, false).is_ok(), "{url}");
+        }
+        for url in [
+            "http://example.com/t",
+            "http://localhost.example.com/",
+            "http://127.0.0.1.example.com/",
+            "http://128.0.0.1/",
+            "http://[::2]/",
+            "http://10.0.0.1/",
+        ] {
+            assert_eq!(refused(url), Problem::PlainHttp, "{url}");
+            assert!(Endpoint::parse(url, true).is_ok(), "{url}");
+        }
+    }
+
+    #[test]
+    fn urls_that_are_none_or_hide_something_are_refused() {
+        let refused = |url| Endpoint::parse(url, true).map(|_| ()).unwrap_err().0;
+        assert_eq!(refused("/auth/refresh"), Problem::NotAUrl);
+        assert_eq!(refused(""), Problem::NotAUrl);
+        assert_eq!(refused("https://"), Problem::NotAUrl);
+        assert_eq!(refused("ftp://example.com/"), Problem::Scheme);
+        assert_eq!(refused("https://a:b@example.com/"), Problem::UserInfo);
+        assert_eq!(refused("https://example.com@evil.example/"), Problem::UserInfo);
+        assert_eq!(refused("https://example.com/#x"), Problem::Fragment);
+    }
+}

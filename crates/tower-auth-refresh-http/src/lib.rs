@@ -1,0 +1,115 @@
+//! The refresh call of [`tower_auth_refresh`], over any `tower` HTTP client, so that nobody has to write it by hand.
+//!
+//! | the server | the refresh call | besides |
+//! | --- | --- | --- |
+//! | an app's own, JSON | [`JsonRefresh`] | [`JsonLogin`], [`JsonLogout`] |
+//! | an app's own, the refresh token in a cookie | [`CookieRefresh`] | the same, with `.cookie(name)` |
+//! | OAuth 2.0 | [`OAuthRefresh`], [`ClientCredentials`] | [`OAuthRevoke`], [`AuthorizationServer`] (discovery) |
+//!
+//! Each of them is a `tower` service, so that time-outs, limits and tracing go around it, and can be called by itself,
+//! without a session. All are sent by an [`AuthClient`]: https only, redirects never followed, the answer capped and
+//! its time bounded, and what was never sent told from what is in doubt.
+//!
+//! # Examples
+//!
+//! An app with a JSON `/auth/refresh`:
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
+//! # use tower_auth_refresh_http::AuthClient;
+//! # let client = tower::service_fn(|_: http::Request<http_body_util::Full<bytes::Bytes>>| async {
+//! #     Ok::<_, tower::BoxError>(http::Response::new(http_body_util::Full::new(bytes::Bytes::from(
+//! #         r#"{"access_token":"a1","refresh_token":"r1","expires_in":300}"#,
+//! #     ))))
+//! # });
+//! use serde_json::json;
+//! use tower_auth_refresh::{Session, SessionState};
+//! use tower_auth_refresh_http::{JsonLogin, JsonLogout, JsonRefresh};
+//!
+//! let http = AuthClient::new(client); // or, with the crate feature `client`: AuthClient::rustls()
+//! let session = Session::builder(JsonRefresh::new(http.clone(), "https://api.example.com/auth/refresh")?)
+//!     .revoke(JsonLogout::new(http.clone(), "https://api.example.com/auth/logout")?)
+//!     .build()
+//!     .await?;
+//!
+//! let login = JsonLogin::new(http, "https://api.example.com/auth/login")?;
+//! login.sign_in(&session, &json!({"email": "ada@example.com", "password": "correct horse"})).await?;
+//! assert_eq!(session.state(), SessionState::Active);
+//!
+//! session.sign_out().await?; // tells the server, and forgets the tokens whatever it answers
+//! # Ok(()) }
+//! ```
+//!
+//! OAuth 2.0, endpoints discovered, tokens revoked at sign-out:
+//!
+//! ```
+//! # use tower_auth_refresh::{RefreshToken, Session, Tokens};
+//! # use tower_auth_refresh_http::{AuthClient, AuthorizationServer, ClientAuth, OAuthRefresh, OAuthRevoke};
+//! # async fn example(http: AuthClient, stored: RefreshToken) -> Result<Session, tower::BoxError> {
+//! let server = AuthorizationServer::discover(&http, "https://auth.example.com").await?;
+//! let app = ClientAuth::basic("my-app", "s3cret");
+//!
+//! let mut session = Session::builder(OAuthRefresh::new(http.clone(), server.token_endpoint(), app.clone())?)
+//!     .tokens(Tokens::from_refresh_token(stored));
+//! if let Some(endpoint) = server.revocation_endpoint() {
+//!     session = session.revoke(OAuthRevoke::new(http, endpoint, app)?);
+//! }
+//! let session = session.build().await?;
+//! # Ok(session) }
+//! ```
+//!
+//! A service that acts for itself:
+//!
+//! ```
+//! # use tower_auth_refresh::Session;
+//! # use tower_auth_refresh_http::{AuthClient, ClientAuth, ClientCredentials};
+//! # async fn example(http: AuthClient) -> Result<Session, tower::BoxError> {
+//! let auth = ClientAuth::basic("billing", "s3cret");
+//! let grant = ClientCredentials::new(http, "https://auth.example.com/token", auth)?.scope("invoices:read");
+//! let session = Session::builder(grant).client_credentials().build().await?;
+//! # Ok(session) }
+//! ```
+//!
+//! # Errors
+//!
+//! Every failure is a [`CallError`]: what happened, the status and the OAuth error code, and never the body, a token or
+//! anything else that the server chose. In a session it is the source of the
+//! [`RefreshError`](tower_auth_refresh::RefreshError), whose kind it decides.
+//!
+//! # Features
+//!
+//! - `client`: a ready-made HTTPS client, `AuthClient::rustls()`: hyper-util's, with rustls, ring and Mozilla's root
+//!   certificates. With it the connect errors of every hyper-util client are recognised.
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod answer;
+mod client;
+mod endpoint;
+mod error;
+#[cfg(feature = "client")]
+mod rustls;
+
+mod fields;
+mod verdict;
+
+mod app;
+mod cookie;
+mod json;
+mod login;
+mod oauth;
+
+pub use self::client::AuthClient;
+pub use self::cookie::CookieRefresh;
+pub use self::endpoint::InvalidEndpoint;
+pub use self::error::CallError;
+pub use self::fields::TokenFields;
+pub use self::json::JsonRefresh;
+pub use self::login::{JsonLogin, JsonLogout, LoginError};
+pub use self::oauth::{AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke};
+
+#[cfg(all(doctest, feature = "client"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,60 @@
+//! OAuth 2.0 (RFC 6749): the refresh and client credentials grants, revocation (RFC 7009), discovery (RFC 8414).
+
+mod client_auth;
+mod client_credentials;
+mod discovery;
+mod refresh;
+mod revoke;
+
+use std::future::Future;
+
+use bytes::Bytes;
+use form_urlencoded::Serializer;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderValue, Method};
+use http_body_util::Full;
+
+pub use self::client_auth::ClientAuth;
+pub use self::client_credentials::ClientCredentials;
+pub use self::discovery::AuthorizationServer;
+pub use self::refresh::OAuthRefresh;
+pub use self::revoke::OAuthRevoke;
+use crate::answer::Answer;
+use crate::client::AuthClient;
+use crate::endpoint::{Endpoint, InvalidEndpoint};
+use crate::error::CallError;
+
+/// A form, posted with the client's authentication.
+#[derive(Clone, Debug)]
+struct OAuthCall {
+    client: AuthClient,
+    endpoint: Endpoint,
+    auth: ClientAuth,
+    /// What the user adds: `scope`, `audience`, `resource`.
+    params: Vec<(String, String)>,
+}
+
+impl OAuthCall {
+    fn new(client: AuthClient, url: &str, auth: ClientAuth) -> Result<Self, InvalidEndpoint> {
+        let endpoint = client.endpoint(url)?;
+        Ok(Self { client, endpoint, auth, params: Vec::new() })
+    }
+
+    fn param(&mut self, name: impl Into<String>, value: impl Into<String>) {
+        self.params.push((name.into(), value.into()));
+    }
+
+    fn post(&self, params: &[(&str, &str)]) -> impl Future<Output = Result<Answer, CallError>> + Send + use<> {
+        let mut form = Serializer::new(String::new());
+        form.extend_pairs(params).extend_pairs(&self.params);
+        let authorization = self.auth.authenticate(&mut form);
+        let mut request = AuthClient::request(Method::POST, &self.endpoint);
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        if let Some(authorization) = authorization {
+            headers.insert(AUTHORIZATION, authorization);
+        }
+        *request.body_mut() = Full::new(Bytes::from(form.finish()));
+        self.client.send(request)
+    }
+}

@@ -1,0 +1,297 @@
+//! The decision table: what each answer to the refresh call means, in each flavour.
+
+use http::StatusCode;
+use tower_auth_refresh::{RefreshError, Tokens};
+use tower_auth_refresh_http::{AuthClient, ClientAuth, ClientCredentials, CookieRefresh, JsonRefresh, OAuthRefresh};
+
+use crate::support::{Answer, Scripted, access, answer, cause, old_tokens, outcome, refresh};
+
+const URL: &str = "https://auth.example.com/auth/refresh";
+const TOKENS: &str = r#"{"access_token":"a2","refresh_token":"r2","expires_in":300,"token_type":"Bearer"}"#;
+
+async fn by_oauth(client: AuthClient) -> Result<Tokens, RefreshError> {
+    OAuthRefresh::new(client, URL, ClientAuth::public("app")).unwrap().refresh(&old_tokens()).await
+}
+
+async fn by_json(client: AuthClient) -> Result<Tokens, RefreshError> {
+    JsonRefresh::new(client, URL).unwrap().refresh(&old_tokens()).await
+}
+
+async fn by_cookie(client: AuthClient) -> Result<Tokens, RefreshError> {
+    CookieRefresh::new(client, URL, "rt").unwrap().refresh(&old_tokens()).await
+}
+
+/// The same outcome in all flavours.
+async fn all(answer: Answer, expected: &str) {
+    each(answer, expected, expected).await;
+}
+
+/// One outcome by OAuth, and one by the flavours of an app's own endpoint.
+async fn each(answer: Answer, oauth: &str, own: &str) {
+    let client = || Scripted::with([answer.clone()]).client();
+    assert_eq!(outcome(&by_oauth(client()).await), oauth, "oauth: {answer:?}");
+    assert_eq!(outcome(&by_json(client()).await), own, "json: {answer:?}");
+    assert_eq!(outcome(&by_cookie(client()).await), own, "cookie: {answer:?}");
+}
+
+fn error(status: u16, code: &str) -> Answer {
+    answer(status, format!(r#"{{"error":"{code}","error_description":"some text"}}"#))
+}
+
+#[tokio::test]
+async fn a_valid_2xx_is_committed() {
+    for status in [200, 201, 203] {
+        all(answer(status, TOKENS), "tokens").await;
+    }
+    for lenient in [
+        r#"{"access_token":"a2"}"#,
+        r#"{"access_token":"a2","token_type":"bearer"}"#,
+        r#"{"access_token":"a2","token_type":null,"refresh_token":null,"error":null}"#,
+        " {\"access_token\":\"a2\",\"refresh_token\":\"\",\"error\":\"\"}\r\n",
+    ] {
+        all(answer(200, lenient).header("content-type", "text/html"), "tokens").await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_a_refresh_token_leaves_the_old_one_to_be_kept() {
+    let client = Scripted::with([answer(200, r#"{"access_token":"a2"}"#)]).client();
+    let tokens = by_oauth(client).await.unwrap();
+    assert_eq!((access(&tokens), refresh(&tokens)), ("a2", None));
+}
+
+#[tokio::test]
+async fn a_2xx_with_an_error_is_classified_by_the_error() {
+    for status in [200, 201] {
+        all(error(status, "invalid_grant"), "rejected").await;
+        all(error(status, "bad_refresh_token"), "rejected").await;
+        all(error(status, "invalid_client"), "misconfigured").await;
+        all(error(status, "whatever_else"), "misconfigured").await;
+        all(error(status, "temporarily_unavailable"), "unavailable").await;
+        all(error(status, "server_error"), "in doubt").await;
+    }
+    all(answer(200, r#"{"error":{"code":"invalid_grant"}}"#), "rejected").await;
+    all(answer(200, r#"{"error":{"message":"no"}}"#), "misconfigured").await;
+    all(answer(200, r#"{"access_token":"a2","error":"invalid_grant"}"#), "rejected").await;
+}
+
+#[tokio::test]
+async fn a_malformed_2xx_is_in_doubt() {
+    let long = format!(r#"{{"access_token":"a2","padding":"{}"}}"#, "x".repeat(64 * 1024));
+    for malformed in [
+        "",
+        "{",
+        "null",
+        "[]",
+        "\"a2\"",
+        "access_token=a2&token_type=bearer",
+        "<html></html>",
+        "{}",
+        r#"{"access_token":""}"#,
+        r#"{"access_token":null}"#,
+        r#"{"access_token":7}"#,
+        r#"{"access_token":["a2"]}"#,
+        r#"{"access_token":"a\r\nb"}"#,
+        r#"{"access_token":"a\u0000b"}"#,
+        r#"{"access_token":"tök"}"#,
+        r#"{"access_token":"a2","token_type":"DPoP"}"#,
+        r#"{"access_token":"a2","token_type":"mac"}"#,
+        &long,
+        &"[".repeat(5000),
+    ] {
+        all(answer(200, malformed.to_owned()), "in doubt").await;
+    }
+    all(answer(204, ""), "in doubt").await;
+    let malformed = answer(200, r#"{"access_token":"a2","refresh_token":"a\nb"}"#);
+    assert_eq!(outcome(&by_oauth(Scripted::with([malformed]).client()).await), "in doubt");
+}
+
+#[tokio::test]
+async fn an_answer_exactly_at_the_limit_is_read() {
+    let around = r#"{"access_token":"a2","padding":""}"#.len();
+    let body = |length| format!(r#"{{"access_token":"a2","padding":"{}"}}"#, "x".repeat(length - around));
+    all(answer(200, body(64 * 1024)), "tokens").await;
+    all(answer(200, body(64 * 1024 + 1)), "in doubt").await;
+}
+
+#[tokio::test]
+async fn an_expires_in_of_any_kind_never_fails_an_answer() {
+    for expires_in in ["0", "-1", "1e400", "18446744073709551616", "\"300\"", "\"x\"", "null", "{}", "1e-400"] {
+        let text = format!(r#"{{"access_token":"a2","expires_in":{expires_in}}}"#);
+        // JSON itself has no number of that size.
+        let expected = if expires_in == "1e400" { "in doubt" } else { "tokens" };
+        all(answer(200, text), expected).await;
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_never_followed_and_means_misconfigured() {
+    for status in [300, 301, 302, 303, 304, 307, 308] {
+        let answer = answer(status, TOKENS).header("location", "https://evil.example/");
+        all(answer.clone(), "misconfigured").await;
+        let scripted = Scripted::with([answer]);
+        by_oauth(scripted.client()).await.unwrap_err();
+        assert_eq!(scripted.asked().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn invalid_grant_in_a_400_or_401_ends_the_session() {
+    for status in [400, 401] {
+        for code in [
+            "invalid_grant",
+            "login_required",
+            "interaction_required",
+            "consent_required",
+            "insufficient_user_authentication",
+        ] {
+            all(error(status, code), "rejected").await;
+        }
+    }
+    let error = by_oauth(Scripted::with([error(400, "invalid_grant")]).client()).await.unwrap_err();
+    assert_eq!(cause(&error).status(), Some(StatusCode::BAD_REQUEST));
+    assert_eq!(cause(&error).code(), Some("invalid_grant"));
+    assert_eq!(cause(&error).to_string(), "the server refused (status 400, invalid_grant)");
+}
+
+#[tokio::test]
+async fn a_401_that_asks_for_a_stronger_sign_in_ends_the_session() {
+    let step_up = r#"Bearer error="insufficient_user_authentication", acr_values="myACR""#;
+    all(answer(401, "").header("www-authenticate", step_up), "rejected").await;
+}
+
+#[tokio::test]
+async fn a_plain_401_is_an_apps_own_word_but_not_an_oauth_servers() {
+    for body in ["", "{}", r#"{"message":"jwt expired"}"#, r#"{"error":"Unauthorized","statusCode":401}"#] {
+        each(answer(401, body), "misconfigured", "rejected").await;
+        let with = |value: &str| answer(401, body).header("www-authenticate", value);
+        each(with("Bearer"), "misconfigured", "rejected").await;
+        each(with("Bearer error=\"invalid_token\""), "misconfigured", "rejected").await;
+        each(with("Basic realm=\"x\", Bearer"), "misconfigured", "rejected").await;
+        all(with("Basic realm=\"staging\""), "misconfigured").await;
+        all(with("Negotiate"), "misconfigured").await;
+        all(with("Negotiate").header("www-authenticate", "NTLM"), "misconfigured").await;
+    }
+    // What can't be the app's: it speaks JSON.
+    for page in ["<html>401</html>", "Unauthorized", "[1]", "\"no\""] {
+        all(answer(401, page), "misconfigured").await;
+    }
+}
+
+#[tokio::test]
+async fn a_firewalls_page_signs_nobody_out() {
+    for status in [400, 403, 404, 405, 407, 410, 421, 451] {
+        all(answer(status, "<html>Access denied</html>").header("content-type", "text/html"), "misconfigured").await;
+        all(answer(status, ""), "misconfigured").await;
+        all(answer(status, r#"{"message":"denied"}"#), "misconfigured").await;
+    }
+    all(error(403, "invalid_grant"), "misconfigured").await;
+    all(error(404, "invalid_grant"), "misconfigured").await;
+}
+
+#[tokio::test]
+async fn a_wrong_client_keeps_the_tokens() {
+    for status in [400, 401, 403] {
+        for code in [
+            "invalid_client",
+            "unauthorized_client",
+            "unsupported_grant_type",
+            "invalid_request",
+            "invalid_scope",
+            "invalid_target",
+        ] {
+            all(error(status, code), "misconfigured").await;
+        }
+    }
+    all(error(401, "invalid_client").header("www-authenticate", "Basic realm=\"as\""), "misconfigured").await;
+    all(error(400, "something_new"), "misconfigured").await;
+}
+
+#[tokio::test]
+async fn later_means_later() {
+    for status in [400, 401, 403, 500, 503] {
+        all(error(status, "temporarily_unavailable"), "unavailable").await;
+        all(error(status, "slow_down").header("retry-after", "5"), "unavailable for 5 s").await;
+    }
+    for status in [429, 503] {
+        let with = |value: &str| answer(status, "").header("retry-after", value);
+        all(with("7"), "unavailable for 7 s").await;
+        all(with("Sun, 06 Nov 1994 08:49:37 GMT"), "unavailable for 0 s").await;
+        all(with("Fri, 31 Dec 9999 23:59:59 GMT"), "unavailable for 3600 s").await;
+        all(with("99999999999999999999"), "unavailable for 3600 s").await;
+    }
+    all(answer(429, "<html>slow down</html>"), "unavailable").await;
+    all(answer(429, "").header("retry-after", "soon"), "unavailable").await;
+}
+
+#[tokio::test]
+async fn any_other_5xx_is_in_doubt() {
+    for status in [500, 501, 502, 503, 504, 520, 599] {
+        all(answer(status, "<html>Bad gateway</html>"), "in doubt").await;
+        all(error(status, "invalid_grant"), "in doubt").await;
+    }
+    all(answer(500, "").header("retry-after", "7"), "in doubt").await;
+    all(answer(503, "").header("retry-after", "soon"), "in doubt").await;
+}
+
+#[tokio::test]
+async fn a_status_that_means_nothing_is_in_doubt() {
+    for status in [600, 999] {
+        all(answer(status, TOKENS), "in doubt").await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_decoded_is_malformed() {
+    all(answer(200, TOKENS).header("content-encoding", "gzip"), "in doubt").await;
+    all(answer(200, TOKENS).header("content-encoding", "identity"), "tokens").await;
+    all(error(400, "invalid_grant").header("content-encoding", "br"), "misconfigured").await;
+}
+
+#[tokio::test]
+async fn what_the_user_says_is_a_refusal_is_one() {
+    let own = |status: StatusCode, body: &serde_json::Value| status == 403 && body["code"] == "TOKEN_REVOKED";
+    let refused = answer(403, r#"{"code":"TOKEN_REVOKED"}"#);
+    let other = answer(403, r#"{"code":"BLOCKED"}"#);
+    for (answer, expected) in
+        [(refused, "rejected"), (other, "misconfigured"), (answer(403, "<html>"), "misconfigured")]
+    {
+        let client = || Scripted::with([answer.clone()]).client();
+        let json = JsonRefresh::new(client(), URL).unwrap().rejected_when(own);
+        assert_eq!(outcome(&json.refresh(&old_tokens()).await), expected);
+        let oauth = OAuthRefresh::new(client(), URL, ClientAuth::public("app")).unwrap().rejected_when(own);
+        assert_eq!(outcome(&oauth.refresh(&old_tokens()).await), expected);
+        let cookie = CookieRefresh::new(client(), URL, "rt").unwrap().rejected_when(own);
+        assert_eq!(outcome(&cookie.refresh(&old_tokens()).await), expected);
+    }
+    // A bare 400, and an error hidden in a 200.
+    let bare = Scripted::with([answer(400, "")]).client();
+    let oauth = OAuthRefresh::new(bare, URL, ClientAuth::public("app"))
+        .unwrap()
+        .rejected_when(|status, body| status == 400 && body.is_null());
+    assert_eq!(outcome(&oauth.refresh(&old_tokens()).await), "rejected");
+    let hidden = Scripted::with([answer(200, r#"{"ok":false}"#)]).client();
+    let json = JsonRefresh::new(hidden, URL).unwrap().rejected_when(|_, body| body["ok"] == false);
+    assert_eq!(outcome(&json.refresh(&old_tokens()).await), "rejected");
+}
+
+#[tokio::test]
+async fn client_credentials_are_never_in_doubt_and_end_no_session() {
+    for (answer, expected) in [
+        (answer(200, TOKENS), "tokens"),
+        (answer(500, ""), "unavailable"),
+        (answer(200, "<html>"), "unavailable"),
+        (answer(503, "").header("retry-after", "3"), "unavailable for 3 s"),
+        (error(400, "invalid_grant"), "misconfigured"),
+        (error(401, "invalid_client"), "misconfigured"),
+        (answer(302, ""), "misconfigured"),
+    ] {
+        let client = Scripted::with([answer.clone()]).client();
+        let grant = ClientCredentials::new(client, URL, ClientAuth::basic("svc", "s")).unwrap();
+        let result = grant.tokens().await;
+        assert_eq!(outcome(&result), expected, "{answer:?}");
+        if let Ok(tokens) = result {
+            assert_eq!(refresh(&tokens), None);
+        }
+    }
+}

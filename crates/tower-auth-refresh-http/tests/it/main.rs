@@ -1,0 +1,20 @@
+//! The public surface, scenario by scenario.
+
+#![expect(clippy::unwrap_used, reason = "what fails in a test, fails the test")]
+
+mod cookie;
+mod corpus;
+mod decisions;
+mod fuzzed;
+#[cfg(feature = "client")]
+mod interop;
+mod json;
+mod layers;
+mod login;
+mod oauth;
+mod properties;
+mod secrets;
+mod sending;
+mod support;
+#[cfg(feature = "client")]
+mod wire;
