@@ -1,0 +1,109 @@
+//! The authorization server: how users sign in and out, and how sessions renew their tokens.
+
+mod password_grant;
+
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use tower::BoxError;
+use tower_auth_refresh::{Session, SessionBuilder, Tokens};
+use tower_auth_refresh_http::{
+    AuthClient, CallError, ClientAuth, InvalidEndpoint, JsonLogin, JsonLogout, JsonRefresh, OAuthRefresh, OAuthRevoke,
+};
+
+use self::password_grant::PasswordGrant;
+use crate::config::{AuthServer, InvalidSetting, Settings};
+
+/// The calls to the authorization server.
+#[derive(Clone)]
+pub(crate) enum Auth {
+    Json { login: JsonLogin, refresh: JsonRefresh, logout: JsonLogout },
+    OAuth { login: PasswordGrant, refresh: OAuthRefresh, revoke: Option<OAuthRevoke> },
+}
+
+/// Why nobody was signed in.
+#[derive(Debug)]
+pub(crate) enum LoginFailed {
+    /// The server's own word.
+    WrongCredentials,
+    /// The credentials lack what the server must be told.
+    Incomplete,
+    /// For now: the server is not there, or says "later".
+    Unavailable { retry_after: Option<Duration> },
+    /// The call went wrong, and trying again is no use.
+    Failed(BoxError),
+}
+
+impl Auth {
+    pub(crate) fn new(settings: &Settings) -> Result<Self, InvalidSetting> {
+        let mut client = AuthClient::rustls();
+        if settings.allow_plain_http {
+            client = client.allow_plain_http();
+        }
+        match &settings.auth {
+            AuthServer::Json(base) => {
+                let wrong = |invalid: InvalidEndpoint| InvalidSetting::of("--auth", invalid);
+                let url = |path: &str| format!("{}{path}", base.trim_end_matches('/'));
+                Ok(Self::Json {
+                    login: JsonLogin::new(client.clone(), &url("/auth/login")).map_err(wrong)?,
+                    refresh: JsonRefresh::new(client.clone(), &url("/auth/refresh")).map_err(wrong)?,
+                    logout: JsonLogout::new(client, &url("/auth/logout")).map_err(wrong)?,
+                })
+            }
+            AuthServer::OAuth { token_endpoint, revocation_endpoint, client_id, client_secret } => {
+                let auth = match client_secret {
+                    Some(secret) => ClientAuth::basic(client_id, secret),
+                    None => ClientAuth::public(client_id),
+                };
+                let wrong = |invalid: InvalidEndpoint| InvalidSetting::of("--token-endpoint", invalid);
+                let refresh = OAuthRefresh::new(client.clone(), token_endpoint, auth.clone()).map_err(wrong)?;
+                let revoke = revocation_endpoint.as_ref().map(|url| OAuthRevoke::new(client, url, auth)).transpose();
+                let revoke = revoke.map_err(|invalid| InvalidSetting::of("--revocation-endpoint", invalid))?;
+                let login = PasswordGrant::new(token_endpoint, client_id, client_secret.as_deref());
+                Ok(Self::OAuth { login, refresh, revoke })
+            }
+        }
+    }
+
+    /// What every user's session is built from.
+    pub(crate) fn sessions(&self) -> SessionBuilder {
+        match self {
+            Self::Json { refresh, logout, .. } => Session::builder(refresh.clone()).revoke(logout.clone()),
+            Self::OAuth { refresh, revoke: Some(revoke), .. } => {
+                Session::builder(refresh.clone()).revoke(revoke.clone())
+            }
+            Self::OAuth { refresh, revoke: None, .. } => Session::builder(refresh.clone()),
+        }
+    }
+
+    /// Credentials in, tokens out.
+    pub(crate) async fn login(&self, credentials: &Map<String, Value>) -> Result<Tokens, LoginFailed> {
+        match self {
+            Self::Json { login, .. } => Ok(login.tokens(credentials).await?),
+            Self::OAuth { login, .. } => login.tokens(credentials).await,
+        }
+    }
+
+    /// Gives tokens back that no session could be made for.
+    pub(crate) async fn revoke(&self, tokens: &Tokens) -> Result<(), CallError> {
+        match self {
+            Self::Json { logout, .. } => logout.revoke(tokens).await,
+            Self::OAuth { revoke: Some(revoke), .. } => revoke.revoke(tokens).await,
+            Self::OAuth { revoke: None, .. } => Ok(()),
+        }
+    }
+}
+
+impl From<CallError> for LoginFailed {
+    fn from(error: CallError) -> Self {
+        if error.is_rejected() {
+            Self::WrongCredentials
+        } else if error.is_misconfigured() {
+            Self::Failed(error.into())
+        } else {
+            // A login that is in doubt leaves at worst a session that nobody uses.
+            tracing::warn!(%error, "a login failed");
+            Self::Unavailable { retry_after: error.retry_after() }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Credentials for tokens at an OAuth token endpoint: the resource owner password grant (RFC 6749 §4.3).
+//!
+//! OAuth 2.1 leaves it out, rightly, for apps of third parties. A gateway in front of one's own login form and one's
+//! own authorization server has no third party in it.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use form_urlencoded::{Serializer, byte_serialize};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
+
+use super::LoginFailed;
+use crate::proxy::{HttpsClient, https};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// More than any honest answer has.
+const ANSWER_LIMIT: usize = 64 * 1024;
+
+/// The call to a token endpoint.
+#[derive(Clone)]
+pub(crate) struct PasswordGrant {
+    client: HttpsClient<Full<Bytes>>,
+    url: String,
+    client_id: String,
+    /// The `Authorization` header of a client that has a secret.
+    authorization: Option<HeaderValue>,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    access_token: Option<String>,
+    refresh_token: Option<String>,
+    expires_in: Option<u64>,
+    error: Option<String>,
+}
+
+impl PasswordGrant {
+    pub(super) fn new(url: &str, client_id: &str, client_secret: Option<&str>) -> Self {
+        let encoded = |text: &str| byte_serialize(text.as_bytes()).collect::<String>();
+        let authorization = client_secret.and_then(|secret| {
+            let credentials = STANDARD.encode(format!("{}:{}", encoded(client_id), encoded(secret)));
+            let mut value = HeaderValue::try_from(format!("Basic {credentials}")).ok()?;
+            value.set_sensitive(true);
+            Some(value)
+        });
+        Self { client: https(), url: url.to_owned(), client_id: client_id.to_owned(), authorization }
+    }
+
+    pub(super) async fn tokens(&self, credentials: &Map<String, Value>) -> Result<Tokens, LoginFailed> {
+        let request = self.request(credentials)?;
+        match tokio::time::timeout(TIMEOUT, self.ask(request)).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => Err(LoginFailed::Unavailable { retry_after: None }),
+        }
+    }
+
+    fn request(&self, credentials: &Map<String, Value>) -> Result<Request<Full<Bytes>>, LoginFailed> {
+        let text = |name: &str| credentials.get(name).and_then(Value::as_str).ok_or(LoginFailed::Incomplete);
+        let mut form = Serializer::new(String::new());
+        form.append_pair("grant_type", "password");
+        form.append_pair("username", text("username")?).append_pair("password", text("password")?);
+        if let Ok(scope) = text("scope") {
+            form.append_pair("scope", scope);
+        }
+        if self.authorization.is_none() {
+            form.append_pair("client_id", &self.client_id);
+        }
+        let mut request = Request::post(&self.url)
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .header(ACCEPT, "application/json")
+            .body(Full::from(form.finish()))
+            .map_err(failed)?;
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
+        }
+        Ok(request)
+    }
+
+    async fn ask(&self, request: Request<Full<Bytes>>) -> Result<Tokens, LoginFailed> {
+        let later = |retry_after| LoginFailed::Unavailable { retry_after };
+        let response = self.client.request(request).await.map_err(|error| {
+            tracing::warn!(%error, "a login failed");
+            later(None)
+        })?;
+        let (status, retry_after) = (response.status(), retry_after(&response));
+        let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await.map_err(failed)?.to_bytes();
+        // Not the parser's own error, which quotes what it read.
+        let answer: Option<Answer> = serde_json::from_slice(&body).ok();
+        match (status, answer) {
+            (StatusCode::OK, Some(answer)) => answer.into_tokens(),
+            (StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED, Some(answer))
+                if answer.error.as_deref() == Some("invalid_grant") =>
+            {
+                Err(LoginFailed::WrongCredentials)
+            }
+            (StatusCode::TOO_MANY_REQUESTS, _) => Err(later(retry_after)),
+            (status, _) if status.is_server_error() => Err(later(retry_after)),
+            (status, _) => Err(failed(format!("the token endpoint answered {status}"))),
+        }
+    }
+}
+
+impl Answer {
+    fn into_tokens(self) -> Result<Tokens, LoginFailed> {
+        let access = self.access_token.ok_or_else(|| failed("the answer holds no access token"))?;
+        let access = AccessToken::new(access).map_err(failed)?;
+        let tokens = match self.refresh_token {
+            Some(refresh) => Tokens::new(access, RefreshToken::new(refresh).map_err(failed)?),
+            None => Tokens::from_access_token(access),
+        };
+        Ok(tokens.expires_in(Duration::from_secs(self.expires_in.unwrap_or_default())))
+    }
+}
+
+fn failed(error: impl Into<tower::BoxError>) -> LoginFailed {
+    LoginFailed::Failed(error.into())
+}
+
+fn retry_after(response: &Response<Incoming>) -> Option<Duration> {
+    response.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)
+}

@@ -1,0 +1,35 @@
+//! `GET /demo/events`: what the authorization server and the API see, as server-sent events.
+
+use std::convert::Infallible;
+
+use axum::response::Sse;
+use axum::response::sse::{Event, KeepAlive};
+use futures_util::{Stream, StreamExt, stream};
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tower_auth_refresh_testkit::{Entry, TestKit};
+
+use crate::app::App;
+
+/// One event for each request that they have answered, until the gateway stops.
+pub(super) fn events(kit: &TestKit, app: &App) -> Sse<impl Stream<Item = Result<Event, Infallible>> + use<>> {
+    let mut stopping = app.stopping.clone();
+    let entries = stream::unfold(kit.subscribe(), async |mut entries| Some((next(&mut entries).await?, entries)));
+    let events = entries.map(|entry| Ok(Event::default().json_data(entry).unwrap_or_default()));
+    let stopped = async move {
+        // An error means that the gateway is gone already.
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+    };
+    Sse::new(events.take_until(stopped)).keep_alive(KeepAlive::default())
+}
+
+async fn next(entries: &mut Receiver<Entry>) -> Option<Entry> {
+    loop {
+        match entries.recv().await {
+            Ok(entry) => return Some(entry),
+            // The page is too slow: it goes on with what comes now.
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => return None,
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The page: three files, as they are.
+
+use axum::response::{Html, IntoResponse};
+use http::HeaderName;
+use http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+
+/// Only what this gateway serves itself.
+const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; \
+                      base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
+
+pub(super) async fn page() -> impl IntoResponse {
+    ([(CONTENT_SECURITY_POLICY, POLICY)], Html(include_str!("assets/page.html")))
+}
+
+pub(super) async fn style() -> ([(HeaderName, &'static str); 1], &'static str) {
+    ([(CONTENT_TYPE, "text/css; charset=utf-8")], include_str!("assets/style.css"))
+}
+
+pub(super) async fn script() -> ([(HeaderName, &'static str); 1], &'static str) {
+    ([(CONTENT_TYPE, "text/javascript; charset=utf-8")], include_str!("assets/timeline.js"))
+}

@@ -1,0 +1,193 @@
+//! Which headers cross the gateway.
+
+use http::header::{
+    AUTHORIZATION, CONNECTION, COOKIE, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+
+use crate::cookie::SessionCookie;
+use crate::server::Peer;
+
+/// RFC 9110 §7.6.1, and what is between a client and its next proxy (§11.7).
+const HOP_BY_HOP: [HeaderName; 8] = [
+    CONNECTION,
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// What gateways and proxies say of a client: an upstream that believes one must not hear it from the client itself.
+const IDENTITY: [&str; 16] = [
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "fastly-client-ip",
+    "x-original-url",
+    "x-original-uri",
+    "x-rewrite-url",
+    "x-user",
+    "x-username",
+    "x-email",
+    "x-groups",
+    "x-userinfo",
+    "x-client-cert",
+    "remote-user",
+];
+
+/// The same, for whole families of names.
+const IDENTITY_PREFIXES: [&str; 13] = [
+    "x-forwarded-",
+    "x-remote-",
+    "x-auth-",
+    "x-authenticated-",
+    "x-user-",
+    "x-ssl-",
+    "x-client-cert-",
+    "x-goog-authenticated-user-",
+    "x-goog-iap-",
+    "x-ms-client-principal",
+    "x-ms-token-",
+    "x-amzn-oidc-",
+    "x-envoy-",
+];
+
+/// Makes the headers of a client's request those of the gateway's.
+pub(super) fn to_upstream(headers: &mut HeaderMap, uri: &Uri, peer: Option<Peer>, https: bool) {
+    let host = match headers.get(HOST) {
+        Some(host) => Some(host.clone()),
+        // HTTP/2 says it in its pseudo-header.
+        None => uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok()),
+    };
+    drop_hop_by_hop(headers);
+    drop_credentials(headers);
+    // The upstream has a name of its own.
+    headers.remove(HOST);
+    if let Some(value) = peer.and_then(|Peer(address)| HeaderValue::from_str(&address.ip().to_string()).ok()) {
+        headers.insert(HeaderName::from_static("x-forwarded-for"), value);
+    }
+    if let Some(host) = host {
+        headers.insert(HeaderName::from_static("x-forwarded-host"), host);
+    }
+    let proto = HeaderValue::from_static(if https { "https" } else { "http" });
+    headers.insert(HeaderName::from_static("x-forwarded-proto"), proto);
+}
+
+/// Who a client says it is, is for the gateway alone to hear. Trailers are no way round it either.
+pub(super) fn drop_credentials(headers: &mut HeaderMap) {
+    let doomed: Vec<_> = headers.keys().filter(|name| is_credential(name)).cloned().collect();
+    for name in doomed {
+        headers.remove(name);
+    }
+}
+
+/// Makes the headers of an upstream's response those of the gateway's.
+pub(super) fn to_client(headers: &mut HeaderMap, cookie: SessionCookie) {
+    drop_hop_by_hop(headers);
+    if headers.get_all(SET_COOKIE).iter().any(|value| cookie.is_named_in(value)) {
+        let kept: Vec<_> =
+            headers.get_all(SET_COOKIE).iter().filter(|value| !cookie.is_named_in(value)).cloned().collect();
+        headers.remove(SET_COOKIE);
+        for value in kept {
+            headers.append(SET_COOKIE, value);
+        }
+    }
+}
+
+fn drop_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+fn is_credential(name: &HeaderName) -> bool {
+    if [AUTHORIZATION, COOKIE, FORWARDED].contains(name) {
+        return true;
+    }
+    let name = name.as_str();
+    let is = |name: &str| IDENTITY.contains(&name) || IDENTITY_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    // Upstreams of the CGI kind read `x_real_ip` as `x-real-ip`.
+    if name.contains('_') {
+        let name = name.replace('_', "-");
+        return is(&name) || matches!(&*name, "authorization" | "cookie" | "forwarded");
+    }
+    is(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn what_a_client_says_of_itself_stays_here() {
+        let mut headers = map(&[
+            ("authorization", "Bearer stolen"),
+            ("cookie", "session=1"),
+            ("forwarded", "for=1.2.3.4"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("x-forwarded-user", "root"),
+            ("x_forwarded_user", "root"),
+            ("x-remote-user", "root"),
+            ("x-real-ip", "1.2.3.4"),
+            ("proxy-authorization", "Basic x"),
+            ("connection", "keep-alive, X-Secret-Hop"),
+            ("x-secret-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("host", "app.example.com"),
+            ("accept", "text/html"),
+            ("x-requested-with", "fetch"),
+        ]);
+        let peer = Peer("192.0.2.7:1234".parse().unwrap());
+        to_upstream(&mut headers, &Uri::from_static("/api/x"), Some(peer), true);
+        assert_eq!(
+            names(&headers),
+            ["accept", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-requested-with"]
+        );
+        assert_eq!(headers["x-forwarded-for"], "192.0.2.7");
+        assert_eq!(headers["x-forwarded-host"], "app.example.com");
+        assert_eq!(headers["x-forwarded-proto"], "https");
+    }
+
+    #[test]
+    fn an_upstream_sets_cookies_but_not_ours() {
+        let mut headers = map(&[
+            ("set-cookie", "theme=dark"),
+            ("set-cookie", "session=fixed; Path=/"),
+            ("set-cookie", "lang=fr"),
+            ("connection", "x-hop"),
+            ("x-hop", "1"),
+            ("content-length", "3"),
+        ]);
+        to_client(&mut headers, SessionCookie::new(false));
+        assert_eq!(names(&headers), ["content-length", "set-cookie"]);
+        let cookies: Vec<_> = headers.get_all(SET_COOKIE).iter().collect();
+        assert_eq!(cookies, ["theme=dark", "lang=fr"]);
+    }
+}

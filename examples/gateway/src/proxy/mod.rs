@@ -1,0 +1,118 @@
+//! `/api/…`: a user's calls, passed to the upstream with his access token, streamed both ways.
+
+mod body;
+mod headers;
+mod outcome;
+mod path;
+mod patience;
+mod upstream;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use http::header::UPGRADE;
+use http::request::Parts;
+use http::{HeaderMap, Method, Version};
+use http_body::Body as _;
+use tower::ServiceExt;
+use tower_auth_refresh::{Session, SessionState};
+
+use self::body::UploadBody;
+pub(crate) use self::upstream::{HttpsClient, UpstreamClient, client, client_without_refresh, https};
+use crate::app::App;
+use crate::cookie::SessionId;
+use crate::problem::Kind;
+use crate::server::Peer;
+
+/// Handles a request for the API.
+pub(crate) async fn proxy(State(app): State<App>, request: Request) -> Response {
+    match Call::admit(&app, request).await {
+        Ok(call) => call.make(&app).await,
+        Err(response) => response,
+    }
+}
+
+/// A call that may be made.
+struct Call {
+    id: SessionId,
+    session: Session,
+    head: Parts,
+    body: Body,
+}
+
+impl Call {
+    /// Whether a request is one to be passed on; else the answer to it.
+    async fn admit(app: &App, request: Request) -> Result<Self, Response> {
+        let (head, body) = request.into_parts();
+        if head.method == Method::CONNECT || asks_to_upgrade(&head.headers) {
+            return Err(Kind::UpgradeRefused.into_response());
+        }
+        if head.method == Method::TRACE {
+            // Its answer would show the token to the browser (RFC 9110 §9.3.8).
+            return Err(Kind::MethodNotAllowed.into_response());
+        }
+        if !path::is_plain(head.uri.path()) {
+            return Err(Kind::MalformedRequest.into_response());
+        }
+        let Some(id) = app.cookie.read(&head.headers) else {
+            return Err(Kind::SignInFirst.into_response());
+        };
+        let session = match app.sessions.get(&id).await {
+            Ok(Some(session)) => session,
+            Ok(None) => return Err(forgetting(app, Kind::SignInFirst)),
+            Err(error) => {
+                tracing::warn!(%error, "a session could not be loaded");
+                return Err(Kind::Internal.into_response());
+            }
+        };
+        if session.state() == SessionState::Ended {
+            return Err(end(app, &id).await);
+        }
+        if body.size_hint().lower() > app.body_limit {
+            return Err(Kind::BodyTooLarge.into_response());
+        }
+        Ok(Self { id, session, head, body })
+    }
+
+    /// Makes it, and answers with whatever comes of it.
+    async fn make(self, app: &App) -> Response {
+        let Self { id, session, mut head, body } = self;
+        let Some(uri) = path::at_upstream(&app.upstream.uri, &head.uri) else {
+            return Kind::MalformedRequest.into_response();
+        };
+        let peer = head.extensions.remove::<Peer>();
+        headers::to_upstream(&mut head.headers, &head.uri, peer, app.public.is_https());
+        head.uri = uri;
+        // The connections on either side are each other's business no more than their versions are.
+        head.version = Version::HTTP_11;
+        head.extensions.clear();
+        head.extensions.insert(session);
+        let (body, fate) = UploadBody::new(body, app.body_limit, app.client_timeout);
+
+        match app.client.clone().oneshot(Request::from_parts(head, body)).await {
+            Ok(response) => outcome::answer(app, &id, response, &fate).await,
+            Err(error) => outcome::failure(&*error, &fate).into_response(),
+        }
+    }
+}
+
+/// Whether a request asks for another protocol (RFC 9110 §7.8). `h2c` may be overlooked: the answer is as good.
+fn asks_to_upgrade(headers: &HeaderMap) -> bool {
+    let mut protocols = headers.get_all(UPGRADE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    protocols.any(|protocol| !protocol.trim_ascii().eq_ignore_ascii_case(b"h2c"))
+}
+
+/// The session is over: the gateway and the browser forget it.
+async fn end(app: &App, id: &SessionId) -> Response {
+    if let Err(error) = app.sessions.sign_out(id).await {
+        tracing::warn!(%error, "an ended session could not be signed out");
+    }
+    forgetting(app, Kind::SessionEnded)
+}
+
+/// An answer that clears the cookie.
+fn forgetting(app: &App, problem: Kind) -> Response {
+    let mut response = problem.into_response();
+    app.cookie.clear(response.headers_mut());
+    response
+}

@@ -1,0 +1,42 @@
+//! `GET /session`: where the browser's session stands.
+
+use std::time::SystemTime;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::HeaderMap;
+use http::header::CACHE_CONTROL;
+use serde_json::{Value, json};
+use tower_auth_refresh::{Session, SessionState};
+
+use crate::app::App;
+use crate::problem::Kind;
+
+/// As JSON: `state` (`signed_out`, `active`, `refreshing`, `ended`), and where there are tokens, the number of those in
+/// force and the seconds until they expire, if that is known.
+pub(crate) async fn session(State(app): State<App>, headers: HeaderMap) -> Response {
+    let session = match app.cookie.read(&headers) {
+        None => None,
+        Some(id) => match app.sessions.get(&id).await {
+            Ok(session) => session,
+            Err(error) => {
+                tracing::warn!(%error, "a session could not be loaded");
+                return Kind::Internal.into_response();
+            }
+        },
+    };
+    let told = session.map_or_else(|| json!({ "state": "signed_out" }), |session| tell(&session));
+    ([(CACHE_CONTROL, "no-store")], Json(told)).into_response()
+}
+
+fn tell(session: &Session) -> Value {
+    let state = match session.state() {
+        SessionState::Active => "active",
+        SessionState::Refreshing => "refreshing",
+        SessionState::Ended => return json!({ "state": "ended" }),
+        _ => return json!({ "state": "signed_out" }),
+    };
+    let left = session.tokens().expiry().map(|expiry| expiry.duration_since(SystemTime::now()).unwrap_or_default());
+    json!({ "state": state, "generation": session.generation().get(), "expires_in": left.map(|left| left.as_secs()) })
+}

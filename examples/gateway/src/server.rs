@@ -1,0 +1,114 @@
+//! Accepts connections, and stops in good order.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_io_timeout::TimeoutStream;
+use tower::ServiceExt;
+
+/// How every HTTP/2 connection begins (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Who is at the other end of a connection; in each request's extensions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
+
+/// How long others may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// A client, to send the head of a request, or to take something of an answer.
+    pub(crate) client: Duration,
+    /// Requests under way, at shutdown.
+    pub(crate) shutdown: Duration,
+}
+
+/// Serves until `shutdown`, then waits for the requests under way.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    patience: Patience,
+    shutdown: impl Future<Output = ()>,
+) {
+    let mut shutdown = pin!(shutdown);
+    let (stop, stopping) = watch::channel(());
+    let graceful = GracefulShutdown::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, address)) => {
+                    let (router, watcher, stopping) = (router.clone(), graceful.watcher(), stopping.clone());
+                    tokio::spawn(async move {
+                        if is_greeted(&stream, patience.client, stopping).await {
+                            converse(stream, Peer(address), router, patience.client, watcher).await;
+                        }
+                    });
+                }
+                Err(error) => {
+                    // Out of file descriptors, most likely: give the others time to return some.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    sleep(Duration::from_millis(50)).await;
+                }
+            },
+        }
+    }
+    // Whoever connects from now on is refused, and tries another instance.
+    drop((listener, stop));
+    tracing::info!("stopping");
+    if timeout(patience.shutdown, graceful.shutdown()).await.is_err() {
+        tracing::warn!("requests were cut off: they took too long");
+    }
+}
+
+/// Serves one connection, over HTTP/1 or HTTP/2.
+async fn converse(stream: TcpStream, peer: Peer, router: Router, patience: Duration, watcher: Watcher) {
+    // An answer of two small writes must not wait for the client's delayed acknowledgement.
+    let _ = stream.set_nodelay(true);
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(patience));
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new()).header_read_timeout(patience);
+    http.http2().timer(TokioTimer::new()).keep_alive_interval(patience).keep_alive_timeout(patience);
+    let service = service_fn(move |mut request: http::Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        router.clone().oneshot(request)
+    });
+    // It fails when the client goes away, or talks nonsense: neither is news.
+    let _ = watcher.watch(http.serve_connection(TokioIo::new(Box::pin(stream)), service)).await;
+}
+
+/// Whether the client begins to speak: in time, and before the gateway stops.
+async fn is_greeted(stream: &TcpStream, patience: Duration, mut stopping: watch::Receiver<()>) -> bool {
+    tokio::select! {
+        greeted = timeout(patience, greeting(stream)) => matches!(greeted, Ok(Ok(()))),
+        // Its sender is dropped.
+        _ = stopping.changed() => false,
+    }
+}
+
+/// Waits until it can be told which protocol the client speaks: what tells them apart has no time-out of its own.
+async fn greeting(stream: &TcpStream) -> io::Result<()> {
+    let mut seen = [0; PREFACE.len()];
+    loop {
+        let length = stream.peek(&mut seen).await?;
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if length == PREFACE.len() || !PREFACE.starts_with(&seen[..length]) {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,126 @@
+//! What must not cross the gateway: other sites' requests, clients' claims, one connection's headers on another.
+
+use axum::Router;
+use axum::body::Body;
+use axum::response::IntoResponse;
+use axum::routing::any;
+use http::header::{CONNECTION, HOST, ORIGIN, SET_COOKIE};
+use http::{HeaderMap, Method, Request};
+
+use crate::support::World;
+
+#[tokio::test]
+async fn an_unsafe_request_must_show_that_it_is_of_this_origin() {
+    let world = World::start().await;
+    let browser = world.browser("ada").await;
+    let own = format!("http://{}", world.address);
+    let send = async |method: Method, path: &str, said: &[(&'static str, &str)]| {
+        let mut request = Request::builder().method(method).uri(format!("{own}{path}"));
+        request = request.header("cookie", browser.cookie.clone().unwrap());
+        for (name, value) in said {
+            request = request.header(*name, *value);
+        }
+        browser.ask(request.body(Body::empty()).unwrap()).await
+    };
+    let refused: &[&[(&str, &str)]] = &[
+        &[],
+        &[("sec-fetch-site", "cross-site")],
+        &[("sec-fetch-site", "same-site")],
+        &[("origin", "https://evil.example")],
+        &[("origin", "null")],
+        &[("origin", "https://evil.example"), ("x-requested-with", "x")],
+        &[("sec-fetch-site", "same-origin"), ("origin", "https://evil.example")],
+    ];
+    for said in refused {
+        for method in [Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::from_bytes(b"FROB").unwrap()] {
+            send(method, "/api/act", said).await.is_problem(403, "cross-origin");
+        }
+        for path in ["/login", "/logout", "/anything"] {
+            send(Method::POST, path, said).await.is_problem(403, "cross-origin");
+        }
+    }
+    assert_eq!(world.kit.counters().api, 0);
+    let passed: &[&[(&str, &str)]] =
+        &[&[("sec-fetch-site", "same-origin")], &[("origin", &own)], &[("x-requested-with", "curl")]];
+    for said in passed {
+        assert_eq!(send(Method::POST, "/api/act", said).await.status, 200, "{said:?}");
+    }
+    // Safe methods change nothing, whoever makes them.
+    assert_eq!(send(Method::GET, "/api/look", &[("sec-fetch-site", "cross-site")]).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_a_client_says_of_itself_never_reaches_the_upstream() {
+    let world = World::start().await;
+    let browser = world.browser("ada").await;
+    let request = browser
+        .request(Method::GET, "/api/headers")
+        .header("authorization", "Bearer stolen")
+        .header("x-forwarded-for", "6.6.6.6")
+        .header("x-forwarded-user", "root")
+        .header("X_Forwarded_User", "root")
+        .header("forwarded", "for=6.6.6.6")
+        .header("x-real-ip", "6.6.6.6")
+        .header("x-auth-request-email", "root@example.com")
+        .header(CONNECTION, "x-for-this-hop, keep-alive")
+        .header("x-for-this-hop", "1")
+        .header("te", "trailers")
+        .header("proxy-authorization", "Basic eDp5")
+        .header("accept-language", "fr");
+    let answer = browser.ask(request.body(Body::empty()).unwrap()).await.json();
+    // The one token that arrived was the gateway's.
+    assert_eq!(answer["user"], "ada");
+    let seen = answer["headers"].as_object().unwrap();
+    let names: Vec<_> = seen.keys().map(String::as_str).collect();
+    let expected =
+        ["accept-language", "host", "sec-fetch-site", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+    assert_eq!(names, expected);
+    assert_eq!(seen["x-forwarded-for"][0], "127.0.0.1");
+    assert_eq!(seen["x-forwarded-host"][0], world.address.to_string());
+    assert_eq!(seen["x-forwarded-proto"][0], "http");
+    assert_eq!(seen[HOST.as_str()][0], world.kit.origin().strip_prefix("http://").unwrap());
+    assert_eq!(world.kit.counters().unauthorized(), 0);
+}
+
+#[tokio::test]
+async fn what_an_upstream_says_of_its_connection_stays_there_and_its_cookies_pass() {
+    async fn answer(headers: HeaderMap) -> impl IntoResponse {
+        assert!(!headers.contains_key(ORIGIN));
+        let mut said = HeaderMap::new();
+        for (name, value) in [
+            ("set-cookie", "theme=dark; Path=/"),
+            ("set-cookie", "session=fixation; Path=/"),
+            ("set-cookie", "lang=fr"),
+            ("connection", "x-for-this-hop"),
+            ("x-for-this-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-authenticate", "Basic"),
+            ("x-kept", "1"),
+        ] {
+            said.append(name, value.parse().unwrap());
+        }
+        (said, "fine")
+    }
+    let world = World::with_upstream(Router::new().fallback(any(answer)), |_| {}).await;
+    let browser = world.browser("ada").await;
+    let answer = browser.get("/api/cookies").await;
+    let cookies: Vec<_> = answer.headers.get_all(SET_COOKIE).iter().collect();
+    assert_eq!(cookies, ["theme=dark; Path=/", "lang=fr"]);
+    for gone in ["connection", "x-for-this-hop", "keep-alive", "proxy-authenticate"] {
+        assert!(!answer.headers.contains_key(gone), "{gone}");
+    }
+    assert_eq!(answer.headers["x-kept"], "1");
+    assert_eq!(&answer.body[..], b"fine");
+}
+
+#[tokio::test]
+async fn a_path_that_leads_out_of_the_api_is_refused() {
+    let world = World::start().await;
+    let browser = world.browser("ada").await;
+    for path in ["/api/../auth/refresh", "/api/%2e%2e/auth/refresh", "/api/x/..%2f..%2fauth", "/api/./x"] {
+        browser.get(path).await.is_problem(400, "malformed-request");
+    }
+    assert_eq!(browser.get("/api/a%20b/c?d=%2e%2e/").await.json()["query"], "d=%2e%2e/");
+    browser.get("/apis").await.is_problem(404, "not-found");
+    assert_eq!(world.kit.counters().requests, 2, "the login and one call");
+}

@@ -1,0 +1,89 @@
+//! `--token-endpoint`: OAuth 2.0 in place of the JSON endpoints.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Form, Json, Router};
+use gateway::{AuthServer, Gateway, Settings};
+use http::{HeaderMap, StatusCode};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::support::{Browser, spawn};
+
+type Forms = Arc<Mutex<Vec<HashMap<String, String>>>>;
+
+/// A token endpoint that issues numbers, and an API that refuses the first.
+async fn server() -> (String, Forms) {
+    async fn token(
+        State(forms): State<Forms>,
+        headers: HeaderMap,
+        Form(form): Form<HashMap<String, String>>,
+    ) -> Response {
+        let basic = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
+        assert_eq!(basic.as_deref(), Some("Basic Z2F0ZXdheTpzJTJCM2NyZXQ="), "gateway:s%2B3cret");
+        let count = {
+            let mut forms = forms.lock().unwrap();
+            forms.push(form.clone());
+            forms.len()
+        };
+        if form.get("password").is_some_and(|password| password == "wrong") {
+            return (StatusCode::BAD_REQUEST, Json(json!({ "error": "invalid_grant" }))).into_response();
+        }
+        let answer = json!({
+            "access_token": format!("a{count}"), "refresh_token": format!("r{count}"),
+            "token_type": "Bearer", "expires_in": 300,
+        });
+        Json(answer).into_response()
+    }
+    async fn revoke(State(forms): State<Forms>, Form(form): Form<HashMap<String, String>>) {
+        forms.lock().unwrap().push(form);
+    }
+    async fn api(headers: HeaderMap) -> Response {
+        let token = headers["authorization"].to_str().unwrap().to_owned();
+        if token == "Bearer a1" {
+            let challenge = [("www-authenticate", r#"Bearer error="invalid_token""#)];
+            return (StatusCode::UNAUTHORIZED, challenge).into_response();
+        }
+        token.into_response()
+    }
+    let forms = Forms::default();
+    let routes = Router::new()
+        .route("/token", post(token))
+        .route("/revoke", post(revoke))
+        .route("/api/whoami", axum::routing::get(api))
+        .with_state(forms.clone());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    (origin, forms)
+}
+
+#[tokio::test]
+async fn a_user_signs_in_refreshes_and_signs_out() {
+    let (origin, forms) = server().await;
+    let settings = Settings::new(
+        &origin,
+        AuthServer::OAuth {
+            token_endpoint: format!("{origin}/token"),
+            revocation_endpoint: Some(format!("{origin}/revoke")),
+            client_id: "gateway".to_owned(),
+            client_secret: Some("s+3cret".to_owned()),
+        },
+    );
+    let mut browser = Browser::at(spawn(Gateway::new(settings.unwrap())).await);
+    assert_eq!(browser.login("ada", "correct horse").await.status, 204);
+    assert_eq!(browser.get("/api/whoami").await.body, "Bearer a2");
+    assert_eq!(browser.post("/logout", "").await.status, 204);
+    browser.login("ada", "wrong").await.is_problem(401, "wrong-credentials");
+    let forms = forms.lock().unwrap();
+    let form = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    };
+    assert_eq!(forms[0], form(&[("grant_type", "password"), ("username", "ada"), ("password", "correct horse")]));
+    assert_eq!(forms[1], form(&[("grant_type", "refresh_token"), ("refresh_token", "r1")]));
+    assert_eq!(forms[2], form(&[("token", "r2"), ("token_type_hint", "refresh_token")]));
+}

@@ -1,0 +1,174 @@
+//! Bodies are passed on as they come, at the pace of whoever takes them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::any;
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Method, Request};
+use http_body_util::BodyExt;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use crate::support::World;
+
+/// What is sent at once.
+static PART: [u8; 64 * 1024] = [0; 64 * 1024];
+
+const MEBIBYTE: usize = 1 << 20;
+
+#[tokio::test]
+async fn a_body_is_passed_on_part_by_part_both_ways() {
+    let world = World::start().await;
+    let browser = world.browser("ada").await;
+    let (parts, coming) = mpsc::channel::<Bytes>(1);
+    let body = stream::unfold(coming, async |mut coming| Some((Ok::<_, std::io::Error>(coming.recv().await?), coming)));
+    let request = browser.request(Method::POST, "/api/echo").body(Body::from_stream(body)).unwrap();
+    let answer = tokio::spawn({
+        let browser = browser.clone();
+        async move { browser.send(request).await }
+    });
+    parts.send("part 0".into()).await.unwrap();
+    let mut echo = timeout(Duration::from_secs(5), answer).await.unwrap().unwrap().into_body();
+    for number in 1..10 {
+        // The part before came back before this one is sent.
+        let back = timeout(Duration::from_secs(5), echo.frame()).await.unwrap().unwrap().unwrap();
+        assert_eq!(back.into_data().unwrap(), format!("part {}", number - 1));
+        parts.send(format!("part {number}").into()).await.unwrap();
+    }
+    drop(parts);
+    assert_eq!(echo.collect().await.unwrap().to_bytes(), "part 9");
+}
+
+#[tokio::test]
+async fn an_upstream_is_not_read_faster_than_the_client_reads() {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = sent.clone();
+    let endless = async move || {
+        let count = count.clone();
+        Body::from_stream(stream::repeat_with(move || {
+            count.fetch_add(PART.len(), Ordering::Relaxed);
+            Ok::<_, std::io::Error>(Bytes::from_static(&PART))
+        }))
+    };
+    let world = World::with_upstream(Router::new().fallback(any(endless)), |_| {}).await;
+    let browser = world.browser("ada").await;
+    let mut body = browser.send(browser.request(Method::GET, "/api/x").body(Body::empty()).unwrap()).await.into_body();
+    body.frame().await.unwrap().unwrap();
+    // What is on its way then fits the sockets' buffers.
+    let settled = settled(&sent).await;
+    assert!(settled < 32 * MEBIBYTE, "{settled}");
+    let mut read = 0;
+    while read < 64 * MEBIBYTE {
+        read += body.frame().await.unwrap().unwrap().into_data().unwrap().len();
+    }
+    assert!(sent.load(Ordering::Relaxed) < read + 32 * MEBIBYTE);
+    drop(body);
+    // A client that leaves takes the upstream's request with it.
+    self::settled(&sent).await;
+}
+
+#[tokio::test]
+async fn a_client_is_not_read_faster_than_the_upstream_reads() {
+    let never_reads = async |body: Body| -> Body {
+        std::future::pending::<()>().await;
+        body
+    };
+    let world = World::with_upstream(Router::new().fallback(any(never_reads)), |settings| {
+        settings.body_limit = u64::MAX;
+    });
+    let world = world.await;
+    let browser = world.browser("ada").await;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = sent.clone();
+    let endless = Body::from_stream(stream::repeat_with(move || {
+        count.fetch_add(PART.len(), Ordering::Relaxed);
+        Ok::<_, std::io::Error>(Bytes::from_static(&PART))
+    }));
+    let request = browser.request(Method::POST, "/api/x").body(endless).unwrap();
+    let call = tokio::spawn(async move { browser.send(request).await });
+    let settled = settled(&sent).await;
+    assert!((1..32 * MEBIBYTE).contains(&settled), "{settled}");
+    call.abort();
+}
+
+/// Waits until a counter stands still.
+async fn settled(counter: &AtomicUsize) -> usize {
+    loop {
+        let before = counter.load(Ordering::Relaxed);
+        sleep(Duration::from_millis(300)).await;
+        if before > 0 && counter.load(Ordering::Relaxed) == before {
+            return before;
+        }
+    }
+}
+
+/// Who takes nothing of his answer doesn't keep the upstream busy for ever.
+#[tokio::test]
+async fn a_client_that_stops_reading_is_cut_off() {
+    struct Held(Arc<AtomicUsize>);
+    impl Drop for Held {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    let open = Arc::new(AtomicUsize::new(0));
+    let count = open.clone();
+    let endless = async move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        let held = Held(count.clone());
+        Body::from_stream(stream::repeat_with(move || {
+            let _ = &held;
+            Ok::<_, std::io::Error>(Bytes::from_static(&PART))
+        }))
+    };
+    let world = World::with_upstream(Router::new().fallback(any(endless)), |settings| {
+        settings.client_timeout = Duration::from_millis(300);
+    });
+    let world = world.await;
+    let cookie = world.browser("ada").await.cookie.unwrap();
+    let mut stream = TcpStream::connect(world.address).await.unwrap();
+    let request = format!("GET /api/x HTTP/1.1\r\nhost: {}\r\ncookie: {cookie}\r\n\r\n", world.address);
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let reached = async |count| {
+        while open.load(Ordering::Relaxed) != count {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(5), reached(1)).await.unwrap();
+    timeout(Duration::from_secs(10), reached(0)).await.unwrap();
+}
+
+#[tokio::test]
+async fn http_2_is_served_too() {
+    let world = World::start().await;
+    let cookie = world.browser("ada").await.cookie.unwrap();
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Body>();
+    world.kit.expire_access_tokens();
+    let calls = (0..20).map(|number| {
+        let request = Request::post(format!("http://{}/api/headers?{number}", world.address))
+            .header("origin", format!("http://{}", world.address))
+            // HTTP/2 may split them.
+            .header("cookie", "theme=dark")
+            .header("cookie", &cookie);
+        client.request(request.body(Body::from("data")).unwrap())
+    });
+    for answer in futures_util::future::join_all(calls).await {
+        let answer = answer.unwrap();
+        assert_eq!(answer.status(), 200);
+        let seen = answer.into_body().collect().await.unwrap().to_bytes();
+        let seen: serde_json::Value = serde_json::from_slice(&seen).unwrap();
+        assert_eq!(seen["headers"]["x-forwarded-host"][0], world.address.to_string());
+        assert!(seen["headers"].get("cookie").is_none());
+        assert_eq!(seen["body_length"], 4);
+    }
+    assert_eq!(world.kit.counters().granted, 1);
+}

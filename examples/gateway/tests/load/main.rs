@@ -1,0 +1,176 @@
+//! Load, with `wrk`: 500 users whose tokens live 2 s, and the same proxy without the layer beside it.
+//!
+//! ```console
+//! cargo test -p gateway --release --test load -- --ignored --nocapture
+//! ```
+//!
+//! `LOAD_SECONDS` says how long, 60 by default.
+
+#![expect(clippy::unwrap_used, reason = "what fails in a test, fails the test")]
+
+#[path = "../support/world.rs"]
+#[expect(dead_code, reason = "made for more than this")]
+mod world;
+
+use std::env;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use gateway::{AuthServer, Gateway, Settings};
+use serde_json::Value;
+use tokio::process::Command;
+use tokio::time::sleep;
+use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
+use tower_auth_refresh_testkit::TestServer;
+
+use self::world::{Browser, spawn};
+
+const USERS: usize = 500;
+const TURNS: u64 = 6;
+
+#[derive(Default)]
+struct Figures {
+    requests: u64,
+    seconds: f64,
+    p50: Vec<f64>,
+    p99: Vec<f64>,
+    max: f64,
+    failed: u64,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes two minutes, and wrk"]
+async fn users_whose_tokens_live_two_seconds() {
+    let seconds: u64 = env::var("LOAD_SECONDS").map_or(60, |text| text.parse().unwrap());
+    let kit = TestServer::start().await.unwrap();
+    let settings = Settings::new(&kit.origin(), AuthServer::Json(kit.origin())).unwrap();
+    kit.configure(|settings| {
+        settings.log_capacity = 0;
+        settings.access_lifetime = Duration::from_secs(24 * 60 * 60);
+    });
+    let bare = spawn(Gateway::new(settings.clone()).without_refresh()).await;
+    let bare_cookies = sign_in(bare, "bare").await;
+    kit.configure(|settings| settings.access_lifetime = Duration::from_secs(2));
+    let gateway = spawn(Gateway::new(settings)).await;
+    let cookies = sign_in(gateway, "layered").await;
+    kit.reset();
+
+    let (mut without, mut with) = (Figures::default(), Figures::default());
+    for _ in 0..TURNS {
+        without.add(&wrk(bare, &bare_cookies, seconds / TURNS).await);
+        with.add(&wrk(gateway, &cookies, seconds / TURNS).await);
+    }
+    // What wrk left behind when it stopped.
+    sleep(Duration::from_secs(1)).await;
+    let counters = kit.counters();
+    with.print("with the layer");
+    without.print("without it    ");
+    let share = with.rate() / without.rate();
+    println!("throughput with the layer: {:.1} % of that without", share * 100.0);
+    println!(
+        "refreshes {}, generations challenged {}, 401s {}, violations {}, most at once for a user {}",
+        counters.granted,
+        counters.generations_challenged,
+        counters.unauthorized(),
+        counters.violations,
+        counters.max_concurrent_refreshes,
+    );
+    assert_eq!((with.failed, without.failed), (0, 0));
+    assert_eq!(counters.refreshes, counters.generations_challenged);
+    assert_eq!(counters.granted, counters.generations_challenged);
+    assert_eq!(kit.violations(), []);
+    assert_eq!(counters.max_concurrent_refreshes, 1);
+}
+
+/// A million users are signed in, and 500 of them call.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes a minute, a few GiB, and wrk"]
+async fn a_million_sessions() {
+    const SESSIONS: usize = 1_000_000;
+    let kit = TestServer::start().await.unwrap();
+    let mut settings = Settings::new(&kit.origin(), AuthServer::Json(kit.origin())).unwrap();
+    settings.max_sessions = SESSIONS + USERS;
+    kit.configure(|settings| {
+        settings.log_capacity = 0;
+        settings.access_lifetime = Duration::from_secs(2);
+    });
+    let gateway = Gateway::new(settings).listen().await.unwrap();
+    let before = resident();
+    let begun = Instant::now();
+    for number in 0..SESSIONS {
+        // As long as a small JWT, and as an opaque refresh token.
+        let access = AccessToken::new(format!("{number:0>230}")).unwrap();
+        let refresh = RefreshToken::new(format!("{number:0>64}")).unwrap();
+        let tokens = Tokens::new(access, refresh).expires_in(Duration::from_secs(300));
+        gateway.sign_in(tokens).await.unwrap();
+    }
+    let took = begun.elapsed();
+    let each = (resident() - before) / SESSIONS as u64;
+    println!("{SESSIONS} sessions: {each} bytes each, {:.1?} us to sign one in", took.as_secs_f64());
+    let address = gateway.address().unwrap();
+    tokio::spawn(gateway.serve(std::future::pending()));
+    let cookies = sign_in(address, "million").await;
+    kit.reset();
+    let mut figures = Figures::default();
+    figures.add(&wrk(address, &cookies, 20).await);
+    sleep(Duration::from_secs(1)).await;
+    figures.print("with a million sessions");
+    assert_eq!(figures.failed, 0);
+    assert_eq!(kit.counters().refreshes, kit.counters().generations_challenged);
+    assert_eq!(kit.violations(), []);
+}
+
+/// The memory of this process, in bytes.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// Signs users in, and writes their cookies to a file.
+async fn sign_in(address: SocketAddr, name: &str) -> PathBuf {
+    let mut cookies = Vec::new();
+    for user in 0..USERS {
+        let mut browser = Browser::at(address);
+        assert_eq!(browser.login(&format!("{name}-{user}"), "x").await.status, 204);
+        cookies.push(browser.cookie.unwrap());
+    }
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("cookies-{name}"));
+    std::fs::write(&path, cookies.join("\n")).unwrap();
+    path
+}
+
+async fn wrk(address: SocketAddr, cookies: &PathBuf, seconds: u64) -> Value {
+    let mut command = Command::new("wrk");
+    command.args(["--threads=2", "--connections=64", "--timeout=10s", &format!("--duration={seconds}s"), "--script"]);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/load/users.lua")).arg(format!("http://{address}"));
+    let output = command.env("COOKIES", cookies).output().await.expect("wrk is installed");
+    let output = String::from_utf8(output.stdout).unwrap();
+    serde_json::from_str(output.lines().last().unwrap()).unwrap_or_else(|_| panic!("{output}"))
+}
+
+impl Figures {
+    fn add(&mut self, told: &Value) {
+        let count = |name: &str| told[name].as_u64().unwrap();
+        let figure = |name: &str| told[name].as_f64().unwrap();
+        self.requests += count("requests");
+        self.seconds += figure("seconds");
+        self.p50.push(figure("p50_ms"));
+        self.p99.push(figure("p99_ms"));
+        self.max = self.max.max(figure("max_ms"));
+        self.failed += count("refused") + count("socket_errors") + count("timeouts");
+    }
+
+    fn rate(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "a count of requests")]
+        let requests = self.requests as f64;
+        requests / self.seconds
+    }
+
+    fn print(&self, name: &str) {
+        let Self { requests, seconds, p50, p99, max, failed } = self;
+        println!("{name}: {requests} requests in {seconds:.0} s, {:.0}/s, {failed} failed; turn by turn:", self.rate());
+        println!("    p50 {p50:.1?} ms, p99 {p99:.1?} ms, max {max:.0} ms");
+    }
+}

@@ -1,0 +1,244 @@
+//! The program itself: its settings, its signals, its log and its metrics.
+
+#![expect(clippy::unwrap_used, reason = "what fails in a test, fails the test")]
+
+#[path = "support/program.rs"]
+mod program;
+#[path = "support/world.rs"]
+#[expect(dead_code, reason = "made for gateways in this process")]
+mod world;
+
+use std::net::TcpStream;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+use tower_auth_refresh_testkit::{Fault, Route, TestServer, UnreadBody};
+
+use self::program::{Program, command};
+use self::world::Browser;
+
+/// A program before the kit, and a user who is signed in.
+async fn signed_in(kit: &TestServer, more: &[&str]) -> (Program, Browser) {
+    let origin = kit.origin();
+    let program = Program::start(&[&["--upstream", &origin, "--auth", &origin], more].concat());
+    let mut browser = Browser::at(program.address);
+    assert_eq!(browser.login("ada", "correct horse").await.status, 204);
+    (program, browser)
+}
+
+#[tokio::test]
+async fn sigterm_in_mid_refresh_the_request_is_answered_first() {
+    let kit = TestServer::start().await.unwrap();
+    let (mut program, browser) = signed_in(&kit, &[]).await;
+    kit.expire_access_tokens();
+    let gate = kit.hold_refreshes();
+    let call = tokio::spawn(async move { browser.get("/api/me").await });
+    gate.arrived(1).await;
+    program.terminate();
+    // It accepts no more …
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while TcpStream::connect(program.address).is_ok() {
+        assert!(Instant::now() < deadline);
+        sleep(Duration::from_millis(5)).await;
+    }
+    // … and waits for what is under way.
+    sleep(Duration::from_millis(200)).await;
+    assert!(program.is_running());
+    gate.open();
+    let answer = call.await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.json()["generation"].as_u64()), (200, Some(2)));
+    assert!(program.exit(Duration::from_secs(5)).await.success());
+    assert_eq!(kit.violations(), []);
+}
+
+#[tokio::test]
+async fn sigterm_in_mid_refresh_the_refresh_is_finished_though_its_client_has_gone() {
+    let kit = TestServer::start().await.unwrap();
+    let (mut program, browser) = signed_in(&kit, &[]).await;
+    kit.expire_access_tokens();
+    let gate = kit.hold_refreshes();
+    let call = tokio::spawn(async move { browser.get("/api/me").await });
+    gate.arrived(1).await;
+    call.abort();
+    assert!(call.await.unwrap_err().is_cancelled());
+    sleep(Duration::from_millis(50)).await;
+    program.terminate();
+    sleep(Duration::from_millis(300)).await;
+    assert!(program.is_running(), "it waits for the rotated token");
+    gate.open();
+    assert!(program.exit(Duration::from_secs(5)).await.success());
+    assert_eq!(kit.counters().unanswered, 0);
+}
+
+#[tokio::test]
+async fn sigterm_is_obeyed_at_once_when_nothing_is_under_way() {
+    let kit = TestServer::start().await.unwrap();
+    // Its connection is kept alive, and a second one never said anything.
+    let (mut program, browser) = signed_in(&kit, &[]).await;
+    let silent = TcpStream::connect(program.address).unwrap();
+    program.terminate();
+    assert!(program.exit(Duration::from_secs(2)).await.success());
+    drop((browser, silent));
+}
+
+#[tokio::test]
+async fn sigterm_does_not_wait_for_ever() {
+    let kit = TestServer::start().await.unwrap();
+    let (mut program, browser) = signed_in(&kit, &["--shutdown-timeout", "300ms"]).await;
+    kit.inject(Route::Api, Fault::hang());
+    let call = tokio::spawn(async move { browser.get("/api/me").await });
+    while kit.counters().api == 0 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    program.terminate();
+    assert!(program.exit(Duration::from_secs(3)).await.success());
+    call.abort();
+}
+
+#[test]
+fn a_wrong_setting_is_told_in_one_line() {
+    let refused = |arguments: &[&str], variables: &[(&str, &str)], name: &str| {
+        let output = command(arguments).envs(variables.iter().copied()).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.starts_with("gateway: ") && said.contains(name), "{said}");
+        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+        assert!(output.stdout.is_empty());
+    };
+    let api = "--upstream=https://api.example.com";
+    let auth = "--auth=https://auth.example.com";
+    refused(&[], &[], "--upstream");
+    refused(&[api], &[], "--auth");
+    refused(&[api, auth, "--listen=everywhere"], &[], "--listen");
+    refused(&[api, auth, "--listen=0.0.0.0:0"], &[], "--public-origin");
+    refused(&[api, auth, "--idle=soon"], &[], "--idle");
+    refused(&[api, auth, "--max-sessions=0"], &[], "--max-sessions");
+    refused(&[api, auth, "--body-limit=-1"], &[], "--body-limit");
+    refused(&[api, auth, "--log=xml"], &[], "--log");
+    refused(&[api, auth, "--frobnicate"], &[], "--frobnicate");
+    refused(&["--upstream=http://api.example.com", auth], &[], "--upstream");
+    refused(&[api, "--auth=http://auth.example.com"], &[], "--auth");
+    refused(&[api, "--token-endpoint=https://auth.example.com/token"], &[], "--client-id");
+    refused(&[api, "--token-endpoint=ftp://x", "--client-id=gateway"], &[], "--token-endpoint");
+    refused(&["--demo", api], &[], "--demo");
+    refused(&[api, auth], &[("GATEWAY_UPSTREAM_TIMEOUT", "tomorrow")], "--upstream-timeout");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    refused(&[api, auth, "--listen", &taken.local_addr().unwrap().to_string()], &[], "--listen");
+}
+
+#[tokio::test]
+async fn settings_come_from_the_environment_too() {
+    let kit = TestServer::start().await.unwrap();
+    let mut command = command(&[]);
+    command.env("GATEWAY_UPSTREAM", kit.origin()).env("GATEWAY_AUTH", kit.origin());
+    command.env("GATEWAY_LISTEN", "127.0.0.1:0").env("GATEWAY_MAX_SESSIONS", "1");
+    let program = Program::start_command(&mut command);
+    let mut browser = Browser::at(program.address);
+    assert_eq!(browser.login("ada", "correct horse").await.status, 204);
+    assert_eq!(browser.get("/api/me").await.status, 200);
+    Browser::at(program.address).login("eve", "x").await.is_problem(503, "too-many-sessions");
+}
+
+#[test]
+fn help_is_help() {
+    let output = command(&["--help"]).output().unwrap();
+    assert!(output.status.success());
+    let help = String::from_utf8(output.stdout).unwrap();
+    for flag in [
+        "--demo",
+        "--listen",
+        "--upstream",
+        "--auth",
+        "--token-endpoint",
+        "--client-id",
+        "--client-secret",
+        "--max-sessions",
+        "--idle",
+        "--refresh-early",
+        "--body-limit",
+        "--upstream-timeout",
+        "--log",
+    ] {
+        let variable = format!("GATEWAY_{}", flag.trim_start_matches('-').replace('-', "_").to_uppercase());
+        assert!(help.contains(flag) && help.contains(&variable), "{flag}");
+    }
+}
+
+#[tokio::test]
+async fn the_metrics_tell_of_one_refresh_for_many_calls() {
+    let kit = TestServer::start().await.unwrap();
+    let (program, browser) = signed_in(&kit, &[]).await;
+    assert_eq!(browser.get("/healthz").await.body, "ok\n");
+    kit.expire_access_tokens();
+    kit.hold_unauthorized_until(20);
+    let calls: Vec<_> = (0..20)
+        .map(|_| {
+            let browser = browser.clone();
+            tokio::spawn(async move { browser.get("/api/me").await.status.as_u16() })
+        })
+        .collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap(), 200);
+    }
+    kit.expire_access_tokens();
+    // A server that closes the connection on a body it hasn't read can lose its own 401.
+    kit.configure(|settings| settings.unread_body = UnreadBody::Read);
+    assert_eq!(browser.post("/api/upload", vec![0; 100_000]).await.status, 503);
+    // For the next request, nobody waits for it.
+    while kit.counters().granted < 2 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(browser.get("/api/me").await.status, 200);
+    let page = Browser::at(program.address).get("/metrics").await;
+    assert_eq!(page.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    let page = String::from_utf8(page.body.to_vec()).unwrap();
+    for line in [
+        "gateway_requests_total{route=\"api\",code=\"200\"} 21",
+        "gateway_requests_total{route=\"api\",code=\"503\"} 1",
+        "gateway_requests_total{route=\"login\",code=\"204\"} 1",
+        "gateway_refreshes_total{outcome=\"refreshed\"} 2",
+        "gateway_refreshes_in_flight 0",
+        "gateway_replays_total{result=\"accepted\"} 20",
+        "gateway_not_replayed_total{reason=\"too_large\"} 1",
+        "gateway_sessions 1",
+        "gateway_refresh_duration_seconds_count 2",
+    ] {
+        assert!(page.lines().any(|said| said == line), "{line} is not in:\n{page}");
+    }
+    // Those who came too late to wait found newer tokens.
+    let waiters = page.lines().find_map(|line| line.strip_prefix("gateway_coalesced_waiters_total ")).unwrap();
+    assert!((1..20).contains(&waiters.parse::<u32>().unwrap()), "{waiters}");
+}
+
+#[tokio::test]
+async fn the_log_is_json_and_holds_no_secret() {
+    let kit = TestServer::start().await.unwrap();
+    let origin = kit.origin();
+    let mut command = command(&["--upstream", &origin, "--auth", &origin, "--listen=127.0.0.1:0", "--log=json"]);
+    let mut program = Program::start_command(command.env("RUST_LOG", "trace").stderr(Stdio::piped()));
+    let mut browser = Browser::at(program.address);
+    // The log is read while the program runs, or it would wait for a reader.
+    let log = program.take_log();
+    assert_eq!(browser.login("ada", "correct-horse-battery").await.status, 204);
+    kit.expire_access_tokens();
+    assert_eq!(browser.get("/api/me?secret=in-the-query").await.status, 200);
+    kit.revoke("ada");
+    assert_eq!(browser.get("/api/me").await.status, 401);
+    let cookie = browser.cookie.clone().unwrap();
+    program.terminate();
+    assert!(program.exit(Duration::from_secs(5)).await.success());
+    let log = log.join();
+    assert!(log.lines().count() > 10);
+    for line in log.lines() {
+        let event: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
+        assert!(event["level"].is_string() && event["timestamp"].is_string(), "{line}");
+    }
+    for secret in ["correct-horse-battery", cookie.split_once('=').unwrap().1, "at_", "rt_"] {
+        let line = log.lines().find(|line| line.contains(secret));
+        assert_eq!(line, None, "{secret}");
+    }
+    let ours = log.lines().filter(|line| line.contains("\"target\":\"gateway"));
+    assert!(ours.clone().any(|line| line.contains("/api/me")));
+    assert!(!ours.clone().any(|line| line.contains("in-the-query")));
+}

@@ -1,0 +1,153 @@
+//! A headless Chromium, driven over its debugging pipe: JSON messages that end in a zero byte, on descriptors 3 and 4.
+
+use std::env;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A browser of its own, with nothing in it.
+pub(crate) struct Chromium {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    profile: std::path::PathBuf,
+    last: u64,
+    events: Vec<Value>,
+}
+
+/// A tab.
+pub(crate) struct Page<'a> {
+    browser: &'a mut Chromium,
+    session: String,
+}
+
+impl Chromium {
+    /// Starts the browser. Where there is none, says so and returns `None`, which on a CI machine is a failure.
+    pub(crate) fn find() -> Option<Self> {
+        let program = env::var("CHROMIUM").unwrap_or_else(|_| "chromium".to_owned());
+        let found = Command::new(&program).arg("--version").stderr(Stdio::null()).output();
+        if found.is_ok_and(|output| output.status.success()) {
+            return Some(Self::start(&program));
+        }
+        assert!(env::var_os("CI").is_none_or(|ci| ci != "true"), "{program} is not installed");
+        println!("skipped: {program} is not installed (set CHROMIUM to the path of a Chromium)");
+        None
+    }
+
+    fn start(program: &str) -> Self {
+        let profile = env::temp_dir().join(format!("gateway-chromium-{}", std::process::id()));
+        // The shell lends its own input and output as the descriptors that the pipe needs.
+        let script = "exec \"$0\" \"$@\" 3<&0 4>&1 0</dev/null 1>/dev/null 2>/dev/null";
+        let mut command = Command::new("sh");
+        command.args(["-c", script, program, "--headless=new", "--remote-debugging-pipe", "--window-size=1200,1100"]);
+        // As root, and in a container, the sandbox can't be had; the only page is our own.
+        command.args(["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--no-first-run"]);
+        command.arg("--disable-background-networking");
+        command.arg(format!("--user-data-dir={}", profile.display()));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        Self { child, input, output, profile, last: 0, events: Vec::new() }
+    }
+
+    /// Opens a tab.
+    pub(crate) fn open(&mut self, url: &str) -> Page<'_> {
+        let target = self.call(None, "Target.createTarget", &json!({ "url": "about:blank" }));
+        let attach = json!({ "targetId": target["targetId"], "flatten": true });
+        let session = self.call(None, "Target.attachToTarget", &attach)["sessionId"].as_str().unwrap().to_owned();
+        for domain in ["Page.enable", "Runtime.enable", "Log.enable"] {
+            self.call(Some(&session), domain, &json!({}));
+        }
+        self.call(Some(&session), "Page.navigate", &json!({ "url": url }));
+        Page { browser: self, session }
+    }
+
+    fn call(&mut self, session: Option<&str>, method: &str, parameters: &Value) -> Value {
+        self.last += 1;
+        let mut message = json!({ "id": self.last, "method": method, "params": parameters });
+        if let Some(session) = session {
+            message["sessionId"] = session.into();
+        }
+        let mut bytes = message.to_string().into_bytes();
+        bytes.push(0);
+        self.input.write_all(&bytes).unwrap();
+        loop {
+            let mut bytes = Vec::new();
+            self.output.read_until(0, &mut bytes).unwrap();
+            assert_eq!(bytes.pop(), Some(0), "the browser is gone");
+            let mut answer: Value = serde_json::from_slice(&bytes).unwrap();
+            if answer["id"] == self.last {
+                assert!(answer.get("error").is_none(), "{method}: {answer}");
+                return answer["result"].take();
+            }
+            self.events.push(answer);
+        }
+    }
+}
+
+impl Drop for Chromium {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.profile);
+    }
+}
+
+impl Page<'_> {
+    /// What an expression comes to.
+    pub(crate) fn evaluate(&mut self, expression: &str) -> Value {
+        let parameters =
+            json!({ "expression": expression, "returnByValue": true, "awaitPromise": true, "userGesture": true });
+        let mut answer = self.browser.call(Some(&self.session), "Runtime.evaluate", &parameters);
+        assert!(answer.get("exceptionDetails").is_none(), "{expression}: {answer}");
+        answer["result"]["value"].take()
+    }
+
+    pub(crate) fn run(&mut self, statement: &str) {
+        self.evaluate(&format!("{{ {statement}; }}"));
+    }
+
+    pub(crate) fn wait_for(&mut self, condition: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.evaluate(condition) != true {
+            if Instant::now() > deadline {
+                let page = self.evaluate("document.body?.innerText ?? 'no page'");
+                panic!("{condition} never came true; complaints: {:?}; the page:\n{page}", self.complaints());
+            }
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub(crate) fn text(&mut self, selector: &str) -> String {
+        self.evaluate(&format!("document.querySelector('{selector}').textContent")).as_str().unwrap().to_owned()
+    }
+
+    /// The numbers in the tiles.
+    pub(crate) fn totals(&mut self) -> Vec<String> {
+        ["#browser-ok", "#browser-bad", "#refused", "#refreshes", "#replays"].map(|tile| self.text(tile)).to_vec()
+    }
+
+    /// A picture of the page, as PNG.
+    pub(crate) fn screenshot(&mut self) -> Vec<u8> {
+        let parameters = json!({ "format": "png", "captureBeyondViewport": true });
+        let answer = self.browser.call(Some(&self.session), "Page.captureScreenshot", &parameters);
+        STANDARD.decode(answer["data"].as_str().unwrap()).unwrap()
+    }
+
+    /// What the browser itself complains of, failed calls aside: exceptions, and what the page's policy blocked.
+    pub(crate) fn complaints(&mut self) -> Vec<String> {
+        self.evaluate("0");
+        let of_note = |event: &&Value| match event["method"].as_str() {
+            Some("Runtime.exceptionThrown") => true,
+            Some("Log.entryAdded") => event["params"]["entry"]["source"] != "network",
+            _ => false,
+        };
+        self.browser.events.iter().filter(of_note).map(Value::to_string).collect()
+    }
+}

@@ -1,0 +1,160 @@
+//! A gateway before the test kit, and browsers before the gateway.
+
+use std::future::pending;
+use std::net::SocketAddr;
+
+use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use gateway::{AuthServer, Gateway, Settings};
+use http::header::{CONTENT_TYPE, COOKIE, SET_COOKIE};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tower_auth_refresh_testkit::TestServer;
+
+/// A gateway in this process.
+pub(crate) struct World {
+    pub(crate) kit: TestServer,
+    pub(crate) address: SocketAddr,
+}
+
+impl World {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Settings)) -> Self {
+        let kit = TestServer::start().await.unwrap();
+        let upstream = kit.origin();
+        Self::before(kit, &upstream, change).await
+    }
+
+    /// In front of another API than the kit's. It sees all tokens and checks none.
+    pub(crate) async fn with_upstream(api: Router, change: impl FnOnce(&mut Settings)) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let upstream = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, api).await });
+        Self::before(TestServer::start().await.unwrap(), &upstream, change).await
+    }
+
+    pub(crate) async fn before(kit: TestServer, upstream: &str, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Settings::new(upstream, AuthServer::Json(kit.origin())).unwrap();
+        change(&mut settings);
+        let address = spawn(Gateway::new(settings)).await;
+        Self { kit, address }
+    }
+
+    pub(crate) fn stranger(&self) -> Browser {
+        Browser::at(self.address)
+    }
+
+    pub(crate) async fn browser(&self, user: &str) -> Browser {
+        let mut browser = self.stranger();
+        let answer = browser.login(user, "correct horse").await;
+        assert_eq!(answer.status, StatusCode::NO_CONTENT, "{answer:?}");
+        browser
+    }
+}
+
+/// Starts a gateway that runs as long as the test.
+pub(crate) async fn spawn(gateway: Gateway) -> SocketAddr {
+    let listening = gateway.listen().await.unwrap();
+    let address = listening.address().unwrap();
+    tokio::spawn(listening.serve(pending()));
+    address
+}
+
+/// A browser: it keeps its cookie, and says where its requests come from.
+#[derive(Clone)]
+pub(crate) struct Browser {
+    client: Client<HttpConnector, Body>,
+    origin: String,
+    pub(crate) cookie: Option<String>,
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Browser {
+    pub(crate) fn at(address: SocketAddr) -> Self {
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        Self { client, origin: format!("http://{address}"), cookie: None }
+    }
+
+    /// A request as a page of this origin would make it.
+    pub(crate) fn request(&self, method: Method, path: &str) -> http::request::Builder {
+        let request = Request::builder().method(method).uri(format!("{}{path}", self.origin));
+        let request = request.header("sec-fetch-site", "same-origin");
+        match &self.cookie {
+            Some(cookie) => request.header(COOKIE, cookie),
+            None => request,
+        }
+    }
+
+    pub(crate) async fn send(&self, request: Request<Body>) -> Response<Incoming> {
+        self.client.request(request).await.unwrap()
+    }
+
+    pub(crate) async fn ask(&self, request: Request<Body>) -> Answer {
+        let (head, body) = self.send(request).await.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        Answer { status: head.status, headers: head.headers, body }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.ask(self.request(Method::GET, path).body(Body::empty()).unwrap()).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: impl Into<Body>) -> Answer {
+        self.ask(self.request(Method::POST, path).body(body.into()).unwrap()).await
+    }
+
+    pub(crate) async fn login(&mut self, user: &str, password: &str) -> Answer {
+        let credentials = json!({ "username": user, "password": password }).to_string();
+        let request = self.request(Method::POST, "/login").header(CONTENT_TYPE, "application/json");
+        let answer = self.ask(request.body(credentials.into()).unwrap()).await;
+        self.keep_cookie(&answer);
+        answer
+    }
+
+    fn keep_cookie(&mut self, answer: &Answer) {
+        if let Some(set) = answer.headers.get(SET_COOKIE) {
+            let pair = set.to_str().unwrap().split(';').next().unwrap();
+            self.cookie = (!pair.ends_with('=')).then(|| pair.to_owned());
+        }
+    }
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("{self:?} is not JSON"))
+    }
+
+    /// That it is this problem, as RFC 9457 has it.
+    #[track_caller]
+    pub(crate) fn is_problem(&self, status: u16, name: &str) {
+        assert_eq!(self.status, status, "{self:?}");
+        assert_eq!(self.headers[CONTENT_TYPE], "application/problem+json");
+        let problem = self.json();
+        assert_eq!(problem["type"], format!("/problems/{name}"));
+        assert_eq!(problem["status"], status);
+        assert!(problem["title"].is_string());
+    }
+
+    /// Whether it makes the browser forget its session.
+    pub(crate) fn clears_cookie(&self) -> bool {
+        let mut set = self.headers.get_all(SET_COOKIE).iter().map(|set| set.to_str().unwrap());
+        set.any(|set| set.contains("session=;") && set.contains("Max-Age=0"))
+    }
+}

@@ -1,0 +1,70 @@
+//! The two calls to the authorization server: `/auth/login`, and `/auth/refresh` as the session's refresh service.
+
+use bytes::Bytes;
+use http::{Request, StatusCode, header::CONTENT_TYPE};
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use hyper_util::rt::TokioExecutor;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::time::Duration;
+use tower::BoxError;
+use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Tokens};
+
+/// The authorization server, as a client sees it.
+#[derive(Clone)]
+pub(crate) struct AuthServer {
+    client: Client<HttpConnector, Full<Bytes>>,
+    origin: String,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    access_token: String,
+    refresh_token: String,
+    expires_in: u64,
+}
+
+impl AuthServer {
+    pub(crate) fn at(origin: String) -> Self {
+        Self { client: Client::builder(TokioExecutor::new()).build_http(), origin }
+    }
+
+    /// Credentials in, tokens out.
+    pub(crate) async fn login(&self, user: &str) -> Result<Tokens, BoxError> {
+        let (status, body) =
+            self.post("/auth/login", &json!({ "username": user, "password": "correct horse" })).await?;
+        if status != StatusCode::OK {
+            return Err(format!("the login was answered {status}").into());
+        }
+        tokens(&body)
+    }
+
+    /// The refresh token in, its successors out. What went wrong is classified here: only the server's own word that
+    /// the refresh token is no good ends a session.
+    pub(crate) async fn refresh(self, request: RefreshRequest) -> Result<Tokens, RefreshError> {
+        let token = request.refresh_token().ok_or_else(|| RefreshError::misconfigured("no refresh token"))?;
+        let question = json!({ "refresh_token": token.expose_secret() });
+        let (status, body) = self.post("/auth/refresh", &question).await.map_err(RefreshError::in_doubt)?;
+        match status {
+            StatusCode::OK => tokens(&body).map_err(RefreshError::in_doubt),
+            StatusCode::UNAUTHORIZED => Err(RefreshError::rejected("the refresh was answered 401")),
+            status if status.is_server_error() => Err(RefreshError::in_doubt(format!("answered {status}"))),
+            status => Err(RefreshError::misconfigured(format!("answered {status}"))),
+        }
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Result<(StatusCode, Bytes), BoxError> {
+        let request = Request::post(format!("{}{path}", self.origin))
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::from(body.to_string()))?;
+        let response = self.client.request(request).await?;
+        Ok((response.status(), response.into_body().collect().await?.to_bytes()))
+    }
+}
+
+fn tokens(body: &[u8]) -> Result<Tokens, BoxError> {
+    let answer: Answer = serde_json::from_slice(body)?;
+    Ok(Tokens::new(AccessToken::new(answer.access_token)?, RefreshToken::new(answer.refresh_token)?)
+        .expires_in(Duration::from_secs(answer.expires_in)))
+}
