@@ -1,0 +1,11 @@
+//! What the benches measure: each experiment once, for criterion, for the instruction counts and for the report alike.
+
+pub mod api;
+pub mod contention;
+pub mod loopback;
+pub mod overhead;
+pub mod rounds;
+pub mod shape;
+pub mod stack;
+pub mod stampede;
+pub mod upload;
