@@ -130,12 +130,7 @@ pub use token::{AccessToken, InvalidToken, RefreshToken, Tokens};
 /// The target of all spans and events.
 const TARGET: &str = "tower_auth_refresh";
 
-/// The READMEs' code is compiled and run.
+/// The README's code is compiled and run.
 #[cfg(doctest)]
-mod readmes {
-    #[doc = include_str!("../README.md")]
-    mod of_this_crate {}
-
-    #[doc = include_str!("../../../README.md")]
-    mod of_the_workspace {}
-}
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -83,7 +83,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// If the store fails: the user is signed in all the same, and the write is retried in the background.
+    /// If the store fails: the user is signed in all the same, and the write is retried in the background. If the
+    /// session's runtime has shut down: then nothing is changed.
     pub async fn sign_in(&self, tokens: Tokens) -> Result<(), SessionError> {
         let task = self.cell.runtime().spawn(Arc::clone(&self.cell).sign_in(tokens));
         task.await.map_err(SessionError::runtime)?
@@ -95,7 +96,7 @@ impl Session {
     /// # Errors
     ///
     /// If the store or the revoke service fails: the user is signed out all the same. Deleting from the store is
-    /// retried in the background, revoking isn't.
+    /// retried in the background, revoking isn't. If the session's runtime has shut down: then nothing is changed.
     pub async fn sign_out(&self) -> Result<(), SessionError> {
         let task = self.cell.runtime().spawn(Arc::clone(&self.cell).sign_out());
         task.await.map_err(SessionError::runtime)?
@@ -241,7 +242,8 @@ impl SessionBuilder {
     /// How long a refresh may take in all, waiting for a claim and repeated attempts included. Default: 30 s; an hour
     /// at most.
     ///
-    /// Storing the new tokens has another 5 s; no request waits for longer than the sum.
+    /// Storing the new tokens has another 5 s. A request may wait for the sum before it is sent, where the token in
+    /// force is known to be refused; and once more if it is refused itself.
     pub fn refresh_timeout(mut self, timeout: Duration) -> Self {
         self.refresh_timeout = timeout.min(LONGEST_REFRESH_TIMEOUT);
         self
@@ -282,7 +284,11 @@ impl SessionBuilder {
     ///
     /// # Errors
     ///
-    /// If called outside a `tokio` runtime (its timers must be enabled), or if the store can't be read or written within 5 s.
+    /// If called outside a `tokio` runtime, or if the store can't be read or written within 5 s.
+    ///
+    /// # Panics
+    ///
+    /// If the runtime's timers are disabled (`tokio::runtime::Builder::enable_time`).
     pub async fn build(self) -> Result<Session, SessionError> {
         let runtime = Handle::try_current().map_err(SessionError::runtime)?;
         let config = Arc::new(Config {
