@@ -164,7 +164,7 @@ impl<S> AuthRefreshLayer<S> {
     }
 }
 
-impl<Svc, S: Clone> Layer<Svc> for AuthRefreshLayer<S> {
+impl<Svc: Clone, S: Clone> Layer<Svc> for AuthRefreshLayer<S> {
     type Service = AuthRefresh<Svc, S>;
 
     fn layer(&self, inner: Svc) -> Self::Service {
