@@ -109,6 +109,7 @@ mod report;
 mod scope;
 mod service;
 mod session;
+mod sessions;
 pub mod store;
 mod token;
 
@@ -124,6 +125,7 @@ pub use report::RefreshReport;
 pub use scope::{InvalidOrigin, Origin, Origins};
 pub use service::AuthRefresh;
 pub use session::{Rotation, Session, SessionBuilder, SessionError, SessionState};
+pub use sessions::{Sessions, SessionsBuilder, SessionsError};
 pub use store::{MemoryStore, TokenStore};
 pub use token::{AccessToken, InvalidToken, RefreshToken, Tokens};
 

@@ -26,6 +26,7 @@ mod flight;
 mod pace;
 mod state;
 mod sync;
+mod traffic;
 
 use std::error::Error;
 use std::fmt;
@@ -37,11 +38,11 @@ use tokio::sync::watch;
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceExt};
 
-use self::cell::Config;
-pub(crate) use self::cell::{Outlook, Revision, TokenCell};
+pub(crate) use self::cell::{Config, Outlook, Revision, TokenCell};
 use self::state::Phase;
 pub(crate) use self::state::State as Snapshot;
-use self::sync::bounded;
+pub(crate) use self::sync::bounded;
+pub(crate) use self::traffic::Traffic;
 use crate::refresh::{Generation, NotRefreshed, RefreshService, RevokeService, Trigger};
 use crate::store::{Epoch, MemoryStore, Record, StoreError, TokenStore};
 use crate::token::Tokens;
@@ -137,6 +138,10 @@ impl Session {
     #[must_use]
     pub fn generation(&self) -> Generation {
         self.cell.snapshot().generation
+    }
+
+    pub(crate) fn of(cell: Arc<TokenCell>) -> Self {
+        Self { cell }
     }
 
     pub(crate) fn cell(&self) -> &Arc<TokenCell> {
@@ -291,7 +296,16 @@ impl SessionBuilder {
     /// If the runtime's timers are disabled (`tokio::runtime::Builder::enable_time`).
     pub async fn build(self) -> Result<Session, SessionError> {
         let runtime = Handle::try_current().map_err(SessionError::runtime)?;
-        let config = Arc::new(Config {
+        let (first, store) = (self.tokens.clone(), Arc::clone(&self.store));
+        let config = Arc::new(self.into_config(runtime, None));
+        let first = first.or_else(|| config.client_credentials.then(Tokens::default));
+        let stored = Self::load_or_write(&*store, first).await.map_err(SessionError::store)?;
+        Ok(Session::of(Arc::new(TokenCell::new(stored, store, config))))
+    }
+
+    /// All but the tokens and their store.
+    pub(crate) fn into_config(self, runtime: Handle, traffic: Option<Arc<Traffic>>) -> Config {
+        Config {
             refresh: self.refresh,
             revoke: self.revoke,
             refresh_timeout: self.refresh_timeout,
@@ -299,10 +313,8 @@ impl SessionBuilder {
             refresh_early: self.refresh_early,
             client_credentials: self.client_credentials,
             runtime,
-        });
-        let first = self.tokens.or_else(|| config.client_credentials.then(Tokens::default));
-        let stored = Self::load_or_write(&*self.store, first).await.map_err(SessionError::store)?;
-        Ok(Session { cell: Arc::new(TokenCell::new(stored, self.store, config)) })
+            traffic,
+        }
     }
 
     async fn load_or_write(store: &dyn TokenStore, first: Option<Tokens>) -> Result<Option<Record>, StoreError> {
@@ -332,7 +344,7 @@ pub struct SessionError {
 }
 
 impl SessionError {
-    fn store(source: StoreError) -> Self {
+    pub(crate) fn store(source: StoreError) -> Self {
         Self { message: "the session's store failed", source: source.into() }
     }
 
@@ -340,7 +352,7 @@ impl SessionError {
         Self { message: "the tokens could not be revoked", source }
     }
 
-    fn runtime(source: impl Into<BoxError>) -> Self {
+    pub(crate) fn runtime(source: impl Into<BoxError>) -> Self {
         Self { message: "the session has no running tokio runtime", source: source.into() }
     }
 }

@@ -183,6 +183,22 @@ impl State {
         self.rejected
     }
 
+    /// Whether nobody is signed in.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::SignedOut | Phase::Ended)
+    }
+
+    /// Whether nothing is under way or outstanding, and nothing is to be remembered that no store holds. `refused`: the
+    /// newest generation with which a replay was refused.
+    pub(crate) fn is_at_rest(&self, refused: Generation, now: Instant) -> bool {
+        let refusing = self.strikes > 0 || refused >= self.generation;
+        let lately = self.issued.is_some_and(|issued| now.duration_since(issued) < pace::MEMORY);
+        self.phase != Phase::Refreshing
+            && matches!(self.stored, Stored::Clean(_))
+            && self.cooling_at(now).is_none()
+            && !(refusing && lately)
+    }
+
     /// What may be done for somebody who holds `generation`, of `epoch`, and wants newer tokens.
     /// `needs_refresh_token`: the refresh service can't do without one.
     pub(crate) fn demand(

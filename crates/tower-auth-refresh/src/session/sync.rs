@@ -20,7 +20,7 @@ use crate::token::Tokens;
 pub(crate) const SAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A call to the store, bounded in time.
-pub(super) async fn bounded<'a, T>(call: impl FnOnce() -> StoreFuture<'a, T>) -> Result<T, StoreError> {
+pub(crate) async fn bounded<'a, T>(call: impl FnOnce() -> StoreFuture<'a, T>) -> Result<T, StoreError> {
     match timeout(SAVE_TIMEOUT, shielded(call)).await {
         Ok(answer) => answer,
         Err(elapsed) => Err(StoreError::new(elapsed)),
@@ -141,7 +141,9 @@ impl TokenCell {
             return;
         }
         let cell = Arc::clone(self);
+        let under_way = self.config.under_way();
         self.config.runtime.spawn(async move {
+            let _under_way = under_way;
             let mut failures = 0;
             loop {
                 if cell.sync().await.is_err() {

@@ -11,6 +11,7 @@ mod origins;
 mod pace;
 mod refusal;
 mod secrets;
+mod sessions;
 mod stacks;
 mod stores;
 mod strict;
