@@ -33,6 +33,10 @@ impl Whole {
         Self((0..length).map(|i| u8::try_from((i ^ i >> 8 ^ i >> 16) & 0xff).unwrap()).collect())
     }
 
+    pub fn of(byte: u8, length: usize) -> Self {
+        Self(vec![byte; length])
+    }
+
     pub fn shared(&self) -> (Bytes, Freed) {
         let (sender, freed) = oneshot::channel();
         (Bytes::from_owner(Observed(self.0.clone(), sender)), freed)
