@@ -10,6 +10,8 @@ mod one_refresh;
 mod origins;
 mod pace;
 mod refusal;
+mod replay_connections;
+mod replay_wire;
 mod secrets;
 mod sessions;
 mod stacks;
