@@ -265,6 +265,7 @@ impl TokenCell {
         let deadline = Instant::now() + self.config.longest_wait();
         let mut flights = 0;
         loop {
+            let before = self.snapshot().generation;
             let flight = match self.board(epoch, generation, trigger).await {
                 Boarding::Wait(flight) => flight,
                 Boarding::Newer => return Ok(()),
@@ -303,7 +304,7 @@ impl TokenCell {
             }
             // On success around again: the new tokens are in force, or were refused already and the next are coming.
             outcome?;
-            if state.generation <= generation {
+            if state.generation <= before {
                 return Err(NotRefreshed::SameToken);
             }
         }

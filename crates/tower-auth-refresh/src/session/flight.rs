@@ -284,7 +284,7 @@ impl Task {
             };
             tracing::debug!(target: TARGET, attempt = self.attempts, kind = error.kind().as_str(), "refresh attempt failed");
             let retry_after = match error.kind() {
-                RefreshErrorKind::Rejected => return Err(self.rejected(claim, error).await),
+                RefreshErrorKind::Rejected => return Err(self.rejected(claim, error, in_doubt).await),
                 RefreshErrorKind::Misconfigured => return Err(Grounded::Failed { error, in_doubt }),
                 RefreshErrorKind::Unavailable { retry_after } => retry_after,
                 RefreshErrorKind::InDoubt => {
@@ -335,7 +335,9 @@ impl Task {
 
     /// The server's word is final, unless a peer has presented the token before us, or is about to: then it may have
     /// bought newer ones with it.
-    async fn rejected(&self, claim: &Claim, error: RefreshError) -> Grounded {
+    async fn rejected(&self, claim: &Claim, error: RefreshError, in_doubt: bool) -> Grounded {
+        // Without that, what an earlier attempt left in doubt stays so.
+        let unknown = |error| Grounded::Failed { error, in_doubt };
         let cell = &self.cell;
         // A process that was suspended for longer than its lease comes back to find that a peer has taken over.
         let held = match bounded(|| cell.store.renew(claim, cell.config.lease())).await {
@@ -347,11 +349,9 @@ impl Task {
             Ok((_, None)) => Grounded::Vanished,
             Ok((_, Some(record))) if record.version != claim.version => Grounded::Adopted(record),
             Ok((true, Some(_))) => Grounded::Rejected(error),
-            Ok((false, Some(_))) => {
-                Grounded::unavailable(RefreshError::unavailable("somebody else is refreshing this session"))
-            }
+            Ok((false, Some(_))) => unknown(RefreshError::unavailable("somebody else is refreshing this session")),
             // Not to be known: keep the tokens.
-            Err(error) => Grounded::unavailable(RefreshError::unavailable(error)),
+            Err(error) => unknown(RefreshError::unavailable(error)),
         }
     }
 

@@ -845,6 +845,19 @@ async fn a_rejection_ends_nothing_while_the_claim_cannot_be_renewed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rejection_that_cannot_be_verified_does_not_take_the_doubt_away() {
+    let store = FaultyStore::new();
+    let mut it =
+        Fixture::with(|builder| builder.tokens(pair(1)).rotation(Rotation::Reusable).shared_store(store.clone())).await;
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Err(in_doubt()));
+    store.fault(Op::Load, Fault::Fail);
+    it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
+    response.await.unwrap();
+    it.assert_mended(true).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rejection_where_a_peer_has_signed_out_is_a_sign_out() {
     let store = FaultyStore::new();
     let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
