@@ -95,6 +95,22 @@ impl Ticket {
     }
 }
 
+impl fmt::Display for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "call {}", self.0)
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tokens(access) => write!(f, "a.{}.{}", access.family, access.number),
+            Self::Failed(kind) => write!(f, "{kind:?}"),
+            Self::Abandoned => f.write_str("abandoned"),
+        }
+    }
+}
+
 impl Judge {
     pub fn note(&mut self, now: Duration, what: fmt::Arguments<'_>) {
         self.trace.push(format!("{:>9.3} s  {what}", now.as_secs_f64()));
@@ -131,16 +147,17 @@ impl Judge {
         let now = call.at;
         let ticket = Ticket(self.presented.len());
         let mark = if call.marked { ", in doubt" } else { "" };
-        self.note(now, format_args!("life {}: presents {} as {ticket:?}{mark}", call.life, call.token));
+        self.note(now, format_args!("life {}: presents {} as {ticket}{mark}", call.life, call.token));
         self.count("refresh calls");
         let before = self.presented.iter().filter(|other| other.token == call.token).collect::<Vec<_>>();
         let mut broken = Vec::new();
         if before.iter().any(|other| other.ended.is_none()) {
             broken.push("a refresh token is presented by one at a time");
         }
-        // What is known of the token: that which it was used for last, if it may have been used at all.
+        // What is known of the token: what became of it last, if it may have been used at all.
         let unused = |other: &&&Presented| {
-            matches!(other.ended, Some((_, Outcome::Failed(RefreshErrorKind::Unavailable { .. }))))
+            use RefreshErrorKind::{Rejected, Unavailable};
+            matches!(other.ended, Some((_, Outcome::Failed(Unavailable { .. } | Rejected))))
         };
         let doubtful = match before.iter().rfind(|other| !unused(other)).and_then(|other| other.ended) {
             Some((_, Outcome::Tokens(_))) => rotation != Rotation::Reusable,
@@ -165,13 +182,13 @@ impl Judge {
         if flight.len() >= 3 {
             broken.push("a flight makes three attempts at most");
         }
-        let lost = |other: &&&Presented| {
+        let lost = |other: &&Presented| {
             matches!(other.ended, Some((_, Outcome::Abandoned | Outcome::Failed(RefreshErrorKind::InDoubt))))
         };
-        if flight.iter().any(|other| lost(&other)) {
+        if flight.iter().any(|other| lost(other)) {
             let allowed = match rotation {
                 Rotation::Reusable => true,
-                Rotation::Grace(window) => now - flight[0].at < window,
+                Rotation::Grace(window) => now < flight[0].at + window,
                 _ => false,
             };
             if !allowed {
@@ -189,7 +206,7 @@ impl Judge {
             broken.push("nothing is refreshed before an API has refused it");
         }
         for rule in broken {
-            self.violation(now, rule, format!("{} as {ticket:?}", call.token));
+            self.violation(now, rule, format!("{} as {ticket}", call.token));
         }
         self.presented.push(call);
         ticket
@@ -200,7 +217,7 @@ impl Judge {
         let call = &mut self.presented[ticket.0];
         if call.ended.is_none() {
             call.ended = Some((now, outcome));
-            self.note(now, format_args!("{ticket:?} ends with {outcome:?}"));
+            self.note(now, format_args!("{ticket} ends: {outcome}"));
             match outcome {
                 Outcome::Tokens(_) => self.count("refreshed"),
                 Outcome::Failed(RefreshErrorKind::Unavailable { .. }) => self.count("refresh calls that were not sent"),
@@ -211,14 +228,14 @@ impl Judge {
     }
 
     /// The authorization server has dealt with a refresh call.
-    pub fn exchanged(&mut self, now: Duration, ticket: Ticket, token: Token, reused: bool, refused: Option<&str>) {
-        self.note(now, format_args!("auth: {token} of {ticket:?}: {}", refused.unwrap_or("granted")));
+    pub fn exchanged(&mut self, now: Duration, ticket: Ticket, token: Token, superseded: bool, refusal: Option<&str>) {
+        self.note(now, format_args!("auth: {token} of {ticket}: {}", refusal.unwrap_or("granted")));
         let call = &self.presented[ticket.0];
-        if reused {
+        if superseded {
             if !call.marked && call.ended.is_none() {
-                self.violation(now, "what may have been used is presented as in doubt", format!("{ticket:?} arrives"));
+                self.violation(now, "what may have been used is presented as in doubt", format!("{ticket} arrives"));
             }
-            self.count(if refused.is_some() { "sign-ins lost with an answer" } else { "repeated within the grace" });
+            self.count(if refusal.is_some() { "sign-ins lost with an answer" } else { "repeated within the grace" });
         }
     }
 

@@ -94,7 +94,7 @@ impl Plan {
             latency: (fastest, fastest + millis(rng, 20..200)),
             refresh_timeout: millis(rng, 2_500..5_000),
             call_timeout: millis(rng, 1_000..2_000),
-            store_faults: if rng.bool() { 0.0 } else { rng.f64() * 0.05 },
+            store_faults: if rng.bool() { 0.0 } else { rng.f64() * 0.08 },
             auth_faults: if rng.bool() { 0.0 } else { rng.f64() * 0.2 },
             sign_outs: if rng.u8(..) < 192 { 0.0 } else { 0.03 },
             chaos: millis(rng, 5_000..12_000),

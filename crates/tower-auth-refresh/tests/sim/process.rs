@@ -93,7 +93,7 @@ pub async fn run(world: Arc<World>, name: String) -> turmoil::Result {
     let inner = Timeout::new(Client::builder(TokioExecutor::new()).build(Connector), ATTEMPT);
     let origins = (0..plan.apis).map(|n| Origin::parse_allowing_http(&format!("http://api-{n}")).unwrap());
     let client = ServiceBuilder::new()
-        .layer(AuthRefreshLayer::per_request(Origins::from_iter(origins)))
+        .layer(AuthRefreshLayer::per_request(origins.collect::<Origins>()))
         .service(Attempts { world: Arc::clone(&world), inner });
     let sessions = RefCell::new(vec![None; plan.users]);
     let client = BoxCloneSyncService::new(client);

@@ -142,13 +142,13 @@ pub async fn refresh(world: Arc<World>, request: Request<Incoming>) -> Response<
         let fault = state.faulty(world.plan.auth_faults).then(|| state.rng.u8(0..3));
         match fault {
             Some(0) => {
-                state.judge.note(now, format_args!("auth: 503 to {ticket:?}"));
+                state.judge.note(now, format_args!("auth: 503 to {ticket}"));
                 let mut later = answer(StatusCode::SERVICE_UNAVAILABLE, &json!({"error": "temporarily_unavailable"}));
                 later.headers_mut().insert(RETRY_AFTER, http::HeaderValue::from_static("1"));
                 return later;
             }
             Some(1) => {
-                state.judge.note(now, format_args!("auth: 500 to {ticket:?}, nothing done"));
+                state.judge.note(now, format_args!("auth: 500 to {ticket}, nothing done"));
                 return answer(StatusCode::INTERNAL_SERVER_ERROR, &json!({}));
             }
             _ => {}

@@ -73,7 +73,7 @@ impl Slot {
         let in_doubt = match self.claim {
             None => false,
             Some(Mark { until: Some(until), .. }) if now < until => {
-                return Claiming::Busy { until: Instant::now() + (until - now) };
+                return Claiming::Busy { until: Instant::now() + until.saturating_sub(now) };
             }
             Some(_) => true,
         };

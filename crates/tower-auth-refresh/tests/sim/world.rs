@@ -229,7 +229,7 @@ fn live(world: &Arc<World>, seed: u64) -> turmoil::Result<Duration> {
     chaos.heal(&mut sim, world);
     let healed = sim.elapsed();
     loop {
-        let recovery = sim.elapsed() - healed;
+        let recovery = sim.elapsed().saturating_sub(healed);
         let outstanding = world.outstanding();
         let Some(rule) = outstanding else { break };
         if recovery > RECOVERY {
@@ -241,7 +241,7 @@ fn live(world: &Arc<World>, seed: u64) -> turmoil::Result<Duration> {
     }
     let state = &mut *world.state();
     state.judge.ends(state.clock);
-    Ok(sim.elapsed() - healed)
+    Ok(sim.elapsed().saturating_sub(healed))
 }
 
 fn tick(sim: &mut Sim<'_>, world: &World) -> turmoil::Result {
