@@ -15,7 +15,7 @@ use crate::TARGET;
 use crate::challenge::Verdict;
 use crate::credentials::{Credentials, LastCredentials};
 use crate::drain::Drain;
-use crate::layer::{OptOut, SessionSource};
+use crate::layer::{OptOut, Options, SessionSource};
 use crate::refresh::{Generation, NotRefreshed, Trigger};
 use crate::replay::{Head, NotReplayable, Replay, ReplayBody, ReplayLimit};
 use crate::report::RefreshReport;
@@ -260,7 +260,8 @@ where
                         kept.body.resume();
                         return Poll::Ready(Ok(reported(response, RefreshReport::NotRefreshed(why))));
                     }
-                    match kept.into_unreplayed() {
+                    // While the 401 can still be returned.
+                    match kept.into_unreplayed(options) {
                         Ok(replay) => {
                             let drain = Box::pin(Drain::new(response.into_body(), session().cell().runtime()));
                             this.state.set(State::Draining { drain, replay: Some(Box::new(replay)) });
@@ -281,8 +282,8 @@ where
                         *replay.take().expect("taken once, when the state is left");
                     let snapshot = session().cell().snapshot();
                     // In another epoch it goes bare, so that the server's own refusal results.
-                    let attached = snapshot.epoch == epoch
-                        && Credentials::in_force(&snapshot, options).attach(request.headers_mut(), options);
+                    let credentials = (snapshot.epoch == epoch).then(|| Credentials::in_force(&snapshot, options));
+                    let attached = Credentials::fill(credentials, request.headers_mut(), options);
                     let generation = attached.then_some(snapshot.generation);
                     tracing::debug!(
                         target: TARGET, refused = refused.0, generation = generation.map(Generation::get), "replaying"
@@ -352,9 +353,12 @@ fn reported<ResB>(mut response: Response<ResB>, report: RefreshReport) -> Respon
 }
 
 impl<B> Kept<B> {
-    /// Takes the body from the attempt, and the head out of its packing.
-    fn into_unreplayed(self) -> Result<Unreplayed<B>, NotReplayable> {
-        let head = self.head.rebuild()?;
+    /// Takes the body from the attempt, and the head out of its packing, with room in it for the token.
+    fn into_unreplayed(self, options: &Options) -> Result<Unreplayed<B>, NotReplayable> {
+        let mut head = self.head.rebuild()?;
+        if !Credentials::reserve(&mut head.headers, options) {
+            return Err(NotReplayable::Head);
+        }
         let body = self.body.into_replay()?;
         let request = Request::from_parts(head, body);
         Ok(Unreplayed { request, epoch: self.epoch, refused: self.generation })

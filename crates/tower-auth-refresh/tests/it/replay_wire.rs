@@ -102,16 +102,15 @@ impl Cell {
     }
 
     fn makes_sense(self) -> bool {
-        match self {
-            // What is read to its end is read.
-            Self { manner: Manner::NeverReads, when: When::End, .. } => false,
-            // Half of it is all there is before the replay.
-            Self { kind: Kind::Gated, when: When::End, .. } => false,
+        match self.when {
             // hyper takes such a body in whole and counts the connection as free when the response is over, whatever
             // is still to be written: the next request waits behind it for good, be it a replay or not. Servers must
             // not do that (RFC 9112 §9.3).
-            Self { http: Http::H1, manner: Manner::NeverReads, kind: Kind::Fast, .. } => false,
-            _ => true,
+            When::Start | When::Middle => {
+                (self.http, self.manner, self.kind) != (Http::H1, Manner::NeverReads, Kind::Fast)
+            }
+            // What is read to its end is read; and half of a gated body is all there is before the replay.
+            When::End => self.manner != Manner::NeverReads && self.kind != Kind::Gated,
         }
     }
 
@@ -169,7 +168,7 @@ fn assert_framed(cell: Cell, headers: &HeaderMap) {
 /// Sends a body of its kind; `limit`: how much of it is kept.
 async fn run(cell: Cell, limit: usize, check: impl AsyncFnOnce(&Server, http::Response<hyper::body::Incoming>)) {
     let _named = Named(cell);
-    let server = Server::start(cell.http, cell.manner, cell.when).await;
+    let server = Server::start(cell.http, cell.manner, cell.when);
     let whole = Whole::new(LENGTH);
     let request = Request::post(server.url("/upload")).header("x-repeated", "1").header("x-repeated", "2");
     let request = request.extension(ReplayLimit(limit));
@@ -332,7 +331,7 @@ async fn a_body_past_the_limit_is_not_replayed_and_its_401_is_returned_whole_at_
 /// What each connection carries when the attempt is superseded in mid-upload, and then replayed.
 async fn carried(http: Http) -> Vec<Vec<u8>> {
     let cell = Cell { http, manner: Manner::ReadsOn, kind: Kind::Chunked, when: When::Middle };
-    let server = Server::start(http, cell.manner, cell.when).await;
+    let server = Server::start(http, cell.manner, cell.when);
     let tap = Tap::before(server.address()).await;
     let (upload, _) = Upload::new(&Whole::of(b'x', 64 * 1024), server.stage(cell.held_until()));
     let request = Request::post(tap.url("/upload")).header(TRAILER, "x-sum");

@@ -79,7 +79,7 @@ struct Shared {
 }
 
 impl Server {
-    pub async fn start(http: Http, manner: Manner, when: When) -> Self {
+    pub fn start(http: Http, manner: Manner, when: When) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(super::BUFFER).unwrap();
         socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
