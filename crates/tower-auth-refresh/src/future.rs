@@ -222,7 +222,12 @@ where
                 }
                 StateProj::Sent { future, kept } => {
                     let answer = future.poll(cx);
-                    let Poll::Ready(Ok(response)) = &answer else { return answer };
+                    let Poll::Ready(Ok(response)) = &answer else {
+                        if answer.is_ready() {
+                            *kept = None;
+                        }
+                        return answer;
+                    };
                     let verdict = verdict(response);
                     if verdict == Verdict::Pass {
                         // Frees what was kept, and the record of the body if it is still being sent.

@@ -1,16 +1,16 @@
 //! Replays at their edges: a head without room for the token, a future that is held on to.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::hash::{Hash, Hasher};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
-use std::task::Poll;
 
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response};
-use http_body::{Body, Frame};
+use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use tower::{BoxError, Service, ServiceExt, service_fn};
 use tower_auth_refresh::{
@@ -84,4 +84,48 @@ async fn a_head_without_room_for_the_token_on_the_replay_is_not_replayed_and_its
     let response = it.get();
     it.api.reply(1, "a2", 200).await;
     assert_eq!(response.await.unwrap().status(), 200);
+}
+
+/// A buffer whose life is counted.
+struct Buffer(#[expect(dead_code, reason = "held to be counted")] Arc<()>);
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        b"data"
+    }
+}
+
+/// How many of two frames that were sent are still held, once an answer has come while the rest is being sent, and
+/// its future is held on to.
+async fn held_after(answer: impl Fn() -> Result<Response<String>, BoxError> + Clone) -> usize {
+    let refresh = service_fn(async |_: RefreshRequest| Ok::<_, RefreshError>(pair(2)));
+    let session = Session::builder(refresh).tokens(pair(1)).build().await.unwrap();
+    let sending = Arc::new(Mutex::new(None));
+    let inner = service_fn(|request: Request<ReplayBody<_>>| {
+        let (answer, sending) = (answer.clone(), Arc::clone(&sending));
+        async move {
+            let mut body: ReplayBody<_> = request.into_body();
+            for _ in 0..2 {
+                body.frame().await.unwrap().unwrap();
+            }
+            *sending.lock().unwrap() = Some(body);
+            answer()
+        }
+    });
+    let counted = Arc::new(());
+    let frames = [(); 2].map(|()| Bytes::from_owner(Buffer(Arc::clone(&counted))));
+    let frames = frames.into_iter().map(|data| Ok::<_, Infallible>(Frame::data(data)));
+    let body = StreamBody::new(stream::iter(frames).chain(stream::pending()));
+    let mut client = AuthRefreshLayer::new(session, origin()).layer(inner);
+    let mut sent = pin!(client.ready().await.unwrap().call(Request::post(ORIGIN).body(body).unwrap()));
+    let answered = poll_fn(|cx| sent.as_mut().poll(cx)).await;
+    let held = Arc::strong_count(&counted) - 1;
+    drop(answered);
+    held
+}
+
+#[tokio::test]
+async fn a_record_is_freed_by_the_answer_even_if_its_future_is_held_on_to() {
+    assert_eq!(held_after(|| Ok(Response::new(String::new()))).await, 0);
+    assert_eq!(held_after(|| Err("the connection is gone".into())).await, 0);
 }
