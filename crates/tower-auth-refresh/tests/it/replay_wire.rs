@@ -1,5 +1,5 @@
 //! Replays over real sockets: hyper's server refuses the first attempt early, before its body is read or in the
-//! middle of it, and closes, reads on, or never reads. What comes next is gated: no order is left to luck.
+//! middle of it, and closes, drops the rest, reads on, or never reads. What comes next is gated: no order is left to luck.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -51,6 +51,8 @@ pub enum Http {
 pub enum Manner {
     /// Cuts the connection, as soon as the client has seen the 401.
     Closes,
+    /// Lets go of it, as handlers do: hyper closes the connection then, or resets the stream without an error.
+    Drops,
     ReadsOn,
     NeverReads,
 }
@@ -110,7 +112,7 @@ impl Cell {
                 (self.http, self.manner, self.kind) != (Http::H1, Manner::NeverReads, Kind::Fast)
             }
             // What is read to its end is read; and half of a gated body is all there is before the replay.
-            When::End => self.manner != Manner::NeverReads && self.kind != Kind::Gated,
+            When::End => !matches!(self.manner, Manner::Drops | Manner::NeverReads) && self.kind != Kind::Gated,
         }
     }
 
@@ -238,9 +240,14 @@ where
                         open.wait_for(|open| *open == 0).await.unwrap();
                         settle().await;
                     }
+                    // It takes itself to be free, once it has taken in all of a body.
+                    Manner::Drops if cell.http == Http::H1 && cell.kind == Kind::Fast => {
+                        open.wait_for(|open| *open == 0).await.unwrap();
+                        settle().await;
+                    }
                     Manner::Closes => drop(server.first().await),
                     Manner::ReadsOn if cell.goes_out() => drop(server.first().await),
-                    Manner::ReadsOn | Manner::NeverReads => {}
+                    Manner::Drops | Manner::ReadsOn | Manner::NeverReads => {}
                 }
                 Ok::<_, RefreshError>(pair(2))
             }
@@ -300,6 +307,11 @@ async fn over_http_1_a_server_that_never_reads_gets_the_whole_replay() {
 }
 
 #[tokio::test]
+async fn over_http_1_a_server_that_drops_the_rest_gets_the_whole_replay() {
+    all_are_replayed(Http::H1, Manner::Drops).await;
+}
+
+#[tokio::test]
 async fn over_http_1_a_server_that_closes_gets_the_whole_replay() {
     all_are_replayed(Http::H1, Manner::Closes).await;
 }
@@ -315,6 +327,11 @@ async fn over_http_2_a_server_that_never_reads_gets_the_whole_replay() {
 }
 
 #[tokio::test]
+async fn over_http_2_a_server_that_drops_the_rest_gets_the_whole_replay() {
+    all_are_replayed(Http::H2, Manner::Drops).await;
+}
+
+#[tokio::test]
 async fn over_http_2_a_server_that_closes_gets_the_whole_replay() {
     all_are_replayed(Http::H2, Manner::Closes).await;
 }
@@ -322,7 +339,7 @@ async fn over_http_2_a_server_that_closes_gets_the_whole_replay() {
 #[tokio::test]
 async fn a_body_past_the_limit_is_not_replayed_and_its_401_is_returned_whole_at_once() {
     for http in [Http::H1, Http::H2] {
-        for manner in [Manner::Closes, Manner::ReadsOn, Manner::NeverReads] {
+        for manner in [Manner::Closes, Manner::Drops, Manner::ReadsOn, Manner::NeverReads] {
             nothing_is_replayed(http, manner).await;
         }
     }

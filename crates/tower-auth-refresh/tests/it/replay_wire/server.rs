@@ -215,6 +215,7 @@ impl Server {
                 // Once the connection is cut, nothing more comes of the body; nor does it, if it was read before.
                 while let Some(Ok(_)) = body.frame().await {}
             }
+            Manner::Drops => drop(body),
             Manner::NeverReads => self.stage(Stage::Over).await,
             Manner::ReadsOn if !whole => {
                 // hyper doesn't tell the end to those who wait for it, once the response is out.
