@@ -15,7 +15,7 @@ use crate::TARGET;
 use crate::challenge::Verdict;
 use crate::credentials::{Credentials, LastCredentials};
 use crate::drain::Drain;
-use crate::layer::{OptOut, SessionSource};
+use crate::layer::{OptOut, Options, SessionSource};
 use crate::refresh::{Generation, NotRefreshed, Trigger};
 use crate::replay::{Head, NotReplayable, Replay, ReplayBody, ReplayLimit};
 use crate::report::RefreshReport;
@@ -214,7 +214,12 @@ where
                 }
                 StateProj::Sent { future, kept } => {
                     let answer = future.poll(cx);
-                    let Poll::Ready(Ok(response)) = &answer else { return answer };
+                    let Poll::Ready(Ok(response)) = &answer else {
+                        if answer.is_ready() {
+                            *kept = None;
+                        }
+                        return answer;
+                    };
                     let verdict = verdict(response);
                     if verdict == Verdict::Pass {
                         // Frees what was kept, and the record of the body if it is still being sent.
@@ -252,7 +257,8 @@ where
                         kept.body.resume();
                         return Poll::Ready(Ok(reported(response, RefreshReport::NotRefreshed(why))));
                     }
-                    match kept.into_unreplayed() {
+                    // While the 401 can still be returned.
+                    match kept.into_unreplayed(options) {
                         Ok(replay) => {
                             let drain = Box::pin(Drain::new(response.into_body(), session().cell().runtime()));
                             this.state.set(State::Draining { drain, replay: Some(Box::new(replay)) });
@@ -273,8 +279,8 @@ where
                         *replay.take().expect("taken once, when the state is left");
                     let snapshot = session().cell().snapshot();
                     // In another epoch it goes bare, so that the server's own refusal results.
-                    let attached = snapshot.epoch == epoch
-                        && Credentials::in_force(&snapshot, options).attach(request.headers_mut(), options);
+                    let credentials = (snapshot.epoch == epoch).then(|| Credentials::in_force(&snapshot, options));
+                    let attached = Credentials::fill(credentials, request.headers_mut(), options);
                     let generation = attached.then_some(snapshot.generation);
                     tracing::debug!(
                         target: TARGET, refused = refused.0, generation = generation.map(Generation::get), "replaying"
@@ -344,9 +350,12 @@ fn reported<ResB>(mut response: Response<ResB>, report: RefreshReport) -> Respon
 }
 
 impl<B> Kept<B> {
-    /// Takes the body from the attempt, and the head out of its packing.
-    fn into_unreplayed(self) -> Result<Unreplayed<B>, NotReplayable> {
-        let head = self.head.rebuild()?;
+    /// Takes the body from the attempt, and the head out of its packing, with room in it for the token.
+    fn into_unreplayed(self, options: &Options) -> Result<Unreplayed<B>, NotReplayable> {
+        let mut head = self.head.rebuild()?;
+        if !Credentials::reserve(&mut head.headers, options) {
+            return Err(NotReplayable::Head);
+        }
         let body = self.body.into_replay()?;
         let request = Request::from_parts(head, body);
         Ok(Unreplayed { request, epoch: self.epoch, refused: self.generation })

@@ -285,11 +285,10 @@ async fn serve() -> String {
 async fn answer(request: Request<Incoming>) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
     let (head, mut upload) = request.into_parts();
     let (enough, refused) = match head.uri.path() {
-        "/swallow" => (usize::MAX, false),
         "/late" => (LATE, true),
         "/early" if head.headers[AUTHORIZATION] == "Bearer a1" => (0, true),
-        "/early" => (usize::MAX, false),
-        _ => (0, false),
+        "/echo" => (0, false),
+        _ => (usize::MAX, false),
     };
     let mut count = 0;
     while count < enough

@@ -10,6 +10,7 @@ mod one_refresh;
 mod origins;
 mod pace;
 mod refusal;
+mod replay;
 mod replay_connections;
 mod replay_wire;
 mod secrets;

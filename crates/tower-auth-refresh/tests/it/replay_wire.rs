@@ -1,5 +1,5 @@
 //! Replays over real sockets: hyper's server refuses the first attempt early, before its body is read or in the
-//! middle of it, and closes, reads on, or never reads. What comes next is gated: no order is left to luck.
+//! middle of it, and closes, drops the rest, reads on, or never reads. What comes next is gated: no order is left to luck.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -51,6 +51,8 @@ pub enum Http {
 pub enum Manner {
     /// Cuts the connection, as soon as the client has seen the 401.
     Closes,
+    /// Lets go of it, as handlers do: hyper closes the connection then, or resets the stream without an error.
+    Drops,
     ReadsOn,
     NeverReads,
 }
@@ -102,16 +104,15 @@ impl Cell {
     }
 
     fn makes_sense(self) -> bool {
-        match self {
-            // What is read to its end is read.
-            Self { manner: Manner::NeverReads, when: When::End, .. } => false,
-            // Half of it is all there is before the replay.
-            Self { kind: Kind::Gated, when: When::End, .. } => false,
+        match self.when {
             // hyper takes such a body in whole and counts the connection as free when the response is over, whatever
             // is still to be written: the next request waits behind it for good, be it a replay or not. Servers must
             // not do that (RFC 9112 §9.3).
-            Self { http: Http::H1, manner: Manner::NeverReads, kind: Kind::Fast, .. } => false,
-            _ => true,
+            When::Start | When::Middle => {
+                (self.http, self.manner, self.kind) != (Http::H1, Manner::NeverReads, Kind::Fast)
+            }
+            // What is read to its end is read; and half of a gated body is all there is before the replay.
+            When::End => !matches!(self.manner, Manner::Drops | Manner::NeverReads) && self.kind != Kind::Gated,
         }
     }
 
@@ -169,7 +170,7 @@ fn assert_framed(cell: Cell, headers: &HeaderMap) {
 /// Sends a body of its kind; `limit`: how much of it is kept.
 async fn run(cell: Cell, limit: usize, check: impl AsyncFnOnce(&Server, http::Response<hyper::body::Incoming>)) {
     let _named = Named(cell);
-    let server = Server::start(cell.http, cell.manner, cell.when).await;
+    let server = Server::start(cell.http, cell.manner, cell.when);
     let whole = Whole::new(LENGTH);
     let request = Request::post(server.url("/upload")).header("x-repeated", "1").header("x-repeated", "2");
     let request = request.extension(ReplayLimit(limit));
@@ -239,9 +240,14 @@ where
                         open.wait_for(|open| *open == 0).await.unwrap();
                         settle().await;
                     }
+                    // It takes itself to be free, once it has taken in all of a body.
+                    Manner::Drops if cell.http == Http::H1 && cell.kind == Kind::Fast => {
+                        open.wait_for(|open| *open == 0).await.unwrap();
+                        settle().await;
+                    }
                     Manner::Closes => drop(server.first().await),
                     Manner::ReadsOn if cell.goes_out() => drop(server.first().await),
-                    Manner::ReadsOn | Manner::NeverReads => {}
+                    Manner::Drops | Manner::ReadsOn | Manner::NeverReads => {}
                 }
                 Ok::<_, RefreshError>(pair(2))
             }
@@ -301,6 +307,11 @@ async fn over_http_1_a_server_that_never_reads_gets_the_whole_replay() {
 }
 
 #[tokio::test]
+async fn over_http_1_a_server_that_drops_the_rest_gets_the_whole_replay() {
+    all_are_replayed(Http::H1, Manner::Drops).await;
+}
+
+#[tokio::test]
 async fn over_http_1_a_server_that_closes_gets_the_whole_replay() {
     all_are_replayed(Http::H1, Manner::Closes).await;
 }
@@ -316,6 +327,11 @@ async fn over_http_2_a_server_that_never_reads_gets_the_whole_replay() {
 }
 
 #[tokio::test]
+async fn over_http_2_a_server_that_drops_the_rest_gets_the_whole_replay() {
+    all_are_replayed(Http::H2, Manner::Drops).await;
+}
+
+#[tokio::test]
 async fn over_http_2_a_server_that_closes_gets_the_whole_replay() {
     all_are_replayed(Http::H2, Manner::Closes).await;
 }
@@ -323,7 +339,7 @@ async fn over_http_2_a_server_that_closes_gets_the_whole_replay() {
 #[tokio::test]
 async fn a_body_past_the_limit_is_not_replayed_and_its_401_is_returned_whole_at_once() {
     for http in [Http::H1, Http::H2] {
-        for manner in [Manner::Closes, Manner::ReadsOn, Manner::NeverReads] {
+        for manner in [Manner::Closes, Manner::Drops, Manner::ReadsOn, Manner::NeverReads] {
             nothing_is_replayed(http, manner).await;
         }
     }
@@ -332,7 +348,7 @@ async fn a_body_past_the_limit_is_not_replayed_and_its_401_is_returned_whole_at_
 /// What each connection carries when the attempt is superseded in mid-upload, and then replayed.
 async fn carried(http: Http) -> Vec<Vec<u8>> {
     let cell = Cell { http, manner: Manner::ReadsOn, kind: Kind::Chunked, when: When::Middle };
-    let server = Server::start(http, cell.manner, cell.when).await;
+    let server = Server::start(http, cell.manner, cell.when);
     let tap = Tap::before(server.address()).await;
     let (upload, _) = Upload::new(&Whole::of(b'x', 64 * 1024), server.stage(cell.held_until()));
     let request = Request::post(tap.url("/upload")).header(TRAILER, "x-sum");

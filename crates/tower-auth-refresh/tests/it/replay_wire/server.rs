@@ -79,7 +79,7 @@ struct Shared {
 }
 
 impl Server {
-    pub async fn start(http: Http, manner: Manner, when: When) -> Self {
+    pub fn start(http: Http, manner: Manner, when: When) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(super::BUFFER).unwrap();
         socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
@@ -215,6 +215,7 @@ impl Server {
                 // Once the connection is cut, nothing more comes of the body; nor does it, if it was read before.
                 while let Some(Ok(_)) = body.frame().await {}
             }
+            Manner::Drops => drop(body),
             Manner::NeverReads => self.stage(Stage::Over).await,
             Manner::ReadsOn if !whole => {
                 // hyper doesn't tell the end to those who wait for it, once the response is out.
