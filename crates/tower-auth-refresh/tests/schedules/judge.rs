@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use tokio::time::Instant;
 use tower_auth_refresh::{AccessToken, RefreshRequest, RefreshToken, Tokens, Trigger};
 
 /// Tokens that were issued together: the `number`th of a user. A user signs in once, so he is an epoch.
@@ -50,8 +51,14 @@ pub(crate) struct Case {
     /// The pairs whose access token the API has refused.
     refused: HashSet<Pair>,
     pub(crate) revoked: HashSet<Pair>,
+    /// The pairs that are stored, or that the store would not take.
+    saved: HashSet<Pair>,
+    /// The users that are signed in no more, and since when.
+    pub(crate) over: HashMap<u32, Instant>,
     /// What each request carried, each time that it was sent.
     carried: HashMap<(usize, u32), Vec<Option<Pair>>>,
+    /// Whose the request is that a caller has under way.
+    pub(crate) owners: HashMap<usize, Option<u32>>,
     /// Which generation of which session has been replaced.
     replaced: HashSet<(usize, u32, u64)>,
     /// Refresh calls, by the pair that was presented.
@@ -111,6 +118,8 @@ impl Judge {
         case.must(!again, format_args!("1: generation {generation} is refreshed again"));
         let wanted = request.trigger() != Trigger::Challenge || case.refused.contains(&presented) || case.is_fleet;
         case.must(wanted, format_args!("9: {presented:?} was never refused"));
+        let is_over = case.over.contains_key(&presented.user);
+        case.must(!is_over, format_args!("14: {presented:?} is presented though its user is gone"));
         Call { judge: self.clone(), session, presented, generation }
     }
 
@@ -143,6 +152,10 @@ impl Judge {
         self.case().revoked.insert(pair);
     }
 
+    pub(crate) fn saved(&self, tokens: &Tokens) {
+        self.case().saved.extend(Pair::of(tokens));
+    }
+
     pub(crate) fn sent(&self, sent: Sent, token: Option<Pair>) {
         let mut case = self.case();
         let carried = case.carried.entry((sent.caller, sent.request)).or_default();
@@ -150,6 +163,8 @@ impl Judge {
         let (times, first) = (carried.len(), carried[0]);
         case.must(times <= 2, format_args!("7: {sent:?} is sent {times} times"));
         if let Some(token) = token {
+            let saved = token.number == 1 || case.saved.contains(&token);
+            case.must(saved, format_args!("5: {token:?} is used before it is saved"));
             case.must(Some(token.user) == sent.owner, format_args!("10: {token:?} on {sent:?}"));
             let newer = times == 1 || first.is_some_and(|first| first.number < token.number);
             case.must(newer, format_args!("9: {sent:?} is sent again with {token:?} after {first:?}"));

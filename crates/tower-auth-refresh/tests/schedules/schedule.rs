@@ -159,7 +159,7 @@ impl Stage {
     async fn session(&self, number: usize) -> Session {
         let (gates, judge) = (self.gates.clone(), self.judge.clone());
         let auth = Auth { session: number, gates: gates.clone(), judge: judge.clone(), ready: None };
-        let store = GatedStore { inner: Arc::clone(&self.store), gates: gates.clone() };
+        let store = GatedStore { inner: Arc::clone(&self.store), gates: gates.clone(), judge: judge.clone() };
         let builder = Session::builder(auth).revoke(Revoke { gates, judge }).store(store);
         let mut building = Box::pin(builder.refresh_timeout(REFRESH_TIMEOUT).build());
         loop {
@@ -189,6 +189,7 @@ impl Stage {
         let calls = async move {
             for request in 0..requests {
                 let owner = Pair::of(&session.tokens()).map(|pair| pair.user);
+                judge.case().owners.insert(caller, owner);
                 let sent = Sent { caller, request, owner };
                 let get = Request::get("https://api.example.com/").extension(sent);
                 let response = client.ready().await.unwrap().call(get.body(Full::<Bytes>::default()).unwrap());
@@ -238,6 +239,7 @@ impl Stage {
                 1 => tokio::task::yield_now().await,
                 _ => sleep(Duration::from_millis(1)).await,
             }
+            self.note_who_is_gone();
             self.check_waits();
         }
     }
@@ -314,12 +316,31 @@ impl Stage {
         *self.rng.choice(choices).expect("it isn't empty")
     }
 
+    /// Among several sessions one may not know yet.
+    fn note_who_is_gone(&self) {
+        if let [session] = &*self.sessions {
+            let now = Pair::of(&session.tokens()).map(|pair| pair.user);
+            let mut case = self.judge.case();
+            let gone: Vec<u32> = case.families.keys().copied().filter(|user| Some(*user) != now).collect();
+            // Who has asked to be signed in is not gone yet.
+            for user in gone.into_iter().filter(|user| Last::In(*user) != *self.last.borrow()) {
+                case.over.entry(user).or_insert_with(Instant::now);
+            }
+        }
+    }
+
     fn check_waits(&self) {
         let now = Instant::now();
+        let mut case = self.judge.case();
         for (index, person) in self.people.iter().enumerate() {
             let Some(since) = person.waits_since.filter(|_| person.is_here() && !person.is_woken()) else { continue };
-            let in_time = now <= since + LONGEST_WAIT + A_MOMENT || now <= person.polled_at + A_MOMENT;
-            self.judge.case().must(in_time, format_args!("4: {index} waits since {:?}", now - since));
+            let polled_now = now <= person.polled_at + A_MOMENT;
+            let in_time = polled_now || now <= since + LONGEST_WAIT + A_MOMENT;
+            case.must(in_time, format_args!("4: {index} waits since {:?}", now - since));
+            let owner = person.caller.and_then(|caller| case.owners.get(&caller).copied().flatten());
+            let over = owner.and_then(|owner| case.over.get(&owner).copied());
+            let let_go = polled_now || over.is_none_or(|over| now <= over + A_MOMENT);
+            case.must(let_go, format_args!("10: {index} waits for tokens of a user who is gone"));
         }
     }
 

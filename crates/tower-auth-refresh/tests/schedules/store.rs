@@ -9,10 +9,21 @@ use tower_auth_refresh::store::{
 };
 
 use crate::gates::{Gate, Gates, Pass};
+use crate::judge::Judge;
 
 pub(crate) struct GatedStore {
     pub(crate) inner: Arc<MemoryStore>,
     pub(crate) gates: Gates,
+    pub(crate) judge: Judge,
+}
+
+/// Tells the judge of tokens that are as good as saved: the store was given its chance.
+struct Saved<'a>(&'a Judge, &'a Tokens);
+
+impl Drop for Saved<'_> {
+    fn drop(&mut self) {
+        self.0.saved(self.1);
+    }
 }
 
 impl GatedStore {
@@ -56,7 +67,15 @@ impl TokenStore for GatedStore {
     }
 
     fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, Commit> {
-        self.call("commit", move || self.inner.commit(claim, tokens))
+        let committed = self.call("commit", move || {
+            self.judge.saved(tokens);
+            self.inner.commit(claim, tokens)
+        });
+        let saved = Saved(&self.judge, tokens);
+        Box::pin(async move {
+            let _saved = saved;
+            committed.await
+        })
     }
 
     fn clear(&self, version: Version) -> StoreFuture<'_, Clear> {
