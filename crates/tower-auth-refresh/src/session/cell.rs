@@ -12,7 +12,7 @@ use arc_swap::{ArcSwap, Guard};
 use futures_util::FutureExt;
 use futures_util::future::{Either, join, select};
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, RwLock, RwLockWriteGuard, watch};
+use tokio::sync::{Mutex, Notify, RwLock, RwLockWriteGuard, watch};
 use tokio::task::JoinError;
 use tokio::time::Instant;
 use tower::util::BoxCloneSyncService;
@@ -59,6 +59,8 @@ pub(crate) struct TokenCell {
     over: AtomicBool,
     /// Whether a task retries what the store would not take.
     pub(super) saving: AtomicBool,
+    /// Wakes that task.
+    pub(super) more_to_save: Notify,
     pub(super) store: Arc<dyn TokenStore>,
     /// Serializes what is written outside of flights, so that the store ends with what the state says. Holds the last
     /// sign-in that was tried.
@@ -129,6 +131,7 @@ impl TokenCell {
             refused: AtomicU64::new(0),
             used: AtomicU32::new(0),
             saving: AtomicBool::new(false),
+            more_to_save: Notify::new(),
             store,
             writes: Mutex::new(None),
             config,
