@@ -292,6 +292,14 @@ impl Judge {
         }
     }
 
+    /// A session is seen to have found nothing in its store any more. `kept`: what it held before is still there.
+    pub fn vanished(&mut self, now: Duration, life: usize, family: usize, kept: bool) {
+        self.note(now, format_args!("life {life}: the session of sign-in {family} is signed out"));
+        if kept && !self.signed_out.contains(&family) {
+            self.violation(now, "only the server's word ends a session", format!("sign-in {family} is stored"));
+        }
+    }
+
     // Requests
 
     pub fn asks(
@@ -323,7 +331,14 @@ impl Judge {
         self.asked[id].family
     }
 
-    pub fn attempts(&mut self, now: Duration, id: usize) {
+    /// A request is sent.
+    pub fn attempts(&mut self, now: Duration, id: usize, token: Option<Token>) {
+        let unknown = |token: &Token| !self.stored_access.contains(token) && !self.not_taken.contains(token);
+        // Those of a sign-in are in force at once.
+        if let Some(token) = token.filter(|token| token.number > 1).filter(unknown) {
+            let detail = format!("request {id} with a.{}.{}", token.family, token.number);
+            self.violation(now, "tokens are stored before they are used", detail);
+        }
         self.asked[id].attempts += 1;
         match self.asked[id].attempts {
             1 => {}
@@ -352,10 +367,6 @@ impl Judge {
         if let Some(token) = token {
             if asked.family != Some(token.family) {
                 broken.push("a request carries the token of its own sign-in");
-            }
-            let known = self.stored_access.contains(&token) || self.not_taken.contains(&token);
-            if token.number > 1 && !known {
-                broken.push("tokens are stored before they are used");
             }
             if verdict.is_err() {
                 self.refused.insert(token);

@@ -27,6 +27,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use self::world::{PANICS, Verdict};
 
+/// As a test, it has a name to be chosen by.
+const NAME: &str = "simulated_network";
+
 /// What has to have happened in a full run: or it would show nothing.
 const EXPECTED: [&str; 24] = [
     "access tokens refused",
@@ -73,31 +76,55 @@ struct Tally {
 }
 
 fn main() -> ExitCode {
-    let arguments = std::env::args().skip(1).collect::<Vec<_>>();
-    if arguments.iter().any(|argument| argument == "--list") {
-        println!("simulated_network: test");
-        return ExitCode::SUCCESS;
-    }
-    let filters = arguments.iter().filter(|argument| !argument.starts_with('-')).collect::<Vec<_>>();
-    if !filters.is_empty() && !filters.iter().any(|filter| "simulated_network".contains(filter.as_str())) {
-        return ExitCode::SUCCESS;
-    }
+    let Some(arguments) = Arguments::read() else { return ExitCode::SUCCESS };
+    let (seed, seeds, seconds) = (number("SEED"), number("SEEDS"), number("SOAK_SECONDS"));
     std::panic::set_hook(Box::new(|panic| PANICS.with_borrow_mut(|panics| panics.push(panic.to_string()))));
-    if let Some(seed) = number("SEED") {
+    if let Some(seed) = seed {
         return tell(seed);
     }
-    let soak = arguments.iter().any(|argument| argument == "--soak");
     let begun = Instant::now();
-    let tally = if soak {
+    let tally = if arguments.soak {
         let first = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() << 20);
-        let end = number("SOAK_SECONDS").map(|seconds| begun + Duration::from_secs(seconds));
-        println!("soaking from seed {first}");
+        let end = seconds.map(|seconds| begun + Duration::from_secs(seconds));
+        println!("soaking from seed {first} on");
         run(|n| end.is_none_or(|end| Instant::now() < end).then_some(first + n))
     } else {
-        let seeds = number("SEEDS").unwrap_or(1_000);
+        let seeds = seeds.unwrap_or(1_000);
         run(|n| (n < seeds).then_some(n))
     };
     report(&tally, begun.elapsed())
+}
+
+struct Arguments {
+    soak: bool,
+}
+
+impl Arguments {
+    /// Those of a test binary, and one more. `None`: there is nothing to run.
+    fn read() -> Option<Self> {
+        let (mut soak, mut lists, mut filters, mut skipped, mut ignored) = (false, false, Vec::new(), false, false);
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--soak" => soak = true,
+                "--list" => lists = true,
+                "--ignored" => ignored = true,
+                "--skip" => skipped |= arguments.next().is_some_and(|name| NAME.contains(&name)),
+                "--test-threads" | "--color" | "--format" | "--logfile" | "-Z" => drop(arguments.next()),
+                option if option.starts_with('-') => {}
+                filter => filters.push(filter.to_owned()),
+            }
+        }
+        let chosen = filters.is_empty() || filters.iter().any(|filter| NAME.contains(filter));
+        if ignored || skipped || !chosen {
+            return None;
+        }
+        if lists {
+            println!("{NAME}: test");
+            return None;
+        }
+        Some(Self { soak })
+    }
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -132,6 +159,9 @@ fn run(seed_of: impl Fn(u64) -> Option<u64>) -> Tally {
             verdict.compare(&world::run(seed));
         }
         tally.add(seed, took, &verdict);
+        if tally.worlds % 1_000 == 0 {
+            println!("{} worlds, {} with a violation", tally.worlds, tally.failures);
+        }
     }
     tally
 }

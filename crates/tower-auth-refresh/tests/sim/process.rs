@@ -29,6 +29,7 @@ use tower_auth_refresh_http::{AuthClient, JsonRefresh};
 use crate::judge::{Outcome, Presented, Ticket, body_of};
 use crate::net::{Connector, forever};
 use crate::plan::{Trap, millis};
+use crate::servers::Token;
 use crate::store::{SharedStore, access_token, family, refresh_token};
 use crate::world::{Phase, World};
 
@@ -114,15 +115,20 @@ impl Process {
             let session = self.build(user).await;
             self.sessions.borrow_mut()[user] = Some(session.clone());
             let mut changes = session.subscribe();
+            let mut held = None;
             loop {
                 let state = *changes.borrow_and_update();
-                match state {
-                    SessionState::Ended => {
-                        let now = self.world.now();
-                        self.world.state().judge.ended(now, self.life, user);
+                let now = self.world.now();
+                match (state, held) {
+                    (SessionState::Ended, _) => self.world.state().judge.ended(now, self.life, user),
+                    (SessionState::SignedOut, None) => {}
+                    (SessionState::SignedOut, Some(held)) => {
+                        let state = &mut *self.world.state();
+                        let kept = state.slots[user].record.as_ref().is_some_and(|it| family(&it.tokens) == held);
+                        state.judge.vanished(now, self.life, held, kept);
                     }
-                    SessionState::SignedOut => {}
                     _ => {
+                        held = Some(session.tokens()).filter(|it| it.refresh_token().is_some()).map(|it| family(&it));
                         let _ = changes.changed().await;
                         continue;
                     }
@@ -282,7 +288,7 @@ impl Service<Request<ReplayBody<Full<Bytes>>>> for Attempts {
     fn call(&mut self, request: Request<ReplayBody<Full<Bytes>>>) -> Self::Future {
         let Id(id) = *request.extensions().get().expect("every request has one, and so has its replay");
         let now = self.world.now();
-        self.world.state().judge.attempts(now, id);
+        self.world.state().judge.attempts(now, id, Token::bearer(request.headers()));
         self.inner.call(request)
     }
 }

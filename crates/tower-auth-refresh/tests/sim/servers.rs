@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
@@ -29,6 +29,12 @@ impl Token {
     pub fn read(text: &str) -> Option<Self> {
         let mut parts = text.splitn(3, '.').skip(1).map(|part| part.parse().ok());
         Some(Self { family: parts.next()??, number: parts.next()?? })
+    }
+
+    /// The one that a request carries.
+    pub fn bearer(headers: &HeaderMap) -> Option<Self> {
+        let value = headers.get(AUTHORIZATION)?.to_str().unwrap();
+        Some(Self::read(value.strip_prefix("Bearer ").unwrap()).unwrap())
     }
 }
 
@@ -181,10 +187,7 @@ pub async fn api(world: Arc<World>, request: Request<Incoming>) -> Response<Full
     };
     sleep(world.pause(0..40)).await;
     let id = head.headers["x-request"].to_str().unwrap().parse().unwrap();
-    let token = head.headers.get(AUTHORIZATION).map(|value| {
-        let value = value.to_str().unwrap();
-        Token::read(value.strip_prefix("Bearer ").unwrap()).unwrap()
-    });
+    let token = Token::bearer(&head.headers);
     let verdict = {
         let now = world.now();
         let mut state = world.state();

@@ -94,7 +94,7 @@ impl SharedStore {
         Box::pin(async move {
             let (before, after, fate) = {
                 let mut state = world.state();
-                let [before, after] = [(); 2].map(|()| millis(&mut state.rng, 0..25));
+                let [before, after] = [(); 2].map(|()| millis(&mut state.rng, 0..50));
                 // Longer than anybody waits for a store.
                 let hangs = state.faulty(world.plan.store_faults / 5.0);
                 let before = if hangs { before + Duration::from_secs(6) } else { before };

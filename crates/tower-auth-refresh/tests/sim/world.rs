@@ -1,7 +1,7 @@
 //! One seed's world: its hosts, what goes wrong between them, how it heals, and what has to be so in the end.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
@@ -45,7 +45,7 @@ pub struct State {
     /// Who dies, and when.
     deaths: Vec<(Duration, String)>,
     /// Whose last request has succeeded.
-    pub done: HashSet<(String, usize)>,
+    pub done: BTreeSet<(String, usize)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +91,7 @@ impl World {
             lives: HashMap::new(),
             traps: Vec::new(),
             deaths: Vec::new(),
-            done: HashSet::new(),
+            done: BTreeSet::new(),
         };
         let world = Self { plan, state: Mutex::new(state) };
         for user in 0..world.plan.users {
@@ -228,7 +228,8 @@ fn live(world: &Arc<World>, seed: u64) -> turmoil::Result<Duration> {
     }
     chaos.heal(&mut sim, world);
     let healed = sim.elapsed();
-    loop {
+    // A world in which a promise was broken needs not go on.
+    while world.state().judge.violations.is_empty() {
         let recovery = sim.elapsed().saturating_sub(healed);
         let outstanding = world.outstanding();
         let Some(rule) = outstanding else { break };
