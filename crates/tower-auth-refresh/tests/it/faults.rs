@@ -932,6 +932,17 @@ async fn a_401_to_a_refresh_call_through_its_own_layer_triggers_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refresh_call_through_another_sessions_layer_carries_that_sessions_token() {
+    let mut other = Fixture::with(|builder| builder.tokens(pair(7))).await;
+    let client = other.client.clone();
+    let mut it = calls_itself(move |_| client).await;
+    let response = it.get_refused().await;
+    other.api.reply(1, "a7", 200).await;
+    it.api.reply(1, "a2", 200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refresh_call_through_its_own_layer_behind_a_buffer_ends_by_its_time_out() {
     let mut it = calls_itself(|client| Buffer::new(client, 8)).await;
     let begun = Instant::now();

@@ -4,6 +4,7 @@
 
 mod cancellation;
 mod contract;
+mod early;
 mod faults;
 mod faulty;
 mod one_refresh;

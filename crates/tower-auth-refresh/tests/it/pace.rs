@@ -399,6 +399,23 @@ async fn an_api_that_refuses_a_token_that_another_accepts_is_looping() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_token_that_a_replay_was_refused_with_is_not_redeemed_by_an_upload() {
+    // Of two APIs the one that takes uploads is content with any token.
+    let uploads = Arc::new(Mutex::new(false));
+    let uploading = Arc::clone(&uploads);
+    let api = move |_: &str| response(if *uploading.lock().unwrap() { 200 } else { 401 });
+    let it = World::new(|builder| builder.tokens(pair(1)), api, fresh).await;
+    for _ in 0..6 {
+        assert!(!is_looping(&it.get().await));
+        *uploads.lock().unwrap() = true;
+        assert_eq!(it.upload().await.status(), 200);
+        *uploads.lock().unwrap() = false;
+    }
+    assert!(is_looping(&it.get().await));
+    assert_eq!(it.refreshes(), 6);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_accepted_replay_clears_the_strikes() {
     let good = |token: &str| ["a6", "a12"].contains(&token);
     let mut spent = Vec::new();

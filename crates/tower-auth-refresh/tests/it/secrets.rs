@@ -282,6 +282,17 @@ async fn no_secret_is_in_the_debug_of_any_public_type() {
     watch.assert_nothing_leaked();
 }
 
+#[tokio::test(start_paused = true)]
+async fn debug_shows_what_is_no_secret() {
+    let it = Fixture::new().await;
+    assert_eq!(format!("{:?}", it.session), "Session { state: Active, generation: 1, .. }");
+    let (refresh, _auth): (_, AuthCalls) = script();
+    assert_eq!(format!("{:?}", Session::builder(refresh)), "SessionBuilder { .. }");
+    let request = Request::get(ORIGIN).body(Full::default()).unwrap();
+    let future = it.client.clone().ready().await.unwrap().call(request);
+    assert_eq!(format!("{future:?}"), "ResponseFuture { .. }");
+}
+
 /// A client with traces of its own within the layer, headers included.
 struct Traced {
     watch: Watch,

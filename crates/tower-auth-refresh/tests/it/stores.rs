@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::convert::Infallible;
+use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -724,7 +725,9 @@ async fn a_session_is_not_built_on_a_store_that_fails() {
             let (refresh, _auth) = script::<_, Tokens, RefreshError>();
             let begun = Instant::now();
             let session = Session::builder(refresh).tokens(pair(1)).shared_store(store.clone()).build().await;
-            assert!(session.is_err(), "{op:?}, {fault:?}");
+            let error = session.expect_err("the store failed");
+            assert_eq!(error.to_string(), "the session's store failed", "{op:?}, {fault:?}");
+            assert_eq!(error.source().unwrap().to_string(), "the token store failed");
             assert!(begun.elapsed() <= PATIENCE + SECOND);
         }
     }
@@ -861,7 +864,9 @@ async fn a_sign_out_revokes_the_tokens_and_reports_where_that_fails() {
     settle().await;
     assert_eq!(store.tokens().await, None);
     call.answer(Err("it is down".into()));
-    assert!(signed_out.await.unwrap().is_err());
+    let error = signed_out.await.unwrap().unwrap_err();
+    assert_eq!(error.to_string(), "the tokens could not be revoked");
+    assert_eq!(error.source().unwrap().to_string(), "it is down");
     assert_eq!(it.session.state(), SessionState::SignedOut);
     assert_eq!(store.tokens().await, None);
 }

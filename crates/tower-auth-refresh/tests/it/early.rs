@@ -1,0 +1,135 @@
+//! Refreshing before the token expires: in the background, while requests go on with it.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tower_auth_refresh::{RefreshError, SessionState, Tokens, Trigger};
+
+use crate::support::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Tokens that expire in 100 s.
+fn expiring(n: u32) -> Tokens {
+    pair(n).expires_in(100 * SECOND)
+}
+
+/// A session that refreshes in the last 40 s of a token's life, or rather in the last 30 to 40.
+async fn early() -> Fixture {
+    Fixture::with(|builder| builder.tokens(expiring(1)).refresh_early(40 * SECOND)).await
+}
+
+/// One request goes out at once with this token, and is accepted.
+async fn goes_out(it: &mut Fixture, token: &str) {
+    let begun = Instant::now();
+    let response = it.get();
+    it.api.reply(1, token, 200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn inside_the_window_one_refresh_runs_in_the_background_and_no_request_waits_for_it() {
+    let mut it = early().await;
+    sleep(59 * SECOND).await;
+    goes_out(&mut it, "a1").await;
+    assert!(it.auth.is_idle().await);
+
+    sleep(12 * SECOND).await;
+    for _ in 0..50 {
+        goes_out(&mut it, "a1").await;
+    }
+    let refresh = it.auth.next().await;
+    assert_eq!(refresh.request.trigger(), Trigger::Early);
+    assert!(it.auth.is_idle().await);
+    refresh.answer(Ok(expiring(2)));
+    settle().await;
+    goes_out(&mut it, "a2").await;
+    assert!(it.auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_finds_the_token_expired_waits_for_the_refresh() {
+    let mut it = early().await;
+    sleep(101 * SECOND).await;
+    let response = it.get();
+    let refresh = it.auth.next().await;
+    assert_eq!(refresh.request.trigger(), Trigger::Early);
+    assert!(it.api.is_idle().await);
+    refresh.answer(Ok(expiring(2)));
+    it.api.reply(1, "a2", 200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_expires_while_it_is_being_replaced_is_not_sent_any_more() {
+    let mut it = early().await;
+    sleep(75 * SECOND).await;
+    goes_out(&mut it, "a1").await;
+    let refresh = it.auth.next().await;
+    sleep(24 * SECOND).await;
+    goes_out(&mut it, "a1").await;
+    sleep(2 * SECOND).await;
+    let response = it.get();
+    assert!(it.api.is_idle().await);
+    refresh.answer(Ok(expiring(2)));
+    it.api.reply(1, "a2", 200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_refused_while_it_is_being_replaced_is_not_sent_any_more() {
+    let mut it = early().await;
+    sleep(75 * SECOND).await;
+    goes_out(&mut it, "a1").await;
+    let refresh = it.auth.next().await;
+    let refused = it.get_refused().await;
+    settle().await;
+    let held_back = it.get();
+    assert!(it.api.is_idle().await);
+    refresh.answer(Ok(expiring(2)));
+    it.api.reply(2, "a2", 200).await;
+    for response in [refused, held_back] {
+        assert_eq!(response.await.unwrap().status(), 200);
+    }
+    assert!(it.auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_early_refreshes_fail_requests_go_out_for_as_long_as_the_token_works() {
+    let mut it = early().await;
+    sleep(75 * SECOND).await;
+    goes_out(&mut it, "a1").await;
+    it.auth.next().await.answer(Err(RefreshError::misconfigured("no such client")));
+    settle().await;
+    // The cool-down holds for early refreshes too.
+    for _ in 0..50 {
+        goes_out(&mut it, "a1").await;
+    }
+    assert!(it.auth.is_idle().await);
+    sleep(2 * SECOND).await;
+    goes_out(&mut it, "a1").await;
+    it.auth.next().await.answer(Ok(expiring(2)));
+    settle().await;
+    goes_out(&mut it, "a2").await;
+    assert_eq!(it.session.state(), SessionState::Active);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_longer_than_the_tokens_life_does_not_refresh_at_every_request() {
+    let lifetime = 30 * SECOND;
+    let tokens = pair(1).expires_in(lifetime);
+    let mut it = Fixture::with(|builder| builder.tokens(tokens).refresh_early(60 * SECOND)).await;
+    for n in 1..4 {
+        let token = format!("a{n}");
+        for _ in 0..14 {
+            goes_out(&mut it, &token).await;
+            sleep(SECOND).await;
+        }
+        assert!(it.auth.is_idle().await);
+        sleep(6 * SECOND).await;
+        goes_out(&mut it, &token).await;
+        it.auth.next().await.answer(Ok(pair(n + 1).expires_in(lifetime)));
+        settle().await;
+    }
+}
