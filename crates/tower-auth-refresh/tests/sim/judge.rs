@@ -35,7 +35,9 @@ pub struct Judge {
     stored_access: HashSet<Token>,
     /// The access tokens that the store would not take.
     not_taken: HashSet<Token>,
-    signed_out: HashSet<usize>,
+    pub signed_out: HashSet<usize>,
+    /// Which process has signed out of which sign-in.
+    left: HashSet<(usize, usize)>,
 }
 
 /// A promise that was broken.
@@ -273,10 +275,12 @@ impl Judge {
 
     // Sessions
 
-    pub fn signs_out(&mut self, now: Duration, process: &str, family: Option<usize>) {
-        self.note(now, format_args!("{process}: signs out of {family:?}"));
+    /// A user signs out of what his session holds, or of what it is about to find in the store.
+    pub fn signs_out(&mut self, now: Duration, life: usize, held: Option<usize>, stored: Option<usize>) {
+        self.note(now, format_args!("life {life}: signs out of {held:?}"));
         self.count("sign-outs");
-        self.signed_out.extend(family);
+        self.signed_out.extend(held.into_iter().chain(stored));
+        self.left.extend(held.map(|family| (life, family)));
     }
 
     /// A session is seen to have ended.
@@ -313,6 +317,9 @@ impl Judge {
         let id = self.asked.len();
         self.note(now, format_args!("life {life}: {method} {id} for sign-in {family:?}"));
         self.count("requests");
+        if let Some(family) = family.filter(|family| self.left.contains(&(life, *family))) {
+            self.violation(now, "a sign-out beats a late refresh", format!("request {id} for sign-in {family}"));
+        }
         self.asked.push(Asked {
             life,
             family,

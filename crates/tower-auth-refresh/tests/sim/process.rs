@@ -124,7 +124,7 @@ impl Process {
                     (SessionState::SignedOut, None) => {}
                     (SessionState::SignedOut, Some(held)) => {
                         let state = &mut *self.world.state();
-                        let kept = state.slots[user].record.as_ref().is_some_and(|it| family(&it.tokens) == held);
+                        let kept = state.slots[user].family() == Some(held);
                         state.judge.vanished(now, self.life, held, kept);
                     }
                     _ => {
@@ -137,9 +137,7 @@ impl Process {
                 if session.state() != state {
                     continue;
                 }
-                let stored = self.world.state().slots[user].record.is_some();
-                if stored {
-                    // Somebody has signed in at another process.
+                if self.world.is_signed_in_elsewhere(user, held) {
                     break;
                 }
                 let tokens = self.world.sign_in(user, &self.name);
@@ -183,14 +181,15 @@ impl Process {
                 let signs_out = state.faulty(self.world.plan.sign_outs);
                 (state.rng.usize(1..=3), signs_out, state.faulty(0.02))
             };
-            if signs_out {
-                self.world.sign_out(user, &self.name, &session);
-                let _ = session.sign_out().await;
-                continue;
-            }
-            if refreshes {
+            if refreshes || signs_out {
                 let session = session.clone();
                 task::spawn_local(async move { session.refresh().await });
+            }
+            if signs_out {
+                sleep(self.world.pause(0..200)).await;
+                self.world.sign_out(user, self.life, &session);
+                let _ = session.sign_out().await;
+                continue;
             }
             let burst = (0..burst).map(|_| task::spawn_local(Rc::clone(&self).request(user, session.clone())));
             for request in burst.collect::<Vec<_>>() {

@@ -19,6 +19,8 @@ use crate::world::{State, World};
 pub struct Slot {
     last: u64,
     pub record: Option<Record>,
+    /// The sign-in whose record was deleted last.
+    pub cleared: Option<usize>,
     claim: Option<Mark>,
 }
 
@@ -48,6 +50,11 @@ impl Slot {
     fn next(&mut self) -> u64 {
         self.last += 1;
         self.last
+    }
+
+    /// The sign-in whose tokens it holds.
+    pub fn family(&self) -> Option<usize> {
+        self.record.as_ref().map(|record| family(&record.tokens))
     }
 
     fn is(&self, version: Version) -> bool {
@@ -202,6 +209,7 @@ impl TokenStore for SharedStore {
                     let family = family(&record.tokens);
                     let alive = state.authority.family(family).ended.is_none();
                     state.judge.cleared(now, &self.process, family, alive);
+                    state.slots[user].cleared = Some(family);
                 }
                 let slot = &mut state.slots[user];
                 slot.record = None;

@@ -155,15 +155,20 @@ impl World {
         tokens
     }
 
-    /// A user is about to sign out: of what his session holds, or of what it is about to find in the store.
-    pub fn sign_out(&self, user: usize, process: &str, session: &Session) {
+    /// Whether the store holds another sign-in than the one that a user's session here has held.
+    pub fn is_signed_in_elsewhere(&self, user: usize, held: Option<usize>) -> bool {
+        let state = self.state();
+        let stored = state.slots[user].family();
+        stored.is_some_and(|stored| held != Some(stored) && !state.judge.signed_out.contains(&stored))
+    }
+
+    /// A user is about to sign out.
+    pub fn sign_out(&self, user: usize, life: usize, session: &Session) {
         let now = self.now();
         let state = &mut *self.state();
         let held = Some(session.tokens()).filter(|tokens| tokens.refresh_token().is_some());
-        let stored = state.slots[user].record.as_ref().map(|record| record.tokens.clone());
-        for tokens in held.into_iter().chain(stored) {
-            state.judge.signs_out(now, process, Some(family(&tokens)));
-        }
+        let stored = state.slots[user].family();
+        state.judge.signs_out(now, life, held.as_ref().map(family), stored);
     }
 }
 
@@ -277,8 +282,10 @@ impl World {
         if state.done.len() < self.plan.processes * self.plan.users {
             return Some("every session recovers");
         }
-        let settled = state.slots.iter().all(|slot| {
-            slot.record.as_ref().is_some_and(|record| record.tokens == state.authority.newest(family(&record.tokens)))
+        let settled = state.slots.iter().all(|slot| match &slot.record {
+            Some(record) => record.tokens == state.authority.newest(family(&record.tokens)),
+            // A late word of a sign-out: whoever has built a session in between finds out when he refreshes it.
+            None => slot.cleared.is_some_and(|cleared| state.judge.signed_out.contains(&cleared)),
         });
         (!settled).then_some("the store ends with the newest tokens")
     }
