@@ -23,7 +23,7 @@ use tower_layer::Layer;
 use crate::support::*;
 
 /// Where `http`'s header map looks for a name at first (FNV-1a, 15 bits of it).
-fn slot(name: &HeaderName) -> u64 {
+fn slot(name: &HeaderName) -> usize {
     struct Fnv(u64);
     impl Hasher for Fnv {
         fn write(&mut self, bytes: &[u8]) {
@@ -37,7 +37,7 @@ fn slot(name: &HeaderName) -> u64 {
     }
     let mut fnv = Fnv(0xcbf2_9ce4_8422_2325);
     name.hash(&mut fnv);
-    fnv.finish()
+    usize::try_from(fnv.finish()).unwrap()
 }
 
 /// Headers that have room for one more, while a map into which the same are put in the same order has none.
@@ -45,14 +45,14 @@ fn slot(name: &HeaderName) -> u64 {
 /// A map whose slots are crowded wants to grow at the next insertion, and fails it when it can't; but then it takes
 /// another. So this is one that has refused one.
 fn headers_with_room_only_once() -> HeaderMap {
-    const CROWD: u64 = 400;
+    const CROWD: usize = 400;
     let names = (0_u32..).map(|number| HeaderName::try_from(format!("x-{number}")).unwrap());
-    let (mut crowd, mut rest) = (vec![None; CROWD as usize], Vec::new());
+    let (mut crowd, mut rest) = (vec![None; CROWD], Vec::new());
     let mut last = None;
     for name in names {
         match slot(&name).checked_sub(1_000) {
             Some(0) if crowd[0].is_some() => last = Some(name),
-            Some(place @ ..CROWD) => crowd[usize::try_from(place).unwrap()] = Some(name),
+            Some(place @ ..CROWD) => crowd[place] = Some(name),
             _ if rest.len() < 13_000 => rest.push(name),
             _ => {}
         }
@@ -156,10 +156,12 @@ async fn at_the_limit_a_request_is_replayed_and_one_byte_over_it_only_the_others
 
 type Streamed = StreamBody<Pin<Box<dyn Stream<Item = io::Result<Frame<Bytes>>> + Send>>>;
 
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send>>;
+
 /// A request whose body is such frames, one of which is sent when the answer comes: a challenge.
 struct Challenged {
     attempt: ReplayBody<Streamed>,
-    response: Pin<Box<dyn Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send>>,
+    response: Answer,
     auth: AuthCalls,
 }
 
