@@ -3,6 +3,7 @@
 //! The lock is held to change the state and to start a flight, never across a call to the store or to the
 //! authorization server. A request on its ordinary way only reads the published snapshot.
 
+use std::mem;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
@@ -212,15 +213,14 @@ impl TokenCell {
         trigger: Trigger,
     ) -> Result<(), NotRefreshed> {
         let deadline = Instant::now() + self.config.longest_wait();
-        let mut flights = 0;
+        let mut first = true;
         loop {
             let flight = match self.board(epoch, generation, trigger).await {
                 Boarding::Wait(flight) => flight,
                 Boarding::Newer => return Ok(()),
                 Boarding::Refused(why) => return Err(why),
             };
-            flights += 1;
-            let landing = if flights == 1 {
+            let landing = if mem::take(&mut first) {
                 // It began no later than this wait, and ends as long after.
                 flight.await
             } else {
