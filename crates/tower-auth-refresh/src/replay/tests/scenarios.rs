@@ -229,6 +229,11 @@ fn a_body_exactly_at_the_limit_is_replayed_and_one_byte_over_is_not() {
 }
 
 #[test]
+fn unless_set_otherwise_64_kib_are_kept() {
+    assert_eq!((ReplayLimit::default().0, ReplayLimit::DEFAULT.0), (65_536, 65_536));
+}
+
+#[test]
 fn a_full_body_over_the_limit_streams_through() {
     let (mut attempt, mut handle) = ReplayBody::recording(Full::new(Bytes::from_static(b"123")), 2);
     assert_eq!(handle.pause(), Err(NotReplayable::TooLarge));
