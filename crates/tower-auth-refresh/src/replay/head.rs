@@ -91,15 +91,15 @@ fn unpack_uri(packed: &mut Bytes) -> Option<Uri> {
 
 /// Appends the length of `bytes`, with the flag as its lowest bit, and then the bytes.
 fn pack(packed: &mut Vec<u8>, bytes: &[u8], flag: bool) {
-    let len = (bytes.len() as u64) << 1 | u64::from(flag);
+    let len = 2 * bytes.len() as u64 + u64::from(flag);
     packed.extend_from_slice(&len.to_le_bytes());
     packed.extend_from_slice(bytes);
 }
 
 fn unpack(packed: &mut Bytes) -> Option<(Bytes, bool)> {
     let len = packed.try_get_u64_le().ok()?;
-    let bytes = packed.split_to(usize::try_from(len >> 1).ok()?);
-    Some((bytes, len & 1 == 1))
+    let bytes = packed.split_to(usize::try_from(len / 2).ok()?);
+    Some((bytes, len % 2 == 1))
 }
 
 #[cfg(test)]

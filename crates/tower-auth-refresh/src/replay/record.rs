@@ -164,6 +164,20 @@ mod tests {
     }
 
     #[test]
+    fn frames_that_are_not_tiny_are_kept_as_they_came_among_tiny_ones_too() {
+        let tiny = Bytes::from_static(&[7; TINY as usize - 1]);
+        let large = Bytes::from_static(&[7; TINY as usize]);
+        let mut record = Record::with_limit(usize::MAX);
+        for _ in 0..20 {
+            record.push(&Frame::data(tiny.clone())).unwrap();
+        }
+        record.push(&Frame::data(large.clone())).unwrap();
+        let kept: Vec<_> = record.into_frames().map(|frame| frame.into_data().unwrap()).collect();
+        assert_eq!((&kept[19], kept[19].as_ptr() == tiny.as_ptr()), (&tiny, false));
+        assert_eq!((&kept[20], kept[20].as_ptr() == large.as_ptr()), (&large, true));
+    }
+
+    #[test]
     fn runs_of_tiny_frames_come_back_in_their_places() {
         let mut record = Record::with_limit(usize::MAX);
         let mut frames: Vec<Bytes> = Vec::new();

@@ -3,6 +3,7 @@
 //! The lock is held to change the state and to start a flight, never across a call to the store or to the
 //! authorization server. A request on its ordinary way only reads the published snapshot.
 
+use std::mem;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
@@ -266,7 +267,7 @@ impl TokenCell {
         trigger: Trigger,
     ) -> Result<(), NotRefreshed> {
         let deadline = Instant::now() + self.config.longest_wait();
-        let mut flights = 0;
+        let mut first = true;
         loop {
             let before = self.snapshot().generation;
             let flight = match self.board(epoch, generation, trigger).await {
@@ -274,8 +275,7 @@ impl TokenCell {
                 Boarding::Newer => return Ok(()),
                 Boarding::Refused(why) => return Err(why),
             };
-            flights += 1;
-            let landing = if flights == 1 {
+            let landing = if mem::take(&mut first) {
                 // It began no later than this wait, and ends as long after.
                 flight.await
             } else {

@@ -36,6 +36,10 @@ const CLAIM_POLL: Duration = Duration::from_millis(200);
 /// How often at most, whatever a store with a clock of its own says about the end of his lease.
 const CLAIM_PAUSE: Duration = Duration::from_millis(10);
 
+/// How long a claim holds from when the refresh token was rejected: enough to look at the record and delete it. Who dies
+/// in between leaves the user waiting for as long.
+const END_LEASE: Duration = Duration::from_secs(15);
+
 /// How much longer than it needs a claim's lease lasts, for clocks and stores that are slow.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
 
@@ -340,7 +344,7 @@ impl Task {
         let unknown = |error| Grounded::Failed { error, in_doubt };
         let cell = &self.cell;
         // A process that was suspended for longer than its lease comes back to find that a peer has taken over.
-        let held = match bounded(|| cell.store.renew(claim, cell.config.lease())).await {
+        let held = match bounded(|| cell.store.renew(claim, END_LEASE)).await {
             // What it stored meanwhile, if anything, is read after that.
             Ok(held) => bounded(|| cell.store.load()).await.map(|found| (held, found)),
             Err(error) => Err(error),

@@ -126,6 +126,20 @@ async fn the_inner_service_is_made_ready_for_a_request_that_passes_or_goes_bare(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_waiting_would_not_help_goes_bare_at_once() {
+    let mut it = Contract::<Full<Bytes>>::signed_in_with(Tokens::from_refresh_token(refresh("r1"))).await;
+    let held_back = it.get();
+    it.auth.next().await.answer(Err(RefreshError::misconfigured("no such client")));
+    it.api.next().await.answer(Ok(response(200)));
+    assert_eq!(held_back.await.unwrap().unwrap().status(), 200);
+    // The session cools down: the call alone sends it.
+    let mut handle = it.client.clone();
+    let request = handle.ready().await.unwrap().call(Request::get(ORIGIN).body(Full::default()).unwrap());
+    it.api.next().await.answer(Ok(response(200)));
+    assert_eq!(request.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_that_was_held_back_goes_bare_after_a_sign_out() {
     let mut it = Contract::signed_in_with(Tokens::from_refresh_token(refresh("r1"))).await;
     let request = it.get();

@@ -133,3 +133,19 @@ async fn a_window_longer_than_the_tokens_life_does_not_refresh_at_every_request(
         settle().await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn while_an_api_refuses_fresh_tokens_none_is_fetched_early() {
+    let mut it = early().await;
+    for n in 1..3 {
+        let token = format!("a{n}");
+        let response = it.get();
+        it.api.reply(1, &token, 401).await;
+        it.auth.next().await.answer(Ok(expiring(n + 1)));
+        it.api.reply(1, &format!("a{}", n + 1), 401).await;
+        assert_eq!(response.await.unwrap().status(), 401);
+    }
+    sleep(75 * SECOND).await;
+    goes_out(&mut it, "a3").await;
+    assert!(it.auth.is_idle().await);
+}

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::Request;
 use http_body_util::Full;
@@ -127,6 +128,39 @@ async fn the_time_out_is_what_the_builder_says() {
     let _unanswered = it.auth.next().await;
     assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
     assert_took(begun, 3 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_out_is_an_hour_at_most() {
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).refresh_timeout(Duration::MAX)).await;
+    let begun = Instant::now();
+    let response = it.get_refused().await;
+    let _unanswered = it.auth.next().await;
+    assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
+    assert_took(begun, Duration::from_secs(3_600));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_second_refresh_is_answered_by_the_deadline_of_his_own_wait() {
+    let mut it = Fixture::new().await;
+    let begun = Instant::now();
+    let request = it.client.clone().oneshot(Request::get(ORIGIN).body(Full::default()).unwrap());
+    let mut waiting = Box::pin(request);
+    assert!((&mut waiting).now_or_never().is_none());
+    it.api.next().await.reply(401).await;
+    assert!((&mut waiting).now_or_never().is_none());
+    let first = it.auth.next().await;
+    sleep(20 * SECOND).await;
+    first.answer(Ok(pair(2)));
+    settle().await;
+    // The new token is refused before the request that waits for it looks at it, and the next is long in coming.
+    let refused = it.get();
+    it.api.reply(1, "a2", 401).await;
+    let _unanswered = it.auth.next().await;
+    assert_eq!(failure(not_refreshed(&waiting.await.unwrap())), RefreshErrorKind::InDoubt);
+    assert_took(begun, TIMEOUT + 5 * SECOND);
+    assert_eq!(failure(not_refreshed(&refused.await.unwrap())), RefreshErrorKind::InDoubt);
+    assert_took(begun, 20 * SECOND + TIMEOUT);
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, clippy::unwrap_used, reason = "a test binary: a panic is a failed test")]
 
 mod cancellation;
+mod client_credentials;
 mod contract;
 mod early;
 mod faults;

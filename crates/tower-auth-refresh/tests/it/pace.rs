@@ -182,6 +182,19 @@ async fn after_a_thousand_failures_the_cool_down_is_a_minute_at_most() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_cool_down_ends_at_the_moment_that_the_server_asked_for() {
+    let busy = |_| Err(RefreshError::unavailable("too many requests").retry_after(2 * 60 * SECOND));
+    let it = World::new(|builder| builder.tokens(pair(1)), |_| response(401), busy).await;
+    it.get().await;
+    sleep(2 * 60 * SECOND - Duration::from_millis(1)).await;
+    it.get().await;
+    assert_eq!(it.refreshes(), 1);
+    sleep(Duration::from_millis(1)).await;
+    it.get().await;
+    assert_eq!(it.refreshes(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refresh_that_succeeds_begins_the_cool_downs_anew() {
     let auth = |n| if n == 6 { Ok(pair(2)) } else { Err(misconfigured()) };
     let api = |token: &str| response(if token == "a2" { 200 } else { 401 });
@@ -395,6 +408,66 @@ async fn an_api_that_refuses_a_token_that_another_accepts_is_looping() {
         }
     }
     assert_eq!(looping, 1);
+    assert_eq!(it.refreshes(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_refused_within_a_minute_and_was_never_accepted_is_a_strike() {
+    for (interval, slowed_down) in [(59, true), (60, false), (61, false)] {
+        let it = World::refusing().await;
+        for _ in 0..40 {
+            assert_eq!(it.upload().await.status(), 401);
+            sleep(interval * SECOND).await;
+        }
+        assert_eq!(it.refreshes() < 40, slowed_down, "{interval} s: {} refreshes", it.refreshes());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_was_a_strike_already_is_not_redeemed_by_a_replay_that_is_accepted_later() {
+    let mut it = Fixture::new().await;
+    let mut newest = 1;
+    for strikes in (1..).step_by(2) {
+        let (refused, accepted) = (it.get(), it.get());
+        it.api.reply(2, &format!("a{newest}"), 401).await;
+        settle().await;
+        if refused.is_finished() {
+            assert!(is_looping(&refused.await.unwrap()));
+            // What the session was signed in with is no strike, nor is what makes it loop another one.
+            assert_eq!(strikes, 7);
+            return;
+        }
+        newest += 1;
+        it.auth.next().await.answer(Ok(pair(newest)));
+        let [first, second] = <[_; 2]>::try_from(it.api.take(2).await).ok().unwrap();
+        first.reply(401).await;
+        settle().await;
+        let striking = it.get_refused().await;
+        newest += 1;
+        it.auth.next().await.answer(Ok(pair(newest)));
+        it.api.reply(1, &format!("a{newest}"), 401).await;
+        assert!(matches!(report(&striking.await.unwrap()), RefreshReport::ReplayRefused));
+        // Slow, and content with the token that is a strike.
+        second.reply(200).await;
+        for response in [refused, accepted] {
+            response.await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_refused_is_not_redeemed_by_requests_that_were_no_replays() {
+    // Of two APIs the one that takes uploads is content with no token.
+    let uploads = Arc::new(Mutex::new(false));
+    let uploading = Arc::clone(&uploads);
+    let api = move |_: &str| response(if *uploading.lock().unwrap() { 401 } else { 200 });
+    let it = World::new(|builder| builder.tokens(pair(1)), api, fresh).await;
+    for _ in 0..10 {
+        assert_eq!(it.get().await.status(), 200);
+        *uploads.lock().unwrap() = true;
+        assert_eq!(it.upload().await.status(), 401);
+        *uploads.lock().unwrap() = false;
+    }
     assert_eq!(it.refreshes(), 6);
 }
 

@@ -259,6 +259,74 @@ async fn a_commit_that_finds_a_newer_generation_adopts_it_and_drops_its_own() {
     assert_eq!(store.tokens().await, Some(pair(7)));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_finds_the_very_tokens_that_it_brings_ends_the_refresh() {
+    let (mut it, store) = stored().await;
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    // A peer whose clock runs ahead was faster, and the server answers a repeated call with the same successor.
+    let record = store.record().await.unwrap();
+    store.without_faults().replace(record.epoch, &pair(2)).await.unwrap();
+    refresh.answer(Ok(pair(2)));
+    it.accepts(response, 2).await;
+    assert_eq!(it.session.state(), SessionState::Active);
+    it.refreshes_from(2, false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn newer_tokens_that_are_found_while_ours_are_written_spare_the_call() {
+    let (mut it, store) = stored().await;
+    store.fault(Op::Commit, Fault::Fail);
+    store.fault(Op::Renew, Fault::Fail);
+    it.refreshes_from(1, false).await;
+    sleep(5 * MINUTE).await;
+    store.refresh_as_peer(&pair(7)).await;
+    store.heal();
+    // At once, before the write has its turn in the background.
+    let response = it.get_refused().await;
+    it.accepts(response, 7).await;
+    assert!(it.auth.is_idle().await);
+    assert_eq!(it.session.state(), SessionState::Active);
+    it.refreshes_from(7, false).await;
+}
+
+/// An API refuses every fresh token: how many refreshes it takes until the session says that it is looping.
+async fn refreshes_until_looping(it: &mut Fixture, mut first: u32, store: &FaultyStore, fault: Option<Fault>) -> u32 {
+    for refreshes in 0.. {
+        let response = it.get_refused().await;
+        settle().await;
+        if response.is_finished() {
+            assert!(matches!(not_refreshed(&response.await.unwrap()), NotRefreshed::Looping));
+            return refreshes;
+        }
+        let refresh = it.auth.next().await;
+        if let Some(fault) = fault {
+            store.fault(Op::Commit, fault);
+        }
+        first += 1;
+        refresh.answer(Ok(pair(first)));
+        it.api.reply(1, &format!("a{first}"), 401).await;
+        assert_eq!(response.await.unwrap().status(), 401);
+        store.heal();
+    }
+    unreachable!("it would have looped for ever")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_was_made_although_it_seemed_to_fail_is_no_strike() {
+    let (mut it, store) = stored().await;
+    assert_eq!(refreshes_until_looping(&mut it, 1, &store, None).await, 6);
+    // The answer to each commit is lost.
+    let (mut it, store) = stored().await;
+    assert_eq!(refreshes_until_looping(&mut it, 1, &store, Some(Fault::FailLate)).await, 6);
+    // The answer to the sign-in is lost.
+    let (mut it, store) = stored().await;
+    store.fault(Op::Replace, Fault::FailLate);
+    assert!(it.session.sign_in(pair(5)).await.is_err());
+    store.heal();
+    assert_eq!(refreshes_until_looping(&mut it, 5, &store, None).await, 6);
+}
+
 // Claims.
 
 #[tokio::test(start_paused = true)]
@@ -643,6 +711,55 @@ async fn a_sign_in_whose_answer_was_lost_does_not_undo_what_a_peer_made_of_it() 
         }
         assert!(it.auth.is_idle().await);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn signing_in_again_with_the_same_tokens_is_written_again() {
+    let (it, store) = stored().await;
+    store.fault(Op::Replace, Fault::Hang);
+    let sign_ins = [0, 1].map(|_| {
+        let session = it.session.clone();
+        tokio::spawn(async move { session.sign_in(pair(5)).await })
+    });
+    settle().await;
+    store.heal();
+    for signed_in in sign_ins {
+        signed_in.await.unwrap().unwrap();
+    }
+    assert_eq!(store.calls().into_iter().filter(|op| *op == Op::Replace).count(), 2);
+    assert_eq!(store.tokens().await, Some(pair(5)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_in_while_the_sign_out_deletes_is_written() {
+    let (it, store) = stored().await;
+    store.fault(Op::Clear, Fault::HangLate);
+    let signed_out = tokio::spawn({
+        let session = it.session.clone();
+        async move { session.sign_out().await }
+    });
+    settle().await;
+    let signed_in = tokio::spawn({
+        let session = it.session.clone();
+        async move { session.sign_in(pair(5)).await }
+    });
+    settle().await;
+    store.heal();
+    signed_out.await.unwrap().unwrap();
+    signed_in.await.unwrap().unwrap();
+    assert_eq!(store.tokens().await, Some(pair(5)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_down_is_asked_less_and_less_often_to_take_a_sign_in() {
+    let (it, store) = stored().await;
+    store.fault(Op::Replace, Fault::Fail);
+    assert!(it.session.sign_in(pair(5)).await.is_err());
+    store.calls();
+    sleep(60 * MINUTE).await;
+    let writes = store.calls().into_iter().filter(|op| *op == Op::Replace).count();
+    // Once in 30 to 60 s, and a few times more at first.
+    assert!((60..=130).contains(&writes), "{writes} in an hour");
 }
 
 #[tokio::test(start_paused = true)]
@@ -1062,6 +1179,68 @@ async fn tokens_that_arrive_after_a_sign_out_are_never_written() {
     assert!(!midway.store.calls().contains(&Op::Commit));
     midway.end().await;
     assert_eq!(midway.store.tokens().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_failure_of_a_refresh_that_is_over_does_not_cool_the_next_user_down() {
+    let (mut it, _store) = stored().await;
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    it.session.sign_in(pair(5)).await.unwrap();
+    assert_eq!(response.await.unwrap().status(), 401);
+    refresh.answer(Err(RefreshError::misconfigured("invalid_client")));
+    settle().await;
+    it.refreshes_from(5, false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_finds_the_store_emptied_by_a_sign_out_does_not_sign_the_next_user_out() {
+    let (mut it, store) = stored().await;
+    let _response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    it.session.sign_out().await.unwrap();
+    store.fault(Op::Load, Fault::HangLate);
+    refresh.answer(Err(RefreshError::rejected("invalid_grant")));
+    settle().await;
+    // What the store holds is on its way to the refresh.
+    let signed_in = tokio::spawn({
+        let session = it.session.clone();
+        async move { session.sign_in(pair(5)).await }
+    });
+    settle().await;
+    store.heal();
+    signed_in.await.unwrap().unwrap();
+    settle().await;
+    assert_eq!(it.session.tokens(), pair(5));
+    assert_eq!(store.tokens().await, Some(pair(5)));
+    it.refreshes_from(5, false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_is_overtaken_by_the_next_user_leaves_his_own_alone() {
+    let (mut it, store) = stored().await;
+    store.fault(Op::Commit, Fault::Fail);
+    it.refreshes_from(1, false).await;
+    // The tokens are to be written before they are refreshed.
+    store.fault(Op::Commit, Fault::HangLate);
+    let overtaken = it.get_refused().await;
+    settle().await;
+    let signed_in = tokio::spawn({
+        let session = it.session.clone();
+        async move { session.sign_in(pair(5)).await }
+    });
+    settle().await;
+    assert_eq!(overtaken.await.unwrap().status(), 401);
+    let response = it.get_refused().await;
+    settle().await;
+    store.heal();
+    let refresh = it.auth.next().await;
+    assert_eq!(refresh.presented(), "r5");
+    settle().await;
+    assert_eq!(it.session.state(), SessionState::Refreshing);
+    refresh.answer(Ok(pair(6)));
+    it.accepts(response, 6).await;
+    signed_in.await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::error::Error;
 use std::io;
@@ -81,6 +82,42 @@ fn a_full_body_is_replayed_from_the_same_memory() {
     check("{\"a\":1}".to_owned());
     check(Full::new(Bytes::from("{\"a\":1}".to_owned())).boxed());
     check(Full::new(Bytes::from("{\"a\":1}".to_owned())).boxed_unsync());
+}
+
+#[test]
+fn a_body_that_is_kept_whole_goes_out_while_it_is_paused_and_is_replayed_all_the_same() {
+    fn check<B: Body<Error = Infallible> + Unpin + 'static>(body: B) {
+        let (mut attempt, mut handle) = ReplayBody::recording(body, LIMIT);
+        assert_eq!(handle.pause(), Ok(()));
+        assert_eq!(drain(&mut attempt), [data("whole"), Seen::End]);
+        assert_eq!(drain(&mut handle.into_replay().unwrap()), [data("whole"), Seen::End]);
+    }
+    check(Full::new(Bytes::from_static(b"whole")));
+    check("whole".to_owned());
+}
+
+#[test]
+fn a_body_is_lost_once_more_of_it_was_sent_than_is_kept() {
+    assert!(!ReplayBody::recording(Empty::<Bytes>::new(), 0).1.is_lost());
+    assert!(!ReplayBody::recording("whole".to_owned(), LIMIT).1.is_lost());
+    assert!(ReplayBody::recording("too long".to_owned(), 7).1.is_lost());
+    let (mut attempt, mut handle) = ReplayBody::recording(Script::chunks(["1", "22"]), 2);
+    let task = Task::new();
+    assert!(!handle.is_lost());
+    assert_eq!(poll(&mut attempt, &task), data("1"));
+    assert!(!handle.is_lost());
+    assert_eq!(poll(&mut attempt, &task), data("22"));
+    assert!(handle.is_lost());
+    assert_eq!(handle.pause(), Err(NotReplayable::TooLarge));
+}
+
+#[test]
+fn each_reason_against_a_replay_has_its_own_words() {
+    let reasons =
+        [NotReplayable::TooLarge, NotReplayable::SourceFailed, NotReplayable::UnknownFrame, NotReplayable::Head];
+    let words: HashSet<_> = reasons.iter().map(ToString::to_string).collect();
+    assert_eq!(words.len(), reasons.len());
+    assert!(words.iter().all(|words| words.starts_with("the request") || words.starts_with("more of the request")));
 }
 
 #[test]
@@ -189,6 +226,11 @@ fn a_body_exactly_at_the_limit_is_replayed_and_one_byte_over_is_not() {
         assert_eq!(handle.pause(), Err(NotReplayable::TooLarge));
         assert_eq!(handle.into_replay().err(), Some(NotReplayable::TooLarge));
     }
+}
+
+#[test]
+fn unless_set_otherwise_64_kib_are_kept() {
+    assert_eq!((ReplayLimit::default().0, ReplayLimit::DEFAULT.0), (65_536, 65_536));
 }
 
 #[test]

@@ -13,6 +13,7 @@
 
 mod action;
 mod canon;
+mod due;
 mod pace;
 mod rules;
 mod world;
