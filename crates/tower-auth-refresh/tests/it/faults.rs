@@ -806,10 +806,8 @@ async fn a_rejection_ends_nothing_while_the_store_cannot_be_read() {
 #[tokio::test(start_paused = true)]
 async fn a_rejection_that_cannot_be_verified_does_not_take_the_doubt_away() {
     let store = FaultyStore::new();
-    let mut it = Fixture::with(|builder| {
-        builder.tokens(pair(1)).rotation(Rotation::Reusable).shared_store(store.clone())
-    })
-    .await;
+    let mut it =
+        Fixture::with(|builder| builder.tokens(pair(1)).rotation(Rotation::Reusable).shared_store(store.clone())).await;
     let response = it.get_refused().await;
     it.auth.next().await.answer(Err(in_doubt()));
     store.fault(Op::Load, Fault::Fail);
