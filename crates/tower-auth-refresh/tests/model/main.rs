@@ -7,6 +7,7 @@
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test binary: a panic is a failed test")]
 
+mod found;
 mod model;
 mod script;
 mod world;

@@ -341,8 +341,11 @@ impl Model {
         self.at = Moment::of(self.now);
     }
 
+    /// The authorization server is the slowest.
     fn settle(&mut self) {
-        while let Some(next) = self.todo.pop_front() {
+        loop {
+            let quick = self.todo.iter().position(|todo| !matches!(todo, Todo::Answer(..)));
+            let Some(next) = self.todo.remove(quick.unwrap_or(0)) else { return };
             match next {
                 Todo::ApiAnswers(id) => self.api_answers(id),
                 Todo::Refresh(id) => _ = self.challenged(id),
@@ -483,12 +486,11 @@ impl Model {
 
     /// A flight that it waited for has landed, or its stretch is over.
     fn wake(&mut self, id: usize, outcome: Result<(), Why>) {
-        let Caller { who, epoch, generation, place, .. } = self.callers[id];
+        let Caller { who, epoch, place, .. } = self.callers[id];
         let it = &self.sessions[who];
         let outcome = match outcome {
             _ if it.epoch != epoch && it.ended == Some(epoch) => Err(Why::Ended),
             _ if it.epoch != epoch => Err(Why::SessionChanged),
-            Ok(()) if it.generation <= generation => Err(Why::SameToken),
             outcome => outcome,
         };
         match (place, outcome) {
@@ -843,6 +845,9 @@ impl Model {
 
     fn land(&mut self, f: usize, outcome: Result<(), Why>) {
         self.flights[f].stage = Stage::Over;
+        let Flight { who, generation, .. } = self.flights[f];
+        let brought = self.sessions[who].generation > generation;
+        let outcome = outcome.and_then(|()| if brought { Ok(()) } else { Err(Why::SameToken) });
         for id in 0..self.callers.len() {
             match self.callers[id].place {
                 Place::Unsent(of) | Place::Challenged(of) | Place::Waiting(of) if of == f => self.wake(id, outcome),

@@ -27,7 +27,7 @@ const ORIGIN: &str = "https://api.example.com";
 const SLOW: &str = "x-slow";
 const ID: &str = "x-id";
 /// After so many turns of the scheduler in which nothing is seen, nothing moves but with the clock.
-const QUIET: u32 = 25;
+const QUIET: u32 = 30;
 
 pub(crate) struct World {
     begun: Instant,
@@ -273,7 +273,7 @@ async fn refresh(shared: Arc<Mutex<Shared>>, who: Who, request: RefreshRequest) 
         Ok(answer) => answer,
         Err(answer) => answer.await.unwrap(),
     };
-    turns(12).await;
+    turns(20).await;
     let new = || {
         let mut shared = lock(&shared);
         shared.bought[who] += 1;
