@@ -406,3 +406,6 @@ impl Due {
         Self { early: at.now + early, expired: at.now + lifetime }
     }
 }
+
+#[cfg(test)]
+mod tests;
