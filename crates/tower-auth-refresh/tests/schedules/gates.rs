@@ -15,7 +15,8 @@ pub(crate) enum Gate {
     Refresh,
     RefreshAnswer,
     Revoke,
-    /// A caller's request, before it reaches the API, and before the answer comes back.
+    /// A caller's client, before it is ready, before a request reaches the API, and before the answer comes back.
+    ApiReady(usize),
     Api(usize),
     ApiAnswer(usize),
 }

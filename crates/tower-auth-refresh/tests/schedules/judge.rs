@@ -3,9 +3,13 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tower_auth_refresh::{AccessToken, RefreshRequest, RefreshToken, Tokens, Trigger};
+
+/// The first pause after a failure is a second, or half of it by chance.
+const SHORTEST_COOL_DOWN: Duration = Duration::from_millis(500);
 
 /// Tokens that were issued together: the `number`th of a user. A user signs in once, so he is an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,6 +52,8 @@ pub(crate) struct Case {
     pub(crate) families: HashMap<u32, Family>,
     /// The pairs that reached a session.
     delivered: HashSet<Pair>,
+    /// The pairs that were presented and not answered, and since when.
+    lost: HashMap<Pair, Instant>,
     /// The pairs whose access token the API has refused.
     refused: HashSet<Pair>,
     pub(crate) revoked: HashSet<Pair>,
@@ -84,6 +90,7 @@ pub(crate) struct Call {
     session: usize,
     presented: Pair,
     generation: u64,
+    bought: Option<Pair>,
 }
 
 impl Judge {
@@ -120,28 +127,10 @@ impl Judge {
         case.must(wanted, format_args!("9: {presented:?} was never refused"));
         let is_over = case.over.contains_key(&presented.user);
         case.must(!is_over, format_args!("14: {presented:?} is presented though its user is gone"));
-        Call { judge: self.clone(), session, presented, generation }
-    }
-
-    /// The server trades the pair for its successor, if it is the newest.
-    pub(crate) fn rotate(&self, presented: Pair, request: &RefreshRequest) -> Option<Pair> {
-        let mut case = self.case();
-        let family = case.families.get_mut(&presented.user).unwrap();
-        if family.is_over {
-            return None;
-        }
-        if presented.number == family.newest {
-            family.newest += 1;
-            family.is_good = true;
-            return Some(Pair { number: family.newest, ..presented });
-        }
-        family.is_over = true;
-        let successor = Pair { number: presented.number + 1, ..presented };
-        let (lost, marked) = (!case.delivered.contains(&successor), request.is_in_doubt());
-        // Among several, one may come back to a claim whose holder was cut off from the store.
-        let allowed = marked && (lost || case.is_fleet);
-        case.must(allowed, format_args!("2: {presented:?} is presented again; lost: {lost}, marked: {marked}"));
-        None
+        let lost = case.lost.get(&presented).is_some_and(|lost| lost.elapsed() < SHORTEST_COOL_DOWN);
+        let patient = !lost || request.trigger() == Trigger::Manual || case.is_fleet;
+        case.must(patient, format_args!("2: {presented:?} is presented again at once, in doubt"));
+        Call { judge: self.clone(), session, presented, generation, bought: None }
     }
 
     pub(crate) fn revoke_family(&self, user: u32) {
@@ -204,6 +193,28 @@ impl Case {
 }
 
 impl Call {
+    /// The server trades the pair for its successor, if it is the newest.
+    pub(crate) fn rotate(&mut self, request: &RefreshRequest) -> Option<Pair> {
+        let (presented, mut case) = (self.presented, self.judge.case());
+        let family = case.families.get_mut(&presented.user).unwrap();
+        if family.is_over {
+            return None;
+        }
+        if presented.number == family.newest {
+            family.newest += 1;
+            family.is_good = true;
+            self.bought = Some(Pair { number: family.newest, ..presented });
+            return self.bought;
+        }
+        family.is_over = true;
+        let successor = Pair { number: presented.number + 1, ..presented };
+        let (lost, marked) = (!case.delivered.contains(&successor), request.is_in_doubt());
+        // Among several, one may come back to a claim whose holder was cut off from the store.
+        let allowed = marked && (lost || case.is_fleet);
+        case.must(allowed, format_args!("2: {presented:?} is presented again; lost: {lost}, marked: {marked}"));
+        None
+    }
+
     pub(crate) fn deliver(&self, bought: Pair) {
         let mut case = self.judge.case();
         case.delivered.insert(bought);
@@ -213,6 +224,10 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.judge.case().families.get_mut(&self.presented.user).unwrap().calls_up -= 1;
+        let mut case = self.judge.case();
+        case.families.get_mut(&self.presented.user).unwrap().calls_up -= 1;
+        if self.bought.is_some_and(|bought| !case.delivered.contains(&bought)) {
+            case.lost.insert(self.presented, Instant::now());
+        }
     }
 }

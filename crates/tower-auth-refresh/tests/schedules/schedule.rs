@@ -28,6 +28,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(8);
 /// Time passes in whole milliseconds, one of them whenever everything is to come to rest.
 const A_MOMENT: Duration = Duration::from_millis(20);
 
+const TROUBLE: [(bool, bool); 3] = [(true, false), (false, true), (true, true)];
+
 /// One thing that the schedule did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Step {
@@ -39,9 +41,12 @@ pub(crate) enum Step {
 }
 
 /// What may happen in it, and how often.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Budget {
     faults: u32,
+    /// Whose faults: the store's, or the authorization server's.
+    of_store: bool,
+    of_auth: bool,
     going_away: u32,
     expiries: u32,
     pauses: u32,
@@ -117,7 +122,7 @@ impl Stage {
         store.replace(tower_auth_refresh::store::Epoch(1), &first).await.unwrap();
         judge.expire();
         let mut stage = Self {
-            budget: Budget { faults: 0, going_away: rng.u32(..=2), expiries: 0, pauses: 0 },
+            budget: Budget { going_away: rng.u32(..=2), ..Budget::default() },
             rng,
             gates,
             judge,
@@ -143,6 +148,7 @@ impl Stage {
                 stage.add_refresh_by_hand();
             }
             stage.budget.faults = stage.rng.u32(..=3);
+            (stage.budget.of_store, stage.budget.of_auth) = *stage.rng.choice(&TROUBLE).expect("it isn't empty");
             stage.budget.expiries = stage.rng.u32(..=1);
             stage.budget.pauses = stage.rng.u32(..=3);
             for user in 2..2 + stage.rng.u32(..=3) {
@@ -183,16 +189,17 @@ impl Stage {
     fn add_caller(&mut self, caller: usize) {
         let session = self.any_session();
         let origin = Origin::parse("https://api.example.com").unwrap();
-        let api = Api { caller, gates: self.gates.clone(), judge: self.judge.clone() };
+        let api = Api { caller, gates: self.gates.clone(), judge: self.judge.clone(), ready: None };
         let mut client = AuthRefreshLayer::new(session.clone(), origin).layer(api);
         let (judge, statuses, requests) = (self.judge.clone(), Rc::clone(&self.statuses), self.rng.u32(1..=3));
         let calls = async move {
             for request in 0..requests {
+                let client = client.ready().await.unwrap();
                 let owner = Pair::of(&session.tokens()).map(|pair| pair.user);
                 judge.case().owners.insert(caller, owner);
                 let sent = Sent { caller, request, owner };
                 let get = Request::get("https://api.example.com/").extension(sent);
-                let response = client.ready().await.unwrap().call(get.body(Full::<Bytes>::default()).unwrap());
+                let response = client.call(get.body(Full::<Bytes>::default()).unwrap());
                 let response = response.await.unwrap();
                 statuses.borrow_mut().push(response.status().as_u16());
                 let mut case = judge.case();
@@ -291,7 +298,7 @@ impl Stage {
             person.waits_since = None;
         }
         let caller = person.caller;
-        let at_api = |gate: &Gate| matches!(gate, Gate::Api(of) | Gate::ApiAnswer(of) if Some(*of) == caller);
+        let at_api = |gate: &Gate| matches!(gate, Gate::ApiReady(of) | Gate::Api(of) | Gate::ApiAnswer(of) if Some(*of) == caller);
         let at_api = self.gates.closed().iter().any(at_api);
         self.people[index].note_wait(at_api);
     }
@@ -303,11 +310,15 @@ impl Stage {
     }
 
     fn choose_pass(&mut self, gate: Gate) -> Pass {
-        if self.budget.faults == 0 || self.rng.u8(..4) != 0 {
+        let theirs = match gate {
+            Gate::Store(_) | Gate::StoreAnswer(_) => self.budget.of_store,
+            _ => self.budget.of_auth,
+        };
+        if !theirs || self.budget.faults == 0 || self.rng.u8(..4) != 0 {
             return Pass::Go;
         }
         let choices: &[Pass] = match gate {
-            Gate::Api(_) | Gate::ApiAnswer(_) | Gate::Revoke => return Pass::Go,
+            Gate::ApiReady(_) | Gate::Api(_) | Gate::ApiAnswer(_) | Gate::Revoke => return Pass::Go,
             Gate::Store(_) | Gate::StoreAnswer(_) | Gate::RefreshAnswer => &[Pass::Fail, Pass::Fail, Pass::Panic],
             Gate::RefreshReady => &[Pass::Fail],
             Gate::Refresh => &[Pass::Fail, Pass::Reject, Pass::Misconfigured, Pass::Panic],

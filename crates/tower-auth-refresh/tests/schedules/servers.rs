@@ -50,7 +50,7 @@ impl Service<RefreshRequest> for Auth {
         let Self { session, gates, judge, .. } = self.clone();
         let presented = Pair::of(request.tokens()).unwrap();
         // From the moment of the call, for as long as somebody waits for it.
-        let call = judge.called(session, presented, &request);
+        let mut call = judge.called(session, presented, &request);
         Box::pin(async move {
             match gates.pass(Gate::Refresh).await {
                 Pass::Go => {}
@@ -61,7 +61,7 @@ impl Service<RefreshRequest> for Auth {
                 Pass::Misconfigured => return Err(RefreshError::misconfigured("invalid_client")),
                 Pass::Fail | Pass::Panic => return Err(RefreshError::unavailable("nothing was sent")),
             }
-            let Some(bought) = judge.rotate(presented, &request) else {
+            let Some(bought) = call.rotate(&request) else {
                 return Err(RefreshError::rejected("invalid_grant"));
             };
             match gates.pass(Gate::RefreshAnswer).await {
@@ -102,11 +102,17 @@ impl Service<RevokeRequest> for Revoke {
 }
 
 /// The API, at the end of one caller's stack.
-#[derive(Clone)]
 pub(crate) struct Api {
     pub(crate) caller: usize,
     pub(crate) gates: Gates,
     pub(crate) judge: Judge,
+    pub(crate) ready: Option<oneshot::Receiver<Pass>>,
+}
+
+impl Clone for Api {
+    fn clone(&self) -> Self {
+        Self { caller: self.caller, gates: self.gates.clone(), judge: self.judge.clone(), ready: None }
+    }
 }
 
 impl Service<Request<ReplayBody<Full<Bytes>>>> for Api {
@@ -114,12 +120,15 @@ impl Service<Request<ReplayBody<Full<Bytes>>>> for Api {
     type Error = Infallible;
     type Future = Answering<Response<Full<Bytes>>, Infallible>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        let gates = &self.gates;
+        let opened = self.ready.get_or_insert_with(|| gates.stand_at(Gate::ApiReady(self.caller)));
+        Pin::new(opened).poll(cx).map(|_| Ok(()))
     }
 
     fn call(&mut self, request: Request<ReplayBody<Full<Bytes>>>) -> Self::Future {
-        let Self { caller, gates, judge } = self.clone();
+        self.ready = None;
+        let Self { caller, gates, judge, .. } = self.clone();
         let token = request.headers().get(AUTHORIZATION).map(|value| {
             let token = value.to_str().unwrap().strip_prefix("Bearer a").unwrap();
             Pair::parse(token).unwrap()

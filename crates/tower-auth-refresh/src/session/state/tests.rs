@@ -13,7 +13,6 @@
 
 mod action;
 mod canon;
-mod due;
 mod pace;
 mod rules;
 mod world;

@@ -94,6 +94,8 @@ pub(super) enum Action {
     Writes(Written),
     // The app:
     SignsIn(Held),
+    /// With the tokens that are in force already.
+    SignsInAgain,
     SignsOut,
     /// A replay with the generation of so many ago was accepted, or not.
     Replayed(bool, u64),
@@ -107,7 +109,7 @@ impl Action {
         use Lately::{FoundAnothers, FoundItsOwnEpoch, FoundThisEpoch, RefreshedUnsaved};
         use Whose::{Anothers, ThisEpoch};
         let mut all = vec![Self::Claims, Self::IsRejected, Self::FindsNothing, Self::IsOvertaken, Self::Dies];
-        all.extend([Self::Reads, Self::SignsOut]);
+        all.extend([Self::Reads, Self::SignsInAgain, Self::SignsOut]);
         for trigger in [Trigger::Challenge, Trigger::Early, Trigger::Acquire, Trigger::Manual] {
             all.extend([Self::Board(trigger, 0), Self::Board(trigger, 1)]);
         }

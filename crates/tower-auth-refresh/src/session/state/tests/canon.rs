@@ -67,11 +67,11 @@ impl World {
     /// How the generations lie. They are only compared with one another and with the last two, so that a gap of two is
     /// as good as a wider one.
     fn hash_order(&self, digest: &mut Digest) {
-        let marks = [self.state.generation, self.state.struck, self.proven, self.refused].map(|it| it.0);
+        let marks = [self.state.generation, self.state.struck, self.struck, self.proven, self.refused].map(|it| it.0);
         let mut sorted = marks;
         sorted.sort_unstable_by(|a, b| b.cmp(a));
-        let mut narrowed = [0; 4];
-        for i in 1..4 {
+        let mut narrowed = [0; 5];
+        for i in 1..5 {
             narrowed[i] = narrowed[i - 1] + (sorted[i - 1] - sorted[i]).min(2);
         }
         let place = |mark| narrowed[sorted.iter().position(|it| *it == mark).expect("it is one of them")];

@@ -43,6 +43,7 @@ impl World {
         }
         if self.state.epoch != epoch {
             (self.challenged, self.doubted, self.failures, self.bought) = (false, false, 0, None);
+            self.struck = Generation(0);
             self.ended = matches!(event, Event::Rejected { .. }).then_some(epoch);
             self.note_first();
         }
@@ -103,7 +104,7 @@ impl World {
         let has_none = needs_refresh_token && tokens.refresh_token().is_none();
         let older = generation.0.checked_sub(1).map(Generation);
         for trigger in TRIGGERS {
-            for over in [FOREIGN, Epoch(epoch.0 - 1)] {
+            for over in [FOREIGN, self.ended.unwrap_or(Epoch(0))] {
                 let now = self.state.demand(over, *generation, trigger, needs_refresh_token, self.now);
                 let ended = self.ended == Some(over);
                 let refused = match now {
@@ -118,7 +119,11 @@ impl World {
                 | (Phase::Ended, Demand::Refused(NotRefreshed::Ended(_)))
                 | (Phase::Refreshing, Demand::Join) => {}
                 (Phase::Active, Demand::Refused(NotRefreshed::NoRefreshToken)) => assert!(has_none),
-                (Phase::Active, Demand::Start) => assert!(!has_none, "there is something to present"),
+                (Phase::Active, Demand::Start) => {
+                    assert!(!has_none, "there is something to present");
+                    let unwanted = trigger == Trigger::Early && self.state.strikes > 0;
+                    assert!(!unwanted, "8: while fresh tokens are refused, none is fetched that nobody waits for");
+                }
                 (Phase::Active, Demand::Refused(NotRefreshed::CoolingDown(_) | NotRefreshed::Looping)) => {
                     assert_ne!(trigger, Trigger::Manual, "by hand it refreshes even in a cool-down");
                 }
@@ -137,8 +142,8 @@ impl World {
     }
 
     /// Of a step from one state to the next.
-    pub(super) fn check_step(&self, before: &Self, event: &Event, effect: &Effect) {
-        let (old, new) = (&before.state, &self.state);
+    pub(super) fn check_step(&mut self, before: &Self, event: &Event, effect: &Effect) {
+        let (old, new) = (&before.state, &self.state.clone());
         assert!(new.generation >= old.generation, "3: generations only grow");
         if of_another_epoch(event, old.epoch) {
             assert!(self.is_unchanged_since(before), "3, 14: what comes too late changes nothing");
@@ -168,7 +173,9 @@ impl World {
         if new.epoch == old.epoch {
             let other = new.tokens.access_token() != old.tokens.access_token();
             assert_eq!(new.generation.0 - old.generation.0, u64::from(other), "3: a generation is one access token");
-            self.check_pace(before, event);
+            if self.check_pace(before, event) {
+                self.struck = self.state.generation;
+            }
         } else {
             assert!(new.epoch.0 > old.epoch.0, "10: an epoch that is over never comes back");
             let grown = new.generation > old.generation;
@@ -176,23 +183,22 @@ impl World {
         }
     }
 
-    /// Of a step within an epoch: strikes and cool-downs.
-    fn check_pace(&self, before: &Self, event: &Event) {
+    /// Of a step within an epoch: strikes and cool-downs. Whether it was a strike.
+    fn check_pace(&self, before: &Self, event: &Event) -> bool {
         let (old, new) = (&before.state, &self.state);
-        let mut strikes = old.strikes;
+        let (mut strikes, mut is_strike) = (old.strikes, false);
         match event {
             Event::Challenged { generation, .. } if *generation < old.generation => {
                 assert!(self.is_unchanged_since(before), "9: a stale 401 says nothing");
             }
             Event::Challenged { .. } => {
-                if before.proven > old.struck {
+                if before.proven > before.struck {
                     strikes = 0;
                 }
                 let age = before.bought.map(|bought| self.now.duration_since(bought));
                 let fresh = age.is_some_and(|age| age < pace::PROBATION || before.refused == old.generation);
                 if !before.challenged && fresh && before.proven < old.generation {
-                    strikes += 1;
-                    self.check_loop_guard();
+                    is_strike = true;
                 }
             }
             Event::Failed { error, .. } => {
@@ -200,36 +206,35 @@ impl World {
                     RefreshErrorKind::Unavailable { retry_after } => retry_after.unwrap_or_default().min(LONGEST),
                     _ => Duration::ZERO,
                 };
-                let doubled = Duration::from_secs(1 << (self.failures - 1).min(5));
-                self.check_cools_for(
-                    asked.max(doubled),
-                    |why| matches!(why, NotRefreshed::CoolingDown(of) if Arc::ptr_eq(of, error)),
-                );
-                self.check_cools_for(loop_pause(new.strikes), |_| true);
+                let doubled = Duration::from_secs(1 << (self.failures - 1)).min(Duration::from_secs(60));
+                let cooling = new.cooling.as_ref().expect("15: it cools down, and keeps the tokens");
+                assert_eq!(cooling.until - self.now, asked.max(doubled).max(loop_pause(new.strikes)), "8");
+                assert!(matches!(&cooling.why, NotRefreshed::CoolingDown(of) if Arc::ptr_eq(of, error)));
             }
+            Event::Started => assert!(new.cooling.is_none(), "a flight begins after a cool-down, or ends it"),
             Event::Refreshed { .. } | Event::Adopted { .. }
                 if new.generation == old.generation && (before.challenged || new.tokens.access_token().is_none()) =>
             {
-                strikes += 1;
-                self.check_loop_guard();
+                is_strike = true;
             }
             Event::Refreshed { .. } | Event::Adopted { .. } => {
                 assert!(new.cooling_at(self.now).is_none(), "new tokens lift a cool-down");
             }
             _ => {}
         }
+        strikes += u32::from(is_strike);
+        if is_strike {
+            self.check_loop_guard();
+        }
         assert_eq!(new.strikes, strikes, "8: a strike is a fresh token that is refused; an accepted one clears them");
+        is_strike
     }
 
+    /// After a strike.
     fn check_loop_guard(&self) {
-        self.check_cools_for(loop_pause(self.state.strikes), |why| matches!(why, NotRefreshed::Looping));
-    }
-
-    /// Nothing but an app's own wish starts a flight within this time.
-    fn check_cools_for(&self, pause: Duration, expected: impl Fn(&NotRefreshed) -> bool) {
-        let Some(nearly) = pause.checked_sub(A_MOMENT) else { return };
+        let Some(nearly) = loop_pause(self.state.strikes).checked_sub(A_MOMENT) else { return };
         let why = self.state.cooling_at(self.now + nearly).expect("8: it cools down for as long as it should");
-        assert!(expected(&why), "{why:?}");
+        assert!(matches!(why, NotRefreshed::Looping), "{why:?}");
     }
 
     fn is_unchanged_since(&self, before: &Self) -> bool {

@@ -52,6 +52,8 @@ pub(super) struct World {
     pub(super) failures: u32,
     /// When the tokens in force came out of a flight, or from a peer's.
     pub(super) bought: Option<Instant>,
+    /// The generation of the last strike.
+    pub(super) struck: Generation,
     /// The epoch that was ended by the server's own word, until the next one.
     pub(super) ended: Option<Epoch>,
 }
@@ -133,6 +135,7 @@ impl World {
             doubted: false,
             failures: 0,
             bought: None,
+            struck: Generation(0),
             ended: None,
         };
         if let Beginning::Stored(held) = beginning {
@@ -193,13 +196,12 @@ impl World {
             }
             Action::Writes(written) => self.writes(written),
             Action::SignsIn(held) => {
-                let more = match &self.state.stored {
-                    Stored::Unwritten(over) | Stored::Uncleared(over) => over.len() < UNWRITTEN,
-                    Stored::Clean(_) | Stored::Unsaved(_) => true,
-                };
-                let event =
-                    more.then(|| Event::SignedIn { next: self.mint(), tokens: self.tokens(held), due: self.due() })?;
-                self.step(event)
+                let tokens = self.tokens(held);
+                self.signs_in(tokens)
+            }
+            Action::SignsInAgain => {
+                let tokens = self.state.tokens.clone();
+                (tokens != Tokens::default()).then(|| self.signs_in(tokens))?
             }
             Action::SignsOut => {
                 let event = Event::SignedOut { next: self.mint() };
@@ -213,6 +215,15 @@ impl World {
             }
             Action::Passes(wait) => self.passes(wait),
         }
+    }
+
+    fn signs_in(&mut self, tokens: Tokens) -> Option<()> {
+        let more = match &self.state.stored {
+            Stored::Unwritten(over) | Stored::Uncleared(over) => over.len() < UNWRITTEN,
+            Stored::Clean(_) | Stored::Unsaved(_) => true,
+        };
+        let event = more.then(|| Event::SignedIn { next: self.mint(), tokens, due: self.due() })?;
+        self.step(event)
     }
 
     /// What the cell does for somebody who wants newer tokens, under its lock.
