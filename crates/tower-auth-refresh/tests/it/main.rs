@@ -6,6 +6,7 @@ mod cancellation;
 mod contract;
 mod faults;
 mod faulty;
+mod hostile;
 mod one_refresh;
 mod origins;
 mod pace;
