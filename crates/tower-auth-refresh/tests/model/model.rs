@@ -274,8 +274,10 @@ impl Model {
             Line::Wait(time) => self.run_until(self.now + time),
             Line::Break { who, call, fault } => {
                 self.sessions[who].faults.entry(call).or_insert(fault);
-                if call == Call::Renew {
-                    self.no_longer_renewed(who);
+                match call {
+                    Call::Renew => self.no_longer_renewed(who),
+                    Call::Claim => self.store_changed(),
+                    _ => {}
                 }
             }
             Line::Heal { who } => self.heal(who),
@@ -901,7 +903,7 @@ impl Model {
         }
     }
 
-    /// Who waits for a claim looks again soon.
+    /// Who waits for a claim looks again and again.
     fn store_changed(&mut self) {
         let soon = self.at.plus(0, CLAIM_POLL);
         for flight in &mut self.flights {

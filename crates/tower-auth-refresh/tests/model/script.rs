@@ -163,6 +163,8 @@ pub(crate) enum Why {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
+    /// Never: then the session has ended.
+    Rejected,
     Misconfigured,
     Unavailable,
     InDoubt,
