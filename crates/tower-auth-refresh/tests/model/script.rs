@@ -194,7 +194,7 @@ impl Seen {
         let mut compare = |what: &str, expected: &dyn fmt::Debug, is: &dyn fmt::Debug| {
             let [expected, is] = [expected, is].map(|it| format!("{it:?}"));
             if expected != is {
-                differences.push_str(&format!("\n{what}\n  expected {expected}\n  but is   {is}"));
+                differences.extend(["\n", what, "\n  expected ", &expected, "\n  but is   ", &is]);
             }
         };
         compare("stored", &self.stored, &is.stored);
