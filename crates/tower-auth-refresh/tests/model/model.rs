@@ -326,6 +326,10 @@ impl Model {
             let next = (0..self.flights.len()).min_by_key(|f| self.flights[*f].due().hi);
             let Some(f) = next.filter(|f| self.flights[*f].due().hi <= then) else { break };
             self.at = self.flights[f].due();
+            // Which of two sessions is first at the store is not to be known where jitter decides.
+            let (at, who) = (self.at, self.flights[f].who);
+            let clashes = |it: &Flight| it.who != who && it.due().lo <= at.hi && (at.lo < at.hi || it.due().lo < at.lo);
+            self.unsure.set(self.is_unsure() || self.flights.iter().any(clashes));
             match self.flights[f].stage {
                 Stage::Begun | Stage::Over => unreachable!("it waits for nothing"),
                 Stage::Queueing(look) if look.hi < self.flights[f].deadline.lo => self.claim(f),
