@@ -414,7 +414,8 @@ impl Task {
                 Stored::Unsaved(Arc::new(claim))
             }
         };
-        let due = self.cell.due(&tokens);
+        // What has expired when it is issued has not: one of both clocks is wrong. The API will say when.
+        let due = self.cell.due(&tokens).filter(|due| due.expired > Instant::now());
         self.cell.change(Event::Refreshed { epoch, tokens, stored, due }).await;
         Ok(())
     }

@@ -8,6 +8,7 @@ mod contract;
 mod early;
 mod faults;
 mod faulty;
+mod hostile;
 mod one_refresh;
 mod origins;
 mod pace;

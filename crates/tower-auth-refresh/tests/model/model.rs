@@ -274,8 +274,10 @@ impl Model {
             Line::Wait(time) => self.run_until(self.now + time),
             Line::Break { who, call, fault } => {
                 self.sessions[who].faults.entry(call).or_insert(fault);
-                if call == Call::Renew {
-                    self.no_longer_renewed(who);
+                match call {
+                    Call::Renew => self.no_longer_renewed(who),
+                    Call::Claim => self.store_changed(),
+                    _ => {}
                 }
             }
             Line::Heal { who } => self.heal(who),
@@ -324,6 +326,10 @@ impl Model {
             let next = (0..self.flights.len()).min_by_key(|f| self.flights[*f].due().hi);
             let Some(f) = next.filter(|f| self.flights[*f].due().hi <= then) else { break };
             self.at = self.flights[f].due();
+            // Which of two sessions is first at the store is not to be known where jitter decides.
+            let (at, who) = (self.at, self.flights[f].who);
+            let clashes = |it: &Flight| it.who != who && it.due().lo <= at.hi && (at.lo < at.hi || it.due().lo < at.lo);
+            self.unsure.set(self.is_unsure() || self.flights.iter().any(clashes));
             match self.flights[f].stage {
                 Stage::Begun | Stage::Over => unreachable!("it waits for nothing"),
                 Stage::Queueing(look) if look.hi < self.flights[f].deadline.lo => self.claim(f),
@@ -380,11 +386,13 @@ impl Model {
     fn depart(&mut self, id: usize) {
         let who = self.callers[id].who;
         let it = &self.sessions[who];
-        if it.active && (it.tokens.access.is_none() || it.rejected && self.up(who).is_some()) {
-            if let Some(f) = self.board(id, false).1 {
-                self.callers[id].place = Place::Unsent(f);
-                return;
-            }
+        let hopeless = it.tokens.access.is_none() || it.rejected && self.up(who).is_some();
+        if it.active
+            && hopeless
+            && let Some(f) = self.board(id, false).1
+        {
+            self.callers[id].place = Place::Unsent(f);
+            return;
         }
         self.send(id);
     }
@@ -790,28 +798,27 @@ impl Model {
     /// In force, whether it is stored or not; unless nobody wants it any more.
     fn publish(&mut self, f: usize, bought: Pair, version: Option<u32>) {
         let Flight { who, epoch, claim, .. } = self.flights[f];
-        if self.sessions[who].epoch != epoch {
-            self.revoke(bought);
-        } else {
+        if self.sessions[who].epoch == epoch {
             self.take(who, bought);
             self.sessions[who].version = version;
             self.owe(who, if version.is_some() { Owed::Nothing } else { Owed::Tokens(claim.unwrap()) });
             self.sync(who);
+        } else {
+            self.revoke(bought);
         }
         self.land(f, Ok(()));
     }
 
     fn fail(&mut self, f: usize, kind: Kind, patience: u64) {
         let Flight { who, epoch, claim, in_doubt, .. } = self.flights[f];
-        if let (Some(claim), true) = (claim, self.fault(who, Call::Release) != Some(Fault::Fail)) {
-            if let Some(mark) = self.held(claim) {
-                mark.until = None;
-                mark.in_doubt |= in_doubt;
-                if !mark.in_doubt {
-                    self.store.mark = None;
-                }
-                self.store_changed();
+        let release = self.fault(who, Call::Release) != Some(Fault::Fail);
+        if let Some(mark) = claim.filter(|_| release).and_then(|claim| self.held(claim)) {
+            mark.until = None;
+            mark.in_doubt |= in_doubt;
+            if !mark.in_doubt {
+                self.store.mark = None;
             }
+            self.store_changed();
         }
         let at = self.at;
         let it = &mut self.sessions[who];
@@ -847,7 +854,7 @@ impl Model {
         self.flights[f].stage = Stage::Over;
         let Flight { who, generation, .. } = self.flights[f];
         let brought = self.sessions[who].generation > generation;
-        let outcome = outcome.and_then(|()| if brought { Ok(()) } else { Err(Why::SameToken) });
+        let outcome = outcome.and_then(|()| brought.then_some(()).ok_or(Why::SameToken));
         for id in 0..self.callers.len() {
             match self.callers[id].place {
                 Place::Unsent(of) | Place::Challenged(of) | Place::Waiting(of) if of == f => self.wake(id, outcome),
@@ -901,7 +908,7 @@ impl Model {
         }
     }
 
-    /// Who waits for a claim looks again soon.
+    /// Who waits for a claim looks again and again.
     fn store_changed(&mut self) {
         let soon = self.at.plus(0, CLAIM_POLL);
         for flight in &mut self.flights {
@@ -919,10 +926,10 @@ impl Model {
 
     fn no_longer_renewed(&mut self, who: Who) {
         let until = self.at.plus(RENEWED.0, RENEWED.1);
-        if let Owed::Tokens(claim) = self.sessions[who].owed {
-            if let Some(mark) = self.held(claim).filter(|mark| mark.until == Some(Moment::NEVER)) {
-                mark.until = Some(until);
-            }
+        if let Owed::Tokens(claim) = self.sessions[who].owed
+            && let Some(mark) = self.held(claim).filter(|mark| mark.until == Some(Moment::NEVER))
+        {
+            mark.until = Some(until);
         }
     }
 
@@ -940,7 +947,6 @@ impl Model {
     /// Writes what is owed. `false` if that fails.
     fn sync(&mut self, who: Who) -> bool {
         let Session { epoch, tokens, .. } = self.sessions[who];
-        let fails = |call| self.fault(who, call).is_some();
         match self.sessions[who].owed.clone() {
             Owed::Nothing => return true,
             Owed::Tokens(claim) => {
@@ -960,7 +966,7 @@ impl Model {
                     (None, None) => return self.yield_to(who, epoch, tokens),
                 }
             }
-            Owed::SignIn(_) if fails(Call::Load) => return false,
+            Owed::SignIn(_) | Owed::SignOut(_) if self.fault(who, Call::Load).is_some() => return false,
             Owed::SignIn(_) => match self.store.record {
                 Some(record) if record.epoch == epoch => return self.yield_to(who, epoch, tokens),
                 Some(record)
@@ -982,7 +988,6 @@ impl Model {
                     return fault.is_none();
                 }
             },
-            Owed::SignOut(_) if fails(Call::Load) => return false,
             Owed::SignOut(of) => {
                 let fault = self.fault(who, Call::Clear);
                 if self.store.record.is_some_and(|it| of.contains(&it.epoch)) {
@@ -1002,19 +1007,14 @@ impl Model {
 
     /// What is stored counts, not `ours`.
     fn yield_to(&mut self, who: Who, epoch: u32, ours: Pair) -> bool {
-        match self.store.record {
-            Some(record) => {
-                if record.epoch != epoch {
-                    self.revoke(ours);
-                }
-                self.take_over(who, epoch, record);
-            }
-            None => {
-                self.revoke(ours);
-                if self.sessions[who].epoch == epoch {
-                    self.over(who);
-                }
-            }
+        let found = self.store.record;
+        if found.is_none_or(|record| record.epoch != epoch) {
+            self.revoke(ours);
+        }
+        if let Some(record) = found {
+            self.take_over(who, epoch, record);
+        } else if self.sessions[who].epoch == epoch {
+            self.over(who);
         }
         true
     }

@@ -28,6 +28,7 @@ const SLOW: &str = "x-slow";
 const ID: &str = "x-id";
 /// After so many turns of the scheduler in which nothing is seen, nothing moves but with the clock.
 const QUIET: u32 = 30;
+const RESTLESS: u32 = 20_000;
 
 pub(crate) struct World {
     begun: Instant,
@@ -144,7 +145,11 @@ impl World {
         // Looked at without a trace.
         let look = || self.shared.lock().unwrap().moves;
         let (mut moves, mut quiet) = (look(), 0);
-        while quiet < QUIET {
+        // Where it never comes to rest, that is seen.
+        for _ in 0..RESTLESS {
+            if quiet >= QUIET {
+                return;
+            }
             yield_now().await;
             let now = look();
             quiet = if now == moves { quiet + 1 } else { 0 };
@@ -344,6 +349,7 @@ fn why(not: &NotRefreshed) -> Why {
 
 fn kind(error: &RefreshError) -> Kind {
     match error.kind() {
+        RefreshErrorKind::Rejected => Kind::Rejected,
         RefreshErrorKind::Misconfigured => Kind::Misconfigured,
         RefreshErrorKind::Unavailable { .. } => Kind::Unavailable,
         RefreshErrorKind::InDoubt => Kind::InDoubt,
