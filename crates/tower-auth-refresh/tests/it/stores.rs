@@ -1203,6 +1203,26 @@ async fn a_refresh_that_finds_the_store_emptied_by_a_sign_out_does_not_sign_the_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refresh_that_finds_the_next_users_record_leaves_his_own_alone() {
+    let (mut it, store) = stored().await;
+    store.fault(Op::Claim, Fault::Hang);
+    let over = it.get_refused().await;
+    settle().await;
+    it.session.sign_in(pair(5)).await.unwrap();
+    assert_eq!(over.await.unwrap().status(), 401);
+    let response = it.get_refused().await;
+    settle().await;
+    // Both claim: the one finds that the record has changed, the other has it.
+    store.heal();
+    let refresh = it.auth.next().await;
+    assert_eq!(refresh.presented(), "r5");
+    settle().await;
+    assert_eq!(it.session.state(), SessionState::Refreshing);
+    refresh.answer(Ok(pair(6)));
+    it.accepts(response, 6).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refresh_that_is_overtaken_by_the_next_user_leaves_his_own_alone() {
     let (mut it, store) = stored().await;
     store.fault(Op::Commit, Fault::Fail);
