@@ -321,8 +321,16 @@ async fn a_write_that_was_made_although_it_seemed_to_fail_is_no_strike() {
     assert_eq!(refreshes_until_looping(&mut it, 1, &store, Some(Fault::FailLate)).await, 6);
     // The answer to the sign-in is lost.
     let (mut it, store) = stored().await;
-    store.fault(Op::Replace, Fault::FailLate);
-    assert!(it.session.sign_in(pair(5)).await.is_err());
+    store.fault(Op::Replace, Fault::HangLate);
+    let signed_in = tokio::spawn({
+        let session = it.session.clone();
+        async move { session.sign_in(pair(5)).await }
+    });
+    settle().await;
+    // That it was made is found once the token has been refused, before the write has its turn in the background.
+    store.fault(Op::Load, Fault::Fail);
+    assert!(signed_in.await.unwrap().is_err());
+    settle().await;
     store.heal();
     assert_eq!(refreshes_until_looping(&mut it, 5, &store, None).await, 6);
 }
