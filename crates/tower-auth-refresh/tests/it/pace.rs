@@ -427,7 +427,7 @@ async fn a_token_that_is_refused_within_a_minute_and_was_never_accepted_is_a_str
 async fn a_token_that_was_a_strike_already_is_not_redeemed_by_a_replay_that_is_accepted_later() {
     let mut it = Fixture::new().await;
     let mut newest = 1;
-    for strikes in (1..).step_by(2) {
+    for strikes in (1..30).step_by(2) {
         let (refused, accepted) = (it.get(), it.get());
         it.api.reply(2, &format!("a{newest}"), 401).await;
         settle().await;
@@ -453,6 +453,7 @@ async fn a_token_that_was_a_strike_already_is_not_redeemed_by_a_replay_that_is_a
             response.await.unwrap();
         }
     }
+    panic!("the session never looped");
 }
 
 #[tokio::test(start_paused = true)]
@@ -466,9 +467,31 @@ async fn a_token_that_is_refused_is_not_redeemed_by_requests_that_were_no_replay
         assert_eq!(it.get().await.status(), 200);
         *uploads.lock().unwrap() = true;
         assert_eq!(it.upload().await.status(), 401);
+        settle().await;
         *uploads.lock().unwrap() = false;
     }
     assert_eq!(it.refreshes(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_refused_is_not_redeemed_by_an_upload_that_fails_or_is_refused_for_another_reason() {
+    let mut other_reason = response(401);
+    let value = HeaderValue::from_static("Bearer error=\"insufficient_scope\"");
+    other_reason.headers_mut().insert(WWW_AUTHENTICATE, value);
+    for other in [other_reason, response(500)] {
+        let mut calls = 0;
+        let api = move |_: &str| {
+            calls += 1;
+            if calls % 2 == 1 { other.clone() } else { response(401) }
+        };
+        let it = World::new(|builder| builder.tokens(pair(1)), api, fresh).await;
+        for _ in 0..10 {
+            it.upload().await;
+            it.upload().await;
+            settle().await;
+        }
+        assert_eq!(it.refreshes(), 6);
+    }
 }
 
 #[tokio::test(start_paused = true)]

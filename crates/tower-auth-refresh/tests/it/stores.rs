@@ -321,8 +321,16 @@ async fn a_write_that_was_made_although_it_seemed_to_fail_is_no_strike() {
     assert_eq!(refreshes_until_looping(&mut it, 1, &store, Some(Fault::FailLate)).await, 6);
     // The answer to the sign-in is lost.
     let (mut it, store) = stored().await;
-    store.fault(Op::Replace, Fault::FailLate);
-    assert!(it.session.sign_in(pair(5)).await.is_err());
+    store.fault(Op::Replace, Fault::HangLate);
+    let signed_in = tokio::spawn({
+        let session = it.session.clone();
+        async move { session.sign_in(pair(5)).await }
+    });
+    settle().await;
+    // That it was made is found once the token has been refused, before the write has its turn in the background.
+    store.fault(Op::Load, Fault::Fail);
+    assert!(signed_in.await.unwrap().is_err());
+    settle().await;
     store.heal();
     assert_eq!(refreshes_until_looping(&mut it, 5, &store, None).await, 6);
 }
@@ -1214,6 +1222,26 @@ async fn a_refresh_that_finds_the_store_emptied_by_a_sign_out_does_not_sign_the_
     assert_eq!(it.session.tokens(), pair(5));
     assert_eq!(store.tokens().await, Some(pair(5)));
     it.refreshes_from(5, false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_finds_the_next_users_record_leaves_his_own_alone() {
+    let (mut it, store) = stored().await;
+    store.fault(Op::Claim, Fault::Hang);
+    let over = it.get_refused().await;
+    settle().await;
+    it.session.sign_in(pair(5)).await.unwrap();
+    assert_eq!(over.await.unwrap().status(), 401);
+    let response = it.get_refused().await;
+    settle().await;
+    // Both claim: the one finds that the record has changed, the other has it.
+    store.heal();
+    let refresh = it.auth.next().await;
+    assert_eq!(refresh.presented(), "r5");
+    settle().await;
+    assert_eq!(it.session.state(), SessionState::Refreshing);
+    refresh.answer(Ok(pair(6)));
+    it.accepts(response, 6).await;
 }
 
 #[tokio::test(start_paused = true)]
