@@ -30,6 +30,8 @@ pub struct Settings {
     pub max_sessions: usize,
     /// How long a session may go unused. Default: 12 h.
     pub idle: Duration,
+    /// How many refreshes may be under way at the same time. Default: 256.
+    pub refreshes_in_flight: usize,
     /// How long before its expiry a token is refreshed. Default: `None`, when the API refuses it.
     pub refresh_early: Option<Duration>,
     /// How long a refresh may take. Default: 15 s.
@@ -40,7 +42,7 @@ pub struct Settings {
     pub upstream_timeout: Duration,
     /// How long a client may be silent in mid-request, or take nothing of its answer. Default: 30 s.
     pub client_timeout: Duration,
-    /// How long a shutdown waits for requests that are under way. Default: 30 s.
+    /// How long a shutdown waits for requests and refreshes that are under way. Default: 30 s.
     pub shutdown_timeout: Duration,
     /// Whether `http://` is allowed off loopback. Default: no.
     pub allow_plain_http: bool,
@@ -108,6 +110,9 @@ impl Args {
         if self.max_sessions == 0 {
             return Err(InvalidSetting::of("--max-sessions", "nobody could sign in"));
         }
+        if self.refreshes_in_flight == 0 {
+            return Err(InvalidSetting::of("--refreshes-in-flight", "no token could be refreshed"));
+        }
         let upstream = self.upstream.ok_or_else(|| missing("--upstream"))?;
         Ok(Settings {
             listen: self.listen,
@@ -116,6 +121,7 @@ impl Args {
             auth,
             max_sessions: self.max_sessions,
             idle: self.idle,
+            refreshes_in_flight: self.refreshes_in_flight,
             refresh_early: self.refresh_early,
             refresh_timeout: self.refresh_timeout,
             body_limit: self.body_limit,

@@ -21,7 +21,7 @@ use self::body::UploadBody;
 pub(crate) use self::upstream::{HttpsClient, UpstreamClient, client, client_without_refresh, https};
 use crate::app::App;
 use crate::cookie::SessionId;
-use crate::problem::Kind;
+use crate::problem::{Kind, Problem};
 use crate::server::Peer;
 
 /// Handles a request for the API.
@@ -60,10 +60,7 @@ impl Call {
         let session = match app.sessions.get(&id).await {
             Ok(Some(session)) => session,
             Ok(None) => return Err(forgetting(app, Kind::SignInFirst)),
-            Err(error) => {
-                tracing::warn!(%error, "a session could not be loaded");
-                return Err(Kind::Internal.into_response());
-            }
+            Err(error) => return Err(Problem::from(error).into_response()),
         };
         if session.state() == SessionState::Ended {
             return Err(end(app, &id).await);
