@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use http::Uri;
-use tower_auth_refresh::Origin;
+use tower_auth_refresh::{InvalidOrigin, Origin};
 
 pub use self::args::{Args, LogFormat};
 
@@ -116,7 +116,7 @@ impl Args {
         let upstream = self.upstream.ok_or_else(|| missing("--upstream"))?;
         Ok(Settings {
             listen: self.listen,
-            public: PublicOrigin::read(self.public_origin.as_deref(), self.listen)?,
+            public: PublicOrigin::read(self.public_origin.as_deref(), self.listen, self.allow_plain_http)?,
             upstream: Upstream::read(&upstream, self.allow_plain_http)?,
             auth,
             max_sessions: self.max_sessions,
@@ -147,9 +147,9 @@ impl Settings {
 }
 
 impl PublicOrigin {
-    fn read(origin: Option<&str>, listen: SocketAddr) -> Result<Self, InvalidSetting> {
+    fn read(origin: Option<&str>, listen: SocketAddr, allow_plain_http: bool) -> Result<Self, InvalidSetting> {
         match origin {
-            Some(origin) => Origin::parse_allowing_http(origin)
+            Some(origin) => origin_parser(allow_plain_http)(origin)
                 .map(Self::Named)
                 .map_err(|invalid| InvalidSetting::of("--public-origin", invalid)),
             None if listen.ip().is_loopback() => Ok(Self::Loopback),
@@ -171,10 +171,13 @@ impl Upstream {
             return Err(wrong(&"the URL has a query or a fragment"));
         }
         let origin = url.split_inclusive('/').take(3).collect::<String>();
-        let parse = if allow_plain_http { Origin::parse_allowing_http } else { Origin::parse };
-        let origin = parse(&origin).map_err(|invalid| wrong(&invalid))?;
+        let origin = origin_parser(allow_plain_http)(&origin).map_err(|invalid| wrong(&invalid))?;
         Ok(Self { origin, uri })
     }
+}
+
+fn origin_parser(allow_plain_http: bool) -> fn(&str) -> Result<Origin, InvalidOrigin> {
+    if allow_plain_http { Origin::parse_allowing_http } else { Origin::parse }
 }
 
 impl fmt::Debug for AuthServer {
@@ -194,7 +197,8 @@ impl InvalidSetting {
         Self(message.to_owned())
     }
 
-    pub(crate) fn of(flag: &str, what: impl fmt::Display) -> Self {
+    /// What is wrong with a setting.
+    pub fn of(flag: &str, what: impl fmt::Display) -> Self {
         Self(format!("{flag}: {what}"))
     }
 }
