@@ -196,7 +196,8 @@ struct Slot {
     /// The last version or claim id given out.
     last: u64,
     record: Option<Record>,
-    claim: Option<Mark>,
+    // Boxed, since it is rare, and there may be many stores.
+    claim: Option<Box<Mark>>,
 }
 
 struct Mark {
@@ -239,7 +240,7 @@ impl Slot {
 
     fn held(&mut self, claim: &Claim) -> Option<&mut Mark> {
         let current = self.is(claim.version);
-        self.claim.as_mut().filter(|mark| current && mark.id == claim.id)
+        self.claim.as_deref_mut().filter(|mark| current && mark.id == claim.id)
     }
 }
 
@@ -258,13 +259,13 @@ impl TokenStore for MemoryStore {
                 return Claiming::Changed(slot.record.clone());
             }
             let now = Instant::now();
-            let in_doubt = match slot.claim {
+            let in_doubt = match slot.claim.as_deref() {
                 None => false,
-                Some(Mark { until: Some(until), .. }) if now < until => return Claiming::Busy { until },
+                Some(&Mark { until: Some(until), .. }) if now < until => return Claiming::Busy { until },
                 Some(_) => true,
             };
             let id = slot.next();
-            slot.claim = Some(Mark { id, until: Some(now + lease), in_doubt });
+            slot.claim = Some(Box::new(Mark { id, until: Some(now + lease), in_doubt }));
             Claiming::Claimed(Claim { version, id, in_doubt })
         })
     }

@@ -43,7 +43,15 @@ pub(crate) struct Config {
     pub(crate) traffic: Option<Arc<Traffic>>,
 }
 
+// What a look-up among many touches comes first: beside the count of who holds it, so that memory is waited for once.
+#[repr(C)]
 pub(crate) struct TokenCell {
+    /// When it was last asked for, by the clock of those who keep many.
+    pub(crate) used: AtomicU32,
+    /// Whether nobody is signed in. As in the state, but at hand.
+    over: AtomicBool,
+    /// Whether a task retries what the store would not take.
+    pub(super) saving: AtomicBool,
     seat: RwLock<Seat>,
     published: ArcSwap<State>,
     /// How often a state was published.
@@ -53,16 +61,10 @@ pub(crate) struct TokenCell {
     proven: AtomicU64,
     /// The newest generation with which a replay was refused.
     refused: AtomicU64,
-    /// When it was last asked for, by the clock of those who keep many.
-    pub(crate) used: AtomicU32,
-    /// Whether nobody is signed in. As in the state, but at hand.
-    over: AtomicBool,
-    /// Whether a task retries what the store would not take.
-    pub(super) saving: AtomicBool,
     pub(super) store: Arc<dyn TokenStore>,
     /// Serializes what is written outside of flights, so that the store ends with what the state says. Holds the last
     /// sign-in that was tried.
-    pub(super) writes: Mutex<Option<Attempt>>,
+    pub(super) writes: Mutex<Option<Box<Attempt>>>,
     pub(super) config: Arc<Config>,
 }
 

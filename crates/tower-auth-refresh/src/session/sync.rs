@@ -50,11 +50,14 @@ impl TokenCell {
             let state = Arc::clone(&self.snapshot());
             let epoch = state.epoch;
             match &state.stored {
-                Stored::Clean(_) => return Ok(()),
+                Stored::Clean(_) => {
+                    *attempted = None;
+                    return Ok(());
+                }
                 Stored::Unwritten(_) => {
                     let found = bounded(|| self.store.load()).await?;
                     let over = found.as_ref().map(|record| record.epoch);
-                    let before = attempted.filter(|attempt| attempt.epoch == epoch);
+                    let before = attempted.as_deref().filter(|attempt| attempt.epoch == epoch);
                     match found {
                         // A write that seemed to fail was made, and a peer may have gone on from it.
                         Some(record) if record.epoch == epoch => {
@@ -66,7 +69,7 @@ impl TokenCell {
                             self.change(Event::Adopted { epoch, record, due, landed: false }).await;
                         }
                         _ => {
-                            *attempted = Some(Attempt { epoch, over });
+                            *attempted = Some(Box::new(Attempt { epoch, over }));
                             let version = bounded(|| self.store.replace(epoch, &state.tokens)).await?;
                             self.change(Event::Saved { epoch, tokens: state.tokens.clone(), version }).await;
                         }

@@ -57,7 +57,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
+use futures_util::future::{BoxFuture, Either, Shared, ready};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
@@ -129,16 +129,21 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
     /// The session of this key; `None` where nobody is signed in. One that was signed out or has ended is still found
     /// while somebody holds it.
     ///
-    /// Where it is in memory this is a look-up, and is done when it is first polled.
+    /// It is looked for in memory at once, before the future is polled; where it is there the future is ready.
     ///
     /// # Errors
     ///
     /// If its store can't be read within 5 s: all who asked meanwhile get the same error, and the next to ask makes a new
     /// attempt. [`SessionsError::Full`] if it was read, and there is no room for it.
-    pub async fn get(&self, key: &K) -> Result<Option<Session>, SessionsError> {
+    // No `async fn`: its result would pass through memory, where the processor waits for it on every look-up.
+    #[inline]
+    pub fn get<'a>(
+        &'a self,
+        key: &'a K,
+    ) -> impl Future<Output = Result<Option<Session>, SessionsError>> + Send + use<'a, K> {
         match self.inner.find(key) {
-            Some(cell) => Ok(Some(Session::of(cell))),
-            None => self.inner.find_or_load(key).await,
+            Some(cell) => Either::Left(ready(Ok(Some(Session::of(cell))))),
+            None => Either::Right(self.inner.find_or_load(key).boxed()),
         }
     }
 

@@ -2,11 +2,11 @@
 //!
 //! Room is made as in a clock: a hand goes round, and of the next few that can be forgotten the longest unused goes.
 
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{BuildHasher, Hash};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hashbrown::HashTable;
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::session::TokenCell;
 
@@ -23,7 +23,7 @@ const CANDIDATES: usize = 8;
 const PLACES: usize = 4096;
 
 pub(super) struct Table<K> {
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
     shards: Box<[Mutex<HashTable<Slot<K>>>]>,
     len: AtomicUsize,
     /// Goes on by one with every session that is added, and every sweep. Wraps.
@@ -47,7 +47,7 @@ impl<K: Eq + Hash> Table<K> {
     pub(super) fn new(capacity: usize) -> Self {
         let shards = (capacity / SHARD).clamp(1, MOST_SHARDS).next_power_of_two();
         Self {
-            hasher: RandomState::new(),
+            hasher: DefaultHashBuilder::default(),
             shards: (0..shards).map(|_| Mutex::default()).collect(),
             len: AtomicUsize::new(0),
             clock: AtomicU32::new(0),
@@ -141,10 +141,8 @@ impl<K: Eq + Hash> Table<K> {
     /// Marks a session as used now.
     #[inline]
     pub(super) fn touch(&self, cell: &TokenCell) {
-        let now = self.clock.load(Ordering::Relaxed);
-        if cell.used.load(Ordering::Relaxed) != now {
-            cell.used.store(now, Ordering::Relaxed);
-        }
+        // Whatever it says: to look first would cost a look-up more, since there is no telling how it turns out.
+        cell.used.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// Lets the clock go on: what is used from here on was used later than the time that is returned.
