@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tower_auth_refresh::Sessions;
 
 use crate::auth::Auth;
 use crate::config::{PublicOrigin, Upstream};
 use crate::cookie::{SessionCookie, SessionId};
 use crate::metrics::Metrics;
 use crate::proxy::UpstreamClient;
-use crate::sessions::Sessions;
 
 /// A handle, cloned for each request.
 #[derive(Clone)]

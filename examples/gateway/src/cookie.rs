@@ -74,10 +74,11 @@ impl SessionCookie {
         write(headers, &cookie);
     }
 
-    /// Whether a `Set-Cookie` of an upstream's would overwrite it.
+    /// Whether a `Set-Cookie` of an upstream's would overwrite it, or be sent back as if it were it: a nameless one is,
+    /// as its value alone.
     pub(crate) fn is_named_in(self, set_cookie: &HeaderValue) -> bool {
-        let name = set_cookie.as_bytes().split(|byte| matches!(byte, b'=' | b';')).next().unwrap_or_default();
-        name.trim_ascii() == self.name().as_bytes()
+        let mut names = set_cookie.as_bytes().split(|byte| matches!(byte, b'=' | b';')).map(<[u8]>::trim_ascii);
+        names.find(|name| !name.is_empty()) == Some(self.name().as_bytes())
     }
 
     fn cookie(self, value: String) -> Cookie<'static> {
@@ -115,6 +116,10 @@ mod tests {
         assert_eq!(cookie.read(&headers), Some(id));
         assert!(cookie.is_named_in(&set.parse().unwrap()));
         assert!(!cookie.is_named_in(&HeaderValue::from_static("theme=dark")));
+        // One without a name is sent back as its value alone.
+        for nameless in ["=__Host-session=x", " = __Host-session=x; Path=/", "==__Host-session=x"] {
+            assert!(cookie.is_named_in(&HeaderValue::from_static(nameless)), "{nameless}");
+        }
     }
 
     #[test]

@@ -5,13 +5,12 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, timeout_at};
 use tower::BoxError;
-use tower_auth_refresh::{TokenStore, Tokens};
+use tower_auth_refresh::{Sessions, TokenStore, Tokens};
 
 use crate::app::{App, Parts};
 use crate::auth::Auth;
@@ -19,20 +18,18 @@ use crate::config::{InvalidSetting, Settings};
 use crate::cookie::{SessionCookie, SessionId};
 use crate::demo::Demo;
 use crate::metrics::Metrics;
-use crate::sessions::Sessions;
 use crate::{proxy, routes, server};
-
-/// What storing may add to a refresh.
-const STORING: Duration = Duration::from_secs(5);
 
 /// A gateway, about to start.
 pub struct Gateway {
     settings: Settings,
     metrics: Arc<Metrics>,
     demo: Option<Demo>,
-    stores: Option<Box<dyn Fn() -> Arc<dyn TokenStore> + Send + Sync>>,
+    stores: Option<Stores>,
     with_refresh: bool,
 }
+
+type Stores = Box<dyn Fn() -> Arc<dyn TokenStore> + Send + Sync>;
 
 /// A gateway that listens, and answers once it [serves](Self::serve).
 pub struct Listening {
@@ -65,6 +62,7 @@ impl Gateway {
     }
 
     /// Where each session's tokens are kept. Default: in memory.
+    #[doc(hidden)]
     #[must_use]
     pub fn stores(mut self, stores: impl Fn() -> Arc<dyn TokenStore> + Send + Sync + 'static) -> Self {
         self.stores = Some(Box::new(stores));
@@ -90,22 +88,8 @@ impl Gateway {
         let listener = TcpListener::bind(settings.listen).await;
         let listener = listener.map_err(|error| StartError::Bind { address: settings.listen, error })?;
         let (stopping, stopped) = watch::channel(false);
-        let template = {
-            let (auth, settings) = (auth.clone(), settings.clone());
-            move || {
-                let template = auth.sessions().refresh_timeout(settings.refresh_timeout);
-                let template = match settings.refresh_early {
-                    Some(window) => template.refresh_early(window),
-                    None => template,
-                };
-                match &stores {
-                    Some(stores) => template.shared_store(stores()),
-                    None => template,
-                }
-            }
-        };
         let app = App::new(Parts {
-            sessions: Sessions::new(template, settings.max_sessions),
+            sessions: sessions(&auth, &settings, stores),
             auth,
             client: if with_refresh { proxy::client(&settings) } else { proxy::client_without_refresh(&settings) },
             upstream: settings.upstream.clone(),
@@ -142,20 +126,19 @@ impl Listening {
         Ok(self.app.cookie.pair(id))
     }
 
-    /// Serves until `shutdown`. Then it accepts no more, waits for the requests under way, and for the refreshes whose
-    /// requests have gone.
+    /// Serves until `shutdown`. Then it accepts no more, and waits for the requests under way, for the refreshes whose
+    /// requests have gone, and for the sign-outs that the authorization server is still to be told of.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let Self { listener, app, demo, settings, stopping } = self;
         let pages = demo.as_ref().map(Demo::routes).unwrap_or_default();
         let router = routes::router(&app, pages);
-        let patience = server::Patience { client: settings.client_timeout, shutdown: settings.shutdown_timeout };
         let shutdown = async {
             shutdown.await;
             stopping.send_replace(true);
+            Instant::now() + settings.shutdown_timeout
         };
-        server::serve(listener, router, patience, shutdown).await;
-        // None lasts longer than this.
-        if timeout(settings.refresh_timeout + STORING, landed(&app)).await.is_err() {
+        let deadline = server::serve(listener, router, settings.client_timeout, shutdown).await;
+        if timeout_at(deadline, app.sessions.landed()).await.is_err() {
             tracing::warn!("refreshes were cut off: they took too long");
         }
         if let Some(demo) = demo {
@@ -164,11 +147,22 @@ impl Listening {
     }
 }
 
-/// Waits until no refresh is under way.
-async fn landed(app: &App) {
-    while app.metrics.refreshes_in_flight() > 0 {
-        sleep(Duration::from_millis(5)).await;
-    }
+/// All users' sessions.
+fn sessions(auth: &Auth, settings: &Settings, stores: Option<Stores>) -> Sessions<SessionId> {
+    let template = auth.sessions().refresh_timeout(settings.refresh_timeout);
+    let template = match settings.refresh_early {
+        Some(window) => template.refresh_early(window),
+        None => template,
+    };
+    let sessions = Sessions::builder(template)
+        .capacity(settings.max_sessions)
+        .idle(settings.idle)
+        .refreshes_in_flight(settings.refreshes_in_flight);
+    let sessions = match stores {
+        Some(stores) => sessions.stores(move |_| stores()),
+        None => sessions,
+    };
+    sessions.build().expect("the runtime is there: it has opened the socket")
 }
 
 /// A gateway could not start. The message is one line.

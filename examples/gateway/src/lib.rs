@@ -22,7 +22,6 @@ mod problem;
 mod proxy;
 mod routes;
 mod server;
-mod sessions;
 
 pub use config::{Args, AuthServer, InvalidSetting, LogFormat, PublicOrigin, Settings, Upstream};
 pub use demo::Demo;

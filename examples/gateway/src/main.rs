@@ -6,7 +6,7 @@ use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use gateway::{Args, Demo, Gateway, LogFormat, Metrics, RefreshWatch, StartError};
+use gateway::{Args, Demo, Gateway, InvalidSetting, LogFormat, Metrics, RefreshWatch, StartError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -26,7 +26,7 @@ async fn main() -> ExitCode {
 async fn run() -> Result<(), StartError> {
     let mut args = Args::read()?;
     let metrics = Arc::<Metrics>::default();
-    write_log(args.log, &metrics);
+    write_log(args.log, &metrics)?;
     let demo = if args.demo { Some(Demo::start(&mut args).await?) } else { None };
     // Before anybody is told that the gateway listens.
     let (terminated, interrupted) = (listen_for(SignalKind::terminate()), listen_for(SignalKind::interrupt()));
@@ -50,14 +50,17 @@ async fn run() -> Result<(), StartError> {
     Ok(())
 }
 
-fn write_log(format: LogFormat, metrics: &Arc<Metrics>) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+fn write_log(format: LogFormat, metrics: &Arc<Metrics>) -> Result<(), InvalidSetting> {
+    let what = std::env::var_os(EnvFilter::DEFAULT_ENV).unwrap_or_else(|| "info".into());
+    let filter = EnvFilter::try_new(what.to_string_lossy());
+    let filter = filter.map_err(|invalid| InvalidSetting::of(EnvFilter::DEFAULT_ENV, invalid))?;
     let log = tracing_subscriber::fmt::layer().with_writer(stderr);
     let log = match format {
         LogFormat::Text => log.with_ansi(stderr().is_terminal()).boxed(),
         LogFormat::Json => log.json().boxed(),
     };
     tracing_subscriber::registry().with(log.with_filter(filter)).with(RefreshWatch::layer(metrics)).init();
+    Ok(())
 }
 
 fn listen_for(kind: SignalKind) -> Option<Signal> {

@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
 use serde_json::json;
+use tower_auth_refresh::SessionsError;
 
 /// When to try again, where nobody said.
 pub(crate) const TRY_AGAIN: Duration = Duration::from_secs(2);
@@ -112,6 +113,16 @@ impl Problem {
 impl From<Kind> for Problem {
     fn from(kind: Kind) -> Self {
         Self { kind, retry_after: None }
+    }
+}
+
+impl From<SessionsError> for Problem {
+    fn from(error: SessionsError) -> Self {
+        tracing::warn!(%error, "a session could not be had");
+        match error {
+            SessionsError::Full => Self::from(Kind::TooManySessions).retry_after(TRY_AGAIN),
+            _ => Kind::Internal.into(),
+        }
     }
 }
 

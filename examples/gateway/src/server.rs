@@ -13,7 +13,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_io_timeout::TimeoutStream;
 use tower::ServiceExt;
 
@@ -24,35 +24,27 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
 
-/// How long others may take.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
-    /// A client, to send the head of a request, or to take something of an answer.
-    pub(crate) client: Duration,
-    /// Requests under way, at shutdown.
-    pub(crate) shutdown: Duration,
-}
-
-/// Serves until `shutdown`, then waits for the requests under way.
+/// Serves until `shutdown`, which says by when to be done; then waits for the requests under way. `patience`: how long a
+/// client may take to send the head of a request, or to take something of an answer.
 pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
-    patience: Patience,
-    shutdown: impl Future<Output = ()>,
-) {
+    patience: Duration,
+    shutdown: impl Future<Output = Instant>,
+) -> Instant {
     let mut shutdown = pin!(shutdown);
     let (stop, stopping) = watch::channel(());
     let graceful = GracefulShutdown::new();
-    loop {
+    let deadline = loop {
         tokio::select! {
             biased;
-            () = &mut shutdown => break,
+            deadline = &mut shutdown => break deadline,
             accepted = listener.accept() => match accepted {
                 Ok((stream, address)) => {
                     let (router, watcher, stopping) = (router.clone(), graceful.watcher(), stopping.clone());
                     tokio::spawn(async move {
-                        if is_greeted(&stream, patience.client, stopping).await {
-                            converse(stream, Peer(address), router, patience.client, watcher).await;
+                        if is_greeted(&stream, patience, stopping).await {
+                            converse(stream, Peer(address), router, patience, watcher).await;
                         }
                     });
                 }
@@ -63,13 +55,14 @@ pub(crate) async fn serve(
                 }
             },
         }
-    }
+    };
     // Whoever connects from now on is refused, and tries another instance.
     drop((listener, stop));
     tracing::info!("stopping");
-    if timeout(patience.shutdown, graceful.shutdown()).await.is_err() {
+    if timeout_at(deadline, graceful.shutdown()).await.is_err() {
         tracing::warn!("requests were cut off: they took too long");
     }
+    deadline
 }
 
 /// Serves one connection, over HTTP/1 or HTTP/2.

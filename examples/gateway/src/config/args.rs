@@ -57,13 +57,17 @@ pub struct Args {
     #[arg(long, env = "GATEWAY_MAX_SESSIONS", value_name = "COUNT", default_value = "100000")]
     pub max_sessions: usize,
 
-    /// How long a session may go unused
+    /// How long a session may go unused; then its user is signed out
     #[arg(long, env = "GATEWAY_IDLE", value_name = "TIME", default_value = "12h", value_parser = units::duration)]
     pub idle: Duration,
 
     /// Refresh in the background when a token is this close to its expiry [default: when the API refuses it]
     #[arg(long, env = "GATEWAY_REFRESH_EARLY", value_name = "TIME", value_parser = units::duration)]
     pub refresh_early: Option<Duration>,
+
+    /// How many refreshes may be under way at the same time; more wait for their turn
+    #[arg(long, env = "GATEWAY_REFRESHES_IN_FLIGHT", value_name = "COUNT", default_value = "256")]
+    pub refreshes_in_flight: usize,
 
     /// How long a refresh may take
     #[arg(long, env = "GATEWAY_REFRESH_TIMEOUT", value_name = "TIME", default_value = "15s",
@@ -84,7 +88,7 @@ pub struct Args {
           value_parser = units::duration)]
     pub client_timeout: Duration,
 
-    /// How long to wait at SIGTERM for requests that are under way
+    /// How long to wait at SIGTERM for requests and refreshes that are under way
     #[arg(long, env = "GATEWAY_SHUTDOWN_TIMEOUT", value_name = "TIME", default_value = "30s",
           value_parser = units::duration)]
     pub shutdown_timeout: Duration,

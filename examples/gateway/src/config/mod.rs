@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use http::Uri;
-use tower_auth_refresh::Origin;
+use tower_auth_refresh::{InvalidOrigin, Origin};
 
 pub use self::args::{Args, LogFormat};
 
@@ -30,6 +30,8 @@ pub struct Settings {
     pub max_sessions: usize,
     /// How long a session may go unused. Default: 12 h.
     pub idle: Duration,
+    /// How many refreshes may be under way at the same time. Default: 256.
+    pub refreshes_in_flight: usize,
     /// How long before its expiry a token is refreshed. Default: `None`, when the API refuses it.
     pub refresh_early: Option<Duration>,
     /// How long a refresh may take. Default: 15 s.
@@ -40,7 +42,7 @@ pub struct Settings {
     pub upstream_timeout: Duration,
     /// How long a client may be silent in mid-request, or take nothing of its answer. Default: 30 s.
     pub client_timeout: Duration,
-    /// How long a shutdown waits for requests that are under way. Default: 30 s.
+    /// How long a shutdown waits for requests and refreshes that are under way. Default: 30 s.
     pub shutdown_timeout: Duration,
     /// Whether `http://` is allowed off loopback. Default: no.
     pub allow_plain_http: bool,
@@ -108,14 +110,18 @@ impl Args {
         if self.max_sessions == 0 {
             return Err(InvalidSetting::of("--max-sessions", "nobody could sign in"));
         }
+        if self.refreshes_in_flight == 0 {
+            return Err(InvalidSetting::of("--refreshes-in-flight", "no token could be refreshed"));
+        }
         let upstream = self.upstream.ok_or_else(|| missing("--upstream"))?;
         Ok(Settings {
             listen: self.listen,
-            public: PublicOrigin::read(self.public_origin.as_deref(), self.listen)?,
+            public: PublicOrigin::read(self.public_origin.as_deref(), self.listen, self.allow_plain_http)?,
             upstream: Upstream::read(&upstream, self.allow_plain_http)?,
             auth,
             max_sessions: self.max_sessions,
             idle: self.idle,
+            refreshes_in_flight: self.refreshes_in_flight,
             refresh_early: self.refresh_early,
             refresh_timeout: self.refresh_timeout,
             body_limit: self.body_limit,
@@ -141,9 +147,9 @@ impl Settings {
 }
 
 impl PublicOrigin {
-    fn read(origin: Option<&str>, listen: SocketAddr) -> Result<Self, InvalidSetting> {
+    fn read(origin: Option<&str>, listen: SocketAddr, allow_plain_http: bool) -> Result<Self, InvalidSetting> {
         match origin {
-            Some(origin) => Origin::parse_allowing_http(origin)
+            Some(origin) => origin_parser(allow_plain_http)(origin)
                 .map(Self::Named)
                 .map_err(|invalid| InvalidSetting::of("--public-origin", invalid)),
             None if listen.ip().is_loopback() => Ok(Self::Loopback),
@@ -165,10 +171,13 @@ impl Upstream {
             return Err(wrong(&"the URL has a query or a fragment"));
         }
         let origin = url.split_inclusive('/').take(3).collect::<String>();
-        let parse = if allow_plain_http { Origin::parse_allowing_http } else { Origin::parse };
-        let origin = parse(&origin).map_err(|invalid| wrong(&invalid))?;
+        let origin = origin_parser(allow_plain_http)(&origin).map_err(|invalid| wrong(&invalid))?;
         Ok(Self { origin, uri })
     }
+}
+
+fn origin_parser(allow_plain_http: bool) -> fn(&str) -> Result<Origin, InvalidOrigin> {
+    if allow_plain_http { Origin::parse_allowing_http } else { Origin::parse }
 }
 
 impl fmt::Debug for AuthServer {
@@ -188,7 +197,8 @@ impl InvalidSetting {
         Self(message.to_owned())
     }
 
-    pub(crate) fn of(flag: &str, what: impl fmt::Display) -> Self {
+    /// What is wrong with a setting.
+    pub fn of(flag: &str, what: impl fmt::Display) -> Self {
         Self(format!("{flag}: {what}"))
     }
 }

@@ -119,11 +119,6 @@ impl Metrics {
         self.latency.observe(seconds);
     }
 
-    /// How many refreshes are under way.
-    pub(crate) fn refreshes_in_flight(&self) -> u64 {
-        self.refreshes_in_flight.load(Ordering::Relaxed)
-    }
-
     /// Prometheus' text format, 0.0.4.
     pub(crate) fn render(&self, sessions: usize) -> String {
         let mut page = Page(String::with_capacity(8 * 1024));
@@ -135,7 +130,12 @@ impl Metrics {
             }
         }
         page.labelled("gateway_refreshes_total", "Refreshes, by outcome.", "outcome", &OUTCOMES, &self.refreshes);
-        page.single("gateway_refreshes_in_flight", "gauge", "Refreshes under way.", self.refreshes_in_flight());
+        page.single(
+            "gateway_refreshes_in_flight",
+            "gauge",
+            "Refreshes under way, and those that wait for their turn.",
+            load(&self.refreshes_in_flight),
+        );
         page.single(
             "gateway_coalesced_waiters_total",
             "counter",
@@ -151,7 +151,7 @@ impl Metrics {
             &self.not_replayed,
         );
         page.single("gateway_sessions", "gauge", "Sessions held.", sessions as u64);
-        page.family("gateway_refresh_duration_seconds", "histogram", "How long refreshes took, storing included.");
+        page.family("gateway_refresh_duration_seconds", "histogram", "How long refreshes took, from the first 401 to the new token: waiting for their turn and storing included.");
         self.latency.render(&mut page, "gateway_refresh_duration_seconds");
         page.0
     }

@@ -1,11 +1,12 @@
 //! Which headers cross the gateway.
 
 use http::header::{
-    AUTHORIZATION, CONNECTION, COOKIE, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CACHE_CONTROL, CONNECTION, COOKIE, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+    SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
+use crate::config::PublicOrigin;
 use crate::cookie::SessionCookie;
 use crate::server::Peer;
 
@@ -59,11 +60,13 @@ const IDENTITY_PREFIXES: [&str; 13] = [
 ];
 
 /// Makes the headers of a client's request those of the gateway's.
-pub(super) fn to_upstream(headers: &mut HeaderMap, uri: &Uri, peer: Option<Peer>, https: bool) {
-    let host = match headers.get(HOST) {
-        Some(host) => Some(host.clone()),
+pub(super) fn to_upstream(headers: &mut HeaderMap, uri: &Uri, peer: Option<Peer>, public: &PublicOrigin) {
+    let host = match (public, headers.get(HOST)) {
+        // Not what the client calls it: an upstream may make links of it.
+        (PublicOrigin::Named(origin), _) => HeaderValue::from_str(authority(&origin.to_string())).ok(),
+        (PublicOrigin::Loopback, Some(host)) => Some(host.clone()),
         // HTTP/2 says it in its pseudo-header.
-        None => uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok()),
+        (PublicOrigin::Loopback, None) => uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok()),
     };
     drop_hop_by_hop(headers);
     drop_credentials(headers);
@@ -75,21 +78,28 @@ pub(super) fn to_upstream(headers: &mut HeaderMap, uri: &Uri, peer: Option<Peer>
     if let Some(host) = host {
         headers.insert(HeaderName::from_static("x-forwarded-host"), host);
     }
-    let proto = HeaderValue::from_static(if https { "https" } else { "http" });
+    let proto = HeaderValue::from_static(if public.is_https() { "https" } else { "http" });
     headers.insert(HeaderName::from_static("x-forwarded-proto"), proto);
+}
+
+fn authority(origin: &str) -> &str {
+    origin.split_once("://").map_or(origin, |(_, authority)| authority)
 }
 
 /// Who a client says it is, is for the gateway alone to hear. Trailers are no way round it either.
 pub(super) fn drop_credentials(headers: &mut HeaderMap) {
-    let doomed: Vec<_> = headers.keys().filter(|name| is_credential(name)).cloned().collect();
-    for name in doomed {
-        headers.remove(name);
-    }
+    remove_all(headers, is_credential);
 }
 
 /// Makes the headers of an upstream's response those of the gateway's.
 pub(super) fn to_client(headers: &mut HeaderMap, cookie: SessionCookie) {
     drop_hop_by_hop(headers);
+    // It was meant for requests that bring their token themselves.
+    remove_all(headers, |name| name.as_str().starts_with("access-control-"));
+    // It answered to a token, but a cache before the gateway sees none (RFC 9111 §3.5).
+    if !headers.get_all(CACHE_CONTROL).iter().any(settles_sharing) {
+        headers.append(CACHE_CONTROL, HeaderValue::from_static("private"));
+    }
     if headers.get_all(SET_COOKIE).iter().any(|value| cookie.is_named_in(value)) {
         let kept: Vec<_> =
             headers.get_all(SET_COOKIE).iter().filter(|value| !cookie.is_named_in(value)).cloned().collect();
@@ -97,6 +107,27 @@ pub(super) fn to_client(headers: &mut HeaderMap, cookie: SessionCookie) {
         for value in kept {
             headers.append(SET_COOKIE, value);
         }
+    }
+}
+
+/// Whether a `Cache-Control` says that no other user may be given the answer, or in so many words that he may.
+fn settles_sharing(value: &HeaderValue) -> bool {
+    let directives = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    directives.filter_map(|directive| str::from_utf8(directive).ok()).any(|directive| {
+        let (name, fields) = directive.split_once('=').unwrap_or((directive, ""));
+        match &*name.trim_end().to_ascii_lowercase() {
+            // With fields, it is only they that are.
+            "private" => fields.is_empty(),
+            "no-store" | "public" | "s-maxage" | "must-revalidate" => true,
+            _ => false,
+        }
+    })
+}
+
+fn remove_all(headers: &mut HeaderMap, doomed: impl Fn(&HeaderName) -> bool) {
+    let doomed: Vec<_> = headers.keys().filter(|name| doomed(name)).cloned().collect();
+    for name in doomed {
+        headers.remove(name);
     }
 }
 
@@ -128,6 +159,8 @@ fn is_credential(name: &HeaderName) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tower_auth_refresh::Origin;
+
     use super::*;
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -160,18 +193,19 @@ mod tests {
             ("x-secret-hop", "1"),
             ("keep-alive", "timeout=5"),
             ("te", "trailers"),
-            ("host", "app.example.com"),
+            ("host", "evil.example"),
             ("accept", "text/html"),
             ("x-requested-with", "fetch"),
         ]);
         let peer = Peer("192.0.2.7:1234".parse().unwrap());
-        to_upstream(&mut headers, &Uri::from_static("/api/x"), Some(peer), true);
+        let public = PublicOrigin::Named(Origin::parse("https://app.example.com:8443").unwrap());
+        to_upstream(&mut headers, &Uri::from_static("/api/x"), Some(peer), &public);
         assert_eq!(
             names(&headers),
             ["accept", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-requested-with"]
         );
         assert_eq!(headers["x-forwarded-for"], "192.0.2.7");
-        assert_eq!(headers["x-forwarded-host"], "app.example.com");
+        assert_eq!(headers["x-forwarded-host"], "app.example.com:8443");
         assert_eq!(headers["x-forwarded-proto"], "https");
     }
 
@@ -186,7 +220,7 @@ mod tests {
             ("content-length", "3"),
         ]);
         to_client(&mut headers, SessionCookie::new(false));
-        assert_eq!(names(&headers), ["content-length", "set-cookie"]);
+        assert_eq!(names(&headers), ["cache-control", "content-length", "set-cookie"]);
         let cookies: Vec<_> = headers.get_all(SET_COOKIE).iter().collect();
         assert_eq!(cookies, ["theme=dark", "lang=fr"]);
     }

@@ -18,10 +18,11 @@ use tower::ServiceExt;
 use tower_auth_refresh::{Session, SessionState};
 
 use self::body::UploadBody;
+use self::upstream::NoToken;
 pub(crate) use self::upstream::{HttpsClient, UpstreamClient, client, client_without_refresh, https};
 use crate::app::App;
 use crate::cookie::SessionId;
-use crate::problem::Kind;
+use crate::problem::{Kind, Problem, TRY_AGAIN};
 use crate::server::Peer;
 
 /// Handles a request for the API.
@@ -60,13 +61,10 @@ impl Call {
         let session = match app.sessions.get(&id).await {
             Ok(Some(session)) => session,
             Ok(None) => return Err(forgetting(app, Kind::SignInFirst)),
-            Err(error) => {
-                tracing::warn!(%error, "a session could not be loaded");
-                return Err(Kind::Internal.into_response());
-            }
+            Err(error) => return Err(Problem::from(error).into_response()),
         };
-        if session.state() == SessionState::Ended {
-            return Err(end(app, &id).await);
+        if let Some(answer) = over(app, &id, &session).await {
+            return Err(answer);
         }
         if body.size_hint().lower() > app.body_limit {
             return Err(Kind::BodyTooLarge.into_response());
@@ -81,16 +79,20 @@ impl Call {
             return Kind::MalformedRequest.into_response();
         };
         let peer = head.extensions.remove::<Peer>();
-        headers::to_upstream(&mut head.headers, &head.uri, peer, app.public.is_https());
+        headers::to_upstream(&mut head.headers, &head.uri, peer, &app.public);
         head.uri = uri;
         // The connections on either side are each other's business no more than their versions are.
         head.version = Version::HTTP_11;
         head.extensions.clear();
-        head.extensions.insert(session);
+        head.extensions.insert(session.clone());
         let (body, fate) = UploadBody::new(body, app.body_limit, app.client_timeout);
 
         match app.client.clone().oneshot(Request::from_parts(head, body)).await {
             Ok(response) => outcome::answer(app, &id, response, &fate).await,
+            Err(error) if error.is::<NoToken>() => match over(app, &id, &session).await {
+                Some(answer) => answer,
+                None => Problem::from(Kind::RefreshFailed).retry_after(TRY_AGAIN).into_response(),
+            },
             Err(error) => outcome::failure(&*error, &fate).into_response(),
         }
     }
@@ -102,7 +104,16 @@ fn asks_to_upgrade(headers: &HeaderMap) -> bool {
     protocols.any(|protocol| !protocol.trim_ascii().eq_ignore_ascii_case(b"h2c"))
 }
 
-/// The session is over: the gateway and the browser forget it.
+/// The answer to whoever's session is over.
+async fn over(app: &App, id: &SessionId, session: &Session) -> Option<Response> {
+    match session.state() {
+        SessionState::Ended => Some(end(app, id).await),
+        SessionState::SignedOut => Some(forgetting(app, Kind::SignInFirst)),
+        _ => None,
+    }
+}
+
+/// The authorization server ended the session: the gateway and the browser forget it.
 async fn end(app: &App, id: &SessionId) -> Response {
     if let Err(error) = app.sessions.sign_out(id).await {
         tracing::warn!(%error, "an ended session could not be signed out");

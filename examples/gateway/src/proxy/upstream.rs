@@ -1,7 +1,10 @@
 //! The client stack: [`AuthRefreshLayer`] around a time-out around an HTTP client.
 
+use std::error::Error;
+use std::fmt;
 use std::time::Duration;
 
+use http::header::AUTHORIZATION;
 use http::{Request, Response};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -32,9 +35,27 @@ pub(crate) fn client(settings: &Settings) -> UpstreamClient {
             response.map(|body| Box::pin(DownloadBody::new(body, silence)) as BoxBody)
         })
         .layer(AuthRefreshLayer::per_request(settings.upstream.origin.clone()))
+        .filter(carries_token)
         .service(Patience::new(https(), silence));
     BoxCloneSyncService::new(stack)
 }
+
+/// A user's request must not go out as a stranger's: it has no token where his session has ended since it was admitted.
+fn carries_token<B>(request: Request<B>) -> Result<Request<B>, NoToken> {
+    if request.headers().contains_key(AUTHORIZATION) { Ok(request) } else { Err(NoToken) }
+}
+
+/// A request was not sent: there is no token for it.
+#[derive(Debug)]
+pub(super) struct NoToken;
+
+impl fmt::Display for NoToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("there is no token for the request")
+    }
+}
+
+impl Error for NoToken {}
 
 /// The same stack with a user's access token attached and no [`AuthRefreshLayer`]: what the layer costs is measured
 /// against it.
@@ -47,7 +68,7 @@ pub(crate) fn client_without_refresh(settings: &Settings) -> UpstreamClient {
             if let Some(token) = tokens.access_token() {
                 let value = format!("Bearer {}", token.expose_secret());
                 if let Ok(value) = http::HeaderValue::from_maybe_shared(bytes::Bytes::from(value)) {
-                    request.headers_mut().insert(http::header::AUTHORIZATION, value);
+                    request.headers_mut().insert(AUTHORIZATION, value);
                 }
             }
             request

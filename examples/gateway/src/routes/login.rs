@@ -6,13 +6,12 @@ use axum::response::{IntoResponse, Response};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value};
-use tower_auth_refresh::Tokens;
+use tower_auth_refresh::{SessionsError, Tokens};
 
 use crate::app::App;
 use crate::auth::LoginFailed;
 use crate::cookie::SessionId;
 use crate::problem::{Kind, Problem, TRY_AGAIN};
-use crate::sessions::SessionsError;
 
 /// More than any credentials need.
 const LIMIT: usize = 16 * 1024;
@@ -62,15 +61,20 @@ async fn credentials(app: &App, headers: &HeaderMap, body: Body) -> Result<Map<S
 }
 
 async fn sign_in(app: &App, id: SessionId, tokens: Tokens) -> Result<(), Problem> {
-    let Err(error) = app.sessions.sign_in(id, tokens.clone()).await else { return Ok(()) };
-    tracing::warn!(%error, "a user could not be signed in");
-    if let Err(error) = app.auth.revoke(&tokens).await {
-        tracing::warn!(%error, "the tokens of a user who could not be signed in could not be revoked");
+    match app.sessions.sign_in(id, tokens.clone()).await {
+        Ok(_) => Ok(()),
+        Err(SessionsError::Session(error)) => {
+            // He is signed in all the same; what could not be stored is stored later.
+            tracing::warn!(%error, "a user's tokens could not be stored");
+            Ok(())
+        }
+        Err(error) => {
+            if let Err(error) = app.auth.revoke(&tokens).await {
+                tracing::warn!(%error, "the tokens of a user who could not be signed in could not be revoked");
+            }
+            Err(error.into())
+        }
     }
-    Err(match error {
-        SessionsError::Full => Problem::from(Kind::TooManySessions).retry_after(TRY_AGAIN),
-        SessionsError::Session(_) => Kind::Internal.into(),
-    })
 }
 
 pub(super) async fn sign_out(app: &App, id: &SessionId) {

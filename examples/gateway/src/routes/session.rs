@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tower_auth_refresh::{Session, SessionState};
 
 use crate::app::App;
-use crate::problem::Kind;
+use crate::problem::Problem;
 
 /// As JSON: `state` (`signed_out`, `active`, `refreshing`, `ended`), and where there are tokens, the number of those in
 /// force and the seconds until they expire, if that is known.
@@ -20,10 +20,7 @@ pub(crate) async fn session(State(app): State<App>, headers: HeaderMap) -> Respo
         None => None,
         Some(id) => match app.sessions.get(&id).await {
             Ok(session) => session,
-            Err(error) => {
-                tracing::warn!(%error, "a session could not be loaded");
-                return Kind::Internal.into_response();
-            }
+            Err(error) => return Problem::from(error).into_response(),
         },
     };
     let told = session.map_or_else(|| json!({ "state": "signed_out" }), |session| tell(&session));

@@ -4,8 +4,9 @@ use axum::Router;
 use axum::body::Body;
 use axum::response::IntoResponse;
 use axum::routing::any;
-use http::header::{CONNECTION, HOST, ORIGIN, SET_COOKIE};
-use http::{HeaderMap, Method, Request};
+use http::header::{CACHE_CONTROL, CONNECTION, HOST, ORIGIN, SET_COOKIE};
+use http::{HeaderMap, Method, Request, Uri};
+use tower_auth_refresh::Origin;
 
 use crate::support::World;
 
@@ -80,6 +81,69 @@ async fn what_a_client_says_of_itself_never_reaches_the_upstream() {
     assert_eq!(seen["x-forwarded-proto"][0], "http");
     assert_eq!(seen[HOST.as_str()][0], world.kit.origin().strip_prefix("http://").unwrap());
     assert_eq!(world.kit.counters().unauthorized(), 0);
+}
+
+#[tokio::test]
+async fn the_host_that_the_upstream_hears_of_is_not_the_clients_choice() {
+    let world = World::start_with(|settings| {
+        let origin = Origin::parse("https://app.example.com").unwrap();
+        settings.public = gateway::PublicOrigin::Named(origin);
+    });
+    let world = world.await;
+    let browser = world.browser("ada").await;
+    let request = browser.request(Method::GET, "/api/headers").header(HOST, "evil.example");
+    let answer = browser.ask(request.body(Body::empty()).unwrap()).await.json();
+    assert_eq!(answer["headers"]["x-forwarded-host"], serde_json::json!(["app.example.com"]));
+    assert_eq!(answer["headers"]["x-forwarded-proto"], serde_json::json!(["https"]));
+}
+
+/// The upstream may consent to what brings a token along. With a cookie it would not be asked again.
+#[tokio::test]
+async fn an_upstreams_consent_to_other_sites_stays_there() {
+    async fn answer() -> impl IntoResponse {
+        [
+            ("access-control-allow-origin", "https://evil.example"),
+            ("access-control-allow-credentials", "true"),
+            ("access-control-allow-headers", "x-requested-with"),
+            ("vary", "origin"),
+        ]
+    }
+    let world = World::with_upstream(Router::new().fallback(any(answer)), |_| {}).await;
+    let browser = world.browser("ada").await;
+    for method in [Method::GET, Method::OPTIONS] {
+        let request = browser.request(method, "/api/x").header(ORIGIN, "https://evil.example");
+        let answer = browser.ask(request.body(Body::empty()).unwrap()).await;
+        assert_eq!(answer.status, 200);
+        let names: Vec<_> = answer.headers.keys().filter(|name| name.as_str().starts_with("access-control-")).collect();
+        assert!(names.is_empty(), "{names:?}");
+        assert_eq!(answer.headers["vary"], "origin");
+    }
+}
+
+/// To a cache before the gateway there is no `Authorization`, which would have told it so (RFC 9111 §3.5).
+#[tokio::test]
+async fn an_answer_to_one_user_is_no_other_users() {
+    async fn answer(uri: Uri) -> HeaderMap {
+        let said = uri.query().unwrap_or_default().replace('_', " ").replace('\'', "\"");
+        let said = said.split('&').filter(|said| !said.is_empty());
+        said.map(|said| (CACHE_CONTROL, said.parse().unwrap())).collect()
+    }
+    let world = World::with_upstream(Router::new().fallback(any(answer)), |_| {}).await;
+    let browser = world.browser("ada").await;
+    for (said, heard) in [
+        ("", &["private"][..]),
+        ("max-age=60", &["max-age=60", "private"]),
+        ("private", &["private"]),
+        ("no-store", &["no-store"]),
+        ("no-cache,_Private='x'", &["no-cache, Private=\"x\"", "private"]),
+        ("max-age=60&public", &["max-age=60", "public"]),
+        ("S-MaxAge=60", &["S-MaxAge=60"]),
+        ("max-age=0,_must-revalidate", &["max-age=0, must-revalidate"]),
+    ] {
+        let answer = browser.get(&format!("/api/x?{said}")).await;
+        let told: Vec<_> = answer.headers.get_all(CACHE_CONTROL).iter().collect();
+        assert_eq!(told, heard, "{said}");
+    }
 }
 
 #[tokio::test]

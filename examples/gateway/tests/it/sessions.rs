@@ -1,15 +1,19 @@
 //! Signing in, signing out, and what ends a session.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::Method;
-use http::header::{CONTENT_TYPE, SET_COOKIE};
+use axum::Router;
+use axum::routing::any;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, SET_COOKIE};
+use http::{HeaderMap, Method, StatusCode};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 use tower_auth_refresh::Origin;
 use tower_auth_refresh_testkit::{Fault, Route};
 
-use crate::support::World;
+use crate::support::{Browser, World};
 
 #[tokio::test]
 async fn a_browser_gets_a_cookie_and_no_token() {
@@ -119,15 +123,172 @@ async fn nobody_gets_through_without_a_session() {
 }
 
 #[tokio::test]
-async fn a_full_gateway_refuses_a_login_and_gives_the_tokens_back() {
+async fn a_full_gateway_refuses_a_login_gives_the_tokens_back_and_evicts_nobody() {
     let world = World::start_with(|settings| settings.max_sessions = 2).await;
-    let (first, _second) = (world.browser("ada").await, world.browser("eve").await);
-    let refused = world.stranger().login("bob", "correct horse").await;
-    refused.is_problem(503, "too-many-sessions");
-    assert!(refused.headers.contains_key("retry-after"));
-    assert_eq!(world.kit.counters().logouts, 1);
+    let (first, second) = (world.browser("ada").await, world.browser("eve").await);
+    for attempt in 1..=10 {
+        let mut bob = world.stranger();
+        let refused = bob.login("bob", "correct horse").await;
+        refused.is_problem(503, "too-many-sessions");
+        assert!(refused.headers.contains_key("retry-after"));
+        assert_eq!(bob.cookie, None);
+        assert_eq!(world.kit.counters().logouts, attempt);
+    }
+    for (browser, user) in [(&first, "ada"), (&second, "eve")] {
+        assert_eq!(browser.get("/api/me").await.json()["user"], user);
+    }
     first.post("/logout", "").await;
-    world.browser("bob").await;
+    let bob = world.browser("bob").await;
+    assert_eq!(bob.get("/api/me").await.json()["user"], "bob");
+    assert_eq!(second.get("/api/me").await.json()["user"], "eve");
+}
+
+/// Though a request of its is still on its way, and holds it.
+#[tokio::test]
+async fn a_session_that_is_over_is_over_for_the_next_request() {
+    let world = World::start().await;
+    for revoked in [false, true] {
+        let browser = world.browser("ada").await;
+        world.kit.inject(Route::Api, Fault::hang().times(1));
+        let before = world.kit.counters().api;
+        let call = tokio::spawn({
+            let browser = browser.clone();
+            async move { browser.get("/api/me").await }
+        });
+        while world.kit.counters().api == before {
+            sleep(Duration::from_millis(5)).await;
+        }
+        if revoked {
+            world.kit.revoke("ada");
+            browser.get("/api/me").await.is_problem(401, "session-ended");
+        } else {
+            assert_eq!(browser.post("/logout", "").await.status, 204);
+        }
+        let asked = world.kit.counters().api;
+        for _ in 0..3 {
+            let answer = browser.get("/api/me").await;
+            answer.is_problem(401, "sign-in-first");
+            assert!(answer.clears_cookie());
+        }
+        assert_eq!(world.kit.counters().api, asked, "the upstream hears nothing of it");
+        call.abort();
+    }
+}
+
+/// An API that answers strangers too must not take a user's request for a stranger's.
+#[tokio::test]
+async fn a_request_whose_session_ends_before_it_is_sent_is_not_sent_without_a_token() {
+    let strangers = Arc::<AtomicUsize>::default();
+    let api = {
+        let strangers = strangers.clone();
+        async move |headers: HeaderMap| {
+            if headers.contains_key(AUTHORIZATION) {
+                return (StatusCode::UNAUTHORIZED, "expired");
+            }
+            strangers.fetch_add(1, Ordering::Relaxed);
+            (StatusCode::OK, "hello, stranger")
+        }
+    };
+    let world = World::with_upstream(Router::new().fallback(any(api)), |_| {}).await;
+    for revoked in [false, true] {
+        let browser = world.browser("ada").await;
+        if revoked {
+            world.kit.revoke("ada");
+        }
+        let gate = world.kit.hold_refreshes();
+        let call = |browser: Browser| tokio::spawn(async move { browser.post("/api/act", "once").await });
+        let first = call(browser.clone());
+        gate.arrived(1).await;
+        // Its token is known to be refused: it waits for a better one.
+        let second = call(browser.clone());
+        sleep(Duration::from_millis(100)).await;
+        if !revoked {
+            assert_eq!(browser.post("/logout", "").await.status, 204);
+        }
+        gate.open();
+        for call in [first, second] {
+            let answer = call.await.unwrap();
+            assert_eq!(answer.status, 401, "{answer:?}");
+            assert!(answer.clears_cookie());
+            let name = if revoked && answer.json()["type"] == "/problems/session-ended" {
+                "session-ended"
+            } else {
+                "sign-in-first"
+            };
+            answer.is_problem(401, name);
+        }
+        assert_eq!(strangers.load(Ordering::Relaxed), 0);
+    }
+}
+
+/// Whoever is in the middle of something is not idle.
+#[tokio::test]
+async fn an_idle_session_is_signed_out_and_its_cookie_dead() {
+    let world = World::start_with(|settings| settings.idle = Duration::from_secs(1)).await;
+    let busy = world.browser("eve").await;
+    world.kit.inject(Route::Api, Fault::hang().of("eve").times(1));
+    let call = tokio::spawn({
+        let busy = busy.clone();
+        async move { busy.get("/api/me").await }
+    });
+    let idle = world.browser("ada").await;
+    assert_eq!(idle.get("/api/me").await.status, 200);
+    let begun = Instant::now();
+    reached(&world, 1).await;
+    assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
+    let asked = world.kit.counters().api;
+    let answer = idle.get("/api/me").await;
+    answer.is_problem(401, "sign-in-first");
+    assert!(answer.clears_cookie());
+    assert_eq!(idle.get("/session").await.json(), json!({ "state": "signed_out" }));
+    assert_eq!(world.kit.counters().api, asked, "the upstream hears nothing of it");
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(busy.get("/session").await.json()["state"], "active");
+    // Her client leaves; she is idle from then on.
+    call.abort();
+    reached(&world, 2).await;
+    busy.get("/api/me").await.is_problem(401, "sign-in-first");
+}
+
+/// Waits until the authorization server has heard of so many sign-outs.
+async fn reached(world: &World, logouts: u64) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while world.kit.counters().logouts < logouts {
+        assert!(Instant::now() < deadline);
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_authorization_server_sees_no_more_refreshes_at_once_than_it_may() {
+    let world = World::start_with(|settings| settings.refreshes_in_flight = 2).await;
+    let mut users = Vec::new();
+    for number in 0..8 {
+        users.push(world.browser(&format!("user-{number}")).await);
+    }
+    world.kit.expire_access_tokens();
+    let gate = world.kit.hold_refreshes();
+    let calls: Vec<_> =
+        users.iter().cloned().map(|user| tokio::spawn(async move { user.get("/api/me").await })).collect();
+    gate.arrived(2).await;
+    while world.kit.counters().unauthorized() < 8 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    // Time for one too many to arrive.
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(gate.count(), 2);
+    world.kit.inject(Route::Refresh, Fault::delay(Duration::from_millis(20)));
+    gate.open();
+    for (number, call) in calls.into_iter().enumerate() {
+        assert_eq!(call.await.unwrap().json()["user"], format!("user-{number}"));
+    }
+    let refreshes: Vec<_> = world.kit.log().into_iter().filter(|entry| entry.route == Route::Refresh).collect();
+    assert_eq!(refreshes.len(), 8);
+    for entry in &refreshes {
+        let there = refreshes.iter().filter(|other| (other.at..other.at + other.took).contains(&entry.at)).count();
+        assert!(there <= 2, "{there} at once");
+    }
+    assert_eq!(world.kit.violations(), []);
 }
 
 #[tokio::test]

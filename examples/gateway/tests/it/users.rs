@@ -61,3 +61,34 @@ async fn users_who_refresh_at_once_never_cross() {
     assert_eq!(counters.api_by_status[&200], (USERS * CALLS - refused) as u64);
     assert_eq!(counters.granted, counters.generations_challenged);
 }
+
+/// A thousand times over, for both at the same moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_users_whose_tokens_expire_together_never_cross() {
+    const ROUNDS: u64 = 1000;
+    let world = World::start().await;
+    let users = ["ada", "eve"];
+    let browsers = [world.browser(users[0]).await, world.browser(users[1]).await];
+    for round in 1..=ROUNDS {
+        world.kit.expire_access_tokens();
+        let calls = (0..4).map(|call| {
+            let (user, browser) = (users[call % 2], &browsers[call % 2]);
+            async move {
+                let canary = format!("{user}-{round}-{call}");
+                let answer = browser.get(&format!("/api/whose?canary={canary}")).await;
+                assert_eq!(answer.status, 200, "{answer:?}");
+                let seen = answer.json();
+                assert_eq!(
+                    (seen["user"].as_str(), seen["generation"].as_u64()),
+                    (Some(user), Some(round + 1)),
+                    "{canary}"
+                );
+                assert_eq!(seen["query"], format!("canary={canary}"));
+            }
+        });
+        futures_util::future::join_all(calls).await;
+    }
+    let counters = world.kit.counters();
+    assert_eq!(world.kit.violations(), []);
+    assert_eq!((counters.granted, counters.max_concurrent_refreshes), (2 * ROUNDS, 1));
+}
