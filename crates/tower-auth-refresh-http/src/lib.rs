@@ -110,6 +110,12 @@ pub use self::json::JsonRefresh;
 pub use self::login::{JsonLogin, JsonLogout, LoginError};
 pub use self::oauth::{AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke};
 
+/// The READMEs' code is compiled.
 #[cfg(all(doctest, feature = "client"))]
-#[doc = include_str!("../README.md")]
-struct Readme;
+mod readmes {
+    #[doc = include_str!("../README.md")]
+    mod of_this_crate {}
+
+    #[doc = include_str!("../../../README.md")]
+    mod of_the_workspace {}
+}

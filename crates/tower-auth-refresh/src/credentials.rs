@@ -52,6 +52,23 @@ impl Credentials<'_> {
     pub(crate) fn attach(self, headers: &mut HeaderMap, options: &Options) -> bool {
         self.value.is_some_and(|value| headers.try_insert(options.header.clone(), value.into_owned()).is_ok())
     }
+
+    /// Makes room on a request for what [`fill`](Self::fill) puts there. `false` if it has as many headers as fit.
+    pub(crate) fn reserve(headers: &mut HeaderMap, options: &Options) -> bool {
+        headers.try_insert(options.header.clone(), HeaderValue::from_static("")).is_ok()
+    }
+
+    /// Puts them where room was made, or gives the room up: `false` if there are none.
+    pub(crate) fn fill(these: Option<Self>, headers: &mut HeaderMap, options: &Options) -> bool {
+        if let Some(value) = these.and_then(|these| these.value)
+            && let Some(room) = headers.get_mut(&options.header)
+        {
+            *room = value.into_owned();
+            return true;
+        }
+        headers.remove(&options.header);
+        false
+    }
 }
 
 impl LastCredentials {

@@ -15,7 +15,7 @@ use crate::TARGET;
 use crate::challenge::Verdict;
 use crate::credentials::{Credentials, LastCredentials};
 use crate::drain::Drain;
-use crate::layer::{OptOut, SessionSource};
+use crate::layer::{OptOut, Options, SessionSource};
 use crate::refresh::{Generation, NotRefreshed, Trigger};
 use crate::replay::{Head, NotReplayable, Replay, ReplayBody, ReplayLimit};
 use crate::report::RefreshReport;
@@ -29,19 +29,17 @@ pin_project! {
     where
         Svc: Service<Request<ReplayBody<B>>>,
     {
-        // What is to be made ready for the replay, or for a request that was held back.
-        inner: Svc,
-        setup: Arc<Setup<S>>,
+        setup: Arc<Setup<Svc, S>>,
         // The request's own session, where sessions come with requests.
         own: Option<Session>,
         #[pin]
-        state: State<Svc::Future, B, ResB>,
+        state: State<Svc, Svc::Future, B, ResB>,
     }
 }
 
 pin_project! {
     #[project = StateProj]
-    enum State<F, B, ResB> {
+    enum State<Svc, F, B, ResB> {
         // Not this middleware's business.
         Passing { #[pin] future: F },
         // Sent without a token, since the session has none.
@@ -49,7 +47,7 @@ pin_project! {
         // Not sent yet: the token in force is known to be refused, or there is none, and newer tokens are coming.
         Waiting { newer: NewerTokens, request: Option<Box<Unsent<B>>> },
         // Not sent yet: the inner service is to be made ready anew.
-        Readying { request: Option<Box<Unsent<B>>> },
+        Readying { inner: Svc, request: Option<Box<Unsent<B>>> },
         // Sent with a token.
         Sent { #[pin] future: F, kept: Option<Kept<B>> },
         // Challenged: newer tokens are coming.
@@ -57,7 +55,7 @@ pin_project! {
         // Newer tokens are in force: the challenge is read to its end, for its connection's sake.
         Draining { drain: Pin<Box<Drain<ResB>>>, replay: Option<Box<Unreplayed<B>>> },
         // The inner service is to be made ready for the replay.
-        ReadyingReplay { replay: Option<Box<Unreplayed<B>>> },
+        ReadyingReplay { inner: Svc, replay: Option<Box<Unreplayed<B>>> },
         // Sent again, with the token of this generation, or without one since the session has changed.
         Replayed { #[pin] future: F, generation: Option<Generation> },
     }
@@ -104,13 +102,13 @@ where
     pub(crate) fn begin(
         ready: &mut Svc,
         last: &mut LastCredentials,
-        setup: Arc<Setup<S>>,
+        setup: Arc<Setup<Svc, S>>,
         mut request: Request<B>,
     ) -> Self {
         let mut own = None;
         let Some(session) = find_session(&setup, &mut request, &mut own) else {
             let state = State::Passing { future: ready.call(request.map(ReplayBody::passing)) };
-            return Self::new(ready, setup, own, state);
+            return Self { setup, own, state };
         };
         // Where requests have a session each, the last one says nothing about the next.
         let last = setup.source.shared().map(|_| last);
@@ -123,10 +121,10 @@ where
         let epoch = snapshot.epoch;
         if let Outlook::Wait(trigger) = cell.outlook(&snapshot) {
             // What was reserved for it is given back: the refresh call may need the same.
-            *ready = ready.clone();
+            *ready = setup.inner();
             let newer = newer_tokens(session, epoch, snapshot.generation, trigger);
             let state = State::Waiting { newer, request: Some(Box::new(Unsent { request, epoch })) };
-            return Self::new(ready, setup, own, state);
+            return Self { setup, own, state };
         }
         let credentials = match last {
             Some(last) => last.write(revision, &snapshot, &setup.options),
@@ -139,7 +137,7 @@ where
     /// Sends a request with its credentials, and keeps what a replay would need; without any it goes out bare.
     fn send(
         ready: &mut Svc,
-        setup: Arc<Setup<S>>,
+        setup: Arc<Setup<Svc, S>>,
         own: Option<Session>,
         credentials: Credentials<'_>,
         mut request: Request<B>,
@@ -150,7 +148,7 @@ where
             Head::keep(request.method(), request.uri(), request.version(), request.headers(), request.extensions());
         if !credentials.attach(request.headers_mut(), options) {
             let state = State::Bare { future: ready.call(request.map(ReplayBody::passing)), epoch };
-            return Self::new(ready, setup, own, state);
+            return Self { setup, own, state };
         }
         let limit = request.extensions().get::<ReplayLimit>().copied().unwrap_or(options.replay_limit);
         let mut replay = None;
@@ -160,13 +158,7 @@ where
             body
         }));
         let kept = replay.map(|body| Kept { head, body, epoch, generation });
-        Self::new(ready, setup, own, State::Sent { future, kept })
-    }
-
-    fn new(called: &Svc, setup: Arc<Setup<S>>, own: Option<Session>, state: State<Svc::Future, B, ResB>) -> Self {
-        // A clone reserves nothing yet. One that was made ready might, even once it is called: of `tower`'s `Steer` the
-        // clients that the call didn't go to.
-        Self { inner: called.clone(), setup, own, state }
+        Self { setup, own, state: State::Sent { future, kept } }
     }
 }
 
@@ -204,25 +196,30 @@ where
                     // Whatever comes of it, the request is sent, with what is in force then.
                     let _ = ready!(newer.as_mut().poll(cx));
                     let request = request.take();
-                    this.state.set(State::Readying { request });
+                    this.state.set(State::Readying { inner: this.setup.inner(), request });
                 }
-                StateProj::Readying { request } => {
-                    ready!(this.inner.poll_ready(cx))?;
+                StateProj::Readying { inner, request } => {
+                    ready!(inner.poll_ready(cx))?;
                     let unsent = request.take().expect("taken once, when the state is left");
                     let snapshot = session().cell().snapshot();
                     let next = if snapshot.epoch == unsent.epoch {
                         let credentials = Credentials::in_force(&snapshot, options);
                         let (setup, own) = (Arc::clone(this.setup), this.own.clone());
-                        Self::send(this.inner, setup, own, credentials, unsent.request).state
+                        Self::send(inner, setup, own, credentials, unsent.request).state
                     } else {
-                        let future = this.inner.call(unsent.request.map(ReplayBody::passing));
+                        let future = inner.call(unsent.request.map(ReplayBody::passing));
                         State::Bare { future, epoch: unsent.epoch }
                     };
                     this.state.set(next);
                 }
                 StateProj::Sent { future, kept } => {
                     let answer = future.poll(cx);
-                    let Poll::Ready(Ok(response)) = &answer else { return answer };
+                    let Poll::Ready(Ok(response)) = &answer else {
+                        if answer.is_ready() {
+                            *kept = None;
+                        }
+                        return answer;
+                    };
                     let verdict = verdict(response);
                     if verdict == Verdict::Pass {
                         // Frees what was kept, and the record of the body if it is still being sent.
@@ -260,7 +257,8 @@ where
                         kept.body.resume();
                         return Poll::Ready(Ok(reported(response, RefreshReport::NotRefreshed(why))));
                     }
-                    match kept.into_unreplayed() {
+                    // While the 401 can still be returned.
+                    match kept.into_unreplayed(options) {
                         Ok(replay) => {
                             let drain = Box::pin(Drain::new(response.into_body(), session().cell().runtime()));
                             this.state.set(State::Draining { drain, replay: Some(Box::new(replay)) });
@@ -273,21 +271,21 @@ where
                 StateProj::Draining { drain, replay } => {
                     ready!(drain.as_mut().poll(cx));
                     let replay = replay.take();
-                    this.state.set(State::ReadyingReplay { replay });
+                    this.state.set(State::ReadyingReplay { inner: this.setup.inner(), replay });
                 }
-                StateProj::ReadyingReplay { replay } => {
-                    ready!(this.inner.poll_ready(cx))?;
+                StateProj::ReadyingReplay { inner, replay } => {
+                    ready!(inner.poll_ready(cx))?;
                     let Unreplayed { mut request, epoch, refused } =
                         *replay.take().expect("taken once, when the state is left");
                     let snapshot = session().cell().snapshot();
                     // In another epoch it goes bare, so that the server's own refusal results.
-                    let attached = snapshot.epoch == epoch
-                        && Credentials::in_force(&snapshot, options).attach(request.headers_mut(), options);
+                    let credentials = (snapshot.epoch == epoch).then(|| Credentials::in_force(&snapshot, options));
+                    let attached = Credentials::fill(credentials, request.headers_mut(), options);
                     let generation = attached.then_some(snapshot.generation);
                     tracing::debug!(
                         target: TARGET, refused = refused.0, generation = generation.map(Generation::get), "replaying"
                     );
-                    let future = this.inner.call(request);
+                    let future = inner.call(request);
                     this.state.set(State::Replayed { future, generation });
                 }
                 StateProj::Replayed { future, generation } => {
@@ -314,8 +312,8 @@ where
 
 /// The session whose token a request is to carry; `None` where it is to pass untouched. One that came with the request
 /// is moved to `own`.
-fn find_session<'a, S: SessionSource, B>(
-    setup: &'a Setup<S>,
+fn find_session<'a, Svc, S: SessionSource, B>(
+    setup: &'a Setup<Svc, S>,
     request: &mut Request<B>,
     own: &'a mut Option<Session>,
 ) -> Option<&'a Session> {
@@ -352,9 +350,12 @@ fn reported<ResB>(mut response: Response<ResB>, report: RefreshReport) -> Respon
 }
 
 impl<B> Kept<B> {
-    /// Takes the body from the attempt, and the head out of its packing.
-    fn into_unreplayed(self) -> Result<Unreplayed<B>, NotReplayable> {
-        let head = self.head.rebuild()?;
+    /// Takes the body from the attempt, and the head out of its packing, with room in it for the token.
+    fn into_unreplayed(self, options: &Options) -> Result<Unreplayed<B>, NotReplayable> {
+        let mut head = self.head.rebuild()?;
+        if !Credentials::reserve(&mut head.headers, options) {
+            return Err(NotReplayable::Head);
+        }
         let body = self.body.into_replay()?;
         let request = Request::from_parts(head, body);
         Ok(Unreplayed { request, epoch: self.epoch, refused: self.generation })

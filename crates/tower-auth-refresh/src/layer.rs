@@ -47,6 +47,8 @@ use crate::session::Session;
 ///     .challenge(Challenge::when(|status, _| status == StatusCode::FORBIDDEN));
 /// # Ok::<(), tower_auth_refresh::InvalidOrigin>(())
 /// ```
+///
+#[doc = include_str!("order.md")]
 #[derive(Clone, Debug)]
 pub struct AuthRefreshLayer<S = Session> {
     source: S,
@@ -65,6 +67,9 @@ pub struct PerRequest(());
 
 /// Put into a request's extensions, it makes the request pass untouched: no token is attached, and a 401 to it
 /// triggers nothing.
+///
+/// `tower-http`'s `FollowRedirect` drops extensions when a hop crosses origins, unless its policy lets this one pass
+/// (`FilterCredentials::allow_extension::<OptOut>()`).
 ///
 /// ```
 /// use http::Request;
@@ -159,7 +164,7 @@ impl<S> AuthRefreshLayer<S> {
     }
 }
 
-impl<Svc, S: Clone> Layer<Svc> for AuthRefreshLayer<S> {
+impl<Svc: Clone, S: Clone> Layer<Svc> for AuthRefreshLayer<S> {
     type Service = AuthRefresh<Svc, S>;
 
     fn layer(&self, inner: Svc) -> Self::Service {

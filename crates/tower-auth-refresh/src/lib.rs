@@ -109,6 +109,7 @@ mod report;
 mod scope;
 mod service;
 mod session;
+mod sessions;
 pub mod store;
 mod token;
 
@@ -124,18 +125,14 @@ pub use report::RefreshReport;
 pub use scope::{InvalidOrigin, Origin, Origins};
 pub use service::AuthRefresh;
 pub use session::{Rotation, Session, SessionBuilder, SessionError, SessionState};
+pub use sessions::{Sessions, SessionsBuilder, SessionsError};
 pub use store::{MemoryStore, TokenStore};
 pub use token::{AccessToken, InvalidToken, RefreshToken, Tokens};
 
 /// The target of all spans and events.
 const TARGET: &str = "tower_auth_refresh";
 
-/// The READMEs' code is compiled and run.
+/// The README's code is compiled and run.
 #[cfg(doctest)]
-mod readmes {
-    #[doc = include_str!("../README.md")]
-    mod of_this_crate {}
-
-    #[doc = include_str!("../../../README.md")]
-    mod of_the_workspace {}
-}
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -1,6 +1,6 @@
 //! [`AuthRefresh`]: the middleware itself, which hands each request to a [`ResponseFuture`].
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use http::{Request, Response};
@@ -18,30 +18,38 @@ use crate::replay::ReplayBody;
 #[derive(Debug)]
 pub struct AuthRefresh<Svc, S> {
     inner: Svc,
-    setup: Arc<Setup<S>>,
+    setup: Arc<Setup<Svc, S>>,
     last: LastCredentials,
 }
 
 /// What the requests of one service share.
 #[derive(Debug)]
-pub(crate) struct Setup<S> {
+pub(crate) struct Setup<Svc, S> {
+    /// A clone that was never made ready, and reserves nothing, for all clones of the service: the few requests that are
+    /// sent again, or later, take theirs from it. One for each request would cost more than all the rest of this crate.
+    spare: Arc<Mutex<Svc>>,
     pub(crate) source: S,
     pub(crate) options: Arc<Options>,
 }
 
-impl<Svc, S> AuthRefresh<Svc, S> {
-    pub(crate) fn new(inner: Svc, source: S, options: Arc<Options>) -> Self {
-        Self { inner, setup: Arc::new(Setup { source, options }), last: LastCredentials::default() }
+impl<Svc: Clone, S> Setup<Svc, S> {
+    /// The inner service, not made ready.
+    pub(crate) fn inner(&self) -> Svc {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
 
+impl<Svc: Clone, S> AuthRefresh<Svc, S> {
+    pub(crate) fn new(inner: Svc, source: S, options: Arc<Options>) -> Self {
+        let setup = Setup { spare: Arc::new(Mutex::new(inner.clone())), source, options };
+        Self { inner, setup: Arc::new(setup), last: LastCredentials::default() }
+    }
+}
+
+impl<Svc, S> AuthRefresh<Svc, S> {
     /// The inner service.
     pub fn get_ref(&self) -> &Svc {
         &self.inner
-    }
-
-    /// The inner service, to be changed.
-    pub fn get_mut(&mut self) -> &mut Svc {
-        &mut self.inner
     }
 
     /// Takes the inner service out.
@@ -53,7 +61,9 @@ impl<Svc, S> AuthRefresh<Svc, S> {
 impl<Svc: Clone, S: Clone> Clone for AuthRefresh<Svc, S> {
     /// Each clone counts its own requests' references: clones on different threads share no cache line.
     fn clone(&self) -> Self {
-        Self::new(self.inner.clone(), self.setup.source.clone(), Arc::clone(&self.setup.options))
+        let Setup { spare, source, options } = &*self.setup;
+        let setup = Setup { spare: Arc::clone(spare), source: source.clone(), options: Arc::clone(options) };
+        Self { inner: self.inner.clone(), setup: Arc::new(setup), last: LastCredentials::default() }
     }
 }
 

@@ -6,6 +6,7 @@ mod cookie;
 mod corpus;
 mod decisions;
 mod fuzzed;
+mod hostile;
 #[cfg(feature = "client")]
 mod interop;
 mod json;

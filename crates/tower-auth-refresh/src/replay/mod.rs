@@ -58,7 +58,7 @@ pub enum NotReplayable {
     SourceFailed,
     /// The body yielded a frame that is neither data nor trailers.
     UnknownFrame,
-    /// The head holds something that its own parser wouldn't accept.
+    /// The head holds something that its own parser wouldn't accept, or so many headers that a new token doesn't fit.
     Head,
 }
 

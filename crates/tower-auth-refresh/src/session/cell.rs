@@ -5,7 +5,7 @@
 
 use std::mem;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +13,7 @@ use arc_swap::{ArcSwap, Guard};
 use futures_util::FutureExt;
 use futures_util::future::{Either, join, select};
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, RwLock, RwLockWriteGuard, watch};
+use tokio::sync::{Mutex, Notify, RwLock, RwLockWriteGuard, watch};
 use tokio::task::JoinError;
 use tokio::time::Instant;
 use tower::util::BoxCloneSyncService;
@@ -23,6 +23,7 @@ use super::SessionState;
 use super::flight::{Flight, Landing};
 use super::state::{At, Demand, Due, Effect, Event, Phase, State};
 use super::sync::{Attempt, SAVE_TIMEOUT};
+use super::traffic::{Traffic, UnderWay};
 use super::{Rotation, SessionError};
 use crate::TARGET;
 use crate::alarm::Alarm;
@@ -39,6 +40,8 @@ pub(crate) struct Config {
     pub(crate) refresh_early: Option<Duration>,
     pub(crate) client_credentials: bool,
     pub(crate) runtime: Handle,
+    /// Only where many sessions belong together.
+    pub(crate) traffic: Option<Arc<Traffic>>,
 }
 
 pub(crate) struct TokenCell {
@@ -51,8 +54,14 @@ pub(crate) struct TokenCell {
     proven: AtomicU64,
     /// The newest generation with which a replay was refused.
     refused: AtomicU64,
+    /// When it was last asked for, by the clock of those who keep many.
+    pub(crate) used: AtomicU32,
+    /// Whether nobody is signed in. As in the state, but at hand.
+    over: AtomicBool,
     /// Whether a task retries what the store would not take.
     pub(super) saving: AtomicBool,
+    /// Wakes that task.
+    pub(super) more_to_save: Notify,
     pub(super) store: Arc<dyn TokenStore>,
     /// Serializes what is written outside of flights, so that the store ends with what the state says. Holds the last
     /// sign-in that was tried.
@@ -92,7 +101,7 @@ tokio::task_local! {
 
 impl TokenCell {
     /// A cell for what the store holds.
-    pub(super) fn new(stored: Option<Record>, store: Arc<dyn TokenStore>, config: Arc<Config>) -> Self {
+    pub(crate) fn new(stored: Option<Record>, store: Arc<dyn TokenStore>, config: Arc<Config>) -> Self {
         let state = match stored {
             None => State::signed_out(Epoch::random()),
             Some(record) => {
@@ -100,14 +109,30 @@ impl TokenCell {
                 State::restored(record, due)
             }
         };
+        Self::of(state, store, config)
+    }
+
+    /// A cell in which these tokens are in force, still to be stored.
+    pub(crate) fn signed_in(tokens: Tokens, store: Arc<dyn TokenStore>, config: Arc<Config>) -> Self {
+        let at = At::now();
+        let due = config.due(&tokens, at);
+        let signed_in = Event::SignedIn { next: Epoch::random(), tokens, due };
+        let (state, _) = State::signed_out(Epoch::random()).step(signed_in, at);
+        Self::of(state, store, config)
+    }
+
+    fn of(state: State, store: Arc<dyn TokenStore>, config: Arc<Config>) -> Self {
         Self {
             seat: RwLock::new(Seat { flight: None }),
+            over: AtomicBool::new(state.is_over()),
             published: ArcSwap::from_pointee(state),
             revision: AtomicU64::new(0),
             watchers: OnceLock::new(),
             proven: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            used: AtomicU32::new(0),
             saving: AtomicBool::new(false),
+            more_to_save: Notify::new(),
             store,
             writes: Mutex::new(None),
             config,
@@ -178,6 +203,35 @@ impl TokenCell {
         }
     }
 
+    /// Whether nobody is signed in.
+    #[inline]
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// Whether nobody else holds it.
+    #[inline]
+    pub(crate) fn is_alone(self: &Arc<Self>) -> bool {
+        let alone = Arc::strong_count(self) == 1;
+        // What the last who held it did is seen from here on.
+        fence(Ordering::Acquire);
+        alone
+    }
+
+    /// Whether its tokens outlive this process.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.store.is_durable()
+    }
+
+    /// Whether nothing is lost with it, if nobody asks for it at this moment: nobody holds it, nothing is under way or
+    /// to be remembered, and a store can bring it back, if there is anything to bring back.
+    pub(crate) fn is_forgettable(self: &Arc<Self>) -> bool {
+        self.is_alone() && (self.is_over() || self.is_durable()) && {
+            let refused = Generation(self.refused.load(Ordering::Relaxed));
+            self.snapshot().is_at_rest(refused, Instant::now())
+        }
+    }
+
     /// Why a request that was made in `epoch` and went out bare had no token.
     pub(crate) fn refusal(&self, epoch: Epoch) -> Option<NotRefreshed> {
         let state = self.snapshot();
@@ -215,6 +269,7 @@ impl TokenCell {
         let deadline = Instant::now() + self.config.longest_wait();
         let mut first = true;
         loop {
+            let before = self.snapshot().generation;
             let flight = match self.board(epoch, generation, trigger).await {
                 Boarding::Wait(flight) => flight,
                 Boarding::Newer => return Ok(()),
@@ -227,7 +282,7 @@ impl TokenCell {
                 let alarm = Alarm::new(&self.config.runtime, deadline);
                 match select(flight, alarm).await {
                     Either::Left((landing, _)) => landing,
-                    Either::Right(_) => Landing::Late,
+                    Either::Right((_, flight)) => flight.late(),
                 }
             };
             let outcome = match landing {
@@ -236,6 +291,10 @@ impl TokenCell {
                 Landing::GivenUp => Ok(()),
                 Landing::Late => {
                     let late = RefreshError::in_doubt("no answer by the deadline");
+                    return Err(NotRefreshed::Failed(Arc::new(late)));
+                }
+                Landing::Queued => {
+                    let late = RefreshError::unavailable("too many other sessions are refreshing");
                     return Err(NotRefreshed::Failed(Arc::new(late)));
                 }
             };
@@ -248,7 +307,7 @@ impl TokenCell {
             }
             // On success around again: the new tokens are in force, or were refused already and the next are coming.
             outcome?;
-            if state.generation <= generation {
+            if state.generation <= before {
                 return Err(NotRefreshed::SameToken);
             }
         }
@@ -363,6 +422,10 @@ impl TokenCell {
         let (next, effect) = state.step(event, At::now());
         let next = Arc::new(next);
         self.publish(&next);
+        // Who waits for it has a share of his own. What it leaves behind is larger than all the rest of a session.
+        if next.phase != Phase::Refreshing && next.epoch == state.epoch {
+            seat.flight = None;
+        }
         // Nobody is kept waiting in another epoch.
         if next.epoch != state.epoch
             && let Some(flight) = seat.flight.take()
@@ -382,6 +445,7 @@ impl TokenCell {
 
     fn publish(&self, state: &Arc<State>) {
         self.published.store(Arc::clone(state));
+        self.over.store(state.is_over(), Ordering::Release);
         // After it: who reads the new number finds the new state.
         self.revision.fetch_add(1, Ordering::Release);
         fence(Ordering::SeqCst);
@@ -408,11 +472,18 @@ impl TokenCell {
     pub(crate) async fn sign_in(self: Arc<Self>, tokens: Tokens) -> Result<(), SessionError> {
         let due = self.due(&tokens);
         self.change(Event::SignedIn { next: Epoch::random(), tokens, due }).await;
+        self.save().await
+    }
+
+    /// Stores what was signed in with. On an error the write is retried.
+    pub(crate) async fn save(self: Arc<Self>) -> Result<(), SessionError> {
+        let _under_way = self.config.under_way();
         self.sync_or_retry().await.map_err(SessionError::store)
     }
 
     /// Forgets the tokens at once, then has them deleted and revoked.
     pub(crate) async fn sign_out(self: Arc<Self>) -> Result<(), SessionError> {
+        let _under_way = self.config.under_way();
         let tokens = {
             let mut seat = self.seat.write().await;
             let tokens = self.snapshot().tokens.clone();
@@ -425,7 +496,8 @@ impl TokenCell {
     }
 
     pub(super) fn revoke_in_background(self: &Arc<Self>, tokens: Tokens) {
-        self.config.runtime.spawn(Arc::clone(self).revoke(tokens));
+        let under_way = self.config.under_way();
+        self.config.runtime.spawn(Arc::clone(self).revoke(tokens).inspect(|_| drop(under_way)));
     }
 
     /// Tells the authorization server to forget tokens, where the session has a service for it.
@@ -460,6 +532,11 @@ impl Config {
     /// How long a claim holds when it is renewed, for as long as its tokens can't be saved.
     pub(super) fn lease(&self) -> Duration {
         self.refresh_timeout + 60 * SAVE_TIMEOUT
+    }
+
+    /// For as long as it lives, something is under way that a shutdown should wait for.
+    pub(super) fn under_way(&self) -> Option<UnderWay> {
+        self.traffic.as_ref().map(Traffic::begin)
     }
 
     pub(crate) fn due(&self, tokens: &Tokens, at: At) -> Option<Due> {

@@ -1,12 +1,13 @@
 //! One refresh under way: a task that claims, calls, saves and publishes, and the future that all its waiters share.
 //!
-//! The task owns the whole of it, so that a rotated token is never lost to a waiter that goes away. It ends by its
-//! time-out, plus the time that a store may take to save what was bought.
+//! The task owns the whole of it, so that a rotated token is never lost to a waiter that goes away. Once its turn has
+//! come it ends by its time-out, plus the time that a store may take to save what was bought. Its waiters are answered
+//! as long after it was started, whether or not its turn has come.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -35,6 +36,10 @@ const CLAIM_POLL: Duration = Duration::from_millis(200);
 /// How often at most, whatever a store with a clock of its own says about the end of his lease.
 const CLAIM_PAUSE: Duration = Duration::from_millis(10);
 
+/// How long a claim holds from when the refresh token was rejected: enough to look at the record and delete it. Who dies
+/// in between leaves the user waiting for as long.
+const END_LEASE: Duration = Duration::from_secs(15);
+
 /// How much longer than it needs a claim's lease lasts, for clocks and stores that are slow.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
 
@@ -43,7 +48,15 @@ const LEASE_MARGIN: Duration = Duration::from_secs(5);
 pub(super) struct Flight {
     landing: Shared<Landings>,
     given_up: AbortHandle,
-    waiters: Arc<AtomicU32>,
+    log: Arc<Log>,
+}
+
+/// What a flight and its waiters tell each other.
+#[derive(Default)]
+struct Log {
+    waiters: AtomicU32,
+    /// Its turn has come, among all the sessions that share a limit.
+    begun: AtomicBool,
 }
 
 type Landings = Map<Abortable<Select<JoinHandle<Outcome>, Alarm>>, fn(Result<Arrival, Aborted>) -> Landing>;
@@ -65,12 +78,14 @@ pub(super) enum Landing {
     GivenUp,
     /// It may go on, but the time is over that anybody waits.
     Late,
+    /// The same, and its turn has not come yet.
+    Queued,
 }
 
 impl Flight {
     /// Starts the refresh of `base`, in a task of its own.
     pub(super) fn start(cell: &Arc<TokenCell>, base: Arc<State>, trigger: Trigger) -> Self {
-        let waiters = Arc::new(AtomicU32::new(0));
+        let log = Arc::<Log>::default();
         let span = tracing::info_span!(
             target: TARGET, parent: None, "refresh",
             generation = base.generation.0, trigger = trigger.as_str(),
@@ -78,7 +93,9 @@ impl Flight {
         );
         span.follows_from(Span::current());
         let task = Task::new(Arc::clone(cell), base, trigger);
-        let handle = cell.config.runtime.spawn(task.run(Arc::clone(&waiters)).instrument(span));
+        let under_way = cell.config.under_way();
+        let flight = task.run(Arc::clone(&log));
+        let handle = cell.config.runtime.spawn(flight.inspect(|_| drop(under_way)).instrument(span));
         // One for all who wait: a timer each would cost them more than all the rest of waiting.
         let alarm = Alarm::new(&cell.config.runtime, Instant::now() + cell.config.longest_wait());
         let (landing_or_alarm, given_up) = abortable(select(handle, alarm));
@@ -89,18 +106,23 @@ impl Flight {
             Ok(Either::Right((Ok(()), _))) => Landing::Late,
             Err(Aborted) => Landing::GivenUp,
         };
-        Self { landing: landing_or_alarm.map(landing).shared(), given_up, waiters }
+        Self { landing: landing_or_alarm.map(landing).shared(), given_up, log }
     }
 
     /// One more waiter.
     pub(super) fn join(&self) -> Self {
-        self.waiters.fetch_add(1, Ordering::Relaxed);
+        self.log.waiters.fetch_add(1, Ordering::Relaxed);
         self.clone()
     }
 
     /// Sends its waiters away. The task goes on: what it buys has to be revoked.
     pub(super) fn give_up(&self) {
         self.given_up.abort();
+    }
+
+    /// What it comes to for somebody whose time is over.
+    pub(super) fn late(&self) -> Landing {
+        if self.log.begun.load(Ordering::Relaxed) { Landing::Late } else { Landing::Queued }
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -117,7 +139,10 @@ impl Future for Flight {
     type Output = Landing;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Landing> {
-        self.landing.poll_unpin(cx)
+        self.landing.poll_unpin(cx).map(|landing| match landing {
+            Landing::Late => self.late(),
+            landing => landing,
+        })
     }
 }
 
@@ -157,19 +182,29 @@ impl Task {
         Self { cell, tokens: base.tokens.clone(), base, trigger, attempts: 0 }
     }
 
-    async fn run(mut self, waiters: Arc<AtomicU32>) -> Outcome {
+    async fn run(mut self, log: Arc<Log>) -> Outcome {
+        let config = Arc::clone(&self.cell.config);
+        let _turn = match &config.traffic {
+            Some(traffic) => Some(traffic.turn().await),
+            None => None,
+        };
+        log.begun.store(true, Ordering::Relaxed);
         let begun = Instant::now();
-        let outcome = self.fly(begun + self.cell.config.refresh_timeout).await;
+        let outcome = self.fly(begun + config.refresh_timeout).await;
         let span = Span::current();
         span.record("attempts", self.attempts);
         span.record("outcome", outcome.as_ref().map_or_else(NotRefreshed::as_str, |()| "refreshed"));
-        span.record("waiters", waiters.load(Ordering::Relaxed));
+        span.record("waiters", log.waiters.load(Ordering::Relaxed));
         span.record("duration_ms", u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX));
         outcome
     }
 
     /// The whole of a refresh: claim, call, save, publish.
     async fn fly(&mut self, deadline: Instant) -> Outcome {
+        // While it waited for its turn.
+        if self.cell.snapshot().epoch != self.base.epoch {
+            return Err(NotRefreshed::SessionChanged);
+        }
         let claim = match self.claim(deadline).await {
             Ok(claim) => claim,
             Err(grounded) => return self.land(grounded).await,
@@ -253,7 +288,7 @@ impl Task {
             };
             tracing::debug!(target: TARGET, attempt = self.attempts, kind = error.kind().as_str(), "refresh attempt failed");
             let retry_after = match error.kind() {
-                RefreshErrorKind::Rejected => return Err(self.rejected(claim, error).await),
+                RefreshErrorKind::Rejected => return Err(self.rejected(claim, error, in_doubt).await),
                 RefreshErrorKind::Misconfigured => return Err(Grounded::Failed { error, in_doubt }),
                 RefreshErrorKind::Unavailable { retry_after } => retry_after,
                 RefreshErrorKind::InDoubt => {
@@ -304,10 +339,12 @@ impl Task {
 
     /// The server's word is final, unless a peer has presented the token before us, or is about to: then it may have
     /// bought newer ones with it.
-    async fn rejected(&self, claim: &Claim, error: RefreshError) -> Grounded {
+    async fn rejected(&self, claim: &Claim, error: RefreshError, in_doubt: bool) -> Grounded {
+        // Without that, what an earlier attempt left in doubt stays so.
+        let unknown = |error| Grounded::Failed { error, in_doubt };
         let cell = &self.cell;
         // A process that was suspended for longer than its lease comes back to find that a peer has taken over.
-        let held = match bounded(|| cell.store.renew(claim, cell.config.lease())).await {
+        let held = match bounded(|| cell.store.renew(claim, END_LEASE)).await {
             // What it stored meanwhile, if anything, is read after that.
             Ok(held) => bounded(|| cell.store.load()).await.map(|found| (held, found)),
             Err(error) => Err(error),
@@ -316,11 +353,9 @@ impl Task {
             Ok((_, None)) => Grounded::Vanished,
             Ok((_, Some(record))) if record.version != claim.version => Grounded::Adopted(record),
             Ok((true, Some(_))) => Grounded::Rejected(error),
-            Ok((false, Some(_))) => {
-                Grounded::unavailable(RefreshError::unavailable("somebody else is refreshing this session"))
-            }
+            Ok((false, Some(_))) => unknown(RefreshError::unavailable("somebody else is refreshing this session")),
             // Not to be known: keep the tokens.
-            Err(error) => Grounded::unavailable(RefreshError::unavailable(error)),
+            Err(error) => unknown(RefreshError::unavailable(error)),
         }
     }
 
@@ -379,7 +414,8 @@ impl Task {
                 Stored::Unsaved(Arc::new(claim))
             }
         };
-        let due = self.cell.due(&tokens);
+        // What has expired when it is issued has not: one of both clocks is wrong. The API will say when.
+        let due = self.cell.due(&tokens).filter(|due| due.expired > Instant::now());
         self.cell.change(Event::Refreshed { epoch, tokens, stored, due }).await;
         Ok(())
     }

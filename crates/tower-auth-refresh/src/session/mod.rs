@@ -26,6 +26,7 @@ mod flight;
 mod pace;
 mod state;
 mod sync;
+mod traffic;
 
 use std::error::Error;
 use std::fmt;
@@ -37,11 +38,11 @@ use tokio::sync::watch;
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceExt};
 
-use self::cell::Config;
-pub(crate) use self::cell::{Outlook, Revision, TokenCell};
+pub(crate) use self::cell::{Config, Outlook, Revision, TokenCell};
 use self::state::Phase;
 pub(crate) use self::state::State as Snapshot;
-use self::sync::bounded;
+pub(crate) use self::sync::bounded;
+pub(crate) use self::traffic::Traffic;
 use crate::refresh::{Generation, NotRefreshed, RefreshService, RevokeService, Trigger};
 use crate::store::{Epoch, MemoryStore, Record, StoreError, TokenStore};
 use crate::token::Tokens;
@@ -83,7 +84,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// If the store fails: the user is signed in all the same, and the write is retried in the background.
+    /// If the store fails: the user is signed in all the same, and the write is retried in the background. If the
+    /// session's runtime has shut down: then nothing is changed.
     pub async fn sign_in(&self, tokens: Tokens) -> Result<(), SessionError> {
         let task = self.cell.runtime().spawn(Arc::clone(&self.cell).sign_in(tokens));
         task.await.map_err(SessionError::runtime)?
@@ -95,7 +97,7 @@ impl Session {
     /// # Errors
     ///
     /// If the store or the revoke service fails: the user is signed out all the same. Deleting from the store is
-    /// retried in the background, revoking isn't.
+    /// retried in the background, revoking isn't. If the session's runtime has shut down: then nothing is changed.
     pub async fn sign_out(&self) -> Result<(), SessionError> {
         let task = self.cell.runtime().spawn(Arc::clone(&self.cell).sign_out());
         task.await.map_err(SessionError::runtime)?
@@ -136,6 +138,10 @@ impl Session {
     #[must_use]
     pub fn generation(&self) -> Generation {
         self.cell.snapshot().generation
+    }
+
+    pub(crate) fn of(cell: Arc<TokenCell>) -> Self {
+        Self { cell }
     }
 
     pub(crate) fn cell(&self) -> &Arc<TokenCell> {
@@ -241,7 +247,8 @@ impl SessionBuilder {
     /// How long a refresh may take in all, waiting for a claim and repeated attempts included. Default: 30 s; an hour
     /// at most.
     ///
-    /// Storing the new tokens has another 5 s; no request waits for longer than the sum.
+    /// Storing the new tokens has another 5 s. A request may wait for the sum before it is sent, where the token in
+    /// force is known to be refused; and once more if it is refused itself.
     pub fn refresh_timeout(mut self, timeout: Duration) -> Self {
         self.refresh_timeout = timeout.min(LONGEST_REFRESH_TIMEOUT);
         self
@@ -282,10 +289,23 @@ impl SessionBuilder {
     ///
     /// # Errors
     ///
-    /// If called outside a `tokio` runtime (its timers must be enabled), or if the store can't be read or written within 5 s.
+    /// If called outside a `tokio` runtime, or if the store can't be read or written within 5 s.
+    ///
+    /// # Panics
+    ///
+    /// If the runtime's timers are disabled (`tokio::runtime::Builder::enable_time`).
     pub async fn build(self) -> Result<Session, SessionError> {
         let runtime = Handle::try_current().map_err(SessionError::runtime)?;
-        let config = Arc::new(Config {
+        let (first, store) = (self.tokens.clone(), Arc::clone(&self.store));
+        let config = Arc::new(self.into_config(runtime, None));
+        let first = first.or_else(|| config.client_credentials.then(Tokens::default));
+        let stored = Self::load_or_write(&*store, first).await.map_err(SessionError::store)?;
+        Ok(Session::of(Arc::new(TokenCell::new(stored, store, config))))
+    }
+
+    /// All but the tokens and their store.
+    pub(crate) fn into_config(self, runtime: Handle, traffic: Option<Arc<Traffic>>) -> Config {
+        Config {
             refresh: self.refresh,
             revoke: self.revoke,
             refresh_timeout: self.refresh_timeout,
@@ -293,10 +313,8 @@ impl SessionBuilder {
             refresh_early: self.refresh_early,
             client_credentials: self.client_credentials,
             runtime,
-        });
-        let first = self.tokens.or_else(|| config.client_credentials.then(Tokens::default));
-        let stored = Self::load_or_write(&*self.store, first).await.map_err(SessionError::store)?;
-        Ok(Session { cell: Arc::new(TokenCell::new(stored, self.store, config)) })
+            traffic,
+        }
     }
 
     async fn load_or_write(store: &dyn TokenStore, first: Option<Tokens>) -> Result<Option<Record>, StoreError> {
@@ -326,7 +344,7 @@ pub struct SessionError {
 }
 
 impl SessionError {
-    fn store(source: StoreError) -> Self {
+    pub(crate) fn store(source: StoreError) -> Self {
         Self { message: "the session's store failed", source: source.into() }
     }
 
@@ -334,7 +352,7 @@ impl SessionError {
         Self { message: "the tokens could not be revoked", source }
     }
 
-    fn runtime(source: impl Into<BoxError>) -> Self {
+    pub(crate) fn runtime(source: impl Into<BoxError>) -> Self {
         Self { message: "the session has no running tokio runtime", source: source.into() }
     }
 }

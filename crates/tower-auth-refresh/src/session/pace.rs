@@ -14,6 +14,10 @@ pub(crate) const LOOPING: u32 = 6;
 /// answers 401 for ever can't cause more than 60 refreshes in an hour.
 pub(crate) const PROBATION: Duration = Duration::from_secs(60);
 
+/// An API that refuses fresh tokens is remembered for this long: no hour has more than its refreshes, whatever is
+/// forgotten in between.
+pub(crate) const MEMORY: Duration = Duration::from_secs(60 * 60);
+
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(60);
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);

@@ -183,6 +183,22 @@ impl State {
         self.rejected
     }
 
+    /// Whether nobody is signed in.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::SignedOut | Phase::Ended)
+    }
+
+    /// Whether nothing is under way or outstanding, and nothing is to be remembered that no store holds. `refused`: the
+    /// newest generation with which a replay was refused.
+    pub(crate) fn is_at_rest(&self, refused: Generation, now: Instant) -> bool {
+        let refusing = self.strikes > 0 || refused >= self.generation;
+        let lately = self.issued.is_some_and(|issued| now.duration_since(issued) < pace::MEMORY);
+        self.phase != Phase::Refreshing
+            && matches!(self.stored, Stored::Clean(_))
+            && self.cooling_at(now).is_none()
+            && !(refusing && lately)
+    }
+
     /// What may be done for somebody who holds `generation`, of `epoch`, and wants newer tokens.
     /// `needs_refresh_token`: the refresh service can't do without one.
     pub(crate) fn demand(
@@ -408,35 +424,4 @@ impl Due {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// When a token of this lifetime is to be replaced early and at the latest, in seconds from now.
-    fn due(lifetime: Duration, window: u64, roll: f64) -> (f64, f64) {
-        let at = At { now: Instant::now(), roll };
-        let due = Due::before_expiry(lifetime, Duration::from_secs(window), at);
-        [due.early, due.expired].map(|then| then.duration_since(at.now).as_secs_f64()).into()
-    }
-
-    #[test]
-    fn a_token_is_due_a_window_before_its_expiry_spread_by_a_quarter_of_it() {
-        let lifetime = Duration::from_secs(100);
-        assert_eq!(due(lifetime, 40, 0.0), (60.0, 100.0));
-        assert_eq!(due(lifetime, 40, 0.5), (65.0, 100.0));
-        assert_eq!(due(lifetime, 40, 0.8), (68.0, 100.0));
-    }
-
-    #[test]
-    fn a_token_is_not_due_in_the_first_half_of_its_life_nor_in_its_first_second() {
-        assert_eq!(due(Duration::from_secs(30), 60, 0.0), (15.0, 30.0));
-        assert_eq!(due(Duration::from_secs(1), 60, 0.0), (1.0, 1.0));
-        assert_eq!(due(Duration::ZERO, 60, 0.0), (1.0, 0.0));
-    }
-
-    #[test]
-    fn a_token_that_lives_for_ever_is_due_within_a_year() {
-        let year = 31_536_000.0;
-        assert_eq!(due(Duration::MAX, 0, 0.0), (year, year));
-        assert_eq!(due(Duration::MAX, u64::MAX, 0.0), (year / 2.0, year));
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::join;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::cell::TokenCell;
 use super::pace;
@@ -20,7 +20,7 @@ use crate::token::Tokens;
 pub(crate) const SAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A call to the store, bounded in time.
-pub(super) async fn bounded<'a, T>(call: impl FnOnce() -> StoreFuture<'a, T>) -> Result<T, StoreError> {
+pub(crate) async fn bounded<'a, T>(call: impl FnOnce() -> StoreFuture<'a, T>) -> Result<T, StoreError> {
     match timeout(SAVE_TIMEOUT, shielded(call)).await {
         Ok(answer) => answer,
         Err(elapsed) => Err(StoreError::new(elapsed)),
@@ -138,15 +138,22 @@ impl TokenCell {
     /// Retries, in one task, what the store would not take.
     pub(super) fn save_in_background(self: &Arc<Self>) {
         if self.saving.swap(true, Ordering::AcqRel) {
+            // It may be about to sleep for longer than what is outstanding now can wait: the lease of a claim runs out.
+            self.more_to_save.notify_one();
             return;
         }
         let cell = Arc::clone(self);
+        let under_way = self.config.under_way();
         self.config.runtime.spawn(async move {
+            let _under_way = under_way;
             let mut failures = 0;
             loop {
                 if cell.sync().await.is_err() {
                     failures += 1;
-                    sleep(pace::cool_down(failures, None, fastrand::f64())).await;
+                    let pause = pace::cool_down(failures, None, fastrand::f64());
+                    if timeout(pause, cell.more_to_save.notified()).await.is_ok() {
+                        failures = 0;
+                    }
                     continue;
                 }
                 cell.saving.store(false, Ordering::Release);

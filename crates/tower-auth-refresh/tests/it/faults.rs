@@ -838,6 +838,60 @@ async fn a_rejection_ends_nothing_while_the_store_cannot_be_read() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rejection_ends_nothing_where_a_peer_has_taken_the_claim_over() {
+    let store = FaultyStore::new();
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    let response = it.get_refused().await;
+    // The process is suspended until long after its lease. It comes back to the answer, and to a peer at work.
+    store.fault(Op::Renew, Fault::Hang);
+    it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    let peers = store.claim_as_peer(Duration::from_secs(40)).await;
+    store.heal();
+    // Its waiters were due long ago.
+    assert!(matches!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt));
+    settle().await;
+    assert_eq!(it.session.state(), SessionState::Active);
+    it.assert_kept().await;
+
+    // What the peer buys is adopted.
+    store.without_faults().commit(&peers, &pair(2)).await.unwrap();
+    cool_down().await;
+    let response = it.get_refused().await;
+    let call = it.api.next().await;
+    assert_eq!(call.token(), Some("a2"));
+    call.reply(200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+    assert!(it.auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_ends_nothing_while_the_claim_cannot_be_renewed() {
+    for fault in [Fault::Fail, Fault::Hang] {
+        let store = FaultyStore::new();
+        let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+        let response = it.get_refused().await;
+        store.fault(Op::Renew, fault);
+        it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
+        assert!(matches!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::Unavailable { .. }));
+        it.assert_kept().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_that_cannot_be_verified_does_not_take_the_doubt_away() {
+    let store = FaultyStore::new();
+    let mut it =
+        Fixture::with(|builder| builder.tokens(pair(1)).rotation(Rotation::Reusable).shared_store(store.clone())).await;
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Err(in_doubt()));
+    store.fault(Op::Load, Fault::Fail);
+    it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
+    response.await.unwrap();
+    it.assert_mended(true).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rejection_where_a_peer_has_signed_out_is_a_sign_out() {
     let store = FaultyStore::new();
     let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;

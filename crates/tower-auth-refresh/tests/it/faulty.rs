@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tower_auth_refresh::Tokens;
 use tower_auth_refresh::store::{
@@ -45,11 +45,24 @@ pub struct FaultyStore {
     inner: Arc<MemoryStore>,
     faults: watch::Sender<HashMap<Op, Fault>>,
     calls: Mutex<Vec<Op>>,
+    held: Mutex<HashMap<Op, oneshot::Receiver<()>>>,
 }
 
 impl FaultyStore {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { inner: Arc::default(), faults: watch::Sender::default(), calls: Mutex::default() })
+        Arc::new(Self {
+            inner: Arc::default(),
+            faults: watch::Sender::default(),
+            calls: Mutex::default(),
+            held: Mutex::default(),
+        })
+    }
+
+    /// The next call takes effect, and is answered once this is dropped. Those after it aren't held.
+    pub fn hold(&self, op: Op) -> oneshot::Sender<()> {
+        let (release, released) = oneshot::channel();
+        self.held.lock().unwrap().insert(op, released);
+        release
     }
 
     pub fn fault(&self, op: Op, fault: Fault) {
@@ -108,6 +121,7 @@ impl FaultyStore {
         self.calls.lock().unwrap().push(op);
         let fault = self.faults.borrow().get(&op).copied();
         assert!(fault != Some(Fault::PanicNow), "the store panics, as the test wants it to");
+        let held = self.held.lock().unwrap().remove(&op);
         Box::pin(async move {
             let lifted = async {
                 let mut faults = self.faults.subscribe();
@@ -118,6 +132,9 @@ impl FaultyStore {
                 tokio::task::yield_now().await;
                 let done = call().await;
                 tokio::task::yield_now().await;
+                if let Some(held) = held {
+                    let _ = held.await;
+                }
                 done
             };
             match fault {

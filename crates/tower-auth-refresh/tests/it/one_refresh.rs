@@ -193,6 +193,25 @@ async fn the_very_token_that_was_refused_is_not_replayed_with() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_late_401_too_is_one_refresh_where_that_brings_the_token_that_was_refused_since() {
+    let mut it = Fixture::new().await;
+    let late = it.get();
+    let late_call = it.api.next().await;
+    refresh_to(&mut it, 2).await;
+    let other = it.get();
+    it.api.reply(1, "a2", 401).await;
+    it.auth.next().await.answer(Ok(pair(2)));
+    other.await.unwrap();
+
+    late_call.reply(401).await;
+    it.auth.next().await.answer(Ok(pair(2)));
+    assert!(it.auth.is_idle().await);
+    assert!(it.api.is_idle().await);
+    let late = late.await.unwrap();
+    assert!(matches!(report(&late), RefreshReport::NotRefreshed(NotRefreshed::SameToken)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refresh_token_that_comes_with_the_refused_access_token_is_kept() {
     let mut it = Fixture::new().await;
     let response = it.get();

@@ -600,6 +600,20 @@ async fn while_tokens_are_unsaved_no_peer_gets_at_the_refresh_token_that_is_used
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_claim_of_unsaved_tokens_is_renewed_at_once_however_far_off_the_next_retry_was() {
+    let (mut it, store) = stored().await;
+    store.fault(Op::Replace, Fault::Fail);
+    it.session.sign_in(pair(2)).await.unwrap_err();
+    // By now it is tried once a minute.
+    sleep(Duration::from_secs(300)).await;
+    store.heal();
+    store.fault(Op::Commit, Fault::Fail);
+    it.refreshes_from(2, false).await;
+    settle().await;
+    assert!(store.calls().contains(&Op::Renew));
+}
+
+#[tokio::test(start_paused = true)]
 async fn where_a_claim_cannot_be_renewed_either_the_peer_that_takes_over_is_yielded_to() {
     for fault in [Fault::Fail, Fault::Hang, Fault::Panic, Fault::PanicNow] {
         let (mut it, store) = stored().await;

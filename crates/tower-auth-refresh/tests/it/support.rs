@@ -45,7 +45,7 @@ pub struct Script<Req, Res, E> {
 
 pub struct Call<Req, Res, E> {
     pub request: Req,
-    answer: oneshot::Sender<Result<Res, E>>,
+    pub answer: oneshot::Sender<Result<Res, E>>,
 }
 
 /// The test's end of a [`Script`].

@@ -1,0 +1,111 @@
+//! When two worlds behave alike: what is compared in them, relative to now, to the epoch and to the generation in force.
+
+use std::hash::{Hash, Hasher};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::{State, Stored};
+use super::world::World;
+use crate::refresh::NotRefreshed;
+use crate::session::pace;
+use crate::store::Epoch;
+
+/// From here on one more makes no difference to any pause.
+const MANY_FAILURES: u32 = 7;
+const MANY_STRIKES: u32 = pace::LOOPING + 6;
+
+impl World {
+    /// Equal for worlds that behave alike.
+    pub(super) fn canon(&self) -> u128 {
+        let mut digest = Digest(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d);
+        self.hash_state(&mut digest);
+        self.flight.hash(&mut digest);
+        (self.config, self.doubted, self.challenged, self.failures.min(MANY_FAILURES)).hash(&mut digest);
+        (self.first < self.state.generation).hash(&mut digest);
+        let mut epochs = Epochs(vec![self.state.epoch]);
+        self.hash_epochs(&mut epochs, &mut digest);
+        self.hash_order(&mut digest);
+        digest.0
+    }
+
+    fn hash_state(&self, digest: &mut Digest) {
+        let State { phase, tokens, due, rejected, in_doubt, failures, strikes, issued, cooling, .. } = &self.state;
+        (phase, tokens.access_token().is_some(), tokens.refresh_token().is_some()).hash(digest);
+        (rejected, in_doubt, (*failures).min(MANY_FAILURES), (*strikes).min(MANY_STRIKES)).hash(digest);
+        let age = issued.map(|issued| self.now.duration_since(issued).min(pace::PROBATION));
+        age.hash(digest);
+        let cooling = cooling.as_ref().map(|it| (self.left(it.until), matches!(it.why, NotRefreshed::Looping)));
+        cooling.filter(|(left, _)| !left.is_zero()).hash(digest);
+        due.map(|due| (self.left(due.early), self.left(due.expired))).hash(digest);
+    }
+
+    fn left(&self, until: Instant) -> Duration {
+        until.saturating_duration_since(self.now)
+    }
+
+    fn hash_epochs(&self, epochs: &mut Epochs, digest: &mut Digest) {
+        match &self.state.stored {
+            Stored::Clean(version) => version.is_some().hash(digest),
+            Stored::Unsaved(_) => 2.hash(digest),
+            Stored::Unwritten(over) => (3, epochs.names(over)).hash(digest),
+            Stored::Uncleared(of) => (4, epochs.names(of)).hash(digest),
+        }
+        self.state.ended.as_ref().map(|(epoch, _)| epochs.name(*epoch)).hash(digest);
+        epochs.names(&self.late).hash(digest);
+        epochs.names(&self.may_hold).hash(digest);
+        if let Some(sync) = &self.sync {
+            (epochs.name(sync.epoch), sync.tokens == self.state.tokens).hash(digest);
+            match &sync.stored {
+                Stored::Uncleared(of) => (0, epochs.names(of)).hash(digest),
+                Stored::Unwritten(over) => (1, epochs.names(over)).hash(digest),
+                _ => 2.hash(digest),
+            }
+        }
+    }
+
+    /// How the generations lie. They are only compared with one another and with the last two, so that a gap of two is
+    /// as good as a wider one.
+    fn hash_order(&self, digest: &mut Digest) {
+        let marks = [self.state.generation, self.state.struck, self.struck, self.proven, self.refused].map(|it| it.0);
+        let mut sorted = marks;
+        sorted.sort_unstable_by(|a, b| b.cmp(a));
+        let mut narrowed = [0; 5];
+        for i in 1..5 {
+            narrowed[i] = narrowed[i - 1] + (sorted[i - 1] - sorted[i]).min(2);
+        }
+        let place = |mark| narrowed[sorted.iter().position(|it| *it == mark).expect("it is one of them")];
+        marks.map(place).hash(digest);
+    }
+}
+
+/// Epochs by the order in which they come up: they are only compared for equality.
+struct Epochs(Vec<Epoch>);
+
+impl Epochs {
+    fn name(&mut self, epoch: Epoch) -> usize {
+        self.0.iter().position(|known| *known == epoch).unwrap_or_else(|| {
+            self.0.push(epoch);
+            self.0.len() - 1
+        })
+    }
+
+    fn names(&mut self, epochs: &[Epoch]) -> Vec<usize> {
+        epochs.iter().map(|epoch| self.name(*epoch)).collect()
+    }
+}
+
+/// FNV-1a with 128 bits: two worlds out of many millions don't collide.
+struct Digest(u128);
+
+impl Hasher for Digest {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        unreachable!("all of its bits are read")
+    }
+}

@@ -1,0 +1,36 @@
+//! When a token is to be replaced early.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::{At, Due};
+
+/// When a token of this lifetime is to be replaced early and at the latest, in seconds from now.
+fn due(lifetime: Duration, window: u64, roll: f64) -> (f64, f64) {
+    let at = At { now: Instant::now(), roll };
+    let due = Due::before_expiry(lifetime, Duration::from_secs(window), at);
+    [due.early, due.expired].map(|then| then.duration_since(at.now).as_secs_f64()).into()
+}
+
+#[test]
+fn a_token_is_due_a_window_before_its_expiry_spread_by_a_quarter_of_it() {
+    let lifetime = Duration::from_secs(100);
+    assert_eq!(due(lifetime, 40, 0.0), (60.0, 100.0));
+    assert_eq!(due(lifetime, 40, 0.5), (65.0, 100.0));
+    assert_eq!(due(lifetime, 40, 0.8), (68.0, 100.0));
+}
+
+#[test]
+fn a_token_is_not_due_in_the_first_half_of_its_life_nor_in_its_first_second() {
+    assert_eq!(due(Duration::from_secs(30), 60, 0.0), (15.0, 30.0));
+    assert_eq!(due(Duration::from_secs(1), 60, 0.0), (1.0, 1.0));
+    assert_eq!(due(Duration::ZERO, 60, 0.0), (1.0, 0.0));
+}
+
+#[test]
+fn a_token_that_lives_for_ever_is_due_within_a_year() {
+    let year = 31_536_000.0;
+    assert_eq!(due(Duration::MAX, 0, 0.0), (year, year));
+    assert_eq!(due(Duration::MAX, u64::MAX, 0.0), (year / 2.0, year));
+}

@@ -1,0 +1,300 @@
+//! What must hold in every state and of every step: the invariants that the state machine answers for, by the numbers
+//! that the design gives them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::{Demand, Effect, Event, Phase, State, Stored};
+use super::world::{FOREIGN, World};
+use crate::refresh::{Generation, NotRefreshed, RefreshErrorKind, Trigger};
+use crate::session::pace;
+use crate::store::Epoch;
+use crate::token::Tokens;
+
+const TRIGGERS: [Trigger; 4] = [Trigger::Challenge, Trigger::Early, Trigger::Acquire, Trigger::Manual];
+
+/// No cool-down lasts longer.
+const LONGEST: Duration = Duration::from_secs(300);
+
+const A_MOMENT: Duration = Duration::from_millis(1);
+
+impl World {
+    /// What is known independently of the state, brought up to date.
+    pub(super) fn remember(&mut self, before: &State, event: &Event) {
+        let epoch = before.epoch;
+        match event {
+            Event::Challenged { generation, .. } => self.challenged |= *generation == before.generation,
+            Event::Refreshed { epoch: of, tokens, .. } if *of == epoch => self.remember_tokens(before, tokens),
+            Event::Adopted { epoch: of, record, .. } if *of == epoch => {
+                self.may_hold = vec![record.epoch];
+                if record.epoch == epoch {
+                    self.remember_tokens(before, &record.tokens);
+                }
+            }
+            Event::Failed { epoch: of, in_doubt, .. } if *of == epoch => {
+                self.doubted |= in_doubt;
+                self.failures += 1;
+            }
+            Event::Vanished { epoch: of, .. } if *of == epoch => self.may_hold.clear(),
+            Event::Saved { epoch: of, .. } if *of == epoch => self.may_hold = vec![epoch],
+            Event::Cleared { epochs } => self.may_hold.retain(|held| !epochs.contains(held)),
+            Event::SignedIn { next, .. } => self.may_hold.push(*next),
+            _ => {}
+        }
+        if self.state.epoch != epoch {
+            (self.challenged, self.doubted, self.failures, self.bought) = (false, false, 0, None);
+            self.struck = Generation(0);
+            self.ended = matches!(event, Event::Rejected { .. }).then_some(epoch);
+            self.note_first();
+        }
+    }
+
+    fn remember_tokens(&mut self, before: &State, tokens: &Tokens) {
+        (self.doubted, self.failures) = (false, 0);
+        if tokens.access_token() != before.tokens.access_token() {
+            self.challenged = false;
+            self.bought = Some(self.now);
+        }
+    }
+
+    pub(super) fn note_first(&mut self) {
+        let bare = u64::from(self.state.tokens.access_token().is_none());
+        self.first = Generation(self.state.generation.0 + bare);
+    }
+
+    /// Of a single state.
+    pub(super) fn check_state(&self) {
+        let State { phase, epoch, generation, tokens, stored, due, cooling, .. } = &self.state;
+        let is_signed_in = matches!(phase, Phase::Active | Phase::Refreshing);
+
+        assert_eq!(*phase == Phase::Refreshing, self.flight.is_some(), "1: it says `Refreshing` while a flight is up");
+        assert_eq!(*phase == Phase::Ended, self.ended.is_some(), "15: only the server's own word ends a session");
+        assert_eq!(self.state.rejected, self.challenged && is_signed_in, "the refusal of the tokens in force is known");
+        assert_eq!(self.state.in_doubt, self.doubted, "2: the doubt lasts until there is a definite answer");
+        assert!(self.proven <= *generation && self.refused <= *generation, "3: generations only grow");
+        assert!(is_signed_in || *tokens == Tokens::default(), "who is not signed in has no tokens");
+        assert!(is_signed_in || (due.is_none() && cooling.is_none()), "nor anything to wait for");
+        assert_ne!(*epoch, FOREIGN, "10: an epoch comes into force by its own event only");
+        if let (Some(due), Some(cooling)) = (due, cooling) {
+            assert!(due.early >= cooling.until, "no early refresh during a cool-down");
+        }
+        let pointless = *phase == Phase::Refreshing && (self.challenged || tokens.access_token().is_none());
+        assert_eq!(self.state.is_pointless_to_send(), pointless);
+
+        let accounts_for = |held: &Epoch| match stored {
+            Stored::Clean(None) => false,
+            Stored::Clean(Some(_)) | Stored::Unsaved(_) => held == epoch,
+            Stored::Unwritten(over) => held == epoch || over.contains(held),
+            Stored::Uncleared(of) => of.contains(held),
+        };
+        assert!(self.may_hold.iter().all(accounts_for), "14: nothing of an epoch that is over is left in the store");
+        let fits = match stored {
+            Stored::Clean(version) => version.is_some() == is_signed_in,
+            Stored::Unwritten(_) | Stored::Unsaved(_) => is_signed_in,
+            Stored::Uncleared(_) => !is_signed_in,
+        };
+        assert!(fits, "what is to be written is what the state says");
+
+        self.check_demands();
+    }
+
+    fn check_demands(&self) {
+        let State { phase, epoch, generation, tokens, .. } = &self.state;
+        let needs_refresh_token = self.config.needs_refresh_token;
+        let has_none = needs_refresh_token && tokens.refresh_token().is_none();
+        let older = generation.0.checked_sub(1).map(Generation);
+        for trigger in TRIGGERS {
+            for over in [FOREIGN, self.ended.unwrap_or(Epoch(0))] {
+                let now = self.state.demand(over, *generation, trigger, needs_refresh_token, self.now);
+                let ended = self.ended == Some(over);
+                let refused = match now {
+                    Demand::Refused(NotRefreshed::Ended(_)) => ended,
+                    Demand::Refused(NotRefreshed::SessionChanged) => !ended,
+                    _ => false,
+                };
+                assert!(refused, "10: nothing is refreshed, joined or replayed in another epoch");
+            }
+            match (phase, self.demand(trigger, *generation)) {
+                (Phase::SignedOut, Demand::Refused(NotRefreshed::SignedOut))
+                | (Phase::Ended, Demand::Refused(NotRefreshed::Ended(_)))
+                | (Phase::Refreshing, Demand::Join) => {}
+                (Phase::Active, Demand::Refused(NotRefreshed::NoRefreshToken)) => assert!(has_none),
+                (Phase::Active, Demand::Start) => {
+                    assert!(!has_none, "there is something to present");
+                    let unwanted = trigger == Trigger::Early && self.state.strikes > 0;
+                    assert!(!unwanted, "8: while fresh tokens are refused, none is fetched that nobody waits for");
+                }
+                (Phase::Active, Demand::Refused(NotRefreshed::CoolingDown(_) | NotRefreshed::Looping)) => {
+                    assert_ne!(trigger, Trigger::Manual, "by hand it refreshes even in a cool-down");
+                }
+                (phase, demand) => panic!("1: {demand:?} while {phase:?}"),
+            }
+            let Some(older) = older.filter(|_| matches!(phase, Phase::Active | Phase::Refreshing)) else { continue };
+            match self.demand(trigger, older) {
+                Demand::Newer => assert!(!self.challenged || trigger == Trigger::Manual, "it is refused already"),
+                _ => assert!(self.challenged && trigger != Trigger::Manual, "9: a stale 401 causes no refresh"),
+            }
+        }
+        if *phase == Phase::Active && !has_none {
+            let later = self.state.demand(*epoch, *generation, Trigger::Challenge, true, self.now + LONGEST);
+            assert!(!needs_refresh_token || matches!(later, Demand::Start), "15: every cool-down ends");
+        }
+    }
+
+    /// Of a step from one state to the next.
+    pub(super) fn check_step(&mut self, before: &Self, event: &Event, effect: &Effect) {
+        let (old, new) = (&before.state, &self.state.clone());
+        assert!(new.generation >= old.generation, "3: generations only grow");
+        if of_another_epoch(event, old.epoch) {
+            assert!(self.is_unchanged_since(before), "3, 14: what comes too late changes nothing");
+            match event {
+                Event::Refreshed { tokens, .. } => assert_eq!(*effect, Effect::Discard(tokens.clone()), "14"),
+                _ => assert_eq!(*effect, Effect::Nothing),
+            }
+            return;
+        }
+        let outstanding = match event {
+            Event::Rejected { .. } => true,
+            Event::Refreshed { stored, .. } => matches!(stored, Stored::Unsaved(_)),
+            _ => false,
+        };
+        assert_eq!(*effect, if outstanding { Effect::Sync } else { Effect::Nothing });
+        assert_eq!(new.phase, phase_after(old, event));
+        assert_eq!(
+            new.tokens,
+            *tokens_after(old, event),
+            "15: tokens go only when others come, or the session is over"
+        );
+        assert_eq!(
+            new.epoch,
+            epoch_after(old, event),
+            "10: epochs change with who is signed in, and with nothing else"
+        );
+        if new.epoch == old.epoch {
+            let other = new.tokens.access_token() != old.tokens.access_token();
+            assert_eq!(new.generation.0 - old.generation.0, u64::from(other), "3: a generation is one access token");
+            if self.check_pace(before, event) {
+                self.struck = self.state.generation;
+            }
+        } else {
+            assert!(new.epoch.0 > old.epoch.0, "10: an epoch that is over never comes back");
+            let grown = new.generation > old.generation;
+            assert_eq!(grown, new.phase == Phase::Active, "3: other tokens have another generation");
+        }
+    }
+
+    /// Of a step within an epoch: strikes and cool-downs. Whether it was a strike.
+    fn check_pace(&self, before: &Self, event: &Event) -> bool {
+        let (old, new) = (&before.state, &self.state);
+        let (mut strikes, mut is_strike) = (old.strikes, false);
+        match event {
+            Event::Challenged { generation, .. } if *generation < old.generation => {
+                assert!(self.is_unchanged_since(before), "9: a stale 401 says nothing");
+            }
+            Event::Challenged { .. } => {
+                if before.proven > before.struck {
+                    strikes = 0;
+                }
+                let age = before.bought.map(|bought| self.now.duration_since(bought));
+                let fresh = age.is_some_and(|age| age < pace::PROBATION || before.refused == old.generation);
+                if !before.challenged && fresh && before.proven < old.generation {
+                    is_strike = true;
+                }
+            }
+            Event::Failed { error, .. } => {
+                let asked = match error.kind() {
+                    RefreshErrorKind::Unavailable { retry_after } => retry_after.unwrap_or_default().min(LONGEST),
+                    _ => Duration::ZERO,
+                };
+                let doubled = Duration::from_secs(1 << (self.failures - 1)).min(Duration::from_secs(60));
+                let cooling = new.cooling.as_ref().expect("15: it cools down, and keeps the tokens");
+                assert_eq!(cooling.until - self.now, asked.max(doubled).max(loop_pause(new.strikes)), "8");
+                assert!(matches!(&cooling.why, NotRefreshed::CoolingDown(of) if Arc::ptr_eq(of, error)));
+            }
+            Event::Started => assert!(new.cooling.is_none(), "a flight begins after a cool-down, or ends it"),
+            Event::Refreshed { .. } | Event::Adopted { .. }
+                if new.generation == old.generation && (before.challenged || new.tokens.access_token().is_none()) =>
+            {
+                is_strike = true;
+            }
+            Event::Refreshed { .. } | Event::Adopted { .. } => {
+                assert!(new.cooling_at(self.now).is_none(), "new tokens lift a cool-down");
+            }
+            _ => {}
+        }
+        strikes += u32::from(is_strike);
+        if is_strike {
+            self.check_loop_guard();
+        }
+        assert_eq!(new.strikes, strikes, "8: a strike is a fresh token that is refused; an accepted one clears them");
+        is_strike
+    }
+
+    /// After a strike.
+    fn check_loop_guard(&self) {
+        let Some(nearly) = loop_pause(self.state.strikes).checked_sub(A_MOMENT) else { return };
+        let why = self.state.cooling_at(self.now + nearly).expect("8: it cools down for as long as it should");
+        assert!(matches!(why, NotRefreshed::Looping), "{why:?}");
+    }
+
+    fn is_unchanged_since(&self, before: &Self) -> bool {
+        let mut as_before = self.clone();
+        as_before.state = before.state.clone();
+        (self.state.epoch, self.state.generation) == (before.state.epoch, before.state.generation)
+            && self.state.tokens == before.state.tokens
+            && self.canon() == as_before.canon()
+    }
+}
+
+/// The pause after a strike, jitter aside.
+fn loop_pause(strikes: u32) -> Duration {
+    match strikes.checked_sub(6) {
+        None => Duration::ZERO,
+        Some(over) => Duration::from_secs((1 << over.min(6)).min(60)),
+    }
+}
+
+fn of_another_epoch(event: &Event, now: Epoch) -> bool {
+    match event {
+        Event::Refreshed { epoch, .. }
+        | Event::Failed { epoch, .. }
+        | Event::Rejected { epoch, .. }
+        | Event::Adopted { epoch, .. }
+        | Event::Landed { epoch }
+        | Event::Vanished { epoch, .. }
+        | Event::Saved { epoch, .. } => *epoch != now,
+        _ => false,
+    }
+}
+
+fn phase_after(old: &State, event: &Event) -> Phase {
+    match event {
+        Event::Started => Phase::Refreshing,
+        Event::Rejected { .. } => Phase::Ended,
+        Event::Vanished { .. } | Event::SignedOut { .. } => Phase::SignedOut,
+        Event::Adopted { record, landed: false, .. } if record.epoch == old.epoch => old.phase,
+        Event::Challenged { .. } | Event::Saved { .. } | Event::Cleared { .. } => old.phase,
+        _ => Phase::Active,
+    }
+}
+
+fn tokens_after<'a>(old: &'a State, event: &'a Event) -> &'a Tokens {
+    static NONE: std::sync::LazyLock<Tokens> = std::sync::LazyLock::new(Tokens::default);
+    match event {
+        Event::Refreshed { tokens, .. } | Event::SignedIn { tokens, .. } => tokens,
+        Event::Adopted { record, .. } => &record.tokens,
+        Event::Rejected { .. } | Event::Vanished { .. } | Event::SignedOut { .. } => &NONE,
+        _ => &old.tokens,
+    }
+}
+
+fn epoch_after(old: &State, event: &Event) -> Epoch {
+    match event {
+        Event::Adopted { record, .. } => record.epoch,
+        Event::Rejected { next, .. }
+        | Event::Vanished { next, .. }
+        | Event::SignedIn { next, .. }
+        | Event::SignedOut { next } => *next,
+        _ => old.epoch,
+    }
+}

@@ -1,0 +1,470 @@
+//! [`Sessions`]: many users' sessions by key, as many as fit.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
+//! use std::time::Duration;
+//! use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Session, Sessions, Tokens};
+//!
+//! # let refresh_service = tower::service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
+//! let sessions = Sessions::builder(Session::builder(refresh_service))
+//!     .capacity(10_000)
+//!     .idle(Duration::from_secs(60 * 60))
+//!     .refreshes_in_flight(50)
+//!     .build()?;
+//!
+//! // At the login:
+//! let tokens = Tokens::new(AccessToken::new("a1")?, RefreshToken::new("r1")?);
+//! sessions.sign_in("alice", tokens).await?;
+//!
+//! // For each request of hers:
+//! let session = sessions.get(&"alice").await?.expect("she is signed in");
+//! let request = http::Request::get("https://api.example.com/orders").extension(session).body(());
+//! # let _ = request;
+//!
+//! assert!(sessions.get(&"bob").await?.is_none());
+//! sessions.sign_out(&"alice").await?;
+//!
+//! // At the end, so that no refresh is cut off:
+//! sessions.landed().await;
+//! # Ok(()) }
+//! ```
+//!
+//! With a store that outlives the process, only those in use need to fit. The others are read when they are asked for:
+//!
+//! ```
+//! # use std::sync::Arc;
+//! # use tower_auth_refresh::{MemoryStore, RefreshError, RefreshRequest, Session, Sessions, SessionsError, Tokens};
+//! # use tower_auth_refresh::TokenStore;
+//! # struct Database; impl Database { fn row(self: &Arc<Self>, _: u64) -> MemoryStore { MemoryStore::new() } }
+//! # fn example(
+//! #     database: Arc<Database>,
+//! #     template: tower_auth_refresh::SessionBuilder,
+//! # ) -> Result<(), tower_auth_refresh::SessionError> {
+//! let sessions = Sessions::builder(template)
+//!     .stores(move |user: &u64| Arc::new(database.row(*user)) as Arc<dyn TokenStore>)
+//!     .build()?;
+//! # Ok(()) }
+//! ```
+
+mod sweep;
+mod table;
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::fmt;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+
+use self::table::{Hand, Table};
+use crate::session::{Config, Session, SessionBuilder, SessionError, TokenCell, Traffic, bounded};
+use crate::store::{MemoryStore, TokenStore};
+use crate::token::Tokens;
+
+/// How many sessions fit, unless the builder says otherwise.
+const CAPACITY: usize = 100_000;
+
+/// How many refreshes are in flight at most, unless the builder says otherwise.
+const REFRESHES: usize = 64;
+
+/// Many users' sessions by key, as many as fit: a cheap handle, to be cloned freely.
+///
+/// - One that is missing is read from its [store](SessionsBuilder::stores) when it is asked for: once, however many ask
+///   at the same moment, and none of them interrupts it by going away. A [`Session`] that somebody holds is always
+///   found again: no user has two.
+/// - When they don't fit, one that has not been used for long goes: only where its store can bring it back, nobody holds
+///   it, no refresh is in flight and nothing is unsaved. If none can go there is no room for another.
+/// - All share one [limit](SessionsBuilder::refreshes_in_flight) on refreshes in flight. Those who wait for their turn
+///   get it in the order in which they came, spread by some milliseconds. Waiting is no attempt, and takes nothing of
+///   the time that a refresh may take; but nobody waits for longer than the time-out and 5 s in all: he then gets his
+///   401, while his session keeps its place.
+/// - An idle session costs no task and no timer, only memory: some hundred bytes beside its tokens.
+///
+/// They belong to the `tokio` runtime that they were built in.
+pub struct Sessions<K> {
+    inner: Arc<Inner<K>>,
+}
+
+struct Inner<K> {
+    table: Table<K>,
+    /// Held while one is added, and never across an await.
+    arrivals: Mutex<Arrivals<K>>,
+    capacity: usize,
+    stores: Option<Box<Stores<K>>>,
+    config: Arc<Config>,
+    sweep: AbortHandle,
+}
+
+type Stores<K> = dyn Fn(&K) -> Arc<dyn TokenStore> + Send + Sync;
+
+/// How sessions get into the table.
+struct Arrivals<K> {
+    /// Those that are being read from their stores.
+    loads: HashMap<K, Load>,
+    /// The number of the last load.
+    last: u64,
+    /// Where room was last made.
+    hand: Hand,
+}
+
+struct Load {
+    number: u64,
+    found: Shared<BoxFuture<'static, Found>>,
+}
+
+/// What was found under a key, for all who asked.
+type Found = Result<Option<Session>, SessionsError>;
+
+impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
+    /// Starts to build them. All are built as the template says; its tokens and its store are not used.
+    pub fn builder(template: SessionBuilder) -> SessionsBuilder<K> {
+        SessionsBuilder { template, capacity: CAPACITY, idle: None, refreshes: REFRESHES, stores: None }
+    }
+
+    /// The session of this key; `None` where nobody is signed in. One that was signed out or has ended is still found
+    /// while somebody holds it.
+    ///
+    /// Where it is in memory this is a look-up, and is done when it is first polled.
+    ///
+    /// # Errors
+    ///
+    /// If its store can't be read within 5 s: all who asked meanwhile get the same error, and the next to ask makes a new
+    /// attempt. [`SessionsError::Full`] if it was read, and there is no room for it.
+    pub async fn get(&self, key: &K) -> Result<Option<Session>, SessionsError> {
+        match self.inner.find(key) {
+            Some(cell) => Ok(Some(Session::of(cell))),
+            None => self.inner.find_or_load(key).await,
+        }
+    }
+
+    /// Signs a user in. The tokens are in force at once, then stored. Where a session of this key is in memory it goes on
+    /// as this user's: whoever holds it has the same one.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionsError::Full`] if there is no room: then nobody is signed in. If the store fails the user is signed in all
+    /// the same, [`get`](Self::get) finds the session, and the write is retried in the background.
+    pub async fn sign_in(&self, key: K, tokens: Tokens) -> Result<Session, SessionsError> {
+        let inner = &self.inner;
+        let session = match inner.table.find(&key) {
+            Some(cell) => Session::of(cell),
+            None => match inner.arrive(key, &tokens)? {
+                Arrival::There(cell) => Session::of(cell),
+                Arrival::New(cell) => {
+                    let saved = inner.config.runtime.spawn(Arc::clone(&cell).save()).await;
+                    saved.map_err(SessionError::runtime).flatten()?;
+                    return Ok(Session::of(cell));
+                }
+            },
+        };
+        session.sign_in(tokens).await?;
+        Ok(session)
+    }
+
+    /// Signs a user out, as [`Session::sign_out`] does, whether or not his session is in memory. No other is touched.
+    ///
+    /// # Errors
+    ///
+    /// If the store can't be read: then he is still signed in. If the store can't be written, or the revoke service fails:
+    /// the user is signed out all the same, and deleting from the store is retried in the background.
+    pub async fn sign_out(&self, key: &K) -> Result<(), SessionsError> {
+        let session = match self.get(key).await {
+            // Nobody has to make room for one that goes.
+            Err(SessionsError::Full) => self.inner.load_outside(key).await?,
+            found => found?,
+        };
+        let Some(session) = session else { return Ok(()) };
+        let signed_out = session.sign_out().await;
+        drop(session);
+        drop(self.inner.table.remove_if_over(key));
+        Ok(signed_out?)
+    }
+
+    /// How many are in memory. Those that are over are counted until they are swept.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner.table.len()
+    }
+
+    /// Whether none is in memory.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Waits until no refresh is in flight, everything is saved, and all that is to be revoked is revoked: what a server
+    /// does before it exits, once it takes no more requests. It takes as long as a store fails: bound it with a time-out.
+    pub async fn landed(&self) {
+        if let Some(traffic) = &self.inner.config.traffic {
+            traffic.landed().await;
+        }
+    }
+}
+
+impl<K> Clone for Sessions<K> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner) }
+    }
+}
+
+impl<K> fmt::Debug for Sessions<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sessions").finish_non_exhaustive()
+    }
+}
+
+/// What a sign-in finds under its key.
+enum Arrival {
+    /// A session that it goes on in.
+    There(Arc<TokenCell>),
+    /// None: this is a new one, already signed in.
+    New(Arc<TokenCell>),
+}
+
+impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
+    /// What is in memory under this key. One that is over, and that nobody holds, is not: a peer that shares its store may
+    /// have signed the user in again.
+    #[inline]
+    fn find(&self, key: &K) -> Option<Arc<TokenCell>> {
+        let cell = self.table.find(key)?;
+        if cell.is_over() {
+            drop(cell);
+            drop(self.table.remove_if_over(key));
+            return self.table.find(key);
+        }
+        Some(cell)
+    }
+
+    async fn find_or_load(self: &Arc<Self>, key: &K) -> Found {
+        if self.stores.is_none() {
+            // What was in memory alone is nowhere else.
+            return Ok(None);
+        }
+        let load = {
+            let mut arrivals = self.arrivals();
+            if let Some(cell) = self.table.find(key) {
+                return Ok(Some(Session::of(cell)));
+            }
+            match arrivals.loads.get(key).filter(|load| load.found.peek().is_none()) {
+                Some(load) => load.found.clone(),
+                None => self.begin_load(&mut arrivals, key),
+            }
+        };
+        load.await
+    }
+
+    /// Reads a session in a task of its own.
+    fn begin_load(self: &Arc<Self>, arrivals: &mut Arrivals<K>, key: &K) -> Shared<BoxFuture<'static, Found>> {
+        arrivals.last += 1;
+        let number = arrivals.last;
+        let task = self.config.runtime.spawn(Arc::clone(self).load(key.clone(), number));
+        let found = task.map(|found| found.unwrap_or_else(|gone| Err(SessionError::runtime(gone).into())));
+        let found = found.boxed().shared();
+        arrivals.loads.insert(key.clone(), Load { number, found: found.clone() });
+        found
+    }
+
+    // Boxed, since it may begin anew.
+    fn load(self: Arc<Self>, key: K, number: u64) -> BoxFuture<'static, Found> {
+        async move {
+            let store = self.store(&key);
+            let record = bounded(|| store.load()).await;
+            let found = record.map_err(|error| SessionError::store(error).into()).map(|record| {
+                let config = Arc::clone(&self.config);
+                record.map(|record| Arc::new(TokenCell::new(Some(record), store, config)))
+            });
+            match self.end_load(&key, number, found) {
+                Some(found) => found,
+                None => self.find_or_load(&key).await,
+            }
+        }
+        .boxed()
+    }
+
+    /// Puts what was read into the table. `None` if a sign-in was quicker: what was read may be out of date.
+    fn end_load(&self, key: &K, number: u64, found: Result<Option<Arc<TokenCell>>, SessionsError>) -> Option<Found> {
+        // Dropped last, when nothing is locked any more.
+        let _gone;
+        let mut arrivals = self.arrivals();
+        arrivals.loads.get(key).filter(|load| load.number == number)?;
+        let ended = arrivals.loads.remove(key);
+        let found = match found {
+            Ok(Some(cell)) => {
+                let (room, gone) = self.make_room(&mut arrivals);
+                _gone = gone;
+                room.map(|()| {
+                    self.table.insert(key.clone(), Arc::clone(&cell));
+                    Some(Session::of(cell))
+                })
+            }
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
+        drop(arrivals);
+        drop(ended);
+        Some(found)
+    }
+
+    /// The session to sign in to: the one that is there, or a new one.
+    fn arrive(&self, key: K, tokens: &Tokens) -> Result<Arrival, SessionsError> {
+        let store = self.store(&key);
+        let new = Arc::new(TokenCell::signed_in(tokens.clone(), store, Arc::clone(&self.config)));
+        let mut arrivals = self.arrivals();
+        if let Some(cell) = self.table.find(&key) {
+            return Ok(Arrival::There(cell));
+        }
+        let (room, gone) = self.make_room(&mut arrivals);
+        let arrival = room.map(|()| {
+            // What is being read meanwhile is out of date.
+            let overtaken = arrivals.loads.remove(&key);
+            self.table.insert(key, Arc::clone(&new));
+            (Arrival::New(new), overtaken)
+        });
+        drop(arrivals);
+        drop(gone);
+        arrival.map(|(arrival, _overtaken)| arrival)
+    }
+
+    /// Reads a session that there is no room for. Should somebody else read it too, they are like two processes that share
+    /// its store.
+    async fn load_outside(&self, key: &K) -> Found {
+        let store = self.store(key);
+        let record = bounded(|| store.load()).await.map_err(SessionError::store)?;
+        Ok(record.map(|record| Session::of(Arc::new(TokenCell::new(Some(record), store, Arc::clone(&self.config))))))
+    }
+
+    /// Makes room for one more. What had to go for it is to be dropped when nothing is locked any more.
+    fn make_room(&self, arrivals: &mut Arrivals<K>) -> (Result<(), SessionsError>, Option<table::Slot<K>>) {
+        if self.table.len() < self.capacity {
+            return (Ok(()), None);
+        }
+        match self.table.evict(&mut arrivals.hand) {
+            Some(gone) => (Ok(()), Some(gone)),
+            None => (Err(SessionsError::Full), None),
+        }
+    }
+
+    fn store(&self, key: &K) -> Arc<dyn TokenStore> {
+        self.stores.as_ref().map_or_else(|| Arc::new(MemoryStore::new()) as _, |stores| stores(key))
+    }
+
+    fn arrivals(&self) -> MutexGuard<'_, Arrivals<K>> {
+        // Whoever panics in here (a key's `Clone`, `Eq` or `Hash`) has changed nothing yet, or all.
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K> Drop for Inner<K> {
+    fn drop(&mut self) {
+        self.sweep.abort();
+    }
+}
+
+/// Builds [`Sessions`].
+#[must_use = "a builder does nothing until `build`"]
+pub struct SessionsBuilder<K> {
+    template: SessionBuilder,
+    capacity: usize,
+    idle: Option<Duration>,
+    refreshes: usize,
+    stores: Option<Box<Stores<K>>>,
+}
+
+impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionsBuilder<K> {
+    /// How many sessions are kept in memory at most. Default: 100,000.
+    pub fn capacity(mut self, sessions: usize) -> Self {
+        self.capacity = sessions;
+        self
+    }
+
+    /// After which time a session that nobody asks for, and nobody holds, goes: one whose store can bring it back is
+    /// forgotten, another's user is signed out and his tokens are revoked, where there is a
+    /// [revoke service](SessionBuilder::revoke). It may take a quarter longer. Default: never.
+    pub fn idle(mut self, after: Duration) -> Self {
+        self.idle = Some(after);
+        self
+    }
+
+    /// How many refreshes are in flight at the same time at most, so that sessions that expire together don't overwhelm
+    /// the authorization server. At least 1. Default: 64.
+    pub fn refreshes_in_flight(mut self, refreshes: usize) -> Self {
+        self.refreshes = refreshes;
+        self
+    }
+
+    /// Where the tokens of a key are kept. Stores that outlive this object should be [durable](TokenStore::is_durable).
+    /// Default: a [`MemoryStore`] for each session, so that whoever is signed in is in memory.
+    ///
+    /// It is asked again each time a session is read or begun. It should do no more than make the store.
+    pub fn stores(mut self, stores: impl Fn(&K) -> Arc<dyn TokenStore> + Send + Sync + 'static) -> Self {
+        self.stores = Some(Box::new(stores));
+        self
+    }
+
+    /// Builds them. No store is read yet.
+    ///
+    /// # Errors
+    ///
+    /// If called outside a `tokio` runtime (its timers must be enabled).
+    pub fn build(self) -> Result<Sessions<K>, SessionError> {
+        let runtime = Handle::try_current().map_err(SessionError::runtime)?;
+        let traffic = Arc::new(Traffic::new(self.refreshes));
+        let config = Arc::new(self.template.into_config(runtime.clone(), Some(traffic)));
+        let inner = Arc::new_cyclic(|inner| Inner {
+            table: Table::new(self.capacity),
+            arrivals: Mutex::new(Arrivals { loads: HashMap::new(), last: 0, hand: Hand::default() }),
+            capacity: self.capacity,
+            stores: self.stores,
+            config,
+            sweep: runtime.spawn(sweep::sweep(inner.clone(), self.idle)).abort_handle(),
+        });
+        Ok(Sessions { inner })
+    }
+}
+
+impl<K> fmt::Debug for SessionsBuilder<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionsBuilder").finish_non_exhaustive()
+    }
+}
+
+/// A session could not be had.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum SessionsError {
+    /// There is no room: as many as fit are in use, or could not be brought back.
+    Full,
+    /// What its store, or another part of it, failed with; shared by all who asked for it.
+    Session(Arc<SessionError>),
+}
+
+impl fmt::Display for SessionsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => {
+                f.write_str("there is no room for another session: all are in use, or could not be brought back")
+            }
+            Self::Session(error) => error.fmt(f),
+        }
+    }
+}
+
+impl Error for SessionsError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Full => None,
+            Self::Session(error) => error.source(),
+        }
+    }
+}
+
+impl From<SessionError> for SessionsError {
+    fn from(error: SessionError) -> Self {
+        Self::Session(Arc::new(error))
+    }
+}

@@ -1,0 +1,173 @@
+//! [`Table`]: the sessions by their keys, in shards, each behind a lock of its own.
+//!
+//! Room is made as in a clock: a hand goes round, and of the next few that can be forgotten the longest unused goes.
+
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hashbrown::HashTable;
+
+use crate::session::TokenCell;
+
+/// More shards than this are of no use to any number of threads.
+const MOST_SHARDS: usize = 64;
+
+/// A shard is worth its while from this number of sessions on.
+const SHARD: usize = 64;
+
+/// Of how many that can be forgotten the longest unused goes.
+const CANDIDATES: usize = 8;
+
+/// How many places are looked at in one go: so many that it takes no longer than a request, even where all is in use.
+const PLACES: usize = 4096;
+
+pub(super) struct Table<K> {
+    hasher: RandomState,
+    shards: Box<[Mutex<HashTable<Slot<K>>>]>,
+    len: AtomicUsize,
+    /// Goes on by one with every session that is added, and every sweep. Wraps.
+    clock: AtomicU32,
+}
+
+pub(super) struct Slot<K> {
+    key: K,
+    cell: Arc<TokenCell>,
+}
+
+/// A place in the table.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Hand {
+    shard: usize,
+    place: usize,
+}
+
+impl<K: Eq + Hash> Table<K> {
+    /// For about so many sessions.
+    pub(super) fn new(capacity: usize) -> Self {
+        let shards = (capacity / SHARD).clamp(1, MOST_SHARDS).next_power_of_two();
+        Self {
+            hasher: RandomState::new(),
+            shards: (0..shards).map(|_| Mutex::default()).collect(),
+            len: AtomicUsize::new(0),
+            clock: AtomicU32::new(0),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len.load(Ordering::Acquire)
+    }
+
+    /// The session of this key. It counts as used.
+    #[inline]
+    pub(super) fn find(&self, key: &K) -> Option<Arc<TokenCell>> {
+        let (hash, shard) = self.place_of(key);
+        let shard = lock(shard);
+        let cell = Arc::clone(&shard.find(hash, |slot| slot.key == *key)?.cell);
+        drop(shard);
+        self.touch(&cell);
+        Some(cell)
+    }
+
+    /// Adds a session under a key that has none: the caller sees to it that nobody else adds one meanwhile.
+    pub(super) fn insert(&self, key: K, cell: Arc<TokenCell>) {
+        cell.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        let (hash, shard) = self.place_of(&key);
+        lock(shard).insert_unique(hash, Slot { key, cell }, |slot| self.hasher.hash_one(&slot.key));
+        self.len.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Takes the session of this key out, if nothing is lost with it and it is over.
+    pub(super) fn remove_if_over(&self, key: &K) -> Option<Slot<K>> {
+        let (hash, shard) = self.place_of(key);
+        let mut shard = lock(shard);
+        let entry = shard.find_entry(hash, |slot| slot.key == *key).ok()?;
+        let over = entry.get().cell.is_over() && entry.get().cell.is_forgettable();
+        let (slot, _) = over.then(|| entry.remove())?;
+        self.len.fetch_sub(1, Ordering::AcqRel);
+        Some(slot)
+    }
+
+    /// Takes one out that can be forgotten, from `hand` on; one that was not used for long, if not for the longest.
+    pub(super) fn evict(&self, hand: &mut Hand) -> Option<Slot<K>> {
+        let mut places = PLACES;
+        let now = self.clock.load(Ordering::Relaxed);
+        // The shard that the hand stands in is looked at twice, from the hand on and up to it.
+        for _ in 0..=self.shards.len() {
+            let mut shard = lock(&self.shards[hand.shard]);
+            let (mut candidates, mut oldest) = (0, None);
+            while hand.place < shard.num_buckets() && candidates < CANDIDATES && places > 0 {
+                if let Some(slot) = shard.get_bucket(hand.place).filter(|slot| slot.cell.is_forgettable()) {
+                    let age = now.wrapping_sub(slot.cell.used.load(Ordering::Relaxed));
+                    oldest = oldest.max(Some((age, hand.place)));
+                    candidates += 1;
+                }
+                hand.place += 1;
+                places -= 1;
+            }
+            if let Some(entry) = oldest.and_then(|(_, place)| shard.get_bucket_entry(place).ok()) {
+                let (slot, _) = entry.remove();
+                self.len.fetch_sub(1, Ordering::AcqRel);
+                return Some(slot);
+            }
+            if places == 0 {
+                break;
+            }
+            hand.next_shard(self.shards.len());
+        }
+        None
+    }
+
+    /// Looks at the next few sessions from `hand` on, and takes those out that are to `go` and can be forgotten. `None`
+    /// once it has been everywhere.
+    pub(super) fn sweep(&self, hand: &mut Hand, mut go: impl FnMut(&Arc<TokenCell>) -> bool) -> Option<Vec<Slot<K>>> {
+        let mut gone = Vec::new();
+        let mut shard = lock(self.shards.get(hand.shard)?);
+        let end = shard.num_buckets().min(hand.place + PLACES);
+        for place in hand.place..end {
+            let Ok(entry) = shard.get_bucket_entry(place) else { continue };
+            if go(&entry.get().cell) && entry.get().cell.is_forgettable() {
+                gone.push(entry.remove().0);
+                self.len.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        hand.place = end;
+        if end == shard.num_buckets() {
+            *hand = Hand { shard: hand.shard + 1, place: 0 };
+        }
+        Some(gone)
+    }
+
+    /// Marks a session as used now.
+    #[inline]
+    pub(super) fn touch(&self, cell: &TokenCell) {
+        let now = self.clock.load(Ordering::Relaxed);
+        if cell.used.load(Ordering::Relaxed) != now {
+            cell.used.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// Lets the clock go on: what is used from here on was used later than the time that is returned.
+    pub(super) fn tick(&self) -> u32 {
+        self.clock.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn place_of(&self, key: &K) -> (u64, &Mutex<HashTable<Slot<K>>>) {
+        let hash = self.hasher.hash_one(key);
+        // The table in the shard goes by the lowest and the highest bits.
+        let bits = (hash >> 32) as usize;
+        (hash, &self.shards[bits & (self.shards.len() - 1)])
+    }
+}
+
+impl Hand {
+    fn next_shard(&mut self, shards: usize) {
+        *self = Self { shard: (self.shard + 1) % shards, place: 0 };
+    }
+}
+
+/// A lock over which the key's own `Eq` and `Hash` run: a table can't be searched without them. One that panics leaves
+/// the table whole.
+fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}

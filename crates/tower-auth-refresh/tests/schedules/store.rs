@@ -1,0 +1,84 @@
+//! A store in memory, behind gates: each call waits before it takes effect, and again before it is answered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tower_auth_refresh::Tokens;
+use tower_auth_refresh::store::{
+    Claim, Claiming, Clear, Commit, Epoch, MemoryStore, Presented, Record, StoreError, StoreFuture, TokenStore, Version,
+};
+
+use crate::gates::{Gate, Gates, Pass};
+use crate::judge::Judge;
+
+pub(crate) struct GatedStore {
+    pub(crate) inner: Arc<MemoryStore>,
+    pub(crate) gates: Gates,
+    pub(crate) judge: Judge,
+}
+
+/// Tells the judge of tokens that are as good as saved: the store was given its chance.
+struct Saved<'a>(&'a Judge, &'a Tokens);
+
+impl Drop for Saved<'_> {
+    fn drop(&mut self) {
+        self.0.saved(self.1);
+    }
+}
+
+impl GatedStore {
+    fn call<'a, T: Send + 'a>(
+        &'a self,
+        name: &'static str,
+        call: impl FnOnce() -> StoreFuture<'a, T> + Send + 'a,
+    ) -> StoreFuture<'a, T> {
+        Box::pin(async move {
+            if self.gates.pass(Gate::Store(name)).await != Pass::Go {
+                return Err(StoreError::new("it is down"));
+            }
+            let done = call().await;
+            if self.gates.pass(Gate::StoreAnswer(name)).await != Pass::Go {
+                return Err(StoreError::new("the answer was lost"));
+            }
+            done
+        })
+    }
+}
+
+impl TokenStore for GatedStore {
+    fn load(&self) -> StoreFuture<'_, Option<Record>> {
+        self.call("load", || self.inner.load())
+    }
+
+    fn replace<'a>(&'a self, epoch: Epoch, tokens: &'a Tokens) -> StoreFuture<'a, Version> {
+        self.call("replace", move || self.inner.replace(epoch, tokens))
+    }
+
+    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, Claiming> {
+        self.call("claim", move || self.inner.claim(version, lease))
+    }
+
+    fn renew<'a>(&'a self, claim: &'a Claim, lease: Duration) -> StoreFuture<'a, bool> {
+        self.call("renew", move || self.inner.renew(claim, lease))
+    }
+
+    fn release<'a>(&'a self, claim: &'a Claim, presented: Presented) -> StoreFuture<'a, ()> {
+        self.call("release", move || self.inner.release(claim, presented))
+    }
+
+    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, Commit> {
+        let committed = self.call("commit", move || {
+            self.judge.saved(tokens);
+            self.inner.commit(claim, tokens)
+        });
+        let saved = Saved(&self.judge, tokens);
+        Box::pin(async move {
+            let _saved = saved;
+            committed.await
+        })
+    }
+
+    fn clear(&self, version: Version) -> StoreFuture<'_, Clear> {
+        self.call("clear", move || self.inner.clear(version))
+    }
+}
