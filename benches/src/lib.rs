@@ -5,6 +5,7 @@ pub mod contention;
 pub mod loopback;
 pub mod overhead;
 pub mod rounds;
+pub mod sessions;
 pub mod shape;
 pub mod stack;
 pub mod stampede;

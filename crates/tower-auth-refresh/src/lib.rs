@@ -44,13 +44,28 @@
 //!
 //! # For many users
 //!
-//! A gateway puts each user's [`Session`] into the extensions of his requests:
+//! A gateway keeps its users' sessions in [`Sessions`], and puts each user's own [`Session`] into the extensions of his
+//! requests:
 //!
 //! ```
-//! use tower_auth_refresh::{AuthRefreshLayer, Origin};
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
+//! use tower_auth_refresh::{AuthRefreshLayer, Origin, Session, Sessions};
+//! # use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Tokens};
+//! # let refresh = tower::service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
+//! # let tokens = Tokens::new(AccessToken::new("a1")?, RefreshToken::new("r1")?);
 //!
 //! let layer = AuthRefreshLayer::per_request(Origin::parse("https://api.example.com")?);
-//! # Ok::<(), tower_auth_refresh::InvalidOrigin>(())
+//! let sessions = Sessions::builder(Session::builder(refresh)).capacity(1_000_000).build()?;
+//!
+//! sessions.sign_in("alice", tokens).await?;
+//!
+//! let mut request = http::Request::get("https://api.example.com/orders").body(String::new())?;
+//! if let Some(session) = sessions.get(&"alice").await? {
+//!     request.extensions_mut().insert(session);
+//! }
+//! # assert!(request.extensions().get::<Session>().is_some());
+//! # let _ = layer;
+//! # Ok(()) }
 //! ```
 //!
 //! # What it promises
@@ -58,7 +73,8 @@
 //! 1. At most one refresh is in flight per signed-in session; with a shared [store](TokenStore), per fleet.
 //! 2. A refresh token is presented once per claim on the store, and again only as [`Rotation`] allows.
 //! 3. [Generations](Generation) only grow. A loser never overwrites or ends a newer one.
-//! 4. Every waiter is answered by its deadline: the refresh time-out and 5 s.
+//! 4. Every waiter is answered by its deadline: the refresh time-out and 5 s, waiting for a turn among many
+//!    [`Sessions`] included.
 //! 5. Dropping any caller, at any await, never cancels, loses or repeats a refresh.
 //! 6. A panic, an abort or a shutdown of the runtime frees the slot and answers the waiters.
 //! 7. A request is sent at most twice.
@@ -95,7 +111,8 @@
 //! # Modules, in reading order
 //!
 //! `layer` → `service` → `future` (the way of a request, in one place) → `credentials` → `session` (`state`, `cell`,
-//! `flight`, `sync`, `pace`) → `refresh`, [`store`], `token`; and the leaves `replay`, `drain`, `scope`, `challenge`, `report`.
+//! `flight`, `sync`, `pace`, `traffic`) → `refresh`, [`store`], `token`; over `session`, for many of them, `sessions`
+//! (`table`, `sweep`); and the leaves `replay`, `drain`, `scope`, `challenge`, `report`.
 
 mod alarm;
 mod challenge;

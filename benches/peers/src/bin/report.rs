@@ -13,6 +13,7 @@ use tower_auth_refresh_benches::contention::{Contention, Shared, growth};
 use tower_auth_refresh_benches::loopback::{Http, Server};
 use tower_auth_refresh_benches::overhead::overhead;
 use tower_auth_refresh_benches::rounds::{Median, PRECISE, ratio};
+use tower_auth_refresh_benches::sessions::{SIZES, fill, look_ups};
 use tower_auth_refresh_benches::shape::{Requests, Shape};
 use tower_auth_refresh_benches::stack;
 use tower_auth_refresh_benches::stampede::{self, REFRESH};
@@ -38,6 +39,7 @@ fn main() {
     report.section("stampede", |report| runtime.block_on(report.stampede()));
     report.section("loopback", |report| runtime.block_on(report.loopback(&session)));
     report.section("upload", |report| runtime.block_on(report.upload()));
+    report.section("sessions", |report| report.sessions(&runtime));
     report.section("revocations", |report| runtime.block_on(report.revocations()));
     report.set("response_future.bytes", stack::future_size(&session));
 
@@ -59,7 +61,7 @@ enum Goal {
 }
 
 /// A figure near 1 is judged by its interval, `<name>_low` and `<name>_high`.
-const GOALS: [(&str, Goal); 24] = [
+const GOALS: [(&str, Goal); 26] = [
     ("overhead.get0.ours_over_tower_retry", Goal::AtMost(0.6)),
     ("overhead.get6.ours_over_tower_retry", Goal::AtMost(0.35)),
     ("overhead.post6.ours_over_tower_retry", Goal::AtMost(0.45)),
@@ -84,6 +86,8 @@ const GOALS: [(&str, Goal); 24] = [
     ("upload.over_limit.ours_over_bare", Goal::AtLeast(0.97)),
     ("upload.replayed.bytes_copied", Goal::AtMost(0.)),
     ("response_future.bytes", Goal::AtMost(512.)),
+    ("sessions.1000000.bytes", Goal::AtMost(1024.)),
+    ("sessions.1000000.lookup_ns", Goal::AtMost(250.)),
 ];
 
 impl Report {
@@ -157,6 +161,10 @@ impl Report {
                 self.set(&format!("overhead.{shape}.{of}allocs"), allocations);
                 self.set(&format!("overhead.{shape}.{of}alloc_bytes"), bytes);
             }
+        }
+        for sessions in SIZES {
+            let [_, bytes] = count("sessions", &sessions.to_string());
+            self.set(&format!("sessions.{sessions}.bytes"), bytes);
         }
     }
 
@@ -239,6 +247,14 @@ impl Report {
         self.set("stampede.release_1000_ns_per_waiter", round(Median::of(few).value));
         self.set("stampede.release_100000_ns_per_waiter", round(Median::of(many).value));
         self.set("stampede.release_100000_over_1000", round(Median::of(ratios).value));
+    }
+
+    fn sessions(&mut self, runtime: &tokio::runtime::Runtime) {
+        const ROUNDS: usize = 500;
+        for count in SIZES {
+            let sessions = runtime.block_on(fill(count));
+            self.set(&format!("sessions.{count}.lookup_ns"), round(look_ups(&sessions, count, ROUNDS).value));
+        }
     }
 
     async fn loopback(&mut self, session: &Session) {
