@@ -13,7 +13,9 @@
 
 mod action;
 mod canon;
+mod due;
 mod pace;
+mod rest;
 mod rules;
 mod world;
 

@@ -1,0 +1,53 @@
+//! When a session may be forgotten.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::{At, Event, State, Stored};
+use crate::refresh::Generation;
+use crate::store::{Epoch, Version};
+use crate::token::{AccessToken, RefreshToken, Tokens};
+
+const EPOCH: Epoch = Epoch(1);
+const NONE: Generation = Generation(0);
+
+fn pair(n: u32) -> Tokens {
+    let (access, refresh) = (AccessToken::new(format!("a{n}")), RefreshToken::new(format!("r{n}")));
+    Tokens::new(access.unwrap(), refresh.unwrap())
+}
+
+fn refreshed(n: u32) -> Event {
+    Event::Refreshed { epoch: EPOCH, tokens: pair(n), stored: Stored::Clean(Some(Version(1))), due: None }
+}
+
+fn after(at: At, events: impl IntoIterator<Item = Event>) -> State {
+    let signed_in = State::signed_out(Epoch(0)).step(Event::SignedIn { next: EPOCH, tokens: pair(1), due: None }, at).0;
+    events.into_iter().fold(signed_in, |state, event| state.step(event, at).0)
+}
+
+#[test]
+fn a_session_rests_when_nothing_is_under_way_or_outstanding() {
+    let at = At { now: Instant::now(), roll: 0.0 };
+    let saved = || Event::Saved { epoch: EPOCH, tokens: pair(1), version: Version(1) };
+    assert!(!after(at, []).is_at_rest(NONE, at.now));
+    assert!(after(at, [saved()]).is_at_rest(NONE, at.now));
+    assert!(!after(at, [saved(), Event::Started]).is_at_rest(NONE, at.now));
+    assert!(after(at, [saved(), Event::Started, refreshed(2)]).is_at_rest(NONE, at.now));
+}
+
+#[test]
+fn that_an_api_refuses_fresh_tokens_is_remembered_for_an_hour() {
+    let at = At { now: Instant::now(), roll: 0.0 };
+    let hour = at.now + Duration::from_secs(3_600);
+    let almost = at.now + Duration::from_secs(3_599);
+    // A strike, and what came after it is not refused yet.
+    let fresh = Generation(2);
+    let strike = Event::Challenged { generation: fresh, proven: NONE, refused: NONE };
+    let state = after(at, [Event::Started, refreshed(2), strike, Event::Started, refreshed(3)]);
+    assert!(!state.is_at_rest(NONE, at.now) && !state.is_at_rest(NONE, almost));
+    assert!(state.is_at_rest(NONE, hour));
+    // No strike yet, but a replay was refused.
+    let state = after(at, [Event::Started, refreshed(2)]);
+    assert!(!state.is_at_rest(fresh, almost) && state.is_at_rest(fresh, hour));
+}
