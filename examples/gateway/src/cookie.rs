@@ -10,18 +10,18 @@ use http::{HeaderMap, HeaderValue};
 
 /// The number of a session: whoever knows it is the user.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct SessionId([u8; 32]);
+pub(crate) struct SessionId([u8; 16]);
 
 impl SessionId {
-    /// 256 bits from the operating system.
+    /// 128 bits from the operating system.
     pub(crate) fn random() -> Result<Self, getrandom::Error> {
-        let mut bytes = [0; 32];
+        let mut bytes = [0; 16];
         getrandom::fill(&mut bytes)?;
         Ok(Self(bytes))
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let mut bytes = [0; 32];
+        let mut bytes = [0; 16];
         let length = URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).ok()?;
         (length == bytes.len()).then_some(Self(bytes))
     }

@@ -63,7 +63,7 @@ pub(crate) struct TokenCell {
     /// The newest generation with which a replay was refused.
     refused: AtomicU64,
     /// Wakes the task that retries.
-    pub(super) more_to_save: Notify,
+    more_to_save: OnceLock<Box<Notify>>,
     pub(super) store: Arc<dyn TokenStore>,
     /// Serializes what is written outside of flights, so that the store ends with what the state says. Holds the last
     /// sign-in that was tried.
@@ -134,7 +134,7 @@ impl TokenCell {
             refused: AtomicU64::new(0),
             used: AtomicU32::new(0),
             saving: AtomicBool::new(false),
-            more_to_save: Notify::new(),
+            more_to_save: OnceLock::new(),
             store,
             writes: Mutex::new(None),
             config,
@@ -178,7 +178,7 @@ impl TokenCell {
     /// What a new request is to do. Starts an early refresh where one is due.
     #[inline]
     pub(crate) fn outlook(self: &Arc<Self>, state: &State) -> Outlook {
-        match (state.phase, state.tokens.access_token(), state.due) {
+        match (state.phase, state.tokens.access_token(), state.due.as_deref()) {
             (Phase::Active, Some(_), Some(due)) => self.outlook_early(due),
             (Phase::Refreshing, _, _) if state.is_pointless_to_send() => Outlook::Wait(Trigger::Acquire),
             (Phase::Refreshing, _, Some(due)) if Instant::now() >= due.expired => Outlook::Wait(Trigger::Early),
@@ -193,7 +193,7 @@ impl TokenCell {
         }
     }
 
-    fn outlook_early(self: &Arc<Self>, due: Due) -> Outlook {
+    fn outlook_early(self: &Arc<Self>, due: &Due) -> Outlook {
         let now = Instant::now();
         if now < due.early {
             Outlook::Send
@@ -454,6 +454,11 @@ impl TokenCell {
         if let Some(watchers) = self.watchers.get() {
             notify(watchers, SessionState::of(state));
         }
+    }
+
+    /// Wakes the task that retries what the store would not take.
+    pub(super) fn more_to_save(&self) -> &Notify {
+        self.more_to_save.get_or_init(Box::default)
     }
 
     /// When tokens are to be refreshed early, if the session does that.

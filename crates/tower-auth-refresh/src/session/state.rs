@@ -19,17 +19,18 @@ const SHORTEST_EARLY: Duration = Duration::from_secs(1);
 /// A later expiry is taken for this.
 const LONGEST_DUE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// All that is known of a session at one moment. Published as a whole, never changed in place.
+/// All that is known of a session at one moment. Published as a whole, never changed in place. There may be a million:
+/// what few of them have is boxed.
 #[derive(Clone, Debug)]
 pub(crate) struct State {
     pub(crate) phase: Phase,
     pub(crate) epoch: Epoch,
     /// The epoch that the authorization server ended and how, for the requests that were made in it.
-    ended: Option<(Epoch, Arc<RefreshError>)>,
+    ended: Option<Box<(Epoch, Arc<RefreshError>)>>,
     pub(crate) generation: Generation,
     pub(crate) tokens: Tokens,
     /// When to refresh early; only where the session does.
-    pub(crate) due: Option<Due>,
+    pub(crate) due: Option<Box<Due>>,
     pub(crate) stored: Stored,
     /// An API has refused the generation in force.
     rejected: bool,
@@ -43,7 +44,7 @@ pub(crate) struct State {
     struck: Generation,
     /// When the generation in force came out of a flight.
     issued: Option<Instant>,
-    cooling: Option<Cooling>,
+    cooling: Option<Box<Cooling>>,
 }
 
 /// Where a session stands.
@@ -209,7 +210,7 @@ impl State {
         needs_refresh_token: bool,
         now: Instant,
     ) -> Demand {
-        if let Some((of, error)) = &self.ended
+        if let Some((of, error)) = self.ended.as_deref()
             && (epoch == *of || epoch == self.epoch)
         {
             return Demand::Refused(NotRefreshed::Ended(Arc::clone(error)));
@@ -277,7 +278,7 @@ impl State {
             }
             Event::Rejected { epoch, error, next } if epoch == self.epoch => {
                 self.end(Phase::Ended, next, Stored::Uncleared(self.leftovers()));
-                self.ended = Some((epoch, error));
+                self.ended = Some(Box::new((epoch, error)));
                 return Effect::Sync;
             }
             Event::Adopted { epoch, record, due, landed } if epoch == self.epoch => {
@@ -348,7 +349,7 @@ impl State {
     }
 
     fn cool(&mut self, until: Instant, why: NotRefreshed) {
-        self.cooling = Some(Cooling { until, why });
+        self.cooling = Some(Box::new(Cooling { until, why }));
         if let Some(due) = &mut self.due {
             due.early = due.early.max(until);
         }
@@ -358,7 +359,7 @@ impl State {
     fn take(&mut self, tokens: Tokens, due: Option<Due>, at: At) {
         let same = tokens.access_token() == self.tokens.access_token();
         self.tokens = tokens;
-        self.due = due;
+        self.due = due.map(Box::new);
         self.in_doubt = false;
         self.failures = 0;
         self.cooling = None;
@@ -378,7 +379,7 @@ impl State {
             phase: Phase::Active,
             generation: Generation(self.generation.0 + 1),
             tokens,
-            due,
+            due: due.map(Box::new),
             stored,
             ..Self::signed_out(epoch)
         }
@@ -425,3 +426,7 @@ impl Due {
 
 #[cfg(test)]
 mod tests;
+#[test]
+fn zz() {
+    println!("STATE {} CELL {}", size_of::<State>(), size_of::<super::cell::TokenCell>());
+}

@@ -142,7 +142,7 @@ impl TokenCell {
     pub(super) fn save_in_background(self: &Arc<Self>) {
         if self.saving.swap(true, Ordering::AcqRel) {
             // It may be about to sleep for longer than what is outstanding now can wait: the lease of a claim runs out.
-            self.more_to_save.notify_one();
+            self.more_to_save().notify_one();
             return;
         }
         let cell = Arc::clone(self);
@@ -154,7 +154,7 @@ impl TokenCell {
                 if cell.sync().await.is_err() {
                     failures += 1;
                     let pause = pace::cool_down(failures, None, fastrand::f64());
-                    if timeout(pause, cell.more_to_save.notified()).await.is_ok() {
+                    if timeout(pause, cell.more_to_save().notified()).await.is_ok() {
                         failures = 0;
                     }
                     continue;

@@ -10,11 +10,15 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::session::TokenCell;
 
-/// More shards than this are of no use to any number of threads.
-const MOST_SHARDS: usize = 64;
+/// Some so many shards serve any number of threads.
+const SHARDS: usize = 64;
 
-/// A shard is worth its while from this number of sessions on.
-const SHARD: usize = 64;
+/// The fewest places of a shard.
+const FEWEST: usize = 64;
+
+/// How much of a shard's places is taken when the table is full: the shard doubles at seven eighths, and some have more
+/// sessions than others.
+const FILL: f64 = 0.84;
 
 /// Of how many that can be forgotten the longest unused goes.
 const CANDIDATES: usize = 8;
@@ -45,7 +49,15 @@ pub(super) struct Hand {
 impl<K: Eq + Hash> Table<K> {
     /// For about so many sessions.
     pub(super) fn new(capacity: usize) -> Self {
-        let shards = (capacity / SHARD).clamp(1, MOST_SHARDS).next_power_of_two();
+        // A shard that doubles for its last few sessions is half empty, so the number of shards goes by what they hold.
+        let places = (capacity / SHARDS).next_power_of_two().max(FEWEST);
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "rough"
+        )]
+        let shards = (capacity as f64 / (places as f64 * FILL)).ceil().max(1.0) as usize;
         Self {
             hasher: DefaultHashBuilder::default(),
             shards: (0..shards).map(|_| Mutex::default()).collect(),
@@ -153,8 +165,9 @@ impl<K: Eq + Hash> Table<K> {
     fn place_of(&self, key: &K) -> (u64, &Mutex<HashTable<Slot<K>>>) {
         let hash = self.hasher.hash_one(key);
         // The table in the shard goes by the lowest and the highest bits.
-        let bits = (hash >> 32) as usize;
-        (hash, &self.shards[bits & (self.shards.len() - 1)])
+        let bits = (hash >> 16) & 0xFFFF;
+        let shard = (bits as usize * self.shards.len()) >> 16;
+        (hash, &self.shards[shard])
     }
 }
 

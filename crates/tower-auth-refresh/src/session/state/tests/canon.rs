@@ -37,7 +37,7 @@ impl World {
         age.hash(digest);
         let cooling = cooling.as_ref().map(|it| (self.left(it.until), matches!(it.why, NotRefreshed::Looping)));
         cooling.filter(|(left, _)| !left.is_zero()).hash(digest);
-        due.map(|due| (self.left(due.early), self.left(due.expired))).hash(digest);
+        due.as_deref().map(|due| (self.left(due.early), self.left(due.expired))).hash(digest);
     }
 
     fn left(&self, until: Instant) -> Duration {
@@ -51,7 +51,7 @@ impl World {
             Stored::Unwritten(over) => (3, epochs.names(over)).hash(digest),
             Stored::Uncleared(of) => (4, epochs.names(of)).hash(digest),
         }
-        self.state.ended.as_ref().map(|(epoch, _)| epochs.name(*epoch)).hash(digest);
+        self.state.ended.as_ref().map(|ended| epochs.name(ended.0)).hash(digest);
         epochs.names(&self.late).hash(digest);
         epochs.names(&self.may_hold).hash(digest);
         if let Some(sync) = &self.sync {

@@ -228,7 +228,7 @@ impl World {
 
     /// What the cell does for somebody who wants newer tokens, under its lock.
     fn board(&mut self, trigger: Trigger, age: u64) -> Option<()> {
-        let early = self.state.due.is_some_and(|due| self.now >= due.early);
+        let early = self.state.due.as_deref().is_some_and(|due| self.now >= due.early);
         let generation = match trigger {
             Trigger::Challenge => self.carried(age)?,
             Trigger::Early if !early => return None,
@@ -350,7 +350,7 @@ impl World {
     fn passes(&mut self, wait: Wait) -> Option<()> {
         self.now = match wait {
             Wait::Cooled => self.state.cooling.as_ref().filter(|cooling| cooling.until > self.now)?.until,
-            Wait::Due => self.state.due.filter(|due| due.early > self.now)?.early,
+            Wait::Due => self.state.due.as_deref().filter(|due| due.early > self.now)?.early,
             Wait::AlmostProbation => self.now + pace::PROBATION - Duration::from_secs(1),
             Wait::Probation => self.now + pace::PROBATION,
         };
