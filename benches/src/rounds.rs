@@ -77,8 +77,21 @@ pub async fn ratio(
     }
 }
 
+/// Up to so many figures the binomial distribution can be summed up; with more its first term is too small for a number,
+/// and the normal distribution as good.
+const EXACT: usize = 1000;
+
 /// The largest `k` such that the `k`-th smallest and largest of `n` figures hold the median between them with 95 %.
 fn sign_test_reach(n: usize) -> usize {
+    if n > EXACT {
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "thousands of rounds"
+        )]
+        return (n as f64 / 2. - 0.98 * (n as f64).sqrt()) as usize;
+    }
     // The binomial distribution of `n` tosses of a coin, summed up from below.
     let mut term = 0.5_f64.powi(i32::try_from(n).expect("few rounds"));
     let mut below = term;
@@ -104,6 +117,13 @@ mod tests {
             let median = Median::of((1..=n).map(f64::from));
             assert_eq!((median.low, median.high), (low, high), "{n}");
         }
+    }
+
+    #[test]
+    fn the_interval_of_many_figures_goes_on_from_that_of_few() {
+        let width = |n| Median::of((1..=n).map(f64::from)).width();
+        assert!((0.95..1.05).contains(&(width(1001) / width(1000))));
+        assert!((1.9..2.1).contains(&(width(40_000) / width(10_000))));
     }
 
     #[test]
