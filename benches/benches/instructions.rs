@@ -1,7 +1,7 @@
 //! Instructions of one call, counted by valgrind: the same on every run, where times aren't.
 //!
 //! A count that exceeds its baseline by more than the tolerance fails; one that falls well below it deserves a new
-//! baseline. How to run it is in the guide: without the profile that is set there, counts depend on how the compiler
+//! baseline. How to run it is in `benches/README.md`: without the profile that is set there, counts depend on how the compiler
 //! happens to cut the crates into units.
 
 #![expect(missing_docs, reason = "of what the macros make")]

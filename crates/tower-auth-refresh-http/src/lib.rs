@@ -110,12 +110,7 @@ pub use self::json::JsonRefresh;
 pub use self::login::{JsonLogin, JsonLogout, LoginError};
 pub use self::oauth::{AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke};
 
-/// The READMEs' code is compiled.
+/// The README's code is compiled.
 #[cfg(all(doctest, feature = "client"))]
-mod readmes {
-    #[doc = include_str!("../README.md")]
-    mod of_this_crate {}
-
-    #[doc = include_str!("../../../README.md")]
-    mod of_the_workspace {}
-}
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -112,7 +112,7 @@
 //!
 //! `layer` → `service` → `future` (the way of a request, in one place) → `credentials` → `session` (`state`, `cell`,
 //! `flight`, `sync`, `pace`, `traffic`) → `refresh`, [`store`], `token`; over `session`, for many of them, `sessions`
-//! (`table`, `sweep`); and the leaves `replay`, `drain`, `scope`, `challenge`, `report`.
+//! (`table`, `sweep`); and the leaves `replay`, `drain`, `alarm`, `scope`, `challenge`, `report`.
 
 mod alarm;
 mod challenge;

@@ -49,7 +49,7 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>>
 
 /// A durable place for one session's tokens, possibly shared with other processes.
 ///
-/// The session bounds every call with a time-out; a store need not. A call that fails, panics or is dropped may still
+/// The session bounds every call with a time-out, 5 s for most; a store need not. A call that fails, panics or is dropped may still
 /// have taken effect. A sign-in [loads](Self::load) before it [replaces](Self::replace), to tell a write of its own whose
 /// answer was lost from a peer's. A store that loses its record says that a peer signed out.
 pub trait TokenStore: Send + Sync + 'static {

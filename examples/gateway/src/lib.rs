@@ -27,3 +27,8 @@ pub use config::{Args, AuthServer, InvalidSetting, LogFormat, PublicOrigin, Sett
 pub use demo::Demo;
 pub use gateway::{Gateway, StartError};
 pub use metrics::{Metrics, RefreshWatch};
+
+/// The code in the workspace's README is compiled here, since a published crate can't reach that file.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+mod readme_of_the_workspace {}

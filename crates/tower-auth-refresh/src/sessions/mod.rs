@@ -83,7 +83,7 @@ const REFRESHES: usize = 64;
 ///   get it in the order in which they came, spread by some milliseconds. Waiting is no attempt, and takes nothing of
 ///   the time that a refresh may take; but nobody waits for longer than the time-out and 5 s in all: he then gets his
 ///   401, while his session keeps its place.
-/// - An idle session costs no task and no timer, only memory: some hundred bytes beside its tokens.
+/// - An idle session costs no task and no timer, only memory: some 600 bytes beside its tokens.
 ///
 /// They belong to the `tokio` runtime that they were built in.
 pub struct Sessions<K> {
@@ -153,7 +153,8 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
     /// # Errors
     ///
     /// [`SessionsError::Full`] if there is no room: then nobody is signed in. If the store fails the user is signed in all
-    /// the same, [`get`](Self::get) finds the session, and the write is retried in the background.
+    /// the same, [`get`](Self::get) finds the session, and the write is retried in the background. If the runtime has shut
+    /// down a session that was in memory is unchanged; a new one is signed in, and never stored.
     pub async fn sign_in(&self, key: K, tokens: Tokens) -> Result<Session, SessionsError> {
         let inner = &self.inner;
         let session = match inner.table.find(&key) {
@@ -176,7 +177,8 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
     /// # Errors
     ///
     /// If the store can't be read: then he is still signed in. If the store can't be written, or the revoke service fails:
-    /// the user is signed out all the same, and deleting from the store is retried in the background.
+    /// the user is signed out all the same, and deleting from the store is retried in the background. If the runtime has
+    /// shut down: then nothing is changed. A key that nobody is signed in under is no error.
     pub async fn sign_out(&self, key: &K) -> Result<(), SessionsError> {
         let session = match self.get(key).await {
             // Nobody has to make room for one that goes.
@@ -381,7 +383,8 @@ pub struct SessionsBuilder<K> {
 }
 
 impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionsBuilder<K> {
-    /// How many sessions are kept in memory at most. Default: 100,000.
+    /// How many sessions are kept in memory at most. Default: 100,000. With none, every sign-in is
+    /// [`SessionsError::Full`].
     pub fn capacity(mut self, sessions: usize) -> Self {
         self.capacity = sessions;
         self
@@ -389,7 +392,8 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionsBuilder<K> {
 
     /// After which time a session that nobody asks for, and nobody holds, goes: one whose store can bring it back is
     /// forgotten, another's user is signed out and his tokens are revoked, where there is a
-    /// [revoke service](SessionBuilder::revoke). It may take a quarter longer. Default: never.
+    /// [revoke service](SessionBuilder::revoke). It may take a quarter longer, or 20 ms where that is more. Default:
+    /// never.
     pub fn idle(mut self, after: Duration) -> Self {
         self.idle = Some(after);
         self
@@ -415,7 +419,8 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionsBuilder<K> {
     ///
     /// # Errors
     ///
-    /// If called outside a `tokio` runtime (its timers must be enabled).
+    /// If called outside a `tokio` runtime. Its timers must be enabled (`tokio::runtime::Builder::enable_time`), which
+    /// isn't checked: without them nothing is swept, and every call to a store fails.
     pub fn build(self) -> Result<Sessions<K>, SessionError> {
         let runtime = Handle::try_current().map_err(SessionError::runtime)?;
         let traffic = Arc::new(Traffic::new(self.refreshes));
