@@ -245,7 +245,7 @@ where
                         }
                         Err(why) => {
                             // For the sake of the requests to come.
-                            session().cell().runtime().spawn(newer);
+                            session().cell().spawn(newer);
                             return Poll::Ready(Ok(reported(response, RefreshReport::NotReplayable(why))));
                         }
                     }

@@ -14,7 +14,7 @@ use futures_util::FutureExt;
 use futures_util::future::{Either, join, select};
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Notify, RwLock, RwLockWriteGuard, watch};
-use tokio::task::JoinError;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceExt};
@@ -349,11 +349,11 @@ impl TokenCell {
             return Ok(action(self, &mut seat));
         }
         let cell = Arc::clone(self);
-        let task = async move {
+        self.spawn(async move {
             let mut seat = cell.seat.write().await;
             action(&cell, &mut seat)
-        };
-        self.config.runtime.spawn(task).await
+        })
+        .await
     }
 
     fn board_locked(
@@ -466,6 +466,18 @@ impl TokenCell {
         self.config.due(tokens, At::now())
     }
 
+    /// Carries something out, whoever goes away. It is under way from now on.
+    pub(crate) fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let under_way = self.config.under_way();
+        self.config.runtime.spawn(async move {
+            let _under_way = under_way;
+            task.await
+        })
+    }
+
     pub(crate) fn runtime(&self) -> &Handle {
         &self.config.runtime
     }
@@ -484,15 +496,21 @@ impl TokenCell {
 
     /// Stores what was signed in with. On an error the write is retried.
     pub(crate) async fn save(self: Arc<Self>) -> Result<(), SessionError> {
-        let _under_way = self.config.under_way();
         self.sync_or_retry().await.map_err(SessionError::store)
     }
 
     /// Forgets the tokens at once, then has them deleted and revoked.
     pub(crate) async fn sign_out(self: Arc<Self>) -> Result<(), SessionError> {
-        let _under_way = self.config.under_way();
+        self.sign_out_if(None).await
+    }
+
+    /// The same, unless it was asked for since it was last used `unused`: whoever signs in again asks for it first.
+    pub(crate) async fn sign_out_if(self: Arc<Self>, unused: Option<u32>) -> Result<(), SessionError> {
         let tokens = {
             let mut seat = self.seat.write().await;
+            if unused.is_some_and(|then| self.used.load(Ordering::Relaxed) != then) {
+                return Ok(());
+            }
             let tokens = self.snapshot().tokens.clone();
             self.step(&mut seat, Event::SignedOut { next: Epoch::random() });
             tokens
@@ -503,8 +521,7 @@ impl TokenCell {
     }
 
     pub(super) fn revoke_in_background(self: &Arc<Self>, tokens: Tokens) {
-        let under_way = self.config.under_way();
-        self.config.runtime.spawn(Arc::clone(self).revoke(tokens).inspect(|_| drop(under_way)));
+        self.spawn(Arc::clone(self).revoke(tokens));
     }
 
     /// Tells the authorization server to forget tokens, where the session has a service for it.
@@ -542,7 +559,7 @@ impl Config {
     }
 
     /// For as long as it lives, something is under way that a shutdown should wait for.
-    pub(super) fn under_way(&self) -> Option<UnderWay> {
+    fn under_way(&self) -> Option<UnderWay> {
         self.traffic.as_ref().map(Traffic::begin)
     }
 

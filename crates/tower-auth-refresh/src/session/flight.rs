@@ -48,6 +48,7 @@ const LEASE_MARGIN: Duration = Duration::from_secs(5);
 pub(super) struct Flight {
     landing: Shared<Landings>,
     given_up: AbortHandle,
+    task: tokio::task::AbortHandle,
     log: Arc<Log>,
 }
 
@@ -93,9 +94,8 @@ impl Flight {
         );
         span.follows_from(Span::current());
         let task = Task::new(Arc::clone(cell), base, trigger);
-        let under_way = cell.config.under_way();
-        let flight = task.run(Arc::clone(&log));
-        let handle = cell.config.runtime.spawn(flight.inspect(|_| drop(under_way)).instrument(span));
+        let handle = cell.spawn(task.run(Arc::clone(&log)).instrument(span));
+        let task = handle.abort_handle();
         // One for all who wait: a timer each would cost them more than all the rest of waiting.
         let alarm = Alarm::new(&cell.config.runtime, Instant::now() + cell.config.longest_wait());
         let (landing_or_alarm, given_up) = abortable(select(handle, alarm));
@@ -106,7 +106,7 @@ impl Flight {
             Ok(Either::Right((Ok(()), _))) => Landing::Late,
             Err(Aborted) => Landing::GivenUp,
         };
-        Self { landing: landing_or_alarm.map(landing).shared(), given_up, log }
+        Self { landing: landing_or_alarm.map(landing).shared(), given_up, task, log }
     }
 
     /// One more waiter.
@@ -129,9 +129,10 @@ impl Flight {
         self.landing.peek().is_none()
     }
 
-    /// Whether its task is known to be gone without having settled the state.
+    /// Whether its task is known to be gone, be it after its waiters were sent away. Asked under the lock, while the state
+    /// says that it is up: then it has not settled it.
     pub(super) fn died(&self) -> bool {
-        matches!(self.landing.clone().now_or_never(), Some(Landing::Died))
+        self.task.is_finished() || matches!(self.landing.clone().now_or_never(), Some(Landing::Died))
     }
 }
 

@@ -87,7 +87,7 @@ impl Session {
     /// If the store fails: the user is signed in all the same, and the write is retried in the background. If the
     /// session's runtime has shut down: then nothing is changed.
     pub async fn sign_in(&self, tokens: Tokens) -> Result<(), SessionError> {
-        let task = self.cell.runtime().spawn(Arc::clone(&self.cell).sign_in(tokens));
+        let task = self.cell.spawn(Arc::clone(&self.cell).sign_in(tokens));
         task.await.map_err(SessionError::runtime)?
     }
 
@@ -99,7 +99,7 @@ impl Session {
     /// If the store or the revoke service fails: the user is signed out all the same. Deleting from the store is
     /// retried in the background, revoking isn't. If the session's runtime has shut down: then nothing is changed.
     pub async fn sign_out(&self) -> Result<(), SessionError> {
-        let task = self.cell.runtime().spawn(Arc::clone(&self.cell).sign_out());
+        let task = self.cell.spawn(Arc::clone(&self.cell).sign_out());
         task.await.map_err(SessionError::runtime)?
     }
 

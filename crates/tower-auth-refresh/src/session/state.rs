@@ -426,7 +426,3 @@ impl Due {
 
 #[cfg(test)]
 mod tests;
-#[test]
-fn zz() {
-    println!("STATE {} CELL {}", size_of::<State>(), size_of::<super::cell::TokenCell>());
-}

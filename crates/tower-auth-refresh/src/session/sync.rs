@@ -146,9 +146,7 @@ impl TokenCell {
             return;
         }
         let cell = Arc::clone(self);
-        let under_way = self.config.under_way();
-        self.config.runtime.spawn(async move {
-            let _under_way = under_way;
+        self.spawn(async move {
             let mut failures = 0;
             loop {
                 if cell.sync().await.is_err() {

@@ -53,6 +53,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
 use std::hash::Hash;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -63,7 +64,7 @@ use tokio::task::AbortHandle;
 
 use self::table::{Hand, Table};
 use crate::session::{Config, Session, SessionBuilder, SessionError, TokenCell, Traffic, bounded};
-use crate::store::{MemoryStore, TokenStore};
+use crate::store::{MemoryStore, StoreError, TokenStore};
 use crate::token::Tokens;
 
 /// How many sessions fit, unless the builder says otherwise.
@@ -162,7 +163,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
             None => match inner.arrive(key, &tokens)? {
                 Arrival::There(cell) => Session::of(cell),
                 Arrival::New(cell) => {
-                    let saved = inner.config.runtime.spawn(Arc::clone(&cell).save()).await;
+                    let saved = cell.spawn(Arc::clone(&cell).save()).await;
                     saved.map_err(SessionError::runtime).flatten()?;
                     return Ok(Session::of(cell));
                 }
@@ -279,12 +280,16 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
     // Boxed, since it may begin anew.
     fn load(self: Arc<Self>, key: K, number: u64) -> BoxFuture<'static, Found> {
         async move {
-            let store = self.store(&key);
-            let record = bounded(|| store.load()).await;
-            let found = record.map_err(|error| SessionError::store(error).into()).map(|record| {
-                let config = Arc::clone(&self.config);
-                record.map(|record| Arc::new(TokenCell::new(Some(record), store, config)))
-            });
+            // Nothing of ours is changed in there, so nothing is seen half-way.
+            let store = catch_unwind(AssertUnwindSafe(|| self.store(&key)));
+            let found = match store {
+                Ok(store) => bounded(|| store.load()).await.map(|record| {
+                    let config = Arc::clone(&self.config);
+                    record.map(|record| Arc::new(TokenCell::new(Some(record), store, config)))
+                }),
+                Err(_panic) => Err(StoreError::new("it panicked")),
+            };
+            let found = found.map_err(|error| SessionError::store(error).into());
             match self.end_load(&key, number, found) {
                 Some(found) => found,
                 None => self.find_or_load(&key).await,
@@ -304,10 +309,12 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
             Ok(Some(cell)) => {
                 let (room, gone) = self.make_room(&mut arrivals);
                 _gone = gone;
-                room.map(|()| {
-                    self.table.insert(key.clone(), Arc::clone(&cell));
-                    Some(Session::of(cell))
-                })
+                if let Err(full) = room {
+                    drop(arrivals);
+                    return Some(Err(full));
+                }
+                self.table.insert(key.clone(), Arc::clone(&cell));
+                Ok(Some(Session::of(cell)))
             }
             Ok(None) => Ok(None),
             Err(error) => Err(error),
@@ -326,15 +333,16 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
             return Ok(Arrival::There(cell));
         }
         let (room, gone) = self.make_room(&mut arrivals);
-        let arrival = room.map(|()| {
-            // What is being read meanwhile is out of date.
-            let overtaken = arrivals.loads.remove(&key);
-            self.table.insert(key, Arc::clone(&new));
-            (Arrival::New(new), overtaken)
-        });
+        if let Err(full) = room {
+            drop(arrivals);
+            return Err(full);
+        }
+        // What is being read meanwhile is out of date.
+        let overtaken = arrivals.loads.remove_entry(&key);
+        self.table.insert(key, Arc::clone(&new));
         drop(arrivals);
-        drop(gone);
-        arrival.map(|(arrival, _overtaken)| arrival)
+        drop((gone, overtaken));
+        Ok(Arrival::New(new))
     }
 
     /// Reads a session that there is no room for. Should somebody else read it too, they are like two processes that share

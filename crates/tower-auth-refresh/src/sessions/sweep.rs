@@ -2,17 +2,18 @@
 
 use std::collections::VecDeque;
 use std::hash::Hash;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
 use super::Inner;
 use super::table::Hand;
-use crate::session::{Session, TokenCell};
+use crate::session::TokenCell;
 
 /// How often it looks, as a part of the time after which a session is idle.
 const OFTEN: u32 = 8;
@@ -41,7 +42,8 @@ pub(super) async fn sweep<K: Eq + Hash + Send + Sync + 'static>(sessions: Weak<I
             }
             ticks.push_back((now, sessions.table.tick()));
         }
-        sessions.sweep(since).await;
+        // What panics is a key or a store that is dropped, and the table is whole by then.
+        let _ = AssertUnwindSafe(sessions.sweep(since)).catch_unwind().await;
     }
 }
 
@@ -79,10 +81,8 @@ impl<K: Eq + Hash + Send + Sync + 'static> Inner<K> {
 
 /// Signs a session out, unless somebody has asked for it since it was last used then.
 async fn sign_out_unused((used, cell): (u32, Arc<TokenCell>)) {
-    if cell.used.load(Ordering::Relaxed) == used {
-        // It is over in any case. What fails is logged, and retried where that is any use.
-        let _ = Session::of(cell).sign_out().await;
-    }
+    // It is over in any case. What fails is logged, and retried where that is any use.
+    let _ = cell.spawn(Arc::clone(&cell).sign_out_if(Some(used))).await;
 }
 
 /// By a clock that wraps.
@@ -92,7 +92,25 @@ fn is_before_or_at(used: u32, since: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tower::service_fn;
+
     use super::*;
+    use crate::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Session, SessionState, Tokens};
+
+    #[tokio::test]
+    async fn a_user_who_signs_in_again_is_not_signed_out_as_idle() {
+        let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
+        let tokens = Tokens::new(AccessToken::new("a").unwrap(), RefreshToken::new("r").unwrap());
+        let session = Session::builder(refresh).tokens(tokens).build().await.unwrap();
+        let cell = session.cell();
+        let idle = Arc::clone(cell).sign_out_if(Some(0));
+        // Between the look at it and the sign-out he asks for it.
+        cell.used.store(1, Ordering::Relaxed);
+        idle.await.unwrap();
+        assert_eq!(session.state(), SessionState::Active);
+        sign_out_unused((1, Arc::clone(cell))).await;
+        assert_eq!(session.state(), SessionState::SignedOut);
+    }
 
     #[test]
     fn the_clock_may_wrap() {

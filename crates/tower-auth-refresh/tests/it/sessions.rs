@@ -918,3 +918,46 @@ async fn two_users_never_get_each_others_tokens() {
     assert!(sessions.len() <= USERS as usize / 2);
     assert!(issued.load(Ordering::SeqCst) > 1_000);
 }
+
+#[tokio::test]
+async fn landed_waits_for_a_sign_in_whose_caller_has_gone() {
+    let it = Many::durable(|builder| builder);
+    let mut sign_in = Box::pin(it.sessions.sign_in(1, pair(1)));
+    assert!((&mut sign_in).now_or_never().is_none());
+    drop(sign_in);
+    assert!(it.sessions.landed().now_or_never().is_none());
+}
+
+/// Panics when it is dropped, if it is live.
+struct Bomb(bool);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(!self.0, "the service panics, as the test wants it to");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_dies_after_its_waiters_were_sent_away_frees_its_session() {
+    let service = service_fn(|request: RefreshRequest| {
+        let bomb = Bomb(*request.tokens() == pair(2));
+        async move {
+            let _bomb = bomb;
+            std::future::pending::<()>().await;
+            Err::<Tokens, _>(RefreshError::unavailable("never"))
+        }
+    });
+    let sessions = Sessions::builder(Session::builder(service)).refreshes_in_flight(1).build().unwrap();
+    let one = sessions.sign_in(1_u32, pair(1)).await.unwrap();
+    let two = sessions.sign_in(2_u32, pair(2)).await.unwrap();
+    for session in [one, two.clone()] {
+        tokio::spawn(async move { session.refresh().await });
+        settle().await;
+    }
+    // The second waits for its turn, flies, and dies at its time-out.
+    sleep(300 * SECOND).await;
+    sessions.landed().await;
+    let begun = Instant::now();
+    assert!(two.refresh().await.is_err());
+    assert!(begun.elapsed() >= SECOND, "another refresh was tried");
+}
