@@ -13,7 +13,7 @@ use http_body_util::Full;
 use tokio::time::{Instant, sleep};
 use tower::buffer::Buffer;
 use tower::{BoxError, Service, ServiceExt};
-use tower_auth_refresh::store::{MemoryStore, TokenStore};
+use tower_auth_refresh::store::{Claiming, MemoryStore, TokenStore};
 use tower_auth_refresh::{
     NotRefreshed, RefreshError, RefreshErrorKind, RefreshReport, RefreshRequest, Rotation, Session, SessionState,
     Tokens,
@@ -889,6 +889,22 @@ async fn a_rejection_that_cannot_be_verified_does_not_take_the_doubt_away() {
     it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
     response.await.unwrap();
     it.assert_mended(true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_dies_on_a_rejection_leaves_its_peers_waiting_for_15_seconds_at_most() {
+    let store = FaultyStore::new();
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    let response = it.get_refused().await;
+    // It comes as far as the record that is to be deleted.
+    store.fault(Op::Clear, Fault::Hang);
+    it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
+    response.await.unwrap();
+    settle().await;
+    let record = store.record().await.unwrap();
+    let claiming = store.without_faults().claim(record.version, Duration::from_secs(40)).await.unwrap();
+    let Claiming::Busy { until } = claiming else { panic!("{claiming:?}") };
+    assert!(until <= Instant::now() + Duration::from_secs(15));
 }
 
 #[tokio::test(start_paused = true)]
