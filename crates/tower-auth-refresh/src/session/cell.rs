@@ -472,10 +472,8 @@ impl TokenCell {
         F: Future<Output: Send> + Send + 'static,
     {
         let under_way = self.config.under_way();
-        self.config.runtime.spawn(async move {
-            let _under_way = under_way;
-            task.await
-        })
+        // An `async` block around it would hold it twice: as what it caught, and as what it awaits.
+        self.config.runtime.spawn(task.inspect(|_| drop(under_way)))
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
