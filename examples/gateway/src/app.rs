@@ -10,6 +10,7 @@ use tower_auth_refresh::Sessions;
 use crate::auth::Auth;
 use crate::config::{PublicOrigin, Upstream};
 use crate::cookie::{SessionCookie, SessionId};
+use crate::errands::Errands;
 use crate::metrics::Metrics;
 use crate::proxy::UpstreamClient;
 
@@ -27,6 +28,7 @@ pub(crate) struct Parts {
     pub(crate) body_limit: u64,
     pub(crate) client_timeout: Duration,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) errands: Errands,
     /// Set when the gateway begins to stop: for answers that would never end.
     pub(crate) stopping: watch::Receiver<bool>,
 }
@@ -34,6 +36,24 @@ pub(crate) struct Parts {
 impl App {
     pub(crate) fn new(parts: Parts) -> Self {
         Self(Arc::new(parts))
+    }
+
+    /// Signs a user out, here and at the authorization server, whether or not the caller goes on waiting for it.
+    pub(crate) async fn sign_out(&self, id: SessionId) {
+        // What panics in there is logged by then.
+        let _ = self.errands.begin(self.clone().signing_out(id)).await;
+    }
+
+    /// The same, with nobody waiting for it.
+    pub(crate) fn sign_out_later(&self, id: SessionId) {
+        self.errands.begin_if_running(self.clone().signing_out(id));
+    }
+
+    async fn signing_out(self, id: SessionId) {
+        if let Err(error) = self.sessions.sign_out(&id).await {
+            // He is signed out here all the same.
+            tracing::warn!(%error, "a user could not be signed out everywhere");
+        }
     }
 }
 

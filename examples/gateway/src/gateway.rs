@@ -17,6 +17,7 @@ use crate::auth::Auth;
 use crate::config::{InvalidSetting, Settings};
 use crate::cookie::{SessionCookie, SessionId};
 use crate::demo::Demo;
+use crate::errands::Errands;
 use crate::metrics::Metrics;
 use crate::{proxy, routes, server};
 
@@ -98,6 +99,7 @@ impl Gateway {
             body_limit: settings.body_limit,
             client_timeout: settings.client_timeout,
             metrics,
+            errands: Errands::default(),
             stopping: stopped,
         });
         Ok(Listening { listener, app, demo, settings, stopping })
@@ -138,7 +140,11 @@ impl Listening {
             Instant::now() + settings.shutdown_timeout
         };
         let deadline = server::serve(listener, router, settings.client_timeout, shutdown).await;
-        if timeout_at(deadline, app.sessions.landed()).await.is_err() {
+        let landed = async {
+            app.errands.done().await;
+            app.sessions.landed().await;
+        };
+        if timeout_at(deadline, landed).await.is_err() {
             tracing::warn!("refreshes were cut off: they took too long");
         }
         if let Some(demo) = demo {

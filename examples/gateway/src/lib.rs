@@ -6,7 +6,8 @@
 //!
 //! The program is `main.rs`; here are its parts, in reading order: `config` (what it is told), `server` (connections),
 //! `routes` (what it answers itself), `csrf` and `cookie` (who asks), `proxy` (what it passes on: `path`, `headers`,
-//! `body`, then `upstream` with `patience`, then `outcome`), `auth` (the authorization server), `metrics`, and `demo`.
+//! `body`, then `upstream` with `patience`, then `outcome`), `auth` (the authorization server), `errands` (what goes on
+//! without its client), `metrics`, and `demo`.
 
 #![forbid(unsafe_code)]
 
@@ -16,6 +17,7 @@ mod config;
 mod cookie;
 mod csrf;
 mod demo;
+mod errands;
 mod gateway;
 mod metrics;
 mod problem;

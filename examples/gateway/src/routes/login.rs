@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value};
-use tower_auth_refresh::{SessionsError, Tokens};
+use tower_auth_refresh::SessionsError;
 
 use crate::app::App;
 use crate::auth::LoginFailed;
@@ -17,32 +17,19 @@ use crate::problem::{Kind, Problem, TRY_AGAIN};
 const LIMIT: usize = 16 * 1024;
 
 /// Passes the credentials, a JSON object, to the authorization server. The browser gets a cookie, never a token.
+///
+/// The login is made by an errand: tokens that are on their way when the browser leaves are given back.
 pub(crate) async fn login(State(app): State<App>, request: Request) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
     let credentials = credentials(&app, &head.headers, body).await?;
-    let tokens = app.auth.login(&credentials).await.map_err(|failed| match failed {
-        LoginFailed::WrongCredentials => Kind::WrongCredentials.into(),
-        LoginFailed::Incomplete => Kind::MalformedRequest.into(),
-        LoginFailed::Unavailable { retry_after } => {
-            let problem = Problem::from(Kind::AuthServerUnavailable);
-            problem.retry_after(retry_after.unwrap_or(TRY_AGAIN))
-        }
-        LoginFailed::Failed(error) => {
-            tracing::error!(%error, "a login failed");
-            Problem::from(Kind::AuthServerFailed)
-        }
-    })?;
-    // Always a new number: one that was there before may be known to somebody else.
-    let id = SessionId::random().map_err(|error| {
-        tracing::error!(%error, "no randomness");
-        Kind::Internal
-    })?;
-    sign_in(&app, id, tokens).await?;
+    let errand = app.errands.begin(sign_in(app.clone(), credentials));
+    let (signed_in, _under_way) = errand.await.map_err(|_panic| Kind::Internal)?;
+    let signed_in = signed_in?;
     if let Some(before) = app.cookie.read(&head.headers) {
-        sign_out(&app, &before).await;
+        app.sign_out(before).await;
     }
     let mut response = StatusCode::NO_CONTENT.into_response();
-    app.cookie.set(response.headers_mut(), id);
+    app.cookie.set(response.headers_mut(), signed_in.claim());
     Ok(response)
 }
 
@@ -60,26 +47,59 @@ async fn credentials(app: &App, headers: &HeaderMap, body: Body) -> Result<Map<S
     serde_json::from_slice(&body).map_err(|_| Kind::MalformedRequest.into())
 }
 
-async fn sign_in(app: &App, id: SessionId, tokens: Tokens) -> Result<(), Problem> {
+async fn sign_in(app: App, credentials: Map<String, Value>) -> Result<SignedIn, Problem> {
+    // Always a new number: one that was there before may be known to somebody else.
+    let id = SessionId::random().map_err(|error| {
+        tracing::error!(%error, "no randomness");
+        Kind::Internal
+    })?;
+    let tokens = app.auth.login(&credentials).await.map_err(|failed| match failed {
+        LoginFailed::WrongCredentials => Kind::WrongCredentials.into(),
+        LoginFailed::Incomplete => Kind::MalformedRequest.into(),
+        LoginFailed::Unavailable { retry_after } => {
+            let problem = Problem::from(Kind::AuthServerUnavailable);
+            problem.retry_after(retry_after.unwrap_or(TRY_AGAIN))
+        }
+        LoginFailed::Failed(error) => {
+            tracing::error!(%error, "a login failed");
+            Problem::from(Kind::AuthServerFailed)
+        }
+    })?;
     match app.sessions.sign_in(id, tokens.clone()).await {
-        Ok(_) => Ok(()),
+        Ok(_) => {}
         Err(SessionsError::Session(error)) => {
             // He is signed in all the same; what could not be stored is stored later.
             tracing::warn!(%error, "a user's tokens could not be stored");
-            Ok(())
         }
         Err(error) => {
             if let Err(error) = app.auth.revoke(&tokens).await {
                 tracing::warn!(%error, "the tokens of a user who could not be signed in could not be revoked");
             }
-            Err(error.into())
+            return Err(error.into());
         }
+    }
+    Ok(SignedIn { app, id, claimed: false })
+}
+
+/// A session whose cookie nobody has yet. Dropped unclaimed, it is signed out.
+struct SignedIn {
+    app: App,
+    id: SessionId,
+    claimed: bool,
+}
+
+impl SignedIn {
+    /// Says that somebody gets it.
+    fn claim(mut self) -> SessionId {
+        self.claimed = true;
+        self.id
     }
 }
 
-pub(super) async fn sign_out(app: &App, id: &SessionId) {
-    if let Err(error) = app.sessions.sign_out(id).await {
-        // He is signed out here all the same.
-        tracing::warn!(%error, "a user could not be signed out everywhere");
+impl Drop for SignedIn {
+    fn drop(&mut self) {
+        if !self.claimed {
+            self.app.sign_out_later(self.id);
+        }
     }
 }

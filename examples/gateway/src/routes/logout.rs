@@ -4,13 +4,12 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode};
 
-use super::login::sign_out;
 use crate::app::App;
 
 /// Whoever asks, with or without a session, is signed out afterwards.
 pub(crate) async fn logout(State(app): State<App>, headers: HeaderMap) -> Response {
     if let Some(id) = app.cookie.read(&headers) {
-        sign_out(&app, &id).await;
+        app.sign_out(id).await;
     }
     let mut response = StatusCode::NO_CONTENT.into_response();
     app.cookie.clear(response.headers_mut());

@@ -62,6 +62,16 @@ impl World {
     }
 }
 
+impl World {
+    /// A metric that has no labels.
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
+        let page = self.stranger().get("/metrics").await.body;
+        let page = str::from_utf8(&page).unwrap();
+        let told = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        told.unwrap_or_else(|| panic!("{name} is not in:\n{page}")).parse().unwrap()
+    }
+}
+
 /// Starts a gateway that runs as long as the test.
 pub(crate) async fn spawn(gateway: Gateway) -> SocketAddr {
     let listening = gateway.listen().await.unwrap();
