@@ -150,7 +150,12 @@ impl Metrics {
             &NOT_REPLAYED,
             &self.not_replayed,
         );
-        page.single("gateway_sessions", "gauge", "Sessions held.", sessions as u64);
+        page.single(
+            "gateway_sessions",
+            "gauge",
+            "Users signed in, and those whose sessions are over and not swept yet: once a minute, when no request is using them.",
+            sessions as u64,
+        );
         page.family("gateway_refresh_duration_seconds", "histogram", "How long refreshes took, from the first 401 to the new token: waiting for their turn and storing included.");
         self.latency.render(&mut page, "gateway_refresh_duration_seconds");
         page.0

@@ -63,9 +63,7 @@ impl Call {
             Ok(None) => return Err(forgetting(app, Kind::SignInFirst)),
             Err(error) => return Err(Problem::from(error).into_response()),
         };
-        if let Some(answer) = over(app, &id, &session).await {
-            return Err(answer);
-        }
+        let session = signed_in(app, id, session).await?;
         if body.size_hint().lower() > app.body_limit {
             return Err(Kind::BodyTooLarge.into_response());
         }
@@ -88,10 +86,14 @@ impl Call {
         let (body, fate) = UploadBody::new(body, app.body_limit, app.client_timeout);
 
         match app.client.clone().oneshot(Request::from_parts(head, body)).await {
-            Ok(response) => outcome::answer(app, &id, response, &fate).await,
-            Err(error) if error.is::<NoToken>() => match over(app, &id, &session).await {
-                Some(answer) => answer,
-                None => Problem::from(Kind::RefreshFailed).retry_after(TRY_AGAIN).into_response(),
+            Ok(response) => {
+                // Nobody holds it any more: should it have ended, it is forgotten at once.
+                drop(session);
+                outcome::answer(app, id, response, &fate).await
+            }
+            Err(error) if error.is::<NoToken>() => match signed_in(app, id, session).await {
+                Ok(_) => Problem::from(Kind::RefreshFailed).retry_after(TRY_AGAIN).into_response(),
+                Err(answer) => answer,
             },
             Err(error) => outcome::failure(&*error, &fate).into_response(),
         }
@@ -104,20 +106,21 @@ fn asks_to_upgrade(headers: &HeaderMap) -> bool {
     protocols.any(|protocol| !protocol.trim_ascii().eq_ignore_ascii_case(b"h2c"))
 }
 
-/// The answer to whoever's session is over.
-async fn over(app: &App, id: &SessionId, session: &Session) -> Option<Response> {
+/// The session, unless it is over; then the answer to whoever asks.
+async fn signed_in(app: &App, id: SessionId, session: Session) -> Result<Session, Response> {
     match session.state() {
-        SessionState::Ended => Some(end(app, id).await),
-        SessionState::SignedOut => Some(forgetting(app, Kind::SignInFirst)),
-        _ => None,
+        SessionState::Ended => {
+            drop(session);
+            Err(end(app, id).await)
+        }
+        SessionState::SignedOut => Err(forgetting(app, Kind::SignInFirst)),
+        _ => Ok(session),
     }
 }
 
 /// The authorization server ended the session: the gateway and the browser forget it.
-async fn end(app: &App, id: &SessionId) -> Response {
-    if let Err(error) = app.sessions.sign_out(id).await {
-        tracing::warn!(%error, "an ended session could not be signed out");
-    }
+async fn end(app: &App, id: SessionId) -> Response {
+    app.sign_out(id).await;
     forgetting(app, Kind::SessionEnded)
 }
 

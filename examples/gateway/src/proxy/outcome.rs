@@ -16,7 +16,7 @@ use crate::cookie::SessionId;
 use crate::problem::{Kind, Problem, TRY_AGAIN};
 
 /// The upstream answered. Its answer passes, a 401 that says nothing about the user aside.
-pub(super) async fn answer(app: &App, id: &SessionId, mut response: http::Response<BoxBody>, fate: &Fate) -> Response {
+pub(super) async fn answer(app: &App, id: SessionId, mut response: http::Response<BoxBody>, fate: &Fate) -> Response {
     if fate.is_too_large() {
         // It answered what it took for a body cut short.
         return Kind::BodyTooLarge.into_response();
@@ -42,7 +42,7 @@ pub(super) async fn answer(app: &App, id: &SessionId, mut response: http::Respon
 }
 
 /// The API refused the token, and there was no newer one.
-async fn not_refreshed(app: &App, id: &SessionId, why: &NotRefreshed) -> Response {
+async fn not_refreshed(app: &App, id: SessionId, why: &NotRefreshed) -> Response {
     match why {
         NotRefreshed::Ended(_) | NotRefreshed::NoRefreshToken => end(app, id).await,
         NotRefreshed::SignedOut | NotRefreshed::SessionChanged => forgetting(app, Kind::SignInFirst),

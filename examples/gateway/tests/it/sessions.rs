@@ -94,6 +94,19 @@ async fn an_ended_session_is_told_and_its_cookie_cleared() {
     assert_eq!(world.kit.violations(), []);
 }
 
+/// Nor before anybody asks for it again: the gauge says how many are signed in.
+#[tokio::test]
+async fn a_session_that_is_over_is_not_counted() {
+    let world = World::start().await;
+    let (ada, eve) = (world.browser("ada").await, world.browser("eve").await);
+    assert_eq!(world.metric("gateway_sessions").await, 2);
+    world.kit.revoke("ada");
+    ada.get("/api/me").await.is_problem(401, "session-ended");
+    assert_eq!(world.metric("gateway_sessions").await, 1);
+    eve.post("/logout", "").await;
+    assert_eq!(world.metric("gateway_sessions").await, 0);
+}
+
 #[tokio::test]
 async fn a_token_is_refreshed_before_it_expires_where_that_is_asked_for() {
     let world = World::start_with(|settings| settings.refresh_early = Some(Duration::from_secs(10))).await;
