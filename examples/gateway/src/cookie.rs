@@ -53,8 +53,9 @@ impl SessionCookie {
     /// The session that a request belongs to, if it says one.
     pub(crate) fn read(self, headers: &HeaderMap) -> Option<SessionId> {
         let values = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
-        let mut cookies = values.flat_map(Cookie::split_parse).filter_map(Result::ok);
-        cookies.find(|cookie| cookie.name() == self.name()).and_then(|cookie| SessionId::parse(cookie.value()))
+        let cookies = values.flat_map(Cookie::split_parse).filter_map(Result::ok);
+        let mut ids = cookies.filter(|cookie| cookie.name() == self.name());
+        ids.find_map(|cookie| SessionId::parse(cookie.value()))
     }
 
     /// Gives a browser its session.
@@ -120,6 +121,14 @@ mod tests {
         for nameless in ["=__Host-session=x", " = __Host-session=x; Path=/", "==__Host-session=x"] {
             assert!(cookie.is_named_in(&HeaderValue::from_static(nameless)), "{nameless}");
         }
+    }
+
+    /// Another server on this machine may have set one of the same name: on loopback ports share their cookies.
+    #[test]
+    fn what_is_no_session_does_not_hide_one() {
+        let (cookie, id) = (SessionCookie::new(false), SessionId([7; 16]));
+        let headers = HeaderMap::from_iter([(COOKIE, format!("session=theirs; {}", cookie.pair(id)).parse().unwrap())]);
+        assert_eq!(cookie.read(&headers), Some(id));
     }
 
     #[test]

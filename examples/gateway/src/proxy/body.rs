@@ -13,6 +13,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use tower::BoxError;
 
 use super::headers::drop_credentials;
+use crate::problem::Kind;
 
 /// The body of a response, whoever sends it.
 pub(crate) type BoxBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
@@ -31,14 +32,18 @@ pub(crate) struct Fate(Arc<AtomicU8>);
 
 const TOO_LARGE: u8 = 1;
 const TOO_SLOW: u8 = 2;
+const BROKEN: u8 = 3;
 
 impl Fate {
-    pub(super) fn is_too_large(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == TOO_LARGE
-    }
-
-    pub(super) fn is_too_slow(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == TOO_SLOW
+    /// What the client is to hear of it, if it was the client's fault.
+    pub(super) fn problem(&self) -> Option<Kind> {
+        match self.0.load(Ordering::Relaxed) {
+            TOO_LARGE => Some(Kind::BodyTooLarge),
+            TOO_SLOW => Some(Kind::RequestTooSlow),
+            // It may also have gone away, and then hears nothing.
+            BROKEN => Some(Kind::MalformedRequest),
+            _ => None,
+        }
     }
 }
 
@@ -48,9 +53,9 @@ impl UploadBody {
         (Self { body, left: limit, silence: Silence::new(patience), fate: fate.clone() }, fate)
     }
 
-    fn fail(&self, fate: u8, message: &'static str) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn fail(&self, fate: u8, error: impl Into<BoxError>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         self.fate.0.store(fate, Ordering::Relaxed);
-        Poll::Ready(Some(Err(message.into())))
+        Poll::Ready(Some(Err(error.into())))
     }
 }
 
@@ -66,7 +71,7 @@ impl Body for UploadBody {
         self.silence.broken();
         let mut frame = match frame {
             Some(Ok(frame)) => frame,
-            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            Some(Err(error)) => return self.fail(BROKEN, error),
             None => return Poll::Ready(None),
         };
         if let Some(data) = frame.data_ref() {

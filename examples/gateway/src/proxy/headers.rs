@@ -1,8 +1,8 @@
 //! Which headers cross the gateway.
 
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONNECTION, COOKIE, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
@@ -11,7 +11,7 @@ use crate::cookie::SessionCookie;
 use crate::server::Peer;
 
 /// RFC 9110 §7.6.1, and what is between a client and its next proxy (§11.7).
-const HOP_BY_HOP: [HeaderName; 8] = [
+const HOP_BY_HOP: [HeaderName; 9] = [
     CONNECTION,
     TE,
     TRANSFER_ENCODING,
@@ -20,16 +20,22 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     PROXY_AUTHORIZATION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
 ];
 
 /// What gateways and proxies say of a client: an upstream that believes one must not hear it from the client itself.
-const IDENTITY: [&str; 16] = [
-    "x-real-ip",
+const IDENTITY: [&str; 25] = [
+    "client-ip",
     "x-client-ip",
+    "x-real-ip",
     "x-cluster-client-ip",
     "true-client-ip",
     "cf-connecting-ip",
     "fastly-client-ip",
+    "x-forwarded",
+    "x-original-for",
+    "x-original-forwarded-for",
+    "x-original-host",
     "x-original-url",
     "x-original-uri",
     "x-rewrite-url",
@@ -38,18 +44,29 @@ const IDENTITY: [&str; 16] = [
     "x-email",
     "x-groups",
     "x-userinfo",
+    "x-apigateway-api-userinfo",
+    "x-endpoint-api-userinfo",
+    "x-serverless-authorization",
     "x-client-cert",
+    "x-arr-clientcert",
     "remote-user",
 ];
 
 /// The same, for whole families of names.
-const IDENTITY_PREFIXES: [&str; 13] = [
+const IDENTITY_PREFIXES: [&str; 22] = [
     "x-forwarded-",
     "x-remote-",
     "x-auth-",
     "x-authenticated-",
+    "x-authentik-",
+    "x-webauth-",
     "x-user-",
+    "x-consumer-",
+    "x-credential-",
+    "x-pomerium-",
+    "x-vouch-",
     "x-ssl-",
+    "ssl-client-",
     "x-client-cert-",
     "x-goog-authenticated-user-",
     "x-goog-iap-",
@@ -57,6 +74,8 @@ const IDENTITY_PREFIXES: [&str; 13] = [
     "x-ms-token-",
     "x-amzn-oidc-",
     "x-envoy-",
+    "cf-access-",
+    "tailscale-user-",
 ];
 
 /// Makes the headers of a client's request those of the gateway's.
@@ -132,6 +151,10 @@ fn remove_all(headers: &mut HeaderMap, doomed: impl Fn(&HeaderName) -> bool) {
 }
 
 fn drop_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        // It goes by the chunks: the length is another's, and wrong (RFC 9112 §6.3).
+        headers.remove(CONTENT_LENGTH);
+    }
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -188,6 +211,16 @@ mod tests {
             ("x_forwarded_user", "root"),
             ("x-remote-user", "root"),
             ("x-real-ip", "1.2.3.4"),
+            ("x-forwarded", "for=1.2.3.4"),
+            ("x-original-forwarded-for", "1.2.3.4"),
+            ("x-webauth-user", "root"),
+            ("x-authentik-username", "root"),
+            ("x-consumer-username", "root"),
+            ("cf-access-authenticated-user-email", "root@example.com"),
+            ("tailscale-user-login", "root"),
+            ("ssl-client-verify", "SUCCESS"),
+            ("client-ip", "1.2.3.4"),
+            ("http2-settings", "AAMAAABk"),
             ("proxy-authorization", "Basic x"),
             ("connection", "keep-alive, X-Secret-Hop"),
             ("x-secret-hop", "1"),

@@ -17,9 +17,9 @@ use crate::problem::{Kind, Problem, TRY_AGAIN};
 
 /// The upstream answered. Its answer passes, a 401 that says nothing about the user aside.
 pub(super) async fn answer(app: &App, id: SessionId, mut response: http::Response<BoxBody>, fate: &Fate) -> Response {
-    if fate.is_too_large() {
+    if let Some(problem @ Kind::BodyTooLarge) = fate.problem() {
         // It answered what it took for a body cut short.
-        return Kind::BodyTooLarge.into_response();
+        return problem.into_response();
     }
     let report = response.extensions_mut().remove::<RefreshReport>();
     if let Some(report) = &report {
@@ -63,11 +63,8 @@ fn asked_for(error: &RefreshError) -> Option<Duration> {
 
 /// The upstream did not answer.
 pub(super) fn failure(error: &(dyn Error + 'static), fate: &Fate) -> Problem {
-    if fate.is_too_large() {
-        return Kind::BodyTooLarge.into();
-    }
-    if fate.is_too_slow() {
-        return Kind::RequestTooSlow.into();
+    if let Some(problem) = fate.problem() {
+        return problem.into();
     }
     tracing::warn!(error = %chain(error), "the upstream failed");
     if error.is::<Silent>() { Kind::UpstreamTooSlow.into() } else { Kind::UpstreamFailed.into() }

@@ -4,9 +4,41 @@ use http::Uri;
 
 /// Whether a path says what it means: no `.` or `..` segment, however it is spelled, could lead out of `/api`.
 pub(super) fn is_plain(path: &str) -> bool {
-    let path = path.to_ascii_lowercase();
-    let path = path.replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\");
-    !path.split(['/', '\\']).any(|segment| segment == "." || segment == "..")
+    let once = decoded(path.as_bytes());
+    // A proxy behind this gateway may decode it before the upstream does.
+    let twice = decoded(&once);
+    ![path.as_bytes(), &once, &twice].into_iter().any(leads_elsewhere)
+}
+
+fn leads_elsewhere(path: &[u8]) -> bool {
+    path.split(|byte| matches!(byte, b'/' | b'\\')).any(|segment| {
+        // Some servers drop a segment's parameters, some what follows a zero byte, some blanks.
+        let meant = segment.iter().take_while(|byte| !matches!(byte, b';' | 0)).filter(|byte| **byte > b' ');
+        let (mut dots, mut others) = (0, 0);
+        meant.for_each(|byte| *(if *byte == b'.' { &mut dots } else { &mut others }) += 1);
+        others == 0 && matches!(dots, 1 | 2)
+    })
+}
+
+/// Percent-encoding undone once; what is none stays as it is.
+fn decoded(path: &[u8]) -> Vec<u8> {
+    let digit =
+        |at: usize| path.get(at).and_then(|byte| char::from(*byte).to_digit(16)).and_then(|it| u8::try_from(it).ok());
+    let mut decoded = Vec::with_capacity(path.len());
+    let mut at = 0;
+    while let Some(&byte) = path.get(at) {
+        match (byte, digit(at + 1), digit(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                decoded.push(high << 4 | low);
+                at += 3;
+            }
+            _ => {
+                decoded.push(byte);
+                at += 1;
+            }
+        }
+    }
+    decoded
 }
 
 /// The request's path and query, at the upstream. `None` if together they are too long for a URI.
@@ -25,12 +57,40 @@ mod tests {
 
     #[test]
     fn paths_that_lead_elsewhere_are_none() {
-        for plain in ["/api", "/api/", "/api/a.b/..c", "/api/...", "/api/%2e%2ea", "/api/a%20b", "/api//x"] {
+        for plain in [
+            "/api",
+            "/api/",
+            "/api/a.b/..c",
+            "/api/...",
+            "/api/%2e%2ea",
+            "/api/a%20b",
+            "/api//x",
+            "/api/a;b=..",
+            "/api/%",
+            "/api/%2",
+            "/api/%zz%e2%82%ac",
+            "/api/100%25",
+        ] {
             assert!(is_plain(plain), "{plain}");
         }
         for not in
             ["/api/..", "/api/../admin", "/api/%2e%2E/x", "/api/.%2e/x", "/api/a%2f..%2fb", "/api/..%5Cx", "/api/./x"]
         {
+            assert!(!is_plain(not), "{not}");
+        }
+        // What some servers make `..` of: they drop parameters, what follows a zero byte, and blanks, or decode twice.
+        for not in [
+            "/api/..;/admin",
+            "/api/..;a=b/admin",
+            "/api/%2e%2e%3ba/admin",
+            "/api/..%00/admin",
+            "/api/..%00.png",
+            "/api/..%20/admin",
+            "/api/%09..%0d%0a/admin",
+            "/api/%252e%252e/admin",
+            "/api/..%252fadmin",
+            "/api/..%255cadmin",
+        ] {
             assert!(!is_plain(not), "{not}");
         }
     }

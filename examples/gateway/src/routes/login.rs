@@ -1,10 +1,13 @@
 //! `POST /login`: credentials for a session.
 
+use std::error::Error;
+
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
+use http_body_util::LengthLimitError;
 use serde_json::{Map, Value};
 use tower_auth_refresh::SessionsError;
 
@@ -41,7 +44,10 @@ async fn credentials(app: &App, headers: &HeaderMap, body: Body) -> Result<Map<S
     }
     let body = match tokio::time::timeout(app.client_timeout, to_bytes(body, LIMIT)).await {
         Ok(Ok(body)) => body,
-        Ok(Err(_)) => return Err(Kind::BodyTooLarge.into()),
+        Ok(Err(error)) if error.source().is_some_and(|cause| cause.is::<LengthLimitError>()) => {
+            return Err(Kind::BodyTooLarge.into());
+        }
+        Ok(Err(_)) => return Err(Kind::MalformedRequest.into()),
         Err(_elapsed) => return Err(Kind::RequestTooSlow.into()),
     };
     serde_json::from_slice(&body).map_err(|_| Kind::MalformedRequest.into())

@@ -7,7 +7,7 @@ mod metrics;
 mod session;
 
 use axum::Router;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use http::header::{AUTHORIZATION, COOKIE, X_CONTENT_TYPE_OPTIONS};
@@ -16,6 +16,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 
+use crate::ambiguity::refuse_ambiguous;
 use crate::app::App;
 use crate::csrf;
 use crate::metrics::observe;
@@ -42,6 +43,7 @@ pub(crate) fn router(app: &App, demo: Router<App>) -> Router {
         .route("/api/{*path}", any(proxy))
         .merge(own)
         .layer(from_fn_with_state(app.public.clone(), csrf::refuse_cross_origin))
+        .layer(from_fn(refuse_ambiguous))
         .layer(CatchPanicLayer::custom(|_| -> Response { Kind::Internal.into_response() }))
         .layer(SetSensitiveRequestHeadersLayer::new([AUTHORIZATION, COOKIE]))
         .layer(from_fn_with_state(app.clone(), observe))

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 use tower_auth_refresh_testkit::{Fault, Route, TestServer};
 
-use crate::support::World;
+use crate::support::{World, upstream_that_says};
 
 #[tokio::test]
 async fn an_upstream_that_is_down_is_a_502() {
@@ -160,6 +160,90 @@ async fn an_answer_that_breaks_off_or_stalls_is_cut() {
         assert_eq!(answer.status(), StatusCode::OK);
         assert!(answer.into_body().collect().await.is_err(), "{path}");
     }
+}
+
+/// Two lengths are two ideas of where an answer ends: a part must not look like the whole (RFC 9112 §6.3).
+#[tokio::test]
+async fn an_answer_of_two_lengths_has_that_of_its_chunks() {
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n5\r\nwhole\r\n0\r\n\r\n";
+    let upstream = upstream_that_says(answer).await;
+    let world = World::before(TestServer::start().await.unwrap(), &upstream, |_| {}).await;
+    let browser = world.browser("ada").await;
+    assert_eq!(browser.get("/api/x").await.body, "whole");
+}
+
+#[tokio::test]
+async fn an_answer_shorter_than_it_says_is_cut() {
+    for answer in [
+        "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\npart",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\npart\r\n",
+    ] {
+        let upstream = upstream_that_says(answer).await;
+        let world = World::before(TestServer::start().await.unwrap(), &upstream, |_| {}).await;
+        let browser = world.browser("ada").await;
+        let answer = browser.send(browser.request(Method::GET, "/api/x").body(Body::empty()).unwrap()).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert!(answer.into_body().collect().await.is_err());
+    }
+}
+
+/// The time-out is for silence: a stream of events may last.
+#[tokio::test]
+async fn an_answer_may_take_longer_than_the_upstream_may_be_silent() {
+    async fn events() -> Body {
+        Body::from_stream(stream::iter(0..10).then(async |number| {
+            sleep(Duration::from_millis(100)).await;
+            Ok::<_, std::io::Error>(format!("data: {number}\n\n"))
+        }))
+    }
+    let api = Router::new().route("/api/events", any(events));
+    let world = World::with_upstream(api, |settings| settings.upstream_timeout = Duration::from_millis(400)).await;
+    let told = world.browser("ada").await.get("/api/events").await.body;
+    assert_eq!(told.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"data: ")).count(), 10);
+}
+
+/// Not the upstream's fault, which has not even seen the end of it.
+#[tokio::test]
+async fn a_body_that_is_malformed_is_a_400() {
+    let world = World::start().await;
+    let cookie = world.browser("ada").await.cookie.unwrap();
+    let head = format!("host: {}\r\ncookie: {cookie}\r\nx-requested-with: x\r\nconnection: close\r\n", world.address);
+    for (path, kind) in [("/api/upload", "text/plain"), ("/login", "application/json")] {
+        let answer = world
+            .raw(&format!(
+                "POST {path} HTTP/1.1\r\n{head}content-type: {kind}\r\ntransfer-encoding: chunked\r\n\r\nnonsense\r\n"
+            ))
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("/problems/malformed-request"), "{answer}");
+    }
+}
+
+/// The upstream would not know what to make of it: codings are between the client and the gateway (RFC 9112 §6.1).
+#[tokio::test]
+async fn a_request_of_another_transfer_coding_is_a_400() {
+    let world = World::start().await;
+    let cookie = world.browser("ada").await.cookie.unwrap();
+    let head = format!("host: {}\r\ncookie: {cookie}\r\nx-requested-with: x\r\nconnection: close\r\n", world.address);
+    let chunks = "5\r\nhello\r\n0\r\n\r\n";
+    for (codings, status) in
+        [("chunked", "200"), ("Chunked", "200"), ("gzip, chunked", "400"), ("chunked, chunked", "400")]
+    {
+        let request = format!("POST /api/upload HTTP/1.1\r\n{head}transfer-encoding: {codings}\r\n\r\n{chunks}");
+        let answer = world.raw(&request).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{codings}: {answer}");
+    }
+}
+
+/// RFC 9112 §3.2.
+#[tokio::test]
+async fn a_request_has_one_host() {
+    let world = World::start().await;
+    for (hosts, status) in [("", "400"), ("host: a\r\nhost: b\r\n", "400"), ("host: a\r\n", "200")] {
+        let answer = world.raw(&format!("GET /healthz HTTP/1.1\r\n{hosts}connection: close\r\n\r\n")).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{hosts}: {answer}");
+    }
+    // It came later than HTTP/1.0.
+    assert!(world.raw("GET /healthz HTTP/1.0\r\n\r\n").await.starts_with("HTTP/1.0 200 "));
 }
 
 #[tokio::test]
