@@ -20,6 +20,9 @@ use tower::ServiceExt;
 /// How every HTTP/2 connection begins (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// How long a client may have to wait that has sent the first half of a greeting and then the other.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
 /// Who is at the other end of a connection; in each request's extensions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
@@ -85,6 +88,8 @@ async fn converse(stream: TcpStream, peer: Peer, router: Router, patience: Durat
 /// Whether the client begins to speak: in time, and before the gateway stops.
 async fn is_greeted(stream: &TcpStream, patience: Duration, mut stopping: watch::Receiver<()>) -> bool {
     tokio::select! {
+        // Whoever has spoken by then is answered.
+        biased;
         greeted = timeout(patience, greeting(stream)) => matches!(greeted, Ok(Ok(()))),
         // Its sender is dropped.
         _ = stopping.changed() => false,
@@ -94,6 +99,8 @@ async fn is_greeted(stream: &TcpStream, patience: Duration, mut stopping: watch:
 /// Waits until it can be told which protocol the client speaks: what tells them apart has no time-out of its own.
 async fn greeting(stream: &TcpStream) -> io::Result<()> {
     let mut seen = [0; PREFACE.len()];
+    // Nothing tells when more is there than was seen before: it is looked for ever less often.
+    let mut pause = Duration::from_millis(5);
     loop {
         let length = stream.peek(&mut seen).await?;
         if length == 0 {
@@ -102,6 +109,7 @@ async fn greeting(stream: &TcpStream) -> io::Result<()> {
         if length == PREFACE.len() || !PREFACE.starts_with(&seen[..length]) {
             return Ok(());
         }
-        sleep(Duration::from_millis(5)).await;
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
