@@ -5,9 +5,9 @@
 //! expired it is refreshed once, however many calls notice, and they are all sent again. The browser sees none of it.
 //!
 //! The program is `main.rs`; here are its parts, in reading order: `config` (what it is told), `server` (connections),
-//! `routes` (what it answers itself), `ambiguity`, `csrf` and `cookie` (who asks), `proxy` (what it passes on: `path`, `headers`,
-//! `body`, then `upstream` with `patience`, then `outcome`), `auth` (the authorization server), `errands` (what goes on
-//! without its client), `metrics`, and `demo`.
+//! `routes` (what it answers itself), `ambiguity`, `csrf` and `cookie` (who asks), `proxy` (what it passes on: `path`,
+//! `headers`, `body` and `pump`, then `upstream` with `patience`, then `outcome`), `auth` (the authorization server),
+//! `errands` (what goes on without its client), `metrics`, and `demo`.
 
 #![forbid(unsafe_code)]
 

@@ -5,6 +5,7 @@ mod headers;
 mod outcome;
 mod path;
 mod patience;
+mod pump;
 mod upstream;
 
 use axum::body::Body;
@@ -18,6 +19,7 @@ use tower::ServiceExt;
 use tower_auth_refresh::{Session, SessionState};
 
 use self::body::UploadBody;
+use self::pump::pumped;
 use self::upstream::NoToken;
 pub(crate) use self::upstream::{HttpsClient, UpstreamClient, client, client_without_refresh, https};
 use crate::app::App;
@@ -80,7 +82,7 @@ impl Call {
         headers::to_upstream(&mut head.headers, &head.uri, peer, &app.public);
         head.uri = uri;
         // The connections on either side are each other's business no more than their versions are.
-        head.version = Version::HTTP_11;
+        let version = std::mem::replace(&mut head.version, Version::HTTP_11);
         head.extensions.clear();
         head.extensions.insert(session.clone());
         let (body, fate) = UploadBody::new(body, app.body_limit, app.client_timeout);
@@ -89,6 +91,9 @@ impl Call {
             Ok(response) => {
                 // Nobody holds it any more: should it have ended, it is forgotten at once.
                 drop(session);
+                let shares_connection = version == Version::HTTP_2;
+                let response =
+                    response.map(|body| if shares_connection { pumped(body, app.client_timeout) } else { body });
                 outcome::answer(app, id, response, &fate).await
             }
             Err(error) if error.is::<NoToken>() => match signed_in(app, id, session).await {

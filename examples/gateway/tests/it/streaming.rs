@@ -114,6 +114,40 @@ async fn settled(counter: &AtomicUsize) -> usize {
 /// Who takes nothing of his answer doesn't keep the upstream busy for ever.
 #[tokio::test]
 async fn a_client_that_stops_reading_is_cut_off() {
+    let (world, open) = endless_answers().await;
+    let cookie = world.browser("ada").await.cookie.unwrap();
+    let mut stream = TcpStream::connect(world.address).await.unwrap();
+    let request = format!("GET /api/x HTTP/1.1\r\nhost: {}\r\ncookie: {cookie}\r\n\r\n", world.address);
+    stream.write_all(request.as_bytes()).await.unwrap();
+    reached(&open, 1).await;
+    reached(&open, 0).await;
+}
+
+/// Though its connection is alive, and other streams on it go on.
+#[tokio::test]
+async fn a_client_that_stops_reading_one_of_many_streams_is_cut_off() {
+    let (world, open) = endless_answers().await;
+    let cookie = world.browser("ada").await.cookie.unwrap();
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Body>();
+    let get = |path: &str| {
+        let request = Request::get(format!("http://{}{path}", world.address)).header("cookie", &cookie);
+        client.request(request.body(Body::empty()).unwrap())
+    };
+    let (unread, read) = (get("/api/x").await.unwrap(), get("/api/x").await.unwrap());
+    let reading = tokio::spawn(async move {
+        let mut body = read.into_body();
+        while body.frame().await.unwrap().is_ok() {}
+    });
+    reached(&open, 1).await;
+    assert!(!reading.is_finished());
+    reading.abort();
+    // What had arrived was more than nothing, and it is told that it is not the whole.
+    assert!(unread.into_body().collect().await.is_err());
+    assert_eq!(get("/healthz").await.unwrap().status(), 200);
+}
+
+/// A gateway that gives its clients little time, and how many endless answers its upstream has under way.
+async fn endless_answers() -> (World, Arc<AtomicUsize>) {
     struct Held(Arc<AtomicUsize>);
     impl Drop for Held {
         fn drop(&mut self) {
@@ -133,18 +167,16 @@ async fn a_client_that_stops_reading_is_cut_off() {
     let world = World::with_upstream(Router::new().fallback(any(endless)), |settings| {
         settings.client_timeout = Duration::from_millis(300);
     });
-    let world = world.await;
-    let cookie = world.browser("ada").await.cookie.unwrap();
-    let mut stream = TcpStream::connect(world.address).await.unwrap();
-    let request = format!("GET /api/x HTTP/1.1\r\nhost: {}\r\ncookie: {cookie}\r\n\r\n", world.address);
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let reached = async |count| {
-        while open.load(Ordering::Relaxed) != count {
+    (world.await, open)
+}
+
+async fn reached(counter: &AtomicUsize, count: usize) {
+    let reached = async {
+        while counter.load(Ordering::Relaxed) != count {
             sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(Duration::from_secs(5), reached(1)).await.unwrap();
-    timeout(Duration::from_secs(10), reached(0)).await.unwrap();
+    timeout(Duration::from_secs(10), reached).await.unwrap();
 }
 
 #[tokio::test]
