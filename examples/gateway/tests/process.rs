@@ -131,13 +131,18 @@ fn a_wrong_setting_is_told_in_one_line() {
     refused(&[api, auth, "--frobnicate"], &[], "--frobnicate");
     refused(&["--upstream=http://api.example.com", auth], &[], "--upstream");
     refused(&[api, "--auth=http://auth.example.com"], &[], "--auth");
+    refused(&[api, "--auth=https://auth.example.com?tenant=1"], &[], "--auth");
     refused(&[api, "--token-endpoint=https://auth.example.com/token"], &[], "--client-id");
+    refused(&[api, "--token-endpoint=https://auth.example.com/token", "--client-id="], &[], "--client-id");
     refused(&[api, "--token-endpoint=ftp://x", "--client-id=gateway"], &[], "--token-endpoint");
     refused(&["--demo", api], &[], "--demo");
     refused(&[api, auth, "--public-origin=http://app.example.com"], &[], "--public-origin");
     refused(&[api, auth, "--public-origin=app.example.com"], &[], "--public-origin");
     refused(&[api, auth], &[("RUST_LOG", "gateway=loud")], "RUST_LOG");
     refused(&[api, auth], &[("GATEWAY_UPSTREAM_TIMEOUT", "tomorrow")], "--upstream-timeout");
+    refused(&[], &[("GATEWAY_DEMO", "maybe")], "--demo");
+    refused(&[], &[("GATEWAY_DEMO", "0")], "--upstream");
+    refused(&["--upstream=http://api.example.com", auth], &[("GATEWAY_ALLOW_PLAIN_HTTP", "false")], "--upstream");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     refused(&[api, auth, "--listen", &taken.local_addr().unwrap().to_string()], &[], "--listen");
 }
@@ -153,6 +158,15 @@ async fn settings_come_from_the_environment_too() {
     assert_eq!(browser.login("ada", "correct horse").await.status, 204);
     assert_eq!(browser.get("/api/me").await.status, 200);
     Browser::at(program.address).login("eve", "x").await.is_problem(503, "too-many-sessions");
+
+    for yes in ["1", "yes", "true"] {
+        let program = Program::start_command(self::command(&["--listen=127.0.0.1:0"]).env("GATEWAY_DEMO", yes));
+        assert_eq!(Browser::at(program.address).get("/").await.status, 200, "{yes}");
+    }
+    for no in ["0", "no", "false"] {
+        let program = Program::start_command(command.env("GATEWAY_DEMO", no));
+        assert_eq!(Browser::at(program.address).get("/").await.status, 404, "{no}");
+    }
 }
 
 #[test]

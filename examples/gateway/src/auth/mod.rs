@@ -43,6 +43,9 @@ impl Auth {
         match &settings.auth {
             AuthServer::Json(base) => {
                 let wrong = |invalid: InvalidEndpoint| InvalidSetting::of("--auth", invalid);
+                if base.contains('?') {
+                    return Err(InvalidSetting::of("--auth", "the URL has a query"));
+                }
                 let url = |path: &str| format!("{}{path}", base.trim_end_matches('/'));
                 Ok(Self::Json {
                     login: JsonLogin::new(client.clone(), &url("/auth/login")).map_err(wrong)?,

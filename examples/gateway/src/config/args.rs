@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
 use clap::{Parser, ValueEnum};
 
 use super::{InvalidSetting, units};
@@ -17,7 +18,7 @@ use super::{InvalidSetting, units};
 #[command(name = "gateway", version, max_term_width = 110)]
 pub struct Args {
     /// Bring an authorization server and an API along, and a page that shows what happens
-    #[arg(long, env = "GATEWAY_DEMO", conflicts_with_all = ["upstream", "auth", "token_endpoint"])]
+    #[arg(long, env = "GATEWAY_DEMO", value_parser = BoolishValueParser::new())]
     pub demo: bool,
 
     /// Where to listen; browsers reach it through whatever terminates TLS
@@ -29,12 +30,11 @@ pub struct Args {
     pub public_origin: Option<String>,
 
     /// The API: /api/notes goes to URL/api/notes
-    #[arg(long, env = "GATEWAY_UPSTREAM", value_name = "URL", required_unless_present = "demo")]
+    #[arg(long, env = "GATEWAY_UPSTREAM", value_name = "URL")]
     pub upstream: Option<String>,
 
     /// The base of /auth/login, /auth/refresh and /auth/logout, which speak JSON
-    #[arg(long, env = "GATEWAY_AUTH", value_name = "URL", conflicts_with = "token_endpoint",
-          required_unless_present_any = ["demo", "token_endpoint"])]
+    #[arg(long, env = "GATEWAY_AUTH", value_name = "URL", conflicts_with = "token_endpoint")]
     pub auth: Option<String>,
 
     /// Instead of --auth: an OAuth 2.0 token endpoint (logins use the password grant)
@@ -42,7 +42,7 @@ pub struct Args {
     pub token_endpoint: Option<String>,
 
     /// The gateway's client id at the token endpoint
-    #[arg(long, env = "GATEWAY_CLIENT_ID", value_name = "ID", requires = "token_endpoint")]
+    #[arg(long, env = "GATEWAY_CLIENT_ID", value_name = "ID", value_parser = NonEmptyStringValueParser::new(), requires = "token_endpoint")]
     pub client_id: Option<String>,
 
     /// The gateway's client secret, sent by HTTP Basic; better set in the environment. Without one: a public client
@@ -94,7 +94,7 @@ pub struct Args {
     pub shutdown_timeout: Duration,
 
     /// Allow http:// off loopback, for networks that encrypt below HTTP: tokens cross them in clear
-    #[arg(long, env = "GATEWAY_ALLOW_PLAIN_HTTP")]
+    #[arg(long, env = "GATEWAY_ALLOW_PLAIN_HTTP", value_parser = BoolishValueParser::new())]
     pub allow_plain_http: bool,
 
     /// How to write the log, to stderr; `RUST_LOG` says what
@@ -118,7 +118,7 @@ impl Args {
     ///
     /// [`InvalidSetting`].
     pub fn read() -> Result<Self, InvalidSetting> {
-        Self::try_parse().map_err(|error| {
+        let args = Self::try_parse().map_err(|error| {
             if !error.use_stderr() {
                 error.exit();
             }
@@ -127,6 +127,12 @@ impl Args {
             let lines = message.lines().take_while(|line| !line.trim().is_empty()).map(str::trim);
             let line = lines.collect::<Vec<_>>().join(" ");
             InvalidSetting::new(line.strip_prefix("error: ").unwrap_or(&line))
-        })
+        })?;
+        // Not for the parser to tell: to it a flag that the environment sets to `false` is there.
+        if args.demo && (args.upstream.is_some() || args.auth.is_some() || args.token_endpoint.is_some()) {
+            let brings = "brings its own servers along: it goes without --upstream, --auth and --token-endpoint";
+            return Err(InvalidSetting::of("--demo", brings));
+        }
+        Ok(args)
     }
 }

@@ -97,6 +97,7 @@ impl Args {
     /// a demo.
     pub fn into_settings(self) -> Result<Settings, InvalidSetting> {
         let missing = |flag: &str| InvalidSetting(format!("{flag} is missing"));
+        let upstream = self.upstream.ok_or_else(|| missing("--upstream (or --demo)"))?;
         let auth = match (self.auth, self.token_endpoint, self.client_id) {
             (Some(base), ..) => AuthServer::Json(base),
             (None, Some(token_endpoint), Some(client_id)) => AuthServer::OAuth {
@@ -105,7 +106,7 @@ impl Args {
                 client_id,
                 client_secret: self.client_secret,
             },
-            _ => return Err(missing("--auth")),
+            _ => return Err(missing("--auth (or --token-endpoint, or --demo)")),
         };
         if self.max_sessions == 0 {
             return Err(InvalidSetting::of("--max-sessions", "nobody could sign in"));
@@ -113,7 +114,6 @@ impl Args {
         if self.refreshes_in_flight == 0 {
             return Err(InvalidSetting::of("--refreshes-in-flight", "no token could be refreshed"));
         }
-        let upstream = self.upstream.ok_or_else(|| missing("--upstream"))?;
         Ok(Settings {
             listen: self.listen,
             public: PublicOrigin::read(self.public_origin.as_deref(), self.listen, self.allow_plain_http)?,
