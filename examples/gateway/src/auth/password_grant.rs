@@ -39,7 +39,9 @@ pub(crate) struct PasswordGrant {
 struct Answer {
     access_token: Option<String>,
     refresh_token: Option<String>,
-    expires_in: Option<u64>,
+    token_type: Option<String>,
+    /// In seconds: a number, if all is well.
+    expires_in: Option<Value>,
     error: Option<String>,
 }
 
@@ -96,8 +98,8 @@ impl PasswordGrant {
         // Not the parser's own error, which quotes what it read.
         let answer: Option<Answer> = serde_json::from_slice(&body).ok();
         match (status, answer) {
-            (StatusCode::OK, Some(answer)) => answer.into_tokens(),
-            (StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED, Some(answer))
+            (StatusCode::OK, Some(answer)) if answer.error.is_none() => answer.into_tokens(),
+            (StatusCode::OK | StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED, Some(answer))
                 if answer.error.as_deref() == Some("invalid_grant") =>
             {
                 Err(LoginFailed::WrongCredentials)
@@ -111,13 +113,23 @@ impl PasswordGrant {
 
 impl Answer {
     fn into_tokens(self) -> Result<Tokens, LoginFailed> {
+        if self.token_type.as_ref().is_some_and(|name| !name.eq_ignore_ascii_case("bearer")) {
+            return Err(failed("the answer holds a token of another type than Bearer"));
+        }
         let access = self.access_token.ok_or_else(|| failed("the answer holds no access token"))?;
         let access = AccessToken::new(access).map_err(failed)?;
-        let tokens = match self.refresh_token {
+        let tokens = match self.refresh_token.filter(|token| !token.is_empty()) {
             Some(refresh) => Tokens::new(access, RefreshToken::new(refresh).map_err(failed)?),
             None => Tokens::from_access_token(access),
         };
-        Ok(tokens.expires_in(Duration::from_secs(self.expires_in.unwrap_or_default())))
+        // What makes no sense isn't known: it fails no login.
+        let lifetime = match self.expires_in {
+            Some(Value::Number(seconds)) => seconds.as_f64(),
+            Some(Value::String(seconds)) => seconds.trim().parse().ok(),
+            _ => None,
+        };
+        let lifetime = lifetime.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        Ok(tokens.expires_in(lifetime.unwrap_or_default()))
     }
 }
 

@@ -87,3 +87,53 @@ async fn a_user_signs_in_refreshes_and_signs_out() {
     assert_eq!(forms[1], form(&[("grant_type", "refresh_token"), ("refresh_token", "r1")]));
     assert_eq!(forms[2], form(&[("token", "r2"), ("token_type_hint", "refresh_token")]));
 }
+
+/// What doesn't matter to a login doesn't fail it.
+#[tokio::test]
+async fn a_token_endpoint_may_be_careless() {
+    async fn token(Form(form): Form<HashMap<String, String>>) -> Response {
+        Json(serde_json::from_str::<serde_json::Value>(&form["username"]).unwrap()).into_response()
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, Router::new().route("/token", post(token))).await });
+    let auth = AuthServer::OAuth {
+        token_endpoint: format!("{origin}/token"),
+        revocation_endpoint: None,
+        client_id: "gateway".to_owned(),
+        client_secret: None,
+    };
+    let mut browser = Browser::at(spawn(Gateway::new(Settings::new(&origin, auth).unwrap())).await);
+    for (lifetime, left) in [
+        (json!(300), Some(300)),
+        (json!("300"), Some(300)),
+        (json!(300.5), Some(300)),
+        (json!(-1), None),
+        (json!(0), None),
+        (json!(1e300), None),
+        (json!("soon"), None),
+        (json!(null), None),
+    ] {
+        let answer =
+            json!({ "access_token": "a", "refresh_token": "r", "token_type": "bearer", "expires_in": lifetime });
+        assert_eq!(browser.login(&answer.to_string(), "x").await.status, 204, "{lifetime}");
+        let told = browser.get("/session").await.json();
+        let told = told["expires_in"].as_u64();
+        assert!(told == left || told == left.map(|left| left - 1), "{lifetime}: {told:?}");
+    }
+    for answer in [
+        json!({ "access_token": "a", "refresh_token": null }),
+        json!({ "access_token": "a", "refresh_token": "", "token_type": null }),
+    ] {
+        assert_eq!(browser.login(&answer.to_string(), "x").await.status, 204, "{answer}");
+    }
+    for answer in [
+        json!({}),
+        json!([]),
+        json!({ "access_token": "" }),
+        json!({ "access_token": "a", "refresh_token": "r", "token_type": "mac" }),
+        json!({ "access_token": "a", "refresh_token": "r", "error": "server_error" }),
+    ] {
+        browser.login(&answer.to_string(), "x").await.is_problem(502, "auth-server-failed");
+    }
+}
