@@ -39,23 +39,51 @@ fn the_page_shows_what_silently_happens() {
 
     // Twenty with an expired one: a refresh, and the browser sees nothing of it.
     page.run("document.querySelector('#expire').click()");
-    settle();
+    page.wait_for("document.querySelector('#state').textContent === 'ada: the API refuses the token from now on'");
     fire(&mut page, 2);
     page.wait_for("document.querySelector('#replays').textContent === '20'");
     assert_eq!(totals(&page.totals()), [40, 0, 20, 1, 20]);
     page.wait_for("document.querySelector('#state').textContent.endsWith('token 2')");
     let heading = page.text("article h2");
-    assert!(heading.contains("20 × 401 → 1 × refresh → 20 × sent again. The browser saw: 20 × 200"), "{heading}");
+    assert_eq!(heading, "Burst 2: 20 calls");
+    assert_eq!(page.text("article .behind"), "20 × 401 → 1 × refresh → 20 × sent again");
+    let seen = page.text("article .browser");
+    assert!(seen.starts_with("20 × 200 in "), "{seen}");
     let bars = "['refused', 'refresh', 'replay'].map(kind => document.querySelectorAll(`article:first-child i.${kind}`).length)";
     assert_eq!(page.evaluate(bars), serde_json::json!([20, 1, 20]));
     keep(&page.screenshot(), "refreshed");
 
+    // As many as there may be, when the page has just been loaded again; in a small window they fit too.
+    page.run("location.reload()");
+    page.wait_for("document.querySelector('#state')?.dataset.state === 'active' && document.body.dataset.live === ''");
+    assert_eq!(page.text("#state"), "ada: active, token 2");
+    page.run("document.querySelector('#count').value = '1000'");
+    page.run("document.querySelector('#expire').click()");
+    page.wait_for("document.querySelector('#state').textContent === 'ada: the API refuses the token from now on'");
+    fire(&mut page, 1);
+    page.wait_for("document.querySelector('#replays').textContent === '200'");
+    assert_eq!(totals(&page.totals()), [200, 0, 200, 1, 200]);
+    assert_eq!(page.text("article .behind"), "200 × 401 → 1 × refresh → 200 × sent again");
+    keep(&page.screenshot(), "many");
+    for (width, colours) in [(1200, "dark"), (360, "light")] {
+        page.resize(width, colours);
+        settle();
+        assert_eq!(
+            page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"),
+            true,
+            "at {width}"
+        );
+        keep(&page.screenshot(), colours);
+    }
+
     // A session that the authorization server ended.
+    page.run("document.querySelector('#count').value = '20'");
     page.run("document.querySelector('#revoke').click()");
-    settle();
-    fire(&mut page, 3);
+    page.wait_for("document.querySelector('#state').textContent === 'ada: revoked, the next call will find out'");
+    fire(&mut page, 2);
     page.wait_for("document.querySelector('#state').textContent === 'the session has ended: log in again'");
     assert_eq!(page.text("#browser-bad"), "20");
+    assert_eq!(page.text("article .behind"), "20 × 401 → 1 × refresh refused");
     keep(&page.screenshot(), "ended");
     assert_eq!(page.complaints(), Vec::<String>::new());
 

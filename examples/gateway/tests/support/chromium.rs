@@ -49,7 +49,7 @@ impl Chromium {
         command.args(["-c", script, program, "--headless=new", "--remote-debugging-pipe", "--window-size=1200,1100"]);
         // As root, and in a container, the sandbox can't be had; the only page is our own.
         command.args(["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--no-first-run"]);
-        command.arg("--disable-background-networking");
+        command.arg("--disable-background-networking").arg("--hide-scrollbars");
         command.arg(format!("--user-data-dir={}", profile.display()));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
@@ -131,6 +131,14 @@ impl Page<'_> {
     /// The numbers in the tiles.
     pub(crate) fn totals(&mut self) -> Vec<String> {
         ["#browser-ok", "#browser-bad", "#refused", "#refreshes", "#replays"].map(|tile| self.text(tile)).to_vec()
+    }
+
+    /// Makes the window so wide, in the colours that its user likes.
+    pub(crate) fn resize(&mut self, width: u32, colours: &str) {
+        let size = json!({ "width": width, "height": 800, "deviceScaleFactor": 1, "mobile": false });
+        self.browser.call(Some(&self.session), "Emulation.setDeviceMetricsOverride", &size);
+        let likes = json!({ "features": [{ "name": "prefers-color-scheme", "value": colours }] });
+        self.browser.call(Some(&self.session), "Emulation.setEmulatedMedia", &likes);
     }
 
     /// A picture of the page, as PNG.
