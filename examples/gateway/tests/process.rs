@@ -8,10 +8,20 @@ mod program;
 #[expect(dead_code, reason = "made for gateways in this process")]
 mod world;
 
+use std::convert::Infallible;
 use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::body::Body;
+use axum::routing::any;
+use futures_util::{StreamExt, stream};
+use http::Method;
+use http_body_util::BodyExt;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tower_auth_refresh_testkit::{Fault, Route, TestServer, UnreadBody};
 
@@ -107,6 +117,51 @@ async fn sigterm_does_not_wait_for_ever() {
     assert!(program.exit(Duration::from_secs(3)).await.success());
 }
 
+/// Nor for an answer that never ends: it is cut off, and its client can tell.
+#[tokio::test]
+async fn sigterm_cuts_an_endless_answer_off_in_the_end() {
+    let kit = TestServer::start().await.unwrap();
+    let endless = async || {
+        Body::from_stream(stream::repeat(()).then(async |()| {
+            sleep(Duration::from_millis(20)).await;
+            Ok::<_, Infallible>("data: x\n\n")
+        }))
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(any(endless))).await });
+    let timeout = ["--upstream", &upstream, "--auth", &kit.origin(), "--shutdown-timeout=500ms"];
+    let mut program = Program::start(&timeout);
+    let mut browser = Browser::at(program.address);
+    assert_eq!(browser.login("ada", "correct horse").await.status, 204);
+    let request = browser.request(Method::GET, "/api/events").body(Body::empty()).unwrap();
+    let mut events = browser.send(request).await.into_body();
+    events.frame().await.unwrap().unwrap();
+    program.terminate();
+    let begun = Instant::now();
+    while events.frame().await.expect("it has no end").is_ok() {}
+    assert!(begun.elapsed() >= Duration::from_millis(400), "{:?}", begun.elapsed());
+    assert!(program.exit(Duration::from_secs(3)).await.success());
+}
+
+#[tokio::test]
+async fn sigterm_in_mid_login_the_login_that_nobody_waits_for_is_undone_first() {
+    let kit = TestServer::start().await.unwrap();
+    let origin = kit.origin();
+    let mut program = Program::start(&["--upstream", &origin, "--auth", &origin]);
+    kit.inject(Route::Login, Fault::delay(Duration::from_millis(500)).after_processing());
+    let mut browser = Browser::at(program.address);
+    let login = tokio::spawn(async move { browser.login("ada", "correct horse").await });
+    while kit.counters().logins == 0 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    login.abort();
+    assert!(login.await.unwrap_err().is_cancelled());
+    program.terminate();
+    assert!(program.exit(Duration::from_secs(5)).await.success());
+    assert_eq!(kit.counters().logouts, 1);
+}
+
 #[test]
 fn a_wrong_setting_is_told_in_one_line() {
     let refused = |arguments: &[&str], variables: &[(&str, &str)], name: &str| {
@@ -189,6 +244,11 @@ fn help_is_help() {
         "--refresh-timeout",
         "--body-limit",
         "--upstream-timeout",
+        "--client-timeout",
+        "--shutdown-timeout",
+        "--public-origin",
+        "--revocation-endpoint",
+        "--allow-plain-http",
         "--log",
     ] {
         let variable = format!("GATEWAY_{}", flag.trim_start_matches('-').replace('-', "_").to_uppercase());
@@ -259,9 +319,28 @@ async fn the_log_is_json_and_holds_no_secret() {
     assert_eq!(browser.login("ada", "correct-horse-battery").await.status, 204);
     kit.expire_access_tokens();
     assert_eq!(browser.get("/api/me?secret=in-the-query").await.status, 200);
+    let cookie = browser.cookie.clone().unwrap();
+    // Over HTTP/2 other code reads them.
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Body>();
+    for canary in ["canary-of-http-1", "canary-of-http-2"] {
+        let request = browser
+            .request(Method::POST, "/api/upload")
+            .header("authorization", format!("Bearer {canary}"))
+            .header("proxy-authorization", format!("Basic {canary}"))
+            .header("cookie", format!("other={canary}"))
+            .body(Body::from(canary))
+            .unwrap();
+        let answer =
+            if canary.ends_with('2') { client.request(request).await.unwrap() } else { browser.send(request).await };
+        assert_eq!(answer.status(), 200);
+        assert!(answer.into_body().collect().await.is_ok());
+    }
     kit.revoke("ada");
     assert_eq!(browser.get("/api/me").await.status, 401);
-    let cookie = browser.cookie.clone().unwrap();
+    let mut wrong = Browser::at(program.address);
+    assert_eq!(wrong.login("ada", "wrong").await.status, 401);
+    assert_eq!(wrong.login("eve", "correct-horse-battery").await.status, 204);
+    assert_eq!(wrong.post("/logout", "").await.status, 204);
     program.terminate();
     assert!(program.exit(Duration::from_secs(5)).await.success());
     let log = log.join();
@@ -270,7 +349,7 @@ async fn the_log_is_json_and_holds_no_secret() {
         let event: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
         assert!(event["level"].is_string() && event["timestamp"].is_string(), "{line}");
     }
-    for secret in ["correct-horse-battery", cookie.split_once('=').unwrap().1, "at_", "rt_"] {
+    for secret in ["correct-horse-battery", cookie.split_once('=').unwrap().1, "canary-of", "at_", "rt_"] {
         let line = log.lines().find(|line| line.contains(secret));
         assert_eq!(line, None, "{secret}");
     }
