@@ -86,8 +86,8 @@ impl Gateway {
     pub async fn listen(self) -> Result<Listening, StartError> {
         let Self { settings, metrics, demo, stores, with_refresh } = self;
         let auth = Auth::new(&settings)?;
-        let listener = TcpListener::bind(settings.listen).await;
-        let listener = listener.map_err(|error| StartError::Bind { address: settings.listen, error })?;
+        let listener =
+            server::bind(settings.listen).map_err(|error| StartError::Bind { address: settings.listen, error })?;
         let (stopping, stopped) = watch::channel(false);
         let app = App::new(Parts {
             sessions: sessions(&auth, &settings, stores),

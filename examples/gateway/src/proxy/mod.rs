@@ -11,7 +11,7 @@ mod upstream;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use http::header::UPGRADE;
+use http::header::{ALLOW, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, Method, Version};
 use http_body::Body as _;
@@ -52,7 +52,7 @@ impl Call {
         }
         if head.method == Method::TRACE {
             // Its answer would show the token to the browser (RFC 9110 §9.3.8).
-            return Err(Kind::MethodNotAllowed.into_response());
+            return Err(([(ALLOW, "GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE")], Kind::MethodNotAllowed).into_response());
         }
         if !path::is_plain(head.uri.path()) {
             return Err(Kind::MalformedRequest.into_response());

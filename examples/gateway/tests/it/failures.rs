@@ -7,11 +7,12 @@ use axum::body::Body;
 use axum::routing::any;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use gateway::{AuthServer, Gateway, Settings};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tower_auth_refresh_testkit::{Fault, Route, TestServer};
 
 use crate::support::{World, upstream_that_says};
@@ -254,9 +255,26 @@ async fn nobody_gets_another_protocol() {
     let answer = browser.ask(upgrade.header("upgrade", "websocket").body(Body::empty()).unwrap()).await;
     answer.is_problem(501, "upgrade-refused");
     let trace = browser.request(Method::TRACE, "/api/me").body(Body::empty()).unwrap();
-    browser.ask(trace).await.is_problem(405, "method-not-allowed");
+    let trace = browser.ask(trace).await;
+    trace.is_problem(405, "method-not-allowed");
+    assert!(trace.headers["allow"].to_str().unwrap().contains("GET"));
     let h2c = browser.request(Method::GET, "/api/me").header("connection", "upgrade").header("upgrade", "h2c");
     assert_eq!(browser.ask(h2c.body(Body::empty()).unwrap()).await.status, 200);
+}
+
+/// Whoever is turned away there tries again only a second later. (Other systems may allow no such crowd.)
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_crowd_that_connects_at_once_has_room_to_wait() {
+    let kit = TestServer::start().await.unwrap();
+    let settings = Settings::new(&kit.origin(), AuthServer::Json(kit.origin())).unwrap();
+    // It does not accept yet.
+    let listening = Gateway::new(settings).listen().await.unwrap();
+    let address = listening.address().unwrap();
+    let crowd = (0..500).map(|_| timeout(Duration::from_millis(900), TcpStream::connect(address)));
+    for connected in futures_util::future::join_all(crowd).await {
+        assert!(matches!(connected, Ok(Ok(_))), "{connected:?}");
+    }
 }
 
 /// Whatever is sent, the gateway answers something or hangs up, and goes on.
@@ -291,7 +309,7 @@ async fn nonsense_is_survived() {
         stream.write_all(case.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         // The gateway hangs up, at the latest after its time-outs.
-        let closed = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await;
+        let closed = timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await;
         assert!(closed.is_ok(), "{case:?}");
         let answer = String::from_utf8_lossy(&answer);
         assert!(!answer.starts_with("HTTP/1.1 500"), "{case:?}: {answer}");
