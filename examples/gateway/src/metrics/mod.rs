@@ -139,7 +139,7 @@ impl Metrics {
         page.single(
             "gateway_coalesced_waiters_total",
             "counter",
-            "Requests that waited for a refresh that another request had begun.",
+            "Requests that waited for a refresh, the first of each refresh aside.",
             load(&self.waiters),
         );
         page.labelled("gateway_replays_total", "Requests sent again, by result.", "result", &REPLAYS, &self.replays);

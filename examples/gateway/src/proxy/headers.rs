@@ -1,11 +1,12 @@
 //! Which headers cross the gateway.
 
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
+    ALT_SVC, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, LOCATION,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
+use super::path;
 use crate::config::PublicOrigin;
 use crate::cookie::SessionCookie;
 use crate::server::Peer;
@@ -111,10 +112,17 @@ pub(super) fn drop_credentials(headers: &mut HeaderMap) {
 }
 
 /// Makes the headers of an upstream's response those of the gateway's.
-pub(super) fn to_client(headers: &mut HeaderMap, cookie: SessionCookie) {
+pub(super) fn to_client(headers: &mut HeaderMap, upstream: &Uri, cookie: SessionCookie) {
     drop_hop_by_hop(headers);
     // It was meant for requests that bring their token themselves.
     remove_all(headers, |name| name.as_str().starts_with("access-control-"));
+    // It is about the upstream's own host, and would be taken for this one's.
+    headers.remove(ALT_SVC);
+    // A browser can't go to the upstream itself.
+    let location = headers.get(LOCATION).and_then(|location| path::at_gateway(upstream, location.to_str().ok()?));
+    if let Some(location) = location.and_then(|location| HeaderValue::try_from(location).ok()) {
+        headers.insert(LOCATION, location);
+    }
     // It answered to a token, but a cache before the gateway sees none (RFC 9111 §3.5).
     if !headers.get_all(CACHE_CONTROL).iter().any(settles_sharing) {
         headers.append(CACHE_CONTROL, HeaderValue::from_static("private"));
@@ -252,7 +260,7 @@ mod tests {
             ("x-hop", "1"),
             ("content-length", "3"),
         ]);
-        to_client(&mut headers, SessionCookie::new(false));
+        to_client(&mut headers, &Uri::from_static("https://api.example.com"), SessionCookie::new(false));
         assert_eq!(names(&headers), ["cache-control", "content-length", "set-cookie"]);
         let cookies: Vec<_> = headers.get_all(SET_COOKIE).iter().collect();
         assert_eq!(cookies, ["theme=dark", "lang=fr"]);

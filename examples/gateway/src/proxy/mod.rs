@@ -52,7 +52,9 @@ impl Call {
         }
         if head.method == Method::TRACE {
             // Its answer would show the token to the browser (RFC 9110 §9.3.8).
-            return Err(([(ALLOW, "GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE")], Kind::MethodNotAllowed).into_response());
+            return Err(
+                ([(ALLOW, "GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE")], Kind::MethodNotAllowed).into_response()
+            );
         }
         if !path::is_plain(head.uri.path()) {
             return Err(Kind::MalformedRequest.into_response());

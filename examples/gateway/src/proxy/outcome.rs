@@ -37,7 +37,7 @@ pub(super) async fn answer(app: &App, id: SessionId, mut response: http::Respons
         // Nobody asked for it.
         return Kind::UpstreamFailed.into_response();
     }
-    headers::to_client(response.headers_mut(), app.cookie);
+    headers::to_client(response.headers_mut(), &app.upstream.uri, app.cookie);
     response.map(Body::new)
 }
 

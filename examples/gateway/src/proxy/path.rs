@@ -1,4 +1,4 @@
-//! Which path a request asks the upstream for.
+//! Which path a request asks the upstream for, and where a redirection of it leads.
 
 use http::Uri;
 
@@ -49,6 +49,16 @@ pub(super) fn at_upstream(upstream: &Uri, request: &Uri) -> Option<Uri> {
     parts.path_and_query =
         if base.is_empty() { Some(path.clone()) } else { Some(format!("{base}{path}").parse().ok()?) };
     Uri::from_parts(parts).ok()
+}
+
+/// What a URL within the upstream's API is called here. `None` for every other.
+pub(super) fn at_gateway(upstream: &Uri, url: &str) -> Option<String> {
+    let (url, fragment) = url.split_at(url.find('#').unwrap_or(url.len()));
+    let url = url.parse::<Uri>().ok()?;
+    let path = url.path_and_query()?.as_str().strip_prefix(upstream.path().trim_end_matches('/'))?;
+    let rest = path.strip_prefix("/api")?;
+    let is_there = url.scheme() == upstream.scheme() && url.authority() == upstream.authority();
+    (is_there && (rest.is_empty() || rest.starts_with(['/', '?']))).then(|| format!("{path}{fragment}"))
 }
 
 #[cfg(test)]
@@ -103,5 +113,25 @@ mod tests {
         assert_eq!(to("https://api.example.com", "/api/a?b=c"), "https://api.example.com/api/a?b=c");
         assert_eq!(to("https://api.example.com/v1/", "/api/a?"), "https://api.example.com/v1/api/a?");
         assert_eq!(to("http://[::1]:81/v1", "https://app.example.com/api"), "http://[::1]:81/v1/api");
+    }
+
+    #[test]
+    fn within_the_api_the_upstream_is_called_as_the_gateway_is() {
+        let here = |upstream: &'static str, url| at_gateway(&Uri::from_static(upstream), url);
+        let path = |path: &str| Some(path.to_owned());
+        assert_eq!(here("https://api.example.com", "https://api.example.com/api/a?b#c"), path("/api/a?b#c"));
+        assert_eq!(here("https://api.example.com/v1/", "https://API.example.com/v1/api?b"), path("/api?b"));
+        for url in [
+            "http://api.example.com/v1/api/a",
+            "https://api.example.com:8443/v1/api/a",
+            "https://api.example.com/api/a",
+            "https://api.example.com/v1/apis",
+            "https://api.example.com/v1",
+            "/v1/api/a",
+            "//api.example.com/v1/api/a",
+            "",
+        ] {
+            assert_eq!(here("https://api.example.com/v1", url), None, "{url}");
+        }
     }
 }

@@ -4,8 +4,8 @@ use axum::Router;
 use axum::body::Body;
 use axum::response::IntoResponse;
 use axum::routing::any;
-use http::header::{CACHE_CONTROL, CONNECTION, HOST, ORIGIN, SET_COOKIE};
-use http::{HeaderMap, Method, Request, Uri};
+use http::header::{CACHE_CONTROL, CONNECTION, HOST, LOCATION, ORIGIN, SET_COOKIE};
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use tower_auth_refresh::Origin;
 
 use crate::support::World;
@@ -159,6 +159,7 @@ async fn what_an_upstream_says_of_its_connection_stays_there_and_its_cookies_pas
             ("x-for-this-hop", "1"),
             ("keep-alive", "timeout=5"),
             ("proxy-authenticate", "Basic"),
+            ("alt-svc", "h3=\":443\""),
             ("x-kept", "1"),
         ] {
             said.append(name, value.parse().unwrap());
@@ -170,11 +171,39 @@ async fn what_an_upstream_says_of_its_connection_stays_there_and_its_cookies_pas
     let answer = browser.get("/api/cookies").await;
     let cookies: Vec<_> = answer.headers.get_all(SET_COOKIE).iter().collect();
     assert_eq!(cookies, ["theme=dark; Path=/", "lang=fr"]);
-    for gone in ["connection", "x-for-this-hop", "keep-alive", "proxy-authenticate"] {
+    for gone in ["connection", "x-for-this-hop", "keep-alive", "proxy-authenticate", "alt-svc"] {
         assert!(!answer.headers.contains_key(gone), "{gone}");
     }
     assert_eq!(answer.headers["x-kept"], "1");
     assert_eq!(&answer.body[..], b"fine");
+}
+
+/// A browser can't go to the upstream itself: it has no token, and may not even see it.
+#[tokio::test]
+async fn a_redirection_within_the_api_leads_back_to_the_gateway() {
+    async fn answer(uri: Uri, headers: HeaderMap) -> impl IntoResponse {
+        let upstream = format!("http://{}", headers[HOST].to_str().unwrap());
+        let target = uri.query().unwrap().replace("UPSTREAM", &upstream);
+        (StatusCode::FOUND, [(LOCATION, target)])
+    }
+    let world = World::with_upstream(Router::new().fallback(any(answer)), |_| {}).await;
+    let browser = world.browser("ada").await;
+    for (said, heard) in [
+        ("UPSTREAM/api/notes/?page=2", "/api/notes/?page=2"),
+        ("UPSTREAM/api", "/api"),
+        // Elsewhere is elsewhere.
+        ("https://example.com/api/notes", "https://example.com/api/notes"),
+        ("UPSTREAM.example.com/api/notes", "UPSTREAM.example.com/api/notes"),
+        ("UPSTREAM/login", "UPSTREAM/login"),
+        ("UPSTREAM/apis", "UPSTREAM/apis"),
+        ("/api/notes/", "/api/notes/"),
+        ("notes/", "notes/"),
+    ] {
+        let answer = browser.get(&format!("/api/x?{said}")).await;
+        let told = answer.headers[LOCATION].to_str().unwrap();
+        let upstream = world.upstream.as_str();
+        assert_eq!(told, heard.replace("UPSTREAM", upstream), "{said}");
+    }
 }
 
 #[tokio::test]

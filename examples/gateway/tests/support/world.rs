@@ -22,6 +22,7 @@ use tower_auth_refresh_testkit::TestServer;
 /// A gateway in this process.
 pub(crate) struct World {
     pub(crate) kit: TestServer,
+    pub(crate) upstream: String,
     pub(crate) address: SocketAddr,
 }
 
@@ -48,7 +49,7 @@ impl World {
         let mut settings = Settings::new(upstream, AuthServer::Json(kit.origin())).unwrap();
         change(&mut settings);
         let address = spawn(Gateway::new(settings)).await;
-        Self { kit, address }
+        Self { kit, upstream: upstream.to_owned(), address }
     }
 
     pub(crate) fn stranger(&self) -> Browser {
