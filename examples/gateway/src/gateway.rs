@@ -78,12 +78,12 @@ impl Gateway {
         self
     }
 
-    /// Opens the socket.
+    /// Opens the socket, on the `tokio` runtime that it is called on.
     ///
     /// # Errors
     ///
     /// [`StartError`].
-    pub async fn listen(self) -> Result<Listening, StartError> {
+    pub fn listen(self) -> Result<Listening, StartError> {
         let Self { settings, metrics, demo, stores, with_refresh } = self;
         let auth = Auth::new(&settings)?;
         let listener =

@@ -35,7 +35,7 @@ async fn run() -> Result<(), StartError> {
     if let Some(demo) = demo {
         gateway = gateway.demo(demo);
     }
-    let gateway = gateway.listen().await?;
+    let gateway = gateway.listen()?;
     if let Ok(address) = gateway.address() {
         println!("listening on http://{address}");
     }

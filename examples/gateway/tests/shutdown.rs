@@ -74,7 +74,7 @@ async fn in_mid_refresh_the_new_tokens_are_saved_and_the_request_is_answered() {
     };
     for leaves in [false, true] {
         let gateway = Gateway::new(settings.clone()).metrics(metrics.clone()).stores(stores.clone());
-        let listening = gateway.listen().await.unwrap();
+        let listening = gateway.listen().unwrap();
         let mut browser = Browser::at(listening.address().unwrap());
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = tokio::spawn(listening.serve(async {

@@ -44,7 +44,7 @@ async fn credentials(app: &App, headers: &HeaderMap, body: Body) -> Result<Map<S
     }
     let body = match tokio::time::timeout(app.client_timeout, to_bytes(body, LIMIT)).await {
         Ok(Ok(body)) => body,
-        Ok(Err(error)) if error.source().is_some_and(|cause| cause.is::<LengthLimitError>()) => {
+        Ok(Err(error)) if error.source().is_some_and(<dyn Error>::is::<LengthLimitError>) => {
             return Err(Kind::BodyTooLarge.into());
         }
         Ok(Err(_)) => return Err(Kind::MalformedRequest.into()),

@@ -21,7 +21,7 @@ use crate::support::{World, upstream_that_says};
 async fn an_upstream_that_is_down_is_a_502() {
     let kit = TestServer::start().await.unwrap();
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let world = World::before(kit, &format!("http://{nobody}"), |_| {}).await;
+    let world = World::before(kit, &format!("http://{nobody}"), |_| {});
     let browser = world.browser("ada").await;
     browser.get("/api/me").await.is_problem(502, "upstream-failed");
     browser.post("/api/me", "data").await.is_problem(502, "upstream-failed");
@@ -168,7 +168,7 @@ async fn an_answer_that_breaks_off_or_stalls_is_cut() {
 async fn an_answer_of_two_lengths_has_that_of_its_chunks() {
     let answer = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n5\r\nwhole\r\n0\r\n\r\n";
     let upstream = upstream_that_says(answer).await;
-    let world = World::before(TestServer::start().await.unwrap(), &upstream, |_| {}).await;
+    let world = World::before(TestServer::start().await.unwrap(), &upstream, |_| {});
     let browser = world.browser("ada").await;
     assert_eq!(browser.get("/api/x").await.body, "whole");
 }
@@ -180,7 +180,7 @@ async fn an_answer_shorter_than_it_says_is_cut() {
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\npart\r\n",
     ] {
         let upstream = upstream_that_says(answer).await;
-        let world = World::before(TestServer::start().await.unwrap(), &upstream, |_| {}).await;
+        let world = World::before(TestServer::start().await.unwrap(), &upstream, |_| {});
         let browser = world.browser("ada").await;
         let answer = browser.send(browser.request(Method::GET, "/api/x").body(Body::empty()).unwrap()).await;
         assert_eq!(answer.status(), StatusCode::OK);
@@ -269,7 +269,7 @@ async fn a_crowd_that_connects_at_once_has_room_to_wait() {
     let kit = TestServer::start().await.unwrap();
     let settings = Settings::new(&kit.origin(), AuthServer::Json(kit.origin())).unwrap();
     // It does not accept yet.
-    let listening = Gateway::new(settings).listen().await.unwrap();
+    let listening = Gateway::new(settings).listen().unwrap();
     let address = listening.address().unwrap();
     let crowd = (0..500).map(|_| timeout(Duration::from_millis(900), TcpStream::connect(address)));
     for connected in futures_util::future::join_all(crowd).await {

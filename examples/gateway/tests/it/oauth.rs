@@ -74,7 +74,7 @@ async fn a_user_signs_in_refreshes_and_signs_out() {
             client_secret: Some("s+3cret".to_owned()),
         },
     );
-    let mut browser = Browser::at(spawn(Gateway::new(settings.unwrap())).await);
+    let mut browser = Browser::at(spawn(Gateway::new(settings.unwrap())));
     assert_eq!(browser.login("ada", "correct horse").await.status, 204);
     assert_eq!(browser.get("/api/whoami").await.body, "Bearer a2");
     assert_eq!(browser.post("/logout", "").await.status, 204);
@@ -103,7 +103,7 @@ async fn a_token_endpoint_may_be_careless() {
         client_id: "gateway".to_owned(),
         client_secret: None,
     };
-    let mut browser = Browser::at(spawn(Gateway::new(Settings::new(&origin, auth).unwrap())).await);
+    let mut browser = Browser::at(spawn(Gateway::new(Settings::new(&origin, auth).unwrap())));
     for (lifetime, left) in [
         (json!(300), Some(300)),
         (json!("300"), Some(300)),

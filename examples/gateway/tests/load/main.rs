@@ -49,10 +49,10 @@ async fn users_whose_tokens_live_two_seconds() {
         settings.log_capacity = 0;
         settings.access_lifetime = Duration::from_secs(24 * 60 * 60);
     });
-    let bare = spawn(Gateway::new(settings.clone()).without_refresh()).await;
+    let bare = spawn(Gateway::new(settings.clone()).without_refresh());
     let bare_cookies = sign_in(bare, "bare").await;
     kit.configure(|settings| settings.access_lifetime = Duration::from_secs(2));
-    let gateway = spawn(Gateway::new(settings)).await;
+    let gateway = spawn(Gateway::new(settings));
     let cookies = sign_in(gateway, "layered").await;
     kit.reset();
 
@@ -95,7 +95,7 @@ async fn a_million_sessions() {
         settings.log_capacity = 0;
         settings.access_lifetime = Duration::from_secs(2);
     });
-    let gateway = Gateway::new(settings).listen().await.unwrap();
+    let gateway = Gateway::new(settings).listen().unwrap();
     let before = resident();
     let begun = Instant::now();
     for number in 0..SESSIONS {

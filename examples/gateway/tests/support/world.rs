@@ -34,7 +34,7 @@ impl World {
     pub(crate) async fn start_with(change: impl FnOnce(&mut Settings)) -> Self {
         let kit = TestServer::start().await.unwrap();
         let upstream = kit.origin();
-        Self::before(kit, &upstream, change).await
+        Self::before(kit, &upstream, change)
     }
 
     /// In front of another API than the kit's. It sees all tokens and checks none.
@@ -42,13 +42,13 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let upstream = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, api).await });
-        Self::before(TestServer::start().await.unwrap(), &upstream, change).await
+        Self::before(TestServer::start().await.unwrap(), &upstream, change)
     }
 
-    pub(crate) async fn before(kit: TestServer, upstream: &str, change: impl FnOnce(&mut Settings)) -> Self {
+    pub(crate) fn before(kit: TestServer, upstream: &str, change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = Settings::new(upstream, AuthServer::Json(kit.origin())).unwrap();
         change(&mut settings);
-        let address = spawn(Gateway::new(settings)).await;
+        let address = spawn(Gateway::new(settings));
         Self { kit, upstream: upstream.to_owned(), address }
     }
 
@@ -100,8 +100,8 @@ impl World {
 }
 
 /// Starts a gateway that runs as long as the test.
-pub(crate) async fn spawn(gateway: Gateway) -> SocketAddr {
-    let listening = gateway.listen().await.unwrap();
+pub(crate) fn spawn(gateway: Gateway) -> SocketAddr {
+    let listening = gateway.listen().unwrap();
     let address = listening.address().unwrap();
     tokio::spawn(listening.serve(pending()));
     address
