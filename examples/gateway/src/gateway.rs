@@ -145,7 +145,7 @@ impl Listening {
             app.sessions.landed().await;
         };
         if timeout_at(deadline, landed).await.is_err() {
-            tracing::warn!("refreshes were cut off: they took too long");
+            tracing::warn!("refreshes and sign-outs were cut off: they took too long");
         }
         if let Some(demo) = demo {
             demo.shutdown().await;

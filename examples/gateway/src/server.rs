@@ -50,12 +50,15 @@ pub(crate) async fn serve(
     let mut shutdown = pin!(shutdown);
     let (stop, stopping) = watch::channel(());
     let graceful = GracefulShutdown::new();
+    // Said once, not twenty times a second.
+    let mut said = false;
     let deadline = loop {
         tokio::select! {
             biased;
             deadline = &mut shutdown => break deadline,
             accepted = listener.accept() => match accepted {
                 Ok((stream, address)) => {
+                    said = false;
                     let (router, watcher, stopping) = (router.clone(), graceful.watcher(), stopping.clone());
                     tokio::spawn(async move {
                         if is_greeted(&stream, patience, stopping).await {
@@ -65,7 +68,9 @@ pub(crate) async fn serve(
                 }
                 Err(error) => {
                     // Out of file descriptors, most likely: give the others time to return some.
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                    }
                     sleep(Duration::from_millis(50)).await;
                 }
             },

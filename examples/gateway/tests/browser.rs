@@ -54,7 +54,7 @@ fn the_page_shows_what_silently_happens() {
     keep(&page.screenshot(), "refreshed");
 
     // As many as there may be, when the page has just been loaded again; in a small window they fit too.
-    page.run("location.reload()");
+    page.reload();
     page.wait_for("document.querySelector('#state')?.dataset.state === 'active' && document.body.dataset.live === ''");
     assert_eq!(page.text("#state"), "ada: active, token 2");
     page.run("document.querySelector('#count').value = '1000'");

@@ -69,6 +69,11 @@ impl Chromium {
     }
 
     fn call(&mut self, session: Option<&str>, method: &str, parameters: &Value) -> Value {
+        self.try_call(session, method, parameters).unwrap_or_else(|error| panic!("{method}: {error}"))
+    }
+
+    /// What the browser answers, or its complaint about the call.
+    fn try_call(&mut self, session: Option<&str>, method: &str, parameters: &Value) -> Result<Value, Value> {
         self.last += 1;
         let mut message = json!({ "id": self.last, "method": method, "params": parameters });
         if let Some(session) = session {
@@ -83,8 +88,10 @@ impl Chromium {
             assert_eq!(bytes.pop(), Some(0), "the browser is gone");
             let mut answer: Value = serde_json::from_slice(&bytes).unwrap();
             if answer["id"] == self.last {
-                assert!(answer.get("error").is_none(), "{method}: {answer}");
-                return answer["result"].take();
+                return match answer.get_mut("error") {
+                    Some(error) => Err(error.take()),
+                    None => Ok(answer["result"].take()),
+                };
             }
             self.events.push(answer);
         }
@@ -100,13 +107,24 @@ impl Drop for Chromium {
 }
 
 impl Page<'_> {
+    /// Loads the page anew.
+    pub(crate) fn reload(&mut self) {
+        self.run("window.isOld = true");
+        self.browser.call(Some(&self.session), "Page.reload", &json!({}));
+        self.wait_for("!window.isOld");
+    }
+
     /// What an expression comes to.
     pub(crate) fn evaluate(&mut self, expression: &str) -> Value {
+        self.try_evaluate(expression).unwrap_or_else(|error| panic!("{expression}: {error}"))
+    }
+
+    fn try_evaluate(&mut self, expression: &str) -> Result<Value, Value> {
         let parameters =
             json!({ "expression": expression, "returnByValue": true, "awaitPromise": true, "userGesture": true });
-        let mut answer = self.browser.call(Some(&self.session), "Runtime.evaluate", &parameters);
+        let mut answer = self.browser.try_call(Some(&self.session), "Runtime.evaluate", &parameters)?;
         assert!(answer.get("exceptionDetails").is_none(), "{expression}: {answer}");
-        answer["result"]["value"].take()
+        Ok(answer["result"]["value"].take())
     }
 
     pub(crate) fn run(&mut self, statement: &str) {
@@ -115,7 +133,8 @@ impl Page<'_> {
 
     pub(crate) fn wait_for(&mut self, condition: &str) {
         let deadline = Instant::now() + PATIENCE;
-        while self.evaluate(condition) != true {
+        // There is nothing to ask while one page gives way to the next.
+        while self.try_evaluate(condition) != Ok(Value::Bool(true)) {
             if Instant::now() > deadline {
                 let page = self.evaluate("document.body?.innerText ?? 'no page'");
                 panic!("{condition} never came true; complaints: {:?}; the page:\n{page}", self.complaints());
