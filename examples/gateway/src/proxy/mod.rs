@@ -67,7 +67,14 @@ impl Call {
             Ok(None) => return Err(forgetting(app, Kind::SignInFirst)),
             Err(error) => return Err(Problem::from(error).into_response()),
         };
-        let session = signed_in(app, id, session).await?;
+        match session.state() {
+            SessionState::Ended => {
+                drop(session);
+                return Err(end(app, id).await);
+            }
+            SessionState::SignedOut => return Err(forgetting(app, Kind::SignInFirst)),
+            _ => {}
+        }
         if body.size_hint().lower() > app.body_limit {
             return Err(Kind::BodyTooLarge.into_response());
         }
@@ -98,9 +105,13 @@ impl Call {
                     response.map(|body| if shares_connection { pumped(body, app.client_timeout) } else { body });
                 outcome::answer(app, id, response, &fate).await
             }
-            Err(error) if error.is::<NoToken>() => match signed_in(app, id, session).await {
-                Ok(_) => Problem::from(Kind::RefreshFailed).retry_after(TRY_AGAIN).into_response(),
-                Err(answer) => answer,
+            Err(error) if error.is::<NoToken>() => match session.state() {
+                SessionState::Ended => {
+                    drop(session);
+                    end(app, id).await
+                }
+                SessionState::SignedOut => outcome::signed_out_meanwhile(),
+                _ => Problem::from(Kind::RefreshFailed).retry_after(TRY_AGAIN).into_response(),
             },
             Err(error) => outcome::failure(&*error, &fate).into_response(),
         }
@@ -111,18 +122,6 @@ impl Call {
 fn asks_to_upgrade(headers: &HeaderMap) -> bool {
     let mut protocols = headers.get_all(UPGRADE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     protocols.any(|protocol| !protocol.trim_ascii().eq_ignore_ascii_case(b"h2c"))
-}
-
-/// The session, unless it is over; then the answer to whoever asks.
-async fn signed_in(app: &App, id: SessionId, session: Session) -> Result<Session, Response> {
-    match session.state() {
-        SessionState::Ended => {
-            drop(session);
-            Err(end(app, id).await)
-        }
-        SessionState::SignedOut => Err(forgetting(app, Kind::SignInFirst)),
-        _ => Ok(session),
-    }
 }
 
 /// The authorization server ended the session: the gateway and the browser forget it.

@@ -10,7 +10,7 @@ use tower_auth_refresh::{NotRefreshed, RefreshError, RefreshErrorKind, RefreshRe
 
 use super::body::{BoxBody, Fate};
 use super::patience::Silent;
-use super::{end, forgetting, headers};
+use super::{end, headers};
 use crate::app::App;
 use crate::cookie::SessionId;
 use crate::problem::{Kind, Problem, TRY_AGAIN};
@@ -45,13 +45,19 @@ pub(super) async fn answer(app: &App, id: SessionId, mut response: http::Respons
 async fn not_refreshed(app: &App, id: SessionId, why: &NotRefreshed) -> Response {
     match why {
         NotRefreshed::Ended(_) | NotRefreshed::NoRefreshToken => end(app, id).await,
-        NotRefreshed::SignedOut | NotRefreshed::SessionChanged => forgetting(app, Kind::SignInFirst),
+        NotRefreshed::SignedOut | NotRefreshed::SessionChanged => signed_out_meanwhile(),
         NotRefreshed::Failed(error) | NotRefreshed::CoolingDown(error) => {
             tracing::warn!(error = %chain(&**error), "a refresh failed");
             Problem::from(Kind::RefreshFailed).retry_after(asked_for(error).unwrap_or(TRY_AGAIN)).into_response()
         }
         _ => Kind::UpstreamRefusesTokens.into_response(),
     }
+}
+
+/// The user signed out, or signed in anew, while his request was under way. That answer has cleared the cookie, or set a
+/// new one: to clear it now might end the session that he has since.
+pub(super) fn signed_out_meanwhile() -> Response {
+    Kind::SignInFirst.into_response()
 }
 
 fn asked_for(error: &RefreshError) -> Option<Duration> {

@@ -74,6 +74,26 @@ async fn a_new_login_makes_a_new_session_and_ends_the_one_before() {
     before.get("/api/me").await.is_problem(401, "sign-in-first");
 }
 
+/// It comes after the new cookie, and would make the browser forget that.
+#[tokio::test]
+async fn a_late_answer_to_the_session_before_does_not_clear_the_new_ones_cookie() {
+    let world = World::start().await;
+    let mut browser = world.browser("ada").await;
+    world.kit.expire_access_tokens();
+    let gate = world.kit.hold_unauthorized();
+    let late = tokio::spawn({
+        let browser = browser.clone();
+        async move { browser.get("/api/me").await }
+    });
+    gate.arrived(1).await;
+    assert_eq!(browser.login("eve", "correct horse").await.status, 204);
+    gate.open();
+    let late = late.await.unwrap();
+    late.is_problem(401, "sign-in-first");
+    assert!(!late.headers.contains_key(SET_COOKIE), "{late:?}");
+    assert_eq!(browser.get("/api/me").await.json()["user"], "eve");
+}
+
 #[tokio::test]
 async fn a_failed_login_leaves_the_session_as_it_was() {
     let world = World::start().await;
@@ -219,17 +239,17 @@ async fn a_request_whose_session_ends_before_it_is_sent_is_not_sent_without_a_to
             assert_eq!(browser.post("/logout", "").await.status, 204);
         }
         gate.open();
+        let mut cleared = false;
         for call in [first, second] {
             let answer = call.await.unwrap();
             assert_eq!(answer.status, 401, "{answer:?}");
-            assert!(answer.clears_cookie());
-            let name = if revoked && answer.json()["type"] == "/problems/session-ended" {
-                "session-ended"
-            } else {
-                "sign-in-first"
-            };
-            answer.is_problem(401, name);
+            let ended = revoked && answer.json()["type"] == "/problems/session-ended";
+            answer.is_problem(401, if ended { "session-ended" } else { "sign-in-first" });
+            // Where he has been signed out meanwhile, the answer to that did.
+            assert_eq!(answer.clears_cookie(), ended, "{answer:?}");
+            cleared |= answer.clears_cookie();
         }
+        assert_eq!(cleared, revoked);
         assert_eq!(strangers.load(Ordering::Relaxed), 0);
     }
 }
