@@ -29,11 +29,11 @@ pub struct Args {
     #[arg(long, env = "GATEWAY_PUBLIC_ORIGIN", value_name = "https://HOST")]
     pub public_origin: Option<String>,
 
-    /// The API: /api/notes goes to URL/api/notes
+    /// The API: /api/notes goes to URL/api/notes. Needed, unless it is a demo
     #[arg(long, env = "GATEWAY_UPSTREAM", value_name = "URL")]
     pub upstream: Option<String>,
 
-    /// The base of /auth/login, /auth/refresh and /auth/logout, which speak JSON
+    /// The base of /auth/login, /auth/refresh and /auth/logout, which speak JSON. This or --token-endpoint is needed
     #[arg(long, env = "GATEWAY_AUTH", value_name = "URL", conflicts_with = "token_endpoint")]
     pub auth: Option<String>,
 
@@ -88,7 +88,7 @@ pub struct Args {
           value_parser = units::duration)]
     pub client_timeout: Duration,
 
-    /// How long to wait at SIGTERM for requests and refreshes that are under way
+    /// How long to wait at SIGTERM for requests and refreshes that are under way; then they are cut off
     #[arg(long, env = "GATEWAY_SHUTDOWN_TIMEOUT", value_name = "TIME", default_value = "30s",
           value_parser = units::duration)]
     pub shutdown_timeout: Duration,
