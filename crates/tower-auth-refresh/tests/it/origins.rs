@@ -12,6 +12,7 @@ use http::header::{AUTHORIZATION, HOST, LOCATION};
 use http::{HeaderName, HeaderValue, Request, Response, Uri};
 use http_body_util::Full;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 use tower::{Service, ServiceExt};
 use tower_auth_refresh::{
     AccessToken, AuthRefreshLayer, OptOut, Origin, Origins, PerRequest, RefreshReport, RefreshRequest, RefreshToken,
@@ -612,7 +613,9 @@ async fn a_request_that_opts_out_does_not_wait_for_a_refresh() {
     let mut request = get(ORIGIN);
     request.extensions_mut().insert(OptOut);
     let response = it.send(request);
+    let asked = Instant::now();
     let call = it.api.next().await;
+    assert!(asked.elapsed() < Duration::from_secs(1));
     assert_eq!(call.token(), None);
     call.reply(200).await;
     assert_eq!(response.await.unwrap().status(), 200);
@@ -626,7 +629,9 @@ async fn a_request_with_a_token_of_its_own_does_not_wait_for_a_refresh() {
     let mut request = get(ORIGIN);
     request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Bearer mine"));
     let response = it.send(request);
+    let asked = Instant::now();
     let call = it.api.next().await;
+    assert!(asked.elapsed() < Duration::from_secs(1));
     assert_eq!(call.request.headers()[AUTHORIZATION], "Bearer mine");
     call.reply(200).await;
     assert_eq!(response.await.unwrap().status(), 200);
