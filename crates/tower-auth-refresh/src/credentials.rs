@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
+use http::header::Entry;
 use http::{HeaderMap, HeaderValue};
 use secrecy::zeroize::Zeroizing;
 
@@ -17,6 +18,16 @@ pub(crate) struct Credentials<'a> {
     pub(crate) epoch: Epoch,
     pub(crate) generation: Generation,
     value: Option<Cow<'a, HeaderValue>>,
+}
+
+/// Whether a request carries [`Credentials`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Attached {
+    Yes,
+    /// There are none, or the request has as many headers as fit.
+    No,
+    /// The caller has set the header himself.
+    Occupied,
 }
 
 /// What a service put on its last requests: on the next one too, while the session stays as it is.
@@ -48,9 +59,18 @@ impl Credentials<'_> {
         Self { epoch: snapshot.epoch, generation: snapshot.generation, value }
     }
 
-    /// Puts them on a request. `false` if there are none, or if the request has as many headers as fit.
-    pub(crate) fn attach(self, headers: &mut HeaderMap, options: &Options) -> bool {
-        self.value.is_some_and(|value| headers.try_insert(options.header.clone(), value.into_owned()).is_ok())
+    /// Puts them on a request.
+    pub(crate) fn attach(self, headers: &mut HeaderMap, options: &Options) -> Attached {
+        let Some(value) = self.value else { return Attached::No };
+        // Looked up once: to hash a name takes longer than all the rest of this.
+        match headers.try_entry(options.header.clone()) {
+            Ok(Entry::Vacant(entry)) => match entry.try_insert(value.into_owned()) {
+                Ok(_) => Attached::Yes,
+                Err(_full) => Attached::No,
+            },
+            Ok(Entry::Occupied(_)) => Attached::Occupied,
+            Err(_full) => Attached::No,
+        }
     }
 
     /// Makes room on a request for what [`fill`](Self::fill) puts there. `false` if it has as many headers as fit.

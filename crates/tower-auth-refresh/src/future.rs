@@ -13,7 +13,7 @@ use tower_service::Service;
 
 use crate::TARGET;
 use crate::challenge::Verdict;
-use crate::credentials::{Credentials, LastCredentials};
+use crate::credentials::{Attached, Credentials, LastCredentials};
 use crate::drain::Drain;
 use crate::layer::{OptOut, Options, SessionSource};
 use crate::refresh::{Generation, NotRefreshed, Trigger};
@@ -107,8 +107,7 @@ where
     ) -> Self {
         let mut own = None;
         let Some(session) = find_session(&setup, &mut request, &mut own) else {
-            let state = State::Passing { future: ready.call(request.map(ReplayBody::passing)) };
-            return Self { setup, own, state };
+            return Self::pass(ready, setup, own, request);
         };
         // Where requests have a session each, the last one says nothing about the next.
         let last = setup.source.shared().map(|_| last);
@@ -116,6 +115,10 @@ where
         let revision = cell.revision();
         if let Some(credentials) = last.as_ref().and_then(|last| last.at(revision)) {
             return Self::send(ready, setup, own, credentials, request);
+        }
+        // That a request has credentials of its own is seen as they are put on it. Only it should not wait for ours.
+        if request.headers().contains_key(&setup.options.header) {
+            return Self::pass(ready, setup, own, request);
         }
         let snapshot = cell.snapshot();
         let epoch = snapshot.epoch;
@@ -134,6 +137,15 @@ where
         Self::send(ready, setup, own, credentials, request)
     }
 
+    /// Sends a request as it came: it is not this middleware's business.
+    fn pass(ready: &mut Svc, setup: Arc<Setup<Svc, S>>, own: Option<Session>, mut request: Request<B>) -> Self {
+        if let Some(session) = own {
+            request.extensions_mut().insert(session);
+        }
+        let state = State::Passing { future: ready.call(request.map(ReplayBody::passing)) };
+        Self { setup, own: None, state }
+    }
+
     /// Sends a request with its credentials, and keeps what a replay would need; without any it goes out bare.
     fn send(
         ready: &mut Svc,
@@ -144,11 +156,14 @@ where
     ) -> Self {
         let options = &setup.options;
         let Credentials { epoch, generation, .. } = credentials;
-        let head =
-            Head::keep(request.method(), request.uri(), request.version(), request.headers(), request.extensions());
-        if !credentials.attach(request.headers_mut(), options) {
-            let state = State::Bare { future: ready.call(request.map(ReplayBody::passing)), epoch };
-            return Self { setup, own, state };
+        let head = Head::keep(&request);
+        match credentials.attach(request.headers_mut(), options) {
+            Attached::Yes => {}
+            Attached::Occupied => return Self::pass(ready, setup, own, request),
+            Attached::No => {
+                let state = State::Bare { future: ready.call(request.map(ReplayBody::passing)), epoch };
+                return Self { setup, own, state };
+            }
         }
         let limit = request.extensions().get::<ReplayLimit>().copied().unwrap_or(options.replay_limit);
         let mut replay = None;
@@ -222,13 +237,14 @@ where
                     };
                     let verdict = verdict(response);
                     if verdict == Verdict::Pass {
-                        // Frees what was kept, and the record of the body if it is still being sent.
-                        if let Some(kept) = kept.take()
+                        if let Some(kept) = kept
                             && kept.body.is_lost()
                             && says_good(response.status())
                         {
                             session().cell().accepted(kept.generation);
                         }
+                        // Frees what was kept, and the record of the body if it is still being sent.
+                        *kept = None;
                         return answer;
                     }
                     let response = ready!(answer)?;
@@ -318,9 +334,7 @@ fn find_session<'a, Svc, S: SessionSource, B>(
     own: &'a mut Option<Session>,
 ) -> Option<&'a Session> {
     let options = &setup.options;
-    let ours = options.origins.covers(request.uri())
-        && !request.headers().contains_key(&options.header)
-        && request.extensions().get::<OptOut>().is_none();
+    let ours = options.origins.covers(request.uri()) && request.extensions().get::<OptOut>().is_none();
     if !ours {
         return None;
     }

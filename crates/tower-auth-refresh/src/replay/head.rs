@@ -1,7 +1,7 @@
 //! [`Head`]: all of a request but its body.
 
 use bytes::{Buf, Bytes};
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{HeaderName, HeaderValue};
 use http::uri::{self, Authority, PathAndQuery, Scheme, Uri};
 use http::{Extensions, Method, Request, Version, request};
 
@@ -21,13 +21,8 @@ pub(crate) struct Head {
 
 impl Head {
     /// Keeps a copy, as the head stands now: before the token is in it.
-    pub(crate) fn keep(
-        method: &Method,
-        uri: &Uri,
-        version: Version,
-        headers: &HeaderMap,
-        extensions: &Extensions,
-    ) -> Self {
+    pub(crate) fn keep<B>(request: &Request<B>) -> Self {
+        let (uri, headers, extensions) = (request.uri(), request.headers(), request.extensions());
         // Room enough for ordinary heads, and little enough that allocators serve it from their quick lists. To add it
         // up first costs more than it saves.
         let mut packed = Vec::with_capacity(128 + 56 * headers.len());
@@ -41,7 +36,7 @@ impl Head {
             pack(&mut packed, value.as_bytes(), value.is_sensitive());
         }
         let extensions = if extensions.is_empty() { Extensions::new() } else { extensions.clone() };
-        Self { method: method.clone(), version, extensions, packed }
+        Self { method: request.method().clone(), version: request.version(), extensions, packed }
     }
 
     /// The head again, ready for the token.
@@ -104,14 +99,13 @@ fn unpack(packed: &mut Bytes) -> Option<(Bytes, bool)> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderMap;
     use proptest::prelude::*;
 
     use super::*;
 
     fn again(request: &Request<()>) -> request::Parts {
-        let kept =
-            Head::keep(request.method(), request.uri(), request.version(), request.headers(), request.extensions());
-        kept.rebuild().unwrap()
+        Head::keep(request).rebuild().unwrap()
     }
 
     /// What is told of a target in every way that the wire is written by.

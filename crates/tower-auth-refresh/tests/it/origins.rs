@@ -12,6 +12,7 @@ use http::header::{AUTHORIZATION, HOST, LOCATION};
 use http::{HeaderName, HeaderValue, Request, Response, Uri};
 use http_body_util::Full;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 use tower::{Service, ServiceExt};
 use tower_auth_refresh::{
     AccessToken, AuthRefreshLayer, OptOut, Origin, Origins, PerRequest, RefreshReport, RefreshRequest, RefreshToken,
@@ -532,11 +533,20 @@ async fn is_left_alone<S>(layer: &AuthRefreshLayer<S>, auth: &mut AuthCalls, req
 where
     S: SessionSource,
 {
-    let headers = request.headers().clone();
+    let (headers, has_session) = (request.headers().clone(), request.extensions().get::<Session>().is_some());
     let (service, mut api) = script();
-    let response = tokio::spawn(layer.layer(service).oneshot(request));
+    let mut client = layer.layer(service);
+    // From the third request on it has the token ready.
+    for _ in 0..3 {
+        let response = client.ready().await.unwrap().call(get(ORIGIN));
+        let response = tokio::spawn(response);
+        api.next().await.reply(200).await;
+        assert_eq!(response.await.unwrap().unwrap().status(), 200);
+    }
+    let response = tokio::spawn(client.ready().await.unwrap().call(request));
     let call = api.next().await;
     assert_eq!(call.request.headers(), &headers);
+    assert_eq!(call.request.extensions().get::<Session>().is_some(), has_session);
     call.reply(401).await;
     let response = response.await.unwrap().unwrap();
     assert_eq!(response.status(), 401);
@@ -603,8 +613,26 @@ async fn a_request_that_opts_out_does_not_wait_for_a_refresh() {
     let mut request = get(ORIGIN);
     request.extensions_mut().insert(OptOut);
     let response = it.send(request);
+    let asked = Instant::now();
     let call = it.api.next().await;
+    assert!(asked.elapsed() < Duration::from_secs(1));
     assert_eq!(call.token(), None);
+    call.reply(200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_with_a_token_of_its_own_does_not_wait_for_a_refresh() {
+    let mut it = Fixture::new().await;
+    let _waiting = it.get_refused().await;
+    let _hanging = it.auth.next().await;
+    let mut request = get(ORIGIN);
+    request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Bearer mine"));
+    let response = it.send(request);
+    let asked = Instant::now();
+    let call = it.api.next().await;
+    assert!(asked.elapsed() < Duration::from_secs(1));
+    assert_eq!(call.request.headers()[AUTHORIZATION], "Bearer mine");
     call.reply(200).await;
     assert_eq!(response.await.unwrap().status(), 200);
 }
