@@ -124,7 +124,7 @@ where
                     Read::Superseded => return Poll::Ready(Some(Err(Superseded(()).into()))),
                     Read::Panicked => return Poll::Ready(Some(Err(Panicked.into()))),
                 },
-                State::Streaming(source) => return poll_source(source, cx).map_err(Into::into),
+                State::Streaming(source) => return poll_source(source, &mut None, cx).map_err(Into::into),
                 State::Replaying(replay) => {
                     let Some(frame) = replay.frames.next() else {
                         *state = State::rest(replay.source.take());
