@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::StreamBody;
 use tokio::sync::oneshot;
 
 const FRAME: usize = 4 * 1024;
@@ -40,6 +41,14 @@ impl Whole {
     pub fn shared(&self) -> (Bytes, Freed) {
         let (sender, freed) = oneshot::channel();
         (Bytes::from_owner(Observed(self.0.clone(), sender)), freed)
+    }
+
+    /// In a frame that is longer than a stream's window, and two short ones.
+    pub fn frames(&self) -> (impl Body<Data = Bytes, Error = Infallible> + Send + Unpin + use<>, Freed) {
+        let (mut data, freed) = self.shared();
+        let long = data.split_to(data.len() - 2 * FRAME);
+        let short = data.split_to(FRAME);
+        (StreamBody::new(futures_util::stream::iter([long, short, data].map(|data| Ok(Frame::data(data))))), freed)
     }
 
     pub fn is(&self, read: &[u8]) -> bool {
