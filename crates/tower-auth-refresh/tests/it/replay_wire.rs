@@ -90,7 +90,9 @@ enum Kind {
     Ready,
     /// Of known length, frame by frame; half of it isn't there before the client has seen the 401.
     Slow,
-    /// The same, of unknown length and with trailers.
+    /// The same, of unknown length.
+    Unsized,
+    /// The same, and with trailers.
     Chunked,
     /// Of known length; half of it isn't there before the server has read the other half of the replay.
     Gated,
@@ -108,7 +110,7 @@ impl Cell {
     /// Each kind of body, refused at each moment that makes a difference.
     fn all(http: Http, manner: Manner) -> Vec<Self> {
         let mut cells = Vec::new();
-        for kind in [Kind::Fast, Kind::Ready, Kind::Slow, Kind::Chunked, Kind::Gated] {
+        for kind in [Kind::Fast, Kind::Ready, Kind::Slow, Kind::Unsized, Kind::Chunked, Kind::Gated] {
             for when in [When::Start, When::Middle, When::End] {
                 let cell = Self { http, manner, kind, when };
                 if cell.exists() {
@@ -130,7 +132,7 @@ impl Cell {
             Kind::Fast => true,
             // A stream's window holds it up.
             Kind::Ready => self.http.is_1(),
-            Kind::Slow | Kind::Chunked | Kind::Gated => false,
+            Kind::Slow | Kind::Unsized | Kind::Chunked | Kind::Gated => false,
         }
     }
 
@@ -173,15 +175,15 @@ impl Cell {
 
     /// Whether the request says how long it is.
     fn is_sized(self) -> bool {
-        !matches!(self.kind, Kind::Ready | Kind::Chunked)
+        !matches!(self.kind, Kind::Ready | Kind::Unsized | Kind::Chunked)
     }
 
     /// The stage at which the second half of the body is there.
     fn held_until(self) -> Stage {
         match self.kind {
-            Kind::Slow | Kind::Chunked if self.when != When::End => Stage::Seen,
+            Kind::Slow | Kind::Unsized | Kind::Chunked if self.when != When::End => Stage::Seen,
             Kind::Gated => Stage::Replaying,
-            Kind::Fast | Kind::Ready | Kind::Slow | Kind::Chunked => Stage::Begun,
+            _ => Stage::Begun,
         }
     }
 }
@@ -225,7 +227,8 @@ async fn run(cell: Cell, limit: usize, check: impl AsyncFnOnce(&Server, http::Re
         kind => {
             let (upload, freed) = Upload::new(&whole, server.stage(cell.held_until()));
             let (request, upload) = match kind {
-                Kind::Chunked => (request.header(TRAILER, "x-sum"), upload.unsized_with_trailers()),
+                Kind::Unsized => (request, upload.of_unknown_length()),
+                Kind::Chunked => (request.header(TRAILER, "x-sum"), upload.of_unknown_length().with_trailers()),
                 _ => (request, upload),
             };
             let request = request.body(upload).unwrap();
@@ -265,6 +268,14 @@ where
     B: Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
 {
     let (client, open) = client::client(cell.http);
+    // Its connections with it: else they might be closed before the server has read what is on them.
+    tokio::spawn({
+        let (client, over) = (client.clone(), server.stage(Stage::Over));
+        async move {
+            over.await;
+            drop(client);
+        }
+    });
     let refresh = tower::service_fn({
         let server = server.clone();
         move |_: RefreshRequest| {
@@ -273,7 +284,7 @@ where
                 if replayable {
                     server.reach(Stage::Seen);
                 } else {
-                    // The 401 is returned without it, and the client gone.
+                    // The 401 is returned without it.
                     server.stage(Stage::Over).await;
                 }
                 match cell.manner {
@@ -311,14 +322,14 @@ where
 
 /// Nothing is replayed of what was sent past the limit; the 401 is returned whole, and before the refresh is over.
 async fn nothing_is_replayed(http: Http, manner: Manner) {
-    for (kind, when, limit) in [(Kind::Fast, When::Start, LENGTH - 1), (Kind::Chunked, When::Middle, 4 * 1024)] {
+    for (kind, when, limit) in [(Kind::Fast, When::Start, LENGTH - 1), (Kind::Unsized, When::Middle, 4 * 1024)] {
         let cell = Cell { http, manner, kind, when };
         run(cell, limit, async |server, response| {
             assert_eq!(response.status(), 401);
             assert!(matches!(report(&response), RefreshReport::NotReplayable(NotReplayable::TooLarge)));
             assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), server::REFUSED);
             assert_eq!(server.connections(), 1);
-            // The rest of a chunked body is there from here on.
+            // The rest of an unsized body is there from here on.
             server.reach(Stage::Seen);
             if manner == Manner::ReadsOn {
                 // The attempt goes on, to its end.
@@ -443,7 +454,7 @@ async fn carried(http: Http) -> Vec<Vec<u8>> {
     let tap = Tap::before(server.address()).await;
     let (upload, _) = Upload::new(&Whole::of(b'x', 64 * 1024), server.stage(cell.held_until()));
     let request = Request::post(tap.url("/upload")).header(TRAILER, "x-sum");
-    let request = request.body(upload.unsized_with_trailers()).unwrap();
+    let request = request.body(upload.of_unknown_length().with_trailers()).unwrap();
     let response = timeout(LONG, sent(&server, &tap.url(""), cell, true, request)).await.expect("no deadlock").unwrap();
     assert_eq!(response.status(), 200);
     // By then the victim's end has come through.
@@ -501,7 +512,7 @@ async fn a_replay_waits_where_the_next_request_of_a_bare_client_does() {
                     Kind::Fast => timeout(LONG, without_the_middleware(cell, drained, in_one_frame)).await,
                     Kind::Ready => timeout(LONG, without_the_middleware(cell, drained, in_three_frames)).await,
                     // Of these, half comes after the refusal has been seen.
-                    Kind::Slow | Kind::Chunked | Kind::Gated => continue,
+                    Kind::Slow | Kind::Unsized | Kind::Chunked | Kind::Gated => continue,
                 };
                 let bare = bare.expect("no deadlock");
                 assert_eq!(bare.0, cell.connections());

@@ -81,11 +81,15 @@ impl Upload {
         (Self { frames, left, sized: true, gate, waited: false }, freed)
     }
 
-    pub fn unsized_with_trailers(mut self) -> Self {
+    pub fn of_unknown_length(mut self) -> Self {
+        self.sized = false;
+        self
+    }
+
+    pub fn with_trailers(mut self) -> Self {
         let mut trailers = HeaderMap::new();
         trailers.insert("x-sum", HeaderValue::from_static("7"));
         self.frames.push_back(Frame::trailers(trailers));
-        self.sized = false;
         self
     }
 }
