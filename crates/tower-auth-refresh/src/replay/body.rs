@@ -23,7 +23,24 @@ use super::{NotReplayable, Replay};
 /// request, so that both are framed alike on the wire.
 ///
 /// When a replay takes the place of an attempt whose upload isn't complete, that attempt's body ends in a
-/// [`Superseded`] error, never as if it were complete.
+/// [`Superseded`] error, never as if it were complete. Only what is in memory as one piece to begin with (`Full<Bytes>`,
+/// `String`) goes out to its end.
+///
+/// # Servers that refuse and never read
+///
+/// A server that answers before it has read the whole request reads the rest of it, closes the connection (RFC 9112
+/// §9.3) or resets the stream (RFC 9113 §8.1). Behind one that does none of these a replay may wait, for as long as the
+/// next request of a client without this middleware would. With hyper, that is in two places:
+///
+/// - HTTP/1 over a transport that doesn't take several buffers in one write, such as native-tls. hyper copies what
+///   there is of a body into a buffer of its own: 400 KiB or so, a single frame whatever its length. If that is all of
+///   the body, it takes the connection to be free when the response is over, and writes the next request behind what
+///   isn't sent yet. (Over a socket or rustls, the next request gets another connection.)
+/// - HTTP/2, once such requests are as many as the server allows streams at a time, each with more to send than its
+///   window holds. hyper asks for a further frame, and sees the error, when the window opens.
+///
+/// A time-out [inside the middleware](crate::AuthRefreshLayer#the-order-of-layers) ends such a replay: over HTTP/1 along
+/// with the connection, over HTTP/2 that request alone.
 pub struct ReplayBody<B> {
     state: State<B>,
 }
@@ -124,7 +141,7 @@ where
                     Read::Superseded => return Poll::Ready(Some(Err(Superseded(()).into()))),
                     Read::Panicked => return Poll::Ready(Some(Err(Panicked.into()))),
                 },
-                State::Streaming(source) => return poll_source(source, cx).map_err(Into::into),
+                State::Streaming(source) => return poll_source(source, &mut None, cx).map_err(Into::into),
                 State::Replaying(replay) => {
                     let Some(frame) = replay.frames.next() else {
                         *state = State::rest(replay.source.take());
@@ -187,6 +204,9 @@ impl<B> State<B> {
 /// Only by its type. To poll a body here would tell the same of more of them, but a poll is felt: one that is fed by a
 /// server's connection lets that peer send (`100 Continue`), another begins to read a file, needs a runtime's context,
 /// or panics, all of it before the inner service has so much as a connection.
+///
+/// It stays in one piece. Were it cut up, so that a replay could stop it, hyper would still take in 400 KiB of the pieces
+/// before there is an answer.
 fn take_whole<B: 'static>(body: &mut B) -> Option<Bytes> {
     let body: &mut dyn Any = body;
     if let Some(full) = body.downcast_mut::<Full<Bytes>>() {
@@ -209,7 +229,8 @@ fn without(size: SizeHint, frame: &Frame<Bytes>) -> SizeHint {
 
 /// The error of a [`ReplayBody`] whose place a replay has taken.
 ///
-/// The connection that was sending it resets the stream, or closes. The caller never sees it.
+/// The connection that was sending it resets the stream, or closes, as soon as it asks for the next frame. The caller
+/// never sees it.
 #[derive(Debug)]
 pub struct Superseded(());
 

@@ -5,9 +5,10 @@
 //! a replay can have it at any moment; as soon as only one of them may, it moves there, and takes no lock any more.
 //!
 //! The lock is held while the source is polled, which is the user's code: whoever takes record and source must find
-//! in the record all that the source has yielded. Nothing else of the user's runs under it: wakers are cloned, woken
-//! and dropped, and what the slot gives up is dropped, without it. (So a body must not drop, from within its own
-//! `poll_frame`, the response future of its request; nor does any that only wakes what it has to.)
+//! in the record all that the source has yielded. Data of its own type is copied under it, for the same reason. Nothing
+//! else of the user's runs under it: wakers are cloned, woken and dropped, and what was copied and what the slot gives
+//! up is dropped, without it. (So a body must not drop, from within its own `poll_frame`, the response future of its
+//! request; nor does any that only wakes what it has to.)
 
 use std::mem;
 use std::pin::Pin;
@@ -81,23 +82,34 @@ pub(super) fn slot<B>(source: B, limit: usize) -> (Reader<B>, Keeper<B>) {
     (Reader(Arc::clone(&slot)), Keeper(slot))
 }
 
-/// Polls `source` for its next frame. Data other than `Bytes` is copied into them.
-pub(super) fn poll_source<B>(source: &mut B, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>>
+/// Polls `source` for its next frame. Data other than `Bytes` is copied into them, and left in `spent`, to be dropped
+/// when the caller holds no lock.
+pub(super) fn poll_source<B>(
+    source: &mut B,
+    spent: &mut Option<B::Data>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, B::Error>>>
 where
     B: Body + Unpin,
 {
     let read = ready!(Pin::new(source).poll_frame(cx));
-    Poll::Ready(read.map(|read| read.map(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining())))))
+    let copied = |data| {
+        let data = spent.insert(data);
+        data.copy_to_bytes(data.remaining())
+    };
+    Poll::Ready(read.map(|read| read.map(|frame| frame.map_data(copied))))
 }
 
 impl<B: Body + Unpin> Reader<B> {
     pub(super) fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Read<B>> {
         loop {
+            // Outlives the lock, even where the copying of it panics.
+            let mut spent = None;
             let mut shared = self.0.lock();
             let phase = shared.phase;
             match phase {
                 Phase::Recording => {
-                    if let Poll::Ready(read) = shared.poll_read(cx) {
+                    if let Poll::Ready(read) = shared.poll_read(&mut spent, cx) {
                         return Poll::Ready(read);
                     }
                 }
@@ -189,9 +201,9 @@ impl<B> Slot<B> {
 }
 
 impl<B: Body + Unpin> Shared<B> {
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Read<B>> {
+    fn poll_read(&mut self, spent: &mut Option<B::Data>, cx: &mut Context<'_>) -> Poll<Read<B>> {
         let Some(source) = &mut self.source else { return Poll::Ready(Read::End(None)) };
-        let Some(read) = ready!(poll_source(source, cx)) else {
+        let Some(read) = ready!(poll_source(source, spent, cx)) else {
             return Poll::Ready(Read::End(self.source.take()));
         };
         Poll::Ready(match read {

@@ -6,17 +6,19 @@ use std::marker::PhantomPinned;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
 use tower::BoxError;
 
 use super::fixture::*;
-use crate::replay::{NotReplayable, ReplayBody, ReplayLimit, Superseded};
+use crate::replay::{NotReplayable, Replay, ReplayBody, ReplayLimit, Superseded};
 
 const LIMIT: usize = ReplayLimit::DEFAULT.0;
 
@@ -596,7 +598,7 @@ fn buffers_other_than_bytes_are_copied_into_bytes() {
     assert_eq!(drain(&mut handle.into_replay().unwrap()), [data("12345"), Seen::End]);
 
     // In more than one piece.
-    let chain = || bytes::Buf::chain(&b"12"[..], &b"345"[..]);
+    let chain = || Buf::chain(&b"12"[..], &b"345"[..]);
     let (mut attempt, handle) = ReplayBody::recording(Full::new(chain()), LIMIT);
     assert_eq!(drain(&mut attempt), [data("12345"), Seen::End]);
     assert_eq!(drain(&mut handle.into_replay().unwrap()), [data("12345"), Seen::End]);
@@ -617,6 +619,17 @@ fn zero_length_frames_without_end_are_not_recorded_without_end() {
     let (mut attempt, handle) = ReplayBody::recording(Script::chunks([""; 101]), 100);
     assert_eq!(drain(&mut attempt).len(), 102);
     assert_eq!(handle.into_replay().err(), Some(NotReplayable::TooLarge));
+}
+
+#[test]
+fn a_frame_with_nothing_in_it_counts_as_one_byte_be_it_data_or_trailers() {
+    for nothing in [|| chunk(""), || Step::Trailers(HeaderMap::new())] {
+        for (limit, replayable) in [(3, true), (2, false)] {
+            let (mut attempt, handle) = ReplayBody::recording(Script::new([chunk("12"), nothing()]), limit);
+            assert_eq!(drain(&mut attempt).len(), 3);
+            assert_eq!(handle.into_replay().is_ok(), replayable);
+        }
+    }
 }
 
 #[test]
@@ -708,6 +721,82 @@ fn a_buffer_may_poll_the_attempt_when_it_is_dropped() {
     *inline.0.lock().unwrap() = Some(attempt);
     drop(handle);
     assert_eq!(*inline.1.lock().unwrap(), [data("2")]);
+}
+
+/// A body of one frame, whose data does something when it is dropped.
+struct Dropping(Option<Droppable>);
+
+struct Droppable {
+    left: &'static [u8],
+    panics: bool,
+    dropped: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Buf for Droppable {
+    fn remaining(&self) -> usize {
+        assert!(!self.panics, "the data panics");
+        self.left.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.left
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.left.advance(count);
+    }
+}
+
+impl Drop for Droppable {
+    fn drop(&mut self) {
+        (self.dropped)();
+    }
+}
+
+impl Body for Dropping {
+    type Data = Droppable;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Droppable>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|data| Ok(Frame::data(data))))
+    }
+}
+
+/// Polls a [`Dropping`] body once, whose data does `what` with the handle when it is dropped. Fails on a deadlock.
+fn dropping(panics: bool, what: fn(Replay<Dropping>) -> Option<ReplayBody<Dropping>>) -> (Vec<Seen>, Vec<Seen>) {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let handle = Arc::new(Mutex::new(None));
+        let replay = Arc::new(Mutex::new(None));
+        let dropped = Arc::new({
+            let (handle, replay) = (Arc::clone(&handle), Arc::clone(&replay));
+            move || *replay.lock().unwrap() = handle.lock().unwrap().take().and_then(what)
+        });
+        let body = Dropping(Some(Droppable { left: b"data", panics, dropped }));
+        let (mut attempt, keeper) = ReplayBody::recording(body, LIMIT);
+        *handle.lock().unwrap() = Some(keeper);
+        let first = catch_unwind(AssertUnwindSafe(|| poll(&mut attempt, &Task::new())));
+        let attempt = [first.unwrap_or(Seen::Pending), poll(&mut attempt, &Task::new())].to_vec();
+        let replay = replay.lock().unwrap().take();
+        sender.send((attempt, replay.map_or(Vec::new(), |mut replay| drain(&mut replay)))).unwrap();
+    });
+    receiver.recv_timeout(Duration::from_secs(20)).expect("no deadlock")
+}
+
+#[test]
+fn data_that_was_copied_may_use_the_handle_when_it_is_dropped() {
+    let stolen = dropping(false, |handle| Some(handle.into_replay().unwrap()));
+    assert_eq!(stolen, (vec![data("data"), superseded()], vec![data("data"), Seen::End]));
+    let resumed = dropping(false, |handle| {
+        handle.resume();
+        None
+    });
+    assert_eq!(resumed, (vec![data("data"), Seen::End], vec![]));
+    let panicked = dropping(true, |mut handle| {
+        assert_eq!(handle.pause(), Err(NotReplayable::SourceFailed));
+        None
+    });
+    assert_eq!(panicked.0[1], Seen::Error("the request body panicked".to_owned()));
 }
 
 // The type

@@ -27,14 +27,15 @@ where
     let (open, receiver) = watch::channel(0);
     let connector = connector.map_response(move |stream| {
         open.send_modify(|open| *open += 1);
-        Counted { stream, open: open.clone() }
+        Counted { stream, copied: http == Http::H1Copied, open: open.clone() }
     });
-    (Client::builder(TokioExecutor::new()).http2_only(http == Http::H2).build(connector), receiver)
+    (Client::builder(TokioExecutor::new()).http2_only(!http.is_1()).build(connector), receiver)
 }
 
 /// A connection that counts for as long as it lives.
 struct Counted {
     stream: TokioIo<TcpStream>,
+    copied: bool,
     open: watch::Sender<usize>,
 }
 
@@ -67,5 +68,17 @@ impl Write for Counted {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        !self.copied && self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
     }
 }

@@ -14,6 +14,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
+use hyper_util::client::legacy::connect::capture_connection;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Notify, watch};
@@ -33,10 +34,17 @@ pub enum Stage {
     Begun,
     /// The client has seen the 401.
     Seen,
+    /// The replay has been given a connection.
+    Assigned,
     /// Half of the replay has arrived.
     Replaying,
     /// The client has its answer.
     Over,
+}
+
+/// Whether the server refuses what has these headers.
+pub fn is_refused(headers: &HeaderMap) -> bool {
+    headers[AUTHORIZATION] == "Bearer a1"
 }
 
 /// How the first attempt looked to the server.
@@ -127,6 +135,10 @@ impl Server {
         });
     }
 
+    pub fn has_reached(&self, stage: Stage) -> bool {
+        *self.0.stage.borrow() >= stage
+    }
+
     /// Waits until the exchange has come this far.
     pub fn stage(&self, stage: Stage) -> impl Future<Output = ()> + Send + use<> {
         let mut stages = self.0.stage.subscribe();
@@ -139,6 +151,16 @@ impl Server {
     pub async fn first(&self) -> First {
         let first = self.0.first.subscribe().wait_for(Option::is_some).await.unwrap().clone();
         first.unwrap()
+    }
+
+    /// The exchange has come to [`Stage::Assigned`] when this request has a connection.
+    pub fn tells_when_assigned<B>(&self, mut request: Request<B>) -> Request<B> {
+        let (server, mut assigned) = (self.clone(), capture_connection(&mut request));
+        tokio::spawn(async move {
+            assigned.wait_for_connection_metadata().await;
+            server.reach(Stage::Assigned);
+        });
+        request
     }
 
     pub fn replay(&self) -> Option<Replayed> {
@@ -155,11 +177,15 @@ impl Server {
         let stream = TokioIo::new(stream);
         let connection = async move {
             match http {
-                Http::H1 => http1::Builder::new().serve_connection(stream, service).await,
-                Http::H2 => {
+                Http::H1 | Http::H1Copied => http1::Builder::new().serve_connection(stream, service).await,
+                Http::H2 | Http::H2Narrow => {
                     let mut builder = http2::Builder::new(TokioExecutor::new());
                     // A stream that isn't read takes a part of the connection's window only.
                     builder.initial_stream_window_size(64 * 1024).initial_connection_window_size(1024 * 1024);
+                    if http == Http::H2Narrow {
+                        // The first half of a body fits in.
+                        builder.initial_stream_window_size(128 * 1024).max_concurrent_streams(1);
+                    }
                     builder.serve_connection(stream, service).await
                 }
             }
@@ -173,7 +199,7 @@ impl Server {
 
     async fn answer(&self, request: Request<Incoming>, cut: Arc<Notify>) -> Response<Full<Bytes>> {
         let (head, body) = request.into_parts();
-        if head.headers[AUTHORIZATION] == "Bearer a1" {
+        if is_refused(&head.headers) {
             self.refuse(head.headers, body, cut).await
         } else {
             self.accept(head.headers, body).await
@@ -200,7 +226,7 @@ impl Server {
             server.0.first.send_replace(Some(First { headers, attempt }));
         });
         let mut refusal = response(401);
-        if (self.0.http, self.0.manner) == (Http::H1, Manner::Closes) {
+        if self.0.http.is_1() && self.0.manner == Manner::Closes {
             refusal.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         refusal
@@ -217,7 +243,8 @@ impl Server {
             }
             Manner::Drops => drop(body),
             Manner::NeverReads => self.stage(Stage::Over).await,
-            Manner::ReadsOn if !whole => {
+            Manner::ReadsOn | Manner::ReadsLate if !whole => {
+                self.stage(if self.0.manner == Manner::ReadsOn { Stage::Seen } else { Stage::Assigned }).await;
                 // hyper doesn't tell the end to those who wait for it, once the response is out.
                 while !body.is_end_stream()
                     && let Some(frame) = body.frame().await
@@ -229,7 +256,7 @@ impl Server {
                 }
                 return Attempt::Whole(read.into());
             }
-            Manner::ReadsOn => {}
+            Manner::ReadsOn | Manner::ReadsLate => {}
         }
         if whole { Attempt::Whole(read.into()) } else { Attempt::Unread }
     }
@@ -237,7 +264,9 @@ impl Server {
     async fn accept(&self, headers: HeaderMap, mut body: Incoming) -> Response<Full<Bytes>> {
         let (mut read, mut trailers) = (Vec::new(), None);
         while let Some(frame) = body.frame().await {
-            match frame.unwrap().into_data() {
+            // The client may give it up.
+            let Ok(frame) = frame else { return response(400) };
+            match frame.into_data() {
                 Ok(data) => read.extend_from_slice(&data),
                 Err(frame) => trailers = frame.into_trailers().ok(),
             }

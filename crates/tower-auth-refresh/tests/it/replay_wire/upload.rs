@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::StreamBody;
 use tokio::sync::oneshot;
 
 const FRAME: usize = 4 * 1024;
@@ -42,6 +43,14 @@ impl Whole {
         (Bytes::from_owner(Observed(self.0.clone(), sender)), freed)
     }
 
+    /// In a frame that is longer than a stream's window, and two short ones.
+    pub fn frames(&self) -> (impl Body<Data = Bytes, Error = Infallible> + Send + Unpin + use<>, Freed) {
+        let (mut data, freed) = self.shared();
+        let long = data.split_to(data.len() - 2 * FRAME);
+        let short = data.split_to(FRAME);
+        (StreamBody::new(futures_util::stream::iter([long, short, data].map(|data| Ok(Frame::data(data))))), freed)
+    }
+
     pub fn is(&self, read: &[u8]) -> bool {
         self.0 == read
     }
@@ -72,11 +81,15 @@ impl Upload {
         (Self { frames, left, sized: true, gate, waited: false }, freed)
     }
 
-    pub fn unsized_with_trailers(mut self) -> Self {
+    pub fn of_unknown_length(mut self) -> Self {
+        self.sized = false;
+        self
+    }
+
+    pub fn with_trailers(mut self) -> Self {
         let mut trailers = HeaderMap::new();
         trailers.insert("x-sum", HeaderValue::from_static("7"));
         self.frames.push_back(Frame::trailers(trailers));
-        self.sized = false;
         self
     }
 }
