@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use pin_project_lite::pin_project;
+use tokio::time::Instant;
 use tower_service::Service;
 
 use crate::TARGET;
@@ -64,10 +65,11 @@ pin_project! {
 /// Waits until newer tokens are in force. Boxed: only requests that are held up have one.
 type NewerTokens = Pin<Box<dyn Future<Output = Result<(), NotRefreshed>> + Send>>;
 
-/// A request that waits to be sent, and the epoch that it was made in.
+/// A request that waits to be sent, the epoch that it was made in, and until when it waits for newer tokens in all.
 struct Unsent<B> {
     request: Request<B>,
     epoch: Epoch,
+    deadline: Instant,
 }
 
 /// What is kept of a request beside the attempt that was sent.
@@ -76,6 +78,8 @@ struct Kept<B> {
     body: Replay<B>,
     epoch: Epoch,
     generation: Generation,
+    /// Until when it waits for newer tokens in all, if it has waited already.
+    deadline: Option<Instant>,
 }
 
 /// A request that was challenged, its attempt paused.
@@ -122,8 +126,9 @@ where
         if let Outlook::Wait(trigger) = cell.outlook(&snapshot) {
             // What was reserved for it is given back: the refresh call may need the same.
             *ready = setup.inner();
-            let newer = newer_tokens(session, epoch, snapshot.generation, trigger);
-            let state = State::Waiting { newer, request: Some(Box::new(Unsent { request, epoch })) };
+            let newer = newer_tokens(session, epoch, snapshot.generation, trigger, None);
+            let deadline = cell.deadline();
+            let state = State::Waiting { newer, request: Some(Box::new(Unsent { request, epoch, deadline })) };
             return Self { setup, own, state };
         }
         let credentials = match last {
@@ -157,7 +162,7 @@ where
             replay = Some(handle);
             body
         }));
-        let kept = replay.map(|body| Kept { head, body, epoch, generation });
+        let kept = replay.map(|body| Kept { head, body, epoch, generation, deadline: None });
         Self { setup, own, state: State::Sent { future, kept } }
     }
 }
@@ -205,7 +210,11 @@ where
                     let next = if snapshot.epoch == unsent.epoch {
                         let credentials = Credentials::in_force(&snapshot, options);
                         let (setup, own) = (Arc::clone(this.setup), this.own.clone());
-                        Self::send(inner, setup, own, credentials, unsent.request).state
+                        let mut next = Self::send(inner, setup, own, credentials, unsent.request).state;
+                        if let State::Sent { kept: Some(kept), .. } = &mut next {
+                            kept.deadline = Some(unsent.deadline);
+                        }
+                        next
                     } else {
                         let future = inner.call(unsent.request.map(ReplayBody::passing));
                         State::Bare { future, epoch: unsent.epoch }
@@ -236,7 +245,7 @@ where
                     if verdict == Verdict::StepUp {
                         return Poll::Ready(Ok(reported(response, RefreshReport::StepUp)));
                     }
-                    let newer = newer_tokens(session(), kept.epoch, kept.generation, Trigger::Challenge);
+                    let newer = newer_tokens(session(), kept.epoch, kept.generation, Trigger::Challenge, kept.deadline);
                     match kept.body.pause() {
                         Ok(()) => {
                             let challenged = Some(Box::new(Challenged { response, kept }));
@@ -260,8 +269,14 @@ where
                     // While the 401 can still be returned.
                     match kept.into_unreplayed(options) {
                         Ok(replay) => {
-                            let drain = Box::pin(Drain::new(response.into_body(), session().cell().runtime()));
-                            this.state.set(State::Draining { drain, replay: Some(Box::new(replay)) });
+                            let (body, replay) = (response.into_body(), Some(Box::new(replay)));
+                            let next = if body.is_end_stream() {
+                                State::ReadyingReplay { inner: this.setup.inner(), replay }
+                            } else {
+                                let drain = Box::pin(Drain::new(body, session().cell().runtime()));
+                                State::Draining { drain, replay }
+                            };
+                            this.state.set(next);
                         }
                         Err(why) => {
                             return Poll::Ready(Ok(reported(response, RefreshReport::NotReplayable(why))));
@@ -332,9 +347,14 @@ fn find_session<'a, Svc, S: SessionSource, B>(
     (!session.cell().is_refreshing_here()).then_some(session)
 }
 
-fn newer_tokens(session: &Session, epoch: Epoch, generation: Generation, trigger: Trigger) -> NewerTokens {
-    let cell = Arc::clone(session.cell());
-    Box::pin(async move { cell.newer_than(epoch, generation, trigger).await })
+fn newer_tokens(
+    session: &Session,
+    epoch: Epoch,
+    generation: Generation,
+    trigger: Trigger,
+    deadline: Option<Instant>,
+) -> NewerTokens {
+    Box::pin(Arc::clone(session.cell()).newer_than(epoch, generation, trigger, deadline))
 }
 
 /// Whether an answer says that the token is good. A server's own failure says nothing of it, nor does a 401 for another

@@ -113,7 +113,7 @@ impl Session {
             let state = self.cell.snapshot();
             (state.epoch, state.generation)
         };
-        self.cell.newer_than(epoch, generation, Trigger::Manual).await
+        Arc::clone(&self.cell).newer_than(epoch, generation, Trigger::Manual, None).await
     }
 
     /// Where the session stands now.

@@ -200,6 +200,11 @@ impl State {
             && !(refusing && lately)
     }
 
+    /// Newer tokens that an API has refused already are of no use to a request; who refreshes by hand has them.
+    pub(crate) fn has_newer_than(&self, generation: Generation, trigger: Trigger) -> bool {
+        generation < self.generation && (!self.rejected || trigger == Trigger::Manual)
+    }
+
     /// What may be done for somebody who holds `generation`, of `epoch`, and wants newer tokens.
     /// `needs_refresh_token`: the refresh service can't do without one.
     pub(crate) fn demand(
@@ -220,12 +225,7 @@ impl State {
         }
         match self.phase {
             Phase::SignedOut | Phase::Ended => Demand::Refused(NotRefreshed::SignedOut),
-            // Newer tokens that an API has refused already are of no use to a request; who refreshes by hand has them.
-            Phase::Active | Phase::Refreshing
-                if generation < self.generation && (!self.rejected || trigger == Trigger::Manual) =>
-            {
-                Demand::Newer
-            }
+            Phase::Active | Phase::Refreshing if self.has_newer_than(generation, trigger) => Demand::Newer,
             Phase::Refreshing => Demand::Join,
             Phase::Active if needs_refresh_token && self.tokens.refresh_token().is_none() => {
                 Demand::Refused(NotRefreshed::NoRefreshToken)
