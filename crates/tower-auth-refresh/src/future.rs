@@ -21,7 +21,7 @@ use crate::refresh::{Generation, NotRefreshed, Trigger};
 use crate::replay::{Head, NotReplayable, Replay, ReplayBody, ReplayLimit};
 use crate::report::RefreshReport;
 use crate::service::Setup;
-use crate::session::{Outlook, Session};
+use crate::session::{Outlook, Session, is_over};
 use crate::store::Epoch;
 
 pin_project! {
@@ -65,11 +65,13 @@ pin_project! {
 /// Waits until newer tokens are in force. Boxed: only requests that are held up have one.
 type NewerTokens = Pin<Box<dyn Future<Output = Result<(), NotRefreshed>> + Send>>;
 
-/// A request that waits to be sent, the epoch that it was made in, and until when it waits for newer tokens in all.
+/// A request that waits to be sent, and the epoch that it was made in.
 struct Unsent<B> {
     request: Request<B>,
     epoch: Epoch,
     deadline: Instant,
+    /// Until the deadline.
+    has_waited: bool,
 }
 
 /// What is kept of a request beside the attempt that was sent.
@@ -78,8 +80,8 @@ struct Kept<B> {
     body: Replay<B>,
     epoch: Epoch,
     generation: Generation,
-    /// Until when it waits for newer tokens in all, if it has waited already.
-    deadline: Option<Instant>,
+    /// As long as it may, before it was sent: it is not kept waiting again.
+    has_waited: bool,
 }
 
 /// A request that was challenged, its attempt paused.
@@ -127,8 +129,8 @@ where
             // What was reserved for it is given back: the refresh call may need the same.
             *ready = setup.inner();
             let newer = newer_tokens(session, epoch, snapshot.generation, trigger, None);
-            let deadline = cell.deadline();
-            let state = State::Waiting { newer, request: Some(Box::new(Unsent { request, epoch, deadline })) };
+            let unsent = Unsent { request, epoch, deadline: cell.deadline(), has_waited: false };
+            let state = State::Waiting { newer, request: Some(Box::new(unsent)) };
             return Self { setup, own, state };
         }
         let credentials = match last {
@@ -162,7 +164,7 @@ where
             replay = Some(handle);
             body
         }));
-        let kept = replay.map(|body| Kept { head, body, epoch, generation, deadline: None });
+        let kept = replay.map(|body| Kept { head, body, epoch, generation, has_waited: false });
         Self { setup, own, state: State::Sent { future, kept } }
     }
 }
@@ -200,7 +202,10 @@ where
                 StateProj::Waiting { newer, request } => {
                     // Whatever comes of it, the request is sent, with what is in force then.
                     let _ = ready!(newer.as_mut().poll(cx));
-                    let request = request.take();
+                    let mut request = request.take();
+                    if let Some(unsent) = &mut request {
+                        unsent.has_waited = is_over(unsent.deadline);
+                    }
                     this.state.set(State::Readying { inner: this.setup.inner(), request });
                 }
                 StateProj::Readying { inner, request } => {
@@ -212,7 +217,7 @@ where
                         let (setup, own) = (Arc::clone(this.setup), this.own.clone());
                         let mut next = Self::send(inner, setup, own, credentials, unsent.request).state;
                         if let State::Sent { kept: Some(kept), .. } = &mut next {
-                            kept.deadline = Some(unsent.deadline);
+                            kept.has_waited = unsent.has_waited;
                         }
                         next
                     } else {
@@ -245,7 +250,8 @@ where
                     if verdict == Verdict::StepUp {
                         return Poll::Ready(Ok(reported(response, RefreshReport::StepUp)));
                     }
-                    let newer = newer_tokens(session(), kept.epoch, kept.generation, Trigger::Challenge, kept.deadline);
+                    let deadline = kept.has_waited.then(Instant::now);
+                    let newer = newer_tokens(session(), kept.epoch, kept.generation, Trigger::Challenge, deadline);
                     match kept.body.pause() {
                         Ok(()) => {
                             let challenged = Some(Box::new(Challenged { response, kept }));

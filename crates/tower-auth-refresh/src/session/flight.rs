@@ -115,7 +115,7 @@ impl Flight {
             if let Some(landing) = self.landing.get() {
                 return landing.clone();
             }
-            if Instant::now() + STRIKE > deadline {
+            if is_over(deadline) {
                 return self.late();
             }
             news.await;
@@ -151,6 +151,11 @@ impl Flight {
             self.news.notify_waiters();
         }
     }
+}
+
+/// Whether somebody's time to wait is over: the clock won't strike in it again.
+pub(crate) fn is_over(deadline: Instant) -> bool {
+    Instant::now() + STRIKE > deadline
 }
 
 /// The task's end of a flight: if it is dropped before it has landed, the flight has died.
