@@ -369,7 +369,8 @@ impl Task {
     /// The server's word is final, unless a peer has presented the token before us, or is about to: then it may have
     /// bought newer ones with it.
     async fn rejected(&self, claim: &Claim, error: RefreshError, in_doubt: bool) -> Grounded {
-        // Without that, what an earlier attempt left in doubt stays so.
+        // Without that, what an earlier attempt left in doubt stays so. The rejection itself leaves no doubt: the server
+        // has said that this presentation used nothing up, so whoever presents the token again needs no mark.
         let unknown = |error| Grounded::Failed { error, in_doubt };
         let cell = &self.cell;
         // A process that was suspended for longer than its lease comes back to find that a peer has taken over.
