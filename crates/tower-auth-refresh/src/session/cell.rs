@@ -360,9 +360,11 @@ impl TokenCell {
         trigger: Trigger,
     ) -> Boarding {
         self.bury_locked(seat);
+        let [proven, refused] = [&self.proven, &self.refused].map(|it| Generation(it.load(Ordering::Relaxed)));
         if trigger == Trigger::Challenge && self.snapshot().epoch == epoch {
-            let [proven, refused] = [&self.proven, &self.refused].map(|it| Generation(it.load(Ordering::Relaxed)));
             self.step(seat, Event::Challenged { generation, proven, refused });
+        } else if trigger == Trigger::Early && self.snapshot().is_redeemed(proven) {
+            self.step(seat, Event::Redeemed);
         }
         let demand = self.snapshot().demand(epoch, generation, trigger, self.needs_refresh_token(), Instant::now());
         match demand {

@@ -106,6 +106,8 @@ pub(crate) enum Event {
     /// An API answered 401 to this generation. `proven` and `refused` are the newest generations with which a replay
     /// was accepted (or a request that none could follow), and refused.
     Challenged { generation: Generation, proven: Generation, refused: Generation },
+    /// A token since the last strike was accepted.
+    Redeemed,
     /// A flight is up.
     Started,
     /// The flight bought tokens. They are stored, or are to be.
@@ -205,6 +207,11 @@ impl State {
         generation < self.generation && (!self.rejected || trigger == Trigger::Manual)
     }
 
+    /// Whether there are strikes, and a token since the last one was accepted. `proven`: the newest that was.
+    pub(crate) fn is_redeemed(&self, proven: Generation) -> bool {
+        self.strikes > 0 && proven > self.struck
+    }
+
     /// What may be done for somebody who holds `generation`, of `epoch`, and wants newer tokens.
     /// `needs_refresh_token`: the refresh service can't do without one.
     pub(crate) fn demand(
@@ -250,6 +257,7 @@ impl State {
     fn apply(&mut self, event: Event, at: At) -> Effect {
         match event {
             Event::Challenged { generation, proven, refused } => self.challenged(generation, proven, refused, at),
+            Event::Redeemed => self.strikes = 0,
             Event::Started => {
                 self.phase = Phase::Refreshing;
                 self.cooling = None;
@@ -327,7 +335,7 @@ impl State {
         if generation != self.generation {
             return;
         }
-        if proven > self.struck {
+        if self.is_redeemed(proven) {
             self.strikes = 0;
         }
         if self.rejected {
