@@ -95,9 +95,10 @@ impl Flight {
             begun: AtomicBool::new(false),
             waiters: AtomicU32::new(0),
         });
-        let clock = flight.clock(flight.clock_from, &cell.config.runtime);
-        let cockpit = Cockpit { flight: Arc::clone(&flight), _clock: clock };
-        cell.spawn(Task::new(Arc::clone(cell), base, trigger).run(cockpit).instrument(span));
+        let [ours, the_clocks] = [(); 2].map(|()| Lifeline(Arc::clone(&flight)));
+        let strike = move || the_clocks.0.news.notify_waiters();
+        let clock = Alarm::calling(&cell.config.runtime, flight.clock_from, STRIKE, strike);
+        cell.spawn(Task::new(Arc::clone(cell), base, trigger).run(ours, clock).instrument(span));
         flight
     }
 
@@ -124,12 +125,10 @@ impl Flight {
 
     /// A clock for one who waited for something else before: for him the flight's own begins too late.
     pub(super) fn clock_for(self: &Arc<Self>, deadline: Instant, runtime: &Handle) -> Option<Alarm> {
-        (deadline < self.clock_from).then(|| self.clock(deadline, runtime))
-    }
-
-    fn clock(self: &Arc<Self>, from: Instant, runtime: &Handle) -> Alarm {
-        let flight = Arc::clone(self);
-        Alarm::calling(runtime, from, STRIKE, move || flight.news.notify_waiters())
+        (deadline < self.clock_from).then(|| {
+            let flight = Arc::clone(self);
+            Alarm::calling(runtime, deadline, STRIKE, move || flight.news.notify_waiters())
+        })
     }
 
     fn late(&self) -> Landing {
@@ -158,15 +157,13 @@ pub(crate) fn is_over(deadline: Instant) -> bool {
     Instant::now() + STRIKE > deadline
 }
 
-/// The task's end of a flight: if it is dropped before it has landed, the flight has died.
-struct Cockpit {
-    flight: Arc<Flight>,
-    _clock: Alarm,
-}
+/// Held by a flight's task and by its clock, which a runtime that shuts down ends in any order. If one is dropped before
+/// the flight has landed, it has died.
+struct Lifeline(Arc<Flight>);
 
-impl Drop for Cockpit {
+impl Drop for Lifeline {
     fn drop(&mut self) {
-        self.flight.land(Landing::Died);
+        self.0.land(Landing::Died);
     }
 }
 
@@ -206,9 +203,9 @@ impl Task {
         Self { cell, tokens: base.tokens.clone(), base, trigger, attempts: 0 }
     }
 
-    async fn run(self, cockpit: Cockpit) {
-        let outcome = self.fly_in_turn(&cockpit.flight).await;
-        cockpit.flight.land(Landing::Landed(outcome));
+    async fn run(self, lifeline: Lifeline, _clock: Alarm) {
+        let outcome = self.fly_in_turn(&lifeline.0).await;
+        lifeline.0.land(Landing::Landed(outcome));
     }
 
     async fn fly_in_turn(mut self, flight: &Flight) -> Outcome {
