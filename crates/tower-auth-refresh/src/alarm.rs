@@ -3,13 +3,14 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinHandle};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// Resolves at its time; or, with an error, when the runtime that it belongs to shuts down: a bare `Sleep` would panic
-/// then.
+/// then. To drop it is to stop it.
 pub(crate) struct Alarm {
     task: JoinHandle<()>,
 }
@@ -18,6 +19,19 @@ impl Alarm {
     /// `runtime`: where the timer runs, whoever polls this.
     pub(crate) fn new(runtime: &Handle, at: Instant) -> Self {
         Self { task: runtime.spawn(async move { sleep_until(at).await }) }
+    }
+
+    /// One that never resolves: it calls at its time, and again after each pause.
+    pub(crate) fn calling(runtime: &Handle, at: Instant, pause: Duration, call: impl Fn() + Send + 'static) -> Self {
+        Self {
+            task: runtime.spawn(async move {
+                sleep_until(at).await;
+                loop {
+                    call();
+                    sleep(pause).await;
+                }
+            }),
+        }
     }
 }
 

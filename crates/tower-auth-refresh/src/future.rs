@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use http::{Request, Response, StatusCode};
 use http_body::Body;
 use pin_project_lite::pin_project;
+use tokio::time::Instant;
 use tower_service::Service;
 
 use crate::TARGET;
@@ -20,7 +21,7 @@ use crate::refresh::{Generation, NotRefreshed, Trigger};
 use crate::replay::{Head, NotReplayable, Replay, ReplayBody, ReplayLimit};
 use crate::report::RefreshReport;
 use crate::service::Setup;
-use crate::session::{Outlook, Session};
+use crate::session::{Outlook, Session, is_over};
 use crate::store::Epoch;
 
 pin_project! {
@@ -68,6 +69,9 @@ type NewerTokens = Pin<Box<dyn Future<Output = Result<(), NotRefreshed>> + Send>
 struct Unsent<B> {
     request: Request<B>,
     epoch: Epoch,
+    deadline: Instant,
+    /// Until the deadline.
+    has_waited: bool,
 }
 
 /// What is kept of a request beside the attempt that was sent.
@@ -76,6 +80,8 @@ struct Kept<B> {
     body: Replay<B>,
     epoch: Epoch,
     generation: Generation,
+    /// As long as it may, before it was sent: it is not kept waiting again.
+    has_waited: bool,
 }
 
 /// A request that was challenged, its attempt paused.
@@ -125,8 +131,9 @@ where
         if let Outlook::Wait(trigger) = cell.outlook(&snapshot) {
             // What was reserved for it is given back: the refresh call may need the same.
             *ready = setup.inner();
-            let newer = newer_tokens(session, epoch, snapshot.generation, trigger);
-            let state = State::Waiting { newer, request: Some(Box::new(Unsent { request, epoch })) };
+            let newer = newer_tokens(session, epoch, snapshot.generation, trigger, None);
+            let unsent = Unsent { request, epoch, deadline: cell.deadline(), has_waited: false };
+            let state = State::Waiting { newer, request: Some(Box::new(unsent)) };
             return Self { setup, own, state };
         }
         let credentials = match last {
@@ -172,7 +179,7 @@ where
             replay = Some(handle);
             body
         }));
-        let kept = replay.map(|body| Kept { head, body, epoch, generation });
+        let kept = replay.map(|body| Kept { head, body, epoch, generation, has_waited: false });
         Self { setup, own, state: State::Sent { future, kept } }
     }
 }
@@ -210,7 +217,10 @@ where
                 StateProj::Waiting { newer, request } => {
                     // Whatever comes of it, the request is sent, with what is in force then.
                     let _ = ready!(newer.as_mut().poll(cx));
-                    let request = request.take();
+                    let mut request = request.take();
+                    if let Some(unsent) = &mut request {
+                        unsent.has_waited = is_over(unsent.deadline);
+                    }
                     this.state.set(State::Readying { inner: this.setup.inner(), request });
                 }
                 StateProj::Readying { inner, request } => {
@@ -220,7 +230,11 @@ where
                     let next = if snapshot.epoch == unsent.epoch {
                         let credentials = Credentials::in_force(&snapshot, options);
                         let (setup, own) = (Arc::clone(this.setup), this.own.clone());
-                        Self::send(inner, setup, own, credentials, unsent.request).state
+                        let mut next = Self::send(inner, setup, own, credentials, unsent.request).state;
+                        if let State::Sent { kept: Some(kept), .. } = &mut next {
+                            kept.has_waited = unsent.has_waited;
+                        }
+                        next
                     } else {
                         let future = inner.call(unsent.request.map(ReplayBody::passing));
                         State::Bare { future, epoch: unsent.epoch }
@@ -252,7 +266,8 @@ where
                     if verdict == Verdict::StepUp {
                         return Poll::Ready(Ok(reported(response, RefreshReport::StepUp)));
                     }
-                    let newer = newer_tokens(session(), kept.epoch, kept.generation, Trigger::Challenge);
+                    let deadline = kept.has_waited.then(Instant::now);
+                    let newer = newer_tokens(session(), kept.epoch, kept.generation, Trigger::Challenge, deadline);
                     match kept.body.pause() {
                         Ok(()) => {
                             let challenged = Some(Box::new(Challenged { response, kept }));
@@ -276,8 +291,14 @@ where
                     // While the 401 can still be returned.
                     match kept.into_unreplayed(options) {
                         Ok(replay) => {
-                            let drain = Box::pin(Drain::new(response.into_body(), session().cell().runtime()));
-                            this.state.set(State::Draining { drain, replay: Some(Box::new(replay)) });
+                            let (body, replay) = (response.into_body(), Some(Box::new(replay)));
+                            let next = if body.is_end_stream() {
+                                State::ReadyingReplay { inner: this.setup.inner(), replay }
+                            } else {
+                                let drain = Box::pin(Drain::new(body, session().cell().runtime()));
+                                State::Draining { drain, replay }
+                            };
+                            this.state.set(next);
                         }
                         Err(why) => {
                             return Poll::Ready(Ok(reported(response, RefreshReport::NotReplayable(why))));
@@ -346,9 +367,14 @@ fn find_session<'a, Svc, S: SessionSource, B>(
     (!session.cell().is_refreshing_here()).then_some(session)
 }
 
-fn newer_tokens(session: &Session, epoch: Epoch, generation: Generation, trigger: Trigger) -> NewerTokens {
-    let cell = Arc::clone(session.cell());
-    Box::pin(async move { cell.newer_than(epoch, generation, trigger).await })
+fn newer_tokens(
+    session: &Session,
+    epoch: Epoch,
+    generation: Generation,
+    trigger: Trigger,
+    deadline: Option<Instant>,
+) -> NewerTokens {
+    Box::pin(Arc::clone(session.cell()).newer_than(epoch, generation, trigger, deadline))
 }
 
 /// Whether an answer says that the token is good. A server's own failure says nothing of it, nor does a 401 for another

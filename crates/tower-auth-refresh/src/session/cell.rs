@@ -3,7 +3,6 @@
 //! The lock is held to change the state and to start a flight, never across a call to the store or to the
 //! authorization server. A request on its ordinary way only reads the published snapshot.
 
-use std::mem;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
@@ -11,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, Guard};
 use futures_util::FutureExt;
-use futures_util::future::{Either, join, select};
+use futures_util::future::join;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Notify, RwLock, RwLockWriteGuard, watch};
 use tokio::task::{JoinError, JoinHandle};
@@ -26,7 +25,6 @@ use super::sync::{Attempt, SAVE_TIMEOUT};
 use super::traffic::{Traffic, UnderWay};
 use super::{Rotation, SessionError};
 use crate::TARGET;
-use crate::alarm::Alarm;
 use crate::refresh::{Generation, NotRefreshed, RefreshError, RefreshRequest, RevokeRequest, Trigger};
 use crate::store::{Epoch, Record, TokenStore};
 use crate::token::Tokens;
@@ -87,13 +85,13 @@ pub(crate) enum Outlook {
 /// What somebody who wants newer tokens is to do.
 enum Boarding {
     Newer,
-    Wait(Flight),
+    Wait(Arc<Flight>),
     Refused(NotRefreshed),
 }
 
 /// The right to change the state. The state itself is in `published`, which only its holder writes.
 struct Seat {
-    flight: Option<Flight>,
+    flight: Option<Arc<Flight>>,
 }
 
 tokio::task_local! {
@@ -261,33 +259,25 @@ impl TokenCell {
     }
 
     /// Waits until newer tokens than `generation` are in force: at once if they are, by the flight that is up, or by
-    /// one that is started. Dropping it at any point changes nothing for anybody else.
+    /// one that is started. Dropping it at any point changes nothing for anybody else. `deadline`: of one who has waited
+    /// before.
     pub(crate) async fn newer_than(
-        self: &Arc<Self>,
+        self: Arc<Self>,
         epoch: Epoch,
         generation: Generation,
         trigger: Trigger,
+        mut deadline: Option<Instant>,
     ) -> Result<(), NotRefreshed> {
-        let deadline = Instant::now() + self.config.longest_wait();
-        let mut first = true;
         loop {
-            let before = self.snapshot().generation;
             let flight = match self.board(epoch, generation, trigger).await {
                 Boarding::Wait(flight) => flight,
                 Boarding::Newer => return Ok(()),
                 Boarding::Refused(why) => return Err(why),
             };
-            let landing = if mem::take(&mut first) {
-                // It began no later than this wait, and ends as long after.
-                flight.await
-            } else {
-                let alarm = Alarm::new(&self.config.runtime, deadline);
-                match select(flight, alarm).await {
-                    Either::Left((landing, _)) => landing,
-                    Either::Right((_, flight)) => flight.late(),
-                }
-            };
-            let outcome = match landing {
+            // Reckoned once he has boarded: no later than the flight's clock, be it that he started it.
+            let deadline = *deadline.get_or_insert_with(|| self.config.deadline());
+            let _clock = flight.clock_for(deadline, &self.config.runtime);
+            let outcome = match flight.landing(deadline).await {
                 Landing::Landed(outcome) => outcome,
                 Landing::Died => self.bury().await,
                 Landing::GivenUp => Ok(()),
@@ -307,36 +297,42 @@ impl TokenCell {
                     _ => Err(NotRefreshed::SessionChanged),
                 };
             }
-            // On success around again: the new tokens are in force, or were refused already and the next are coming.
             outcome?;
-            if state.generation <= before {
+            if state.has_newer_than(generation, trigger) {
+                return Ok(());
+            }
+            if state.generation <= flight.generation {
                 return Err(NotRefreshed::SameToken);
             }
+            // The new tokens were refused already: the next are coming.
         }
     }
 
     /// The flight to wait for, or why there is none to wait for.
     async fn board(self: &Arc<Self>, epoch: Epoch, generation: Generation, trigger: Trigger) -> Boarding {
-        let state = Arc::clone(&self.snapshot());
-        match state.demand(epoch, generation, trigger, self.needs_refresh_token(), Instant::now()) {
-            // Without the lock, for the many that come late.
-            Demand::Newer => return Boarding::Newer,
-            Demand::Refused(why @ (NotRefreshed::SessionChanged | NotRefreshed::Ended(_))) => {
-                return Boarding::Refused(why);
-            }
-            // Side by side, for the many that come together.
-            Demand::Join if state.is_rejected() || trigger != Trigger::Challenge => {
-                if let Ok(seat) = self.seat.try_read()
-                    && let Some(flight) = seat.flight.as_ref().filter(|flight| flight.is_up())
-                {
-                    return Boarding::Wait(flight.join());
-                }
-            }
-            _ => {}
+        if let Some(boarding) = self.board_unlocked(epoch, generation, trigger) {
+            return boarding;
         }
         self.seated(move |cell, seat| cell.board_locked(seat, epoch, generation, trigger))
             .await
             .unwrap_or_else(|gone| Boarding::Refused(NotRefreshed::Failed(Arc::new(RefreshError::unavailable(gone)))))
+    }
+
+    /// For the many that come together, or late.
+    fn board_unlocked(&self, epoch: Epoch, generation: Generation, trigger: Trigger) -> Option<Boarding> {
+        let state = self.snapshot();
+        match state.demand(epoch, generation, trigger, self.needs_refresh_token(), Instant::now()) {
+            Demand::Newer => Some(Boarding::Newer),
+            Demand::Refused(why @ (NotRefreshed::SessionChanged | NotRefreshed::Ended(_))) => {
+                Some(Boarding::Refused(why))
+            }
+            Demand::Join if state.is_rejected() || trigger != Trigger::Challenge => {
+                let seat = self.seat.try_read().ok()?;
+                let flight = seat.flight.as_ref().filter(|flight| flight.is_up())?;
+                Some(Boarding::Wait(flight.join()))
+            }
+            _ => None,
+        }
     }
 
     /// Does something under the lock. A task queues for it where it isn't free: the lock is handed to the next in the
@@ -364,9 +360,11 @@ impl TokenCell {
         trigger: Trigger,
     ) -> Boarding {
         self.bury_locked(seat);
+        let [proven, refused] = [&self.proven, &self.refused].map(|it| Generation(it.load(Ordering::Relaxed)));
         if trigger == Trigger::Challenge && self.snapshot().epoch == epoch {
-            let [proven, refused] = [&self.proven, &self.refused].map(|it| Generation(it.load(Ordering::Relaxed)));
             self.step(seat, Event::Challenged { generation, proven, refused });
+        } else if trigger == Trigger::Early && self.snapshot().is_redeemed(proven) {
+            self.step(seat, Event::Redeemed);
         }
         let demand = self.snapshot().demand(epoch, generation, trigger, self.needs_refresh_token(), Instant::now());
         match demand {
@@ -405,7 +403,7 @@ impl TokenCell {
 
     fn bury_locked(self: &Arc<Self>, seat: &mut RwLockWriteGuard<'_, Seat>) {
         let state = Arc::clone(&self.snapshot());
-        if state.phase == Phase::Refreshing && seat.flight.take_if(|flight| flight.died()).is_some() {
+        if state.phase == Phase::Refreshing && seat.flight.take_if(|flight| !flight.is_up()).is_some() {
             let error = Arc::new(RefreshError::in_doubt("the refresh task died"));
             self.step(seat, Event::Failed { epoch: state.epoch, error, in_doubt: true });
         }
@@ -474,6 +472,11 @@ impl TokenCell {
         let under_way = self.config.under_way();
         // An `async` block around it would hold it twice: as what it caught, and as what it awaits.
         self.config.runtime.spawn(task.inspect(|_| drop(under_way)))
+    }
+
+    /// Until when anybody waits who begins now.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.config.deadline()
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -546,9 +549,9 @@ impl At {
 }
 
 impl Config {
-    /// How long anybody waits for newer tokens.
-    pub(super) fn longest_wait(&self) -> Duration {
-        self.refresh_timeout + SAVE_TIMEOUT
+    /// Until when anybody waits for newer tokens who begins now.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.refresh_timeout + SAVE_TIMEOUT
     }
 
     /// How long a claim holds when it is renewed, for as long as its tokens can't be saved.

@@ -1,19 +1,19 @@
-//! One refresh under way: a task that claims, calls, saves and publishes, and the future that all its waiters share.
+//! One refresh under way: a task that claims, calls, saves and publishes, and what all its waiters share.
 //!
 //! The task owns the whole of it, so that a rotated token is never lost to a waiter that goes away. Once its turn has
-//! come it ends by its time-out, plus the time that a store may take to save what was bought. Its waiters are answered
-//! as long after it was started, whether or not its turn has come.
+//! come it ends by its time-out, plus the time that a store may take to save what was bought.
+//!
+//! Each waiter has a deadline of his own, whether or not its turn has come. One clock wakes them all to look whether
+//! theirs is near: a timer each would cost them more than all the rest of waiting.
 
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::task::{Context, Poll};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
-use futures_util::future::{AbortHandle, Abortable, Aborted, Either, Map, Select, Shared, abortable, select};
-use tokio::task::{JoinError, JoinHandle};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tower::ServiceExt;
 use tower_service::Service;
@@ -26,7 +26,7 @@ use super::state::{Event, State, Stored};
 use super::sync::{SAVE_TIMEOUT, bounded, shielded};
 use crate::TARGET;
 use crate::alarm::Alarm;
-use crate::refresh::{NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, Trigger};
+use crate::refresh::{Generation, NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, Trigger};
 use crate::store::{Claim, Claiming, Commit, Epoch, Presented, Record, StoreError, StoreFuture};
 use crate::token::Tokens;
 
@@ -43,41 +43,36 @@ const END_LEASE: Duration = Duration::from_secs(15);
 /// How much longer than it needs a claim's lease lasts, for clocks and stores that are slow.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
 
-/// A refresh that is under way, or over. Each clone waits for it.
-#[derive(Clone)]
-pub(super) struct Flight {
-    landing: Shared<Landings>,
-    given_up: AbortHandle,
-    task: tokio::task::AbortHandle,
-    log: Arc<Log>,
-}
+/// How often the clock strikes once anybody's time may be over, and by how much less than his time anybody may wait.
+const STRIKE: Duration = Duration::from_secs(1);
 
-/// What a flight and its waiters tell each other.
-#[derive(Default)]
-struct Log {
-    waiters: AtomicU32,
+/// A refresh that is under way, or over.
+pub(super) struct Flight {
+    /// What it is to replace.
+    pub(super) generation: Generation,
+    landing: OnceLock<Landing>,
+    /// It is over, or the clock strikes.
+    news: Notify,
+    /// When the clock strikes first: as soon as the time of the first waiter is over.
+    clock_from: Instant,
     /// Its turn has come, among all the sessions that share a limit.
     begun: AtomicBool,
+    waiters: AtomicU32,
 }
-
-type Landings = Map<Abortable<Select<JoinHandle<Outcome>, Alarm>>, fn(Result<Arrival, Aborted>) -> Landing>;
-
-/// The task's end or the alarm, whichever is first.
-type Arrival = Either<(Result<Outcome, JoinError>, Alarm), (Result<(), JoinError>, JoinHandle<Outcome>)>;
 
 /// What a flight brought: newer tokens in force, or the reason why not.
 type Outcome = Result<(), NotRefreshed>;
 
-/// How a flight's task ended.
+/// How a flight ended, for those who wait for it.
 #[derive(Clone)]
 pub(super) enum Landing {
     /// It settled the state and says how.
     Landed(Outcome),
-    /// It panicked or was aborted: the state still says that it is up.
+    /// Its task panicked or was aborted: the state still says that it is up.
     Died,
     /// It may go on, but its epoch is over.
     GivenUp,
-    /// It may go on, but the time is over that anybody waits.
+    /// It may go on, but the waiter's time is over.
     Late,
     /// The same, and its turn has not come yet.
     Queued,
@@ -85,65 +80,90 @@ pub(super) enum Landing {
 
 impl Flight {
     /// Starts the refresh of `base`, in a task of its own.
-    pub(super) fn start(cell: &Arc<TokenCell>, base: Arc<State>, trigger: Trigger) -> Self {
-        let log = Arc::<Log>::default();
+    pub(super) fn start(cell: &Arc<TokenCell>, base: Arc<State>, trigger: Trigger) -> Arc<Self> {
         let span = tracing::info_span!(
             target: TARGET, parent: None, "refresh",
             generation = base.generation.0, trigger = trigger.as_str(),
             attempts = Empty, outcome = Empty, waiters = Empty, duration_ms = Empty,
         );
         span.follows_from(Span::current());
-        let task = Task::new(Arc::clone(cell), base, trigger);
-        let handle = cell.spawn(task.run(Arc::clone(&log)).instrument(span));
-        let task = handle.abort_handle();
-        // One for all who wait: a timer each would cost them more than all the rest of waiting.
-        let alarm = Alarm::new(&cell.config.runtime, Instant::now() + cell.config.longest_wait());
-        let (landing_or_alarm, given_up) = abortable(select(handle, alarm));
-        let landing: fn(_) -> _ = |joined| match joined {
-            Ok(Either::Left((Ok(outcome), _))) => Landing::Landed(outcome),
-            // A runtime that shuts down ends the alarm and the task, in any order.
-            Ok(Either::Left((Err(_), _)) | Either::Right((Err(_), _))) => Landing::Died,
-            Ok(Either::Right((Ok(()), _))) => Landing::Late,
-            Err(Aborted) => Landing::GivenUp,
-        };
-        Self { landing: landing_or_alarm.map(landing).shared(), given_up, task, log }
+        let flight = Arc::new(Self {
+            generation: base.generation,
+            landing: OnceLock::new(),
+            news: Notify::new(),
+            clock_from: cell.config.deadline(),
+            begun: AtomicBool::new(false),
+            waiters: AtomicU32::new(0),
+        });
+        let [ours, the_clocks] = [(); 2].map(|()| Lifeline(Arc::clone(&flight)));
+        let strike = move || the_clocks.0.news.notify_waiters();
+        let clock = Alarm::calling(&cell.config.runtime, flight.clock_from, STRIKE, strike);
+        cell.spawn(Task::new(Arc::clone(cell), base, trigger).run(ours, clock).instrument(span));
+        flight
     }
 
     /// One more waiter.
-    pub(super) fn join(&self) -> Self {
-        self.log.waiters.fetch_add(1, Ordering::Relaxed);
-        self.clone()
+    pub(super) fn join(self: &Arc<Self>) -> Arc<Self> {
+        self.waiters.fetch_add(1, Ordering::Relaxed);
+        Arc::clone(self)
+    }
+
+    /// Waits until it is over, or the waiter's time is.
+    pub(super) async fn landing(&self, deadline: Instant) -> Landing {
+        loop {
+            // Before the look, so that none is missed.
+            let news = self.news.notified();
+            if let Some(landing) = self.landing.get() {
+                return landing.clone();
+            }
+            if is_over(deadline) {
+                return self.late();
+            }
+            news.await;
+        }
+    }
+
+    /// A clock for one who waited for something else before: for him the flight's own begins too late.
+    pub(super) fn clock_for(self: &Arc<Self>, deadline: Instant, runtime: &Handle) -> Option<Alarm> {
+        (deadline < self.clock_from).then(|| {
+            let flight = Arc::clone(self);
+            Alarm::calling(runtime, deadline, STRIKE, move || flight.news.notify_waiters())
+        })
+    }
+
+    fn late(&self) -> Landing {
+        if self.begun.load(Ordering::Relaxed) { Landing::Late } else { Landing::Queued }
     }
 
     /// Sends its waiters away. The task goes on: what it buys has to be revoked.
     pub(super) fn give_up(&self) {
-        self.given_up.abort();
+        self.land(Landing::GivenUp);
     }
 
-    /// What it comes to for somebody whose time is over.
-    pub(super) fn late(&self) -> Landing {
-        if self.log.begun.load(Ordering::Relaxed) { Landing::Late } else { Landing::Queued }
-    }
-
+    /// Whether it is still to end. One that isn't while the state says that it is has died.
     pub(super) fn is_up(&self) -> bool {
-        self.landing.peek().is_none()
+        self.landing.get().is_none()
     }
 
-    /// Whether its task is known to be gone, be it after its waiters were sent away. Asked under the lock, while the state
-    /// says that it is up: then it has not settled it.
-    pub(super) fn died(&self) -> bool {
-        self.task.is_finished() || matches!(self.landing.clone().now_or_never(), Some(Landing::Died))
+    fn land(&self, landing: Landing) {
+        if self.landing.set(landing).is_ok() {
+            self.news.notify_waiters();
+        }
     }
 }
 
-impl Future for Flight {
-    type Output = Landing;
+/// Whether somebody's time to wait is over: the clock won't strike in it again.
+pub(crate) fn is_over(deadline: Instant) -> bool {
+    Instant::now() + STRIKE > deadline
+}
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Landing> {
-        self.landing.poll_unpin(cx).map(|landing| match landing {
-            Landing::Late => self.late(),
-            landing => landing,
-        })
+/// Held by a flight's task and by its clock, which a runtime that shuts down ends in any order. If one is dropped before
+/// the flight has landed, it has died.
+struct Lifeline(Arc<Flight>);
+
+impl Drop for Lifeline {
+    fn drop(&mut self) {
+        self.0.land(Landing::Died);
     }
 }
 
@@ -183,19 +203,24 @@ impl Task {
         Self { cell, tokens: base.tokens.clone(), base, trigger, attempts: 0 }
     }
 
-    async fn run(mut self, log: Arc<Log>) -> Outcome {
+    async fn run(self, lifeline: Lifeline, _clock: Alarm) {
+        let outcome = self.fly_in_turn(&lifeline.0).await;
+        lifeline.0.land(Landing::Landed(outcome));
+    }
+
+    async fn fly_in_turn(mut self, flight: &Flight) -> Outcome {
         let config = Arc::clone(&self.cell.config);
         let _turn = match &config.traffic {
             Some(traffic) => Some(traffic.turn().await),
             None => None,
         };
-        log.begun.store(true, Ordering::Relaxed);
+        flight.begun.store(true, Ordering::Relaxed);
         let begun = Instant::now();
         let outcome = self.fly(begun + config.refresh_timeout).await;
         let span = Span::current();
         span.record("attempts", self.attempts);
         span.record("outcome", outcome.as_ref().map_or_else(NotRefreshed::as_str, |()| "refreshed"));
-        span.record("waiters", log.waiters.load(Ordering::Relaxed));
+        span.record("waiters", flight.waiters.load(Ordering::Relaxed));
         span.record("duration_ms", u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX));
         outcome
     }
@@ -341,7 +366,8 @@ impl Task {
     /// The server's word is final, unless a peer has presented the token before us, or is about to: then it may have
     /// bought newer ones with it.
     async fn rejected(&self, claim: &Claim, error: RefreshError, in_doubt: bool) -> Grounded {
-        // Without that, what an earlier attempt left in doubt stays so.
+        // Without that, what an earlier attempt left in doubt stays so. The rejection itself leaves no doubt: the server
+        // has said that this presentation used nothing up, so whoever presents the token again needs no mark.
         let unknown = |error| Grounded::Failed { error, in_doubt };
         let cell = &self.cell;
         // A process that was suspended for longer than its lease comes back to find that a peer has taken over.

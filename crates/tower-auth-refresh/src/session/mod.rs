@@ -39,6 +39,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceExt};
 
 pub(crate) use self::cell::{Config, Outlook, Revision, TokenCell};
+pub(crate) use self::flight::is_over;
 use self::state::Phase;
 pub(crate) use self::state::State as Snapshot;
 pub(crate) use self::sync::bounded;
@@ -113,7 +114,7 @@ impl Session {
             let state = self.cell.snapshot();
             (state.epoch, state.generation)
         };
-        self.cell.newer_than(epoch, generation, Trigger::Manual).await
+        Arc::clone(&self.cell).newer_than(epoch, generation, Trigger::Manual, None).await
     }
 
     /// Where the session stands now.

@@ -106,6 +106,8 @@ pub(crate) enum Event {
     /// An API answered 401 to this generation. `proven` and `refused` are the newest generations with which a replay
     /// was accepted (or a request that none could follow), and refused.
     Challenged { generation: Generation, proven: Generation, refused: Generation },
+    /// A token since the last strike was accepted.
+    Redeemed,
     /// A flight is up.
     Started,
     /// The flight bought tokens. They are stored, or are to be.
@@ -200,6 +202,16 @@ impl State {
             && !(refusing && lately)
     }
 
+    /// Newer tokens that an API has refused already are of no use to a request; who refreshes by hand has them.
+    pub(crate) fn has_newer_than(&self, generation: Generation, trigger: Trigger) -> bool {
+        generation < self.generation && (!self.rejected || trigger == Trigger::Manual)
+    }
+
+    /// Whether there are strikes, and a token since the last one was accepted. `proven`: the newest that was.
+    pub(crate) fn is_redeemed(&self, proven: Generation) -> bool {
+        self.strikes > 0 && proven > self.struck
+    }
+
     /// What may be done for somebody who holds `generation`, of `epoch`, and wants newer tokens.
     /// `needs_refresh_token`: the refresh service can't do without one.
     pub(crate) fn demand(
@@ -220,12 +232,7 @@ impl State {
         }
         match self.phase {
             Phase::SignedOut | Phase::Ended => Demand::Refused(NotRefreshed::SignedOut),
-            // Newer tokens that an API has refused already are of no use to a request; who refreshes by hand has them.
-            Phase::Active | Phase::Refreshing
-                if generation < self.generation && (!self.rejected || trigger == Trigger::Manual) =>
-            {
-                Demand::Newer
-            }
+            Phase::Active | Phase::Refreshing if self.has_newer_than(generation, trigger) => Demand::Newer,
             Phase::Refreshing => Demand::Join,
             Phase::Active if needs_refresh_token && self.tokens.refresh_token().is_none() => {
                 Demand::Refused(NotRefreshed::NoRefreshToken)
@@ -250,6 +257,7 @@ impl State {
     fn apply(&mut self, event: Event, at: At) -> Effect {
         match event {
             Event::Challenged { generation, proven, refused } => self.challenged(generation, proven, refused, at),
+            Event::Redeemed => self.strikes = 0,
             Event::Started => {
                 self.phase = Phase::Refreshing;
                 self.cooling = None;
@@ -327,7 +335,7 @@ impl State {
         if generation != self.generation {
             return;
         }
-        if proven > self.struck {
+        if self.is_redeemed(proven) {
             self.strikes = 0;
         }
         if self.rejected {

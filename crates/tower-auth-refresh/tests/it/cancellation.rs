@@ -19,7 +19,7 @@ use http_body_util::{BodyExt, Full};
 use tokio::runtime::{self, Runtime};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
-use tower::{BoxError, Service, ServiceExt};
+use tower::{BoxError, Service, ServiceExt, service_fn};
 use tower_auth_refresh::store::{MemoryStore, TokenStore};
 use tower_auth_refresh::{
     AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshRequest, ReplayBody, RevokeRequest, Session,
@@ -608,6 +608,28 @@ fn when_the_runtime_shuts_down_waiters_outside_of_any_runtime_are_answered() {
     let _call = home.block_on(within_reason(it.auth.next()));
     drop(home);
     assert!(matches!(waiter.join().unwrap(), Err(NotRefreshed::Failed(_))));
+}
+
+#[test]
+fn when_the_runtime_shuts_down_around_a_refresh_that_blocks_its_thread_the_waiters_are_answered() {
+    let home = multi_thread();
+    let [(begun, has_begun), (_end, ended)] = [(); 2].map(|()| mpsc::channel::<()>());
+    let ended = Arc::new(Mutex::new(ended));
+    let refresh = service_fn(move |_: RefreshRequest| {
+        let (begun, ended) = (begun.clone(), Arc::clone(&ended));
+        async move {
+            begun.send(()).unwrap();
+            let _ = ended.lock().unwrap().recv();
+            Err::<Tokens, _>(RefreshError::unavailable("too late"))
+        }
+    });
+    let session = home.block_on(Session::builder(refresh).tokens(pair(1)).build()).unwrap();
+    let (answer, answered) = mpsc::channel();
+    thread::spawn(move || answer.send(block_on(session.refresh())));
+    has_begun.recv().unwrap();
+    home.shutdown_background();
+    let answer = answered.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert!(matches!(answer, Err(NotRefreshed::Failed(_))));
 }
 
 #[test]

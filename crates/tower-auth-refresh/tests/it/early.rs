@@ -149,3 +149,22 @@ async fn while_an_api_refuses_fresh_tokens_none_is_fetched_early() {
     goes_out(&mut it, "a3").await;
     assert!(it.auth.is_idle().await);
 }
+
+#[tokio::test(start_paused = true)]
+async fn once_a_fresh_token_was_accepted_tokens_are_fetched_early_again() {
+    let mut it = early().await;
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Ok(expiring(2)));
+    it.api.reply(1, "a2", 401).await;
+    assert_eq!(response.await.unwrap().status(), 401);
+    // A strike; the next one works.
+    let response = it.get();
+    it.api.reply(1, "a2", 401).await;
+    it.auth.next().await.answer(Ok(expiring(3)));
+    it.api.reply(1, "a3", 200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+
+    sleep(75 * SECOND).await;
+    goes_out(&mut it, "a3").await;
+    assert_eq!(it.auth.next().await.request.trigger(), Trigger::Early);
+}

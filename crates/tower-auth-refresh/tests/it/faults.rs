@@ -879,6 +879,28 @@ async fn a_rejection_ends_nothing_while_the_claim_cannot_be_renewed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rejection_that_cannot_be_verified_is_no_doubt_and_the_next_one_ends_the_session() {
+    for op in [Op::Renew, Op::Load] {
+        let store = FaultyStore::new();
+        let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+        let response = it.get_refused().await;
+        store.fault(op, Fault::Fail);
+        it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
+        assert!(matches!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::Unavailable { .. }));
+        it.assert_kept().await;
+        store.heal();
+        cool_down().await;
+        // The server has said that the token was of no use.
+        let response = it.get_refused().await;
+        let refresh = it.auth.next().await;
+        assert!(!refresh.request.is_in_doubt());
+        refresh.answer(Err(RefreshError::rejected("invalid_grant")));
+        assert!(matches!(not_refreshed(&response.await.unwrap()), NotRefreshed::Ended(_)));
+        assert_eq!(it.session.state(), SessionState::Ended);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rejection_that_cannot_be_verified_does_not_take_the_doubt_away() {
     let store = FaultyStore::new();
     let mut it =

@@ -754,12 +754,6 @@ async fn who_is_answered_before_his_turn_comes_is_told_that_nothing_was_sent() {
     let response = response.await.unwrap();
     assert_eq!(begun.elapsed(), TIMEOUT + PATIENCE);
     assert!(matches!(failure(&response).kind(), RefreshErrorKind::Unavailable { .. }));
-    // Nor does it cost whoever comes later another wait: his request goes out, and is refused.
-    let response = it.send(it.get(4).await);
-    it.api.next().await.reply(401).await;
-    let response = response.await.unwrap();
-    assert_eq!(begun.elapsed(), TIMEOUT + PATIENCE);
-    assert!(matches!(failure(&response).kind(), RefreshErrorKind::Unavailable { .. }));
     drop(first);
     for _ in 2..=3 {
         drop(it.auth.next().await);
@@ -770,6 +764,70 @@ async fn who_is_answered_before_his_turn_comes_is_told_that_nothing_was_sent() {
     last.answer(Ok(pair(14)));
     settle().await;
     assert_eq!(it.get(4).await.tokens(), pair(14));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_after_others_were_sent_away_waits_his_own_time_for_the_same_refresh() {
+    let mut it = Many::in_memory(|builder| builder.refreshes_in_flight(1));
+    it.sign_in(1..=4).await;
+    begin_refreshes(&it, 1..=3).await;
+    let begun = Instant::now();
+    let early = it.send(it.get(4).await);
+    it.api.next().await.reply(401).await;
+    // Each takes all of its time: the fourth turn comes after 90 s.
+    failure(&early.await.unwrap());
+    assert_eq!(begun.elapsed(), TIMEOUT + PATIENCE);
+    sleep(TIMEOUT).await;
+    let late = it.send(it.get(4).await);
+    let by_hand = it.refresh(4).await;
+    for _ in 1..=3 {
+        drop(it.auth.next().await);
+    }
+    it.auth.next().await.answer(Ok(pair(14)));
+    it.api.reply(1, "a14", 200).await;
+    assert_eq!(late.await.unwrap().status(), 200);
+    by_hand.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_comes_is_sent_away_at_the_end_of_his_own_time_or_a_second_before() {
+    let it = Many::in_memory(|builder| builder.refreshes_in_flight(1));
+    it.sign_in(1..=5).await;
+    begin_refreshes(&it, 1..=4).await;
+    let begun = Instant::now();
+    let mut waits = Vec::new();
+    // His turn would come after 120 s.
+    for came in [0, 500, 999, 1_001, 20_000, 34_999, 35_001, 50_000].map(Duration::from_millis) {
+        sleep(came.saturating_sub(begun.elapsed())).await;
+        let refresh = it.refresh(5).await;
+        waits.push(tokio::spawn(async move {
+            let begun = Instant::now();
+            (refresh.await.unwrap(), begun.elapsed())
+        }));
+    }
+    for (refreshed, waited) in join_all(waits).await.into_iter().map(Result::unwrap) {
+        assert!(matches!(refreshed, Err(NotRefreshed::Failed(_))), "{refreshed:?}");
+        assert!((TIMEOUT + 4 * SECOND..=TIMEOUT + PATIENCE).contains(&waited), "{waited:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_has_waited_for_its_turn_before_it_was_sent_is_not_kept_waiting_again() {
+    let mut it = Many::in_memory(|builder| builder.refreshes_in_flight(1));
+    it.sign_in(1..=4).await;
+    begin_refreshes(&it, 1..=3).await;
+    let refused = it.send(it.get(4).await);
+    it.api.next().await.reply(401).await;
+    settle().await;
+    let begun = Instant::now();
+    let held_back = it.send(it.get(4).await);
+    it.api.reply(1, "a4", 401).await;
+    assert_eq!(begun.elapsed(), TIMEOUT + PATIENCE);
+    for response in [refused, held_back] {
+        let response = response.await.unwrap();
+        assert!(matches!(failure(&response).kind(), RefreshErrorKind::Unavailable { .. }));
+    }
+    assert_eq!(begun.elapsed(), TIMEOUT + PATIENCE);
 }
 
 #[tokio::test(start_paused = true)]

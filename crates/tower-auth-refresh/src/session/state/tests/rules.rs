@@ -201,6 +201,10 @@ impl World {
                     is_strike = true;
                 }
             }
+            Event::Redeemed => {
+                assert!(before.proven > before.struck, "8: it takes a token since then that was accepted");
+                strikes = 0;
+            }
             Event::Failed { error, .. } => {
                 let asked = match error.kind() {
                     RefreshErrorKind::Unavailable { retry_after } => retry_after.unwrap_or_default().min(LONGEST),
@@ -273,7 +277,7 @@ fn phase_after(old: &State, event: &Event) -> Phase {
         Event::Rejected { .. } => Phase::Ended,
         Event::Vanished { .. } | Event::SignedOut { .. } => Phase::SignedOut,
         Event::Adopted { record, landed: false, .. } if record.epoch == old.epoch => old.phase,
-        Event::Challenged { .. } | Event::Saved { .. } | Event::Cleared { .. } => old.phase,
+        Event::Challenged { .. } | Event::Redeemed | Event::Saved { .. } | Event::Cleared { .. } => old.phase,
         _ => Phase::Active,
     }
 }

@@ -242,6 +242,8 @@ impl World {
         }
         if trigger == Trigger::Challenge {
             self.step(Event::Challenged { generation, proven: self.proven, refused: self.refused })?;
+        } else if trigger == Trigger::Early && self.state.is_redeemed(self.proven) {
+            self.step(Event::Redeemed)?;
         }
         if let Demand::Start = self.demand(trigger, generation) {
             self.flight = Some(Flight { claimed: false, overtaken: false, dead: false });
