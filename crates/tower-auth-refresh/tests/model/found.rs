@@ -72,3 +72,19 @@ fn the_end_is_written_at_once_though_another_write_has_failed() {
         ],
     );
 }
+
+#[test]
+fn a_peer_waits_for_the_lease_of_the_end_where_its_record_cannot_be_deleted() {
+    const SECOND: usize = 1;
+    agrees(
+        false,
+        [
+            next(Answer::Rejected),
+            Break { who: FIRST, call: Call::Clear, fault: Fault::Fail },
+            RefreshByHand { who: FIRST },
+            Wait(15_000),
+            Expire { who: SECOND },
+            Send { who: SECOND, what: What::Get, times: 1, slow: false },
+        ],
+    );
+}

@@ -11,6 +11,8 @@ const SAVE_TIMEOUT: u64 = 5_000;
 const LEASE_MARGIN: u64 = 10_000;
 /// A claim of tokens that can't be saved is renewed this far, at least once in the time that is taken off.
 const RENEWED: (u64, u64) = (264_000, 330_000);
+/// How long a claim holds once its refresh token was rejected.
+const END_LEASE: u64 = 15_000;
 /// By then, what could not be written is written once the store is well.
 const WRITTEN_BY: u64 = 66_000;
 const CLAIM_POLL: u64 = 201;
@@ -117,6 +119,13 @@ enum Stage {
     Pausing(Moment),
     Committing(Moment, Pair),
     Over,
+}
+
+/// Whether somebody may be before a write outside of a flight, and make it.
+#[derive(PartialEq)]
+enum Turn {
+    First,
+    Unknown,
 }
 
 /// A request, or a refresh by hand.
@@ -252,21 +261,21 @@ impl Model {
             }
             Line::SignIn { who, with } => {
                 let id = self.caller(who, None, false);
-                self.wait_for_the_last_write(who);
+                let turn = self.wait_for_the_last_write(who);
                 let over = self.leftovers(who);
                 let epoch = self.new_epoch();
                 self.begin(who, epoch, with.pair(signed_in_with(number)));
                 self.owe(who, Owed::SignIn(over));
-                let written = self.sync(who);
+                let written = self.write_in_turn(who, turn);
                 self.end(id, format!("signed in, written: {written}"));
             }
             Line::SignOut { who } => {
                 let id = self.caller(who, None, false);
-                self.wait_for_the_last_write(who);
+                let turn = self.wait_for_the_last_write(who);
                 let (of, tokens) = (self.leftovers(who), self.sessions[who].tokens);
                 self.over(who);
                 self.owe(who, if of.is_empty() { Owed::Nothing } else { Owed::SignOut(of) });
-                let written = self.sync(who);
+                let written = self.write_in_turn(who, turn);
                 self.revoke(tokens);
                 self.end(id, format!("signed out, written: {written}"));
             }
@@ -361,11 +370,26 @@ impl Model {
         }
     }
 
-    /// A write outside of a flight waits for the one that hangs.
-    fn wait_for_the_last_write(&mut self, who: Who) {
+    /// A write outside of a flight waits for the one that hangs: that of a flight, or of who retries. Where both are at
+    /// it, the one that doesn't hang waits too, and is next.
+    fn wait_for_the_last_write(&mut self, who: Who) -> Turn {
         if matches!(self.sessions[who].owed, Owed::Tokens(_)) && self.fault(who, Call::Commit) == Some(Fault::Hang) {
             self.at.hi = self.at.lo + SAVE_TIMEOUT;
+            let waits = |it: &Flight| it.who == who && matches!(it.stage, Stage::SavingFirst(_));
+            if self.flights.iter().any(waits) {
+                return Turn::Unknown;
+            }
         }
+        Turn::First
+    }
+
+    /// Whoever comes to write, writes what is owed then.
+    fn write_in_turn(&mut self, who: Who, turn: Turn) -> bool {
+        let written = self.sync(who);
+        if turn == Turn::Unknown && self.sync(who) != written {
+            self.unsure.set(true);
+        }
+        written
     }
 
     // A request.
@@ -752,7 +776,7 @@ impl Model {
         if self.fault(who, Call::Renew).is_some() || self.fault(who, Call::Load).is_some() {
             return self.fail(f, Kind::Unavailable, 0);
         }
-        let held = self.renew(claim.unwrap(), self.at.plus(RENEWED.1, RENEWED.1));
+        let held = self.renew(claim.unwrap(), self.at.plus(END_LEASE, END_LEASE));
         match self.store.record {
             None => self.vanish(f),
             Some(record) if record.version != claim.unwrap().version => self.adopt(f, record),
