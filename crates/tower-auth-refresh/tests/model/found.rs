@@ -5,6 +5,7 @@ use crate::script::Line::{self, *};
 use crate::script::{Answer, Call, Fault, Script, What, With};
 
 const FIRST: usize = 0;
+const SECOND: usize = 1;
 
 fn agrees(rotates: bool, lines: impl IntoIterator<Item = Line>) {
     let script = Script { rotates, seed: 0, lines: lines.into_iter().collect() };
@@ -75,7 +76,6 @@ fn the_end_is_written_at_once_though_another_write_has_failed() {
 
 #[test]
 fn a_peer_waits_for_the_lease_of_the_end_where_its_record_cannot_be_deleted() {
-    const SECOND: usize = 1;
     agrees(
         false,
         [
@@ -84,6 +84,22 @@ fn a_peer_waits_for_the_lease_of_the_end_where_its_record_cannot_be_deleted() {
             RefreshByHand { who: FIRST },
             Wait(15_000),
             Expire { who: SECOND },
+            Send { who: SECOND, what: What::Get, times: 1, slow: false },
+        ],
+    );
+}
+
+#[test]
+fn a_renewal_that_only_seems_to_fail_keeps_the_claim() {
+    agrees(
+        false,
+        [
+            Break { who: FIRST, call: Call::Renew, fault: Fault::FailLate },
+            Break { who: FIRST, call: Call::Commit, fault: Fault::Fail },
+            EXPIRE,
+            get(false),
+            Break { who: FIRST, call: Call::Renew, fault: Fault::Fail },
+            Wait(330_100),
             Send { who: SECOND, what: What::Get, times: 1, slow: false },
         ],
     );

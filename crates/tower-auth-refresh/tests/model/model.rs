@@ -106,6 +106,8 @@ struct Flight {
     in_doubt: bool,
     attempts: u32,
     deadline: Moment,
+    /// The line in which it began.
+    line: usize,
     stage: Stage,
 }
 
@@ -181,6 +183,7 @@ pub(crate) struct Model {
     refuses_all: bool,
     expired: BTreeSet<u32>,
     last_epoch: u32,
+    line: usize,
     store: Store,
     sessions: [Session; 2],
     flights: Vec<Flight>,
@@ -222,6 +225,7 @@ impl Model {
             refuses_all: false,
             expired: BTreeSet::new(),
             last_epoch: 1,
+            line: 0,
             store: Store { last: 1, record: Some(Record { version: 1, epoch: 1, tokens }), mark: None },
             sessions: [session(), session()],
             flights: Vec::new(),
@@ -235,6 +239,7 @@ impl Model {
 
     pub(crate) fn line(&mut self, number: usize, line: &Line) {
         self.at = Moment::of(self.now);
+        self.line = number;
         match *line {
             Line::Send { who, what, times, slow } => {
                 for _ in 0..times {
@@ -284,7 +289,8 @@ impl Model {
             Line::Break { who, call, fault } => {
                 self.sessions[who].faults.entry(call).or_insert(fault);
                 match call {
-                    Call::Renew => self.no_longer_renewed(who),
+                    // One that only seems to fail renews.
+                    Call::Renew if self.fault(who, Call::Renew) == Some(Fault::Fail) => self.no_longer_renewed(who),
                     Call::Claim => self.store_changed(),
                     _ => {}
                 }
@@ -637,6 +643,10 @@ impl Model {
     // A flight: claim, call, save, publish.
 
     fn start(&mut self, who: Who) -> usize {
+        let deadline = self.at.plus(REFRESH_TIMEOUT, REFRESH_TIMEOUT);
+        // Of two sessions that begin at one moment, either may be first at the store.
+        let side_by_side = |it: &Flight| it.who != who && it.line == self.line && it.deadline == deadline;
+        self.unsure.set(self.is_unsure() || self.flights.iter().any(side_by_side));
         let it = &mut self.sessions[who];
         it.cooling = None;
         self.flights.push(Flight {
@@ -650,7 +660,8 @@ impl Model {
             doubted: it.in_doubt,
             in_doubt: false,
             attempts: 0,
-            deadline: self.at.plus(REFRESH_TIMEOUT, REFRESH_TIMEOUT),
+            deadline,
+            line: self.line,
             stage: Stage::Begun,
         });
         self.todo.push_back(Todo::Fly(self.flights.len() - 1));
