@@ -16,6 +16,7 @@ mod oauth;
 mod properties;
 mod secrets;
 mod sending;
+mod skew;
 mod support;
 #[cfg(feature = "client")]
 mod wire;

@@ -111,9 +111,7 @@ async fn an_api_that_takes_every_token_for_expired_causes_75_refreshes_an_hour_a
 
 #[tokio::test(start_paused = true)]
 async fn tokens_that_no_api_ever_refuses_are_refreshed_early_only_where_their_expiry_makes_sense() {
-    for (says, expected) in
-        [(SANE, 13..=16), (A_DAY_BEHIND, 1..=1), (EXPIRED_AT_ISSUE, 1..=1), (A_DAY_AHEAD, 0..=0)]
-    {
+    for (says, expected) in [(SANE, 13..=16), (A_DAY_BEHIND, 1..=1), (EXPIRED_AT_ISSUE, 1..=1), (A_DAY_AHEAD, 0..=0)] {
         let refreshes = Hour { replicas: 1, early: true, says, lives: DAY }.refreshes().await;
         assert!(expected.contains(&refreshes), "{refreshes} refreshes, {:?}", says(pair(1)));
     }

@@ -588,9 +588,7 @@ impl Middleware {
             Self::Decompression => boxed(Decompression::new(inner)),
             Self::FollowRedirect => boxed(FollowRedirect::new(inner)),
             Self::LoadShed => boxed(LoadShed::new(inner)),
-            Self::RateLimit => {
-                boxed(Buffer::new(RateLimit::new(inner, Rate::new(50, Duration::from_secs(1))), 1))
-            }
+            Self::RateLimit => boxed(Buffer::new(RateLimit::new(inner, Rate::new(50, Duration::from_secs(1))), 1)),
             Self::RequestDecompression => boxed(RequestDecompression::new(inner.map_request(any))),
             Self::Retry => boxed(Retry::new(OnHiccup(2), inner)),
             Self::Steer => {
