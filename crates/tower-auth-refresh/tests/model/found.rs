@@ -104,3 +104,37 @@ fn a_renewal_that_only_seems_to_fail_keeps_the_claim() {
         ],
     );
 }
+
+#[test]
+fn a_rejection_that_cannot_be_verified_has_shortened_the_claim_all_the_same() {
+    for (call, fault) in [(Call::Renew, Fault::FailLate), (Call::Load, Fault::Fail)] {
+        agrees(
+            false,
+            [
+                next(Answer::Rejected),
+                Break { who: FIRST, call: Call::Release, fault: Fault::Fail },
+                EXPIRE,
+                Break { who: FIRST, call, fault },
+                get(false),
+                Send { who: SECOND, what: What::Get, times: 1, slow: false },
+                Wait(15_000),
+            ],
+        );
+    }
+}
+
+#[test]
+fn whoever_waits_for_a_claim_hears_that_it_was_shortened() {
+    agrees(
+        false,
+        [
+            next(Answer::Nothing),
+            Break { who: FIRST, call: Call::Renew, fault: Fault::FailLate },
+            Break { who: FIRST, call: Call::Release, fault: Fault::Fail },
+            RefreshByHand { who: FIRST },
+            RefreshByHand { who: SECOND },
+            Answers { who: FIRST, answer: Answer::Rejected },
+            Wait(15_000),
+        ],
+    );
+}

@@ -306,7 +306,7 @@ impl Model {
         loop {
             let timers = self.flights.iter().map(Flight::due);
             let pauses = self.sessions.iter().filter_map(|it| it.cooling.map(|(until, _)| until));
-            let Some(open) = timers.chain(pauses).find(|it| it.lo < self.now && self.now < it.hi) else {
+            let Some(open) = timers.chain(pauses).find(|it| it.lo <= self.now && self.now < it.hi) else {
                 return self.now;
             };
             self.run_until(open.hi);
@@ -784,10 +784,15 @@ impl Model {
     /// The authorization server's own word, unless the store knows better, or nothing.
     fn rejected(&mut self, f: usize) {
         let Flight { who, epoch, claim, .. } = self.flights[f];
+        let renews = self.fault(who, Call::Renew) != Some(Fault::Fail);
+        let until = self.at.plus(END_LEASE, END_LEASE);
+        let held = renews && self.renew(claim.unwrap(), until);
+        if held {
+            self.claim_ends(until);
+        }
         if self.fault(who, Call::Renew).is_some() || self.fault(who, Call::Load).is_some() {
             return self.fail(f, Kind::Unavailable, 0);
         }
-        let held = self.renew(claim.unwrap(), self.at.plus(END_LEASE, END_LEASE));
         match self.store.record {
             None => self.vanish(f),
             Some(record) if record.version != claim.unwrap().version => self.adopt(f, record),
@@ -940,6 +945,19 @@ impl Model {
                 true
             }
             _ => false,
+        }
+    }
+
+    /// Who waits for a claim hears in time that it ends sooner.
+    fn claim_ends(&mut self, until: Moment) {
+        let then = until.plus(0, 10);
+        for flight in &mut self.flights {
+            if let Stage::Queueing(look) = flight.stage
+                && then.hi < look.hi
+            {
+                self.unsure.set(self.unsure.get() || then.hi >= flight.deadline.lo);
+                flight.stage = Stage::Queueing(then);
+            }
         }
     }
 

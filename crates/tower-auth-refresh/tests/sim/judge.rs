@@ -240,7 +240,11 @@ impl Judge {
         let call = &self.presented[ticket.0];
         if superseded {
             if !call.marked && call.ended.is_none() {
-                self.violation(now, "what may have been used is presented as in doubt", format!("call {ticket} arrives"));
+                self.violation(
+                    now,
+                    "what may have been used is presented as in doubt",
+                    format!("call {ticket} arrives"),
+                );
             }
             self.count(if refusal.is_some() { "sign-ins lost with an answer" } else { "repeated within the grace" });
         }
