@@ -966,7 +966,9 @@ impl Model {
         let soon = self.at.plus(0, CLAIM_POLL);
         for flight in &mut self.flights {
             if let Stage::Queueing(look) = flight.stage {
-                self.unsure.set(self.unsure.get() || soon.hi >= flight.deadline.lo);
+                // It may have looked for the last time before.
+                let before = self.at.lo < self.at.hi && look.lo <= self.at.hi;
+                self.unsure.set(self.unsure.get() || before || soon.hi >= flight.deadline.lo);
                 flight.stage = Stage::Queueing(if soon.hi < look.hi { soon } else { look });
             }
         }
