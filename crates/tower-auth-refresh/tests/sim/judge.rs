@@ -289,6 +289,10 @@ impl Judge {
         self.note(now, format_args!("life {life}: signs out of {held:?}"));
         self.count("sign-outs");
         self.signed_out.extend(held.into_iter().chain(stored));
+    }
+
+    /// A session is seen to be signed out.
+    pub fn left(&mut self, life: usize, held: Option<usize>) {
         self.left.extend(held.map(|family| (life, family)));
     }
 

@@ -210,8 +210,7 @@ impl Process {
             }
             if signs_out {
                 sleep(self.world.pause(0..200)).await;
-                self.world.sign_out(user, self.life, &session);
-                let _ = session.sign_out().await;
+                self.sign_out(user, session).await;
                 continue;
             }
             let burst = (0..burst).map(|_| task::spawn_local(Rc::clone(&self).request(user, session.clone())));
@@ -219,6 +218,17 @@ impl Process {
                 let _ = request.await;
             }
         }
+    }
+
+    /// Signs a user out. From when the session says so no request goes out for him.
+    async fn sign_out(&self, user: usize, session: Session) {
+        let held = self.world.sign_out(user, self.life, &session);
+        let mut states = session.subscribe();
+        let signed_out = task::spawn_local(async move { session.sign_out().await });
+        let is_over = |state: &SessionState| matches!(state, SessionState::SignedOut | SessionState::Ended);
+        let _ = states.wait_for(is_over).await;
+        self.world.state().judge.left(self.life, held);
+        let _ = signed_out.await;
     }
 
     /// Once the world has healed, a request has to succeed.

@@ -162,13 +162,15 @@ impl World {
         stored.is_some_and(|stored| held != Some(stored) && !state.judge.signed_out.contains(&stored))
     }
 
-    /// A user is about to sign out.
-    pub fn sign_out(&self, user: usize, life: usize, session: &Session) {
+    /// A user is about to sign out of the sign-in that is returned.
+    pub fn sign_out(&self, user: usize, life: usize, session: &Session) -> Option<usize> {
         let now = self.now();
         let state = &mut *self.state();
         let held = Some(session.tokens()).filter(|tokens| tokens.refresh_token().is_some());
         let stored = state.slots[user].family();
-        state.judge.signs_out(now, life, held.as_ref().map(family), stored);
+        let held = held.as_ref().map(family);
+        state.judge.signs_out(now, life, held, stored);
+        held
     }
 }
 
