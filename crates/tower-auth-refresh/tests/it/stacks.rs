@@ -488,16 +488,15 @@ async fn a_401_that_was_decompressed_within_the_layer_is_intact_when_it_is_retur
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "status 401");
 }
 
+type Change = fn(Call<AnyBody>) -> Call<AnyBody>;
+
 /// Compresses whatever it is answered for those who accept it; the server leaves that to it.
-fn compressing<S>(inner: S) -> Compression<MapRequest<S, impl Clone + FnMut(Call<AnyBody>) -> Call<AnyBody>>, SizeAbove>
-where
-    S: Service<Call<AnyBody>, Response: Debug>,
-{
-    let plain = |mut call: Call<AnyBody>| {
+fn compressing<S>(inner: S) -> Compression<MapRequest<S, Change>, SizeAbove> {
+    fn plain(mut call: Call<AnyBody>) -> Call<AnyBody> {
         call.headers_mut().remove(ACCEPT_ENCODING);
         call
-    };
-    Compression::new(MapRequest::new(inner, plain)).compress_when(SizeAbove::new(0))
+    }
+    Compression::new(MapRequest::new(inner, plain as Change)).compress_when(SizeAbove::new(0))
 }
 
 #[tokio::test(start_paused = true)]

@@ -42,7 +42,8 @@ struct Guise {
 fn guises(length: usize) -> Vec<Guise> {
     const JSON: &str = r#"{"access_token":"a9","refresh_token":"r9","long":""#;
     let guise = |name, head: String, again: Vec<u8>| Guise { name, head: head.into_bytes(), again };
-    let (text, chunk) = (vec![b'y'; 0x10000], [b"10000\r\n".as_slice(), &[b'y'; 0x10000], b"\r\n"].concat());
+    let text = vec![b'y'; 0x10000];
+    let chunk = [b"10000\r\n".as_slice(), &text, b"\r\n"].concat();
     let [bomb, again] = bomb();
     vec![
         guise("of that length", format!("content-length: {length}\r\n\r\n{JSON}"), text.clone()),

@@ -124,7 +124,7 @@ enum Stage {
 }
 
 /// Whether somebody may be before a write outside of a flight, and make it.
-#[derive(PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 enum Turn {
     First,
     Unknown,
@@ -913,7 +913,12 @@ impl Model {
         let over = self.store.record.map(|it| it.epoch);
         let peer = &self.sessions[1 - who];
         // A peer that can read, but not write, sees that when it tries again: at a time that nobody knows.
-        let sees = matches!(peer.owed, Owed::SignIn(_)) && self.fault(1 - who, Call::Load).is_none();
+        let concerned = match &peer.owed {
+            Owed::SignIn(_) => true,
+            Owed::SignOut(of) => !of.contains(&epoch),
+            Owed::Nothing | Owed::Tokens(_) => false,
+        };
+        let sees = concerned && self.fault(1 - who, Call::Load).is_none();
         self.unsure.set(self.is_unsure() || sees && over != Some(epoch));
         self.store.last += 1;
         let version = self.store.last;

@@ -142,7 +142,7 @@ impl Judge {
         case.must(wanted, format_args!("9: {presented:?} was never refused"));
         if request.trigger() == Trigger::Early {
             case.early_calls += 1;
-            let is_due = case.early.is_some_and(|early| case.age(presented) >= early.lifetime - early.window);
+            let is_due = case.early.is_some_and(|early| case.age(presented) + early.window >= early.lifetime);
             case.must(is_due, format_args!("9: {presented:?} isn't due yet"));
         }
         let is_over = case.over.contains_key(&presented.user);
