@@ -145,9 +145,11 @@ impl AuthClient {
     }
 
     /// Sends a header with every call: an API key, `X-Requested-With`. Default: none. Headers that a call needs itself
-    /// (`Authorization`, `Content-Type`, `Cookie`, `Accept`) win.
+    /// (`Authorization`, `Content-Type`, `Cookie`, `Accept`) win. It is marked sensitive, so that whoever traces headers
+    /// doesn't show it.
     #[must_use]
-    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+    pub fn header(mut self, name: HeaderName, mut value: HeaderValue) -> Self {
+        value.set_sensitive(true);
         self.headers.insert(name, value);
         self
     }

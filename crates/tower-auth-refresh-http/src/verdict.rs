@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{DATE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value};
 
@@ -201,7 +201,8 @@ fn by_code(error: &str, headers: &HeaderMap) -> Option<CallError> {
     ))
 }
 
-/// `Retry-After` in seconds or as a date (RFC 9110 §10.2.3), clamped; `None` if it says nothing readable.
+/// `Retry-After` in seconds or as a date (RFC 9110 §10.2.3), clamped; `None` if it says nothing readable. A date counts
+/// from that of the answer itself, if it has one: the server's clock may not be ours.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let delay = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -209,7 +210,8 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         Duration::from_secs(text.parse().unwrap_or(u64::MAX))
     } else {
         let at = httpdate::parse_http_date(text).ok()?;
-        at.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO)
+        let date = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+        at.duration_since(date.unwrap_or_else(SystemTime::now)).unwrap_or(Duration::ZERO)
     };
     Some(delay.min(LONGEST_RETRY_AFTER))
 }
@@ -277,6 +279,19 @@ mod tests {
         for unreadable in ["", "-1", "1.5", "soon", "7s"] {
             assert_eq!(retry_after_of(unreadable), None, "{unreadable:?}");
         }
+    }
+
+    #[test]
+    fn a_date_to_retry_after_counts_from_that_of_the_answer() {
+        let day = Duration::from_secs(24 * 60 * 60);
+        for clock in [SystemTime::now() - day, SystemTime::now() + day] {
+            let later = |seconds| httpdate::fmt_http_date(clock + Duration::from_secs(seconds)).parse().unwrap();
+            let headers = HeaderMap::from_iter([(DATE, later(0)), (RETRY_AFTER, later(7))]);
+            assert_eq!(retry_after(&headers), Some(Duration::from_secs(7)));
+        }
+        let soon = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(100)).parse().unwrap();
+        let headers = HeaderMap::from_iter([(DATE, "yesterday".parse().unwrap()), (RETRY_AFTER, soon)]);
+        assert!((98..=100).contains(&retry_after(&headers).unwrap().as_secs()));
     }
 
     fn foreign(values: &[&str]) -> bool {

@@ -201,6 +201,11 @@ impl Tokens {
         self.extra.iter().flat_map(|members| members.iter()).map(|(name, value)| (name.as_str(), value))
     }
 
+    /// These tokens, with an expiry that is to come or none.
+    pub(crate) fn unless_expired_at(self, now: SystemTime) -> Self {
+        Self { expires_at: self.expires_at.filter(|at| *at > now), ..self }
+    }
+
     /// These tokens, completed with what the answer left out: RFC 6749 §6 lets a server omit the refresh token when
     /// the old one stays good.
     pub(crate) fn completed_from(mut self, previous: &Self) -> Self {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails in a test, fails the test")]
 
+mod cancellation;
 mod cookie;
 mod corpus;
 mod decisions;
@@ -16,6 +17,7 @@ mod oauth;
 mod properties;
 mod secrets;
 mod sending;
+mod skew;
 mod support;
 #[cfg(feature = "client")]
 mod wire;

@@ -22,7 +22,7 @@ use super::SessionState;
 use super::flight::{Flight, Landing};
 use super::state::{At, Demand, Due, Effect, Event, Phase, State};
 use super::sync::{Attempt, SAVE_TIMEOUT};
-use super::traffic::{Traffic, UnderWay};
+use super::traffic::Traffic;
 use super::{Rotation, SessionError};
 use crate::TARGET;
 use crate::refresh::{Generation, NotRefreshed, RefreshError, RefreshRequest, RevokeRequest, Trigger};
@@ -464,14 +464,12 @@ impl TokenCell {
         self.config.due(tokens, At::now())
     }
 
-    /// Carries something out, whoever goes away. It is under way from now on.
+    /// Carries something out, whoever goes away.
     pub(crate) fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,
     {
-        let under_way = self.config.under_way();
-        // An `async` block around it would hold it twice: as what it caught, and as what it awaits.
-        self.config.runtime.spawn(task.inspect(|_| drop(under_way)))
+        self.config.spawn(task)
     }
 
     /// Until when anybody waits who begins now.
@@ -559,9 +557,14 @@ impl Config {
         self.refresh_timeout + 60 * SAVE_TIMEOUT
     }
 
-    /// For as long as it lives, something is under way that a shutdown should wait for.
-    fn under_way(&self) -> Option<UnderWay> {
-        self.traffic.as_ref().map(Traffic::begin)
+    /// Carries something out, whoever goes away. It is under way from now on: a shutdown should wait for it.
+    pub(crate) fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let under_way = self.traffic.as_ref().map(Traffic::begin);
+        // An `async` block around it would hold it twice: as what it caught, and as what it awaits.
+        self.runtime.spawn(task.inspect(|_| drop(under_way)))
     }
 
     pub(crate) fn due(&self, tokens: &Tokens, at: At) -> Option<Due> {

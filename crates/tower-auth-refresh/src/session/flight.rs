@@ -425,6 +425,9 @@ impl Task {
 
     /// Stores what was bought, then puts it in force; whatever the store does, within a bounded time.
     async fn save_and_publish(&self, claim: Claim, tokens: Tokens) -> Outcome {
+        // What has expired when it is issued has not: one of both clocks is wrong. The API will say when. A peer would
+        // take it for expired too, and present the refresh token instead of adopting it.
+        let tokens = tokens.unless_expired_at(SystemTime::now());
         let epoch = self.base.epoch;
         let signed_out = self.cell.snapshot().epoch != epoch;
         let commit = if signed_out { None } else { Some(bounded(|| self.cell.store.commit(&claim, &tokens)).await) };
@@ -441,7 +444,7 @@ impl Task {
                 Stored::Unsaved(Arc::new(claim))
             }
         };
-        // What has expired when it is issued has not: one of both clocks is wrong. The API will say when.
+        // Nor has what expired while it was saved, for all that is known.
         let due = self.cell.due(&tokens).filter(|due| due.expired > Instant::now());
         self.cell.change(Event::Refreshed { epoch, tokens, stored, due }).await;
         Ok(())

@@ -181,16 +181,8 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
     /// the user is signed out all the same, and deleting from the store is retried in the background. If the runtime has
     /// shut down: then nothing is changed. A key that nobody is signed in under is no error.
     pub async fn sign_out(&self, key: &K) -> Result<(), SessionsError> {
-        let session = match self.get(key).await {
-            // Nobody has to make room for one that goes.
-            Err(SessionsError::Full) => self.inner.load_outside(key).await?,
-            found => found?,
-        };
-        let Some(session) = session else { return Ok(()) };
-        let signed_out = session.sign_out().await;
-        drop(session);
-        drop(self.inner.table.remove_if_over(key));
-        Ok(signed_out?)
+        let signed_out = self.inner.config.spawn(Arc::clone(&self.inner).sign_out(key.clone()));
+        signed_out.await.map_err(SessionError::runtime)?
     }
 
     /// How many are in memory. Those that are over are counted until they are swept.
@@ -343,6 +335,22 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         drop(arrivals);
         drop((gone, overtaken));
         Ok(Arrival::New(new))
+    }
+
+    async fn sign_out(self: Arc<Self>, key: K) -> Result<(), SessionsError> {
+        let session = match self.find(&key) {
+            Some(cell) => Some(Session::of(cell)),
+            None => match self.find_or_load(&key).await {
+                // Nobody has to make room for one that goes.
+                Err(SessionsError::Full) => self.load_outside(&key).await?,
+                found => found?,
+            },
+        };
+        let Some(session) = session else { return Ok(()) };
+        let signed_out = session.sign_out().await;
+        drop(session);
+        drop(self.table.remove_if_over(&key));
+        Ok(signed_out?)
     }
 
     /// Reads a session that there is no room for. Should somebody else read it too, they are like two processes that share

@@ -11,6 +11,7 @@ use std::thread::{self, Thread};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join};
 use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use http::{Request, Response, StatusCode};
@@ -20,14 +21,14 @@ use tokio::runtime::{self, Runtime};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 use tower::{BoxError, Service, ServiceExt, service_fn};
-use tower_auth_refresh::store::{MemoryStore, TokenStore};
+use tower_auth_refresh::store::{Epoch, MemoryStore, TokenStore};
 use tower_auth_refresh::{
     AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshRequest, ReplayBody, RevokeRequest, Session,
-    SessionState, Tokens,
+    SessionState, Sessions, Tokens,
 };
 use tower_layer::Layer;
 
-use crate::faulty::FaultyStore;
+use crate::faulty::{FaultyStore, Op};
 use crate::support::*;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -344,6 +345,109 @@ async fn a_build_dropped_at_any_moment_can_be_repeated() {
         .await;
         assert!(polls >= 2 && turns >= 2, "dropped at {polls} polls, {turns} turns");
     }
+}
+
+/// Sessions of many users whose parts take their turns. User 1 has signed in elsewhere: his store has [`pair`]`(1)`.
+struct SlowMany {
+    sessions: Sessions<u32>,
+    store: Arc<FaultyStore>,
+    revoked: Arc<Mutex<Vec<Tokens>>>,
+}
+
+impl SlowMany {
+    async fn new() -> Self {
+        let (store, revoked) = (FaultyStore::new(), Arc::<Mutex<Vec<Tokens>>>::default());
+        store.without_faults().replace(Epoch::random(), &pair(1)).await.unwrap();
+        let refresh = tower::service_fn(|_: RefreshRequest| async {
+            yield_now().await;
+            yield_now().await;
+            Ok::<_, RefreshError>(pair(2))
+        });
+        let log = Arc::clone(&revoked);
+        let revoke = tower::service_fn(move |request: RevokeRequest| {
+            log.lock().unwrap().push(request.tokens().clone());
+            yield_now().map(Ok::<_, BoxError>)
+        });
+        let stored = Arc::clone(&store);
+        let builder = Sessions::builder(Session::builder(refresh).revoke(revoke));
+        Self { sessions: builder.stores(move |_| stored.clone()).build().unwrap(), store, revoked }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_up_dropped_at_any_moment_is_made_once_and_found_by_the_next() {
+    let (polls, turns) = Dropped::at_each_moment(async |dropped| {
+        let it = SlowMany::new().await;
+        let sessions = it.sessions.clone();
+        let ended = dropped.run(async move { sessions.get(&1).await.unwrap() }).await;
+        let session = timeout(MINUTE, it.sessions.get(&1)).await.unwrap().unwrap().unwrap();
+        assert_eq!(session.tokens(), pair(1));
+        assert_eq!(it.store.calls(), [Op::Load], "{dropped:?}");
+        ended.is_some()
+    })
+    .await;
+    assert!(polls >= 1 && turns >= 3, "dropped at {polls} polls, {turns} turns");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_in_among_many_dropped_at_any_moment_is_carried_out() {
+    for is_held in [false, true] {
+        let (polls, turns) = Dropped::at_each_moment(async |dropped| {
+            let it = SlowMany::new().await;
+            let held = if is_held { it.sessions.get(&1).await.unwrap() } else { None };
+            let sessions = it.sessions.clone();
+            let ended = dropped.run(async move { sessions.sign_in(1, pair(5)).await.unwrap() }).await;
+            timeout(MINUTE, it.sessions.landed()).await.unwrap();
+            let session = it.sessions.get(&1).await.unwrap().unwrap();
+            assert_eq!(it.store.tokens().await, Some(session.tokens()), "{dropped:?}");
+            if !matches!(dropped, Dropped::AtTurn(0)) {
+                assert_eq!(session.tokens(), pair(5), "{dropped:?}");
+            }
+            assert!(held.is_none_or(|held| held.tokens() == session.tokens()));
+            ended.is_some()
+        })
+        .await;
+        assert!(polls >= 1 && turns >= 3, "dropped at {polls} polls, {turns} turns");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_out_among_many_dropped_at_any_moment_is_carried_out() {
+    for is_held in [false, true] {
+        let (polls, turns) = Dropped::at_each_moment(async |dropped| {
+            let it = SlowMany::new().await;
+            let held = if is_held { it.sessions.get(&1).await.unwrap() } else { None };
+            let sessions = it.sessions.clone();
+            let ended = dropped.run(async move { sessions.sign_out(&1).await.unwrap() }).await;
+            sleep(MINUTE).await;
+            if !matches!(dropped, Dropped::AtTurn(0)) {
+                assert_eq!(it.store.tokens().await, None, "{dropped:?}");
+                assert_eq!(*it.revoked.lock().unwrap(), [pair(1)], "{dropped:?}");
+                assert!(held.is_none_or(|held| held.state() == SessionState::SignedOut));
+            }
+            ended.is_some()
+        })
+        .await;
+        assert!(polls >= 1 && turns >= 5, "dropped at {polls} polls, {turns} turns");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_until_all_have_landed_dropped_at_any_moment_can_be_repeated() {
+    let (polls, turns) = Dropped::at_each_moment(async |dropped| {
+        let it = SlowMany::new().await;
+        let session = it.sessions.get(&1).await.unwrap().unwrap();
+        let refresh = tokio::spawn(async move { session.refresh().await });
+        yield_now().await;
+        let sessions = it.sessions.clone();
+        let ended = dropped.run(async move { sessions.landed().await }).await;
+        timeout(MINUTE, it.sessions.landed()).await.unwrap();
+        assert_eq!(it.store.tokens().await, Some(pair(2)), "{dropped:?}");
+        refresh.await.unwrap().unwrap();
+        ended.is_some()
+    })
+    .await;
+    assert!(polls >= 1 && turns >= 3, "dropped at {polls} polls, {turns} turns");
 }
 
 #[tokio::test(start_paused = true)]

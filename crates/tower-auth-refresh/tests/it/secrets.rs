@@ -16,7 +16,12 @@ use tower::{Service, ServiceBuilder, ServiceExt};
 use tower_auth_refresh::store::{Claiming, Clear, Commit, Epoch, Presented};
 use tower_auth_refresh::{
     AccessToken, AuthRefreshLayer, Challenge, MemoryStore, NotRefreshed, OptOut, Origin, Origins, RefreshError,
-    RefreshReport, RefreshRequest, RefreshToken, ReplayLimit, RevokeRequest, Rotation, Session, TokenStore, Tokens,
+    RefreshReport, RefreshRequest, RefreshService, RefreshToken, ReplayLimit, RevokeRequest, RevokeService, Rotation,
+    Session, TokenStore, Tokens,
+};
+use tower_auth_refresh_http::{
+    AuthClient, ClientAuth, ClientCredentials, CookieRefresh, JsonLogin, JsonLogout, JsonRefresh, OAuthRefresh,
+    OAuthRevoke,
 };
 use tower_http::trace::{DefaultMakeSpan, DefaultOnRequest, DefaultOnResponse, TraceLayer};
 use tower_layer::Layer;
@@ -122,6 +127,13 @@ impl Watch {
 
     fn has(&self, text: &str) -> bool {
         self.printed.lock().unwrap().contains(text)
+    }
+
+    /// So that the next look at what was printed is as quick as the first.
+    fn forget_what_did_not_leak(&self) {
+        self.assert_nothing_leaked();
+        self.canaries.lock().unwrap().clear();
+        self.printed.lock().unwrap().clear();
     }
 
     /// No eight bytes in a row of any canary, in any of the ways that bytes are commonly printed.
@@ -422,6 +434,98 @@ async fn no_secret_is_traced_or_in_an_error_whatever_becomes_of_a_refresh() {
     watch.debug(&it.session);
 
     watch.assert_nothing_leaked();
+}
+
+/// What an authorization server answers, around a secret.
+type Said = fn(&str) -> io::Result<(u16, String)>;
+
+/// A client for refresh calls, within traces of its own, headers included. Each of its calls, and each answer, has a
+/// secret in it.
+fn traced_auth(watch: &Watch, says: Said) -> AuthClient {
+    let canaries = watch.clone();
+    let server = tower::service_fn(move |_: Request<Full<Bytes>>| {
+        let answer = says(&canaries.canary()).map(|(status, text)| {
+            let set_cookie = format!("rt={}; Path=/", canaries.canary());
+            let response = http::Response::builder().status(status).header("set-cookie", set_cookie);
+            let challenge = format!("Bearer error=\"{}\"", canaries.canary());
+            response.header("www-authenticate", challenge).body(Full::<Bytes>::from(text)).unwrap()
+        });
+        std::future::ready(answer)
+    });
+    let trace = TraceLayer::new_for_http()
+        .make_span_with(DefaultMakeSpan::new().include_headers(true).level(Level::TRACE))
+        .on_request(DefaultOnRequest::new().level(Level::TRACE))
+        .on_response(DefaultOnResponse::new().level(Level::TRACE));
+    let key = watch.canary().parse().unwrap();
+    let client = AuthClient::new(trace.layer(server)).header(HeaderName::from_static("x-api-key"), key);
+    watch.debug(&client);
+    client
+}
+
+/// A session refreshes, is refused, and signs out.
+async fn live<R>(watch: &Watch, refresh: R, revoke: impl RevokeService + Debug)
+where
+    R: RefreshService + Debug,
+{
+    watch.debug((&refresh, &revoke));
+    let session = Session::builder(refresh).tokens(watch.tokens()).revoke(revoke).build().await.unwrap();
+    for _ in 0..2 {
+        if let Err(error) = session.refresh().await {
+            watch.error(&error);
+        }
+    }
+    watch.debug(&session);
+    if let Err(error) = session.sign_out().await {
+        watch.error(&error);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_secret_is_traced_or_in_an_error_of_the_ready_made_calls() {
+    const URL: &str = "https://auth.example.com/auth/refresh";
+    let (watch, _listening) = Watch::start();
+    let says: [Said; 10] = [
+        |it| Ok((200, format!(r#"{{"access_token":"{it}","refresh_token":"r{it}","id_token":"{it}"}}"#))),
+        |it| Ok((200, format!(r#"{{"access_token":"{it}\r\n","refresh_token":"{it}"}}"#))),
+        |it| Ok((200, format!(r#"{{"access_token":"a","refresh_token":["{it}"]}}"#))),
+        |it| Ok((200, format!(r#"{{"access_token":"{it}","token_type":"{it}"}}"#))),
+        |it| Ok((200, format!(r#"{{"access_token":"{it}"#))),
+        |it| Ok((302, it.to_owned())),
+        |it| Ok((400, format!(r#"{{"error":"{it}","error_description":"{it}"}}"#))),
+        |it| Ok((401, format!(r#"{{"error":"invalid_grant","error_description":"{it}"}}"#))),
+        |it| Ok((503, it.to_owned())),
+        |_| Err(io::Error::other("reset")),
+    ];
+    for says in says {
+        let client = || traced_auth(&watch, says);
+        for auth in [ClientAuth::basic("app", watch.canary()), ClientAuth::post("app", watch.canary())] {
+            watch.debug(&auth);
+            let revoke = OAuthRevoke::new(client(), URL, auth.clone()).unwrap();
+            live(&watch, OAuthRefresh::new(client(), URL, auth.clone()).unwrap(), revoke).await;
+            let grant = ClientCredentials::new(client(), URL, auth).unwrap();
+            watch.debug(&grant);
+            if let Err(error) = grant.tokens().await {
+                watch.error(&error);
+            }
+        }
+        assert!(watch.has("\"authorization\": Sensitive") && watch.has("\"x-api-key\": Sensitive"));
+        watch.forget_what_did_not_leak();
+        let logout = || JsonLogout::new(client(), URL).unwrap().with_access_token();
+        live(&watch, JsonRefresh::new(client(), URL).unwrap(), logout()).await;
+        watch.forget_what_did_not_leak();
+        live(&watch, CookieRefresh::new(client(), URL, "rt").unwrap(), logout()).await;
+        assert!(watch.has("\"cookie\": Sensitive"));
+        watch.forget_what_did_not_leak();
+
+        let login = JsonLogin::new(client(), URL).unwrap();
+        watch.debug(&login);
+        let (refresh, _) = script::<_, Tokens, RefreshError>();
+        let session = Session::builder(refresh).build().await.unwrap();
+        if let Err(error) = login.sign_in(&session, &serde_json::json!({ "password": watch.canary() })).await {
+            watch.error(&error);
+        }
+        watch.forget_what_did_not_leak();
+    }
 }
 
 #[tokio::test(start_paused = true)]

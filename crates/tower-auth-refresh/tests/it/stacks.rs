@@ -23,13 +23,14 @@ use tower::retry::{Policy, Retry};
 use tower::steer::Steer;
 use tower::timeout::Timeout;
 use tower::timeout::error::Elapsed;
-use tower::util::BoxCloneSyncService;
+use tower::util::{BoxCloneService, BoxCloneSyncService, MapRequest};
 use tower::{BoxError, Service, ServiceExt};
 use tower_auth_refresh::{
     AccessToken, AuthRefresh, AuthRefreshLayer, NotRefreshed, OptOut, RefreshError, RefreshReport, RefreshRequest,
     Session, Tokens,
 };
-use tower_http::decompression::Decompression;
+use tower_http::compression::{Compression, predicate::SizeAbove};
+use tower_http::decompression::{Decompression, RequestDecompression};
 use tower_http::follow_redirect::FollowRedirect;
 use tower_http::trace::Trace;
 use tower_layer::Layer;
@@ -487,12 +488,135 @@ async fn a_401_that_was_decompressed_within_the_layer_is_intact_when_it_is_retur
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "status 401");
 }
 
+type Change = fn(Call<AnyBody>) -> Call<AnyBody>;
+
+/// Compresses whatever it is answered for those who accept it; the server leaves that to it.
+fn compressing<S>(inner: S) -> Compression<MapRequest<S, Change>, SizeAbove> {
+    fn plain(mut call: Call<AnyBody>) -> Call<AnyBody> {
+        call.headers_mut().remove(ACCEPT_ENCODING);
+        call
+    }
+    Compression::new(MapRequest::new(inner, plain as Change)).compress_when(SizeAbove::new(0))
+}
+
+#[tokio::test(start_paused = true)]
+async fn responses_are_compressed_within_the_layer_and_around_it() {
+    let zipped = |mut call: Call| {
+        call.headers_mut().insert(ACCEPT_ENCODING, "gzip".parse().unwrap());
+        call
+    };
+    let assert_zipped = async |answer: Response<AnyBody>| {
+        assert_eq!((answer.status(), &answer.headers()[CONTENT_ENCODING]), (StatusCode::OK, &"gzip".parse().unwrap()));
+        assert!(matches!(report(&answer), RefreshReport::Replayed));
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes()[..2], [0x1f, 0x8b]);
+    };
+
+    let server = Server::default();
+    let session = session_over(server.leaf().map_request(any::<Full<Bytes>>)).await;
+    session.sign_in(pair(9)).await.unwrap();
+    let client = AuthRefreshLayer::new(session, origin()).layer(boxed(compressing(server.leaf())).map_request(any));
+    assert_zipped(client.map_request(zipped).oneshot(get("/")).await.unwrap()).await;
+
+    let server = Server::default();
+    let session = session_over(server.leaf().map_request(any::<Full<Bytes>>)).await;
+    session.sign_in(pair(9)).await.unwrap();
+    let client = AuthRefreshLayer::new(session, origin()).layer(server.leaf().map_request(any));
+    let client = boxed(compressing(client)).map_request(any).map_request(zipped);
+    assert_zipped(client.oneshot(get("/")).await.unwrap()).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn traces_within_the_layer_and_around_it() {
     let server = Server::default();
     assert_mends_around(&server, Trace::new_for_http(server.leaf()), MANY, "/").await;
     let server = Server::default();
     assert_mends_within(&server, Trace::new_for_http, MANY, "/").await;
+}
+
+// Each with each.
+
+type AnyClient = BoxCloneService<Call<AnyBody>, Response<AnyBody>, BoxError>;
+
+fn boxed<C, ResB>(client: C) -> AnyClient
+where
+    C: Service<Call<AnyBody>, Response = Response<ResB>, Error: Into<BoxError>, Future: Send + 'static>,
+    C: Clone + Send + 'static,
+    ResB: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    let unsync = |response: Response<ResB>| response.map(|body| body.map_err(Into::into).boxed_unsync());
+    BoxCloneService::new(client.map_response(unsync).map_err(Into::into))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Middleware {
+    Buffer,
+    Compression,
+    ConcurrencyLimit,
+    Decompression,
+    FollowRedirect,
+    LoadShed,
+    RateLimit,
+    RequestDecompression,
+    Retry,
+    Steer,
+    Timeout,
+    Trace,
+}
+
+impl Middleware {
+    const ALL: [Self; 12] = [
+        Self::Buffer,
+        Self::Compression,
+        Self::ConcurrencyLimit,
+        Self::Decompression,
+        Self::FollowRedirect,
+        Self::LoadShed,
+        Self::RateLimit,
+        Self::RequestDecompression,
+        Self::Retry,
+        Self::Steer,
+        Self::Timeout,
+        Self::Trace,
+    ];
+
+    fn around(self, inner: AnyClient) -> AnyClient {
+        match self {
+            Self::Buffer => boxed(Buffer::new(inner, 1)),
+            Self::Compression => boxed(Decompression::new(compressing(inner))),
+            Self::ConcurrencyLimit => boxed(ConcurrencyLimit::new(inner, 1)),
+            Self::Decompression => boxed(Decompression::new(inner)),
+            Self::FollowRedirect => boxed(FollowRedirect::new(inner)),
+            Self::LoadShed => boxed(LoadShed::new(inner)),
+            Self::RateLimit => boxed(Buffer::new(RateLimit::new(inner, Rate::new(50, Duration::from_secs(1))), 1)),
+            Self::RequestDecompression => boxed(RequestDecompression::new(inner.map_request(any))),
+            Self::Retry => boxed(Retry::new(OnHiccup(2), inner)),
+            Self::Steer => {
+                let other = boxed(tower::service_fn(|_| async { Err::<Answer, BoxError>("the wrong one".into()) }));
+                boxed(Buffer::new(Steer::new([other, inner], |_: &Call<AnyBody>, _: &[_]| 1), 1))
+            }
+            Self::Timeout => boxed(Timeout::new(inner, Duration::from_secs(5))),
+            Self::Trace => boxed(Trace::new_for_http(inner)),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_middleware_within_the_layer_goes_with_every_one_around_it() {
+    for within in Middleware::ALL {
+        for around in Middleware::ALL {
+            let stack = [within, around];
+            let server = Server::prompt();
+            // Refresh calls share what is within.
+            let inner = within.around(boxed(server.leaf()));
+            let session = session_over(inner.clone().map_request(any::<Full<Bytes>>)).await;
+            let client = AuthRefreshLayer::new(session, origin()).layer(inner.map_request(any));
+            let client = around.around(boxed(client)).map_request(any::<Full<Bytes>>);
+            let at_once = if stack.contains(&Middleware::LoadShed) { ONE } else { MANY };
+            let path = if stack.contains(&Middleware::FollowRedirect) { "/moved" } else { "/" };
+            println!("{around:?} around the layer around {within:?}");
+            assert_mends(&server, client, at_once, path).await;
+        }
+    }
 }
 
 // All at once.

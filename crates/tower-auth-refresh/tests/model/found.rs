@@ -5,6 +5,7 @@ use crate::script::Line::{self, *};
 use crate::script::{Answer, Call, Fault, Script, What, With};
 
 const FIRST: usize = 0;
+const SECOND: usize = 1;
 
 fn agrees(rotates: bool, lines: impl IntoIterator<Item = Line>) {
     let script = Script { rotates, seed: 0, lines: lines.into_iter().collect() };
@@ -69,6 +70,71 @@ fn the_end_is_written_at_once_though_another_write_has_failed() {
             SignIn { who: FIRST, with: With::Both },
             EXPIRE,
             get(false),
+        ],
+    );
+}
+
+#[test]
+fn a_peer_waits_for_the_lease_of_the_end_where_its_record_cannot_be_deleted() {
+    agrees(
+        false,
+        [
+            next(Answer::Rejected),
+            Break { who: FIRST, call: Call::Clear, fault: Fault::Fail },
+            RefreshByHand { who: FIRST },
+            Wait(15_000),
+            Expire { who: SECOND },
+            Send { who: SECOND, what: What::Get, times: 1, slow: false },
+        ],
+    );
+}
+
+#[test]
+fn a_renewal_that_only_seems_to_fail_keeps_the_claim() {
+    agrees(
+        false,
+        [
+            Break { who: FIRST, call: Call::Renew, fault: Fault::FailLate },
+            Break { who: FIRST, call: Call::Commit, fault: Fault::Fail },
+            EXPIRE,
+            get(false),
+            Break { who: FIRST, call: Call::Renew, fault: Fault::Fail },
+            Wait(330_100),
+            Send { who: SECOND, what: What::Get, times: 1, slow: false },
+        ],
+    );
+}
+
+#[test]
+fn a_rejection_that_cannot_be_verified_has_shortened_the_claim_all_the_same() {
+    for (call, fault) in [(Call::Renew, Fault::FailLate), (Call::Load, Fault::Fail)] {
+        agrees(
+            false,
+            [
+                next(Answer::Rejected),
+                Break { who: FIRST, call: Call::Release, fault: Fault::Fail },
+                EXPIRE,
+                Break { who: FIRST, call, fault },
+                get(false),
+                Send { who: SECOND, what: What::Get, times: 1, slow: false },
+                Wait(15_000),
+            ],
+        );
+    }
+}
+
+#[test]
+fn whoever_waits_for_a_claim_hears_that_it_was_shortened() {
+    agrees(
+        false,
+        [
+            next(Answer::Nothing),
+            Break { who: FIRST, call: Call::Renew, fault: Fault::FailLate },
+            Break { who: FIRST, call: Call::Release, fault: Fault::Fail },
+            RefreshByHand { who: FIRST },
+            RefreshByHand { who: SECOND },
+            Answers { who: FIRST, answer: Answer::Rejected },
+            Wait(15_000),
         ],
     );
 }

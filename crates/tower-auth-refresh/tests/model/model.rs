@@ -11,6 +11,8 @@ const SAVE_TIMEOUT: u64 = 5_000;
 const LEASE_MARGIN: u64 = 10_000;
 /// A claim of tokens that can't be saved is renewed this far, at least once in the time that is taken off.
 const RENEWED: (u64, u64) = (264_000, 330_000);
+/// How long a claim holds once its refresh token was rejected.
+const END_LEASE: u64 = 15_000;
 /// By then, what could not be written is written once the store is well.
 const WRITTEN_BY: u64 = 66_000;
 const CLAIM_POLL: u64 = 201;
@@ -104,6 +106,8 @@ struct Flight {
     in_doubt: bool,
     attempts: u32,
     deadline: Moment,
+    /// The line in which it began.
+    line: usize,
     stage: Stage,
 }
 
@@ -117,6 +121,13 @@ enum Stage {
     Pausing(Moment),
     Committing(Moment, Pair),
     Over,
+}
+
+/// Whether somebody may be before a write outside of a flight, and make it.
+#[derive(Clone, Copy, PartialEq)]
+enum Turn {
+    First,
+    Unknown,
 }
 
 /// A request, or a refresh by hand.
@@ -172,6 +183,7 @@ pub(crate) struct Model {
     refuses_all: bool,
     expired: BTreeSet<u32>,
     last_epoch: u32,
+    line: usize,
     store: Store,
     sessions: [Session; 2],
     flights: Vec<Flight>,
@@ -213,6 +225,7 @@ impl Model {
             refuses_all: false,
             expired: BTreeSet::new(),
             last_epoch: 1,
+            line: 0,
             store: Store { last: 1, record: Some(Record { version: 1, epoch: 1, tokens }), mark: None },
             sessions: [session(), session()],
             flights: Vec::new(),
@@ -226,6 +239,7 @@ impl Model {
 
     pub(crate) fn line(&mut self, number: usize, line: &Line) {
         self.at = Moment::of(self.now);
+        self.line = number;
         match *line {
             Line::Send { who, what, times, slow } => {
                 for _ in 0..times {
@@ -252,21 +266,21 @@ impl Model {
             }
             Line::SignIn { who, with } => {
                 let id = self.caller(who, None, false);
-                self.wait_for_the_last_write(who);
+                let turn = self.wait_for_the_last_write(who);
                 let over = self.leftovers(who);
                 let epoch = self.new_epoch();
                 self.begin(who, epoch, with.pair(signed_in_with(number)));
                 self.owe(who, Owed::SignIn(over));
-                let written = self.sync(who);
+                let written = self.write_in_turn(who, turn);
                 self.end(id, format!("signed in, written: {written}"));
             }
             Line::SignOut { who } => {
                 let id = self.caller(who, None, false);
-                self.wait_for_the_last_write(who);
+                let turn = self.wait_for_the_last_write(who);
                 let (of, tokens) = (self.leftovers(who), self.sessions[who].tokens);
                 self.over(who);
                 self.owe(who, if of.is_empty() { Owed::Nothing } else { Owed::SignOut(of) });
-                let written = self.sync(who);
+                let written = self.write_in_turn(who, turn);
                 self.revoke(tokens);
                 self.end(id, format!("signed out, written: {written}"));
             }
@@ -275,7 +289,8 @@ impl Model {
             Line::Break { who, call, fault } => {
                 self.sessions[who].faults.entry(call).or_insert(fault);
                 match call {
-                    Call::Renew => self.no_longer_renewed(who),
+                    // One that only seems to fail renews.
+                    Call::Renew if self.fault(who, Call::Renew) == Some(Fault::Fail) => self.no_longer_renewed(who),
                     Call::Claim => self.store_changed(),
                     _ => {}
                 }
@@ -291,7 +306,7 @@ impl Model {
         loop {
             let timers = self.flights.iter().map(Flight::due);
             let pauses = self.sessions.iter().filter_map(|it| it.cooling.map(|(until, _)| until));
-            let Some(open) = timers.chain(pauses).find(|it| it.lo < self.now && self.now < it.hi) else {
+            let Some(open) = timers.chain(pauses).find(|it| it.lo <= self.now && self.now < it.hi) else {
                 return self.now;
             };
             self.run_until(open.hi);
@@ -361,11 +376,26 @@ impl Model {
         }
     }
 
-    /// A write outside of a flight waits for the one that hangs.
-    fn wait_for_the_last_write(&mut self, who: Who) {
+    /// A write outside of a flight waits for the one that hangs: that of a flight, or of who retries. Where both are at
+    /// it, the one that doesn't hang waits too, and is next.
+    fn wait_for_the_last_write(&mut self, who: Who) -> Turn {
         if matches!(self.sessions[who].owed, Owed::Tokens(_)) && self.fault(who, Call::Commit) == Some(Fault::Hang) {
             self.at.hi = self.at.lo + SAVE_TIMEOUT;
+            let waits = |it: &Flight| it.who == who && matches!(it.stage, Stage::SavingFirst(_));
+            if self.flights.iter().any(waits) {
+                return Turn::Unknown;
+            }
         }
+        Turn::First
+    }
+
+    /// Whoever comes to write, writes what is owed then.
+    fn write_in_turn(&mut self, who: Who, turn: Turn) -> bool {
+        let written = self.sync(who);
+        if turn == Turn::Unknown && self.sync(who) != written {
+            self.unsure.set(true);
+        }
+        written
     }
 
     // A request.
@@ -613,6 +643,10 @@ impl Model {
     // A flight: claim, call, save, publish.
 
     fn start(&mut self, who: Who) -> usize {
+        let deadline = self.at.plus(REFRESH_TIMEOUT, REFRESH_TIMEOUT);
+        // Of two sessions that begin at one moment, either may be first at the store.
+        let side_by_side = |it: &Flight| it.who != who && it.line == self.line && it.deadline == deadline;
+        self.unsure.set(self.is_unsure() || self.flights.iter().any(side_by_side));
         let it = &mut self.sessions[who];
         it.cooling = None;
         self.flights.push(Flight {
@@ -626,7 +660,8 @@ impl Model {
             doubted: it.in_doubt,
             in_doubt: false,
             attempts: 0,
-            deadline: self.at.plus(REFRESH_TIMEOUT, REFRESH_TIMEOUT),
+            deadline,
+            line: self.line,
             stage: Stage::Begun,
         });
         self.todo.push_back(Todo::Fly(self.flights.len() - 1));
@@ -749,10 +784,15 @@ impl Model {
     /// The authorization server's own word, unless the store knows better, or nothing.
     fn rejected(&mut self, f: usize) {
         let Flight { who, epoch, claim, .. } = self.flights[f];
+        let renews = self.fault(who, Call::Renew) != Some(Fault::Fail);
+        let until = self.at.plus(END_LEASE, END_LEASE);
+        let held = renews && self.renew(claim.unwrap(), until);
+        if held {
+            self.claim_ends(until);
+        }
         if self.fault(who, Call::Renew).is_some() || self.fault(who, Call::Load).is_some() {
             return self.fail(f, Kind::Unavailable, 0);
         }
-        let held = self.renew(claim.unwrap(), self.at.plus(RENEWED.1, RENEWED.1));
         match self.store.record {
             None => self.vanish(f),
             Some(record) if record.version != claim.unwrap().version => self.adopt(f, record),
@@ -873,7 +913,12 @@ impl Model {
         let over = self.store.record.map(|it| it.epoch);
         let peer = &self.sessions[1 - who];
         // A peer that can read, but not write, sees that when it tries again: at a time that nobody knows.
-        let sees = matches!(peer.owed, Owed::SignIn(_)) && self.fault(1 - who, Call::Load).is_none();
+        let concerned = match &peer.owed {
+            Owed::SignIn(_) => true,
+            Owed::SignOut(of) => !of.contains(&epoch),
+            Owed::Nothing | Owed::Tokens(_) => false,
+        };
+        let sees = concerned && self.fault(1 - who, Call::Load).is_none();
         self.unsure.set(self.is_unsure() || sees && over != Some(epoch));
         self.store.last += 1;
         let version = self.store.last;
@@ -908,12 +953,27 @@ impl Model {
         }
     }
 
+    /// Who waits for a claim hears in time that it ends sooner.
+    fn claim_ends(&mut self, until: Moment) {
+        let then = until.plus(0, 10);
+        for flight in &mut self.flights {
+            if let Stage::Queueing(look) = flight.stage
+                && then.hi < look.hi
+            {
+                self.unsure.set(self.unsure.get() || then.hi >= flight.deadline.lo);
+                flight.stage = Stage::Queueing(then);
+            }
+        }
+    }
+
     /// Who waits for a claim looks again and again.
     fn store_changed(&mut self) {
         let soon = self.at.plus(0, CLAIM_POLL);
         for flight in &mut self.flights {
             if let Stage::Queueing(look) = flight.stage {
-                self.unsure.set(self.unsure.get() || soon.hi >= flight.deadline.lo);
+                // It may have looked for the last time before.
+                let before = self.at.lo < self.at.hi && look.lo <= self.at.hi;
+                self.unsure.set(self.unsure.get() || before || soon.hi >= flight.deadline.lo);
                 flight.stage = Stage::Queueing(if soon.hi < look.hi { soon } else { look });
             }
         }

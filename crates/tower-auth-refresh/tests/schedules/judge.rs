@@ -11,6 +11,9 @@ use tower_auth_refresh::{AccessToken, RefreshRequest, RefreshToken, Tokens, Trig
 /// The first pause after a failure is a second, or half of it by chance.
 const SHORTEST_COOL_DOWN: Duration = Duration::from_millis(500);
 
+/// What the wall clock goes on by while a schedule is taken, in which time stands still: only expiries are by the wall clock.
+const BY_THE_WALL: Duration = Duration::from_millis(250);
+
 /// Tokens that were issued together: the `number`th of a user. A user signs in once, so he is an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Pair {
@@ -19,7 +22,7 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    pub(crate) fn tokens(self) -> Tokens {
+    fn tokens(self) -> Tokens {
         let Self { user, number } = self;
         let access = AccessToken::new(format!("a{user}-{number}")).unwrap();
         Tokens::new(access, RefreshToken::new(format!("r{user}-{number}")).unwrap())
@@ -67,10 +70,22 @@ pub(crate) struct Case {
     pub(crate) owners: HashMap<usize, Option<u32>>,
     /// Which generation of which session has been replaced.
     replaced: HashSet<(usize, u32, u64)>,
-    /// Refresh calls, by the pair that was presented.
     pub(crate) calls: u32,
+    /// Those that nobody was refused for.
+    pub(crate) early_calls: u32,
+    /// Tokens expire by themselves, and are refreshed before.
+    pub(crate) early: Option<Early>,
+    /// When each pair was issued.
+    issued: HashMap<Pair, Instant>,
     /// Several sessions share the store.
     pub(crate) is_fleet: bool,
+}
+
+/// How long access tokens live, and in which part of that time they are refreshed early.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Early {
+    pub(crate) lifetime: Duration,
+    pub(crate) window: Duration,
 }
 
 /// What descends from one sign-in.
@@ -105,7 +120,7 @@ impl Judge {
         let mut case = self.case();
         case.families.insert(user, family);
         case.delivered.insert(pair);
-        pair.tokens()
+        case.issue(pair)
     }
 
     /// The API accepts nobody's access token any more.
@@ -125,6 +140,11 @@ impl Judge {
         case.must(!again, format_args!("1: generation {generation} is refreshed again"));
         let wanted = request.trigger() != Trigger::Challenge || case.refused.contains(&presented) || case.is_fleet;
         case.must(wanted, format_args!("9: {presented:?} was never refused"));
+        if request.trigger() == Trigger::Early {
+            case.early_calls += 1;
+            let is_due = case.early.is_some_and(|early| case.age(presented) + early.window >= early.lifetime);
+            case.must(is_due, format_args!("9: {presented:?} isn't due yet"));
+        }
         let is_over = case.over.contains_key(&presented.user);
         case.must(!is_over, format_args!("14: {presented:?} is presented though its user is gone"));
         let lost = case.lost.get(&presented).is_some_and(|lost| lost.elapsed() < SHORTEST_COOL_DOWN);
@@ -165,7 +185,7 @@ impl Judge {
         let mut case = self.case();
         let accepted = token.is_some_and(|token| {
             let family = case.families[&token.user];
-            family.is_good && !family.is_over && family.newest == token.number
+            family.is_good && !family.is_over && family.newest == token.number && !case.has_expired(token)
         });
         if let Some(token) = token.filter(|_| !accepted) {
             case.refused.insert(token);
@@ -175,6 +195,33 @@ impl Judge {
 }
 
 impl Case {
+    /// A pair leaves the server.
+    fn issue(&mut self, pair: Pair) -> Tokens {
+        self.issued.entry(pair).or_insert_with(Instant::now);
+        match self.early {
+            Some(Early { lifetime, .. }) => pair.tokens().expires_in(lifetime),
+            None => pair.tokens(),
+        }
+    }
+
+    /// How old a pair is, or a little more.
+    fn age(&self, pair: Pair) -> Duration {
+        self.issued[&pair].elapsed() + BY_THE_WALL
+    }
+
+    fn has_expired(&self, pair: Pair) -> bool {
+        self.early.is_some_and(|early| self.issued[&pair].elapsed() >= early.lifetime)
+    }
+
+    /// Whether a request of this user may have to wait for newer tokens: those in force, or the last before them, were
+    /// refused or have expired.
+    pub(crate) fn may_wait(&self, user: u32) -> bool {
+        let Some(early) = self.early else { return true };
+        let newest = self.newest_delivered(user).expect("his first at least");
+        let last = Pair { number: newest.number.max(2) - 1, ..newest };
+        [newest, last].iter().any(|pair| self.refused.contains(pair) || self.age(*pair) >= early.lifetime)
+    }
+
     pub(crate) fn must(&mut self, holds: bool, otherwise: impl Display) {
         if !holds {
             self.violations.push(otherwise.to_string());
@@ -203,7 +250,9 @@ impl Call {
         if presented.number == family.newest {
             family.newest += 1;
             family.is_good = true;
-            self.bought = Some(Pair { number: family.newest, ..presented });
+            let bought = Pair { number: family.newest, ..presented };
+            case.issued.insert(bought, Instant::now());
+            self.bought = Some(bought);
             return self.bought;
         }
         family.is_over = true;
@@ -215,10 +264,11 @@ impl Call {
         None
     }
 
-    pub(crate) fn deliver(&self, bought: Pair) {
+    pub(crate) fn deliver(&self, bought: Pair) -> Tokens {
         let mut case = self.judge.case();
         case.delivered.insert(bought);
         case.replaced.insert((self.session, self.presented.user, self.generation));
+        case.issue(bought)
     }
 }
 

@@ -7,7 +7,6 @@ use std::fmt;
 use std::time::Duration;
 
 use http::Method;
-use serde_json::{Value, json};
 use tokio::task;
 use tower_auth_refresh::{RefreshErrorKind, Rotation, Tokens};
 
@@ -16,6 +15,9 @@ use crate::store::{access_token, refresh_token};
 
 /// The shortest cool-down after a failed refresh.
 const SHORTEST_COOL_DOWN: Duration = Duration::from_millis(500);
+
+/// What the wall clock, by which tokens expire, may go on by from when they are issued until they come into force.
+const BY_THE_WALL: Duration = Duration::from_millis(250);
 
 #[derive(Default)]
 pub struct Judge {
@@ -60,6 +62,8 @@ pub struct Presented {
     pub access: Token,
     pub marked: bool,
     pub manual: bool,
+    /// When it was due, if it was made early.
+    pub due: Option<Duration>,
     /// The task that it runs in: the flight.
     pub flight: Option<task::Id>,
     pub at: Duration,
@@ -88,18 +92,14 @@ struct Asked {
 }
 
 impl Ticket {
-    pub fn to_json(self) -> Value {
-        json!(self.0)
-    }
-
-    pub fn from_json(value: &Value) -> Self {
-        Self(usize::try_from(value.as_u64().unwrap()).unwrap())
+    pub fn read(text: &str) -> Self {
+        Self(text.parse().unwrap())
     }
 }
 
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "call {}", self.0)
+        write!(f, "{}", self.0)
     }
 }
 
@@ -149,7 +149,7 @@ impl Judge {
         let now = call.at;
         let ticket = Ticket(self.presented.len());
         let mark = if call.marked { ", in doubt" } else { "" };
-        self.note(now, format_args!("life {}: presents {} as {ticket}{mark}", call.life, call.token));
+        self.note(now, format_args!("life {}: presents {} as call {ticket}{mark}", call.life, call.token));
         self.count("refresh calls");
         let before = self.presented.iter().filter(|other| other.token == call.token).collect::<Vec<_>>();
         let mut broken = Vec::new();
@@ -204,11 +204,16 @@ impl Judge {
         {
             broken.push("a failed flight is followed by a cool-down");
         }
-        if !call.manual && !self.refused.contains(&call.access) {
+        if let Some(due) = call.due {
+            self.count("refreshed early");
+            if now + BY_THE_WALL < due {
+                broken.push("nothing is refreshed early before it is due");
+            }
+        } else if !call.manual && !self.refused.contains(&call.access) {
             broken.push("nothing is refreshed before an API has refused it");
         }
         for rule in broken {
-            self.violation(now, rule, format!("{} as {ticket}", call.token));
+            self.violation(now, rule, format!("{} as call {ticket}", call.token));
         }
         self.presented.push(call);
         ticket
@@ -219,7 +224,7 @@ impl Judge {
         let call = &mut self.presented[ticket.0];
         if call.ended.is_none() {
             call.ended = Some((now, outcome));
-            self.note(now, format_args!("{ticket} ends: {outcome}"));
+            self.note(now, format_args!("call {ticket} ends: {outcome}"));
             match outcome {
                 Outcome::Tokens(_) => self.count("refreshed"),
                 Outcome::Failed(RefreshErrorKind::Unavailable { .. }) => self.count("refresh calls that were not sent"),
@@ -231,11 +236,15 @@ impl Judge {
 
     /// The authorization server has dealt with a refresh call.
     pub fn exchanged(&mut self, now: Duration, ticket: Ticket, token: Token, superseded: bool, refusal: Option<&str>) {
-        self.note(now, format_args!("auth: {token} of {ticket}: {}", refusal.unwrap_or("granted")));
+        self.note(now, format_args!("auth: {token} of call {ticket}: {}", refusal.unwrap_or("granted")));
         let call = &self.presented[ticket.0];
         if superseded {
             if !call.marked && call.ended.is_none() {
-                self.violation(now, "what may have been used is presented as in doubt", format!("{ticket} arrives"));
+                self.violation(
+                    now,
+                    "what may have been used is presented as in doubt",
+                    format!("call {ticket} arrives"),
+                );
             }
             self.count(if refusal.is_some() { "sign-ins lost with an answer" } else { "repeated within the grace" });
         }
@@ -280,6 +289,10 @@ impl Judge {
         self.note(now, format_args!("life {life}: signs out of {held:?}"));
         self.count("sign-outs");
         self.signed_out.extend(held.into_iter().chain(stored));
+    }
+
+    /// A session is seen to be signed out.
+    pub fn left(&mut self, life: usize, held: Option<usize>) {
         self.left.extend(held.map(|family| (life, family)));
     }
 

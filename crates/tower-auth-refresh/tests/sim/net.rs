@@ -4,14 +4,17 @@ use std::future::{Future, pending};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, Uri};
+use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tower::Service;
 use turmoil::net::{TcpListener, TcpStream};
 
@@ -64,8 +67,29 @@ impl Write for Stream {
     }
 }
 
-/// Serves HTTP/1 on port 80 until the host dies.
-pub async fn serve<F>(answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static) -> turmoil::Result
+/// How often a connection over HTTP/2 is tried, and how long it may take to answer: messages get lost, and nobody else
+/// would notice.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+
+/// A client of HTTP/1 or HTTP/2.
+pub fn client<B>(http2: bool) -> Client<Connector, B>
+where
+    B: Body<Data: Send> + Send + Unpin + 'static,
+{
+    let mut builder = Client::builder(TokioExecutor::new());
+    if http2 {
+        builder
+            .timer(TokioTimer::new())
+            .http2_only(true)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .http2_keep_alive_timeout(KEEP_ALIVE)
+            .http2_keep_alive_while_idle(true);
+    }
+    builder.build(Connector)
+}
+
+/// Serves HTTP/1 or HTTP/2 on port 80 until the host dies.
+pub async fn serve<F>(http2: bool, answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static) -> turmoil::Result
 where
     F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
@@ -78,7 +102,13 @@ where
             async move { Ok::<_, std::convert::Infallible>(answered.await) }
         });
         // A connection that breaks is what this is about.
-        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        let stream = TokioIo::new(stream);
+        if http2 {
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(builder.serve_connection(stream, service));
+        } else {
+            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(stream, service));
+        }
     }
 }
 

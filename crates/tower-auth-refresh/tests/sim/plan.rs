@@ -24,6 +24,12 @@ pub struct Plan {
     pub auth_faults: f64,
     /// How often a user signs out between two requests.
     pub sign_outs: f64,
+    /// How long before their expiry tokens are refreshed, where they are.
+    pub early: Option<Duration>,
+    /// Over HTTP/2, not HTTP/1.
+    pub http2: bool,
+    /// By `OAuthRefresh`, not by `JsonRefresh`.
+    pub oauth: bool,
     pub chaos: Duration,
     pub events: Vec<(Duration, Event)>,
 }
@@ -97,11 +103,16 @@ impl Plan {
             store_faults: if rng.bool() { 0.0 } else { rng.f64() * 0.08 },
             auth_faults: if rng.bool() { 0.0 } else { rng.f64() * 0.2 },
             sign_outs: if rng.u8(..) < 192 { 0.0 } else { 0.03 },
+            early: None,
+            http2: false,
+            oauth: false,
             chaos: millis(rng, 5_000..12_000),
             events: Vec::new(),
         };
         plan.events = (0..rng.usize(2..=7)).map(|_| (millis(rng, 0..to_millis(plan.chaos)), plan.event(rng))).collect();
         plan.events.sort_by_key(|(at, _)| *at);
+        plan.early = (rng.u8(..3) == 0).then(|| millis(rng, 500..3_000));
+        (plan.http2, plan.oauth) = (rng.u8(..3) == 0, rng.u8(..3) == 0);
         plan
     }
 

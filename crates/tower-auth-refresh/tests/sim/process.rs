@@ -13,7 +13,6 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{self, Client};
-use hyper_util::rt::TokioExecutor;
 use tokio::task;
 use tokio::time::{sleep, timeout};
 use tower::timeout::Timeout;
@@ -24,10 +23,10 @@ use tower_auth_refresh::{
     AuthRefreshLayer, Origin, Origins, RefreshError, RefreshReport, RefreshRequest, ReplayBody, Session, SessionState,
     Tokens, Trigger,
 };
-use tower_auth_refresh_http::{AuthClient, JsonRefresh};
+use tower_auth_refresh_http::{AuthClient, ClientAuth, JsonRefresh, OAuthRefresh};
 
 use crate::judge::{Outcome, Presented, Ticket, body_of};
-use crate::net::{Connector, forever};
+use crate::net::{self, Connector, forever};
 use crate::plan::{Trap, millis};
 use crate::servers::Token;
 use crate::store::{SharedStore, access_token, family, refresh_token};
@@ -46,10 +45,26 @@ struct Process {
     world: Arc<World>,
     name: String,
     life: usize,
-    refresh: JsonRefresh,
+    refresh: RefreshCall,
     client: ApiClient,
     /// By user.
     sessions: RefCell<Vec<Option<Session>>>,
+}
+
+/// The refresh call of this world.
+#[derive(Clone)]
+enum RefreshCall {
+    Json(JsonRefresh),
+    OAuth(OAuthRefresh),
+}
+
+impl RefreshCall {
+    async fn refresh(self, ticket: Ticket, tokens: &Tokens) -> Result<Tokens, RefreshError> {
+        match self {
+            Self::Json(call) => call.member("ticket", ticket.to_string()).refresh(tokens).await,
+            Self::OAuth(call) => call.param("ticket", ticket.to_string()).refresh(tokens).await,
+        }
+    }
 }
 
 /// Calls the authorization server, and tells the judge.
@@ -59,7 +74,7 @@ struct Refresher {
     process: String,
     life: usize,
     user: usize,
-    call: JsonRefresh,
+    call: RefreshCall,
 }
 
 /// One attempt of a request, bounded in time and counted.
@@ -86,12 +101,16 @@ pub async fn run(world: Arc<World>, name: String) -> turmoil::Result {
         error.downcast_ref().is_some_and(legacy::Error::is_connect)
             || error.downcast_ref().is_some_and(hyper::Error::is_canceled)
     };
-    let auth = AuthClient::new(Client::builder(TokioExecutor::new()).build(Connector))
+    let auth = AuthClient::new(net::client(plan.http2))
         .allow_plain_http()
         .timeout(plan.call_timeout)
         .not_sent_when(never_left);
-    let refresh = JsonRefresh::new(auth, "http://auth/auth/refresh")?;
-    let inner = Timeout::new(Client::builder(TokioExecutor::new()).build(Connector), ATTEMPT);
+    let refresh = if plan.oauth {
+        RefreshCall::OAuth(OAuthRefresh::new(auth, "http://auth/auth/refresh", ClientAuth::public("app"))?)
+    } else {
+        RefreshCall::Json(JsonRefresh::new(auth, "http://auth/auth/refresh")?)
+    };
+    let inner = Timeout::new(net::client(plan.http2), ATTEMPT);
     let origins = (0..plan.apis).map(|n| Origin::parse_allowing_http(&format!("http://api-{n}")).unwrap());
     let client = ServiceBuilder::new()
         .layer(AuthRefreshLayer::per_request(origins.collect::<Origins>()))
@@ -157,6 +176,10 @@ impl Process {
                 .shared_store(Arc::clone(&store))
                 .rotation(plan.rotation)
                 .refresh_timeout(plan.refresh_timeout);
+            let session = match plan.early {
+                Some(window) => session.refresh_early(window),
+                None => session,
+            };
             if let Ok(session) = session.build().await {
                 return session;
             }
@@ -187,8 +210,7 @@ impl Process {
             }
             if signs_out {
                 sleep(self.world.pause(0..200)).await;
-                self.world.sign_out(user, self.life, &session);
-                let _ = session.sign_out().await;
+                self.sign_out(user, session).await;
                 continue;
             }
             let burst = (0..burst).map(|_| task::spawn_local(Rc::clone(&self).request(user, session.clone())));
@@ -196,6 +218,17 @@ impl Process {
                 let _ = request.await;
             }
         }
+    }
+
+    /// Signs a user out. From when the session says so no request goes out for him.
+    async fn sign_out(&self, user: usize, session: Session) {
+        let held = self.world.sign_out(user, self.life, &session);
+        let mut states = session.subscribe();
+        let signed_out = task::spawn_local(async move { session.sign_out().await });
+        let is_over = |state: &SessionState| matches!(state, SessionState::SignedOut | SessionState::Ended);
+        let _ = states.wait_for(is_over).await;
+        self.world.state().judge.left(self.life, held);
+        let _ = signed_out.await;
     }
 
     /// Once the world has healed, a request has to succeed.
@@ -320,6 +353,11 @@ impl Service<RefreshRequest> for Refresher {
                     access: access_token(request.tokens()),
                     marked: request.is_in_doubt(),
                     manual: request.trigger() == Trigger::Manual,
+                    due: (request.trigger() == Trigger::Early).then(|| {
+                        let window = world.plan.early.expect("nobody else refreshes early");
+                        let expiry = state.authority.expiry(access_token(request.tokens()));
+                        expiry.saturating_sub(window.min(world.plan.access_lifetime / 2))
+                    }),
                     flight: task::try_id(),
                     at,
                     ended: None,
@@ -328,7 +366,7 @@ impl Service<RefreshRequest> for Refresher {
             };
             world.springs_later(Trap::WhilePresenting, &this.process);
             let pending = Pending { world, ticket };
-            let answer = this.call.member("ticket", ticket.to_json()).refresh(request.tokens()).await;
+            let answer = this.call.refresh(ticket, request.tokens()).await;
             let outcome = match &answer {
                 Ok(tokens) => Outcome::Tokens(access_token(tokens)),
                 Err(error) => Outcome::Failed(error.kind()),

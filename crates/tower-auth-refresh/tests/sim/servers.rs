@@ -44,6 +44,8 @@ pub struct Authority {
     rotation: Rotation,
     grace: Duration,
     lifetime: Duration,
+    /// Whether it says when its tokens expire.
+    tells: bool,
 }
 
 /// One sign-in and all that came of it.
@@ -59,7 +61,8 @@ pub struct Family {
 
 impl Authority {
     pub fn new(plan: &Plan) -> Self {
-        Self { families: Vec::new(), rotation: plan.rotation, grace: plan.grace, lifetime: plan.access_lifetime }
+        let (rotation, grace, lifetime) = (plan.rotation, plan.grace, plan.access_lifetime);
+        Self { families: Vec::new(), rotation, grace, lifetime, tells: plan.early.is_some() }
     }
 
     pub fn family(&self, id: usize) -> &Family {
@@ -69,7 +72,19 @@ impl Authority {
     pub fn sign_in(&mut self, user: usize, now: Duration) -> Tokens {
         let expiries = vec![now + self.lifetime];
         self.families.push(Family { user, expiries, refresh: 1, superseded_at: Duration::ZERO, ended: None });
-        self.newest(self.families.len() - 1)
+        self.issued(self.families.len() - 1, now)
+    }
+
+    /// The newest tokens, as they are issued.
+    fn issued(&self, family: usize, now: Duration) -> Tokens {
+        let expiry = self.families[family].expiries.last().expect("one at least");
+        let tokens = self.newest(family);
+        if self.tells { tokens.expires_in(expiry.saturating_sub(now)) } else { tokens }
+    }
+
+    /// When an access token expires.
+    pub fn expiry(&self, access: Token) -> Duration {
+        self.families[access.family].expiries[access.number - 1]
     }
 
     pub fn newest(&self, family: usize) -> Tokens {
@@ -107,7 +122,7 @@ impl Authority {
         if token.number < family.refresh {
             let repeated = token.number + 1 == family.refresh && now <= family.superseded_at + grace;
             if matches!(rotation, Rotation::Grace(_)) && repeated {
-                return Ok(self.newest(token.family));
+                return Ok(self.issued(token.family, now));
             }
             family.ended = Some("reused");
             return Err("reused");
@@ -117,7 +132,7 @@ impl Authority {
             family.refresh += 1;
             family.superseded_at = now;
         }
-        Ok(self.newest(token.family))
+        Ok(self.issued(token.family, now))
     }
 
     fn accepts(&self, token: Token, now: Duration) -> Result<(), &'static str> {
@@ -130,14 +145,21 @@ impl Authority {
     }
 }
 
-/// `POST /auth/refresh`.
+/// `POST /auth/refresh`, of JSON or a form.
 pub async fn refresh(world: Arc<World>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let Ok(body) = request.into_body().collect().await else {
         return answer(StatusCode::BAD_REQUEST, &json!({}));
     };
-    let body: Value = serde_json::from_slice(&body.to_bytes()).unwrap();
+    let body = body.to_bytes();
+    let body: Value = if world.plan.oauth {
+        // Nothing in it needs to be escaped.
+        let form = std::str::from_utf8(&body).unwrap().split('&').map(|pair| pair.split_once('=').unwrap());
+        form.map(|(name, value)| (name.to_owned(), value.into())).collect::<serde_json::Map<_, _>>().into()
+    } else {
+        serde_json::from_slice(&body).unwrap()
+    };
     let token = Token::read(body["refresh_token"].as_str().unwrap()).unwrap();
-    let ticket = Ticket::from_json(&body["ticket"]);
+    let ticket = Ticket::read(body["ticket"].as_str().unwrap());
     sleep(world.pause(0..30)).await;
     if world.springs(Trap::AuthBeforeRotation, "auth") {
         return forever().await;
@@ -148,13 +170,13 @@ pub async fn refresh(world: Arc<World>, request: Request<Incoming>) -> Response<
         let fault = state.faulty(world.plan.auth_faults).then(|| state.rng.u8(0..3));
         match fault {
             Some(0) => {
-                state.judge.note(now, format_args!("auth: 503 to {ticket}"));
+                state.judge.note(now, format_args!("auth: 503 to call {ticket}"));
                 let mut later = answer(StatusCode::SERVICE_UNAVAILABLE, &json!({"error": "temporarily_unavailable"}));
                 later.headers_mut().insert(RETRY_AFTER, http::HeaderValue::from_static("1"));
                 return later;
             }
             Some(1) => {
-                state.judge.note(now, format_args!("auth: 500 to {ticket}, nothing done"));
+                state.judge.note(now, format_args!("auth: 500 to call {ticket}, nothing done"));
                 return answer(StatusCode::INTERNAL_SERVER_ERROR, &json!({}));
             }
             _ => {}
@@ -170,11 +192,16 @@ pub async fn refresh(world: Arc<World>, request: Request<Incoming>) -> Response<
     sleep(world.pause(0..30)).await;
     match outcome {
         _ if fault.is_some() => answer(StatusCode::INTERNAL_SERVER_ERROR, &json!({})),
+        Err(_) if world.plan.oauth => answer(StatusCode::BAD_REQUEST, &json!({"error": "invalid_grant"})),
         Err(_) => answer(StatusCode::UNAUTHORIZED, &json!({"error": "invalid_grant"})),
         Ok(tokens) => {
             let access = tokens.access_token().unwrap().expose_secret();
             let refresh = tokens.refresh_token().unwrap().expose_secret();
-            answer(StatusCode::OK, &json!({"access_token": access, "refresh_token": refresh, "token_type": "Bearer"}))
+            let lifetime = tokens.expiry().map(|_| world.lifetime(crate::store::access_token(&tokens)).as_secs_f64());
+            let granted = json!({
+                "access_token": access, "refresh_token": refresh, "token_type": "Bearer", "expires_in": lifetime,
+            });
+            answer(StatusCode::OK, &granted)
         }
     }
 }
@@ -212,6 +239,12 @@ fn answer(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
 }
 
 impl World {
+    /// How long an access token has yet to live.
+    fn lifetime(&self, access: Token) -> Duration {
+        let now = self.now();
+        self.state().authority.expiry(access).saturating_sub(now)
+    }
+
     /// How long a host takes to think.
     pub fn pause(&self, range: std::ops::Range<u64>) -> Duration {
         millis(&mut self.state().rng, range)

@@ -14,7 +14,7 @@ use turmoil::Sim;
 use crate::judge::{Judge, Violation};
 use crate::plan::{Event, Link, Plan, Trap, millis};
 use crate::servers::{self, Authority};
-use crate::store::{Slot, family};
+use crate::store::{Slot, access_token, family, refresh_token};
 use crate::{net, process};
 
 /// How finely time passes. Messages take at least as long.
@@ -162,13 +162,15 @@ impl World {
         stored.is_some_and(|stored| held != Some(stored) && !state.judge.signed_out.contains(&stored))
     }
 
-    /// A user is about to sign out.
-    pub fn sign_out(&self, user: usize, life: usize, session: &Session) {
+    /// A user is about to sign out of the sign-in that is returned.
+    pub fn sign_out(&self, user: usize, life: usize, session: &Session) -> Option<usize> {
         let now = self.now();
         let state = &mut *self.state();
         let held = Some(session.tokens()).filter(|tokens| tokens.refresh_token().is_some());
         let stored = state.slots[user].family();
-        state.judge.signs_out(now, life, held.as_ref().map(family), stored);
+        let held = held.as_ref().map(family);
+        state.judge.signs_out(now, life, held, stored);
+        held
     }
 }
 
@@ -199,6 +201,12 @@ pub fn run(seed: u64) -> Verdict {
     };
     for panic in PANICS.take() {
         state.judge.violation(now, "nothing panics", panic);
+    }
+    let plan = &world.plan;
+    for (what, is_so) in [("worlds over HTTP/2", plan.http2), ("worlds of OAuth", plan.oauth)] {
+        if is_so {
+            state.judge.count(what);
+        }
     }
     let judge = std::mem::take(&mut state.judge);
     Verdict { violations: judge.violations, trace: judge.trace, counts: judge.counts, recovery }
@@ -260,13 +268,13 @@ fn populate(sim: &mut Sim<'_>, world: &Arc<World>) {
     let host = Arc::clone(world);
     sim.host("auth", move || {
         let world = Arc::clone(&host);
-        net::serve(move |request| servers::refresh(Arc::clone(&world), request))
+        net::serve(world.plan.http2, move |request| servers::refresh(Arc::clone(&world), request))
     });
     for name in world.plan.server_names().skip(1) {
         let host = Arc::clone(world);
         sim.host(name, move || {
             let world = Arc::clone(&host);
-            net::serve(move |request| servers::api(Arc::clone(&world), request))
+            net::serve(world.plan.http2, move |request| servers::api(Arc::clone(&world), request))
         });
     }
     for name in world.plan.process_names() {
@@ -283,7 +291,11 @@ impl World {
             return Some("every session recovers");
         }
         let settled = state.slots.iter().all(|slot| match &slot.record {
-            Some(record) => record.tokens == state.authority.newest(family(&record.tokens)),
+            Some(record) => {
+                let newest = state.authority.newest(family(&record.tokens));
+                let pair = |tokens| (access_token(tokens), refresh_token(tokens));
+                pair(&record.tokens) == pair(&newest)
+            }
             // A late word of a sign-out: whoever has built a session in between finds out when he refreshes it.
             None => slot.cleared.is_some_and(|cleared| state.judge.signed_out.contains(&cleared)),
         });

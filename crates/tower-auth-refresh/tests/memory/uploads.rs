@@ -1,14 +1,11 @@
-//! A large upload takes no more memory with the middleware than without it. Each is made by a process of its own, whose
-//! peak the system tells; the server is in the process that compares them.
-
-#![expect(clippy::unwrap_used, reason = "a test binary: a panic is a failed test")]
+//! A large upload takes no more memory with the middleware than without it. The server is in the process that compares
+//! them.
 
 use std::convert::Infallible;
 use std::env;
 use std::future::Future;
 use std::net::Ipv4Addr;
 use std::pin::Pin;
-use std::process::Command;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -32,12 +29,10 @@ use tower_auth_refresh::{
 };
 use tower_layer::Layer;
 
-const MEBIBYTE: usize = 1 << 20;
+use crate::{MARGIN, MEBIBYTE, alone, peak, tell};
+
 const LENGTH: usize = 256 * MEBIBYTE;
 const FRAME: usize = 64 * 1024;
-
-/// What the middleware may add to the peak of a bare client.
-const MARGIN: usize = 8 * MEBIBYTE;
 
 /// How much the server reads before it refuses an upload late.
 const LATE: usize = 100 * MEBIBYTE;
@@ -170,36 +165,18 @@ fn grown(test: &str, upload: impl AsyncFnOnce(&Uploader)) -> Option<usize> {
     if let Ok(url) = env::var("UPLOAD_TO") {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async { upload(&Uploader::new(url, env::var_os("LAYERED").is_some()).await).await });
-        println!("\npeak: {}", peak().map_or(String::new(), |peak| peak.to_string()));
+        tell(peak());
         return None;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let url = runtime.block_on(serve());
     let peak = |layered: bool| {
-        let mut uploader = Command::new(env::current_exe().unwrap());
-        uploader.args(["--exact", test, "--nocapture"]).env("UPLOAD_TO", &url);
-        if layered {
-            uploader.env("LAYERED", "yes");
-        }
-        let output = uploader.output().unwrap();
-        let told = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
-        let peak = told.lines().find_map(|line| line.strip_prefix("peak: ")).expect("it was this very test");
-        peak.parse::<usize>().ok()
+        let layered = layered.then_some(("LAYERED", "yes"));
+        alone(&format!("uploads::{test}"), [("UPLOAD_TO", &*url)].into_iter().chain(layered))
     };
-    let (Some(bare), Some(layered)) = (peak(false), peak(true)) else {
-        println!("skipped: this system doesn't tell how much memory a process has used");
-        return None;
-    };
+    let (bare, layered) = (peak(false)?, peak(true)?);
     println!("{test}: {} KiB bare, {} KiB with the middleware", bare / 1024, layered / 1024);
     Some(layered.saturating_sub(bare))
-}
-
-/// The most memory that this process has used, in bytes.
-fn peak() -> Option<usize> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<usize>().ok()? * 1024)
 }
 
 /// The one who uploads.
