@@ -64,7 +64,7 @@ use tokio::task::AbortHandle;
 
 use self::table::{Hand, Table};
 use crate::session::{Config, Session, SessionBuilder, SessionError, TokenCell, Traffic, bounded};
-use crate::store::{MemoryStore, StoreError, TokenStore};
+use crate::store::{Epoch, MemoryStore, StoreError, TokenStore};
 use crate::token::Tokens;
 
 /// How many sessions fit, unless the builder says otherwise.
@@ -163,8 +163,10 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
             None => match inner.arrive(key, &tokens)? {
                 Arrival::There(cell) => Session::of(cell),
                 Arrival::New(cell) => {
-                    let saved = cell.spawn(Arc::clone(&cell).save()).await;
-                    saved.map_err(SessionError::runtime).flatten()?;
+                    if inner.stores.is_some() {
+                        let saved = cell.spawn(Arc::clone(&cell).save()).await;
+                        saved.map_err(SessionError::runtime).flatten()?;
+                    }
                     return Ok(Session::of(cell));
                 }
             },
@@ -326,8 +328,15 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
 
     /// The session to sign in to: the one that is there, or a new one.
     fn arrive(&self, key: K, tokens: &Tokens) -> Result<Arrival, SessionsError> {
-        let store = self.store(&key);
-        let new = Arc::new(TokenCell::signed_in(tokens.clone(), store, Arc::clone(&self.config)));
+        let (tokens, config) = (tokens.clone(), Arc::clone(&self.config));
+        let new = Arc::new(match &self.stores {
+            Some(stores) => TokenCell::signed_in(tokens, stores(&key), config),
+            // A task that saves would cost more than all the rest of a sign-in, and leave a hole in memory behind.
+            None => {
+                let (store, record) = MemoryStore::holding(Epoch::random(), tokens);
+                TokenCell::new(Some(record), Arc::new(store), config)
+            }
+        });
         let mut arrivals = self.arrivals();
         if let Some(cell) = self.table.find(&key) {
             return Ok(Arrival::There(cell));

@@ -277,6 +277,19 @@ async fn what_was_read_before_a_sign_in_does_not_come_back_after_that_is_forgott
     assert_eq!(it.sessions.len(), 1);
 }
 
+#[tokio::test]
+async fn in_memory_alone_a_new_user_is_signed_in_without_waiting() {
+    let it = Many::in_memory(|builder| builder);
+    let session = it.sessions.sign_in(1, pair(1)).now_or_never().expect("at the first poll").unwrap();
+    assert!(it.sessions.landed().now_or_never().is_some(), "nothing is to be saved");
+    // What is in its store is what it says.
+    let refreshing = it.refresh(1).await;
+    let mut auth = it.auth;
+    auth.next().await.answer(Ok(pair(11)));
+    refreshing.await.unwrap().unwrap();
+    assert_eq!(session.tokens(), pair(11));
+}
+
 // Signed out.
 
 #[tokio::test]
