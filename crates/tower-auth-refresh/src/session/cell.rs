@@ -57,18 +57,23 @@ pub(crate) struct TokenCell {
     published: ArcSwap<State>,
     /// How often a state was published.
     revision: AtomicU64,
-    watchers: OnceLock<watch::Sender<SessionState>>,
+    rare: OnceLock<Box<Rare>>,
     /// The newest generation with which a replay was accepted, or a request that none could follow.
     proven: AtomicU64,
     /// The newest generation with which a replay was refused.
     refused: AtomicU64,
-    /// Wakes the task that retries.
-    more_to_save: OnceLock<Box<Notify>>,
     pub(super) store: Arc<dyn TokenStore>,
     /// Serializes what is written outside of flights, so that the store ends with what the state says. Holds the last
     /// sign-in that was tried.
     pub(super) writes: Mutex<Option<Box<Attempt>>>,
     pub(super) config: Arc<Config>,
+}
+
+/// What few sessions have.
+struct Rare {
+    watchers: watch::Sender<SessionState>,
+    /// Wakes the task that retries.
+    more_to_save: Notify,
 }
 
 /// The number of a published state.
@@ -93,7 +98,8 @@ enum Boarding {
 
 /// The right to change the state. The state itself is in `published`, which only its holder writes.
 struct Seat {
-    flight: Option<Flight>,
+    // Boxed, since most have none.
+    flight: Option<Box<Flight>>,
 }
 
 tokio::task_local! {
@@ -129,12 +135,11 @@ impl TokenCell {
             over: AtomicBool::new(state.is_over()),
             published: ArcSwap::from_pointee(state),
             revision: AtomicU64::new(0),
-            watchers: OnceLock::new(),
+            rare: OnceLock::new(),
             proven: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             used: AtomicU32::new(0),
             saving: AtomicBool::new(false),
-            more_to_save: OnceLock::new(),
             store,
             writes: Mutex::new(None),
             config,
@@ -154,11 +159,18 @@ impl TokenCell {
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<SessionState> {
-        let sender = self.watchers.get_or_init(|| watch::Sender::new(SessionState::of(&self.snapshot())));
+        let watchers = &self.rare().watchers;
         // Pairs with the fence in `publish`: either it sees the sender, or this sees its state.
         fence(Ordering::SeqCst);
-        notify(sender, SessionState::of(&self.snapshot()));
-        sender.subscribe()
+        notify(watchers, SessionState::of(&self.snapshot()));
+        watchers.subscribe()
+    }
+
+    fn rare(&self) -> &Rare {
+        self.rare.get_or_init(|| {
+            let watchers = watch::Sender::new(SessionState::of(&self.snapshot()));
+            Box::new(Rare { watchers, more_to_save: Notify::new() })
+        })
     }
 
     /// Runs the refresh call so that requests it makes through this session's own layer are recognised.
@@ -380,7 +392,7 @@ impl TokenCell {
                 let base = self.step(seat, Event::Started);
                 let flight = Flight::start(self, base, trigger);
                 let boarding = Boarding::Wait(flight.join());
-                seat.flight = Some(flight);
+                seat.flight = Some(Box::new(flight));
                 boarding
             }
         }
@@ -451,14 +463,14 @@ impl TokenCell {
         // After it: who reads the new number finds the new state.
         self.revision.fetch_add(1, Ordering::Release);
         fence(Ordering::SeqCst);
-        if let Some(watchers) = self.watchers.get() {
-            notify(watchers, SessionState::of(state));
+        if let Some(rare) = self.rare.get() {
+            notify(&rare.watchers, SessionState::of(state));
         }
     }
 
     /// Wakes the task that retries what the store would not take.
     pub(super) fn more_to_save(&self) -> &Notify {
-        self.more_to_save.get_or_init(Box::default)
+        &self.rare().more_to_save
     }
 
     /// When tokens are to be refreshed early, if the session does that.
