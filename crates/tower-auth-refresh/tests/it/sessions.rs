@@ -1,7 +1,9 @@
 //! Many sessions by key: found, loaded, forgotten, and refreshed a few at a time.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -288,6 +290,40 @@ async fn in_memory_alone_a_new_user_is_signed_in_without_waiting() {
     auth.next().await.answer(Ok(pair(11)));
     refreshing.await.unwrap().unwrap();
     assert_eq!(session.tokens(), pair(11));
+}
+
+thread_local! {
+    /// Whose key may be hashed, if not everybody's.
+    static HASHED: Cell<Option<u32>> = const { Cell::new(None) };
+}
+
+#[derive(Clone, PartialEq, Eq)]
+struct Moody(u32);
+
+impl Hash for Moody {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        assert!(HASHED.get().is_none_or(|user| user == self.0), "the key panics, as the test wants it to");
+        self.0.hash(state);
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_panics_costs_nobody_else_his_place() {
+    let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
+    let sessions = Sessions::builder(Session::builder(refresh)).build().unwrap();
+    // They come and go, so that the table grows, and is tidied up.
+    for user in 0..10_000 {
+        HASHED.set(Some(user));
+        sessions.sign_in(Moody(user), pair(user)).await.unwrap();
+        if let Some(gone) = user.checked_sub(3_000).filter(|gone| gone % 100 != 0) {
+            HASHED.set(Some(gone));
+            sessions.sign_out(&Moody(gone)).await.unwrap();
+        }
+    }
+    HASHED.set(None);
+    for user in (0..7_000).step_by(100).chain(7_000..10_000) {
+        assert_eq!(sessions.get(&Moody(user)).await.unwrap().unwrap().tokens(), pair(user));
+    }
 }
 
 // Signed out.
