@@ -54,7 +54,7 @@ use std::error::Error;
 use std::fmt;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -98,7 +98,8 @@ struct Inner<K> {
     capacity: usize,
     stores: Option<Box<Stores<K>>>,
     config: Arc<Config>,
-    sweep: AbortHandle,
+    /// Begun when all the rest is there.
+    sweep: OnceLock<AbortHandle>,
 }
 
 type Stores<K> = dyn Fn(&K) -> Arc<dyn TokenStore> + Send + Sync;
@@ -115,6 +116,8 @@ struct Arrivals<K> {
 
 struct Load {
     number: u64,
+    /// Somebody waits for it to sign it out: nobody has to make room for one that goes.
+    goes: bool,
     found: Shared<BoxFuture<'static, Found>>,
 }
 
@@ -144,7 +147,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
     ) -> impl Future<Output = Result<Option<Session>, SessionsError>> + Send + use<'a, K> {
         match self.inner.find(key) {
             Some(cell) => Either::Left(ready(Ok(Some(Session::of(cell))))),
-            None => Either::Right(self.inner.find_or_load(key).boxed()),
+            None => Either::Right(self.inner.find_or_load(key, false).boxed()),
         }
     }
 
@@ -183,10 +186,9 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
     /// the user is signed out all the same, and deleting from the store is retried in the background. If the runtime has
     /// shut down: then nothing is changed. A key that nobody is signed in under is no error.
     pub async fn sign_out(&self, key: &K) -> Result<(), SessionsError> {
-        let session = match self.get(key).await {
-            // Nobody has to make room for one that goes.
-            Err(SessionsError::Full) => self.inner.load_outside(key).await?,
-            found => found?,
+        let session = match self.inner.find(key) {
+            Some(cell) => Some(Session::of(cell)),
+            None => self.inner.find_or_load(key, true).await?,
         };
         let Some(session) = session else { return Ok(()) };
         let signed_out = session.sign_out().await;
@@ -250,7 +252,8 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         Some(cell)
     }
 
-    async fn find_or_load(self: &Arc<Self>, key: &K) -> Found {
+    /// `goes`: it is to be signed out.
+    async fn find_or_load(self: &Arc<Self>, key: &K, goes: bool) -> Found {
         if self.stores.is_none() {
             // What was in memory alone is nowhere else.
             return Ok(None);
@@ -260,27 +263,35 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
             if let Some(cell) = self.table.find(key) {
                 return Ok(Some(Session::of(cell)));
             }
-            match arrivals.loads.get(key).filter(|load| load.found.peek().is_none()) {
-                Some(load) => load.found.clone(),
-                None => self.begin_load(&mut arrivals, key),
+            match arrivals.loads.get_mut(key).filter(|load| load.found.peek().is_none()) {
+                Some(load) => {
+                    load.goes |= goes;
+                    load.found.clone()
+                }
+                None => self.begin_load(&mut arrivals, key, goes),
             }
         };
         load.await
     }
 
     /// Reads a session in a task of its own.
-    fn begin_load(self: &Arc<Self>, arrivals: &mut Arrivals<K>, key: &K) -> Shared<BoxFuture<'static, Found>> {
+    fn begin_load(
+        self: &Arc<Self>,
+        arrivals: &mut Arrivals<K>,
+        key: &K,
+        goes: bool,
+    ) -> Shared<BoxFuture<'static, Found>> {
         arrivals.last += 1;
         let number = arrivals.last;
-        let task = self.config.runtime.spawn(Arc::clone(self).load(key.clone(), number));
+        let task = self.config.runtime.spawn(Arc::clone(self).load(key.clone(), number, goes));
         let found = task.map(|found| found.unwrap_or_else(|gone| Err(SessionError::runtime(gone).into())));
         let found = found.boxed().shared();
-        arrivals.loads.insert(key.clone(), Load { number, found: found.clone() });
+        arrivals.loads.insert(key.clone(), Load { number, goes, found: found.clone() });
         found
     }
 
     // Boxed, since it may begin anew.
-    fn load(self: Arc<Self>, key: K, number: u64) -> BoxFuture<'static, Found> {
+    fn load(self: Arc<Self>, key: K, number: u64, goes: bool) -> BoxFuture<'static, Found> {
         async move {
             // Nothing of ours is changed in there, so nothing is seen half-way.
             let store = catch_unwind(AssertUnwindSafe(|| self.store(&key)));
@@ -294,7 +305,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
             let found = found.map_err(|error| SessionError::store(error).into());
             match self.end_load(&key, number, found) {
                 Some(found) => found,
-                None => self.find_or_load(&key).await,
+                None => self.find_or_load(&key, goes).await,
             }
         }
         .boxed()
@@ -305,15 +316,17 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         // Dropped last, when nothing is locked any more.
         let _gone;
         let mut arrivals = self.arrivals();
-        arrivals.loads.get(key).filter(|load| load.number == number)?;
+        let goes = arrivals.loads.get(key).filter(|load| load.number == number)?.goes;
         let ended = arrivals.loads.remove(key);
         let found = match found {
             Ok(Some(cell)) => {
-                let (room, gone) = self.make_room(&mut arrivals);
-                _gone = gone;
-                if let Err(full) = room {
-                    drop(arrivals);
-                    return Some(Err(full));
+                if !goes {
+                    let (room, gone) = self.make_room(&mut arrivals);
+                    _gone = gone;
+                    if let Err(full) = room {
+                        drop(arrivals);
+                        return Some(Err(full));
+                    }
                 }
                 self.table.insert(key.clone(), Arc::clone(&cell));
                 Ok(Some(Session::of(cell)))
@@ -354,23 +367,17 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         Ok(Arrival::New(new))
     }
 
-    /// Reads a session that there is no room for. Should somebody else read it too, they are like two processes that share
-    /// its store.
-    async fn load_outside(&self, key: &K) -> Found {
-        let store = self.store(key);
-        let record = bounded(|| store.load()).await.map_err(SessionError::store)?;
-        Ok(record.map(|record| Session::of(Arc::new(TokenCell::new(Some(record), store, Arc::clone(&self.config))))))
-    }
-
     /// Makes room for one more. What had to go for it is to be dropped when nothing is locked any more.
-    fn make_room(&self, arrivals: &mut Arrivals<K>) -> (Result<(), SessionsError>, Option<table::Slot<K>>) {
-        if self.table.len() < self.capacity {
-            return (Ok(()), None);
+    fn make_room(&self, arrivals: &mut Arrivals<K>) -> (Result<(), SessionsError>, Vec<table::Slot<K>>) {
+        let mut gone = Vec::new();
+        // More than one goes where some were read to be signed out.
+        while self.table.len() >= self.capacity {
+            match self.table.evict(&mut arrivals.hand) {
+                Some(slot) => gone.push(slot),
+                None => return (Err(SessionsError::Full), gone),
+            }
         }
-        match self.table.evict(&mut arrivals.hand) {
-            Some(gone) => (Ok(()), Some(gone)),
-            None => (Err(SessionsError::Full), None),
-        }
+        (Ok(()), gone)
     }
 
     fn store(&self, key: &K) -> Arc<dyn TokenStore> {
@@ -385,7 +392,9 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
 
 impl<K> Drop for Inner<K> {
     fn drop(&mut self) {
-        self.sweep.abort();
+        if let Some(sweep) = self.sweep.get() {
+            sweep.abort();
+        }
     }
 }
 
@@ -442,14 +451,16 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionsBuilder<K> {
         let runtime = Handle::try_current().map_err(SessionError::runtime)?;
         let traffic = Arc::new(Traffic::new(self.refreshes));
         let config = Arc::new(self.template.into_config(runtime.clone(), Some(traffic)));
-        let inner = Arc::new_cyclic(|inner| Inner {
+        let inner = Arc::new(Inner {
             table: Table::new(self.capacity),
             arrivals: Mutex::new(Arrivals { loads: HashMap::new(), last: 0, hand: Hand::default() }),
             capacity: self.capacity,
             stores: self.stores,
             config,
-            sweep: runtime.spawn(sweep::sweep(inner.clone(), self.idle)).abort_handle(),
+            sweep: OnceLock::new(),
         });
+        let sweep = runtime.spawn(sweep::sweep(Arc::downgrade(&inner), self.idle));
+        inner.sweep.get_or_init(|| sweep.abort_handle());
         Ok(Sessions { inner })
     }
 }

@@ -367,6 +367,57 @@ async fn a_sign_out_needs_no_room() {
 }
 
 #[tokio::test]
+async fn a_sign_out_of_somebody_who_is_not_in_memory_forgets_nobody_else() {
+    let it = Many::durable(|builder| builder.capacity(1));
+    it.sign_in([1]).await;
+    it.store([2]).await;
+    it.sessions.sign_out(&2).await.unwrap();
+    assert_eq!(it.stores.of(2).tokens().await, None);
+    assert!(it.has(1).await);
+    assert_eq!(it.sessions.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_during_a_sign_out_that_found_no_room_has_the_same_session() {
+    let it = Many::durable(|builder| builder.capacity(1));
+    let held = it.sessions.sign_in(1, pair(1)).await.unwrap();
+    it.store([2]).await;
+    it.stores.of(2).fault(Op::Clear, Fault::Hang);
+    let signing_out = {
+        let sessions = it.sessions.clone();
+        tokio::spawn(async move { sessions.sign_out(&2).await })
+    };
+    settle().await;
+    // There is room now.
+    drop(held);
+    assert_eq!(it.get(2).await.state(), SessionState::SignedOut);
+    it.stores.of(2).heal();
+    signing_out.await.unwrap().unwrap();
+    assert!(it.sessions.get(&2).await.unwrap().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_out_that_is_given_up_takes_nobodys_room_for_good() {
+    let it = Many::durable(|builder| builder.capacity(1));
+    it.sign_in([1]).await;
+    it.store([2, 3]).await;
+    for user in [2, 3] {
+        it.stores.of(user).fault(Op::Load, Fault::Hang);
+        let signing_out = {
+            let sessions = it.sessions.clone();
+            tokio::spawn(async move { sessions.sign_out(&user).await })
+        };
+        settle().await;
+        signing_out.abort();
+        settle().await;
+        it.stores.of(user).heal();
+        settle().await;
+    }
+    it.sign_in([4]).await;
+    assert_eq!(it.sessions.len(), 1);
+}
+
+#[tokio::test]
 async fn whoever_holds_a_session_that_was_signed_out_has_the_same_after_the_next_sign_in() {
     let it = Many::in_memory(|builder| builder);
     let held = it.sessions.sign_in(1, pair(1)).await.unwrap();
