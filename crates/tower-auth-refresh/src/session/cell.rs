@@ -223,13 +223,13 @@ impl TokenCell {
         self.over.load(Ordering::Acquire)
     }
 
-    /// Whether nobody else holds it.
+    /// Whether nobody else holds it, or watches it.
     #[inline]
     pub(crate) fn is_alone(self: &Arc<Self>) -> bool {
         let alone = Arc::strong_count(self) == 1;
         // What the last who held it did is seen from here on.
         fence(Ordering::Acquire);
-        alone
+        alone && self.rare.get().is_none_or(|rare| rare.watchers.receiver_count() == 0)
     }
 
     /// Whether its tokens outlive this process.

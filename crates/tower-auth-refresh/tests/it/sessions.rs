@@ -531,6 +531,20 @@ async fn whoever_is_held_is_never_forgotten_and_found_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_is_watched_is_held() {
+    let it = Many::durable(|builder| builder.capacity(1).idle(8 * MINUTE));
+    let mut watcher = it.sessions.sign_in(1, pair(1)).await.unwrap().subscribe();
+    sleep(60 * MINUTE).await;
+    assert!(is_full(&it.sessions.sign_in(2, pair(2)).await));
+    it.sessions.sign_out(&1).await.unwrap();
+    it.sessions.sign_in(1, pair(3)).await.unwrap().sign_out().await.unwrap();
+    watcher.changed().await.expect("it is the same session");
+    assert_eq!(*watcher.borrow_and_update(), SessionState::SignedOut);
+    drop(watcher);
+    it.sign_in([2]).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_with_a_flight_up_is_never_forgotten() {
     let mut it = Many::durable(|builder| builder.capacity(1));
     it.sign_in([1]).await;
