@@ -483,9 +483,7 @@ impl TokenCell {
     where
         F: Future<Output: Send> + Send + 'static,
     {
-        let under_way = self.config.under_way();
-        // An `async` block around it would hold it twice: as what it caught, and as what it awaits.
-        self.config.runtime.spawn(task.inspect(|_| drop(under_way)))
+        self.config.spawn(task)
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -511,43 +509,30 @@ impl TokenCell {
 
     /// Forgets the tokens at once, then has them deleted and revoked.
     pub(crate) async fn sign_out(self: Arc<Self>) -> Result<(), SessionError> {
-        self.sign_out_if(None).await
-    }
-
-    /// The same, unless it was asked for since it was last used `unused`: whoever signs in again asks for it first.
-    pub(crate) async fn sign_out_if(self: Arc<Self>, unused: Option<u32>) -> Result<(), SessionError> {
-        let tokens = {
-            let mut seat = self.seat.write().await;
-            if unused.is_some_and(|then| self.used.load(Ordering::Relaxed) != then) {
-                return Ok(());
-            }
-            let tokens = self.snapshot().tokens.clone();
-            self.step(&mut seat, Event::SignedOut { next: Epoch::random() });
-            tokens
-        };
+        let tokens = self.forget(None).await.unwrap_or_default();
         let (cleared, revoked) = join(self.sync_or_retry(), Arc::clone(&self).revoke(tokens)).await;
         cleared.map_err(SessionError::store)?;
         revoked.map_err(SessionError::revoke)
+    }
+
+    /// The first part of a sign-out: what is left is to [`save`](Self::save) it, and to revoke the tokens. `None` if it
+    /// was asked for since it was last used `unused`: whoever signs in again asks for it first.
+    pub(crate) async fn forget(self: &Arc<Self>, unused: Option<u32>) -> Option<Tokens> {
+        let mut seat = self.seat.write().await;
+        if unused.is_some_and(|then| self.used.load(Ordering::Relaxed) != then) {
+            return None;
+        }
+        let tokens = self.snapshot().tokens.clone();
+        self.step(&mut seat, Event::SignedOut { next: Epoch::random() });
+        Some(tokens)
     }
 
     pub(super) fn revoke_in_background(self: &Arc<Self>, tokens: Tokens) {
         self.spawn(Arc::clone(self).revoke(tokens));
     }
 
-    /// Tells the authorization server to forget tokens, where the session has a service for it.
     pub(super) async fn revoke(self: Arc<Self>, tokens: Tokens) -> Result<(), BoxError> {
-        let Some(revoke) = self.config.revoke.clone().filter(|_| tokens != Tokens::default()) else { return Ok(()) };
-        // A service that panicked is dropped here and never called again, so nothing sees it half-way.
-        let call = AssertUnwindSafe(self.marked(revoke.oneshot(RevokeRequest { tokens }))).catch_unwind();
-        let revoked = match tokio::time::timeout(self.config.refresh_timeout, call).await {
-            Ok(Ok(revoked)) => revoked,
-            Ok(Err(_panic)) => Err("the revoke service panicked".into()),
-            Err(elapsed) => Err(elapsed.into()),
-        };
-        if revoked.is_err() {
-            tracing::warn!(target: TARGET, "tokens not revoked");
-        }
-        revoked
+        self.marked(self.config.revoke(tokens)).await
     }
 }
 
@@ -566,6 +551,32 @@ impl Config {
     /// How long a claim holds when it is renewed, for as long as its tokens can't be saved.
     pub(super) fn lease(&self) -> Duration {
         self.refresh_timeout + 60 * SAVE_TIMEOUT
+    }
+
+    /// Carries something out, whoever goes away. It is under way from now on.
+    pub(crate) fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let under_way = self.under_way();
+        // An `async` block around it would hold it twice: as what it caught, and as what it awaits.
+        self.runtime.spawn(task.inspect(|_| drop(under_way)))
+    }
+
+    /// Tells the authorization server to forget tokens, where there is a service for it.
+    pub(crate) async fn revoke(&self, tokens: Tokens) -> Result<(), BoxError> {
+        let Some(revoke) = self.revoke.clone().filter(|_| tokens != Tokens::default()) else { return Ok(()) };
+        // A service that panicked is dropped here and never called again, so nothing sees it half-way.
+        let call = AssertUnwindSafe(revoke.oneshot(RevokeRequest { tokens })).catch_unwind();
+        let revoked = match tokio::time::timeout(self.refresh_timeout, call).await {
+            Ok(Ok(revoked)) => revoked,
+            Ok(Err(_panic)) => Err("the revoke service panicked".into()),
+            Err(elapsed) => Err(elapsed.into()),
+        };
+        if revoked.is_err() {
+            tracing::warn!(target: TARGET, "tokens not revoked");
+        }
+        revoked
     }
 
     /// For as long as it lives, something is under way that a shutdown should wait for.

@@ -686,6 +686,73 @@ async fn an_idle_session_in_memory_alone_is_signed_out_and_its_tokens_are_revoke
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_revoke_service_that_hangs_keeps_nobody_from_going() {
+    let [hanging, most] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+    let counters = [&hanging, &most].map(Arc::clone);
+    let revoke = service_fn(move |_: RevokeRequest| {
+        let [hanging, most] = counters.clone();
+        async move {
+            most.fetch_max(hanging.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            sleep(TIMEOUT - SECOND).await;
+            hanging.fetch_sub(1, Ordering::SeqCst);
+            Ok::<_, BoxError>(())
+        }
+    });
+    let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
+    let sessions = Sessions::builder(Session::builder(refresh).revoke(revoke)).idle(8 * MINUTE).build().unwrap();
+    for user in 0..1_000 {
+        sessions.sign_in(user, pair(user)).await.unwrap();
+    }
+    let begun = Instant::now();
+    sleep(5 * MINUTE).await;
+    sessions.sign_in(1_000, pair(1_000)).await.unwrap();
+    sleep(5 * MINUTE + SECOND).await;
+    assert_eq!(sessions.len(), 1, "all are gone whose time it is");
+    sleep(5 * MINUTE).await;
+    assert!(sessions.is_empty());
+    // The authorization server is spared all the same, and told of everybody.
+    sessions.landed().await;
+    assert_eq!([hanging, most].map(|it| it.load(Ordering::SeqCst)), [0, 16]);
+    assert!(begun.elapsed() > (TIMEOUT - SECOND) * 1_000 / 16);
+}
+
+/// A key that is an object: it tells whether somebody holds it.
+#[derive(Clone)]
+struct Held(Arc<()>);
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Held {}
+
+impl Hash for Held {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn they_go_with_their_last_handle_even_while_a_revocation_hangs() {
+    let revoke = service_fn(|_: RevokeRequest| std::future::pending::<Result<(), BoxError>>());
+    let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
+    let sessions = Sessions::builder(Session::builder(refresh).revoke(revoke)).idle(8 * MINUTE).build().unwrap();
+    let [idle, used] = [(); 2].map(|()| Held(Arc::new(())));
+    sessions.sign_in(idle.clone(), pair(1)).await.unwrap();
+    sessions.sign_in(used.clone(), pair(2)).await.unwrap();
+    for _ in 0..9 {
+        sleep(MINUTE).await;
+        sessions.get(&used).await.unwrap();
+    }
+    settle().await;
+    assert_eq!([&idle, &used].map(|key| Arc::strong_count(&key.0)), [1, 2]);
+    drop(sessions);
+    assert_eq!(Arc::strong_count(&used.0), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_a_limit_on_idle_time_nobody_is_ever_signed_out() {
     let it = Many::in_memory(|builder| builder);
     it.sign_in([1]).await;
