@@ -326,6 +326,24 @@ async fn a_key_that_panics_costs_nobody_else_his_place() {
     }
 }
 
+#[tokio::test]
+async fn where_no_refresh_token_is_needed_a_session_is_begun_with_what_tells_whose_it_is() {
+    let refresh = service_fn(|request: RefreshRequest| {
+        let tenant = request.tokens().extra_member("tenant").and_then(|tenant| tenant.as_str()).map(access);
+        std::future::ready(tenant.map(Tokens::from_access_token).ok_or(RefreshError::misconfigured("whose?")))
+    });
+    let sessions = Sessions::builder(Session::builder(refresh).client_credentials()).build().unwrap();
+    assert!(sessions.get(&1).await.unwrap().is_none());
+    for (user, tenant) in [(1, "one"), (2, "two")] {
+        let whose = serde_json::from_value(serde_json::json!({ "tenant": tenant })).unwrap();
+        let session = sessions.sign_in(user, Tokens::default().extra(whose)).await.unwrap();
+        for _ in 0..2 {
+            session.refresh().await.ok();
+            assert_eq!(session.tokens().access_token(), Some(&access(tenant)));
+        }
+    }
+}
+
 // Signed out.
 
 #[tokio::test]
@@ -488,6 +506,24 @@ async fn the_longest_unused_is_forgotten_first() {
     for user in [1, 3, 4] {
         assert!(it.has(user).await, "{user}");
     }
+}
+
+#[tokio::test]
+async fn who_is_refused_finds_the_only_one_that_may_go_when_he_tries_again() {
+    const USERS: u32 = 20_000;
+    let it = Many::in_memory(|builder| builder.capacity(USERS as usize));
+    for user in 0..USERS {
+        it.sessions.sign_in(user, pair(user)).await.unwrap();
+    }
+    it.get(4711).await.sign_out().await.unwrap();
+    // Each attempt looks at some thousands, and the next goes on from there: the others wait for nobody who looks longer.
+    let mut refused = 0;
+    while is_full(&it.sessions.sign_in(USERS, pair(USERS)).await) {
+        refused += 1;
+        assert!(refused <= 10);
+    }
+    assert!(it.sessions.get(&4711).await.unwrap().is_none());
+    assert_eq!(it.get(USERS).await.tokens(), pair(USERS));
 }
 
 #[tokio::test]
