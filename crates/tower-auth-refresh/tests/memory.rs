@@ -1,5 +1,6 @@
 //! A large upload takes no more memory with the middleware than without it. Each is made by a process of its own, whose
-//! peak the system tells; the server is in the process that compares them.
+//! peak the system tells; the server is in the process that compares them. And a session among many takes a kibibyte at
+//! most, of all that their process takes.
 
 #![expect(clippy::unwrap_used, reason = "a test binary: a panic is a failed test")]
 
@@ -10,6 +11,7 @@ use std::net::Ipv4Addr;
 use std::pin::Pin;
 use std::process::Command;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -28,7 +30,7 @@ use tokio::sync::watch;
 use tower::{BoxError, ServiceExt};
 use tower_auth_refresh::{
     AccessToken, AuthRefreshLayer, NotReplayable, Origin, RefreshError, RefreshReport, RefreshRequest, RefreshToken,
-    ReplayBody, ReplayLimit, Session, Tokens,
+    ReplayBody, ReplayLimit, Session, Sessions, Tokens,
 };
 use tower_layer::Layer;
 
@@ -106,6 +108,43 @@ fn a_record_that_is_kept_shows() {
     assert!(grown.is_none_or(|grown| grown > LENGTH - MARGIN), "{grown:?} bytes");
 }
 
+/// All in: what the allocator rounds up and leaves unused, the table and the store too.
+#[test]
+fn a_session_among_many_takes_a_kibibyte_at_most() {
+    const SESSIONS: usize = 100_000;
+    if env::var_os("SESSIONS").is_none() {
+        let told = told_by(
+            Command::new(env::current_exe().unwrap()).env("SESSIONS", "yes"),
+            "a_session_among_many_takes_a_kibibyte_at_most",
+            "each: ",
+        );
+        let each: Option<usize> = told.parse().ok();
+        println!("{each:?} bytes for each of {SESSIONS} sessions");
+        assert!(each.is_none_or(|each| (600..=1024).contains(&each)), "{each:?} bytes");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let refresh = tower::service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
+        let sessions = Sessions::builder(Session::builder(refresh)).capacity(SESSIONS).build().unwrap();
+        let sign_in = async |user: u128| {
+            // As long as a small JWT, and as an opaque refresh token.
+            let access = AccessToken::new(format!("{user:0>230}")).unwrap();
+            let refresh = RefreshToken::new(format!("{user:0>64}")).unwrap();
+            let tokens = Tokens::new(access, refresh).expires_in(Duration::from_secs(300));
+            drop(sessions.sign_in(user, tokens).await.unwrap());
+        };
+        // What is made once is made by then.
+        sign_in(0).await;
+        let before = memory("VmRSS:");
+        for user in 1..SESSIONS {
+            sign_in(user as u128).await;
+        }
+        let grown = before.zip(memory("VmRSS:")).map(|(before, after)| after - before);
+        println!("\neach: {}", grown.map_or(String::new(), |grown| (grown / SESSIONS).to_string()));
+    });
+}
+
 /// A body of frames that are made as they go.
 struct Upload {
     left: usize,
@@ -177,15 +216,11 @@ fn grown(test: &str, upload: impl AsyncFnOnce(&Uploader)) -> Option<usize> {
     let url = runtime.block_on(serve());
     let peak = |layered: bool| {
         let mut uploader = Command::new(env::current_exe().unwrap());
-        uploader.args(["--exact", test, "--nocapture"]).env("UPLOAD_TO", &url);
+        uploader.env("UPLOAD_TO", &url);
         if layered {
             uploader.env("LAYERED", "yes");
         }
-        let output = uploader.output().unwrap();
-        let told = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
-        let peak = told.lines().find_map(|line| line.strip_prefix("peak: ")).expect("it was this very test");
-        peak.parse::<usize>().ok()
+        told_by(&mut uploader, test, "peak: ").parse::<usize>().ok()
     };
     let (Some(bare), Some(layered)) = (peak(false), peak(true)) else {
         println!("skipped: this system doesn't tell how much memory a process has used");
@@ -195,10 +230,23 @@ fn grown(test: &str, upload: impl AsyncFnOnce(&Uploader)) -> Option<usize> {
     Some(layered.saturating_sub(bare))
 }
 
+/// What a test says under this name, run by a process of its own.
+fn told_by(process: &mut Command, test: &str, name: &str) -> String {
+    let output = process.args(["--exact", test, "--nocapture"]).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
+    told.lines().find_map(|line| line.strip_prefix(name)).expect("it was this very test").to_owned()
+}
+
 /// The most memory that this process has used, in bytes.
 fn peak() -> Option<usize> {
+    memory("VmHWM:")
+}
+
+/// What the system tells of this process's memory under this name, in bytes.
+fn memory(name: &str) -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<usize>().ok()? * 1024)
 }
 

@@ -79,12 +79,14 @@ const REFRESHES: usize = 64;
 ///   at the same moment, and none of them interrupts it by going away. A [`Session`] that somebody holds is always
 ///   found again: no user has two.
 /// - When they don't fit, one that has not been used for long goes: only where its store can bring it back, nobody holds
-///   it, no refresh is in flight and nothing is unsaved. If none can go there is no room for another.
+///   it or [watches](Session::subscribe) it, no refresh is in flight and nothing is unsaved. If none can go there is no
+///   room for another.
 /// - All share one [limit](SessionsBuilder::refreshes_in_flight) on refreshes in flight. Those who wait for their turn
 ///   get it in the order in which they came, spread by some milliseconds. Waiting is no attempt, and takes nothing of
 ///   the time that a refresh may take; but nobody waits for longer than the time-out and 5 s in all: he then gets his
 ///   401, while his session keeps its place.
-/// - An idle session costs no task and no timer, only memory: some 600 bytes beside its tokens.
+/// - An idle session costs no task and no timer, only memory: some 650 bytes beside its tokens, what an allocator leaves
+///   unused included.
 ///
 /// They belong to the `tokio` runtime that they were built in.
 pub struct Sessions<K> {
@@ -126,6 +128,10 @@ type Found = Result<Option<Session>, SessionsError>;
 
 impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
     /// Starts to build them. All are built as the template says; its tokens and its store are not used.
+    ///
+    /// Where it needs no refresh token ([`SessionBuilder::client_credentials`]) a session is still begun by a
+    /// [sign-in](Self::sign_in) alone: with tokens that say in a [further member](Tokens::extra) whose it is, if nothing
+    /// else. The refresh service finds it in the [request](crate::RefreshRequest::tokens).
     pub fn builder(template: SessionBuilder) -> SessionsBuilder<K> {
         SessionsBuilder { template, capacity: CAPACITY, idle: None, refreshes: REFRESHES, stores: None }
     }
@@ -158,7 +164,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
     ///
     /// [`SessionsError::Full`] if there is no room: then nobody is signed in. If the store fails the user is signed in all
     /// the same, [`get`](Self::get) finds the session, and the write is retried in the background. If the runtime has shut
-    /// down a session that was in memory is unchanged; a new one is signed in, and never stored.
+    /// down a session that was in memory is unchanged; a new one is signed in, and no store is told of it.
     pub async fn sign_in(&self, key: K, tokens: Tokens) -> Result<Session, SessionsError> {
         let inner = &self.inner;
         let session = match inner.table.find(&key) {
@@ -409,14 +415,14 @@ pub struct SessionsBuilder<K> {
 }
 
 impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionsBuilder<K> {
-    /// How many sessions are kept in memory at most. Default: 100,000. With none, every sign-in is
-    /// [`SessionsError::Full`].
+    /// How many sessions are kept in memory at most, beside those that are read to be signed out. Default: 100,000. With
+    /// none, every sign-in is [`SessionsError::Full`].
     pub fn capacity(mut self, sessions: usize) -> Self {
         self.capacity = sessions;
         self
     }
 
-    /// After which time a session that nobody asks for, and nobody holds, goes: one whose store can bring it back is
+    /// After which time a session that nobody asks for, holds or watches goes: one whose store can bring it back is
     /// forgotten, another's user is signed out and his tokens are revoked, where there is a
     /// [revoke service](SessionBuilder::revoke). It may take a quarter longer, or 20 ms where that is more. Default:
     /// never.
@@ -475,7 +481,8 @@ impl<K> fmt::Debug for SessionsBuilder<K> {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SessionsError {
-    /// There is no room: as many as fit are in use, or could not be brought back.
+    /// There is no room: as many as fit are in use, or could not be brought back. Of more than some thousands not all are
+    /// looked at, since the others wait for it: where one could go after all, the next attempts come to it.
     Full,
     /// What its store, or another part of it, failed with; shared by all who asked for it.
     Session(Arc<SessionError>),
