@@ -348,14 +348,12 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
     /// The session to sign in to: the one that is there, or a new one.
     fn arrive(&self, key: K, tokens: &Tokens) -> Result<Arrival, SessionsError> {
         let (tokens, config) = (tokens.clone(), Arc::clone(&self.config));
-        let new = Arc::new(match &self.stores {
+        let new = match &self.stores {
             Some(stores) => TokenCell::signed_in(tokens, stores(&key), config),
             // A task that saves would cost more than all the rest of a sign-in, and leave a hole in memory behind.
-            None => {
-                let (store, record) = MemoryStore::holding(Epoch::random(), tokens);
-                TokenCell::new(Some(record), Arc::new(store), config)
-            }
-        });
+            None => Self::kept_in_memory(tokens, config),
+        };
+        let new = Arc::new(new);
         let mut arrivals = self.arrivals();
         if let Some(cell) = self.table.find(&key) {
             return Ok(Arrival::There(cell));
@@ -371,6 +369,11 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         drop(arrivals);
         drop((gone, overtaken));
         Ok(Arrival::New(new))
+    }
+
+    fn kept_in_memory(tokens: Tokens, config: Arc<Config>) -> TokenCell {
+        let (store, record) = MemoryStore::holding(Epoch::random(), tokens);
+        TokenCell::new(Some(record), Arc::new(store), config)
     }
 
     /// Makes room for one more. What had to go for it is to be dropped when nothing is locked any more.
