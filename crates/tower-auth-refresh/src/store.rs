@@ -35,6 +35,7 @@ use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -193,8 +194,6 @@ pub struct MemoryStore {
 
 #[derive(Default)]
 struct Slot {
-    /// The last version or claim id given out.
-    last: u64,
     record: Option<Record>,
     // Boxed, since it is rare, and there may be many stores.
     claim: Option<Box<Mark>>,
@@ -214,6 +213,13 @@ impl MemoryStore {
         Self::default()
     }
 
+    /// A store in which somebody is signed in already, and its record.
+    pub(crate) fn holding(epoch: Epoch, tokens: Tokens) -> (Self, Record) {
+        let mut slot = Slot::default();
+        let version = slot.write(epoch, tokens.clone());
+        (Self { slot: Mutex::new(slot) }, Record { version, epoch, tokens })
+    }
+
     fn with<T: Send + 'static>(&self, change: impl FnOnce(&mut Slot) -> T) -> StoreFuture<'_, T> {
         // Nothing in here panics half-way, so a poisoned slot is whole.
         let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
@@ -221,18 +227,20 @@ impl MemoryStore {
     }
 }
 
-impl Slot {
-    fn next(&mut self) -> u64 {
-        self.last += 1;
-        self.last
-    }
+/// A version or a claim's id, given out for the first time.
+fn next() -> u64 {
+    // One for all stores: one in each would be as large as what it counts for.
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
+}
 
+impl Slot {
     fn is(&self, version: Version) -> bool {
         self.record.as_ref().is_some_and(|record| record.version == version)
     }
 
     fn write(&mut self, epoch: Epoch, tokens: Tokens) -> Version {
-        let version = Version(self.next());
+        let version = Version(next());
         self.record = Some(Record { version, epoch, tokens });
         self.claim = None;
         version
@@ -264,7 +272,7 @@ impl TokenStore for MemoryStore {
                 Some(&Mark { until: Some(until), .. }) if now < until => return Claiming::Busy { until },
                 Some(_) => true,
             };
-            let id = slot.next();
+            let id = next();
             slot.claim = Some(Box::new(Mark { id, until: Some(now + lease), in_doubt }));
             Claiming::Claimed(Claim { version, id, in_doubt })
         })

@@ -22,6 +22,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
 
@@ -104,15 +105,16 @@ impl fmt::Debug for RefreshToken {
 }
 
 fn checked(what: &'static str, token: String, allowed: RangeInclusive<u8>) -> Result<Arc<SecretString>, InvalidToken> {
-    // Into its wiped storage first, so that a refused token is wiped too.
-    let secret = SecretString::from(token);
-    let bytes = secret.expose_secret().as_bytes();
+    // A refused token is wiped too.
+    let token = Zeroizing::new(token);
+    let bytes = token.as_bytes();
     if bytes.is_empty() {
         return Err(InvalidToken { what, at: None });
     }
     match bytes.iter().position(|byte| !allowed.contains(byte)) {
         Some(at) => Err(InvalidToken { what, at: Some(at) }),
-        None => Ok(Arc::new(secret)),
+        // Copied, into as much as it needs: to shrink the string would leave a hole behind, or a copy that nobody wipes.
+        None => Ok(Arc::new(SecretString::from(token.as_str()))),
     }
 }
 

@@ -55,18 +55,23 @@ pub(crate) struct TokenCell {
     published: ArcSwap<State>,
     /// How often a state was published.
     revision: AtomicU64,
-    watchers: OnceLock<watch::Sender<SessionState>>,
+    rare: OnceLock<Box<Rare>>,
     /// The newest generation with which a replay was accepted, or a request that none could follow.
     proven: AtomicU64,
     /// The newest generation with which a replay was refused.
     refused: AtomicU64,
-    /// Wakes the task that retries.
-    more_to_save: OnceLock<Box<Notify>>,
     pub(super) store: Arc<dyn TokenStore>,
     /// Serializes what is written outside of flights, so that the store ends with what the state says. Holds the last
     /// sign-in that was tried.
     pub(super) writes: Mutex<Option<Box<Attempt>>>,
     pub(super) config: Arc<Config>,
+}
+
+/// What few sessions have.
+struct Rare {
+    watchers: watch::Sender<SessionState>,
+    /// Wakes the task that retries.
+    more_to_save: Notify,
 }
 
 /// The number of a published state.
@@ -127,12 +132,11 @@ impl TokenCell {
             over: AtomicBool::new(state.is_over()),
             published: ArcSwap::from_pointee(state),
             revision: AtomicU64::new(0),
-            watchers: OnceLock::new(),
+            rare: OnceLock::new(),
             proven: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             used: AtomicU32::new(0),
             saving: AtomicBool::new(false),
-            more_to_save: OnceLock::new(),
             store,
             writes: Mutex::new(None),
             config,
@@ -152,11 +156,18 @@ impl TokenCell {
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<SessionState> {
-        let sender = self.watchers.get_or_init(|| watch::Sender::new(SessionState::of(&self.snapshot())));
+        let watchers = &self.rare().watchers;
         // Pairs with the fence in `publish`: either it sees the sender, or this sees its state.
         fence(Ordering::SeqCst);
-        notify(sender, SessionState::of(&self.snapshot()));
-        sender.subscribe()
+        notify(watchers, SessionState::of(&self.snapshot()));
+        watchers.subscribe()
+    }
+
+    fn rare(&self) -> &Rare {
+        self.rare.get_or_init(|| {
+            let watchers = watch::Sender::new(SessionState::of(&self.snapshot()));
+            Box::new(Rare { watchers, more_to_save: Notify::new() })
+        })
     }
 
     /// Runs the refresh call so that requests it makes through this session's own layer are recognised.
@@ -209,13 +220,13 @@ impl TokenCell {
         self.over.load(Ordering::Acquire)
     }
 
-    /// Whether nobody else holds it.
+    /// Whether nobody else holds it, or watches it.
     #[inline]
     pub(crate) fn is_alone(self: &Arc<Self>) -> bool {
         let alone = Arc::strong_count(self) == 1;
         // What the last who held it did is seen from here on.
         fence(Ordering::Acquire);
-        alone
+        alone && self.rare.get().is_none_or(|rare| rare.watchers.receiver_count() == 0)
     }
 
     /// Whether its tokens outlive this process.
@@ -449,14 +460,14 @@ impl TokenCell {
         // After it: who reads the new number finds the new state.
         self.revision.fetch_add(1, Ordering::Release);
         fence(Ordering::SeqCst);
-        if let Some(watchers) = self.watchers.get() {
-            notify(watchers, SessionState::of(state));
+        if let Some(rare) = self.rare.get() {
+            notify(&rare.watchers, SessionState::of(state));
         }
     }
 
     /// Wakes the task that retries what the store would not take.
     pub(super) fn more_to_save(&self) -> &Notify {
-        self.more_to_save.get_or_init(Box::default)
+        &self.rare().more_to_save
     }
 
     /// When tokens are to be refreshed early, if the session does that.
@@ -500,43 +511,30 @@ impl TokenCell {
 
     /// Forgets the tokens at once, then has them deleted and revoked.
     pub(crate) async fn sign_out(self: Arc<Self>) -> Result<(), SessionError> {
-        self.sign_out_if(None).await
-    }
-
-    /// The same, unless it was asked for since it was last used `unused`: whoever signs in again asks for it first.
-    pub(crate) async fn sign_out_if(self: Arc<Self>, unused: Option<u32>) -> Result<(), SessionError> {
-        let tokens = {
-            let mut seat = self.seat.write().await;
-            if unused.is_some_and(|then| self.used.load(Ordering::Relaxed) != then) {
-                return Ok(());
-            }
-            let tokens = self.snapshot().tokens.clone();
-            self.step(&mut seat, Event::SignedOut { next: Epoch::random() });
-            tokens
-        };
+        let tokens = self.forget(None).await.unwrap_or_default();
         let (cleared, revoked) = join(self.sync_or_retry(), Arc::clone(&self).revoke(tokens)).await;
         cleared.map_err(SessionError::store)?;
         revoked.map_err(SessionError::revoke)
+    }
+
+    /// The first part of a sign-out: what is left is to [`save`](Self::save) it, and to revoke the tokens. `None` if it
+    /// was asked for since it was last used `unused`: whoever signs in again asks for it first.
+    pub(crate) async fn forget(self: &Arc<Self>, unused: Option<u32>) -> Option<Tokens> {
+        let mut seat = self.seat.write().await;
+        if unused.is_some_and(|then| self.used.load(Ordering::Relaxed) != then) {
+            return None;
+        }
+        let tokens = self.snapshot().tokens.clone();
+        self.step(&mut seat, Event::SignedOut { next: Epoch::random() });
+        Some(tokens)
     }
 
     pub(super) fn revoke_in_background(self: &Arc<Self>, tokens: Tokens) {
         self.spawn(Arc::clone(self).revoke(tokens));
     }
 
-    /// Tells the authorization server to forget tokens, where the session has a service for it.
     pub(super) async fn revoke(self: Arc<Self>, tokens: Tokens) -> Result<(), BoxError> {
-        let Some(revoke) = self.config.revoke.clone().filter(|_| tokens != Tokens::default()) else { return Ok(()) };
-        // A service that panicked is dropped here and never called again, so nothing sees it half-way.
-        let call = AssertUnwindSafe(self.marked(revoke.oneshot(RevokeRequest { tokens }))).catch_unwind();
-        let revoked = match tokio::time::timeout(self.config.refresh_timeout, call).await {
-            Ok(Ok(revoked)) => revoked,
-            Ok(Err(_panic)) => Err("the revoke service panicked".into()),
-            Err(elapsed) => Err(elapsed.into()),
-        };
-        if revoked.is_err() {
-            tracing::warn!(target: TARGET, "tokens not revoked");
-        }
-        revoked
+        self.marked(self.config.revoke(tokens)).await
     }
 }
 
@@ -565,6 +563,22 @@ impl Config {
         let under_way = self.traffic.as_ref().map(Traffic::begin);
         // An `async` block around it would hold it twice: as what it caught, and as what it awaits.
         self.runtime.spawn(task.inspect(|_| drop(under_way)))
+    }
+
+    /// Tells the authorization server to forget tokens, where there is a service for it.
+    pub(crate) async fn revoke(&self, tokens: Tokens) -> Result<(), BoxError> {
+        let Some(revoke) = self.revoke.clone().filter(|_| tokens != Tokens::default()) else { return Ok(()) };
+        // A service that panicked is dropped here and never called again, so nothing sees it half-way.
+        let call = AssertUnwindSafe(revoke.oneshot(RevokeRequest { tokens })).catch_unwind();
+        let revoked = match tokio::time::timeout(self.refresh_timeout, call).await {
+            Ok(Ok(revoked)) => revoked,
+            Ok(Err(_panic)) => Err("the revoke service panicked".into()),
+            Err(elapsed) => Err(elapsed.into()),
+        };
+        if revoked.is_err() {
+            tracing::warn!(target: TARGET, "tokens not revoked");
+        }
+        revoked
     }
 
     pub(crate) fn due(&self, tokens: &Tokens, at: At) -> Option<Due> {

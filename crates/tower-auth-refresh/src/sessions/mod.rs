@@ -54,7 +54,7 @@ use std::error::Error;
 use std::fmt;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -64,7 +64,7 @@ use tokio::task::AbortHandle;
 
 use self::table::{Hand, Table};
 use crate::session::{Config, Session, SessionBuilder, SessionError, TokenCell, Traffic, bounded};
-use crate::store::{MemoryStore, StoreError, TokenStore};
+use crate::store::{Epoch, MemoryStore, StoreError, TokenStore};
 use crate::token::Tokens;
 
 /// How many sessions fit, unless the builder says otherwise.
@@ -79,12 +79,14 @@ const REFRESHES: usize = 64;
 ///   at the same moment, and none of them interrupts it by going away. A [`Session`] that somebody holds is always
 ///   found again: no user has two.
 /// - When they don't fit, one that has not been used for long goes: only where its store can bring it back, nobody holds
-///   it, no refresh is in flight and nothing is unsaved. If none can go there is no room for another.
+///   it or [watches](Session::subscribe) it, no refresh is in flight and nothing is unsaved. If none can go there is no
+///   room for another.
 /// - All share one [limit](SessionsBuilder::refreshes_in_flight) on refreshes in flight. Those who wait for their turn
 ///   get it in the order in which they came, spread by some milliseconds. Waiting is no attempt, and takes nothing of
 ///   the time that a refresh may take; but nobody waits for longer than the time-out and 5 s in all: he then gets his
 ///   401, while his session keeps its place.
-/// - An idle session costs no task and no timer, only memory: some 600 bytes beside its tokens.
+/// - An idle session costs no task and no timer, only memory: some 650 bytes beside its tokens, what an allocator leaves
+///   unused included.
 ///
 /// They belong to the `tokio` runtime that they were built in.
 pub struct Sessions<K> {
@@ -98,7 +100,8 @@ struct Inner<K> {
     capacity: usize,
     stores: Option<Box<Stores<K>>>,
     config: Arc<Config>,
-    sweep: AbortHandle,
+    /// Begun when all the rest is there.
+    sweep: OnceLock<AbortHandle>,
 }
 
 type Stores<K> = dyn Fn(&K) -> Arc<dyn TokenStore> + Send + Sync;
@@ -115,6 +118,8 @@ struct Arrivals<K> {
 
 struct Load {
     number: u64,
+    /// Somebody waits for it to sign it out: nobody has to make room for one that goes.
+    goes: bool,
     found: Shared<BoxFuture<'static, Found>>,
 }
 
@@ -123,6 +128,10 @@ type Found = Result<Option<Session>, SessionsError>;
 
 impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
     /// Starts to build them. All are built as the template says; its tokens and its store are not used.
+    ///
+    /// Where it needs no refresh token ([`SessionBuilder::client_credentials`]) a session is still begun by a
+    /// [sign-in](Self::sign_in) alone: with tokens that say in a [further member](Tokens::extra) whose it is, if nothing
+    /// else. The refresh service finds it in the [request](crate::RefreshRequest::tokens).
     pub fn builder(template: SessionBuilder) -> SessionsBuilder<K> {
         SessionsBuilder { template, capacity: CAPACITY, idle: None, refreshes: REFRESHES, stores: None }
     }
@@ -144,7 +153,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
     ) -> impl Future<Output = Result<Option<Session>, SessionsError>> + Send + use<'a, K> {
         match self.inner.find(key) {
             Some(cell) => Either::Left(ready(Ok(Some(Session::of(cell))))),
-            None => Either::Right(self.inner.find_or_load(key).boxed()),
+            None => Either::Right(self.inner.find_or_load(key, false).boxed()),
         }
     }
 
@@ -155,7 +164,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
     ///
     /// [`SessionsError::Full`] if there is no room: then nobody is signed in. If the store fails the user is signed in all
     /// the same, [`get`](Self::get) finds the session, and the write is retried in the background. If the runtime has shut
-    /// down a session that was in memory is unchanged; a new one is signed in, and never stored.
+    /// down a session that was in memory is unchanged; a new one is signed in, and no store is told of it.
     pub async fn sign_in(&self, key: K, tokens: Tokens) -> Result<Session, SessionsError> {
         let inner = &self.inner;
         let session = match inner.table.find(&key) {
@@ -163,8 +172,10 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
             None => match inner.arrive(key, &tokens)? {
                 Arrival::There(cell) => Session::of(cell),
                 Arrival::New(cell) => {
-                    let saved = cell.spawn(Arc::clone(&cell).save()).await;
-                    saved.map_err(SessionError::runtime).flatten()?;
+                    if inner.stores.is_some() {
+                        let saved = cell.spawn(Arc::clone(&cell).save()).await;
+                        saved.map_err(SessionError::runtime).flatten()?;
+                    }
                     return Ok(Session::of(cell));
                 }
             },
@@ -240,7 +251,8 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         Some(cell)
     }
 
-    async fn find_or_load(self: &Arc<Self>, key: &K) -> Found {
+    /// `goes`: it is to be signed out.
+    async fn find_or_load(self: &Arc<Self>, key: &K, goes: bool) -> Found {
         if self.stores.is_none() {
             // What was in memory alone is nowhere else.
             return Ok(None);
@@ -250,27 +262,35 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
             if let Some(cell) = self.table.find(key) {
                 return Ok(Some(Session::of(cell)));
             }
-            match arrivals.loads.get(key).filter(|load| load.found.peek().is_none()) {
-                Some(load) => load.found.clone(),
-                None => self.begin_load(&mut arrivals, key),
+            match arrivals.loads.get_mut(key).filter(|load| load.found.peek().is_none()) {
+                Some(load) => {
+                    load.goes |= goes;
+                    load.found.clone()
+                }
+                None => self.begin_load(&mut arrivals, key, goes),
             }
         };
         load.await
     }
 
     /// Reads a session in a task of its own.
-    fn begin_load(self: &Arc<Self>, arrivals: &mut Arrivals<K>, key: &K) -> Shared<BoxFuture<'static, Found>> {
+    fn begin_load(
+        self: &Arc<Self>,
+        arrivals: &mut Arrivals<K>,
+        key: &K,
+        goes: bool,
+    ) -> Shared<BoxFuture<'static, Found>> {
         arrivals.last += 1;
         let number = arrivals.last;
-        let task = self.config.runtime.spawn(Arc::clone(self).load(key.clone(), number));
+        let task = self.config.runtime.spawn(Arc::clone(self).load(key.clone(), number, goes));
         let found = task.map(|found| found.unwrap_or_else(|gone| Err(SessionError::runtime(gone).into())));
         let found = found.boxed().shared();
-        arrivals.loads.insert(key.clone(), Load { number, found: found.clone() });
+        arrivals.loads.insert(key.clone(), Load { number, goes, found: found.clone() });
         found
     }
 
     // Boxed, since it may begin anew.
-    fn load(self: Arc<Self>, key: K, number: u64) -> BoxFuture<'static, Found> {
+    fn load(self: Arc<Self>, key: K, number: u64, goes: bool) -> BoxFuture<'static, Found> {
         async move {
             // Nothing of ours is changed in there, so nothing is seen half-way.
             let store = catch_unwind(AssertUnwindSafe(|| self.store(&key)));
@@ -284,7 +304,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
             let found = found.map_err(|error| SessionError::store(error).into());
             match self.end_load(&key, number, found) {
                 Some(found) => found,
-                None => self.find_or_load(&key).await,
+                None => self.find_or_load(&key, goes).await,
             }
         }
         .boxed()
@@ -295,15 +315,17 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         // Dropped last, when nothing is locked any more.
         let _gone;
         let mut arrivals = self.arrivals();
-        arrivals.loads.get(key).filter(|load| load.number == number)?;
+        let goes = arrivals.loads.get(key).filter(|load| load.number == number)?.goes;
         let ended = arrivals.loads.remove(key);
         let found = match found {
             Ok(Some(cell)) => {
-                let (room, gone) = self.make_room(&mut arrivals);
-                _gone = gone;
-                if let Err(full) = room {
-                    drop(arrivals);
-                    return Some(Err(full));
+                if !goes {
+                    let (room, gone) = self.make_room(&mut arrivals);
+                    _gone = gone;
+                    if let Err(full) = room {
+                        drop(arrivals);
+                        return Some(Err(full));
+                    }
                 }
                 self.table.insert(key.clone(), Arc::clone(&cell));
                 Ok(Some(Session::of(cell)))
@@ -318,8 +340,13 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
 
     /// The session to sign in to: the one that is there, or a new one.
     fn arrive(&self, key: K, tokens: &Tokens) -> Result<Arrival, SessionsError> {
-        let store = self.store(&key);
-        let new = Arc::new(TokenCell::signed_in(tokens.clone(), store, Arc::clone(&self.config)));
+        let (tokens, config) = (tokens.clone(), Arc::clone(&self.config));
+        let new = match &self.stores {
+            Some(stores) => TokenCell::signed_in(tokens, stores(&key), config),
+            // A task that saves would cost more than all the rest of a sign-in, and leave a hole in memory behind.
+            None => Self::kept_in_memory(tokens, config),
+        };
+        let new = Arc::new(new);
         let mut arrivals = self.arrivals();
         if let Some(cell) = self.table.find(&key) {
             return Ok(Arrival::There(cell));
@@ -340,11 +367,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
     async fn sign_out(self: Arc<Self>, key: K) -> Result<(), SessionsError> {
         let session = match self.find(&key) {
             Some(cell) => Some(Session::of(cell)),
-            None => match self.find_or_load(&key).await {
-                // Nobody has to make room for one that goes.
-                Err(SessionsError::Full) => self.load_outside(&key).await?,
-                found => found?,
-            },
+            None => self.find_or_load(&key, true).await?,
         };
         let Some(session) = session else { return Ok(()) };
         let signed_out = session.sign_out().await;
@@ -353,23 +376,22 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         Ok(signed_out?)
     }
 
-    /// Reads a session that there is no room for. Should somebody else read it too, they are like two processes that share
-    /// its store.
-    async fn load_outside(&self, key: &K) -> Found {
-        let store = self.store(key);
-        let record = bounded(|| store.load()).await.map_err(SessionError::store)?;
-        Ok(record.map(|record| Session::of(Arc::new(TokenCell::new(Some(record), store, Arc::clone(&self.config))))))
+    fn kept_in_memory(tokens: Tokens, config: Arc<Config>) -> TokenCell {
+        let (store, record) = MemoryStore::holding(Epoch::random(), tokens);
+        TokenCell::new(Some(record), Arc::new(store), config)
     }
 
     /// Makes room for one more. What had to go for it is to be dropped when nothing is locked any more.
-    fn make_room(&self, arrivals: &mut Arrivals<K>) -> (Result<(), SessionsError>, Option<table::Slot<K>>) {
-        if self.table.len() < self.capacity {
-            return (Ok(()), None);
+    fn make_room(&self, arrivals: &mut Arrivals<K>) -> (Result<(), SessionsError>, Vec<table::Slot<K>>) {
+        let mut gone = Vec::new();
+        // More than one goes where some were read to be signed out.
+        while self.table.len() >= self.capacity {
+            match self.table.evict(&mut arrivals.hand) {
+                Some(slot) => gone.push(slot),
+                None => return (Err(SessionsError::Full), gone),
+            }
         }
-        match self.table.evict(&mut arrivals.hand) {
-            Some(gone) => (Ok(()), Some(gone)),
-            None => (Err(SessionsError::Full), None),
-        }
+        (Ok(()), gone)
     }
 
     fn store(&self, key: &K) -> Arc<dyn TokenStore> {
@@ -384,7 +406,9 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
 
 impl<K> Drop for Inner<K> {
     fn drop(&mut self) {
-        self.sweep.abort();
+        if let Some(sweep) = self.sweep.get() {
+            sweep.abort();
+        }
     }
 }
 
@@ -399,14 +423,14 @@ pub struct SessionsBuilder<K> {
 }
 
 impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionsBuilder<K> {
-    /// How many sessions are kept in memory at most. Default: 100,000. With none, every sign-in is
-    /// [`SessionsError::Full`].
+    /// How many sessions are kept in memory at most, beside those that are read to be signed out. Default: 100,000. With
+    /// none, every sign-in is [`SessionsError::Full`].
     pub fn capacity(mut self, sessions: usize) -> Self {
         self.capacity = sessions;
         self
     }
 
-    /// After which time a session that nobody asks for, and nobody holds, goes: one whose store can bring it back is
+    /// After which time a session that nobody asks for, holds or watches goes: one whose store can bring it back is
     /// forgotten, another's user is signed out and his tokens are revoked, where there is a
     /// [revoke service](SessionBuilder::revoke). It may take a quarter longer, or 20 ms where that is more. Default:
     /// never.
@@ -441,14 +465,16 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionsBuilder<K> {
         let runtime = Handle::try_current().map_err(SessionError::runtime)?;
         let traffic = Arc::new(Traffic::new(self.refreshes));
         let config = Arc::new(self.template.into_config(runtime.clone(), Some(traffic)));
-        let inner = Arc::new_cyclic(|inner| Inner {
+        let inner = Arc::new(Inner {
             table: Table::new(self.capacity),
             arrivals: Mutex::new(Arrivals { loads: HashMap::new(), last: 0, hand: Hand::default() }),
             capacity: self.capacity,
             stores: self.stores,
             config,
-            sweep: runtime.spawn(sweep::sweep(inner.clone(), self.idle)).abort_handle(),
+            sweep: OnceLock::new(),
         });
+        let sweep = runtime.spawn(sweep::sweep(Arc::downgrade(&inner), self.idle));
+        inner.sweep.get_or_init(|| sweep.abort_handle());
         Ok(Sessions { inner })
     }
 }
@@ -463,7 +489,8 @@ impl<K> fmt::Debug for SessionsBuilder<K> {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SessionsError {
-    /// There is no room: as many as fit are in use, or could not be brought back.
+    /// There is no room: as many as fit are in use, or could not be brought back. Of more than some thousands not all are
+    /// looked at, since the others wait for it: where one could go after all, the next attempts come to it.
     Full,
     /// What its store, or another part of it, failed with; shared by all who asked for it.
     Session(Arc<SessionError>),

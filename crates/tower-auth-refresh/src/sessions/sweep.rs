@@ -2,36 +2,37 @@
 
 use std::collections::VecDeque;
 use std::hash::Hash;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt, stream};
+use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
 use super::Inner;
 use super::table::Hand;
-use crate::session::TokenCell;
+use crate::session::{Config, TokenCell};
 
 /// How often it looks, as a part of the time after which a session is idle.
 const OFTEN: u32 = 8;
 const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// How many idle sessions are signed out at the same time: each may be a call to the authorization server.
-const SIGN_OUTS: usize = 16;
+/// How many idle sessions are deleted at the same time, and how many revoked: each may be a call to a server.
+const CALLS: usize = 16;
 
-/// Sweeps until the sessions are dropped.
+/// Sweeps until the sessions are dropped. It holds them for no longer than it looks at a few, and waits for nobody.
 pub(super) async fn sweep<K: Eq + Hash + Send + Sync + 'static>(sessions: Weak<Inner<K>>, idle: Option<Duration>) {
     let period = idle.map_or(LONGEST, |idle| (idle / OFTEN).clamp(SHORTEST, LONGEST));
     // Where the clock stood at which time. What was last used by then has not been used since.
     let mut ticks = VecDeque::new();
     let mut since = None;
+    let revocations = Arc::new(Semaphore::new(CALLS));
     loop {
         sleep(period).await;
-        let Some(sessions) = sessions.upgrade() else { return };
         if let Some(idle) = idle {
             let now = Instant::now();
             while let Some(&(at, tick)) = ticks.front()
@@ -40,49 +41,76 @@ pub(super) async fn sweep<K: Eq + Hash + Send + Sync + 'static>(sessions: Weak<I
                 since = Some(tick);
                 ticks.pop_front();
             }
+            let Some(sessions) = sessions.upgrade() else { return };
             ticks.push_back((now, sessions.table.tick()));
         }
-        // What panics is a key or a store that is dropped, and the table is whole by then.
-        let _ = AssertUnwindSafe(sessions.sweep(since)).catch_unwind().await;
-    }
-}
-
-impl<K: Eq + Hash + Send + Sync + 'static> Inner<K> {
-    /// Forgets what is over, and what was not used after `since`, by the table's clock.
-    async fn sweep(&self, since: Option<u32>) {
         let mut hand = Hand::default();
         loop {
-            let before = hand;
-            let mut idle = Vec::new();
-            let gone = self.table.sweep(&mut hand, |cell| {
-                if !cell.is_alone() {
-                    // In use for as long as somebody holds it.
-                    self.table.touch(cell);
-                    return false;
-                }
-                let used = cell.used.load(Ordering::Relaxed);
-                let is_idle = since.is_some_and(|since| is_before_or_at(used, since));
-                if is_idle && !cell.is_over() && !cell.is_durable() {
-                    idle.push((used, Arc::clone(cell)));
-                }
-                cell.is_over() || is_idle
-            });
-            let Some(gone) = gone else { return };
-            drop(gone);
-            if !idle.is_empty() {
-                stream::iter(idle).for_each_concurrent(SIGN_OUTS, sign_out_unused).await;
-                // They are over now.
-                drop(self.table.sweep(&mut before.clone(), |cell| cell.is_over()));
+            let Some(sessions) = sessions.upgrade() else { return };
+            // What panics is a key or a store that is dropped, and the table is whole by then.
+            let swept = catch_unwind(AssertUnwindSafe(|| sessions.sweep(&mut hand, since, &revocations)));
+            drop(sessions);
+            if !swept.unwrap_or(false) {
+                break;
             }
             yield_now().await;
         }
     }
 }
 
-/// Signs a session out, unless somebody has asked for it since it was last used then.
-async fn sign_out_unused((used, cell): (u32, Arc<TokenCell>)) {
-    // It is over in any case. What fails is logged, and retried where that is any use.
-    let _ = cell.spawn(Arc::clone(&cell).sign_out_if(Some(used))).await;
+impl<K: Eq + Hash + Send + Sync + 'static> Inner<K> {
+    /// Of the next few, forgets what is over, and what was not used after `since`, by the table's clock. `false` once it
+    /// has been everywhere.
+    fn sweep(self: &Arc<Self>, hand: &mut Hand, since: Option<u32>, revocations: &Arc<Semaphore>) -> bool {
+        let before = *hand;
+        let mut idle = Vec::new();
+        let gone = self.table.sweep(hand, |cell| {
+            if !cell.is_alone() {
+                // In use for as long as somebody holds it.
+                self.table.touch(cell);
+                return false;
+            }
+            let used = cell.used.load(Ordering::Relaxed);
+            let is_idle = since.is_some_and(|since| is_before_or_at(used, since));
+            if is_idle && !cell.is_over() && !cell.is_durable() {
+                idle.push((used, Arc::clone(cell)));
+            }
+            cell.is_over() || is_idle
+        });
+        if !idle.is_empty() {
+            let (sessions, config) = (Arc::downgrade(self), Arc::clone(&self.config));
+            self.config.spawn(sign_out(idle, sessions, before, config, Arc::clone(revocations)));
+        }
+        gone.is_some()
+    }
+}
+
+/// Signs out those that are idle still, and takes them out of the table, where they stand at `place`; then revokes their
+/// tokens. What fails is logged, and retried where that is any use.
+async fn sign_out<K: Eq + Hash + Send + Sync + 'static>(
+    idle: Vec<(u32, Arc<TokenCell>)>,
+    sessions: Weak<Inner<K>>,
+    mut place: Hand,
+    config: Arc<Config>,
+    revocations: Arc<Semaphore>,
+) {
+    let mut tokens = Vec::new();
+    let mut over = Vec::new();
+    for (used, cell) in idle {
+        if let Some(these) = cell.forget(Some(used)).await {
+            tokens.push(these);
+            over.push(cell);
+        }
+    }
+    stream::iter(over).for_each_concurrent(CALLS, |cell| cell.save().map(drop)).await;
+    if let Some(sessions) = sessions.upgrade() {
+        drop(sessions.table.sweep(&mut place, |cell| cell.is_over()));
+    }
+    let revoke = async |tokens| {
+        let _turn = revocations.acquire().await;
+        let _ = config.revoke(tokens).await;
+    };
+    stream::iter(tokens).for_each_concurrent(CALLS, revoke).await;
 }
 
 /// By a clock that wraps.
@@ -103,12 +131,11 @@ mod tests {
         let tokens = Tokens::new(AccessToken::new("a").unwrap(), RefreshToken::new("r").unwrap());
         let session = Session::builder(refresh).tokens(tokens).build().await.unwrap();
         let cell = session.cell();
-        let idle = Arc::clone(cell).sign_out_if(Some(0));
         // Between the look at it and the sign-out he asks for it.
         cell.used.store(1, Ordering::Relaxed);
-        idle.await.unwrap();
+        assert_eq!(cell.forget(Some(0)).await, None);
         assert_eq!(session.state(), SessionState::Active);
-        sign_out_unused((1, Arc::clone(cell))).await;
+        assert!(cell.forget(Some(1)).await.is_some());
         assert_eq!(session.state(), SessionState::SignedOut);
     }
 

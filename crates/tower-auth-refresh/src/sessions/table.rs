@@ -35,6 +35,8 @@ pub(super) struct Table<K> {
 }
 
 pub(super) struct Slot<K> {
+    /// Kept, so that the table never asks for it while it moves others: a key that panics would cost them their places.
+    hash: u64,
     key: K,
     cell: Arc<TokenCell>,
 }
@@ -85,7 +87,7 @@ impl<K: Eq + Hash> Table<K> {
     pub(super) fn insert(&self, key: K, cell: Arc<TokenCell>) {
         cell.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
         let (hash, shard) = self.place_of(&key);
-        lock(shard).insert_unique(hash, Slot { key, cell }, |slot| self.hasher.hash_one(&slot.key));
+        lock(shard).insert_unique(hash, Slot { hash, key, cell }, |slot| slot.hash);
         self.len.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -177,8 +179,8 @@ impl Hand {
     }
 }
 
-/// A lock over which the key's own `Eq` and `Hash` run: a table can't be searched without them. One that panics leaves
-/// the table whole.
+/// A lock over which the key's own `Eq` runs: a table can't be searched without it. One that panics leaves the table
+/// whole.
 fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,9 @@
 //! Many sessions by key: found, loaded, forgotten, and refreshed a few at a time.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -277,6 +279,71 @@ async fn what_was_read_before_a_sign_in_does_not_come_back_after_that_is_forgott
     assert_eq!(it.sessions.len(), 1);
 }
 
+#[tokio::test]
+async fn in_memory_alone_a_new_user_is_signed_in_without_waiting() {
+    let it = Many::in_memory(|builder| builder);
+    let session = it.sessions.sign_in(1, pair(1)).now_or_never().expect("at the first poll").unwrap();
+    assert!(it.sessions.landed().now_or_never().is_some(), "nothing is to be saved");
+    // What is in its store is what it says.
+    let refreshing = it.refresh(1).await;
+    let mut auth = it.auth;
+    auth.next().await.answer(Ok(pair(11)));
+    refreshing.await.unwrap().unwrap();
+    assert_eq!(session.tokens(), pair(11));
+}
+
+thread_local! {
+    /// Whose key may be hashed, if not everybody's.
+    static HASHED: Cell<Option<u32>> = const { Cell::new(None) };
+}
+
+#[derive(Clone, PartialEq, Eq)]
+struct Moody(u32);
+
+impl Hash for Moody {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        assert!(HASHED.get().is_none_or(|user| user == self.0), "the key panics, as the test wants it to");
+        self.0.hash(state);
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_panics_costs_nobody_else_his_place() {
+    let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
+    let sessions = Sessions::builder(Session::builder(refresh)).build().unwrap();
+    // They come and go, so that the table grows, and is tidied up.
+    for user in 0..10_000 {
+        HASHED.set(Some(user));
+        sessions.sign_in(Moody(user), pair(user)).await.unwrap();
+        if let Some(gone) = user.checked_sub(3_000).filter(|gone| gone % 100 != 0) {
+            HASHED.set(Some(gone));
+            sessions.sign_out(&Moody(gone)).await.unwrap();
+        }
+    }
+    HASHED.set(None);
+    for user in (0..7_000).step_by(100).chain(7_000..10_000) {
+        assert_eq!(sessions.get(&Moody(user)).await.unwrap().unwrap().tokens(), pair(user));
+    }
+}
+
+#[tokio::test]
+async fn where_no_refresh_token_is_needed_a_session_is_begun_with_what_tells_whose_it_is() {
+    let refresh = service_fn(|request: RefreshRequest| {
+        let tenant = request.tokens().extra_member("tenant").and_then(|tenant| tenant.as_str()).map(access);
+        std::future::ready(tenant.map(Tokens::from_access_token).ok_or(RefreshError::misconfigured("whose?")))
+    });
+    let sessions = Sessions::builder(Session::builder(refresh).client_credentials()).build().unwrap();
+    assert!(sessions.get(&1).await.unwrap().is_none());
+    for (user, tenant) in [(1, "one"), (2, "two")] {
+        let whose = serde_json::from_value(serde_json::json!({ "tenant": tenant })).unwrap();
+        let session = sessions.sign_in(user, Tokens::default().extra(whose)).await.unwrap();
+        for _ in 0..2 {
+            session.refresh().await.ok();
+            assert_eq!(session.tokens().access_token(), Some(&access(tenant)));
+        }
+    }
+}
+
 // Signed out.
 
 #[tokio::test]
@@ -315,6 +382,57 @@ async fn a_sign_out_needs_no_room() {
     it.sessions.sign_out(&2).await.unwrap();
     assert_eq!(it.stores.of(2).tokens().await, None);
     assert_eq!(*it.revoked.lock().unwrap(), [pair(2)]);
+}
+
+#[tokio::test]
+async fn a_sign_out_of_somebody_who_is_not_in_memory_forgets_nobody_else() {
+    let it = Many::durable(|builder| builder.capacity(1));
+    it.sign_in([1]).await;
+    it.store([2]).await;
+    it.sessions.sign_out(&2).await.unwrap();
+    assert_eq!(it.stores.of(2).tokens().await, None);
+    assert!(it.has(1).await);
+    assert_eq!(it.sessions.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_during_a_sign_out_that_found_no_room_has_the_same_session() {
+    let it = Many::durable(|builder| builder.capacity(1));
+    let held = it.sessions.sign_in(1, pair(1)).await.unwrap();
+    it.store([2]).await;
+    it.stores.of(2).fault(Op::Clear, Fault::Hang);
+    let signing_out = {
+        let sessions = it.sessions.clone();
+        tokio::spawn(async move { sessions.sign_out(&2).await })
+    };
+    settle().await;
+    // There is room now.
+    drop(held);
+    assert_eq!(it.get(2).await.state(), SessionState::SignedOut);
+    it.stores.of(2).heal();
+    signing_out.await.unwrap().unwrap();
+    assert!(it.sessions.get(&2).await.unwrap().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_out_that_is_given_up_takes_nobodys_room_for_good() {
+    let it = Many::durable(|builder| builder.capacity(1));
+    it.sign_in([1]).await;
+    it.store([2, 3]).await;
+    for user in [2, 3] {
+        it.stores.of(user).fault(Op::Load, Fault::Hang);
+        let signing_out = {
+            let sessions = it.sessions.clone();
+            tokio::spawn(async move { sessions.sign_out(&user).await })
+        };
+        settle().await;
+        signing_out.abort();
+        settle().await;
+        it.stores.of(user).heal();
+        settle().await;
+    }
+    it.sign_in([4]).await;
+    assert_eq!(it.sessions.len(), 1);
 }
 
 #[tokio::test]
@@ -391,6 +509,24 @@ async fn the_longest_unused_is_forgotten_first() {
 }
 
 #[tokio::test]
+async fn who_is_refused_finds_the_only_one_that_may_go_when_he_tries_again() {
+    const USERS: u32 = 20_000;
+    let it = Many::in_memory(|builder| builder.capacity(USERS as usize));
+    for user in 0..USERS {
+        it.sessions.sign_in(user, pair(user)).await.unwrap();
+    }
+    it.get(4711).await.sign_out().await.unwrap();
+    // Each attempt looks at some thousands, and the next goes on from there: the others wait for nobody who looks longer.
+    let mut refused = 0;
+    while is_full(&it.sessions.sign_in(USERS, pair(USERS)).await) {
+        refused += 1;
+        assert!(refused <= 10);
+    }
+    assert!(it.sessions.get(&4711).await.unwrap().is_none());
+    assert_eq!(it.get(USERS).await.tokens(), pair(USERS));
+}
+
+#[tokio::test]
 async fn a_full_house_of_sessions_in_memory_alone_refuses_the_sign_in_and_forgets_nobody() {
     let it = Many::in_memory(|builder| builder.capacity(100));
     it.sign_in(1..=100).await;
@@ -428,6 +564,20 @@ async fn whoever_is_held_is_never_forgotten_and_found_again() {
     assert!(is_full(&it.sessions.sign_in(5_001, pair(1)).await));
     held.pop();
     it.sign_in([5_001]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_watched_is_held() {
+    let it = Many::durable(|builder| builder.capacity(1).idle(8 * MINUTE));
+    let mut watcher = it.sessions.sign_in(1, pair(1)).await.unwrap().subscribe();
+    sleep(60 * MINUTE).await;
+    assert!(is_full(&it.sessions.sign_in(2, pair(2)).await));
+    it.sessions.sign_out(&1).await.unwrap();
+    it.sessions.sign_in(1, pair(3)).await.unwrap().sign_out().await.unwrap();
+    watcher.changed().await.expect("it is the same session");
+    assert_eq!(*watcher.borrow_and_update(), SessionState::SignedOut);
+    drop(watcher);
+    it.sign_in([2]).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -569,6 +719,75 @@ async fn an_idle_session_in_memory_alone_is_signed_out_and_its_tokens_are_revoke
     sleep(10 * MINUTE).await;
     settle().await;
     assert!(it.sessions.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revoke_service_that_hangs_keeps_nobody_from_going() {
+    // Just within the time-out.
+    const NEARLY: Duration = Duration::from_secs(29);
+    let [hanging, most] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+    let counters = [&hanging, &most].map(Arc::clone);
+    let revoke = service_fn(move |_: RevokeRequest| {
+        let [hanging, most] = counters.clone();
+        async move {
+            most.fetch_max(hanging.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            sleep(NEARLY).await;
+            hanging.fetch_sub(1, Ordering::SeqCst);
+            Ok::<_, BoxError>(())
+        }
+    });
+    let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
+    let sessions = Sessions::builder(Session::builder(refresh).revoke(revoke)).idle(8 * MINUTE).build().unwrap();
+    for user in 0..1_000 {
+        sessions.sign_in(user, pair(user)).await.unwrap();
+    }
+    let begun = Instant::now();
+    sleep(5 * MINUTE).await;
+    sessions.sign_in(1_000, pair(1_000)).await.unwrap();
+    sleep(5 * MINUTE + SECOND).await;
+    assert_eq!(sessions.len(), 1, "all are gone whose time it is");
+    sleep(5 * MINUTE).await;
+    assert!(sessions.is_empty());
+    // The authorization server is spared all the same, and told of everybody.
+    sessions.landed().await;
+    assert_eq!([hanging, most].map(|it| it.load(Ordering::SeqCst)), [0, 16]);
+    assert!(begun.elapsed() > NEARLY * 1_000 / 16);
+}
+
+/// A key that is an object: it tells whether somebody holds it.
+#[derive(Clone)]
+struct Held(Arc<()>);
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Held {}
+
+impl Hash for Held {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn they_go_with_their_last_handle_even_while_a_revocation_hangs() {
+    let revoke = service_fn(|_: RevokeRequest| std::future::pending::<Result<(), BoxError>>());
+    let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
+    let sessions = Sessions::builder(Session::builder(refresh).revoke(revoke)).idle(8 * MINUTE).build().unwrap();
+    let [idle, used] = [(); 2].map(|()| Held(Arc::new(())));
+    sessions.sign_in(idle.clone(), pair(1)).await.unwrap();
+    sessions.sign_in(used.clone(), pair(2)).await.unwrap();
+    for _ in 0..9 {
+        sleep(MINUTE).await;
+        sessions.get(&used).await.unwrap();
+    }
+    settle().await;
+    assert_eq!([&idle, &used].map(|key| Arc::strong_count(&key.0)), [1, 2]);
+    drop(sessions);
+    assert_eq!(Arc::strong_count(&used.0), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,9 +1,10 @@
-//! Large uploads and endless answers take no memory. Each is measured in a process of its own, whose peak the system
-//! tells.
+//! Large uploads and endless answers take no memory, and a session among many takes little. Each is measured in a process
+//! of its own, whose memory the system tells.
 
 #![expect(clippy::unwrap_used, reason = "a test binary: a panic is a failed test")]
 
 mod answers;
+mod sessions;
 mod uploads;
 
 use std::env;
@@ -36,7 +37,12 @@ fn tell(bytes: Option<usize>) {
 
 /// The most memory that this process has used, in bytes.
 fn peak() -> Option<usize> {
+    memory("VmHWM:")
+}
+
+/// What the system tells of this process's memory under this name, in bytes.
+fn memory(name: &str) -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<usize>().ok()? * 1024)
 }

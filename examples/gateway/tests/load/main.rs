@@ -107,6 +107,7 @@ async fn a_million_sessions() {
     let took = begun.elapsed();
     let each = (resident() - before) / SESSIONS as u64;
     println!("{SESSIONS} sessions: {each} bytes each, {:.1?} us to sign one in", took.as_secs_f64());
+    assert!(each <= 1024, "{each} bytes each");
     let address = gateway.address().unwrap();
     tokio::spawn(gateway.serve(std::future::pending()));
     let cookies = sign_in(address, "million").await;
