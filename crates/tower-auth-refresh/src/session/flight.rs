@@ -7,13 +7,16 @@
 //! theirs is near: a timer each would cost them more than all the rest of waiting.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
+use futures_util::future::{Either, Shared, select};
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::oneshot::error::RecvError;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tower::ServiceExt;
 use tower_service::Service;
@@ -50,9 +53,11 @@ const STRIKE: Duration = Duration::from_secs(1);
 pub(super) struct Flight {
     /// What it is to replace.
     pub(super) generation: Generation,
-    landing: OnceLock<Landing>,
-    /// It is over, or the clock strikes.
-    news: Notify,
+    landing: Shared<oneshot::Receiver<Landing>>,
+    /// There until it is over.
+    to_land: Mutex<Option<oneshot::Sender<Landing>>>,
+    /// Strikes for all who wait.
+    clock: Notify,
     /// When the clock strikes first: as soon as the time of the first waiter is over.
     clock_from: Instant,
     /// Its turn has come, among all the sessions that share a limit.
@@ -87,16 +92,18 @@ impl Flight {
             attempts = Empty, outcome = Empty, waiters = Empty, duration_ms = Empty,
         );
         span.follows_from(Span::current());
+        let (to_land, landing) = oneshot::channel();
         let flight = Arc::new(Self {
             generation: base.generation,
-            landing: OnceLock::new(),
-            news: Notify::new(),
+            landing: landing.shared(),
+            to_land: Mutex::new(Some(to_land)),
+            clock: Notify::new(),
             clock_from: cell.config.deadline(),
             begun: AtomicBool::new(false),
             waiters: AtomicU32::new(0),
         });
         let [ours, the_clocks] = [(); 2].map(|()| Lifeline(Arc::clone(&flight)));
-        let strike = move || the_clocks.0.news.notify_waiters();
+        let strike = move || the_clocks.0.clock.notify_waiters();
         let clock = Alarm::calling(&cell.config.runtime, flight.clock_from, STRIKE, strike);
         cell.spawn(Task::new(Arc::clone(cell), base, trigger).run(ours, clock).instrument(span));
         flight
@@ -110,16 +117,15 @@ impl Flight {
 
     /// Waits until it is over, or the waiter's time is.
     pub(super) async fn landing(&self, deadline: Instant) -> Landing {
+        let mut landing = self.landing.clone();
         loop {
-            // Before the look, so that none is missed.
-            let news = self.news.notified();
-            if let Some(landing) = self.landing.get() {
-                return landing.clone();
-            }
+            let strike = pin!(self.clock.notified());
             if is_over(deadline) {
-                return self.late();
+                return landing.now_or_never().map_or_else(|| self.late(), Self::of);
             }
-            news.await;
+            if let Either::Left((landing, _)) = select(&mut landing, strike).await {
+                return Self::of(landing);
+            }
         }
     }
 
@@ -127,7 +133,7 @@ impl Flight {
     pub(super) fn clock_for(self: &Arc<Self>, deadline: Instant, runtime: &Handle) -> Option<Alarm> {
         (deadline < self.clock_from).then(|| {
             let flight = Arc::clone(self);
-            Alarm::calling(runtime, deadline, STRIKE, move || flight.news.notify_waiters())
+            Alarm::calling(runtime, deadline, STRIKE, move || flight.clock.notify_waiters())
         })
     }
 
@@ -142,13 +148,21 @@ impl Flight {
 
     /// Whether it is still to end. One that isn't while the state says that it is has died.
     pub(super) fn is_up(&self) -> bool {
-        self.landing.get().is_none()
+        self.to_land().is_some()
     }
 
     fn land(&self, landing: Landing) {
-        if self.landing.set(landing).is_ok() {
-            self.news.notify_waiters();
-        }
+        let to_land = self.to_land().take();
+        // Where nobody waits any more there is nobody to tell. Nothing is locked: wakers are anybody's code.
+        let _ = to_land.map(|to_land| to_land.send(landing));
+    }
+
+    fn to_land(&self) -> MutexGuard<'_, Option<oneshot::Sender<Landing>>> {
+        self.to_land.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn of(landing: Result<Landing, RecvError>) -> Landing {
+        landing.expect("the flight holds the sender until it lands, and itself is held by who waits")
     }
 }
 
