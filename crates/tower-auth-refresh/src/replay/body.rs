@@ -45,17 +45,28 @@ pub struct ReplayBody<B> {
     state: State<B>,
 }
 
+/// Together no larger than [`Bytes`]: clients move a request a dozen times on its way, and each move is felt.
 enum State<B> {
-    /// Nothing is left to send.
-    Empty(SizeHint),
     /// One frame is left, and no more will come.
     Single(Bytes),
+    Other(Other<B>),
+}
+
+/// What isn't in memory as one piece, in boxes for the sake of what is.
+enum Other<B> {
+    /// Nothing is left to send.
+    Empty(SizeHint),
     /// A first attempt that is being recorded; its source is shared with the handle.
-    Recording { reader: Reader<B>, remaining: SizeHint },
+    Recording(Box<Recording<B>>),
     /// The source is the body's own; nothing is kept.
-    Streaming(B),
-    /// A replay. In a box, so that it doesn't make every body larger to move.
+    Streaming(Box<B>),
+    /// A replay.
     Replaying(Box<Replaying<B>>),
+}
+
+struct Recording<B> {
+    reader: Reader<B>,
+    remaining: SizeHint,
 }
 
 /// First the record, then the source, which has ended if there is none.
@@ -66,9 +77,15 @@ struct Replaying<B> {
 }
 
 impl<B> ReplayBody<B> {
-    /// A body that streams through, with no record and no cost.
-    pub(crate) fn passing(body: B) -> Self {
-        Self { state: State::Streaming(body) }
+    /// A body that streams through, with no record.
+    pub(crate) fn passing(mut body: B) -> Self
+    where
+        B: Body + 'static,
+    {
+        if body.is_end_stream() {
+            return Self::empty(body.size_hint());
+        }
+        take_whole(&mut body).map_or_else(|| Other::Streaming(Box::new(body)).into(), Self::single)
     }
 
     /// A body for the first attempt, and the handle that can replay it if at most `limit` bytes of it have been sent.
@@ -87,12 +104,13 @@ impl<B> ReplayBody<B> {
             return (Self::single(data.clone()), Replay::single(data));
         }
         let (reader, keeper) = slot(body, limit);
-        (Self { state: State::Recording { reader, remaining: size } }, Replay::recorded(keeper, size))
+        let recording = Box::new(Recording { reader, remaining: size });
+        (Other::Recording(recording).into(), Replay::recorded(keeper, size))
     }
 
     /// `size` is what the source says of itself, be it unknown: HTTP/2 writes a `Content-Length` of 0 by it, or none.
     pub(super) fn empty(size: SizeHint) -> Self {
-        Self { state: State::Empty(size) }
+        Other::Empty(size).into()
     }
 
     pub(super) fn single(data: Bytes) -> Self {
@@ -100,7 +118,13 @@ impl<B> ReplayBody<B> {
     }
 
     pub(super) fn replaying(frames: Frames, source: Option<B>, size: SizeHint) -> Self {
-        Self { state: State::Replaying(Box::new(Replaying { frames, source, remaining: size })) }
+        Other::Replaying(Box::new(Replaying { frames, source, remaining: size })).into()
+    }
+}
+
+impl<B> From<Other<B>> for ReplayBody<B> {
+    fn from(other: Other<B>) -> Self {
+        Self { state: State::Other(other) }
     }
 }
 
@@ -115,43 +139,46 @@ where
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let state = &mut self.get_mut().state;
         loop {
-            match state {
-                State::Empty(_) => return Poll::Ready(None),
+            let other = match state {
                 State::Single(data) => {
                     let data = mem::take(data);
-                    *state = State::ended();
+                    *state = State::Other(Other::ended());
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                State::Recording { reader, remaining } => match ready!(reader.poll_read(cx)) {
+                State::Other(other) => other,
+            };
+            match other {
+                Other::Empty(_) => return Poll::Ready(None),
+                Other::Recording(it) => match ready!(it.reader.poll_read(cx)) {
                     Read::Frame(frame) => {
-                        *remaining = without(*remaining, &frame);
+                        it.remaining = without(it.remaining, &frame);
                         return Poll::Ready(Some(Ok(frame)));
                     }
                     Read::LastFrame(frame) => {
-                        *state = State::ended();
+                        *other = Other::ended();
                         return Poll::Ready(Some(Ok(frame)));
                     }
-                    Read::End(_) => *state = State::ended(),
+                    Read::End(_) => *other = Other::ended(),
                     Read::Unrecorded { read, source, record } => {
                         drop(record);
-                        *state = State::rest(source);
+                        *other = Other::rest(source);
                         return Poll::Ready(Some(read.map_err(Into::into)));
                     }
-                    Read::Released(source) => *state = State::rest(source),
+                    Read::Released(source) => *other = Other::rest(source),
                     Read::Superseded => return Poll::Ready(Some(Err(Superseded(()).into()))),
                     Read::Panicked => return Poll::Ready(Some(Err(Panicked.into()))),
                 },
-                State::Streaming(source) => return poll_source(source, &mut None, cx).map_err(Into::into),
-                State::Replaying(replay) => {
-                    let Some(frame) = replay.frames.next() else {
-                        *state = State::rest(replay.source.take());
+                Other::Streaming(source) => return poll_source(&mut **source, &mut None, cx).map_err(Into::into),
+                Other::Replaying(it) => {
+                    let Some(frame) = it.frames.next() else {
+                        *other = Other::rest(it.source.take());
                         continue;
                     };
-                    replay.remaining = without(replay.remaining, &frame);
-                    if replay.frames.is_empty()
-                        && let Some(source) = replay.source.take()
+                    it.remaining = without(it.remaining, &frame);
+                    if it.frames.is_empty()
+                        && let Some(source) = it.source.take()
                     {
-                        *state = State::rest(Some(source).filter(|source| !source.is_end_stream()));
+                        *other = Other::rest(Some(source).filter(|source| !source.is_end_stream()));
                     }
                     return Poll::Ready(Some(Ok(frame)));
                 }
@@ -161,20 +188,20 @@ where
 
     fn is_end_stream(&self) -> bool {
         match &self.state {
-            State::Empty(_) => true,
-            State::Streaming(source) => source.is_end_stream(),
+            State::Other(Other::Empty(_)) => true,
+            State::Other(Other::Streaming(source)) => source.is_end_stream(),
             // A source may have ended without having been polled: that a replay couldn't tell at the same point.
-            State::Single(_) | State::Recording { .. } | State::Replaying(_) => false,
+            State::Single(_) | State::Other(Other::Recording(_) | Other::Replaying(_)) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.state {
-            State::Empty(size) => *size,
             State::Single(data) => SizeHint::with_exact(data.len() as u64),
-            State::Recording { remaining, .. } => *remaining,
-            State::Streaming(source) => source.size_hint(),
-            State::Replaying(replay) => replay.remaining,
+            State::Other(Other::Empty(size)) => *size,
+            State::Other(Other::Recording(it)) => it.remaining,
+            State::Other(Other::Streaming(source)) => source.size_hint(),
+            State::Other(Other::Replaying(it)) => it.remaining,
         }
     }
 }
@@ -188,14 +215,14 @@ impl<B> fmt::Debug for ReplayBody<B> {
     }
 }
 
-impl<B> State<B> {
+impl<B> Other<B> {
     fn ended() -> Self {
         Self::Empty(SizeHint::with_exact(0))
     }
 
     /// Lock-free from here on.
     fn rest(source: Option<B>) -> Self {
-        source.map_or_else(Self::ended, Self::Streaming)
+        source.map_or_else(Self::ended, |source| Self::Streaming(Box::new(source)))
     }
 }
 

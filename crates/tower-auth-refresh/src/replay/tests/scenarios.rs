@@ -52,6 +52,12 @@ where
 // What is replayed
 
 #[test]
+fn a_body_takes_no_more_to_move_than_its_bytes() {
+    assert_eq!(size_of::<ReplayBody<Full<Bytes>>>(), size_of::<Bytes>());
+    assert_eq!(size_of::<ReplayBody<[u8; 1024]>>(), size_of::<Bytes>());
+}
+
+#[test]
 fn an_empty_body_is_replayed_as_it_was_framed() {
     for source in [Script::new([]).tells_end(), Script::new([]).tells_end().exact()] {
         let size = bounds(&source);
