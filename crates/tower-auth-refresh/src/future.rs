@@ -20,7 +20,7 @@ use crate::layer::{OptOut, Options, SessionSource};
 use crate::refresh::{Generation, NotRefreshed, Trigger};
 use crate::replay::{Head, NotReplayable, Replay, ReplayBody, ReplayLimit};
 use crate::report::RefreshReport;
-use crate::service::Setup;
+use crate::service::{Setup, SharedSetup};
 use crate::session::{Outlook, Session, is_over};
 use crate::store::Epoch;
 
@@ -30,7 +30,7 @@ pin_project! {
     where
         Svc: Service<Request<ReplayBody<B>>>,
     {
-        setup: Arc<Setup<Svc, S>>,
+        setup: SharedSetup<Svc, S>,
         // The request's own session, where sessions come with requests.
         own: Option<Session>,
         #[pin]
@@ -108,7 +108,7 @@ where
     pub(crate) fn begin(
         ready: &mut Svc,
         last: &mut LastCredentials,
-        setup: Arc<Setup<Svc, S>>,
+        setup: SharedSetup<Svc, S>,
         mut request: Request<B>,
     ) -> Self {
         let mut own = None;
@@ -145,7 +145,7 @@ where
     }
 
     /// Sends a request as it came: it is not this middleware's business.
-    fn pass(ready: &mut Svc, setup: Arc<Setup<Svc, S>>, own: Option<Session>, mut request: Request<B>) -> Self {
+    fn pass(ready: &mut Svc, setup: SharedSetup<Svc, S>, own: Option<Session>, mut request: Request<B>) -> Self {
         if let Some(session) = own {
             request.extensions_mut().insert(session);
         }
@@ -156,7 +156,7 @@ where
     /// Sends a request with its credentials, and keeps what a replay would need; without any it goes out bare.
     fn send(
         ready: &mut Svc,
-        setup: Arc<Setup<Svc, S>>,
+        setup: SharedSetup<Svc, S>,
         own: Option<Session>,
         credentials: Credentials<'_>,
         mut request: Request<B>,

@@ -18,16 +18,20 @@ use crate::replay::ReplayBody;
 #[derive(Debug)]
 pub struct AuthRefresh<Svc, S> {
     inner: Svc,
-    setup: Arc<Setup<Svc, S>>,
+    setup: SharedSetup<Svc, S>,
     last: LastCredentials,
 }
 
-/// What the requests of one service share.
+/// Counted twice: each clone of a service has a count of its own for its requests, so that clones on different threads
+/// share no cache line; and to clone a service is to count one reference that all share.
+pub(crate) type SharedSetup<Svc, S> = Arc<Arc<Setup<Svc, S>>>;
+
+/// What the requests of all clones of a service share.
 #[derive(Debug)]
 pub(crate) struct Setup<Svc, S> {
-    /// A clone that was never made ready, and reserves nothing, for all clones of the service: the few requests that are
-    /// sent again, or later, take theirs from it. One for each request would cost more than all the rest of this crate.
-    spare: Arc<Mutex<Svc>>,
+    /// A clone that was never made ready, and reserves nothing: the few requests that are sent again, or later, take
+    /// theirs from it. One for each request would cost more than all the rest of this crate.
+    spare: Mutex<Svc>,
     pub(crate) source: S,
     pub(crate) options: Arc<Options>,
 }
@@ -41,8 +45,8 @@ impl<Svc: Clone, S> Setup<Svc, S> {
 
 impl<Svc: Clone, S> AuthRefresh<Svc, S> {
     pub(crate) fn new(inner: Svc, source: S, options: Arc<Options>) -> Self {
-        let setup = Setup { spare: Arc::new(Mutex::new(inner.clone())), source, options };
-        Self { inner, setup: Arc::new(setup), last: LastCredentials::default() }
+        let setup = Setup { spare: Mutex::new(inner.clone()), source, options };
+        Self { inner, setup: Arc::new(Arc::new(setup)), last: LastCredentials::default() }
     }
 }
 
@@ -58,12 +62,10 @@ impl<Svc, S> AuthRefresh<Svc, S> {
     }
 }
 
-impl<Svc: Clone, S: Clone> Clone for AuthRefresh<Svc, S> {
-    /// Each clone counts its own requests' references: clones on different threads share no cache line.
+impl<Svc: Clone, S> Clone for AuthRefresh<Svc, S> {
     fn clone(&self) -> Self {
-        let Setup { spare, source, options } = &*self.setup;
-        let setup = Setup { spare: Arc::clone(spare), source: source.clone(), options: Arc::clone(options) };
-        Self { inner: self.inner.clone(), setup: Arc::new(setup), last: LastCredentials::default() }
+        let setup = Arc::new(Arc::clone(&*self.setup));
+        Self { inner: self.inner.clone(), setup, last: LastCredentials::default() }
     }
 }
 
