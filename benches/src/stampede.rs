@@ -128,6 +128,13 @@ pub async fn bare_twice(callers: usize) -> Duration {
     begun.elapsed()
 }
 
+/// What the refresh takes where nothing else goes on: a timer of `tokio` may strike a millisecond late or more.
+pub async fn refresh_alone() -> Duration {
+    let begun = Instant::now();
+    tokio::time::sleep(REFRESH).await;
+    begun.elapsed()
+}
+
 /// The time from the moment when the refresh is answered to the last caller's answer.
 ///
 /// # Panics
