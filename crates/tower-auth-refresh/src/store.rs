@@ -229,7 +229,7 @@ impl MemoryStore {
 
 /// A version or a claim's id, given out for the first time.
 fn next() -> u64 {
-    // One for all stores: one in each would be as large as what it counts for.
+    // One for all stores: a counter in each would take as much room as the version that it gives out.
     static LAST: AtomicU64 = AtomicU64::new(0);
     LAST.fetch_add(1, Ordering::Relaxed) + 1
 }

@@ -151,8 +151,8 @@ impl Tokens {
 
     /// When the access token expires, counted from now (`expires_in`, RFC 6749 §5.1).
     ///
-    /// Zero, and anything over ten years, means that it isn't known. Only refreshing early looks at it: whether a
-    /// token has expired is for the API to say.
+    /// Zero, and anything over ten years, means that it isn't known. It is looked at to refresh early, and to tell
+    /// whether what a peer has stored is worth adopting; else whether a token has expired is for the API to say.
     #[must_use]
     pub fn expires_in(self, lifetime: Duration) -> Self {
         let believed = !lifetime.is_zero() && lifetime <= LONGEST_LIFETIME;

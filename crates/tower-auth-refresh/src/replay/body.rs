@@ -52,7 +52,7 @@ enum State<B> {
     Other(Other<B>),
 }
 
-/// What isn't in memory as one piece, in boxes for the sake of what is.
+/// What isn't in memory as one piece, in boxes where it is large for the sake of what is.
 enum Other<B> {
     /// Nothing is left to send.
     Empty(SizeHint),

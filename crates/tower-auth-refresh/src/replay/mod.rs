@@ -1,9 +1,9 @@
 //! What of a request is kept, so that it can be sent a second time: its [`Head`], and its body as a [`ReplayBody`].
 //!
 //! The head is packed into one buffer and unpacked only for a replay. The body isn't collected first: the attempt
-//! streams it, and a [`Replay`] beside the attempt holds a record of what has gone out, by reference count. A replay
-//! takes over both the record and whatever the attempt hasn't read yet; the attempt it was taken from ends in a
-//! [`Superseded`] error.
+//! streams it, and a [`Replay`] beside the attempt holds a record of what has gone out, by reference count but for tiny
+//! frames and trailers. A replay takes over both the record and whatever the attempt hasn't read yet; the attempt it was
+//! taken from ends in a [`Superseded`] error.
 
 use std::fmt;
 

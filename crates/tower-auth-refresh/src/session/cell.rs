@@ -285,7 +285,7 @@ impl TokenCell {
                 Boarding::Newer => return Ok(()),
                 Boarding::Refused(why) => return Err(why),
             };
-            // Reckoned once he has boarded: no later than the flight's clock, be it that he started it.
+            // Reckoned once he has boarded: no earlier than the flight's clock begins, be it that he started it.
             let deadline = *deadline.get_or_insert_with(|| self.config.deadline());
             let _clock = flight.clock_for(deadline, &self.config.runtime);
             let outcome = match flight.landing(deadline).await {
@@ -433,7 +433,7 @@ impl TokenCell {
         let (next, effect) = state.step(event, At::now());
         let next = Arc::new(next);
         self.publish(&next);
-        // Who waits for it has a share of his own. What it leaves behind is larger than all the rest of a session.
+        // Who waits for it has a share of his own. Kept, what it leaves behind would stay for as long as the session.
         if next.phase != Phase::Refreshing && next.epoch == state.epoch {
             seat.flight = None;
         }

@@ -4,7 +4,8 @@
 //! come it ends by its time-out, plus the time that a store may take to save what was bought.
 //!
 //! Each waiter has a deadline of his own, whether or not its turn has come. One clock wakes them all to look whether
-//! theirs is near: a timer each would cost them more than all the rest of waiting.
+//! theirs is near; who has waited before brings one of his own. A timer each would cost them more than all the rest of
+//! waiting.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;

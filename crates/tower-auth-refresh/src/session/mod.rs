@@ -250,7 +250,8 @@ impl SessionBuilder {
     /// at most.
     ///
     /// Storing the new tokens has another 5 s. A request may wait for the sum before it is sent, where the token in
-    /// force is known to be refused; and once more if it is refused itself.
+    /// force is known to be refused; and once more if it is refused itself, unless it has waited all that time
+    /// in vain.
     pub fn refresh_timeout(mut self, timeout: Duration) -> Self {
         self.refresh_timeout = timeout.min(LONGEST_REFRESH_TIMEOUT);
         self

@@ -79,12 +79,12 @@ const REFRESHES: usize = 64;
 ///   at the same moment, and none of them interrupts it by going away. A [`Session`] that somebody holds is always
 ///   found again: no user has two.
 /// - When they don't fit, one that has not been used for long goes: only where its store can bring it back, nobody holds
-///   it or [watches](Session::subscribe) it, no refresh is in flight and nothing is unsaved. If none can go there is no
-///   room for another.
+///   it or [watches](Session::subscribe) it, no refresh is in flight, nothing is unsaved, it isn't cooling down and no API
+///   has refused its fresh tokens within the hour. If none can go there is no room for another.
 /// - All share one [limit](SessionsBuilder::refreshes_in_flight) on refreshes in flight. Those who wait for their turn
 ///   get it in the order in which they came, spread by some milliseconds. Waiting is no attempt, and takes nothing of
-///   the time that a refresh may take; but nobody waits for longer than the time-out and 5 s in all: he then gets his
-///   401, while his session keeps its place.
+///   the time that a refresh may take; but nobody waits for his turn and the refresh together for longer than the
+///   time-out and 5 s: he then gets his 401, while his session keeps its place.
 /// - An idle session costs no task and no timer, only memory: some 650 bytes beside its tokens, what an allocator leaves
 ///   unused included.
 ///
@@ -196,7 +196,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
         signed_out.await.map_err(SessionError::runtime)?
     }
 
-    /// How many are in memory. Those that are over are counted until they are swept.
+    /// How many are in memory. Those that are over are counted until they are swept or asked for.
     #[must_use]
     pub fn len(&self) -> usize {
         self.inner.table.len()

@@ -21,7 +21,8 @@ const OFTEN: u32 = 8;
 const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// How many idle sessions are deleted at the same time, and how many revoked: each may be a call to a server.
+/// How many idle sessions of one look are deleted at the same time, and how many of all are revoked: each may be a call to
+/// a server.
 const CALLS: usize = 16;
 
 /// Sweeps until the sessions are dropped. It holds them for no longer than it looks at a few, and waits for nobody.

@@ -10,7 +10,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::session::TokenCell;
 
-/// Some so many shards serve any number of threads.
+/// About so many shards serve any number of threads.
 const SHARDS: usize = 64;
 
 /// The fewest places of a shard.
