@@ -21,7 +21,7 @@ use crate::refresh::{Generation, NotRefreshed, Trigger};
 use crate::replay::{Head, NotReplayable, Replay, ReplayBody, ReplayLimit};
 use crate::report::RefreshReport;
 use crate::service::{Setup, SharedSetup};
-use crate::session::{Outlook, Session, is_over};
+use crate::session::{Outlook, Session, is_near};
 use crate::store::Epoch;
 
 pin_project! {
@@ -219,7 +219,7 @@ where
                     let _ = ready!(newer.as_mut().poll(cx));
                     let mut request = request.take();
                     if let Some(unsent) = &mut request {
-                        unsent.has_waited = is_over(unsent.deadline);
+                        unsent.has_waited = is_near(unsent.deadline);
                     }
                     this.state.set(State::Readying { inner: this.setup.inner(), request });
                 }

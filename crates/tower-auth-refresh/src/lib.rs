@@ -115,6 +115,7 @@
 //! (`table`, `sweep`); and the leaves `replay`, `drain`, `alarm`, `scope`, `challenge`, `report`.
 
 mod alarm;
+mod announcement;
 mod challenge;
 mod credentials;
 mod drain;

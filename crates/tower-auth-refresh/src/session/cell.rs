@@ -3,7 +3,7 @@
 //! The lock is held to change the state and to start a flight, never across a call to the store or to the
 //! authorization server. A request on its ordinary way only reads the published snapshot.
 
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -414,7 +414,8 @@ impl TokenCell {
 
     fn bury_locked(self: &Arc<Self>, seat: &mut RwLockWriteGuard<'_, Seat>) {
         let state = Arc::clone(&self.snapshot());
-        if state.phase == Phase::Refreshing && seat.flight.take_if(|flight| !flight.is_up()).is_some() {
+        // Where there is none it was never begun: what subscribes to spans is anybody's code, and may panic.
+        if state.phase == Phase::Refreshing && !seat.flight.as_ref().is_some_and(|flight| flight.is_up()) {
             let error = Arc::new(RefreshError::in_doubt("the refresh task died"));
             self.step(seat, Event::Failed { epoch: state.epoch, error, in_doubt: true });
         }
@@ -437,12 +438,6 @@ impl TokenCell {
         if next.phase != Phase::Refreshing && next.epoch == state.epoch {
             seat.flight = None;
         }
-        // Nobody is kept waiting in another epoch.
-        if next.epoch != state.epoch
-            && let Some(flight) = seat.flight.take()
-        {
-            flight.give_up();
-        }
         if ends && next.phase == Phase::Ended {
             tracing::info!(target: TARGET, generation = next.generation.0, "session ended");
         }
@@ -450,6 +445,12 @@ impl TokenCell {
             Effect::Nothing => {}
             Effect::Sync => self.save_in_background(),
             Effect::Discard(tokens) => self.revoke_in_background(tokens),
+        }
+        // Nobody is kept waiting in another epoch.
+        if next.epoch != state.epoch
+            && let Some(flight) = seat.flight.take()
+        {
+            flight.give_up();
         }
         next
     }
@@ -588,10 +589,14 @@ impl Config {
     }
 }
 
+/// Tells those who watch. Their wakers are anybody's code: one that panics is no reason to stop half-way.
 fn notify(watchers: &watch::Sender<SessionState>, state: SessionState) {
-    watchers.send_if_modified(|seen| {
-        let changed = *seen != state;
-        *seen = state;
-        changed
-    });
+    let tell = || {
+        watchers.send_if_modified(|seen| {
+            let changed = *seen != state;
+            *seen = state;
+            changed
+        })
+    };
+    let _ = catch_unwind(AssertUnwindSafe(tell));
 }

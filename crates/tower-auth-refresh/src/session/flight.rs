@@ -8,16 +8,12 @@
 //! waiting.
 
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
-use futures_util::future::{Either, Shared, select};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot::error::RecvError;
-use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tower::ServiceExt;
 use tower_service::Service;
@@ -30,6 +26,7 @@ use super::state::{Event, State, Stored};
 use super::sync::{SAVE_TIMEOUT, bounded, shielded};
 use crate::TARGET;
 use crate::alarm::Alarm;
+use crate::announcement::Announcement;
 use crate::refresh::{Generation, NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, Trigger};
 use crate::store::{Claim, Claiming, Commit, Epoch, Presented, Record, StoreError, StoreFuture};
 use crate::token::Tokens;
@@ -47,19 +44,15 @@ const END_LEASE: Duration = Duration::from_secs(15);
 /// How much longer than it needs a claim's lease lasts, for clocks and stores that are slow.
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
 
-/// How often the clock strikes once anybody's time may be over, and by how much less than his time anybody may wait.
-const STRIKE: Duration = Duration::from_secs(1);
+/// How often the clock ticks once anybody's time may be over. Who has less than two ticks left waits no longer.
+const TICK: Duration = Duration::from_millis(500);
 
 /// A refresh that is under way, or over.
 pub(super) struct Flight {
     /// What it is to replace.
     pub(super) generation: Generation,
-    landing: Shared<oneshot::Receiver<Landing>>,
-    /// There until it is over.
-    to_land: Mutex<Option<oneshot::Sender<Landing>>>,
-    /// Strikes for all who wait.
-    clock: Notify,
-    /// When the clock strikes first: as soon as the time of the first waiter is over.
+    landing: Announcement<Landing>,
+    /// When the clock first rings: as soon as the time of the first waiter is over.
     clock_from: Instant,
     /// Its turn has come, among all the sessions that share a limit.
     begun: AtomicBool,
@@ -93,19 +86,16 @@ impl Flight {
             attempts = Empty, outcome = Empty, waiters = Empty, duration_ms = Empty,
         );
         span.follows_from(Span::current());
-        let (to_land, landing) = oneshot::channel();
         let flight = Arc::new(Self {
             generation: base.generation,
-            landing: landing.shared(),
-            to_land: Mutex::new(Some(to_land)),
-            clock: Notify::new(),
+            landing: Announcement::new(),
             clock_from: cell.config.deadline(),
             begun: AtomicBool::new(false),
             waiters: AtomicU32::new(0),
         });
         let [ours, the_clocks] = [(); 2].map(|()| Lifeline(Arc::clone(&flight)));
-        let strike = move || the_clocks.0.clock.notify_waiters();
-        let clock = Alarm::calling(&cell.config.runtime, flight.clock_from, STRIKE, strike);
+        let tick = move || the_clocks.0.landing.ring();
+        let clock = Alarm::calling(&cell.config.runtime, flight.clock_from, TICK, tick);
         cell.spawn(Task::new(Arc::clone(cell), base, trigger).run(ours, clock).instrument(span));
         flight
     }
@@ -118,23 +108,14 @@ impl Flight {
 
     /// Waits until it is over, or the waiter's time is.
     pub(super) async fn landing(&self, deadline: Instant) -> Landing {
-        let mut landing = self.landing.clone();
-        loop {
-            let strike = pin!(self.clock.notified());
-            if is_over(deadline) {
-                return landing.now_or_never().map_or_else(|| self.late(), Self::of);
-            }
-            if let Either::Left((landing, _)) = select(&mut landing, strike).await {
-                return Self::of(landing);
-            }
-        }
+        self.landing.heard_unless(|| is_near(deadline)).await.map_or_else(|| self.late(), Landing::clone)
     }
 
     /// A clock for one who waited for something else before: for him the flight's own begins too late.
     pub(super) fn clock_for(self: &Arc<Self>, deadline: Instant, runtime: &Handle) -> Option<Alarm> {
-        (deadline < self.clock_from).then(|| {
+        (deadline < self.clock_from && !is_near(deadline)).then(|| {
             let flight = Arc::clone(self);
-            Alarm::calling(runtime, deadline, STRIKE, move || flight.clock.notify_waiters())
+            Alarm::calling(runtime, deadline, TICK, move || flight.landing.ring())
         })
     }
 
@@ -144,32 +125,18 @@ impl Flight {
 
     /// Sends its waiters away. The task goes on: what it buys has to be revoked.
     pub(super) fn give_up(&self) {
-        self.land(Landing::GivenUp);
+        self.landing.make(Landing::GivenUp);
     }
 
     /// Whether it is still to end. One that isn't while the state says that it is has died.
     pub(super) fn is_up(&self) -> bool {
-        self.to_land().is_some()
-    }
-
-    fn land(&self, landing: Landing) {
-        let to_land = self.to_land().take();
-        // Where nobody waits any more there is nobody to tell. Nothing is locked: wakers are anybody's code.
-        let _ = to_land.map(|to_land| to_land.send(landing));
-    }
-
-    fn to_land(&self) -> MutexGuard<'_, Option<oneshot::Sender<Landing>>> {
-        self.to_land.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn of(landing: Result<Landing, RecvError>) -> Landing {
-        landing.expect("the flight holds the sender until it lands, and itself is held by who waits")
+        !self.landing.is_made()
     }
 }
 
-/// Whether somebody's time to wait is over: the clock won't strike in it again.
-pub(crate) fn is_over(deadline: Instant) -> bool {
-    Instant::now() + STRIKE > deadline
+/// Whether somebody's time to wait is over, or so near to its end that the clock may not tick in it again.
+pub(crate) fn is_near(deadline: Instant) -> bool {
+    Instant::now() + 2 * TICK > deadline
 }
 
 /// Held by a flight's task and by its clock, which a runtime that shuts down ends in any order. If one is dropped before
@@ -178,7 +145,7 @@ struct Lifeline(Arc<Flight>);
 
 impl Drop for Lifeline {
     fn drop(&mut self) {
-        self.0.land(Landing::Died);
+        self.0.landing.make(Landing::Died);
     }
 }
 
@@ -220,7 +187,7 @@ impl Task {
 
     async fn run(self, lifeline: Lifeline, _clock: Alarm) {
         let outcome = self.fly_in_turn(&lifeline.0).await;
-        lifeline.0.land(Landing::Landed(outcome));
+        lifeline.0.landing.make(Landing::Landed(outcome));
     }
 
     async fn fly_in_turn(mut self, flight: &Flight) -> Outcome {

@@ -39,7 +39,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceExt};
 
 pub(crate) use self::cell::{Config, Outlook, Revision, TokenCell};
-pub(crate) use self::flight::is_over;
+pub(crate) use self::flight::is_near;
 use self::state::Phase;
 pub(crate) use self::state::State as Snapshot;
 pub(crate) use self::sync::bounded;

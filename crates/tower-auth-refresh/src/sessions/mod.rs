@@ -54,15 +54,17 @@ use std::error::Error;
 use std::fmt;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Either, Shared, ready};
+use futures_util::future::{BoxFuture, Either, ready};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
 use self::table::{Hand, Table};
+use crate::announcement::Announcement;
 use crate::session::{Config, Session, SessionBuilder, SessionError, TokenCell, Traffic, bounded};
 use crate::store::{Epoch, MemoryStore, StoreError, TokenStore};
 use crate::token::Tokens;
@@ -119,8 +121,19 @@ struct Arrivals<K> {
 struct Load {
     number: u64,
     /// Somebody waits for it to sign it out: nobody has to make room for one that goes.
-    goes: bool,
-    found: Shared<BoxFuture<'static, Found>>,
+    goes: Arc<AtomicBool>,
+    found: Arc<Announcement<Found>>,
+}
+
+/// Held by the task of a load. If that is gone before it has found anything, it never will.
+struct Loading(Arc<Announcement<Found>>);
+
+impl Drop for Loading {
+    fn drop(&mut self) {
+        if !self.0.is_made() {
+            self.0.make(Err(SessionError::runtime("the task that read the session is gone").into()));
+        }
+    }
 }
 
 /// What was found under a key, for all who asked.
@@ -262,35 +275,31 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
             if let Some(cell) = self.table.find(key) {
                 return Ok(Some(Session::of(cell)));
             }
-            match arrivals.loads.get_mut(key).filter(|load| load.found.peek().is_none()) {
+            match arrivals.loads.get(key).filter(|load| !load.found.is_made()) {
                 Some(load) => {
-                    load.goes |= goes;
-                    load.found.clone()
+                    load.goes.fetch_or(goes, Ordering::Relaxed);
+                    Arc::clone(&load.found)
                 }
                 None => self.begin_load(&mut arrivals, key, goes),
             }
         };
-        load.await
+        load.heard().await.clone()
     }
 
     /// Reads a session in a task of its own.
-    fn begin_load(
-        self: &Arc<Self>,
-        arrivals: &mut Arrivals<K>,
-        key: &K,
-        goes: bool,
-    ) -> Shared<BoxFuture<'static, Found>> {
+    fn begin_load(self: &Arc<Self>, arrivals: &mut Arrivals<K>, key: &K, goes: bool) -> Arc<Announcement<Found>> {
         arrivals.last += 1;
         let number = arrivals.last;
-        let task = self.config.runtime.spawn(Arc::clone(self).load(key.clone(), number, goes));
-        let found = task.map(|found| found.unwrap_or_else(|gone| Err(SessionError::runtime(gone).into())));
-        let found = found.boxed().shared();
-        arrivals.loads.insert(key.clone(), Load { number, goes, found: found.clone() });
+        let (found, goes) = (Arc::new(Announcement::new()), Arc::new(AtomicBool::new(goes)));
+        let load = Load { number, goes: Arc::clone(&goes), found: Arc::clone(&found) };
+        arrivals.loads.insert(key.clone(), load);
+        let (loading, load) = (Loading(Arc::clone(&found)), Arc::clone(self).load(key.clone(), number, goes));
+        self.config.runtime.spawn(async move { loading.0.make(load.await) });
         found
     }
 
     // Boxed, since it may begin anew.
-    fn load(self: Arc<Self>, key: K, number: u64, goes: bool) -> BoxFuture<'static, Found> {
+    fn load(self: Arc<Self>, key: K, number: u64, goes: Arc<AtomicBool>) -> BoxFuture<'static, Found> {
         async move {
             // Nothing of ours is changed in there, so nothing is seen half-way.
             let store = catch_unwind(AssertUnwindSafe(|| self.store(&key)));
@@ -304,7 +313,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
             let found = found.map_err(|error| SessionError::store(error).into());
             match self.end_load(&key, number, found) {
                 Some(found) => found,
-                None => self.find_or_load(&key, goes).await,
+                None => self.find_or_load(&key, goes.load(Ordering::Relaxed)).await,
             }
         }
         .boxed()
@@ -315,7 +324,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         // Dropped last, when nothing is locked any more.
         let _gone;
         let mut arrivals = self.arrivals();
-        let goes = arrivals.loads.get(key).filter(|load| load.number == number)?.goes;
+        let goes = arrivals.loads.get(key).filter(|load| load.number == number)?.goes.load(Ordering::Relaxed);
         let ended = arrivals.loads.remove(key);
         let found = match found {
             Ok(Some(cell)) => {

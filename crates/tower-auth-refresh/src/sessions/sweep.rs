@@ -21,8 +21,8 @@ const OFTEN: u32 = 8;
 const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// How many idle sessions of one look are deleted at the same time, and how many of all are revoked: each may be a call to
-/// a server.
+/// How many idle sessions of one look are deleted from their stores at the same time, and how many of all are revoked: each
+/// may be a call to a server.
 const CALLS: usize = 16;
 
 /// Sweeps until the sessions are dropped. It holds them for no longer than it looks at a few, and waits for nobody.
@@ -105,7 +105,9 @@ async fn sign_out<K: Eq + Hash + Send + Sync + 'static>(
     }
     stream::iter(over).for_each_concurrent(CALLS, |cell| cell.save().map(drop)).await;
     if let Some(sessions) = sessions.upgrade() {
-        drop(sessions.table.sweep(&mut place, |cell| cell.is_over()));
+        // As in `sweep`. What is to be revoked is revoked in any case.
+        let forget = || drop(sessions.table.sweep(&mut place, |cell| cell.is_over()));
+        let _ = catch_unwind(AssertUnwindSafe(forget));
     }
     let revoke = async |tokens| {
         let _turn = revocations.acquire().await;

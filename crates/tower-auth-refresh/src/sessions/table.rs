@@ -179,7 +179,7 @@ impl Hand {
     }
 }
 
-/// A lock over which the key's own `Eq` runs: a table can't be searched without it. One that panics leaves the table
+/// A lock over which the key's own `Eq` runs, and its store's `is_durable`: a table can't be searched without it. One that panics leaves the table
 /// whole.
 fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::mem;
+use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -572,6 +573,124 @@ fn a_waiter_that_nobody_polls_any_more_is_in_nobodys_way() {
     });
     assert_eq!(session.tokens(), pair(2));
     drop(unpolled);
+}
+
+// Wakers and subscribers, which are anybody's code.
+
+/// Polls its future as it is woken, on the thread that wakes it.
+struct AtOnce {
+    future: Mutex<BoxFuture<'static, ()>>,
+    done: mpsc::Sender<()>,
+}
+
+impl AtOnce {
+    fn poll(self: Arc<Self>) {
+        let waker = Waker::from(Arc::clone(&self));
+        let mut future = self.future.lock().unwrap();
+        if future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
+            let _ = self.done.send(());
+        }
+    }
+
+    /// Polls it for the first time. What is returned is told when it is done.
+    fn begin(future: impl Future<Output: Send> + Send + 'static) -> mpsc::Receiver<()> {
+        let (done, is_done) = mpsc::channel();
+        Arc::new(Self { future: Mutex::new(future.map(drop).boxed()), done }).poll();
+        is_done
+    }
+}
+
+impl Wake for AtOnce {
+    fn wake(self: Arc<Self>) {
+        self.poll();
+    }
+}
+
+#[test]
+fn a_waker_that_polls_at_once_is_in_nobodys_way() {
+    let runtime = multi_thread();
+    let (refresh, mut auth) = script::<_, Tokens, RefreshError>();
+    let session = runtime.block_on(Session::builder(refresh).tokens(pair(1)).build()).unwrap();
+    let one = AtOnce::begin({
+        let session = session.clone();
+        async move { session.refresh().await }
+    });
+    let other = runtime.spawn(async move { session.refresh().await });
+    let answered = runtime.block_on(async {
+        within_reason(auth.next()).await.answer(Ok(pair(2)));
+        timeout(MINUTE / 12, other).await
+    });
+    let done = one.recv_timeout(MINUTE / 12);
+    // Not dropped: that would wait for a thread that may be stuck.
+    runtime.shutdown_background();
+    assert!(answered.is_ok_and(|answered| answered.is_ok_and(|refreshed| refreshed.is_ok())) && done.is_ok());
+}
+
+#[test]
+fn a_waker_that_polls_at_once_is_told_of_a_session_that_was_read() {
+    let runtime = multi_thread();
+    let store = FaultyStore::new();
+    runtime.block_on(store.replace(Epoch::random(), &pair(1))).unwrap();
+    let hold = store.hold(Op::Load);
+    let found = runtime.block_on(async {
+        let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
+        let builder = Sessions::builder(Session::builder(refresh));
+        let sessions = builder.stores(move |_: &u8| Arc::clone(&store) as Arc<dyn TokenStore>).build().unwrap();
+        AtOnce::begin(async move { sessions.get(&1).await.unwrap().expect("stored") })
+    });
+    drop(hold);
+    let done = found.recv_timeout(MINUTE / 12);
+    runtime.shutdown_background();
+    done.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watcher_whose_waker_panics_harms_nobody() {
+    struct Panics;
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("a waker of somebody's own");
+        }
+    }
+    let (refresh, mut auth) = script::<_, Tokens, RefreshError>();
+    let session = Session::builder(refresh).tokens(pair(1)).build().await.unwrap();
+    let mut watcher = session.subscribe();
+    let mut changed = Box::pin(watcher.changed());
+    let waker = Waker::from(Arc::new(Panics));
+    assert!(changed.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    let refresh = async { session.refresh().await };
+    let (refreshed, ()) = join(refresh, async { auth.next().await.answer(Ok(pair(2))) }).await;
+    refreshed.unwrap();
+    assert_eq!((session.tokens(), session.state()), (pair(2), SessionState::Active));
+}
+
+/// Panics as the first span begins.
+struct PanicsOnce(AtomicU32);
+
+impl tracing::Subscriber for PanicsOnce {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.is_span()
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        assert!(self.0.fetch_add(1, Ordering::SeqCst) > 0, "a subscriber of somebody's own");
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscriber_that_panics_as_a_refresh_begins_leaves_the_session_free() {
+    let (refresh, mut auth) = script::<_, Tokens, RefreshError>();
+    let session = Session::builder(refresh).tokens(pair(1)).build().await.unwrap();
+    let _listening = tracing::subscriber::set_default(PanicsOnce(AtomicU32::new(0)));
+    assert!(AssertUnwindSafe(session.refresh()).catch_unwind().await.is_err());
+    let (refreshed, ()) = join(session.refresh(), async { auth.next().await.answer(Ok(pair(2))) }).await;
+    refreshed.unwrap();
+    assert_eq!((session.tokens(), session.state()), (pair(2), SessionState::Active));
 }
 
 // Runtimes.
