@@ -162,6 +162,20 @@ async fn sigterm_in_mid_login_the_login_that_nobody_waits_for_is_undone_first() 
     assert_eq!(kit.counters().logouts, 1);
 }
 
+/// The user has his answer by then, and nobody but the gateway knows that the tokens are still to be revoked.
+#[tokio::test]
+async fn sigterm_waits_for_a_sign_out_that_its_user_no_longer_waits_for() {
+    let kit = TestServer::start().await.unwrap();
+    let (mut program, browser) = signed_in(&kit, &[]).await;
+    kit.inject(Route::Logout, Fault::delay(Duration::from_secs(2)));
+    let begun = Instant::now();
+    assert_eq!(browser.post("/logout", "").await.status, 204);
+    program.terminate();
+    assert!(program.exit(Duration::from_secs(5)).await.success());
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!((kit.counters().logouts, kit.counters().unanswered), (1, 0));
+}
+
 #[test]
 fn a_wrong_setting_is_told_in_one_line() {
     let refused = |arguments: &[&str], variables: &[(&str, &str)], name: &str| {

@@ -74,6 +74,24 @@ async fn a_new_login_makes_a_new_session_and_ends_the_one_before() {
     before.get("/api/me").await.is_problem(401, "sign-in-first");
 }
 
+/// To revoke what was there before is for the gateway and the authorization server alone.
+#[tokio::test]
+async fn a_revocation_that_hangs_holds_nobody_up() {
+    let world = World::start().await;
+    let mut browser = world.browser("ada").await;
+    world.kit.inject(Route::Logout, Fault::hang());
+    let before = browser.clone();
+    let begun = Instant::now();
+    assert_eq!(browser.login("eve", "correct horse").await.status, 204);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    before.get("/api/me").await.is_problem(401, "sign-in-first");
+    assert_eq!(browser.get("/api/me").await.json()["user"], "eve");
+    let begun = Instant::now();
+    assert_eq!(browser.post("/logout", "").await.status, 204);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    browser.get("/api/me").await.is_problem(401, "sign-in-first");
+}
+
 /// It comes after the new cookie, and would make the browser forget that.
 #[tokio::test]
 async fn a_late_answer_to_the_session_before_does_not_clear_the_new_ones_cookie() {
