@@ -1,8 +1,8 @@
 //! Which headers cross the gateway.
 
 use http::header::{
-    ALT_SVC, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, LOCATION,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
+    ALT_SVC, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, LOCATION, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
@@ -25,7 +25,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// What gateways and proxies say of a client: an upstream that believes one must not hear it from the client itself.
-const IDENTITY: [&str; 25] = [
+const IDENTITY: [&str; 33] = [
     "client-ip",
     "x-client-ip",
     "x-real-ip",
@@ -33,13 +33,21 @@ const IDENTITY: [&str; 25] = [
     "true-client-ip",
     "cf-connecting-ip",
     "fastly-client-ip",
-    "x-forwarded",
+    "cf-connecting-ipv6",
+    "fly-client-ip",
+    "x-proxyuser-ip",
+    "x-scheme",
+    "front-end-https",
     "x-original-for",
-    "x-original-forwarded-for",
     "x-original-host",
     "x-original-url",
     "x-original-uri",
     "x-rewrite-url",
+    "x-login",
+    "x-sso-user",
+    "x-id-token",
+    "x-access-token",
+    "x-jwt-assertion",
     "x-user",
     "x-username",
     "x-email",
@@ -54,8 +62,7 @@ const IDENTITY: [&str; 25] = [
 ];
 
 /// The same, for whole families of names.
-const IDENTITY_PREFIXES: [&str; 22] = [
-    "x-forwarded-",
+const IDENTITY_PREFIXES: [&str; 25] = [
     "x-remote-",
     "x-auth-",
     "x-authenticated-",
@@ -74,6 +81,10 @@ const IDENTITY_PREFIXES: [&str; 22] = [
     "x-ms-client-principal",
     "x-ms-token-",
     "x-amzn-oidc-",
+    "x-amz-cognito-",
+    "x-appengine-",
+    "x-azure-",
+    "x-vercel-",
     "x-envoy-",
     "cf-access-",
     "tailscale-user-",
@@ -175,15 +186,19 @@ fn drop_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 fn is_credential(name: &HeaderName) -> bool {
-    if [AUTHORIZATION, COOKIE, FORWARDED].contains(name) {
+    if [AUTHORIZATION, COOKIE].contains(name) {
         return true;
     }
     let name = name.as_str();
-    let is = |name: &str| IDENTITY.contains(&name) || IDENTITY_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    let is = |name: &str| {
+        name.contains("forwarded")
+            || IDENTITY.contains(&name)
+            || IDENTITY_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    };
     // Upstreams of the CGI kind read `x_real_ip` as `x-real-ip`.
     if name.contains('_') {
         let name = name.replace('_', "-");
-        return is(&name) || matches!(&*name, "authorization" | "cookie" | "forwarded");
+        return is(&name) || matches!(&*name, "authorization" | "cookie");
     }
     is(name)
 }
@@ -228,6 +243,23 @@ mod tests {
             ("tailscale-user-login", "root"),
             ("ssl-client-verify", "SUCCESS"),
             ("client-ip", "1.2.3.4"),
+            ("x-id-token", "eyJ"),
+            ("x-access-token", "eyJ"),
+            ("x-jwt-assertion", "eyJ"),
+            ("x-sso-user", "root"),
+            ("x-login", "root"),
+            ("fly-client-ip", "1.2.3.4"),
+            ("cf-connecting-ipv6", "::1"),
+            ("x-proxyuser-ip", "1.2.3.4"),
+            ("x-scheme", "https"),
+            ("front-end-https", "on"),
+            ("x-appengine-user-email", "root@example.com"),
+            ("x-azure-clientip", "1.2.3.4"),
+            ("x-vercel-ip-country", "FR"),
+            ("x-amz-cognito-username", "root"),
+            ("x-vercel-forwarded-for", "1.2.3.4"),
+            ("do-forwarded-by", "root"),
+            ("my_forwarded_user", "root"),
             ("http2-settings", "AAMAAABk"),
             ("proxy-authorization", "Basic x"),
             ("connection", "keep-alive, X-Secret-Hop"),
