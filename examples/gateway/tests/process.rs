@@ -185,6 +185,7 @@ fn a_wrong_setting_is_told_in_one_line() {
         assert!(said.starts_with("gateway: ") && said.contains(name), "{said}");
         assert_eq!(said.trim_end().lines().count(), 1, "{said}");
         assert!(output.stdout.is_empty());
+        said
     };
     let api = "--upstream=https://api.example.com";
     let auth = "--auth=https://auth.example.com";
@@ -196,6 +197,13 @@ fn a_wrong_setting_is_told_in_one_line() {
     refused(&[api, auth, "--max-sessions=0"], &[], "--max-sessions");
     refused(&[api, auth, "--refreshes-in-flight=0"], &[], "--refreshes-in-flight");
     refused(&[api, auth, "--body-limit=-1"], &[], "--body-limit");
+    for setting in ["--max-sessions", "--body-limit", "--refreshes-in-flight"] {
+        refused(&[api, auth, setting, "-1"], &[], &format!("'{setting} <"));
+    }
+    for setting in ["--idle", "--refresh-early", "--refresh-timeout", "--upstream-timeout", "--client-timeout"] {
+        refused(&[api, auth, setting, "-5s"], &[], &format!("'{setting} <"));
+    }
+    refused(&[api, auth, "--shutdown-timeout", "-5s"], &[], "'--shutdown-timeout <");
     refused(&[api, auth, "--log=xml"], &[], "--log");
     refused(&[api, auth, "--frobnicate"], &[], "--frobnicate");
     refused(&["--upstream=http://api.example.com", auth], &[], "--upstream");
@@ -212,6 +220,17 @@ fn a_wrong_setting_is_told_in_one_line() {
     refused(&[], &[("GATEWAY_DEMO", "maybe")], "--demo");
     refused(&[], &[("GATEWAY_DEMO", "0")], "--upstream");
     refused(&["--upstream=http://api.example.com", auth], &[("GATEWAY_ALLOW_PLAIN_HTTP", "false")], "--upstream");
+    let (plain, endpoint) = ("http://auth.example.com", "--token-endpoint=https://auth.example.com/token");
+    for (arguments, name) in [
+        (&["--upstream=http://api.example.com", auth][..], "--upstream"),
+        (&[api, &format!("--auth={plain}")], "--auth"),
+        (&[api, &format!("--token-endpoint={plain}"), "--client-id=x"], "--token-endpoint"),
+        (&[api, endpoint, "--client-id=x", &format!("--revocation-endpoint={plain}")], "--revocation-endpoint"),
+        (&[api, auth, "--public-origin=http://app.example.com"], "--public-origin"),
+    ] {
+        let said = refused(arguments, &[], &format!("gateway: {name}: "));
+        assert!(said.contains("use https, or --allow-plain-http") && !said.contains("::"), "{said}");
+    }
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     refused(&[api, auth, "--listen", &taken.local_addr().unwrap().to_string()], &[], "--listen");
 }
