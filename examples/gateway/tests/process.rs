@@ -10,6 +10,8 @@ mod world;
 
 use std::convert::Infallible;
 use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -115,6 +117,55 @@ async fn sigterm_does_not_wait_for_ever() {
     call.abort();
     program.terminate();
     assert!(program.exit(Duration::from_secs(3)).await.success());
+}
+
+/// Nor for longer than he who sends a second signal wants to wait.
+#[tokio::test]
+async fn a_second_signal_ends_the_program_at_once() {
+    for (signal, code) in [("-TERM", 143), ("-INT", 130)] {
+        let kit = TestServer::start().await.unwrap();
+        let (mut program, browser) = signed_in(&kit, &[]).await;
+        kit.inject(Route::Api, Fault::hang());
+        let call = tokio::spawn(async move { browser.get("/api/me").await });
+        while kit.counters().api == 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+        program.signal("-TERM");
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while TcpStream::connect(program.address).is_ok() {
+            assert!(Instant::now() < deadline);
+            sleep(Duration::from_millis(5)).await;
+        }
+        assert!(program.is_running());
+        program.signal(signal);
+        assert_eq!(program.exit(Duration::from_secs(3)).await.code(), Some(code));
+        call.abort();
+    }
+}
+
+/// Whoever started it may have closed what it says where it listens to.
+#[tokio::test]
+async fn nobody_need_hear_where_it_listens() {
+    let kit = TestServer::start().await.unwrap();
+    let (ours, its) = UnixStream::pair().unwrap();
+    drop(ours);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let arguments = ["--upstream", &kit.origin(), "--auth", &kit.origin(), "--listen", &free.to_string()];
+    let mut command = command(&arguments);
+    let mut child = command.stdout(Stdio::from(OwnedFd::from(its))).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let listens = loop {
+        if TcpStream::connect(free).is_ok() && child.try_wait().unwrap().is_none() {
+            break Browser::at(free).get("/healthz").await.body == "ok\n";
+        }
+        if Instant::now() > deadline || child.try_wait().unwrap().is_some() {
+            break false;
+        }
+        sleep(Duration::from_millis(5)).await;
+    };
+    let _ = child.kill();
+    child.wait().unwrap();
+    assert!(listens);
 }
 
 /// Nor for an answer that never ends: it is cut off, and its client can tell.
