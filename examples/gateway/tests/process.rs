@@ -370,25 +370,60 @@ async fn the_metrics_tell_of_one_refresh_for_many_calls() {
         sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(browser.get("/api/me").await.status, 200);
-    let page = Browser::at(program.address).get("/metrics").await;
-    assert_eq!(page.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
-    let page = String::from_utf8(page.body.to_vec()).unwrap();
+    let (mut eve, mut bob) = (Browser::at(program.address), Browser::at(program.address));
+    assert_eq!(eve.login("eve", "correct horse").await.status, 204);
+    kit.inject(Route::Refresh, Fault::status(503).times(1));
+    kit.expire_access_tokens_of("eve");
+    eve.get("/api/me").await.is_problem(503, "refresh-failed");
+    assert_eq!(bob.login("bob", "correct horse").await.status, 204);
+    kit.revoke("bob");
+    bob.get("/api/me").await.is_problem(401, "session-ended");
+    // A refresh is counted after those who waited for it have been told.
+    let page = loop {
+        let page = Browser::at(program.address).get("/metrics").await;
+        assert_eq!(page.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+        let page = String::from_utf8(page.body.to_vec()).unwrap();
+        if page.contains("gateway_refreshes_in_flight 0\n") {
+            break page;
+        }
+        sleep(Duration::from_millis(5)).await;
+    };
     for line in [
         "gateway_requests_total{route=\"api\",code=\"200\"} 21",
-        "gateway_requests_total{route=\"api\",code=\"503\"} 1",
-        "gateway_requests_total{route=\"login\",code=\"204\"} 1",
+        "gateway_requests_total{route=\"api\",code=\"503\"} 2",
+        "gateway_requests_total{route=\"api\",code=\"401\"} 1",
+        "gateway_requests_total{route=\"login\",code=\"204\"} 3",
         "gateway_refreshes_total{outcome=\"refreshed\"} 2",
+        "gateway_refreshes_total{outcome=\"refresh_failed\"} 1",
+        "gateway_refreshes_total{outcome=\"session_ended\"} 1",
+        "gateway_refreshes_total{outcome=\"died\"} 0",
         "gateway_refreshes_in_flight 0",
         "gateway_replays_total{result=\"accepted\"} 20",
         "gateway_not_replayed_total{reason=\"too_large\"} 1",
-        "gateway_sessions 1",
-        "gateway_refresh_duration_seconds_count 2",
+        "gateway_not_replayed_total{reason=\"refresh_failed\"} 1",
+        "gateway_not_replayed_total{reason=\"session_ended\"} 1",
+        "gateway_sessions 2",
+        "gateway_refresh_duration_seconds_count 4",
     ] {
         assert!(page.lines().any(|said| said == line), "{line} is not in:\n{page}");
     }
     // Those who came too late to wait found newer tokens.
     let waiters = page.lines().find_map(|line| line.strip_prefix("gateway_coalesced_waiters_total ")).unwrap();
     assert!((1..20).contains(&waiters.parse::<u32>().unwrap()), "{waiters}");
+}
+
+/// They don't come from the network, but are calls like any other.
+#[tokio::test]
+async fn the_metrics_tell_of_the_pages_own_calls() {
+    let program = Program::start(&["--demo"]);
+    let mut browser = Browser::at(program.address);
+    assert_eq!(browser.login("ada", "correct horse").await.status, 204);
+    let request = browser.request(Method::POST, "/demo/calls").header("content-type", "application/json");
+    let answer = browser.ask(request.body(r#"{ "number": 1, "size": 20 }"#.into()).unwrap()).await;
+    assert_eq!(answer.json(), serde_json::json!(vec![200; 20]));
+    let page = String::from_utf8(browser.get("/metrics").await.body.to_vec()).unwrap();
+    let line = "gateway_requests_total{route=\"api\",code=\"200\"} 20";
+    assert!(page.lines().any(|said| said == line), "{page}");
 }
 
 #[tokio::test]
