@@ -313,6 +313,7 @@ fn help_is_help() {
     let output = command(&["--help"]).output().unwrap();
     assert!(output.status.success());
     let help = String::from_utf8(output.stdout).unwrap();
+    assert!(!help.contains('`'), "{help}");
     for flag in [
         "--demo",
         "--listen",

@@ -109,7 +109,8 @@ pub struct Args {
     #[arg(long, env = "GATEWAY_ALLOW_PLAIN_HTTP", value_parser = BoolishValueParser::new())]
     pub allow_plain_http: bool,
 
-    /// How to write the log, to stderr; `RUST_LOG` says what
+    /// How to write the log, to stderr; RUST_LOG says what
+    #[expect(clippy::doc_markdown, reason = "the help shows it as it is")]
     #[arg(long, env = "GATEWAY_LOG", value_name = "FORMAT", default_value = "text")]
     pub log: LogFormat,
 }

@@ -2,9 +2,10 @@
 
 use http::header::{
     ALT_SVC, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, LOCATION, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
+    PROXY_AUTHORIZATION, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 
 use super::path;
 use crate::config::PublicOrigin;
@@ -91,7 +92,8 @@ const IDENTITY_PREFIXES: [&str; 25] = [
 ];
 
 /// Makes the headers of a client's request those of the gateway's.
-pub(super) fn to_upstream(headers: &mut HeaderMap, uri: &Uri, peer: Option<Peer>, public: &PublicOrigin) {
+pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicOrigin) {
+    let Parts { headers, uri, version, .. } = head;
     let host = match (public, headers.get(HOST)) {
         // Not what the client calls it: an upstream may make links of it.
         (PublicOrigin::Named(origin), _) => HeaderValue::from_str(authority(&origin.to_string())).ok(),
@@ -111,6 +113,13 @@ pub(super) fn to_upstream(headers: &mut HeaderMap, uri: &Uri, peer: Option<Peer>
     }
     let proto = HeaderValue::from_static(if public.is_https() { "https" } else { "http" });
     headers.insert(HeaderName::from_static("x-forwarded-proto"), proto);
+    // RFC 9110 §7.6.3: how it came, and by whom.
+    let via = match *version {
+        Version::HTTP_2 => "2.0 gateway",
+        Version::HTTP_10 => "1.0 gateway",
+        _ => "1.1 gateway",
+    };
+    headers.append(VIA, HeaderValue::from_static(via));
 }
 
 fn authority(origin: &str) -> &str {
@@ -225,7 +234,7 @@ mod tests {
 
     #[test]
     fn what_a_client_says_of_itself_stays_here() {
-        let mut headers = map(&[
+        let said = map(&[
             ("authorization", "Bearer stolen"),
             ("cookie", "session=1"),
             ("forwarded", "for=1.2.3.4"),
@@ -272,14 +281,18 @@ mod tests {
         ]);
         let peer = Peer("192.0.2.7:1234".parse().unwrap());
         let public = PublicOrigin::Named(Origin::parse("https://app.example.com:8443").unwrap());
-        to_upstream(&mut headers, &Uri::from_static("/api/x"), Some(peer), &public);
+        let (mut head, ()) = http::Request::get("/api/x").version(Version::HTTP_2).body(()).unwrap().into_parts();
+        head.headers = said;
+        to_upstream(&mut head, Some(peer), &public);
+        let headers = head.headers;
         assert_eq!(
             names(&headers),
-            ["accept", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-requested-with"]
+            ["accept", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-requested-with"]
         );
         assert_eq!(headers["x-forwarded-for"], "192.0.2.7");
         assert_eq!(headers["x-forwarded-host"], "app.example.com:8443");
         assert_eq!(headers["x-forwarded-proto"], "https");
+        assert_eq!(headers["via"], "2.0 gateway");
     }
 
     #[test]

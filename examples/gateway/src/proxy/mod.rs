@@ -89,7 +89,7 @@ impl Call {
             return Kind::MalformedRequest.into_response();
         };
         let peer = head.extensions.remove::<Peer>();
-        headers::to_upstream(&mut head.headers, &head.uri, peer, &app.public);
+        headers::to_upstream(&mut head, peer, &app.public);
         head.uri = uri;
         // The connections on either side are each other's business no more than their versions are.
         let version = std::mem::replace(&mut head.version, Version::HTTP_11);
