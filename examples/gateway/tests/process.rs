@@ -353,12 +353,17 @@ async fn the_metrics_tell_of_one_refresh_for_many_calls() {
     assert_eq!(browser.get("/healthz").await.body, "ok\n");
     kit.expire_access_tokens();
     kit.hold_unauthorized_until(20);
+    let gate = kit.hold_refreshes();
     let calls: Vec<_> = (0..20)
         .map(|_| {
             let browser = browser.clone();
             tokio::spawn(async move { browser.get("/api/me").await.status.as_u16() })
         })
         .collect();
+    gate.arrived(1).await;
+    // Time for another of them to hear that its token is refused.
+    sleep(Duration::from_millis(200)).await;
+    gate.open();
     for call in calls {
         assert_eq!(call.await.unwrap(), 200);
     }
@@ -379,12 +384,17 @@ async fn the_metrics_tell_of_one_refresh_for_many_calls() {
     assert_eq!(bob.login("bob", "correct horse").await.status, 204);
     kit.revoke("bob");
     bob.get("/api/me").await.is_problem(401, "session-ended");
-    // A refresh is counted after those who waited for it have been told.
+    // A refresh is counted after those who waited for it have been told, and holds the session that it ended until then:
+    // that is forgotten when it is next asked for.
+    let deadline = Instant::now() + Duration::from_secs(10);
     let page = loop {
+        assert_ne!(bob.get("/session").await.json()["state"], "active");
         let page = Browser::at(program.address).get("/metrics").await;
         assert_eq!(page.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
         let page = String::from_utf8(page.body.to_vec()).unwrap();
-        if page.contains("gateway_refreshes_in_flight 0\n") {
+        let is_settled =
+            ["gateway_refreshes_in_flight 0\n", "gateway_sessions 2\n"].iter().all(|line| page.contains(line));
+        if is_settled || Instant::now() > deadline {
             break page;
         }
         sleep(Duration::from_millis(5)).await;
