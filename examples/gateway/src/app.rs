@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tower_auth_refresh::Sessions;
 
 use crate::auth::Auth;
@@ -13,6 +14,9 @@ use crate::cookie::{SessionCookie, SessionId};
 use crate::errands::Errands;
 use crate::metrics::Metrics;
 use crate::proxy::UpstreamClient;
+
+/// How long a sign-out is waited for: the authorization server may not answer.
+const SIGN_OUT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A handle, cloned for each request.
 #[derive(Clone)]
@@ -38,10 +42,11 @@ impl App {
         Self(Arc::new(parts))
     }
 
-    /// Signs a user out, here and at the authorization server, whether or not the caller goes on waiting for it.
+    /// Signs a user out, here and at the authorization server. Waits for it no longer than a second, and it goes on
+    /// whether or not the caller waits.
     pub(crate) async fn sign_out(&self, id: SessionId) {
         // What panics in there is logged by then.
-        let _ = self.errands.begin(self.clone().signing_out(id)).await;
+        let _ = timeout(SIGN_OUT_PATIENCE, self.errands.begin(self.clone().signing_out(id))).await;
     }
 
     /// The same, with nobody waiting for it.

@@ -2,8 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{IsTerminal, stderr};
-use std::process::ExitCode;
+use std::io::{IsTerminal, Write, stderr, stdout};
+use std::process::{ExitCode, exit};
 use std::sync::Arc;
 
 use gateway::{Args, Demo, Gateway, InvalidSetting, LogFormat, Metrics, RefreshWatch, StartError};
@@ -29,7 +29,7 @@ async fn run() -> Result<(), StartError> {
     write_log(args.log, &metrics)?;
     let demo = if args.demo { Some(Demo::start(&mut args).await?) } else { None };
     // Before anybody is told that the gateway listens.
-    let (terminated, interrupted) = (listen_for(SignalKind::terminate()), listen_for(SignalKind::interrupt()));
+    let mut signals = Signals::listen();
 
     let mut gateway = Gateway::new(args.into_settings()?).metrics(metrics);
     if let Some(demo) = demo {
@@ -37,16 +37,15 @@ async fn run() -> Result<(), StartError> {
     }
     let gateway = gateway.listen()?;
     if let Ok(address) = gateway.address() {
-        println!("listening on http://{address}");
+        // Nobody may be there to hear it.
+        let _ = writeln!(stdout(), "listening on http://{address}");
     }
-    gateway
-        .serve(async {
-            tokio::select! {
-                () = arrival(terminated) => {}
-                () = arrival(interrupted) => {}
-            }
-        })
-        .await;
+    let shutdown = async {
+        signals.next().await;
+        // Whoever sends a second one wants no good order.
+        tokio::spawn(async move { exit(signals.next().await) });
+    };
+    gateway.serve(shutdown).await;
     Ok(())
 }
 
@@ -63,13 +62,33 @@ fn write_log(format: LogFormat, metrics: &Arc<Metrics>) -> Result<(), InvalidSet
     Ok(())
 }
 
+/// The signals that end the program.
+struct Signals {
+    terminated: Option<Signal>,
+    interrupted: Option<Signal>,
+}
+
+impl Signals {
+    fn listen() -> Self {
+        Self { terminated: listen_for(SignalKind::terminate()), interrupted: listen_for(SignalKind::interrupt()) }
+    }
+
+    /// Waits for one, and says with what code a program ends that it kills.
+    async fn next(&mut self) -> i32 {
+        tokio::select! {
+            () = arrival(&mut self.terminated) => 143,
+            () = arrival(&mut self.interrupted) => 130,
+        }
+    }
+}
+
 fn listen_for(kind: SignalKind) -> Option<Signal> {
     signal(kind).inspect_err(|error| tracing::warn!(%error, "a signal can't be listened for")).ok()
 }
 
-async fn arrival(signal: Option<Signal>) {
+async fn arrival(signal: &mut Option<Signal>) {
     match signal {
-        Some(mut signal) => {
+        Some(signal) => {
             signal.recv().await;
         }
         None => std::future::pending().await,

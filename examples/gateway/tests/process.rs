@@ -10,6 +10,8 @@ mod world;
 
 use std::convert::Infallible;
 use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -117,6 +119,55 @@ async fn sigterm_does_not_wait_for_ever() {
     assert!(program.exit(Duration::from_secs(3)).await.success());
 }
 
+/// Nor for longer than he who sends a second signal wants to wait.
+#[tokio::test]
+async fn a_second_signal_ends_the_program_at_once() {
+    for (signal, code) in [("-TERM", 143), ("-INT", 130)] {
+        let kit = TestServer::start().await.unwrap();
+        let (mut program, browser) = signed_in(&kit, &[]).await;
+        kit.inject(Route::Api, Fault::hang());
+        let call = tokio::spawn(async move { browser.get("/api/me").await });
+        while kit.counters().api == 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+        program.signal("-TERM");
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while TcpStream::connect(program.address).is_ok() {
+            assert!(Instant::now() < deadline);
+            sleep(Duration::from_millis(5)).await;
+        }
+        assert!(program.is_running());
+        program.signal(signal);
+        assert_eq!(program.exit(Duration::from_secs(3)).await.code(), Some(code));
+        call.abort();
+    }
+}
+
+/// Whoever started it may have closed what it says where it listens to.
+#[tokio::test]
+async fn nobody_need_hear_where_it_listens() {
+    let kit = TestServer::start().await.unwrap();
+    let (ours, its) = UnixStream::pair().unwrap();
+    drop(ours);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let arguments = ["--upstream", &kit.origin(), "--auth", &kit.origin(), "--listen", &free.to_string()];
+    let mut command = command(&arguments);
+    let mut child = command.stdout(Stdio::from(OwnedFd::from(its))).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let listens = loop {
+        if TcpStream::connect(free).is_ok() && child.try_wait().unwrap().is_none() {
+            break Browser::at(free).get("/healthz").await.body == "ok\n";
+        }
+        if Instant::now() > deadline || child.try_wait().unwrap().is_some() {
+            break false;
+        }
+        sleep(Duration::from_millis(5)).await;
+    };
+    let _ = child.kill();
+    child.wait().unwrap();
+    assert!(listens);
+}
+
 /// Nor for an answer that never ends: it is cut off, and its client can tell.
 #[tokio::test]
 async fn sigterm_cuts_an_endless_answer_off_in_the_end() {
@@ -162,6 +213,20 @@ async fn sigterm_in_mid_login_the_login_that_nobody_waits_for_is_undone_first() 
     assert_eq!(kit.counters().logouts, 1);
 }
 
+/// The user has his answer by then, and nobody but the gateway knows that the tokens are still to be revoked.
+#[tokio::test]
+async fn sigterm_waits_for_a_sign_out_that_its_user_no_longer_waits_for() {
+    let kit = TestServer::start().await.unwrap();
+    let (mut program, browser) = signed_in(&kit, &[]).await;
+    kit.inject(Route::Logout, Fault::delay(Duration::from_secs(2)));
+    let begun = Instant::now();
+    assert_eq!(browser.post("/logout", "").await.status, 204);
+    program.terminate();
+    assert!(program.exit(Duration::from_secs(5)).await.success());
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!((kit.counters().logouts, kit.counters().unanswered), (1, 0));
+}
+
 #[test]
 fn a_wrong_setting_is_told_in_one_line() {
     let refused = |arguments: &[&str], variables: &[(&str, &str)], name: &str| {
@@ -171,6 +236,7 @@ fn a_wrong_setting_is_told_in_one_line() {
         assert!(said.starts_with("gateway: ") && said.contains(name), "{said}");
         assert_eq!(said.trim_end().lines().count(), 1, "{said}");
         assert!(output.stdout.is_empty());
+        said
     };
     let api = "--upstream=https://api.example.com";
     let auth = "--auth=https://auth.example.com";
@@ -182,6 +248,13 @@ fn a_wrong_setting_is_told_in_one_line() {
     refused(&[api, auth, "--max-sessions=0"], &[], "--max-sessions");
     refused(&[api, auth, "--refreshes-in-flight=0"], &[], "--refreshes-in-flight");
     refused(&[api, auth, "--body-limit=-1"], &[], "--body-limit");
+    for setting in ["--max-sessions", "--body-limit", "--refreshes-in-flight"] {
+        refused(&[api, auth, setting, "-1"], &[], &format!("'{setting} <"));
+    }
+    for setting in ["--idle", "--refresh-early", "--refresh-timeout", "--upstream-timeout", "--client-timeout"] {
+        refused(&[api, auth, setting, "-5s"], &[], &format!("'{setting} <"));
+    }
+    refused(&[api, auth, "--shutdown-timeout", "-5s"], &[], "'--shutdown-timeout <");
     refused(&[api, auth, "--log=xml"], &[], "--log");
     refused(&[api, auth, "--frobnicate"], &[], "--frobnicate");
     refused(&["--upstream=http://api.example.com", auth], &[], "--upstream");
@@ -198,6 +271,17 @@ fn a_wrong_setting_is_told_in_one_line() {
     refused(&[], &[("GATEWAY_DEMO", "maybe")], "--demo");
     refused(&[], &[("GATEWAY_DEMO", "0")], "--upstream");
     refused(&["--upstream=http://api.example.com", auth], &[("GATEWAY_ALLOW_PLAIN_HTTP", "false")], "--upstream");
+    let (plain, endpoint) = ("http://auth.example.com", "--token-endpoint=https://auth.example.com/token");
+    for (arguments, name) in [
+        (&["--upstream=http://api.example.com", auth][..], "--upstream"),
+        (&[api, &format!("--auth={plain}")], "--auth"),
+        (&[api, &format!("--token-endpoint={plain}"), "--client-id=x"], "--token-endpoint"),
+        (&[api, endpoint, "--client-id=x", &format!("--revocation-endpoint={plain}")], "--revocation-endpoint"),
+        (&[api, auth, "--public-origin=http://app.example.com"], "--public-origin"),
+    ] {
+        let said = refused(arguments, &[], &format!("gateway: {name}: "));
+        assert!(said.contains("use https, or --allow-plain-http") && !said.contains("::"), "{said}");
+    }
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     refused(&[api, auth, "--listen", &taken.local_addr().unwrap().to_string()], &[], "--listen");
 }
@@ -229,6 +313,7 @@ fn help_is_help() {
     let output = command(&["--help"]).output().unwrap();
     assert!(output.status.success());
     let help = String::from_utf8(output.stdout).unwrap();
+    assert!(!help.contains('`'), "{help}");
     for flag in [
         "--demo",
         "--listen",
@@ -268,12 +353,17 @@ async fn the_metrics_tell_of_one_refresh_for_many_calls() {
     assert_eq!(browser.get("/healthz").await.body, "ok\n");
     kit.expire_access_tokens();
     kit.hold_unauthorized_until(20);
+    let gate = kit.hold_refreshes();
     let calls: Vec<_> = (0..20)
         .map(|_| {
             let browser = browser.clone();
             tokio::spawn(async move { browser.get("/api/me").await.status.as_u16() })
         })
         .collect();
+    gate.arrived(1).await;
+    // Time for another of them to hear that its token is refused.
+    sleep(Duration::from_millis(200)).await;
+    gate.open();
     for call in calls {
         assert_eq!(call.await.unwrap(), 200);
     }
@@ -286,25 +376,65 @@ async fn the_metrics_tell_of_one_refresh_for_many_calls() {
         sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(browser.get("/api/me").await.status, 200);
-    let page = Browser::at(program.address).get("/metrics").await;
-    assert_eq!(page.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
-    let page = String::from_utf8(page.body.to_vec()).unwrap();
+    let (mut eve, mut bob) = (Browser::at(program.address), Browser::at(program.address));
+    assert_eq!(eve.login("eve", "correct horse").await.status, 204);
+    kit.inject(Route::Refresh, Fault::status(503).times(1));
+    kit.expire_access_tokens_of("eve");
+    eve.get("/api/me").await.is_problem(503, "refresh-failed");
+    assert_eq!(bob.login("bob", "correct horse").await.status, 204);
+    kit.revoke("bob");
+    bob.get("/api/me").await.is_problem(401, "session-ended");
+    // A refresh is counted after those who waited for it have been told, and holds the session that it ended until then:
+    // that is forgotten when it is next asked for.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let page = loop {
+        assert_ne!(bob.get("/session").await.json()["state"], "active");
+        let page = Browser::at(program.address).get("/metrics").await;
+        assert_eq!(page.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+        let page = String::from_utf8(page.body.to_vec()).unwrap();
+        let is_settled =
+            ["gateway_refreshes_in_flight 0\n", "gateway_sessions 2\n"].iter().all(|line| page.contains(line));
+        if is_settled || Instant::now() > deadline {
+            break page;
+        }
+        sleep(Duration::from_millis(5)).await;
+    };
     for line in [
         "gateway_requests_total{route=\"api\",code=\"200\"} 21",
-        "gateway_requests_total{route=\"api\",code=\"503\"} 1",
-        "gateway_requests_total{route=\"login\",code=\"204\"} 1",
+        "gateway_requests_total{route=\"api\",code=\"503\"} 2",
+        "gateway_requests_total{route=\"api\",code=\"401\"} 1",
+        "gateway_requests_total{route=\"login\",code=\"204\"} 3",
         "gateway_refreshes_total{outcome=\"refreshed\"} 2",
+        "gateway_refreshes_total{outcome=\"refresh_failed\"} 1",
+        "gateway_refreshes_total{outcome=\"session_ended\"} 1",
+        "gateway_refreshes_total{outcome=\"died\"} 0",
         "gateway_refreshes_in_flight 0",
         "gateway_replays_total{result=\"accepted\"} 20",
         "gateway_not_replayed_total{reason=\"too_large\"} 1",
-        "gateway_sessions 1",
-        "gateway_refresh_duration_seconds_count 2",
+        "gateway_not_replayed_total{reason=\"refresh_failed\"} 1",
+        "gateway_not_replayed_total{reason=\"session_ended\"} 1",
+        "gateway_sessions 2",
+        "gateway_refresh_duration_seconds_count 4",
     ] {
         assert!(page.lines().any(|said| said == line), "{line} is not in:\n{page}");
     }
     // Those who came too late to wait found newer tokens.
     let waiters = page.lines().find_map(|line| line.strip_prefix("gateway_coalesced_waiters_total ")).unwrap();
     assert!((1..20).contains(&waiters.parse::<u32>().unwrap()), "{waiters}");
+}
+
+/// They don't come from the network, but are calls like any other.
+#[tokio::test]
+async fn the_metrics_tell_of_the_pages_own_calls() {
+    let program = Program::start(&["--demo"]);
+    let mut browser = Browser::at(program.address);
+    assert_eq!(browser.login("ada", "correct horse").await.status, 204);
+    let request = browser.request(Method::POST, "/demo/calls").header("content-type", "application/json");
+    let answer = browser.ask(request.body(r#"{ "number": 1, "size": 20 }"#.into()).unwrap()).await;
+    assert_eq!(answer.json(), serde_json::json!(vec![200; 20]));
+    let page = String::from_utf8(browser.get("/metrics").await.body.to_vec()).unwrap();
+    let line = "gateway_requests_total{route=\"api\",code=\"200\"} 20";
+    assert!(page.lines().any(|said| said == line), "{page}");
 }
 
 #[tokio::test]

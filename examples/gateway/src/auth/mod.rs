@@ -42,15 +42,14 @@ impl Auth {
         }
         match &settings.auth {
             AuthServer::Json(base) => {
-                let wrong = |invalid: InvalidEndpoint| InvalidSetting::of("--auth", invalid);
                 if base.contains('?') {
                     return Err(InvalidSetting::of("--auth", "the URL has a query"));
                 }
                 let url = |path: &str| format!("{}{path}", base.trim_end_matches('/'));
                 Ok(Self::Json {
-                    login: JsonLogin::new(client.clone(), &url("/auth/login")).map_err(wrong)?,
-                    refresh: JsonRefresh::new(client.clone(), &url("/auth/refresh")).map_err(wrong)?,
-                    logout: JsonLogout::new(client, &url("/auth/logout")).map_err(wrong)?,
+                    login: checked("--auth", &client, |client| JsonLogin::new(client, &url("/auth/login")))?,
+                    refresh: checked("--auth", &client, |client| JsonRefresh::new(client, &url("/auth/refresh")))?,
+                    logout: checked("--auth", &client, |client| JsonLogout::new(client, &url("/auth/logout")))?,
                 })
             }
             AuthServer::OAuth { token_endpoint, revocation_endpoint, client_id, client_secret } => {
@@ -58,10 +57,13 @@ impl Auth {
                     Some(secret) => ClientAuth::basic(client_id, secret),
                     None => ClientAuth::public(client_id),
                 };
-                let wrong = |invalid: InvalidEndpoint| InvalidSetting::of("--token-endpoint", invalid);
-                let refresh = OAuthRefresh::new(client.clone(), token_endpoint, auth.clone()).map_err(wrong)?;
-                let revoke = revocation_endpoint.as_ref().map(|url| OAuthRevoke::new(client, url, auth)).transpose();
-                let revoke = revoke.map_err(|invalid| InvalidSetting::of("--revocation-endpoint", invalid))?;
+                let refresh = checked("--token-endpoint", &client, |client| {
+                    OAuthRefresh::new(client, token_endpoint, auth.clone())
+                })?;
+                let revoke = revocation_endpoint.as_ref().map(|url| {
+                    checked("--revocation-endpoint", &client, |client| OAuthRevoke::new(client, url, auth.clone()))
+                });
+                let revoke = revoke.transpose()?;
                 let login = PasswordGrant::new(token_endpoint, client_id, client_secret.as_deref());
                 Ok(Self::OAuth { login, refresh, revoke })
             }
@@ -95,6 +97,18 @@ impl Auth {
             Self::OAuth { revoke: None, .. } => Ok(()),
         }
     }
+}
+
+/// Makes a call to the URL of a setting. Where plain HTTP is all that is wrong with it, that is told by the setting's name.
+fn checked<C>(
+    flag: &str,
+    client: &AuthClient,
+    make: impl Fn(AuthClient) -> Result<C, InvalidEndpoint>,
+) -> Result<C, InvalidSetting> {
+    make(client.clone()).map_err(|invalid| match make(client.clone().allow_plain_http()) {
+        Ok(_) => InvalidSetting::plain_http(flag),
+        Err(_) => InvalidSetting::of(flag, invalid),
+    })
 }
 
 impl From<CallError> for LoginFailed {

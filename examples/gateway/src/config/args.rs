@@ -54,50 +54,63 @@ pub struct Args {
     pub revocation_endpoint: Option<String>,
 
     /// How many users may be signed in; one more is answered 503
-    #[arg(long, env = "GATEWAY_MAX_SESSIONS", value_name = "COUNT", default_value = "100000")]
+    #[arg(
+        long,
+        env = "GATEWAY_MAX_SESSIONS",
+        value_name = "COUNT",
+        default_value = "100000",
+        allow_hyphen_values = true
+    )]
     pub max_sessions: usize,
 
     /// How long a session may go unused; then its user is signed out
-    #[arg(long, env = "GATEWAY_IDLE", value_name = "TIME", default_value = "12h", value_parser = units::duration)]
+    #[arg(long, env = "GATEWAY_IDLE", value_name = "TIME", default_value = "12h", value_parser = units::duration, allow_hyphen_values = true)]
     pub idle: Duration,
 
     /// Refresh in the background when a token is this close to its expiry [default: when the API refuses it]
-    #[arg(long, env = "GATEWAY_REFRESH_EARLY", value_name = "TIME", value_parser = units::duration)]
+    #[arg(long, env = "GATEWAY_REFRESH_EARLY", value_name = "TIME", value_parser = units::duration, allow_hyphen_values = true)]
     pub refresh_early: Option<Duration>,
 
     /// How many refreshes may be under way at the same time; more wait for their turn
-    #[arg(long, env = "GATEWAY_REFRESHES_IN_FLIGHT", value_name = "COUNT", default_value = "256")]
+    #[arg(
+        long,
+        env = "GATEWAY_REFRESHES_IN_FLIGHT",
+        value_name = "COUNT",
+        default_value = "256",
+        allow_hyphen_values = true
+    )]
     pub refreshes_in_flight: usize,
 
     /// How long a refresh may take
     #[arg(long, env = "GATEWAY_REFRESH_TIMEOUT", value_name = "TIME", default_value = "15s",
-          value_parser = units::duration)]
+          value_parser = units::duration, allow_hyphen_values = true)]
     pub refresh_timeout: Duration,
 
     /// The longest request body; a longer one is answered 413
-    #[arg(long, env = "GATEWAY_BODY_LIMIT", value_name = "SIZE", default_value = "64MiB", value_parser = units::size)]
+    #[arg(long, env = "GATEWAY_BODY_LIMIT", value_name = "SIZE", default_value = "64MiB", value_parser = units::size, allow_hyphen_values = true)]
     pub body_limit: u64,
 
     /// How long the upstream may be silent: answered 504 before the head, cut off after it
     #[arg(long, env = "GATEWAY_UPSTREAM_TIMEOUT", value_name = "TIME", default_value = "30s",
-          value_parser = units::duration)]
+          value_parser = units::duration, allow_hyphen_values = true)]
     pub upstream_timeout: Duration,
 
     /// How long a client may be silent in mid-request, or take nothing of its answer
     #[arg(long, env = "GATEWAY_CLIENT_TIMEOUT", value_name = "TIME", default_value = "30s",
-          value_parser = units::duration)]
+          value_parser = units::duration, allow_hyphen_values = true)]
     pub client_timeout: Duration,
 
     /// How long to wait at SIGTERM for requests and refreshes that are under way; then they are cut off
     #[arg(long, env = "GATEWAY_SHUTDOWN_TIMEOUT", value_name = "TIME", default_value = "30s",
-          value_parser = units::duration)]
+          value_parser = units::duration, allow_hyphen_values = true)]
     pub shutdown_timeout: Duration,
 
     /// Allow http:// off loopback, for networks that encrypt below HTTP: tokens cross them in clear
     #[arg(long, env = "GATEWAY_ALLOW_PLAIN_HTTP", value_parser = BoolishValueParser::new())]
     pub allow_plain_http: bool,
 
-    /// How to write the log, to stderr; `RUST_LOG` says what
+    /// How to write the log, to stderr; RUST_LOG says what
+    #[expect(clippy::doc_markdown, reason = "the help shows it as it is")]
     #[arg(long, env = "GATEWAY_LOG", value_name = "FORMAT", default_value = "text")]
     pub log: LogFormat,
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use http::Uri;
-use tower_auth_refresh::{InvalidOrigin, Origin};
+use tower_auth_refresh::Origin;
 
 pub use self::args::{Args, LogFormat};
 
@@ -149,9 +149,7 @@ impl Settings {
 impl PublicOrigin {
     fn read(origin: Option<&str>, listen: SocketAddr, allow_plain_http: bool) -> Result<Self, InvalidSetting> {
         match origin {
-            Some(origin) => origin_parser(allow_plain_http)(origin)
-                .map(Self::Named)
-                .map_err(|invalid| InvalidSetting::of("--public-origin", invalid)),
+            Some(origin) => self::origin("--public-origin", origin, allow_plain_http).map(Self::Named),
             None if listen.ip().is_loopback() => Ok(Self::Loopback),
             None => Err(InvalidSetting::of("--public-origin", "needed when not listening on loopback")),
         }
@@ -171,13 +169,18 @@ impl Upstream {
             return Err(wrong(&"the URL has a query or a fragment"));
         }
         let origin = url.split_inclusive('/').take(3).collect::<String>();
-        let origin = origin_parser(allow_plain_http)(&origin).map_err(|invalid| wrong(&invalid))?;
+        let origin = self::origin("--upstream", &origin, allow_plain_http)?;
         Ok(Self { origin, uri })
     }
 }
 
-fn origin_parser(allow_plain_http: bool) -> fn(&str) -> Result<Origin, InvalidOrigin> {
-    if allow_plain_http { Origin::parse_allowing_http } else { Origin::parse }
+fn origin(flag: &str, text: &str, allow_plain_http: bool) -> Result<Origin, InvalidSetting> {
+    match (Origin::parse(text), Origin::parse_allowing_http(text)) {
+        (Ok(origin), _) => Ok(origin),
+        (Err(_), Ok(origin)) if allow_plain_http => Ok(origin),
+        (Err(_), Ok(_)) => Err(InvalidSetting::plain_http(flag)),
+        (Err(_), Err(invalid)) => Err(InvalidSetting::of(flag, invalid)),
+    }
 }
 
 impl fmt::Debug for AuthServer {
@@ -200,6 +203,11 @@ impl InvalidSetting {
     /// What is wrong with a setting.
     pub fn of(flag: &str, what: impl fmt::Display) -> Self {
         Self(format!("{flag}: {what}"))
+    }
+
+    /// A setting would be right if plain HTTP were allowed.
+    pub(crate) fn plain_http(flag: &str) -> Self {
+        Self::of(flag, "tokens would cross the network in clear: use https, or --allow-plain-http")
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Burst {
     size: u32,
 }
 
-/// Makes them as if the browser had, with its cookie, and answers the statuses that it would have seen.
+/// Makes them as if the browser had, with its cookie, counts them, and answers the statuses that it would have seen.
 pub(super) async fn calls(
     State(app): State<App>,
     headers: HeaderMap,
@@ -35,8 +35,13 @@ pub(super) async fn calls(
         for cookie in headers.get_all(COOKIE) {
             request.headers_mut().append(COOKIE, cookie.clone());
         }
-        Ok(proxy(State(app.clone()), request))
+        let (app, path) = (app.clone(), request.uri().path().to_owned());
+        Ok(async move {
+            let status = proxy(State(app.clone()), request).await.status();
+            app.metrics.answered(&path, status);
+            status.as_u16()
+        })
     };
     let calls: FuturesUnordered<_> = (1..=size.min(MOST)).map(call).collect::<Result<_, Kind>>()?;
-    Ok(Json(calls.map(|response| response.status().as_u16()).collect().await))
+    Ok(Json(calls.collect().await))
 }

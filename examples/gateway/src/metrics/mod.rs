@@ -81,7 +81,8 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    fn answered(&self, path: &str, status: StatusCode) {
+    /// Counts a request.
+    pub(crate) fn answered(&self, path: &str, status: StatusCode) {
         let first = path.split('/').nth(1).unwrap_or_default();
         let route = ROUTES.iter().position(|route| *route == first).unwrap_or(ROUTES.len() - 1);
         let status = usize::from(status.as_u16()) - 100;

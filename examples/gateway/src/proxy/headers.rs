@@ -1,10 +1,11 @@
 //! Which headers cross the gateway.
 
 use http::header::{
-    ALT_SVC, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, FORWARDED, HOST, LOCATION,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
+    ALT_SVC, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, LOCATION, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 
 use super::path;
 use crate::config::PublicOrigin;
@@ -25,7 +26,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// What gateways and proxies say of a client: an upstream that believes one must not hear it from the client itself.
-const IDENTITY: [&str; 25] = [
+const IDENTITY: [&str; 33] = [
     "client-ip",
     "x-client-ip",
     "x-real-ip",
@@ -33,13 +34,21 @@ const IDENTITY: [&str; 25] = [
     "true-client-ip",
     "cf-connecting-ip",
     "fastly-client-ip",
-    "x-forwarded",
+    "cf-connecting-ipv6",
+    "fly-client-ip",
+    "x-proxyuser-ip",
+    "x-scheme",
+    "front-end-https",
     "x-original-for",
-    "x-original-forwarded-for",
     "x-original-host",
     "x-original-url",
     "x-original-uri",
     "x-rewrite-url",
+    "x-login",
+    "x-sso-user",
+    "x-id-token",
+    "x-access-token",
+    "x-jwt-assertion",
     "x-user",
     "x-username",
     "x-email",
@@ -54,8 +63,7 @@ const IDENTITY: [&str; 25] = [
 ];
 
 /// The same, for whole families of names.
-const IDENTITY_PREFIXES: [&str; 22] = [
-    "x-forwarded-",
+const IDENTITY_PREFIXES: [&str; 25] = [
     "x-remote-",
     "x-auth-",
     "x-authenticated-",
@@ -74,13 +82,18 @@ const IDENTITY_PREFIXES: [&str; 22] = [
     "x-ms-client-principal",
     "x-ms-token-",
     "x-amzn-oidc-",
+    "x-amz-cognito-",
+    "x-appengine-",
+    "x-azure-",
+    "x-vercel-",
     "x-envoy-",
     "cf-access-",
     "tailscale-user-",
 ];
 
 /// Makes the headers of a client's request those of the gateway's.
-pub(super) fn to_upstream(headers: &mut HeaderMap, uri: &Uri, peer: Option<Peer>, public: &PublicOrigin) {
+pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicOrigin) {
+    let Parts { headers, uri, version, .. } = head;
     let host = match (public, headers.get(HOST)) {
         // Not what the client calls it: an upstream may make links of it.
         (PublicOrigin::Named(origin), _) => HeaderValue::from_str(authority(&origin.to_string())).ok(),
@@ -100,6 +113,13 @@ pub(super) fn to_upstream(headers: &mut HeaderMap, uri: &Uri, peer: Option<Peer>
     }
     let proto = HeaderValue::from_static(if public.is_https() { "https" } else { "http" });
     headers.insert(HeaderName::from_static("x-forwarded-proto"), proto);
+    // RFC 9110 §7.6.3: how it came, and by whom.
+    let via = match *version {
+        Version::HTTP_2 => "2.0 gateway",
+        Version::HTTP_10 => "1.0 gateway",
+        _ => "1.1 gateway",
+    };
+    headers.append(VIA, HeaderValue::from_static(via));
 }
 
 fn authority(origin: &str) -> &str {
@@ -175,15 +195,19 @@ fn drop_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 fn is_credential(name: &HeaderName) -> bool {
-    if [AUTHORIZATION, COOKIE, FORWARDED].contains(name) {
+    if [AUTHORIZATION, COOKIE].contains(name) {
         return true;
     }
     let name = name.as_str();
-    let is = |name: &str| IDENTITY.contains(&name) || IDENTITY_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    let is = |name: &str| {
+        name.contains("forwarded")
+            || IDENTITY.contains(&name)
+            || IDENTITY_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    };
     // Upstreams of the CGI kind read `x_real_ip` as `x-real-ip`.
     if name.contains('_') {
         let name = name.replace('_', "-");
-        return is(&name) || matches!(&*name, "authorization" | "cookie" | "forwarded");
+        return is(&name) || matches!(&*name, "authorization" | "cookie");
     }
     is(name)
 }
@@ -210,7 +234,7 @@ mod tests {
 
     #[test]
     fn what_a_client_says_of_itself_stays_here() {
-        let mut headers = map(&[
+        let said = map(&[
             ("authorization", "Bearer stolen"),
             ("cookie", "session=1"),
             ("forwarded", "for=1.2.3.4"),
@@ -228,6 +252,23 @@ mod tests {
             ("tailscale-user-login", "root"),
             ("ssl-client-verify", "SUCCESS"),
             ("client-ip", "1.2.3.4"),
+            ("x-id-token", "eyJ"),
+            ("x-access-token", "eyJ"),
+            ("x-jwt-assertion", "eyJ"),
+            ("x-sso-user", "root"),
+            ("x-login", "root"),
+            ("fly-client-ip", "1.2.3.4"),
+            ("cf-connecting-ipv6", "::1"),
+            ("x-proxyuser-ip", "1.2.3.4"),
+            ("x-scheme", "https"),
+            ("front-end-https", "on"),
+            ("x-appengine-user-email", "root@example.com"),
+            ("x-azure-clientip", "1.2.3.4"),
+            ("x-vercel-ip-country", "FR"),
+            ("x-amz-cognito-username", "root"),
+            ("x-vercel-forwarded-for", "1.2.3.4"),
+            ("do-forwarded-by", "root"),
+            ("my_forwarded_user", "root"),
             ("http2-settings", "AAMAAABk"),
             ("proxy-authorization", "Basic x"),
             ("connection", "keep-alive, X-Secret-Hop"),
@@ -240,14 +281,18 @@ mod tests {
         ]);
         let peer = Peer("192.0.2.7:1234".parse().unwrap());
         let public = PublicOrigin::Named(Origin::parse("https://app.example.com:8443").unwrap());
-        to_upstream(&mut headers, &Uri::from_static("/api/x"), Some(peer), &public);
+        let (mut head, ()) = http::Request::get("/api/x").version(Version::HTTP_2).body(()).unwrap().into_parts();
+        head.headers = said;
+        to_upstream(&mut head, Some(peer), &public);
+        let headers = head.headers;
         assert_eq!(
             names(&headers),
-            ["accept", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-requested-with"]
+            ["accept", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-requested-with"]
         );
         assert_eq!(headers["x-forwarded-for"], "192.0.2.7");
         assert_eq!(headers["x-forwarded-host"], "app.example.com:8443");
         assert_eq!(headers["x-forwarded-proto"], "https");
+        assert_eq!(headers["via"], "2.0 gateway");
     }
 
     #[test]

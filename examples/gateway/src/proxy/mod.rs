@@ -64,7 +64,8 @@ impl Call {
         };
         let session = match app.sessions.get(&id).await {
             Ok(Some(session)) => session,
-            Ok(None) => return Err(forgetting(app, Kind::SignInFirst)),
+            // The cookie stays: a late request may bring one that the browser has replaced by a new login's.
+            Ok(None) => return Err(Kind::SignInFirst.into_response()),
             Err(error) => return Err(Problem::from(error).into_response()),
         };
         match session.state() {
@@ -72,7 +73,7 @@ impl Call {
                 drop(session);
                 return Err(end(app, id).await);
             }
-            SessionState::SignedOut => return Err(forgetting(app, Kind::SignInFirst)),
+            SessionState::SignedOut => return Err(Kind::SignInFirst.into_response()),
             _ => {}
         }
         if body.size_hint().lower() > app.body_limit {
@@ -88,7 +89,7 @@ impl Call {
             return Kind::MalformedRequest.into_response();
         };
         let peer = head.extensions.remove::<Peer>();
-        headers::to_upstream(&mut head.headers, &head.uri, peer, &app.public);
+        headers::to_upstream(&mut head, peer, &app.public);
         head.uri = uri;
         // The connections on either side are each other's business no more than their versions are.
         let version = std::mem::replace(&mut head.version, Version::HTTP_11);
@@ -110,7 +111,7 @@ impl Call {
                     drop(session);
                     end(app, id).await
                 }
-                SessionState::SignedOut => outcome::signed_out_meanwhile(),
+                SessionState::SignedOut => Kind::SignInFirst.into_response(),
                 _ => Problem::from(Kind::RefreshFailed).retry_after(TRY_AGAIN).into_response(),
             },
             Err(error) => outcome::failure(&*error, &fate).into_response(),
@@ -127,12 +128,7 @@ fn asks_to_upgrade(headers: &HeaderMap) -> bool {
 /// The authorization server ended the session: the gateway and the browser forget it.
 async fn end(app: &App, id: SessionId) -> Response {
     app.sign_out(id).await;
-    forgetting(app, Kind::SessionEnded)
-}
-
-/// An answer that clears the cookie.
-fn forgetting(app: &App, problem: Kind) -> Response {
-    let mut response = problem.into_response();
+    let mut response = Kind::SessionEnded.into_response();
     app.cookie.clear(response.headers_mut());
     response
 }

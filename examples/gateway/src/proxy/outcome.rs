@@ -45,19 +45,17 @@ pub(super) async fn answer(app: &App, id: SessionId, mut response: http::Respons
 async fn not_refreshed(app: &App, id: SessionId, why: &NotRefreshed) -> Response {
     match why {
         NotRefreshed::Ended(_) | NotRefreshed::NoRefreshToken => end(app, id).await,
-        NotRefreshed::SignedOut | NotRefreshed::SessionChanged => signed_out_meanwhile(),
+        NotRefreshed::SignedOut | NotRefreshed::SessionChanged => {
+            // The answer to that has cleared the cookie, or set a new one: to clear it now might end the session that he
+            // has since.
+            Kind::SignInFirst.into_response()
+        }
         NotRefreshed::Failed(error) | NotRefreshed::CoolingDown(error) => {
             tracing::warn!(error = %chain(&**error), "a refresh failed");
             Problem::from(Kind::RefreshFailed).retry_after(asked_for(error).unwrap_or(TRY_AGAIN)).into_response()
         }
         _ => Kind::UpstreamRefusesTokens.into_response(),
     }
-}
-
-/// The user signed out, or signed in anew, while his request was under way. That answer has cleared the cookie, or set a
-/// new one: to clear it now might end the session that he has since.
-pub(super) fn signed_out_meanwhile() -> Response {
-    Kind::SignInFirst.into_response()
 }
 
 fn asked_for(error: &RefreshError) -> Option<Duration> {

@@ -66,6 +66,7 @@ async fn what_a_client_says_of_itself_never_reaches_the_upstream() {
         .header(CONNECTION, "x-for-this-hop, keep-alive")
         .header("x-for-this-hop", "1")
         .header("te", "trailers")
+        .header("via", "1.0 fred")
         .header("proxy-authorization", "Basic eDp5")
         .header("accept-language", "fr");
     let answer = browser.ask(request.body(Body::empty()).unwrap()).await.json();
@@ -73,9 +74,18 @@ async fn what_a_client_says_of_itself_never_reaches_the_upstream() {
     assert_eq!(answer["user"], "ada");
     let seen = answer["headers"].as_object().unwrap();
     let names: Vec<_> = seen.keys().map(String::as_str).collect();
-    let expected =
-        ["accept-language", "host", "sec-fetch-site", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+    let expected = [
+        "accept-language",
+        "host",
+        "sec-fetch-site",
+        "via",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+    ];
     assert_eq!(names, expected);
+    // RFC 9110 §7.6.3
+    assert_eq!(seen["via"], serde_json::json!(["1.0 fred", "1.1 gateway"]));
     assert_eq!(seen["x-forwarded-for"][0], "127.0.0.1");
     assert_eq!(seen["x-forwarded-host"][0], world.address.to_string());
     assert_eq!(seen["x-forwarded-proto"][0], "http");

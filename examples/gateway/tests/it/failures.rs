@@ -103,7 +103,9 @@ async fn trouble_while_refreshing_is_a_503_and_the_session_is_kept() {
     world.kit.clear_faults();
     world.kit.inject(Route::Refresh, Fault::drop_connection().times(1));
     world.kit.expire_access_tokens_of("eve");
-    other.get("/api/me").await.is_problem(503, "refresh-failed");
+    let answer = other.get("/api/me").await;
+    answer.is_problem(503, "refresh-failed");
+    assert_eq!(answer.headers["retry-after"], "2");
     // Once the session has cooled down, all is well.
     let deadline = Instant::now() + Duration::from_secs(10);
     while other.get("/api/me").await.status != 200 {
@@ -111,6 +113,21 @@ async fn trouble_while_refreshing_is_a_503_and_the_session_is_kept() {
         sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(world.kit.violations(), []);
+}
+
+#[tokio::test]
+async fn a_refresh_that_hangs_is_a_503_and_the_session_is_kept() {
+    let world = World::start_with(|settings| settings.refresh_timeout = Duration::from_millis(300)).await;
+    let browser = world.browser("ada").await;
+    world.kit.expire_access_tokens();
+    world.kit.inject(Route::Refresh, Fault::hang());
+    let begun = Instant::now();
+    let answer = browser.get("/api/me").await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    answer.is_problem(503, "refresh-failed");
+    assert_eq!(answer.headers["retry-after"], "2");
+    assert!(!answer.clears_cookie());
+    assert_eq!(browser.get("/session").await.json()["state"], "active");
 }
 
 /// The API refused it, so nothing has happened: the client may send it again, and had better.

@@ -54,7 +54,8 @@ async fn the_cookie_of_a_signed_out_user_is_dead() {
     for _ in 0..3 {
         let answer = ada.get("/api/me").await;
         answer.is_problem(401, "sign-in-first");
-        assert!(answer.clears_cookie());
+        // A request that is late must not clear the cookie of the login after this.
+        assert!(!answer.headers.contains_key(SET_COOKIE));
     }
     assert_eq!(ada.get("/session").await.json(), json!({ "state": "signed_out" }));
     assert_eq!(world.kit.counters().logouts, 1, "the authorization server is told");
@@ -71,7 +72,28 @@ async fn a_new_login_makes_a_new_session_and_ends_the_one_before() {
     assert_eq!(browser.login("eve", "correct horse").await.status, 204);
     assert_ne!(before.cookie, browser.cookie);
     assert_eq!(browser.get("/api/me").await.json()["user"], "eve");
+    // It may come late, and the browser has the new cookie by then.
+    let late = before.get("/api/me").await;
+    late.is_problem(401, "sign-in-first");
+    assert!(!late.headers.contains_key(SET_COOKIE), "{late:?}");
+}
+
+/// To revoke what was there before is for the gateway and the authorization server alone.
+#[tokio::test]
+async fn a_revocation_that_hangs_holds_nobody_up() {
+    let world = World::start().await;
+    let mut browser = world.browser("ada").await;
+    world.kit.inject(Route::Logout, Fault::hang());
+    let before = browser.clone();
+    let begun = Instant::now();
+    assert_eq!(browser.login("eve", "correct horse").await.status, 204);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     before.get("/api/me").await.is_problem(401, "sign-in-first");
+    assert_eq!(browser.get("/api/me").await.json()["user"], "eve");
+    let begun = Instant::now();
+    assert_eq!(browser.post("/logout", "").await.status, 204);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    browser.get("/api/me").await.is_problem(401, "sign-in-first");
 }
 
 /// It comes after the new cookie, and would make the browser forget that.
@@ -112,6 +134,39 @@ async fn an_ended_session_is_told_and_its_cookie_cleared() {
     assert!(answer.clears_cookie());
     browser.get("/api/me").await.is_problem(401, "sign-in-first");
     assert_eq!(world.kit.violations(), []);
+}
+
+/// The next to ask hears of it, as long as something holds the session: then it can be told from one that never was.
+#[tokio::test]
+async fn a_session_that_ended_while_nobody_asked_is_told_to_the_next_request() {
+    let world = World::start().await;
+    let browser = world.browser("ada").await;
+    world.kit.inject(Route::Api, Fault::hang().times(1));
+    let call = || {
+        let browser = browser.clone();
+        tokio::spawn(async move { browser.get("/api/me").await })
+    };
+    let held = call();
+    while world.kit.counters().api == 0 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    world.kit.revoke("ada");
+    let gate = world.kit.hold_refreshes();
+    let leaving = call();
+    gate.arrived(1).await;
+    leaving.abort();
+    assert!(leaving.await.unwrap_err().is_cancelled());
+    gate.open();
+    while browser.get("/session").await.json()["state"] != "ended" {
+        sleep(Duration::from_millis(5)).await;
+    }
+    let answer = browser.get("/api/me").await;
+    answer.is_problem(401, "session-ended");
+    assert!(answer.clears_cookie());
+    let answer = browser.get("/api/me").await;
+    answer.is_problem(401, "sign-in-first");
+    assert!(!answer.headers.contains_key(SET_COOKIE));
+    held.abort();
 }
 
 /// Nor before anybody asks for it again: the gauge says how many are signed in.
@@ -193,7 +248,9 @@ async fn a_session_that_is_over_is_over_for_the_next_request() {
         }
         if revoked {
             world.kit.revoke("ada");
-            browser.get("/api/me").await.is_problem(401, "session-ended");
+            let answer = browser.get("/api/me").await;
+            answer.is_problem(401, "session-ended");
+            assert!(answer.clears_cookie());
         } else {
             assert_eq!(browser.post("/logout", "").await.status, 204);
         }
@@ -201,7 +258,7 @@ async fn a_session_that_is_over_is_over_for_the_next_request() {
         for _ in 0..3 {
             let answer = browser.get("/api/me").await;
             answer.is_problem(401, "sign-in-first");
-            assert!(answer.clears_cookie());
+            assert!(!answer.headers.contains_key(SET_COOKIE));
         }
         assert_eq!(world.kit.counters().api, asked, "the upstream hears nothing of it");
         call.abort();
@@ -272,7 +329,7 @@ async fn an_idle_session_is_signed_out_and_its_cookie_dead() {
     let asked = world.kit.counters().api;
     let answer = idle.get("/api/me").await;
     answer.is_problem(401, "sign-in-first");
-    assert!(answer.clears_cookie());
+    assert!(!answer.headers.contains_key(SET_COOKIE));
     assert_eq!(idle.get("/session").await.json(), json!({ "state": "signed_out" }));
     assert_eq!(world.kit.counters().api, asked, "the upstream hears nothing of it");
     sleep(Duration::from_secs(2)).await;
