@@ -179,8 +179,8 @@ impl Hand {
     }
 }
 
-/// A lock over which the key's own `Eq` runs, and its store's `is_durable`: a table can't be searched without it. One that panics leaves the table
-/// whole.
+/// A lock over which the key's own `Eq` runs, for a table can't be searched without it, and the store's `is_durable`. One
+/// that panics leaves the table whole.
 fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
