@@ -20,16 +20,6 @@ pub(crate) struct Credentials<'a> {
     value: Option<Cow<'a, HeaderValue>>,
 }
 
-/// Whether a request carries [`Credentials`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Attached {
-    Yes,
-    /// There are none, or the request has as many headers as fit.
-    No,
-    /// The caller has set the header himself.
-    Occupied,
-}
-
 /// What a service put on its last requests: on the next one too, while the session stays as it is.
 ///
 /// It belongs to one service and not to the session: to clone a value is to count a reference, and a count that all
@@ -59,17 +49,18 @@ impl Credentials<'_> {
         Self { epoch: snapshot.epoch, generation: snapshot.generation, value }
     }
 
-    /// Puts them on a request.
-    pub(crate) fn attach(self, headers: &mut HeaderMap, options: &Options) -> Attached {
-        let Some(value) = self.value else { return Attached::No };
+    /// Whether there are none: the session has no token.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.value.is_none()
+    }
+
+    /// Puts them on a request. `false` if its caller has set the header himself, or as many headers as fit.
+    pub(crate) fn attach(self, headers: &mut HeaderMap, options: &Options) -> bool {
+        let Some(value) = self.value else { return false };
         // Looked up once: to hash a name takes longer than all the rest of this.
         match headers.try_entry(options.header.clone()) {
-            Ok(Entry::Vacant(entry)) => match entry.try_insert(value.into_owned()) {
-                Ok(_) => Attached::Yes,
-                Err(_full) => Attached::No,
-            },
-            Ok(Entry::Occupied(_)) => Attached::Occupied,
-            Err(_full) => Attached::No,
+            Ok(Entry::Vacant(entry)) => entry.try_insert(value.into_owned()).is_ok(),
+            Ok(Entry::Occupied(_)) | Err(_) => false,
         }
     }
 

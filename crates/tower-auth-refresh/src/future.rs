@@ -14,12 +14,13 @@ use tower_service::Service;
 
 use crate::TARGET;
 use crate::challenge::Verdict;
-use crate::credentials::{Attached, Credentials, LastCredentials};
+use crate::credentials::{Credentials, LastCredentials};
 use crate::drain::Drain;
 use crate::layer::{OptOut, Options, SessionSource};
 use crate::refresh::{Generation, NotRefreshed, Trigger};
 use crate::replay::{Head, NotReplayable, Replay, ReplayBody, ReplayLimit};
 use crate::report::RefreshReport;
+use crate::scope::Spelling;
 use crate::service::{Setup, SharedSetup};
 use crate::session::{Outlook, Session, is_near};
 use crate::store::Epoch;
@@ -68,6 +69,7 @@ type NewerTokens = Pin<Box<dyn Future<Output = Result<(), NotRefreshed>> + Send>
 /// A request that waits to be sent, and the epoch that it was made in.
 struct Unsent<B> {
     request: Request<B>,
+    spelling: Spelling,
     epoch: Epoch,
     deadline: Instant,
     /// Until the deadline.
@@ -112,19 +114,19 @@ where
         mut request: Request<B>,
     ) -> Self {
         let mut own = None;
-        let Some(session) = find_session(&setup, &mut request, &mut own) else {
-            return Self::pass(ready, setup, own, request);
+        let Some((session, spelling)) = find_session(&setup, &mut request, &mut own) else {
+            return Self::pass(ready, setup, own, request.map(ReplayBody::passing));
         };
         // Where requests have a session each, the last one says nothing about the next.
         let last = setup.source.shared().map(|_| last);
         let cell = session.cell();
         let revision = cell.revision();
         if let Some(credentials) = last.as_ref().and_then(|last| last.at(revision)) {
-            return Self::send(ready, setup, own, credentials, request);
+            return Self::send(ready, setup, own, credentials, request, spelling);
         }
         // That a request has credentials of its own is seen as they are put on it. Only it should not wait for ours.
         if request.headers().contains_key(&setup.options.header) {
-            return Self::pass(ready, setup, own, request);
+            return Self::pass(ready, setup, own, request.map(ReplayBody::passing));
         }
         let snapshot = cell.snapshot();
         let epoch = snapshot.epoch;
@@ -132,7 +134,7 @@ where
             // What was reserved for it is given back: the refresh call may need the same.
             *ready = setup.inner();
             let newer = newer_tokens(session, epoch, snapshot.generation, trigger, None);
-            let unsent = Unsent { request, epoch, deadline: cell.deadline(), has_waited: false };
+            let unsent = Unsent { request, spelling, epoch, deadline: cell.deadline(), has_waited: false };
             let state = State::Waiting { newer, request: Some(Box::new(unsent)) };
             return Self { setup, own, state };
         }
@@ -141,15 +143,22 @@ where
             None => Credentials::in_force(&snapshot, &setup.options),
         };
         drop(snapshot);
-        Self::send(ready, setup, own, credentials, request)
+        Self::send(ready, setup, own, credentials, request, spelling)
     }
 
-    /// Sends a request as it came: it is not this middleware's business.
-    fn pass(ready: &mut Svc, setup: SharedSetup<Svc, S>, own: Option<Session>, mut request: Request<B>) -> Self {
+    /// Sends a request as it came: it is not this middleware's business. Kept out of [`send`](Self::send), which is
+    /// for the many.
+    #[inline(never)]
+    fn pass(
+        ready: &mut Svc,
+        setup: SharedSetup<Svc, S>,
+        own: Option<Session>,
+        mut request: Request<ReplayBody<B>>,
+    ) -> Self {
         if let Some(session) = own {
             request.extensions_mut().insert(session);
         }
-        let state = State::Passing { future: ready.call(request.map(ReplayBody::passing)) };
+        let state = State::Passing { future: ready.call(request) };
         Self { setup, own: None, state }
     }
 
@@ -159,26 +168,30 @@ where
         setup: SharedSetup<Svc, S>,
         own: Option<Session>,
         credentials: Credentials<'_>,
-        mut request: Request<B>,
+        request: Request<B>,
+        spelling: Spelling,
     ) -> Self {
         let options = &setup.options;
         let Credentials { epoch, generation, .. } = credentials;
-        let head = Head::keep(&request);
-        match credentials.attach(request.headers_mut(), options) {
-            Attached::Yes => {}
-            Attached::Occupied => return Self::pass(ready, setup, own, request),
-            Attached::No => {
-                let state = State::Bare { future: ready.call(request.map(ReplayBody::passing)), epoch };
-                return Self { setup, own, state };
-            }
+        if credentials.is_empty() {
+            let state = State::Bare { future: ready.call(request.map(ReplayBody::passing)), epoch };
+            return Self { setup, own, state };
         }
+        // The head is kept, then the request moved, then the token put on it: in this order what has just been written
+        // is not copied at once, which processors are slow at.
+        let head = Head::keep(&request, spelling);
         let limit = request.extensions().get::<ReplayLimit>().copied().unwrap_or(options.replay_limit);
         let mut replay = None;
-        let future = ready.call(request.map(|body| {
+        let mut request = request.map(|body| {
             let (body, handle) = ReplayBody::recording(body, limit.0);
             replay = Some(handle);
             body
-        }));
+        });
+        if !credentials.attach(request.headers_mut(), options) {
+            drop(replay);
+            return Self::pass(ready, setup, own, request);
+        }
+        let future = ready.call(request);
         let kept = replay.map(|body| Kept { head, body, epoch, generation, has_waited: false });
         Self { setup, own, state: State::Sent { future, kept } }
     }
@@ -230,7 +243,8 @@ where
                     let next = if snapshot.epoch == unsent.epoch {
                         let credentials = Credentials::in_force(&snapshot, options);
                         let (setup, own) = (Arc::clone(this.setup), this.own.clone());
-                        let mut next = Self::send(inner, setup, own, credentials, unsent.request).state;
+                        let mut next =
+                            Self::send(inner, setup, own, credentials, unsent.request, unsent.spelling).state;
                         if let State::Sent { kept: Some(kept), .. } = &mut next {
                             kept.has_waited = unsent.has_waited;
                         }
@@ -347,16 +361,15 @@ where
     }
 }
 
-/// The session whose token a request is to carry; `None` where it is to pass untouched. One that came with the request
-/// is moved to `own`.
+/// The session whose token a request is to carry, and how its target spells its origin; `None` where it is to pass
+/// untouched. A session that came with the request is moved to `own`.
 fn find_session<'a, Svc, S: SessionSource, B>(
     setup: &'a Setup<Svc, S>,
     request: &mut Request<B>,
     own: &'a mut Option<Session>,
-) -> Option<&'a Session> {
-    let options = &setup.options;
-    let ours = options.origins.covers(request.uri()) && request.extensions().get::<OptOut>().is_none();
-    if !ours {
+) -> Option<(&'a Session, Spelling)> {
+    let spelling = setup.options.origins.covers(request.uri())?;
+    if request.extensions().get::<OptOut>().is_some() {
         return None;
     }
     let session = match setup.source.shared() {
@@ -364,7 +377,7 @@ fn find_session<'a, Svc, S: SessionSource, B>(
         None => own.insert(request.extensions_mut().remove::<Session>()?),
     };
     // Its own refresh call, sent through its own layer by mistake.
-    (!session.cell().is_refreshing_here()).then_some(session)
+    (!session.cell().is_refreshing_here()).then_some((session, spelling))
 }
 
 fn newer_tokens(
@@ -392,7 +405,7 @@ fn reported<ResB>(mut response: Response<ResB>, report: RefreshReport) -> Respon
 impl<B> Kept<B> {
     /// Takes the body from the attempt, and the head out of its packing, with room in it for the token.
     fn into_unreplayed(self, options: &Options) -> Result<Unreplayed<B>, NotReplayable> {
-        let mut head = self.head.rebuild()?;
+        let mut head = self.head.rebuild(&options.origins)?;
         if !Credentials::reserve(&mut head.headers, options) {
             return Err(NotReplayable::Head);
         }

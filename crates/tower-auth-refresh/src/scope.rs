@@ -90,23 +90,11 @@ impl Origin {
         })
     }
 
-    /// Whether a request for this URI goes to this origin.
-    #[inline]
-    pub(crate) fn is_origin_of(&self, uri: &Uri) -> bool {
-        match (uri.scheme(), uri.authority()) {
-            (Some(scheme), Some(authority)) => *scheme == self.scheme && self.is_spelled(authority.as_str()),
-            _ => false,
-        }
-    }
-
     /// Compares the authority as a whole with the spellings that are ours, rather than taking it to pieces: what
     /// isn't one of them (user information, stray colons, a port that isn't plain digits) needs no rule of its own.
-    #[inline]
     fn is_spelled(&self, authority: &str) -> bool {
-        // Nearly every URI spells it as we do, and `==` is three times as fast.
-        let is = |ours: &str| authority == ours || authority.eq_ignore_ascii_case(ours);
-        (self.default_port && is(self.host()))
-            || is(&self.authority)
+        (self.default_port && authority.eq_ignore_ascii_case(self.host()))
+            || authority.eq_ignore_ascii_case(&self.authority)
             || (authority.starts_with('[') && self.is_spelled_ipv6(authority))
     }
 
@@ -126,6 +114,11 @@ impl Origin {
             || split_ipv6(host).is_some_and(|(ip, _)| ip.is_loopback())
     }
 
+    /// The authority as it is spelled ordinarily: without a default port.
+    fn spelling(&self) -> &str {
+        if self.default_port { self.host() } else { &self.authority }
+    }
+
     fn host(&self) -> &str {
         &self.authority[..self.host_len]
     }
@@ -142,8 +135,7 @@ impl FromStr for Origin {
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let authority = if self.default_port { self.host() } else { &self.authority };
-        write!(f, "{}://{authority}", self.scheme)
+        write!(f, "{}://{}", self.scheme, self.spelling())
     }
 }
 
@@ -183,14 +175,39 @@ impl Origins {
         Self { fixed_by_leaf: true, ..Self::from(origin) }
     }
 
-    /// Whether a request for this URI may carry the token.
+    /// Whether a request for this URI may carry the token, and how the URI spells its origin.
     #[inline]
-    pub(crate) fn covers(&self, uri: &Uri) -> bool {
-        match uri.authority() {
-            Some(_) => self.set.iter().any(|origin| origin.is_origin_of(uri)),
-            None => self.fixed_by_leaf,
+    pub(crate) fn covers(&self, uri: &Uri) -> Option<Spelling> {
+        let Some(authority) = uri.authority() else { return self.fixed_by_leaf.then_some(Spelling::Theirs) };
+        let (scheme, authority) = (uri.scheme()?, authority.as_str());
+        for (i, origin) in self.set.iter().enumerate() {
+            if *scheme != origin.scheme {
+                continue;
+            }
+            if authority == origin.spelling() {
+                return Some(u16::try_from(i).map_or(Spelling::Theirs, Spelling::Ours));
+            }
+            if origin.is_spelled(authority) {
+                return Some(Spelling::Theirs);
+            }
         }
+        None
     }
+
+    /// Scheme and authority of the origin whose number [`Spelling::Ours`] tells.
+    pub(crate) fn get(&self, number: u16) -> Option<(&Scheme, &str)> {
+        self.set.get(usize::from(number)).map(|origin| (&origin.scheme, origin.spelling()))
+    }
+}
+
+/// How a URI spells the origin that it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spelling {
+    /// To the letter as the origin of this number in [`Origins`] does. Nearly every URI does, so that neither a scheme
+    /// nor an authority has to be kept of it.
+    Ours(u16),
+    /// In another way, or not at all.
+    Theirs,
 }
 
 impl From<Origin> for Origins {
@@ -319,7 +336,7 @@ mod tests {
     }
 
     fn covers(origin: &str, uri: &str) -> bool {
-        Origins::from(self::origin(origin)).covers(&uri.parse().unwrap())
+        Origins::from(self::origin(origin)).covers(&uri.parse().unwrap()).is_some()
     }
 
     #[test]
@@ -482,16 +499,17 @@ mod tests {
 
     #[test]
     fn a_percent_encoded_host_is_not_covered() {
+        let origins = Origins::from(origin("https://api.example.com"));
         // `http` refuses these today; if it ever lets them through, they still aren't ours.
         for uri in ["https://api%2eexample.com/", "https://%61pi.example.com/"] {
-            assert!(uri.parse::<Uri>().map_or(true, |uri| !origin("https://api.example.com").is_origin_of(&uri)));
+            assert_eq!(uri.parse::<Uri>().ok().and_then(|uri| origins.covers(&uri)), None);
         }
     }
 
     #[test]
     fn a_scheme_that_http_does_not_know_in_this_case_is_not_covered() {
         let uri = Uri::builder().scheme("HTTPS").authority("api.example.com").path_and_query("/").build().unwrap();
-        assert!(!origin("https://api.example.com").is_origin_of(&uri));
+        assert_eq!(Origins::from(origin("https://api.example.com")).covers(&uri), None);
     }
 
     #[test]
@@ -520,7 +538,7 @@ mod tests {
 
     #[test]
     fn a_uri_without_authority_is_covered_where_the_leaf_fixes_the_origin() {
-        let covers = |origins: &Origins, uri: &'static str| origins.covers(&Uri::from_static(uri));
+        let covers = |origins: &Origins, uri: &'static str| origins.covers(&Uri::from_static(uri)).is_some();
         let bare = Origins::from(origin("https://grpc.example.com"));
         let fixed = Origins::fixed_by_leaf(origin("https://grpc.example.com"));
         for uri in ["/pkg.Service/Method", "*"] {
@@ -535,19 +553,38 @@ mod tests {
     #[test]
     fn an_empty_set_covers_nothing_and_a_larger_one_each_of_its_origins() {
         let uri = Uri::from_static("https://b.example/");
-        assert!(!Origins::default().covers(&uri));
-        assert!(!Origins::default().covers(&Uri::from_static("/")));
+        assert_eq!(Origins::default().covers(&uri), None);
+        assert_eq!(Origins::default().covers(&Uri::from_static("/")), None);
 
         let mut origins = Origins::from(origin("https://a.example"));
-        assert!(!origins.covers(&uri));
+        assert_eq!(origins.covers(&uri), None);
         origins.extend([origin("https://b.example"), origin("https://B.example:443"), origin("https://c.example")]);
         assert_eq!(origins.set.len(), 3);
-        assert!(
-            ["https://a.example", "https://b.example", "https://c.example"]
-                .iter()
-                .all(|uri| origins.covers(&Uri::from_static(uri)))
-        );
-        assert!(!origins.covers(&Uri::from_static("https://d.example")));
+        for (number, uri) in (0..).zip(["https://a.example", "https://b.example", "https://c.example"]) {
+            assert_eq!(origins.covers(&Uri::from_static(uri)), Some(Spelling::Ours(number)));
+        }
+        assert_eq!(origins.covers(&Uri::from_static("https://d.example")), None);
+    }
+
+    #[test]
+    fn what_is_spelled_as_ours_is_told_by_its_number_and_all_else_is_not() {
+        let origins = Origins::from([origin("https://a.example"), origin("https://b.example:8443")]);
+        for (uri, spelling) in [
+            ("https://a.example/", Some(Spelling::Ours(0))),
+            ("https://a.example:443/", Some(Spelling::Theirs)),
+            ("https://A.example/", Some(Spelling::Theirs)),
+            ("https://b.example:8443/", Some(Spelling::Ours(1))),
+            ("https://B.example:8443/", Some(Spelling::Theirs)),
+            ("https://b.example/", None),
+        ] {
+            let uri = Uri::from_static(uri);
+            assert_eq!(origins.covers(&uri), spelling, "{uri}");
+            if let Some(Spelling::Ours(number)) = spelling {
+                let (scheme, authority) = origins.get(number).unwrap();
+                assert_eq!((scheme, authority), (uri.scheme().unwrap(), uri.authority().unwrap().as_str()));
+            }
+        }
+        assert_eq!(origins.get(2), None);
     }
 
     proptest! {
@@ -555,14 +592,15 @@ mod tests {
         fn what_parses_displays_as_itself(text in "(https?|[a-z]{2,5})://[a-zA-Z0-9.:@%\\[\\]/_-]{0,24}") {
             if let Ok(origin) = Origin::parse_allowing_http(&text) {
                 prop_assert_eq!(&Origin::parse_allowing_http(&origin.to_string()).unwrap(), &origin);
-                prop_assert!(origin.is_origin_of(&origin.to_string().parse().unwrap()));
+                let uri = origin.to_string().parse().unwrap();
+                prop_assert_eq!(Origins::from(origin).covers(&uri), Some(Spelling::Ours(0)));
             }
         }
 
         #[test]
         fn what_is_covered_goes_to_our_host_and_port(authority in "[aA.:@0-9\\[\\]+]{0,4}(a\\.b)?(:443)?[aA.:@0-9+]{0,5}") {
             let Ok(uri) = format!("https://{authority}/").parse::<Uri>() else { return Ok(()) };
-            if origin("https://a.b").is_origin_of(&uri) {
+            if Origins::from(origin("https://a.b")).covers(&uri).is_some() {
                 // As a connector reads it.
                 prop_assert_eq!(uri.host().unwrap().to_ascii_lowercase(), "a.b");
                 prop_assert_eq!(uri.port_u16().unwrap_or(443), 443);

@@ -6,6 +6,7 @@ use http::uri::{self, Authority, PathAndQuery, Scheme, Uri};
 use http::{Extensions, Method, Request, Version, request};
 
 use super::NotReplayable;
+use crate::scope::{Origins, Spelling};
 
 /// The head of a request, kept for a replay.
 ///
@@ -15,46 +16,54 @@ pub(crate) struct Head {
     method: Method,
     version: Version,
     extensions: Extensions,
-    /// Scheme, authority, path and query, then a name and a value for each header; see [`pack`].
+    /// How the target spells its origin, which is packed only if it isn't as ours.
+    spelling: Spelling,
+    /// Scheme and authority, path and query, then a name and a value for each header; see [`pack`].
     packed: Vec<u8>,
 }
 
 impl Head {
     /// Keeps a copy, as the head stands now: before the token is in it.
-    pub(crate) fn keep<B>(request: &Request<B>) -> Self {
+    pub(crate) fn keep<B>(request: &Request<B>, spelling: Spelling) -> Self {
         let (uri, headers, extensions) = (request.uri(), request.headers(), request.extensions());
         // Room enough for ordinary heads, and little enough that allocators serve it from their quick lists. To add it
         // up first costs more than it saves.
         let mut packed = Vec::with_capacity(128 + 56 * headers.len());
-        pack(&mut packed, uri.scheme_str().unwrap_or_default().as_bytes(), false);
-        pack(&mut packed, uri.authority().map_or("", Authority::as_str).as_bytes(), false);
-        // Where there is none, `path_and_query` may still say `/`.
-        let target = uri.path_and_query().filter(|_| !uri.path().is_empty());
-        pack(&mut packed, target.map_or("", PathAndQuery::as_str).as_bytes(), false);
+        let target = uri.path_and_query().map_or("", PathAndQuery::as_str);
+        match spelling {
+            Spelling::Ours(_) => pack(&mut packed, target.as_bytes(), false),
+            Spelling::Theirs => {
+                pack(&mut packed, uri.scheme_str().unwrap_or_default().as_bytes(), false);
+                pack(&mut packed, uri.authority().map_or("", Authority::as_str).as_bytes(), false);
+                // Where there is none, `path_and_query` may still say `/`.
+                let target = if uri.path().is_empty() { "" } else { target };
+                pack(&mut packed, target.as_bytes(), false);
+            }
+        }
         for (name, value) in headers {
             pack(&mut packed, name.as_str().as_bytes(), false);
             pack(&mut packed, value.as_bytes(), value.is_sensitive());
         }
         let extensions = if extensions.is_empty() { Extensions::new() } else { extensions.clone() };
-        Self { method: request.method().clone(), version: request.version(), extensions, packed }
+        Self { method: request.method().clone(), version: request.version(), extensions, spelling, packed }
     }
 
-    /// The head again, ready for the token.
+    /// The head again, ready for the token. `origins`: those that have told how it is spelled.
     ///
     /// # Errors
     ///
     /// Something in it isn't what its own parser accepts, as can be made with `unsafe` constructors.
-    pub(crate) fn rebuild(self) -> Result<request::Parts, NotReplayable> {
-        self.unpacked().ok_or(NotReplayable::Head)
+    pub(crate) fn rebuild(self, origins: &Origins) -> Result<request::Parts, NotReplayable> {
+        self.unpacked(origins).ok_or(NotReplayable::Head)
     }
 
-    fn unpacked(self) -> Option<request::Parts> {
+    fn unpacked(self, origins: &Origins) -> Option<request::Parts> {
         let mut packed = Bytes::from(self.packed);
         let (mut head, ()) = Request::new(()).into_parts();
         head.method = self.method;
         head.version = self.version;
         head.extensions = self.extensions;
-        head.uri = unpack_uri(&mut packed)?;
+        head.uri = unpack_uri(&mut packed, self.spelling, origins)?;
         while packed.has_remaining() {
             let (name, _) = unpack(&mut packed)?;
             let (value, sensitive) = unpack(&mut packed)?;
@@ -67,15 +76,24 @@ impl Head {
 }
 
 /// Part by part, because as one text the asterisk of an absolute target wouldn't parse.
-fn unpack_uri(packed: &mut Bytes) -> Option<Uri> {
+fn unpack_uri(packed: &mut Bytes, spelling: Spelling, origins: &Origins) -> Option<Uri> {
     let mut parts = uri::Parts::default();
-    let (scheme, _) = unpack(packed)?;
-    if !scheme.is_empty() {
-        parts.scheme = Some(Scheme::try_from(&scheme[..]).ok()?);
-    }
-    let (authority, _) = unpack(packed)?;
-    if !authority.is_empty() {
-        parts.authority = Some(Authority::from_maybe_shared(authority).ok()?);
+    match spelling {
+        Spelling::Ours(number) => {
+            let (scheme, authority) = origins.get(number)?;
+            parts.scheme = Some(scheme.clone());
+            parts.authority = Some(authority.parse().ok()?);
+        }
+        Spelling::Theirs => {
+            let (scheme, _) = unpack(packed)?;
+            if !scheme.is_empty() {
+                parts.scheme = Some(Scheme::try_from(&scheme[..]).ok()?);
+            }
+            let (authority, _) = unpack(packed)?;
+            if !authority.is_empty() {
+                parts.authority = Some(Authority::from_maybe_shared(authority).ok()?);
+            }
+        }
     }
     let (target, _) = unpack(packed)?;
     if !target.is_empty() {
@@ -103,9 +121,22 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::Origin;
 
+    /// Kept and rebuilt, whether or not its target names the origin as one of ours does.
     fn again(request: &Request<()>) -> request::Parts {
-        Head::keep(request).rebuild().unwrap()
+        let named = request.uri().scheme_str().zip(request.uri().authority());
+        let ours =
+            named.and_then(|(scheme, authority)| Origin::parse_allowing_http(&format!("{scheme}://{authority}")).ok());
+        let ours = ours.map_or_else(Origins::default, Origins::from);
+        let rebuilt = Head::keep(request, Spelling::Theirs).rebuild(&ours).unwrap();
+        if let Some(spelling) = ours.covers(request.uri()) {
+            let again = Head::keep(request, spelling).rebuild(&ours).unwrap();
+            assert_eq!(told(&again.uri), told(&rebuilt.uri));
+            assert_eq!(listed(&again.headers), listed(&rebuilt.headers));
+            assert_eq!((again.method, again.version), (rebuilt.method.clone(), rebuilt.version));
+        }
+        rebuilt
     }
 
     /// What is told of a target in every way that the wire is written by.
@@ -134,6 +165,7 @@ mod tests {
             "https://api.example.com/v1/users?limit=20",
             "HTTPS://User:pw@API.Example.com:8443/a//b/../%20?q=%2F&&=?",
             "http://[::1]:80",
+            "https://[2001:db8::1]:8443/x",
             "http://example.com?only=query",
             "http://example.com/path?",
             "http://example.com#fragment",
@@ -211,7 +243,7 @@ mod tests {
                 pack(&mut packed, part, false);
             }
             let (method, version, extensions) = (Method::GET, Version::HTTP_11, Extensions::new());
-            Head { method, version, extensions, packed }.rebuild()
+            Head { method, version, extensions, spelling: Spelling::Theirs, packed }.rebuild(&Origins::default())
         };
         assert!(head([b"https", b"a.example", b"/", b"name", b"value"]).is_ok());
         for bad in [
