@@ -54,7 +54,8 @@ impl Credentials<'_> {
         self.value.is_none()
     }
 
-    /// Puts them on a request. `false` if its caller has set the header himself, or as many headers as fit.
+    /// Puts them on a request. `false` if its caller has set the header himself, or as many headers as fit, or if there
+    /// are none.
     pub(crate) fn attach(self, headers: &mut HeaderMap, options: &Options) -> bool {
         let Some(value) = self.value else { return false };
         // Looked up once: to hash a name takes longer than all the rest of this.

@@ -8,12 +8,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream;
 use http::header::{AUTHORIZATION, HOST, LOCATION};
-use http::{HeaderName, HeaderValue, Request, Response, Uri};
-use http_body_util::Full;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
-use tower::{Service, ServiceExt};
+use tower::{BoxError, Service, ServiceExt, service_fn};
 use tower_auth_refresh::{
     AccessToken, AuthRefreshLayer, OptOut, Origin, Origins, PerRequest, RefreshReport, RefreshRequest, RefreshToken,
     ReplayBody, Session, SessionSource, Tokens,
@@ -572,6 +574,51 @@ async fn the_callers_own_token_is_left_alone_and_its_401_triggers_nothing() {
     let mut request = get_as(&session, ORIGIN);
     request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Bearer mine"));
     is_left_alone(&layer, &mut auth, request).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_with_as_many_headers_as_fit_passes_untouched_and_its_401_triggers_nothing() {
+    let (session, mut auth) = session().await;
+    let mut full = HeaderMap::new();
+    for number in 0_u32.. {
+        let name = HeaderName::try_from(format!("x-{number}")).unwrap();
+        if full.try_append(name, HeaderValue::from_static("1")).is_err() {
+            break;
+        }
+    }
+    assert!(full.clone().try_append(AUTHORIZATION, HeaderValue::from_static("")).is_err());
+    let mut request = get(ORIGIN);
+    *request.headers_mut() = full.clone();
+    is_left_alone(&AuthRefreshLayer::new(session.clone(), origin()), &mut auth, request).await;
+    let mut request = get_as(&session, ORIGIN);
+    *request.headers_mut() = full;
+    is_left_alone(&AuthRefreshLayer::per_request(origin()), &mut auth, request).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_body_of_a_request_with_the_callers_own_token_arrives_frame_by_frame() {
+    let (session, _auth) = session().await;
+    let inner = service_fn(async |request: Request<ReplayBody<_>>| {
+        let (mut frames, mut body) = (Vec::new(), request.into_body());
+        while let Some(frame) = body.frame().await {
+            let frame: Frame<Bytes> = frame?;
+            frames.push(format!("{:?}", frame.into_data().map_err(Frame::into_trailers)));
+        }
+        Ok::<_, BoxError>(Response::new(frames.join(" ")))
+    });
+    let mut client = AuthRefreshLayer::new(session, origin()).layer(inner);
+    // From the third request on the service has the token ready.
+    for own in [false, false, false, true, true] {
+        let trailers = HeaderMap::from_iter([(API_TOKEN, HeaderValue::from_static("t"))]);
+        let frames = [Frame::data(Bytes::from("one")), Frame::data(Bytes::from("two")), Frame::trailers(trailers)];
+        let body = StreamBody::new(stream::iter(frames.map(Ok::<_, Infallible>)));
+        let mut request = Request::post(ORIGIN).body(body).unwrap();
+        if own {
+            request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Bearer mine"));
+        }
+        let response = client.ready().await.unwrap().call(request).await.unwrap();
+        assert_eq!(response.into_body(), r#"Ok(b"one") Ok(b"two") Err(Ok({"x-api-token": "t"}))"#);
+    }
 }
 
 #[tokio::test(start_paused = true)]
