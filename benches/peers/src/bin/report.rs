@@ -11,16 +11,14 @@ use serde_json::{Map, Value, json};
 use tower_auth_refresh::Session;
 use tower_auth_refresh_benches::contention::{Contention, Shared, growth};
 use tower_auth_refresh_benches::loopback::{Http, Server};
-use tower_auth_refresh_benches::overhead::overhead;
 use tower_auth_refresh_benches::rounds::{Median, PRECISE, ratio};
 use tower_auth_refresh_benches::sessions::{SIZES, fill, look_ups};
-use tower_auth_refresh_benches::shape::{Requests, Shape};
+use tower_auth_refresh_benches::shape::Shape;
 use tower_auth_refresh_benches::stack;
 use tower_auth_refresh_benches::stampede;
 use tower_auth_refresh_benches::upload::{Upload, Uploads, copied_bytes};
 use tower_auth_refresh_peers::plot::{Plot, svg};
 use tower_auth_refresh_peers::revocations::{self, Round};
-use tower_auth_refresh_peers::stack::all;
 
 /// How long two stacks take turns at most, where it is a matter of a percent.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -33,7 +31,7 @@ fn main() {
     let session = runtime.block_on(stack::session());
     let mut report = Report::default();
 
-    report.section("overhead", |report| report.overhead(&runtime, &session));
+    report.section("overhead", Report::overhead);
     report.section("allocations", Report::allocations);
     report.section("contention", |report| report.contention(&session));
     report.section("stampede", |report| runtime.block_on(report.stampede()));
@@ -58,6 +56,24 @@ struct Report {
 enum Goal {
     AtMost(f64),
     AtLeast(f64),
+}
+
+/// What another binary of this package prints. It is built first if it isn't yet.
+fn output(bin: &str) -> String {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let run = ["run", "--quiet", "--release", "--locked", "--manifest-path", manifest, "--bin", bin];
+    let output = Command::new(cargo).args(run).output().expect("cargo is there");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// Lines that begin with `of`: a stack and its figure.
+fn rows<'a>(output: &'a str, of: &'a str) -> impl Iterator<Item = [&'a str; 2]> {
+    output.lines().filter_map(move |line| {
+        let (stack, figure) = line.strip_prefix(of)?.strip_prefix(' ')?.split_once(' ')?;
+        Some([stack, figure])
+    })
 }
 
 /// A figure near 1 is judged by its interval, `<name>_low` and `<name>_high`.
@@ -97,23 +113,28 @@ impl Report {
         eprintln!("{name}: {:.0} s", begun.elapsed().as_secs_f64());
     }
 
-    fn overhead(&mut self, runtime: &tokio::runtime::Runtime, session: &Session) {
-        const ROUNDS: usize = 120;
-        let requests = Requests::new(session.clone());
+    /// By a binary of its own, each figure the median of so many processes.
+    fn overhead(&mut self) {
+        const PROCESSES: usize = 15;
+        let outputs: Vec<_> = (0..PROCESSES).map(|_| output("overhead")).collect();
         let mut by_headers: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
         for shape in Shape::ALL {
-            let mut stacks = runtime.block_on(all(shape, session));
-            let medians = overhead(&mut stacks, &requests, shape, ROUNDS);
             let shape_name = shape.name();
-            let mut ours = f64::NAN;
-            for (stack, median) in stacks.iter().zip(&medians) {
-                self.set(&format!("overhead.{shape_name}.{}_ns", stack.name()), round(median.value));
-                if stack.name() == "ours" {
-                    ours = median.value;
-                }
+            let stacks: Vec<_> = rows(&outputs[0], shape_name).map(|[stack, _]| stack).collect();
+            let cost = |of: &str| {
+                let figures = outputs.iter().map(|output| {
+                    let mut rows = rows(output, shape_name);
+                    let [_, cost] = rows.find(|[stack, _]| *stack == of).expect("all print the same lines");
+                    cost.parse::<f64>().expect("a number")
+                });
+                Median::of(figures).value
+            };
+            let ours = cost("ours");
+            for stack in &stacks {
+                self.set(&format!("overhead.{shape_name}.{stack}_ns"), round(cost(stack)));
             }
-            for (stack, median) in stacks.iter().zip(&medians).skip(1).filter(|(stack, _)| stack.name() != "ours") {
-                self.set(&format!("overhead.{shape_name}.ours_over_{}", stack.name()), round(ours / median.value));
+            for stack in stacks.iter().skip(1).filter(|stack| **stack != "ours") {
+                self.set(&format!("overhead.{shape_name}.ours_over_{stack}"), round(ours / cost(stack)));
             }
             let headers = match shape {
                 Shape::Get0 => 0.,
@@ -121,10 +142,10 @@ impl Report {
                 Shape::Post15 => 15.,
                 _ => continue,
             };
-            for (stack, median) in stacks.iter().zip(&medians).skip(1) {
-                match by_headers.iter_mut().find(|(name, _)| name == stack.name()) {
-                    Some((_, points)) => points.push((headers, median.value)),
-                    None => by_headers.push((stack.name().into(), vec![(headers, median.value)])),
+            for stack in stacks.into_iter().skip(1) {
+                match by_headers.iter_mut().find(|(name, _)| name == stack) {
+                    Some((_, points)) => points.push((headers, cost(stack))),
+                    None => by_headers.push((stack.into(), vec![(headers, cost(stack))])),
                 }
             }
         }
@@ -137,14 +158,9 @@ impl Report {
         });
     }
 
-    /// Counted by a binary of its own, which is built here if it isn't yet.
+    /// Counted by a binary of its own.
     fn allocations(&mut self) {
-        let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
-        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-        let run = ["run", "--quiet", "--release", "--locked", "--manifest-path", manifest, "--bin", "allocations"];
-        let output = Command::new(cargo).args(run).output().expect("cargo is there");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let output = String::from_utf8(output.stdout).expect("text");
+        let output = output("allocations");
         let count = |shape: &str, stack: &str| {
             let mut lines = output.lines().filter_map(|line| line.strip_prefix(&format!("{shape} {stack} ")));
             let (allocations, bytes) =
@@ -361,6 +377,15 @@ impl Report {
             let cell = |shape: Shape| self.figure(&format!("overhead.{}.{stack}_ns", shape.name()));
             let cells = Shape::ALL.map(|shape| cell(shape).map_or_else(String::new, |ns| format!("{ns:.0}")));
             println!("| {stack} | {} |", cells.join(" | "));
+        }
+        println!(
+            "\n| sessions | {} |\n| --- |{}",
+            SIZES.map(|n| n.to_string()).join(" | "),
+            " --- |".repeat(SIZES.len())
+        );
+        for (what, figure) in [("bytes each", "bytes"), ("look-up, ns", "lookup_ns")] {
+            let cell = |sessions: u64| self.figure(&format!("sessions.{sessions}.{figure}")).unwrap_or(f64::NAN);
+            println!("| {what} | {} |", SIZES.map(|sessions| format!("{:.0}", cell(sessions))).join(" | "));
         }
         println!("\n| 200 callers, refreshes / failures | 1st revocation | 2nd | 3rd |\n| --- | --- | --- | --- |");
         for peer in ["ours", "cf_gears", "azure", "smithy"] {
