@@ -11,7 +11,8 @@ use crate::scope::{Origins, Spelling};
 /// The head of a request, kept for a replay.
 ///
 /// Target and headers are packed into one buffer, which is one allocation; to clone them takes one for each value at
-/// worst, and touches reference counts that other threads may share. Unpacking is for the few that are replayed.
+/// worst, and touches reference counts that other threads may share. A target that spells its origin as we do needs only
+/// to say so. Unpacking is for the few that are replayed.
 pub(crate) struct Head {
     method: Method,
     version: Version,
