@@ -59,7 +59,7 @@ impl Credentials<'_> {
     pub(crate) fn attach(self, headers: &mut HeaderMap, options: &Options) -> bool {
         let Some(value) = self.value else { return false };
         // Looked up once: to hash a name takes longer than all the rest of this.
-        match headers.try_entry(options.header.clone()) {
+        match headers.try_entry(&options.header) {
             Ok(Entry::Vacant(entry)) => entry.try_insert(value.into_owned()).is_ok(),
             Ok(Entry::Occupied(_)) | Err(_) => false,
         }

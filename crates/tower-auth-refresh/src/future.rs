@@ -121,28 +121,28 @@ where
         let last = setup.source.shared().map(|_| last);
         let cell = session.cell();
         let revision = cell.revision();
-        if let Some(credentials) = last.as_ref().and_then(|last| last.at(revision)) {
-            return Self::send(ready, setup, own, credentials, request, spelling);
-        }
-        // That a request has credentials of its own is seen as they are put on it. Only it should not wait for ours.
-        if request.headers().contains_key(&setup.options.header) {
-            return Self::pass(ready, setup, own, request.map(ReplayBody::passing));
-        }
-        let snapshot = cell.snapshot();
-        let epoch = snapshot.epoch;
-        if let Outlook::Wait(trigger) = cell.outlook(&snapshot) {
-            // What was reserved for it is given back: the refresh call may need the same.
-            *ready = setup.inner();
-            let newer = newer_tokens(session, epoch, snapshot.generation, trigger, None);
-            let unsent = Unsent { request, spelling, epoch, deadline: cell.deadline(), has_waited: false };
-            let state = State::Waiting { newer, request: Some(Box::new(unsent)) };
-            return Self { setup, own, state };
-        }
-        let credentials = match last {
-            Some(last) => last.write(revision, &snapshot, &setup.options),
-            None => Credentials::in_force(&snapshot, &setup.options),
+        let credentials = if let Some(kept) = last.as_ref().and_then(|last| last.at(revision)) {
+            kept
+        } else {
+            // That a request has credentials of its own is seen as they are put on it. Only it should not wait for ours.
+            if request.headers().contains_key(&setup.options.header) {
+                return Self::pass(ready, setup, own, request.map(ReplayBody::passing));
+            }
+            let snapshot = cell.snapshot();
+            let epoch = snapshot.epoch;
+            if let Outlook::Wait(trigger) = cell.outlook(&snapshot) {
+                // What was reserved for it is given back: the refresh call may need the same.
+                *ready = setup.inner();
+                let newer = newer_tokens(session, epoch, snapshot.generation, trigger, None);
+                let unsent = Unsent { request, spelling, epoch, deadline: cell.deadline(), has_waited: false };
+                let state = State::Waiting { newer, request: Some(Box::new(unsent)) };
+                return Self { setup, own, state };
+            }
+            match last {
+                Some(last) => last.write(revision, &snapshot, &setup.options),
+                None => Credentials::in_force(&snapshot, &setup.options),
+            }
         };
-        drop(snapshot);
         Self::send(ready, setup, own, credentials, request, spelling)
     }
 
@@ -163,6 +163,8 @@ where
     }
 
     /// Sends a request with its credentials, and keeps what a replay would need; without any it goes out bare.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "a call of its own, to which the request is handed, costs some 3 ns")]
     fn send(
         ready: &mut Svc,
         setup: SharedSetup<Svc, S>,
@@ -191,8 +193,8 @@ where
             drop(replay);
             return Self::pass(ready, setup, own, request);
         }
-        let future = ready.call(request);
         let kept = replay.map(|body| Kept { head, body, epoch, generation, has_waited: false });
+        let future = ready.call(request);
         Self { setup, own, state: State::Sent { future, kept } }
     }
 }

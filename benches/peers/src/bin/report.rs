@@ -115,7 +115,7 @@ impl Report {
 
     /// By a binary of its own, each figure the median of so many processes.
     fn overhead(&mut self) {
-        const PROCESSES: usize = 15;
+        const PROCESSES: usize = 31;
         let outputs: Vec<_> = (0..PROCESSES).map(|_| output("overhead")).collect();
         let mut by_headers: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
         for shape in Shape::ALL {
