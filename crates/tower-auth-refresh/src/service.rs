@@ -18,8 +18,16 @@ use crate::replay::ReplayBody;
 #[derive(Debug)]
 pub struct AuthRefresh<Svc, S> {
     inner: Svc,
-    setup: SharedSetup<Svc, S>,
+    setup: OwnSetup<Svc, S>,
     last: LastCredentials,
+}
+
+/// A service's reference to what requests share.
+#[derive(Debug)]
+enum OwnSetup<Svc, S> {
+    /// It has made no request. Many a clone never does: it is only cloned from.
+    Unused(Arc<Setup<Svc, S>>),
+    Used(SharedSetup<Svc, S>),
 }
 
 /// Counted twice: each clone of a service has a count of its own for its requests, so that clones on different threads
@@ -36,6 +44,28 @@ pub(crate) struct Setup<Svc, S> {
     pub(crate) options: Arc<Options>,
 }
 
+impl<Svc, S> OwnSetup<Svc, S> {
+    fn get(&self) -> &Arc<Setup<Svc, S>> {
+        match self {
+            Self::Unused(setup) => setup,
+            Self::Used(setup) => setup,
+        }
+    }
+
+    /// For one more request.
+    #[inline]
+    fn share(&mut self) -> SharedSetup<Svc, S> {
+        if let Self::Used(setup) = self { Arc::clone(setup) } else { self.share_first() }
+    }
+
+    #[cold]
+    fn share_first(&mut self) -> SharedSetup<Svc, S> {
+        let setup = Arc::new(Arc::clone(self.get()));
+        *self = Self::Used(Arc::clone(&setup));
+        setup
+    }
+}
+
 impl<Svc: Clone, S> Setup<Svc, S> {
     /// The inner service, not made ready.
     pub(crate) fn inner(&self) -> Svc {
@@ -46,7 +76,7 @@ impl<Svc: Clone, S> Setup<Svc, S> {
 impl<Svc: Clone, S> AuthRefresh<Svc, S> {
     pub(crate) fn new(inner: Svc, source: S, options: Arc<Options>) -> Self {
         let setup = Setup { spare: Mutex::new(inner.clone()), source, options };
-        Self { inner, setup: Arc::new(Arc::new(setup)), last: LastCredentials::default() }
+        Self { inner, setup: OwnSetup::Unused(Arc::new(setup)), last: LastCredentials::default() }
     }
 }
 
@@ -64,7 +94,7 @@ impl<Svc, S> AuthRefresh<Svc, S> {
 
 impl<Svc: Clone, S> Clone for AuthRefresh<Svc, S> {
     fn clone(&self) -> Self {
-        let setup = Arc::new(Arc::clone(&*self.setup));
+        let setup = OwnSetup::Unused(Arc::clone(self.setup.get()));
         Self { inner: self.inner.clone(), setup, last: LastCredentials::default() }
     }
 }
@@ -85,6 +115,40 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        ResponseFuture::begin(&mut self.inner, &mut self.last, Arc::clone(&self.setup), request)
+        ResponseFuture::begin(&mut self.inner, &mut self.last, self.setup.share(), request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Empty;
+    use tower::BoxError;
+    use tower_layer::Layer;
+
+    use super::*;
+    use crate::{AuthRefreshLayer, Origins};
+
+    #[tokio::test]
+    async fn a_clone_has_a_count_of_its_own_for_its_requests_and_the_same_setup() {
+        type Request = http::Request<ReplayBody<Empty<bytes::Bytes>>>;
+        let inner = tower::service_fn(|_: Request| async { Ok::<_, BoxError>(Response::new(String::new())) });
+        let mut service = AuthRefreshLayer::per_request(Origins::default()).layer(inner);
+        let request = || http::Request::new(Empty::new());
+        let count = |service: &AuthRefresh<_, _>| match &service.setup {
+            OwnSetup::Unused(_) => 0,
+            OwnSetup::Used(setup) => Arc::strong_count(setup) - 1,
+        };
+
+        let first = service.call(request());
+        let mut clone = service.clone();
+        let second = service.call(request());
+        assert_eq!((count(&service), count(&clone)), (2, 0));
+        let third = clone.call(request());
+        assert_eq!((count(&service), count(&clone)), (2, 1));
+        assert!(Arc::ptr_eq(service.setup.get(), clone.setup.get()));
+        for answer in [first.await, second.await, third.await] {
+            assert_eq!(answer.unwrap().status(), 200);
+        }
+        assert_eq!((count(&service), count(&clone)), (0, 0));
     }
 }
