@@ -22,12 +22,12 @@ pub struct AuthRefresh<Svc, S> {
     last: LastCredentials,
 }
 
-/// A service's reference to what requests share.
+/// A service's reference to what requests share: one or the other.
 #[derive(Debug)]
-enum OwnSetup<Svc, S> {
-    /// It has made no request. Many a clone never does: it is only cloned from.
-    Unused(Arc<Setup<Svc, S>>),
-    Used(SharedSetup<Svc, S>),
+struct OwnSetup<Svc, S> {
+    /// Before its first request. Many a clone never makes one: it is only cloned from.
+    unused: Option<Arc<Setup<Svc, S>>>,
+    used: Option<SharedSetup<Svc, S>>,
 }
 
 /// Counted twice: each clone of a service has a count of its own for its requests, so that clones on different threads
@@ -45,24 +45,28 @@ pub(crate) struct Setup<Svc, S> {
 }
 
 impl<Svc, S> OwnSetup<Svc, S> {
+    fn new(setup: Arc<Setup<Svc, S>>) -> Self {
+        Self { unused: Some(setup), used: None }
+    }
+
     fn get(&self) -> &Arc<Setup<Svc, S>> {
-        match self {
-            Self::Unused(setup) => setup,
-            Self::Used(setup) => setup,
-        }
+        self.used.as_deref().or(self.unused.as_ref()).expect("it moves from one to the other")
     }
 
     /// For one more request.
     #[inline]
     fn share(&mut self) -> SharedSetup<Svc, S> {
-        if let Self::Used(setup) = self { Arc::clone(setup) } else { self.share_first() }
+        match &self.used {
+            Some(setup) => Arc::clone(setup),
+            None => self.share_first(),
+        }
     }
 
-    #[cold]
+    /// Moves it, so that the count that all clones share isn't touched.
+    #[inline(never)]
     fn share_first(&mut self) -> SharedSetup<Svc, S> {
-        let setup = Arc::new(Arc::clone(self.get()));
-        *self = Self::Used(Arc::clone(&setup));
-        setup
+        let setup = Arc::new(self.unused.take().expect("it moves from one to the other"));
+        Arc::clone(self.used.insert(setup))
     }
 }
 
@@ -76,7 +80,7 @@ impl<Svc: Clone, S> Setup<Svc, S> {
 impl<Svc: Clone, S> AuthRefresh<Svc, S> {
     pub(crate) fn new(inner: Svc, source: S, options: Arc<Options>) -> Self {
         let setup = Setup { spare: Mutex::new(inner.clone()), source, options };
-        Self { inner, setup: OwnSetup::Unused(Arc::new(setup)), last: LastCredentials::default() }
+        Self { inner, setup: OwnSetup::new(Arc::new(setup)), last: LastCredentials::default() }
     }
 }
 
@@ -94,7 +98,7 @@ impl<Svc, S> AuthRefresh<Svc, S> {
 
 impl<Svc: Clone, S> Clone for AuthRefresh<Svc, S> {
     fn clone(&self) -> Self {
-        let setup = OwnSetup::Unused(Arc::clone(self.setup.get()));
+        let setup = OwnSetup::new(Arc::clone(self.setup.get()));
         Self { inner: self.inner.clone(), setup, last: LastCredentials::default() }
     }
 }
@@ -134,10 +138,8 @@ mod tests {
         let inner = tower::service_fn(|_: Request| async { Ok::<_, BoxError>(Response::new(String::new())) });
         let mut service = AuthRefreshLayer::per_request(Origins::default()).layer(inner);
         let request = || http::Request::new(Empty::new());
-        let count = |service: &AuthRefresh<_, _>| match &service.setup {
-            OwnSetup::Unused(_) => 0,
-            OwnSetup::Used(setup) => Arc::strong_count(setup) - 1,
-        };
+        let count =
+            |service: &AuthRefresh<_, _>| service.setup.used.as_ref().map_or(0, |own| Arc::strong_count(own) - 1);
 
         let first = service.call(request());
         let mut clone = service.clone();
@@ -146,6 +148,7 @@ mod tests {
         let third = clone.call(request());
         assert_eq!((count(&service), count(&clone)), (2, 1));
         assert!(Arc::ptr_eq(service.setup.get(), clone.setup.get()));
+        assert_eq!(Arc::strong_count(service.setup.get()), 2, "one for each of the two services");
         for answer in [first.await, second.await, third.await] {
             assert_eq!(answer.unwrap().status(), 200);
         }
