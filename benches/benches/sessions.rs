@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use tower_auth_refresh_benches::sessions::{LOOK_UPS, SIZES, fill, look_up, look_ups};
+use tower_auth_refresh_benches::registry::{LOOK_UPS, SIZES, fill, look_up, look_ups};
 
 fn sessions(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -12,7 +12,7 @@ use tower::BoxError;
 use crate::answer::Answer;
 use crate::client::AuthClient;
 use crate::endpoint::{Endpoint, InvalidEndpoint};
-use crate::error::{CallError, Verdict};
+use crate::error::{AuthServerError, Verdict};
 
 #[derive(Clone, Debug)]
 pub(crate) struct AppCall {
@@ -31,7 +31,7 @@ impl AppCall {
         &self,
         headers: HeaderMap,
         members: &Map<String, Value>,
-    ) -> impl Future<Output = Result<Answer, CallError>> + Send + use<> {
+    ) -> impl Future<Output = Result<Answer, AuthServerError>> + Send + use<> {
         let json = if members.is_empty() { Ok(Vec::new()) } else { serde_json::to_vec(members) };
         self.post_json(headers, json)
     }
@@ -40,7 +40,7 @@ impl AppCall {
         &self,
         headers: HeaderMap,
         json: Result<Vec<u8>, serde_json::Error>,
-    ) -> impl Future<Output = Result<Answer, CallError>> + Send + use<> {
+    ) -> impl Future<Output = Result<Answer, AuthServerError>> + Send + use<> {
         let sent = json.map(|json| {
             let mut request = AuthClient::request(Method::POST, &self.endpoint);
             request.headers_mut().extend(headers);
@@ -61,12 +61,12 @@ impl AppCall {
 }
 
 /// The call can't be made as it is.
-pub(crate) fn unsendable(what: &'static str) -> CallError {
-    CallError::new(Verdict::Misconfigured, what)
+pub(crate) fn unsendable(what: &'static str) -> AuthServerError {
+    AuthServerError::new(Verdict::Misconfigured, what)
 }
 
 /// A header value that carries a secret, and says so to whoever prints headers or compresses them.
-pub(crate) fn secret_header(value: String) -> Result<HeaderValue, CallError> {
+pub(crate) fn secret_header(value: String) -> Result<HeaderValue, AuthServerError> {
     let mut value = HeaderValue::try_from(value)
         .map_err(|invalid| unsendable("the token can't stand in a header").caused_by(BoxError::from(invalid)))?;
     value.set_sensitive(true);
@@ -74,6 +74,6 @@ pub(crate) fn secret_header(value: String) -> Result<HeaderValue, CallError> {
 }
 
 /// `Authorization: Bearer …`
-pub(crate) fn bearer(token: &str) -> Result<HeaderValue, CallError> {
+pub(crate) fn bearer(token: &str) -> Result<HeaderValue, AuthServerError> {
     secret_header(format!("Bearer {token}"))
 }

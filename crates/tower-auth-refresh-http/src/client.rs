@@ -16,12 +16,12 @@ use http_body_util::{BodyExt, Full};
 use tokio::time::{Instant, timeout_at};
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceExt};
-use tower_auth_refresh::OptOut;
+use tower_auth_refresh::SkipAuth;
 use tower_service::Service;
 
 use crate::answer::Answer;
 use crate::endpoint::{Endpoint, InvalidEndpoint};
-use crate::error::{CallError, Verdict};
+use crate::error::{AuthServerError, Verdict};
 
 /// Deadlines must not overflow.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(60 * 60);
@@ -194,16 +194,17 @@ impl AuthClient {
     pub(crate) fn send(
         &self,
         mut request: Request<Full<Bytes>>,
-    ) -> impl Future<Output = Result<Answer, CallError>> + Send + use<> {
+    ) -> impl Future<Output = Result<Answer, AuthServerError>> + Send + use<> {
         let this = self.clone();
-        request.extensions_mut().insert(OptOut);
+        request.extensions_mut().insert(SkipAuth);
         for (name, value) in &this.headers {
             request.headers_mut().entry(name).or_insert_with(|| value.clone());
         }
         async move {
             let deadline = Instant::now() + this.timeout;
             let mut client = this.client.clone();
-            let unsent = || CallError::new(Verdict::Unavailable { retry_after: None }, "the request was not sent");
+            let unsent =
+                || AuthServerError::new(Verdict::Unavailable { retry_after: None }, "the request was not sent");
             match timeout_at(deadline, client.ready()).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(unsent().caused_by(error)),
@@ -212,9 +213,9 @@ impl AuthClient {
             let response = match timeout_at(deadline, client.call(request)).await {
                 Ok(Ok(response)) => response,
                 Ok(Err(error)) if this.never_left(&*error) => return Err(unsent().caused_by(error)),
-                Ok(Err(error)) => return Err(CallError::new(Verdict::InDoubt, "no answer came").caused_by(error)),
+                Ok(Err(error)) => return Err(AuthServerError::new(Verdict::InDoubt, "no answer came").caused_by(error)),
                 Err(elapsed) => {
-                    return Err(CallError::new(Verdict::InDoubt, "no answer came in time").caused_by(elapsed));
+                    return Err(AuthServerError::new(Verdict::InDoubt, "no answer came in time").caused_by(elapsed));
                 }
             };
             Ok(Answer::read(response, this.answer_limit, deadline).await)

@@ -1,4 +1,4 @@
-//! How a call fails: [`CallError`].
+//! How a call fails: [`AuthServerError`].
 
 use std::error::Error;
 use std::fmt;
@@ -13,7 +13,7 @@ use tower_auth_refresh::RefreshError;
 /// It says what happened, the status and the OAuth error code; never the body, a token, or anything else that the
 /// server chose. It is the source of the [`RefreshError`]s of this crate, so that it can be found in a report.
 #[derive(Debug)]
-pub struct CallError {
+pub struct AuthServerError {
     verdict: Verdict,
     what: &'static str,
     status: Option<StatusCode>,
@@ -33,7 +33,7 @@ pub(crate) enum Verdict {
     InDoubt,
 }
 
-impl CallError {
+impl AuthServerError {
     pub(crate) fn new(verdict: Verdict, what: &'static str) -> Self {
         Self { verdict, what, status: None, code: None, source: None }
     }
@@ -110,19 +110,19 @@ impl CallError {
     }
 }
 
-impl From<CallError> for RefreshError {
-    fn from(error: CallError) -> Self {
+impl From<AuthServerError> for RefreshError {
+    fn from(error: AuthServerError) -> Self {
         match error.verdict {
             Verdict::Rejected => Self::rejected(error),
             Verdict::Misconfigured => Self::misconfigured(error),
             Verdict::Unavailable { retry_after: None } => Self::unavailable(error),
-            Verdict::Unavailable { retry_after: Some(delay) } => Self::unavailable(error).retry_after(delay),
+            Verdict::Unavailable { retry_after: Some(delay) } => Self::unavailable(error).with_retry_after(delay),
             Verdict::InDoubt => Self::in_doubt(error),
         }
     }
 }
 
-impl fmt::Display for CallError {
+impl fmt::Display for AuthServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.what)?;
         match (self.status, &self.code) {
@@ -133,7 +133,7 @@ impl fmt::Display for CallError {
     }
 }
 
-impl Error for CallError {
+impl Error for AuthServerError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.source.as_deref().map(|source| source as &(dyn Error + 'static))
     }
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn the_message_is_one_line_with_status_and_code() {
-        let error = CallError::new(Verdict::Rejected, "the server refused")
+        let error = AuthServerError::new(Verdict::Rejected, "the server refused")
             .status_is(StatusCode::BAD_REQUEST)
             .code_is(ErrorCode::parse("invalid_grant"));
         assert_eq!(error.to_string(), "the server refused (status 400, invalid_grant)");

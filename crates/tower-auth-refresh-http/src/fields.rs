@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
 
-use crate::error::{CallError, Verdict};
+use crate::error::{AuthServerError, Verdict};
 
 /// An expiry further away than this is taken for "unknown".
 const LONGEST_LIFETIME: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
@@ -100,8 +100,8 @@ impl TokenFields {
     }
 
     /// Takes the tokens out of an answer of this status.
-    pub(crate) fn read(&self, members: Map<String, Value>, status: StatusCode) -> Result<Granted, CallError> {
-        let malformed = |what| CallError::new(Verdict::InDoubt, what).status_is(status);
+    pub(crate) fn read(&self, members: Map<String, Value>, status: StatusCode) -> Result<Granted, AuthServerError> {
+        let malformed = |what| AuthServerError::new(Verdict::InDoubt, what).status_is(status);
         let mut answer = Value::Object(members);
 
         let token_type = ["token_type", "tokenType"].map(|name| self.access_token.sibling(name).take(&mut answer));
@@ -162,10 +162,10 @@ impl Granted {
             None => Tokens::from_access_token(self.access),
         };
         let tokens = match self.expiry {
-            Some(at) => tokens.expires_at(at),
+            Some(at) => tokens.with_expires_at(at),
             None => tokens,
         };
-        tokens.extra(self.extra)
+        tokens.with_extra(self.extra)
     }
 }
 
@@ -256,13 +256,13 @@ mod tests {
 
     use super::*;
 
-    fn read(fields: &TokenFields, answer: Value) -> Result<Tokens, CallError> {
+    fn read(fields: &TokenFields, answer: Value) -> Result<Tokens, AuthServerError> {
         let Value::Object(members) = answer else { panic!("not an object") };
         fields.read(members, StatusCode::OK).map(Granted::into_tokens)
     }
 
     fn lifetime(answer: Value) -> Option<u64> {
-        let expiry = read(&TokenFields::default(), answer).unwrap().expiry()?;
+        let expiry = read(&TokenFields::default(), answer).unwrap().expires_at()?;
         let left = expiry.duration_since(SystemTime::now()).unwrap();
         Some((left + Duration::from_millis(500)).as_secs())
     }
@@ -289,10 +289,10 @@ mod tests {
         let tokens = read(&fields, answer).unwrap();
         assert_eq!(tokens.access_token().unwrap().expose_secret(), "a1");
         assert_eq!(tokens.refresh_token().unwrap().expose_secret(), "r1");
-        assert!(tokens.expiry().is_some());
-        assert_eq!(tokens.extra_member("user"), Some(&json!("u1")));
-        assert_eq!(tokens.extra_member("meta"), None);
-        let kept: Vec<_> = tokens.extra_members().map(|(_, value)| value.to_string()).collect();
+        assert!(tokens.expires_at().is_some());
+        assert_eq!(tokens.extra("user"), Some(&json!("u1")));
+        assert_eq!(tokens.extra("meta"), None);
+        let kept: Vec<_> = tokens.extras().map(|(_, value)| value.to_string()).collect();
         assert!(!kept.concat().contains("a1") && !kept.concat().contains("r1"), "{kept:?}");
     }
 

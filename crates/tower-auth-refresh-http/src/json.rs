@@ -13,7 +13,7 @@ use tower_service::Service;
 use crate::app::{AppCall, bearer, unsendable};
 use crate::client::AuthClient;
 use crate::endpoint::InvalidEndpoint;
-use crate::error::CallError;
+use crate::error::AuthServerError;
 use crate::fields::TokenFields;
 use crate::verdict::{Call, Judge};
 
@@ -146,7 +146,7 @@ impl JsonRefresh {
     ///
     /// # Errors
     ///
-    /// [`RefreshError`], with a [`CallError`] as its source.
+    /// [`RefreshError`], with a [`AuthServerError`] as its source.
     pub fn refresh(&self, tokens: &Tokens) -> impl Future<Output = Result<Tokens, RefreshError>> + Send + use<> {
         let sent = self.request(tokens).map(|(headers, members)| self.call.post(headers, &members));
         let (judge, fields) = (self.judge.clone(), self.fields.clone());
@@ -158,7 +158,7 @@ impl JsonRefresh {
         }
     }
 
-    fn request(&self, tokens: &Tokens) -> Result<(HeaderMap, Map<String, Value>), CallError> {
+    fn request(&self, tokens: &Tokens) -> Result<(HeaderMap, Map<String, Value>), AuthServerError> {
         let refresh = tokens.refresh_token().ok_or_else(|| unsendable("the session holds no refresh token"))?;
         let (mut headers, mut members) = (HeaderMap::new(), self.members.clone());
         if let (Some(name), Some(access)) = (&self.access_token_field, tokens.access_token()) {

@@ -72,7 +72,7 @@
 //!
 //! # Errors
 //!
-//! Every failure is a [`CallError`]: what happened, the status and the OAuth error code, and never the body, a token or
+//! Every failure is a [`AuthServerError`]: what happened, the status and the OAuth error code, and never the body, a token or
 //! anything else that the server chose. In a session it is the source of the
 //! [`RefreshError`](tower_auth_refresh::RefreshError), whose kind it decides.
 //!
@@ -104,7 +104,7 @@ mod oauth;
 pub use self::client::AuthClient;
 pub use self::cookie::CookieRefresh;
 pub use self::endpoint::InvalidEndpoint;
-pub use self::error::CallError;
+pub use self::error::AuthServerError;
 pub use self::fields::TokenFields;
 pub use self::json::JsonRefresh;
 pub use self::login::{JsonLogin, JsonLogout, LoginError};

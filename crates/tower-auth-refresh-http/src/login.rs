@@ -17,7 +17,7 @@ use crate::app::{AppCall, bearer};
 use crate::client::AuthClient;
 use crate::cookie::RefreshCookie;
 use crate::endpoint::InvalidEndpoint;
-use crate::error::CallError;
+use crate::error::AuthServerError;
 use crate::fields::TokenFields;
 use crate::verdict::{Call, Judge};
 
@@ -99,7 +99,7 @@ impl JsonLogin {
     where
         T: Serialize + ?Sized,
     {
-        let (call, session) = (self.tokens(credentials), session.clone());
+        let (call, session) = (self.request_tokens(credentials), session.clone());
         async move {
             let tokens = call.await.map_err(LoginError::Call)?;
             session.sign_in(tokens).await.map_err(LoginError::Session)
@@ -110,9 +110,12 @@ impl JsonLogin {
     ///
     /// # Errors
     ///
-    /// [`CallError`]; wrong credentials are [rejected](CallError::is_rejected): the server answered 401, or 400, 403
+    /// [`AuthServerError`]; wrong credentials are [rejected](AuthServerError::is_rejected): the server answered 401, or 400, 403
     /// or 422 with a JSON object.
-    pub fn tokens<T>(&self, credentials: &T) -> impl Future<Output = Result<Tokens, CallError>> + Send + use<T>
+    pub fn request_tokens<T>(
+        &self,
+        credentials: &T,
+    ) -> impl Future<Output = Result<Tokens, AuthServerError>> + Send + use<T>
     where
         T: Serialize + ?Sized,
     {
@@ -137,7 +140,7 @@ impl JsonLogin {
 #[non_exhaustive]
 pub enum LoginError {
     /// The login failed: nobody is signed in who wasn't before.
-    Call(CallError),
+    Call(AuthServerError),
     /// The user is signed in, but the session's store failed: see [`Session::sign_in`].
     Session(SessionError),
 }
@@ -232,14 +235,14 @@ impl JsonLogout {
     ///
     /// # Errors
     ///
-    /// [`CallError`] for any answer but 2xx.
-    pub fn revoke(&self, tokens: &Tokens) -> impl Future<Output = Result<(), CallError>> + Send + use<> {
+    /// [`AuthServerError`] for any answer but 2xx.
+    pub fn revoke(&self, tokens: &Tokens) -> impl Future<Output = Result<(), AuthServerError>> + Send + use<> {
         let sent = self.request(tokens).map(|(headers, members)| self.call.post(headers, &members));
         let judge = self.judge.clone();
         async move { judge.acknowledged(sent?.await?) }
     }
 
-    fn request(&self, tokens: &Tokens) -> Result<(HeaderMap, Map<String, Value>), CallError> {
+    fn request(&self, tokens: &Tokens) -> Result<(HeaderMap, Map<String, Value>), AuthServerError> {
         let (mut headers, mut members) = (HeaderMap::new(), self.members.clone());
         if let Some(refresh) = tokens.refresh_token() {
             match &self.cookie {
@@ -260,11 +263,11 @@ impl JsonLogout {
 
 impl Service<RevokeRequest> for JsonLogout {
     type Response = ();
-    type Error = CallError;
-    type Future = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
+    type Error = AuthServerError;
+    type Future = Pin<Box<dyn Future<Output = Result<(), AuthServerError>> + Send>>;
 
     /// Always ready: the client's own readiness is part of the call and bounded with it.
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), CallError>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), AuthServerError>> {
         Poll::Ready(Ok(()))
     }
 

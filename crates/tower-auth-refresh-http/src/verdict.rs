@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value};
 
 use crate::answer::{Answer, AnswerBody};
-use crate::error::{CallError, ErrorCode, Verdict};
+use crate::error::{AuthServerError, ErrorCode, Verdict};
 
 /// No server is obeyed for longer than this.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
@@ -45,7 +45,7 @@ impl Judge {
     }
 
     /// The members of a successful answer, or what else the answer means.
-    pub(crate) fn judge(&self, answer: Answer) -> Result<Map<String, Value>, CallError> {
+    pub(crate) fn judge(&self, answer: Answer) -> Result<Map<String, Value>, AuthServerError> {
         let Answer { status, headers, body } = answer;
         let (json, body) = match body {
             AnswerBody::Whole(text) if text.trim_ascii().is_empty() => (Value::Null, Body::Empty),
@@ -81,14 +81,14 @@ impl Judge {
     }
 
     /// Nothing but success is asked for: a revocation, a logout. Success needs no body, so none is looked at.
-    pub(crate) fn acknowledged(&self, answer: Answer) -> Result<(), CallError> {
+    pub(crate) fn acknowledged(&self, answer: Answer) -> Result<(), AuthServerError> {
         if answer.status.is_success() { Ok(()) } else { self.judge(answer).map(drop) }
     }
 
-    fn failure(&self, status: StatusCode, headers: &HeaderMap, json: &Value, body: Body) -> CallError {
+    fn failure(&self, status: StatusCode, headers: &HeaderMap, json: &Value, body: Body) -> AuthServerError {
         let error = json.get("error").and_then(named_error);
         let by_code = error.and_then(|error| by_code(error, headers));
-        let later = by_code.as_ref().is_some_and(CallError::is_unavailable);
+        let later = by_code.as_ref().is_some_and(AuthServerError::is_unavailable);
         let retry_after = retry_after(headers);
         let judged = match status {
             _ if status.is_redirection() => misconfigured("the answer is a redirect, which is never followed"),
@@ -136,20 +136,20 @@ enum Body {
     Lost(tower::BoxError),
 }
 
-fn refused(status: StatusCode) -> CallError {
-    CallError::new(Verdict::Rejected, "the server refused").status_is(status)
+fn refused(status: StatusCode) -> AuthServerError {
+    AuthServerError::new(Verdict::Rejected, "the server refused").status_is(status)
 }
 
-fn in_doubt(what: &'static str, status: StatusCode) -> CallError {
-    CallError::new(Verdict::InDoubt, what).status_is(status)
+fn in_doubt(what: &'static str, status: StatusCode) -> AuthServerError {
+    AuthServerError::new(Verdict::InDoubt, what).status_is(status)
 }
 
-fn misconfigured(what: &'static str) -> CallError {
-    CallError::new(Verdict::Misconfigured, what)
+fn misconfigured(what: &'static str) -> AuthServerError {
+    AuthServerError::new(Verdict::Misconfigured, what)
 }
 
-fn unavailable(retry_after: Option<Duration>) -> CallError {
-    CallError::new(Verdict::Unavailable { retry_after }, "the server asks to be called later")
+fn unavailable(retry_after: Option<Duration>) -> AuthServerError {
+    AuthServerError::new(Verdict::Unavailable { retry_after }, "the server asks to be called later")
 }
 
 /// The OAuth error code of an answer, if there is one fit to be repeated.
@@ -172,7 +172,7 @@ fn named_error(error: &Value) -> Option<&str> {
 
 /// What an error code means by itself (RFC 6749 §5.2, RFC 8628 §3.5, RFC 9470 §3, OpenID Connect Core §3.1.2.6, and two
 /// that large providers use in place of `invalid_grant`).
-fn by_code(error: &str, headers: &HeaderMap) -> Option<CallError> {
+fn by_code(error: &str, headers: &HeaderMap) -> Option<AuthServerError> {
     let verdict = match error {
         "invalid_grant"
         | "bad_refresh_token"
@@ -191,7 +191,7 @@ fn by_code(error: &str, headers: &HeaderMap) -> Option<CallError> {
         "server_error" => Verdict::InDoubt,
         _ => return None,
     };
-    Some(CallError::new(
+    Some(AuthServerError::new(
         verdict,
         match verdict {
             Verdict::Rejected => "the server refused",

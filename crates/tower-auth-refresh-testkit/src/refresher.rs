@@ -39,7 +39,7 @@ impl TryFrom<TokenPair> for Tokens {
 
     fn try_from(pair: TokenPair) -> Result<Self, InvalidToken> {
         let tokens = Self::new(AccessToken::new(pair.access_token)?, RefreshToken::new(pair.refresh_token)?);
-        Ok(tokens.expires_in(Duration::from_secs(pair.expires_in)))
+        Ok(tokens.with_expires_in(Duration::from_secs(pair.expires_in)))
     }
 }
 
@@ -57,7 +57,7 @@ async fn refresh(kit: TestKit, request: RefreshRequest) -> Result<Tokens, Refres
             let error = RefreshError::unavailable(said(status));
             let retry_after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
             Err(match retry_after {
-                Some(seconds) => error.retry_after(Duration::from_secs(seconds)),
+                Some(seconds) => error.with_retry_after(Duration::from_secs(seconds)),
                 None => error,
             })
         }
@@ -85,7 +85,7 @@ async fn tokens(answer: Response<ResponseBody>) -> Result<Tokens, RefreshError> 
         Some(token) => Tokens::new(access, RefreshToken::new(token).map_err(RefreshError::in_doubt)?),
         None => Tokens::from_access_token(access),
     };
-    Ok(tokens.expires_in(Duration::from_secs(answer.expires_in.unwrap_or_default())))
+    Ok(tokens.with_expires_in(Duration::from_secs(answer.expires_in.unwrap_or_default())))
 }
 
 fn said(status: StatusCode) -> String {

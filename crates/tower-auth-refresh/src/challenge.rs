@@ -1,17 +1,17 @@
-//! Is this response an expired-token challenge? [`Challenge`] says what counts as one.
+//! Is this response an expired-token challenge? [`ChallengePolicy`] says what counts as one.
 //!
 //! By default a `401 Unauthorized` (RFC 9110 §15.5.2) does, unless its `WWW-Authenticate` says that a fresh token
 //! would be no help:
 //!
 //! ```
 //! use http::{HeaderMap, HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
-//! use tower_auth_refresh::Challenge;
+//! use tower_auth_refresh::ChallengePolicy;
 //!
 //! let with = |value| HeaderMap::from_iter([(WWW_AUTHENTICATE, HeaderValue::from_static(value))]);
 //! let expired = with(r#"Bearer realm="api", error="invalid_token""#);
 //! let scope = with(r#"Bearer realm="api", error="insufficient_scope""#);
 //!
-//! let challenge = Challenge::default();
+//! let challenge = ChallengePolicy::default();
 //! assert!(challenge.matches(StatusCode::UNAUTHORIZED, &expired));
 //! assert!(challenge.matches(StatusCode::UNAUTHORIZED, &HeaderMap::new()));
 //! assert!(!challenge.matches(StatusCode::UNAUTHORIZED, &scope));
@@ -22,10 +22,10 @@
 //!
 //! ```
 //! use http::StatusCode;
-//! use tower_auth_refresh::Challenge;
+//! use tower_auth_refresh::ChallengePolicy;
 //!
-//! let usual = Challenge::bearer();
-//! let challenge = Challenge::when(move |status, headers| {
+//! let usual = ChallengePolicy::bearer();
+//! let challenge = ChallengePolicy::when(move |status, headers| {
 //!     usual.matches(status, headers)
 //!         || (status == StatusCode::FORBIDDEN && headers.get("x-error").is_some_and(|error| error == "token-expired"))
 //! });
@@ -48,7 +48,7 @@ static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 ///
 /// A custom scheme that the token is sent under (`DPoP`, `Token`…) counts like `Bearer`, beside it.
 #[derive(Clone, Debug, Default)]
-pub struct Challenge(Rule);
+pub struct ChallengePolicy(Rule);
 
 #[derive(Clone, Default)]
 enum Rule {
@@ -65,7 +65,7 @@ enum Rule {
 
 type IsChallenge = dyn Fn(StatusCode, &HeaderMap) -> bool + Send + Sync;
 
-impl Challenge {
+impl ChallengePolicy {
     /// A 401 that doesn't speak against it (the default).
     ///
     /// - `Bearer` with `error="invalid_token"` (RFC 6750 §3.1) counts.
@@ -317,11 +317,11 @@ mod tests {
     }
 
     fn lenient(values: &[&str]) -> Verdict {
-        Challenge::bearer().read(StatusCode::UNAUTHORIZED, &headers(values), "Bearer")
+        ChallengePolicy::bearer().read(StatusCode::UNAUTHORIZED, &headers(values), "Bearer")
     }
 
     fn strict(values: &[&str]) -> Verdict {
-        Challenge::strict_bearer().read(StatusCode::UNAUTHORIZED, &headers(values), "Bearer")
+        ChallengePolicy::strict_bearer().read(StatusCode::UNAUTHORIZED, &headers(values), "Bearer")
     }
 
     #[test]
@@ -504,8 +504,9 @@ mod tests {
 
     #[test]
     fn the_scheme_that_the_token_was_sent_under_counts_beside_bearer() {
-        let read =
-            |scheme, values: &[&str]| Challenge::bearer().read(StatusCode::UNAUTHORIZED, &headers(values), scheme);
+        let read = |scheme, values: &[&str]| {
+            ChallengePolicy::bearer().read(StatusCode::UNAUTHORIZED, &headers(values), scheme)
+        };
         let expired = r#"DPoP error="invalid_token", algs="ES256""#;
         assert_eq!(read("Bearer", &[expired]), Pass);
         assert_eq!(read("dpop", &[expired]), Expired);
@@ -518,7 +519,7 @@ mod tests {
     #[test]
     fn another_status_passes() {
         let expired = headers(&[r#"Bearer error="invalid_token""#]);
-        for challenge in [Challenge::bearer(), Challenge::strict_bearer(), Challenge::grpc()] {
+        for challenge in [ChallengePolicy::bearer(), ChallengePolicy::strict_bearer(), ChallengePolicy::grpc()] {
             for status in [200, 204, 301, 400, 403, 404, 407, 500, 503] {
                 let status = StatusCode::from_u16(status).unwrap();
                 assert_eq!(challenge.read(status, &expired, "Bearer"), Pass, "{status}");
@@ -528,30 +529,33 @@ mod tests {
 
     #[test]
     fn grpc_status_16_counts_in_the_headers_of_a_200() {
-        let read = |challenge: Challenge, status, code: &'static str| {
+        let read = |challenge: ChallengePolicy, status, code: &'static str| {
             let headers = HeaderMap::from_iter([(GRPC_STATUS.clone(), HeaderValue::from_static(code))]);
             challenge.read(status, &headers, "Bearer")
         };
-        assert_eq!(read(Challenge::grpc(), StatusCode::OK, "16"), Expired);
+        assert_eq!(read(ChallengePolicy::grpc(), StatusCode::OK, "16"), Expired);
         for other in ["0", "7", "1", "6", "160", "016", "", "-16"] {
-            assert_eq!(read(Challenge::grpc(), StatusCode::OK, other), Pass, "{other}");
+            assert_eq!(read(ChallengePolicy::grpc(), StatusCode::OK, other), Pass, "{other}");
         }
-        assert_eq!(read(Challenge::grpc(), StatusCode::FORBIDDEN, "16"), Pass);
-        assert_eq!(read(Challenge::bearer(), StatusCode::OK, "16"), Pass);
-        assert_eq!(Challenge::grpc().read(StatusCode::OK, &HeaderMap::new(), "Bearer"), Pass);
+        assert_eq!(read(ChallengePolicy::grpc(), StatusCode::FORBIDDEN, "16"), Pass);
+        assert_eq!(read(ChallengePolicy::bearer(), StatusCode::OK, "16"), Pass);
+        assert_eq!(ChallengePolicy::grpc().read(StatusCode::OK, &HeaderMap::new(), "Bearer"), Pass);
         // A proxy's answer.
-        assert_eq!(Challenge::grpc().read(StatusCode::UNAUTHORIZED, &HeaderMap::new(), "Bearer"), Expired);
-        assert_eq!(Challenge::grpc().read(StatusCode::UNAUTHORIZED, &headers(&["Basic"]), "Bearer"), Pass);
+        assert_eq!(ChallengePolicy::grpc().read(StatusCode::UNAUTHORIZED, &HeaderMap::new(), "Bearer"), Expired);
+        assert_eq!(ChallengePolicy::grpc().read(StatusCode::UNAUTHORIZED, &headers(&["Basic"]), "Bearer"), Pass);
     }
 
     #[test]
     fn the_users_word_is_the_only_one() {
-        let challenge = Challenge::when(|status, headers| status == 403 && headers.contains_key("x-expired"));
+        let challenge = ChallengePolicy::when(|status, headers| status == 403 && headers.contains_key("x-expired"));
         let headers = HeaderMap::from_iter([(HeaderName::from_static("x-expired"), HeaderValue::from_static("1"))]);
         assert!(challenge.matches(StatusCode::FORBIDDEN, &headers));
         assert!(!challenge.matches(StatusCode::FORBIDDEN, &HeaderMap::new()));
         assert!(!challenge.matches(StatusCode::UNAUTHORIZED, &headers));
-        assert_eq!(format!("{challenge:?} {:?}", Challenge::default()), "Challenge(When(..)) Challenge(Bearer)");
+        assert_eq!(
+            format!("{challenge:?} {:?}", ChallengePolicy::default()),
+            "ChallengePolicy(When(..)) ChallengePolicy(Bearer)"
+        );
     }
 
     #[test]
@@ -587,10 +591,10 @@ mod tests {
             values in prop::collection::vec(value(), 0..4), scheme in "(Bearer|DPoP|)",
         ) {
             let headers: HeaderMap = values.into_iter().map(|value| (WWW_AUTHENTICATE, value)).collect();
-            let read = |challenge: Challenge| challenge.read(StatusCode::UNAUTHORIZED, &headers, &scheme);
-            let (lenient, strict) = (read(Challenge::bearer()), read(Challenge::strict_bearer()));
+            let read = |challenge: ChallengePolicy| challenge.read(StatusCode::UNAUTHORIZED, &headers, &scheme);
+            let (lenient, strict) = (read(ChallengePolicy::bearer()), read(ChallengePolicy::strict_bearer()));
             prop_assert!(strict == lenient || strict == Pass);
-            prop_assert_eq!(read(Challenge::grpc()), lenient);
+            prop_assert_eq!(read(ChallengePolicy::grpc()), lenient);
         }
 
         #[test]

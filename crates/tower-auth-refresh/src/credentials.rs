@@ -138,7 +138,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        AccessToken, Challenge, Origins, RefreshError, RefreshRequest, RefreshToken, ReplayLimit, Session, Tokens,
+        AccessToken, ChallengePolicy, Origins, RefreshError, RefreshRequest, RefreshToken, ReplayLimit, Session, Tokens,
     };
 
     fn tokens(access: &str) -> Tokens {
@@ -147,7 +147,7 @@ mod tests {
 
     async fn session(early: bool) -> Session {
         let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
-        let builder = Session::builder(refresh).tokens(tokens("a1").expires_in(Duration::from_secs(600)));
+        let builder = Session::builder(refresh).tokens(tokens("a1").with_expires_in(Duration::from_secs(600)));
         let builder = if early { builder.refresh_early(Duration::from_secs(60)) } else { builder };
         builder.build().await.unwrap()
     }
@@ -155,7 +155,7 @@ mod tests {
     fn options() -> Options {
         Options {
             origins: Origins::default(),
-            challenge: Challenge::default(),
+            challenge: ChallengePolicy::default(),
             header: AUTHORIZATION,
             scheme: "Bearer".into(),
             replay_limit: ReplayLimit::DEFAULT,

@@ -16,7 +16,7 @@ use crate::TARGET;
 use crate::challenge::Verdict;
 use crate::credentials::{Credentials, LastCredentials};
 use crate::drain::Drain;
-use crate::layer::{OptOut, Options, SessionSource};
+use crate::layer::{Options, SessionSource, SkipAuth};
 use crate::refresh::{Generation, NotRefreshed, Trigger};
 use crate::replay::{Head, NotReplayable, Replay, ReplayBody, ReplayLimit};
 use crate::report::RefreshReport;
@@ -371,7 +371,7 @@ fn find_session<'a, Svc, S: SessionSource, B>(
     own: &'a mut Option<Session>,
 ) -> Option<(&'a Session, Spelling)> {
     let spelling = setup.options.origins.covers(request.uri())?;
-    if request.extensions().get::<OptOut>().is_some() {
+    if request.extensions().get::<SkipAuth>().is_some() {
         return None;
     }
     let session = match setup.source.shared() {

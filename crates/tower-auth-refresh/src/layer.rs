@@ -7,7 +7,7 @@ use http::HeaderName;
 use http::header::AUTHORIZATION;
 use tower_layer::Layer;
 
-use crate::challenge::Challenge;
+use crate::challenge::ChallengePolicy;
 use crate::replay::ReplayLimit;
 use crate::scope::Origins;
 use crate::service::AuthRefresh;
@@ -39,12 +39,12 @@ use crate::session::Session;
 ///
 /// ```
 /// use http::{HeaderName, StatusCode};
-/// use tower_auth_refresh::{AuthRefreshLayer, Challenge, Origin};
+/// use tower_auth_refresh::{AuthRefreshLayer, ChallengePolicy, Origin};
 ///
 /// let layer = AuthRefreshLayer::per_request(Origin::parse("https://api.example.com")?)
 ///     .header(HeaderName::from_static("x-api-token"))
 ///     .without_scheme()
-///     .challenge(Challenge::when(|status, _| status == StatusCode::FORBIDDEN));
+///     .challenge(ChallengePolicy::when(|status, _| status == StatusCode::FORBIDDEN));
 /// # Ok::<(), tower_auth_refresh::InvalidOrigin>(())
 /// ```
 ///
@@ -69,23 +69,23 @@ pub struct PerRequest(());
 /// triggers nothing.
 ///
 /// `tower-http`'s `FollowRedirect` drops extensions when a hop crosses origins, unless its policy lets this one pass
-/// (`FilterCredentials::allow_extension::<OptOut>()`).
+/// (`FilterCredentials::allow_extension::<SkipAuth>()`).
 ///
 /// ```
 /// use http::Request;
-/// use tower_auth_refresh::OptOut;
+/// use tower_auth_refresh::SkipAuth;
 ///
-/// let login = Request::post("https://api.example.com/auth/login").extension(OptOut).body(());
+/// let login = Request::post("https://api.example.com/auth/login").extension(SkipAuth).body(());
 /// # login.unwrap();
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OptOut;
+pub struct SkipAuth;
 
 /// What is set on a layer.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) origins: Origins,
-    pub(crate) challenge: Challenge,
+    pub(crate) challenge: ChallengePolicy,
     pub(crate) header: HeaderName,
     /// Empty: the token stands alone.
     pub(crate) scheme: Box<str>,
@@ -110,7 +110,7 @@ impl<S> AuthRefreshLayer<S> {
     fn from_source(source: S, origins: Origins) -> Self {
         let options = Options {
             origins,
-            challenge: Challenge::default(),
+            challenge: ChallengePolicy::default(),
             header: AUTHORIZATION,
             scheme: "Bearer".into(),
             replay_limit: ReplayLimit::DEFAULT,
@@ -118,9 +118,9 @@ impl<S> AuthRefreshLayer<S> {
         Self { source, options: Arc::new(options) }
     }
 
-    /// What counts as "this token has expired". Default: [`Challenge::bearer`].
+    /// What counts as "this token has expired". Default: [`ChallengePolicy::bearer`].
     #[must_use]
-    pub fn challenge(mut self, challenge: Challenge) -> Self {
+    pub fn challenge(mut self, challenge: ChallengePolicy) -> Self {
         Arc::make_mut(&mut self.options).challenge = challenge;
         self
     }

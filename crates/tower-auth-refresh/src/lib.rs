@@ -44,18 +44,18 @@
 //!
 //! # For many users
 //!
-//! A gateway keeps its users' sessions in [`Sessions`], and puts each user's own [`Session`] into the extensions of his
+//! A gateway keeps its users' sessions in [`SessionRegistry`], and puts each user's own [`Session`] into the extensions of his
 //! requests:
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
-//! use tower_auth_refresh::{AuthRefreshLayer, Origin, Session, Sessions};
+//! use tower_auth_refresh::{AuthRefreshLayer, Origin, Session, SessionRegistry};
 //! # use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Tokens};
 //! # let refresh = tower::service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
 //! # let tokens = Tokens::new(AccessToken::new("a1")?, RefreshToken::new("r1")?);
 //!
 //! let layer = AuthRefreshLayer::per_request(Origin::parse("https://api.example.com")?);
-//! let sessions = Sessions::builder(Session::builder(refresh)).capacity(1_000_000).build()?;
+//! let sessions = SessionRegistry::builder(Session::builder(refresh)).max_sessions(1_000_000).build()?;
 //!
 //! sessions.sign_in("alice", tokens).await?;
 //!
@@ -74,7 +74,7 @@
 //! 2. A refresh token is presented once per claim on the store, and again only as [`Rotation`] allows.
 //! 3. [Generations](Generation) only grow. A loser never overwrites or ends a newer one.
 //! 4. Every waiter is answered by its deadline: the refresh time-out and 5 s, waiting for a turn among many
-//!    [`Sessions`] included.
+//!    [`SessionRegistry`] included.
 //! 5. Dropping any caller, at any await, never cancels, loses or repeats a refresh.
 //! 6. A panic, an abort or a shutdown of the runtime frees the slot and answers the waiters.
 //! 7. A request is sent at most twice.
@@ -122,28 +122,28 @@ mod drain;
 mod future;
 mod layer;
 mod refresh;
+mod registry;
 mod replay;
 mod report;
 mod scope;
 mod service;
 mod session;
-mod sessions;
 pub mod store;
 mod token;
 
-pub use challenge::Challenge;
+pub use challenge::ChallengePolicy;
 pub use future::ResponseFuture;
-pub use layer::{AuthRefreshLayer, OptOut, PerRequest, SessionSource};
+pub use layer::{AuthRefreshLayer, PerRequest, SessionSource, SkipAuth};
 pub use refresh::{
     Generation, NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, RefreshService, RevokeRequest,
     RevokeService, Trigger,
 };
+pub use registry::{SessionRegistry, SessionRegistryBuilder, SessionRegistryError};
 pub use replay::{NotReplayable, ReplayBody, ReplayLimit, Superseded};
 pub use report::RefreshReport;
 pub use scope::{InvalidOrigin, Origin, Origins};
 pub use service::AuthRefresh;
 pub use session::{Rotation, Session, SessionBuilder, SessionError, SessionState};
-pub use sessions::{Sessions, SessionsBuilder, SessionsError};
 pub use store::{MemoryStore, TokenStore};
 pub use token::{AccessToken, InvalidToken, RefreshToken, Tokens};
 

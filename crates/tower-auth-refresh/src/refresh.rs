@@ -239,7 +239,7 @@ impl RefreshError {
     /// Says when the server wants to be asked again. It makes the error an
     /// [`Unavailable`](RefreshErrorKind::Unavailable).
     #[must_use]
-    pub fn retry_after(mut self, delay: Duration) -> Self {
+    pub fn with_retry_after(mut self, delay: Duration) -> Self {
         self.kind = RefreshErrorKind::Unavailable { retry_after: Some(delay) };
         self
     }
@@ -399,7 +399,7 @@ mod tests {
 
     #[test]
     fn the_message_is_its_own_and_the_cause_is_the_source() {
-        let error = RefreshError::unavailable("connection refused").retry_after(Duration::from_secs(3));
+        let error = RefreshError::unavailable("connection refused").with_retry_after(Duration::from_secs(3));
         assert_eq!(error.to_string(), "the refresh call is unavailable");
         assert_eq!(error.source().unwrap().to_string(), "connection refused");
         assert_eq!(error.kind(), RefreshErrorKind::Unavailable { retry_after: Some(Duration::from_secs(3)) });

@@ -150,11 +150,11 @@ impl fmt::Debug for Origin {
 /// Made from one [`Origin`], an array or an iterator of them. Cloning is cheap.
 ///
 /// A request whose URI names no authority (`/path` alone) belongs to no origin and isn't covered, unless the set is
-/// [fixed by the leaf](Self::fixed_by_leaf).
+/// [assumes](Self::assume) an origin.
 #[derive(Clone, Debug, Default)]
 pub struct Origins {
     set: Arc<[Origin]>,
-    fixed_by_leaf: bool,
+    assumed: bool,
 }
 
 impl Origins {
@@ -166,19 +166,19 @@ impl Origins {
     /// ```
     /// use tower_auth_refresh::{Origin, Origins};
     ///
-    /// let origins = Origins::fixed_by_leaf(Origin::parse("https://grpc.example.com")?);
+    /// let origins = Origins::assume(Origin::parse("https://grpc.example.com")?);
     /// # let _ = origins;
     /// # Ok::<(), tower_auth_refresh::InvalidOrigin>(())
     /// ```
     #[must_use]
-    pub fn fixed_by_leaf(origin: Origin) -> Self {
-        Self { fixed_by_leaf: true, ..Self::from(origin) }
+    pub fn assume(origin: Origin) -> Self {
+        Self { assumed: true, ..Self::from(origin) }
     }
 
     /// Whether a request for this URI may carry the token, and how the URI spells its origin.
     #[inline]
     pub(crate) fn covers(&self, uri: &Uri) -> Option<Spelling> {
-        let Some(authority) = uri.authority() else { return self.fixed_by_leaf.then_some(Spelling::Theirs) };
+        let Some(authority) = uri.authority() else { return self.assumed.then_some(Spelling::Theirs) };
         let (scheme, authority) = (uri.scheme()?, authority.as_str());
         for (i, origin) in self.set.iter().enumerate() {
             if *scheme != origin.scheme {
@@ -540,7 +540,7 @@ mod tests {
     fn a_uri_without_authority_is_covered_where_the_leaf_fixes_the_origin() {
         let covers = |origins: &Origins, uri: &'static str| origins.covers(&Uri::from_static(uri)).is_some();
         let bare = Origins::from(origin("https://grpc.example.com"));
-        let fixed = Origins::fixed_by_leaf(origin("https://grpc.example.com"));
+        let fixed = Origins::assume(origin("https://grpc.example.com"));
         for uri in ["/pkg.Service/Method", "*"] {
             assert!(!covers(&bare, uri), "{uri}");
             assert!(covers(&fixed, uri), "{uri}");

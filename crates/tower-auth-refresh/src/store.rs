@@ -15,7 +15,7 @@
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
 //! use std::time::Duration;
-//! use tower_auth_refresh::store::{Claiming, Commit, Epoch, MemoryStore, TokenStore};
+//! use tower_auth_refresh::store::{ClaimOutcome, CommitOutcome, Epoch, MemoryStore, TokenStore};
 //! use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
 //!
 //! let store = MemoryStore::new();
@@ -23,11 +23,11 @@
 //! let version = store.replace(Epoch::random(), &old).await?;
 //!
 //! // Nobody else presents r1 while this claim stands.
-//! let Claiming::Claimed(claim) = store.claim(version, Duration::from_secs(35)).await? else { panic!() };
-//! assert!(matches!(store.claim(version, Duration::from_secs(35)).await?, Claiming::Busy { .. }));
+//! let ClaimOutcome::Claimed(claim) = store.claim(version, Duration::from_secs(35)).await? else { panic!() };
+//! assert!(matches!(store.claim(version, Duration::from_secs(35)).await?, ClaimOutcome::Busy { .. }));
 //!
 //! let new = Tokens::new(AccessToken::new("a2")?, RefreshToken::new("r2")?);
-//! assert!(matches!(store.commit(&claim, &new).await?, Commit::Stored(_)));
+//! assert!(matches!(store.commit(&claim, &new).await?, CommitOutcome::Stored(_)));
 //! # Ok(()) }
 //! ```
 
@@ -61,22 +61,22 @@ pub trait TokenStore: Send + Sync + 'static {
     fn replace<'a>(&'a self, epoch: Epoch, tokens: &'a Tokens) -> StoreFuture<'a, Version>;
 
     /// Marks, durably, "the refresh token of `version` is about to be presented", for the time of `lease`.
-    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, Claiming>;
+    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome>;
 
     /// Extends a claim: its lease lasts `lease` from now. `false` if the claim is no longer held.
     fn renew<'a>(&'a self, claim: &'a Claim, lease: Duration) -> StoreFuture<'a, bool>;
 
-    /// Gives a claim back without new tokens. With [`Presented::No`] the record is as it was before the claim; with
+    /// Gives a claim back without new tokens. With [`Presented::Unused`] the record is as it was before the claim; with
     /// [`Presented::InDoubt`] the next claim is in doubt. Does nothing if the claim is no longer held.
     fn release<'a>(&'a self, claim: &'a Claim, presented: Presented) -> StoreFuture<'a, ()>;
 
     /// Writes the tokens that the claimed refresh token bought, in the record's epoch, if the record still has the
     /// version that was claimed; it then has a new one and no claim. The lease need not last until then: who was
     /// answered late still knows better than what is stored.
-    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, Commit>;
+    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome>;
 
     /// Deletes the record, and any claim on it, if it still has this version. A store without a record is cleared.
-    fn clear(&self, version: Version) -> StoreFuture<'_, Clear>;
+    fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome>;
 
     /// Whether the tokens outlive this process. Where they don't, nothing can bring a forgotten session back.
     fn is_durable(&self) -> bool {
@@ -124,7 +124,7 @@ pub struct Claim {
 
 /// What [`TokenStore::claim`] found.
 #[derive(Debug)]
-pub enum Claiming {
+pub enum ClaimOutcome {
     /// The claim is ours.
     Claimed(Claim),
     /// Somebody else holds a claim on this version.
@@ -138,7 +138,7 @@ pub enum Claiming {
 
 /// What [`TokenStore::commit`] did.
 #[derive(Debug)]
-pub enum Commit {
+pub enum CommitOutcome {
     /// The tokens are stored, under this version.
     Stored(Version),
     /// Nothing is stored: the record has another version, or is gone.
@@ -147,7 +147,7 @@ pub enum Commit {
 
 /// What [`TokenStore::clear`] did.
 #[derive(Debug)]
-pub enum Clear {
+pub enum ClearOutcome {
     /// There is no record any more.
     Cleared,
     /// Nothing is deleted: the record has another version.
@@ -158,7 +158,7 @@ pub enum Clear {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presented {
     /// It was not used: nothing was sent, or the server said so.
-    No,
+    Unused,
     /// It may have been used: the answer was lost.
     InDoubt,
 }
@@ -261,20 +261,20 @@ impl TokenStore for MemoryStore {
         self.with(|slot| slot.write(epoch, tokens.clone()))
     }
 
-    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, Claiming> {
+    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome> {
         self.with(|slot| {
             if !slot.is(version) {
-                return Claiming::Changed(slot.record.clone());
+                return ClaimOutcome::Changed(slot.record.clone());
             }
             let now = Instant::now();
             let in_doubt = match slot.claim.as_deref() {
                 None => false,
-                Some(&Mark { until: Some(until), .. }) if now < until => return Claiming::Busy { until },
+                Some(&Mark { until: Some(until), .. }) if now < until => return ClaimOutcome::Busy { until },
                 Some(_) => true,
             };
             let id = next();
             slot.claim = Some(Box::new(Mark { id, until: Some(now + lease), in_doubt }));
-            Claiming::Claimed(Claim { version, id, in_doubt })
+            ClaimOutcome::Claimed(Claim { version, id, in_doubt })
         })
     }
 
@@ -294,29 +294,29 @@ impl TokenStore for MemoryStore {
         self.with(|slot| {
             let Some(mark) = slot.held(claim) else { return };
             mark.until = None;
-            if presented == Presented::No && !mark.in_doubt {
+            if presented == Presented::Unused && !mark.in_doubt {
                 slot.claim = None;
             }
         })
     }
 
-    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, Commit> {
+    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome> {
         self.with(|slot| match &slot.record {
             Some(record) if record.version == claim.version => {
                 let epoch = record.epoch;
-                Commit::Stored(slot.write(epoch, tokens.clone()))
+                CommitOutcome::Stored(slot.write(epoch, tokens.clone()))
             }
-            other => Commit::Conflict(other.clone()),
+            other => CommitOutcome::Conflict(other.clone()),
         })
     }
 
-    fn clear(&self, version: Version) -> StoreFuture<'_, Clear> {
+    fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome> {
         self.with(|slot| match &slot.record {
-            Some(record) if record.version != version => Clear::Conflict(record.clone()),
+            Some(record) if record.version != version => ClearOutcome::Conflict(record.clone()),
             _ => {
                 slot.record = None;
                 slot.claim = None;
-                Clear::Cleared
+                ClearOutcome::Cleared
             }
         })
     }

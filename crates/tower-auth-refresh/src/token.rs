@@ -9,7 +9,7 @@
 //! use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
 //!
 //! let tokens = Tokens::new(AccessToken::new("eyJhbGciOi")?, RefreshToken::new("8xLOxBtZp8")?)
-//!     .expires_in(Duration::from_secs(300));
+//!     .with_expires_in(Duration::from_secs(300));
 //! assert!(!format!("{tokens:?}").contains("eyJhbGciOi"));
 //!
 //! assert!(AccessToken::new("two\r\nlines").is_err());
@@ -154,7 +154,7 @@ impl Tokens {
     /// Zero, and anything over ten years, means that it isn't known. It is looked at to refresh early, and to tell
     /// whether what a peer has stored is worth adopting; else whether a token has expired is for the API to say.
     #[must_use]
-    pub fn expires_in(self, lifetime: Duration) -> Self {
+    pub fn with_expires_in(self, lifetime: Duration) -> Self {
         let believed = !lifetime.is_zero() && lifetime <= LONGEST_LIFETIME;
         let expires_at = believed.then(|| SystemTime::now().checked_add(lifetime)).flatten();
         Self { expires_at, ..self }
@@ -162,7 +162,7 @@ impl Tokens {
 
     /// When the access token expires, by the wall clock.
     #[must_use]
-    pub fn expires_at(self, at: SystemTime) -> Self {
+    pub fn with_expires_at(self, at: SystemTime) -> Self {
         Self { expires_at: Some(at), ..self }
     }
 
@@ -170,7 +170,7 @@ impl Tokens {
     ///
     /// `Debug` shows their names only; they are not wiped on drop.
     #[must_use]
-    pub fn extra(self, members: Map<String, Value>) -> Self {
+    pub fn with_extra(self, members: Map<String, Value>) -> Self {
         Self { extra: (!members.is_empty()).then(|| Arc::new(members)), ..self }
     }
 
@@ -188,18 +188,18 @@ impl Tokens {
 
     /// When the access token expires, as far as is known.
     #[must_use]
-    pub fn expiry(&self) -> Option<SystemTime> {
+    pub fn expires_at(&self) -> Option<SystemTime> {
         self.expires_at
     }
 
     /// A further member of the server's answer.
     #[must_use]
-    pub fn extra_member(&self, name: &str) -> Option<&Value> {
+    pub fn extra(&self, name: &str) -> Option<&Value> {
         self.extra.as_ref()?.get(name)
     }
 
     /// All further members of the server's answer.
-    pub fn extra_members(&self) -> impl Iterator<Item = (&str, &Value)> {
+    pub fn extras(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.extra.iter().flat_map(|members| members.iter()).map(|(name, value)| (name.as_str(), value))
     }
 
@@ -278,20 +278,21 @@ mod tests {
     fn what_an_answer_omits_is_kept() {
         let members = |text: &str| serde_json::from_str(text).unwrap();
         let old = Tokens::new(AccessToken::new("a1").unwrap(), RefreshToken::new("r1").unwrap())
-            .extra(members(r#"{"scope":"read","id_token":"x"}"#));
-        let new = Tokens::from_access_token(AccessToken::new("a2").unwrap()).extra(members(r#"{"scope":"write"}"#));
+            .with_extra(members(r#"{"scope":"read","id_token":"x"}"#));
+        let new =
+            Tokens::from_access_token(AccessToken::new("a2").unwrap()).with_extra(members(r#"{"scope":"write"}"#));
         let new = new.completed_from(&old);
         assert_eq!(new.refresh_token(), old.refresh_token());
         assert_eq!(new.access_token().unwrap().expose_secret(), "a2");
-        assert_eq!(new.extra_member("scope"), Some(&Value::from("write")));
-        assert_eq!(new.extra_member("id_token"), Some(&Value::from("x")));
+        assert_eq!(new.extra("scope"), Some(&Value::from("write")));
+        assert_eq!(new.extra("id_token"), Some(&Value::from("x")));
     }
 
     #[test]
     fn a_lifetime_of_zero_or_centuries_is_unknown() {
         let tokens = Tokens::default();
-        assert_eq!(tokens.clone().expires_in(Duration::ZERO).expiry(), None);
-        assert_eq!(tokens.clone().expires_in(Duration::MAX).expiry(), None);
-        assert!(tokens.expires_in(Duration::from_secs(1)).expiry().is_some());
+        assert_eq!(tokens.clone().with_expires_in(Duration::ZERO).expires_at(), None);
+        assert_eq!(tokens.clone().with_expires_in(Duration::MAX).expires_at(), None);
+        assert!(tokens.with_expires_in(Duration::from_secs(1)).expires_at().is_some());
     }
 }

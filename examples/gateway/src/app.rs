@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tower_auth_refresh::Sessions;
+use tower_auth_refresh::SessionRegistry;
 
 use crate::auth::Auth;
 use crate::config::{PublicOrigin, Upstream};
@@ -23,7 +23,7 @@ const SIGN_OUT_PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct App(Arc<Parts>);
 
 pub(crate) struct Parts {
-    pub(crate) sessions: Sessions<SessionId>,
+    pub(crate) sessions: SessionRegistry<SessionId>,
     pub(crate) auth: Auth,
     pub(crate) client: UpstreamClient,
     pub(crate) upstream: Upstream,

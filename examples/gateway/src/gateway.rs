@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tower::BoxError;
-use tower_auth_refresh::{Sessions, TokenStore, Tokens};
+use tower_auth_refresh::{SessionRegistry, TokenStore, Tokens};
 
 use crate::app::{App, Parts};
 use crate::auth::Auth;
@@ -142,7 +142,7 @@ impl Listening {
         let deadline = server::serve(listener, router, settings.client_timeout, shutdown).await;
         let landed = async {
             app.errands.done().await;
-            app.sessions.landed().await;
+            app.sessions.wait_idle().await;
         };
         if timeout_at(deadline, landed).await.is_err() {
             tracing::warn!("refreshes and sign-outs were cut off: they took too long");
@@ -154,18 +154,18 @@ impl Listening {
 }
 
 /// All users' sessions.
-fn sessions(auth: &Auth, settings: &Settings, stores: Option<Stores>) -> Sessions<SessionId> {
+fn sessions(auth: &Auth, settings: &Settings, stores: Option<Stores>) -> SessionRegistry<SessionId> {
     let template = auth.sessions().refresh_timeout(settings.refresh_timeout);
     let template = match settings.refresh_early {
         Some(window) => template.refresh_early(window),
         None => template,
     };
-    let sessions = Sessions::builder(template)
-        .capacity(settings.max_sessions)
-        .idle(settings.idle)
-        .refreshes_in_flight(settings.refreshes_in_flight);
+    let sessions = SessionRegistry::builder(template)
+        .max_sessions(settings.max_sessions)
+        .idle_timeout(settings.idle)
+        .max_concurrent_refreshes(settings.refreshes_in_flight);
     let sessions = match stores {
-        Some(stores) => sessions.stores(move |_| stores()),
+        Some(stores) => sessions.store_factory(move |_| stores()),
         None => sessions,
     };
     sessions.build().expect("the runtime is there: it has opened the socket")

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
 use serde_json::json;
-use tower_auth_refresh::SessionsError;
+use tower_auth_refresh::SessionRegistryError;
 
 /// When to try again, where nobody said.
 pub(crate) const TRY_AGAIN: Duration = Duration::from_secs(2);
@@ -116,11 +116,11 @@ impl From<Kind> for Problem {
     }
 }
 
-impl From<SessionsError> for Problem {
-    fn from(error: SessionsError) -> Self {
+impl From<SessionRegistryError> for Problem {
+    fn from(error: SessionRegistryError) -> Self {
         tracing::warn!(%error, "a session could not be had");
         match error {
-            SessionsError::Full => Self::from(Kind::TooManySessions).retry_after(TRY_AGAIN),
+            SessionRegistryError::Full => Self::from(Kind::TooManySessions).retry_after(TRY_AGAIN),
             _ => Kind::Internal.into(),
         }
     }

@@ -12,7 +12,9 @@ use std::time::Duration;
 use gateway::{AuthServer, Gateway, Metrics, RefreshWatch, Settings};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
-use tower_auth_refresh::store::{Claim, Claiming, Clear, Commit, Epoch, Presented, Record, StoreFuture, Version};
+use tower_auth_refresh::store::{
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, Presented, Record, StoreFuture, Version,
+};
 use tower_auth_refresh::{MemoryStore, TokenStore, Tokens};
 use tower_auth_refresh_testkit::TestServer;
 use tracing_subscriber::layer::SubscriberExt;
@@ -33,7 +35,7 @@ impl TokenStore for Durable {
         self.0.replace(epoch, tokens)
     }
 
-    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, Claiming> {
+    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome> {
         self.0.claim(version, lease)
     }
 
@@ -45,14 +47,14 @@ impl TokenStore for Durable {
         self.0.release(claim, presented)
     }
 
-    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, Commit> {
+    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome> {
         Box::pin(async {
             sleep(Duration::from_millis(300)).await;
             self.0.commit(claim, tokens).await
         })
     }
 
-    fn clear(&self, version: Version) -> StoreFuture<'_, Clear> {
+    fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome> {
         self.0.clear(version)
     }
 }

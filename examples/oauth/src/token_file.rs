@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use tower::BoxError;
 use tower_auth_refresh::store::{
-    Claim, Claiming, Clear, Commit, Epoch, MemoryStore, Presented, Record, StoreError, StoreFuture, TokenStore, Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, MemoryStore, Presented, Record, StoreError, StoreFuture,
+    TokenStore, Version,
 };
 use tower_auth_refresh::{RefreshToken, Tokens};
 
@@ -89,7 +90,7 @@ impl TokenStore for TokenFile {
         })
     }
 
-    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, Claiming> {
+    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome> {
         self.memory.claim(version, lease)
     }
 
@@ -101,7 +102,7 @@ impl TokenStore for TokenFile {
         self.memory.release(claim, presented)
     }
 
-    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, Commit> {
+    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome> {
         Box::pin(async move {
             self.write(tokens).await?;
             self.memory.commit(claim, tokens).await
@@ -109,7 +110,7 @@ impl TokenStore for TokenFile {
     }
 
     /// Leaves the file as it is: a token that was rejected is of no use to anybody, and its file tells the user which.
-    fn clear(&self, version: Version) -> StoreFuture<'_, Clear> {
+    fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome> {
         self.memory.clear(version)
     }
 }
@@ -147,8 +148,10 @@ mod tests {
         let store = TokenFile::open(&path).unwrap();
         assert_eq!(store.refresh_token().expose_secret(), "r1");
         let version = TokenStore::replace(&store, Epoch::random(), &tokens("r1")).await.unwrap();
-        let Claiming::Claimed(claim) = store.claim(version, Duration::from_secs(9)).await.unwrap() else { panic!() };
-        assert!(matches!(store.commit(&claim, &tokens("r2")).await.unwrap(), Commit::Stored(_)));
+        let ClaimOutcome::Claimed(claim) = store.claim(version, Duration::from_secs(9)).await.unwrap() else {
+            panic!()
+        };
+        assert!(matches!(store.commit(&claim, &tokens("r2")).await.unwrap(), CommitOutcome::Stored(_)));
         assert_eq!(fs::read_to_string(&path).unwrap(), "r2\n");
         assert!(!beside(&path, ".new").exists());
         #[cfg(unix)]

@@ -66,5 +66,5 @@ impl AuthServer {
 fn tokens(body: &[u8]) -> Result<Tokens, BoxError> {
     let answer: Answer = serde_json::from_slice(body)?;
     Ok(Tokens::new(AccessToken::new(answer.access_token)?, RefreshToken::new(answer.refresh_token)?)
-        .expires_in(Duration::from_secs(answer.expires_in)))
+        .with_expires_in(Duration::from_secs(answer.expires_in)))
 }

@@ -3,7 +3,7 @@
 //!
 //! A binary of its own, since the counting allocator would be in the way of whatever is timed.
 
-use tower_auth_refresh_benches::sessions::{SIZES, fill};
+use tower_auth_refresh_benches::registry::{SIZES, fill};
 use tower_auth_refresh_benches::shape::{Requests, Shape};
 use tower_auth_refresh_benches::stack::session;
 use tower_auth_refresh_peers::stack::all;

@@ -17,7 +17,7 @@ use self::set_cookie::{Attributes, Found, deleted};
 use crate::app::{AppCall, unsendable};
 use crate::client::AuthClient;
 use crate::endpoint::InvalidEndpoint;
-use crate::error::CallError;
+use crate::error::AuthServerError;
 use crate::fields::TokenFields;
 use crate::verdict::{Call, Judge};
 
@@ -30,7 +30,7 @@ use crate::verdict::{Call, Judge};
 ///
 /// # The cookie's attributes
 ///
-/// They are honoured as RFC 6265 says, and kept in [`Tokens::extra_member`]`("refresh_cookie")`, so that they outlive
+/// They are honoured as RFC 6265 says, and kept in [`Tokens::extra`]`("refresh_cookie")`, so that they outlive
 /// the process:
 ///
 /// - `Domain` must cover the endpoint's host, or the cookie is ignored. Without it the cookie goes to this host alone.
@@ -126,7 +126,7 @@ impl CookieRefresh {
     ///
     /// # Errors
     ///
-    /// [`RefreshError`], with a [`CallError`] as its source.
+    /// [`RefreshError`], with a [`AuthServerError`] as its source.
     pub fn refresh(&self, tokens: &Tokens) -> impl Future<Output = Result<Tokens, RefreshError>> + Send + use<> {
         let sent = self.headers(tokens).map(|headers| self.call.post(headers, &self.members));
         let kept = Attributes::kept(tokens);
@@ -144,7 +144,7 @@ impl CookieRefresh {
         }
     }
 
-    fn headers(&self, tokens: &Tokens) -> Result<HeaderMap, CallError> {
+    fn headers(&self, tokens: &Tokens) -> Result<HeaderMap, AuthServerError> {
         let refresh = tokens.refresh_token().ok_or_else(|| unsendable("the session holds no refresh token"))?;
         let cookie = self.cookie.header(tokens, refresh, &self.call.endpoint)?;
         Ok(HeaderMap::from_iter([(COOKIE, cookie)]))

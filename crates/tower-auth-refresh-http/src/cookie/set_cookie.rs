@@ -9,7 +9,7 @@ use tower_auth_refresh::{RefreshToken, Tokens};
 
 use crate::app::{secret_header, unsendable};
 use crate::endpoint::Endpoint;
-use crate::error::{CallError, Verdict};
+use crate::error::{AuthServerError, Verdict};
 use crate::fields::Granted;
 
 /// The member of [`Tokens`] that the cookie's attributes are kept in.
@@ -51,13 +51,13 @@ impl RefreshCookie {
         tokens: &Tokens,
         refresh: &RefreshToken,
         endpoint: &Endpoint,
-    ) -> Result<HeaderValue, CallError> {
+    ) -> Result<HeaderValue, AuthServerError> {
         if let Some(kept) = Attributes::kept(tokens) {
             if !kept.cover(endpoint) {
                 return Err(unsendable("the refresh cookie is for another endpoint"));
             }
             if kept.expires.is_some_and(|at| at <= unix_time()) {
-                return Err(CallError::new(Verdict::Rejected, "the refresh cookie has expired"));
+                return Err(AuthServerError::new(Verdict::Rejected, "the refresh cookie has expired"));
             }
         }
         let value = refresh.expose_secret();
@@ -111,14 +111,14 @@ impl RefreshCookie {
 
 impl Granted {
     /// Puts the cookie where a refresh token from the body would be.
-    pub(crate) fn refresh_cookie(&mut self, found: Found, status: StatusCode) -> Result<(), CallError> {
+    pub(crate) fn refresh_cookie(&mut self, found: Found, status: StatusCode) -> Result<(), AuthServerError> {
         self.refresh = None;
         match found {
             Found::Nothing => {}
             Found::Deleted => return Err(deleted(status)),
             Found::Set(value, attributes) => {
                 self.refresh = Some(RefreshToken::new(value).map_err(|invalid| {
-                    CallError::new(Verdict::InDoubt, "the answer sets a malformed refresh cookie")
+                    AuthServerError::new(Verdict::InDoubt, "the answer sets a malformed refresh cookie")
                         .status_is(status)
                         .caused_by(invalid)
                 })?);
@@ -129,8 +129,8 @@ impl Granted {
     }
 }
 
-pub(super) fn deleted(status: StatusCode) -> CallError {
-    CallError::new(Verdict::Rejected, "the server deleted the refresh cookie").status_is(status)
+pub(super) fn deleted(status: StatusCode) -> AuthServerError {
+    AuthServerError::new(Verdict::Rejected, "the server deleted the refresh cookie").status_is(status)
 }
 
 impl Attributes {
@@ -181,7 +181,7 @@ impl Attributes {
 
     /// What was kept with the tokens. Members of that name that aren't ours count as nothing known.
     pub(super) fn kept(tokens: &Tokens) -> Option<Self> {
-        let kept = tokens.extra_member(ATTRIBUTES)?;
+        let kept = tokens.extra(ATTRIBUTES)?;
         Some(Self {
             domain: kept.get("domain")?.as_str()?.to_owned(),
             host_only: kept.get("host_only")?.as_bool()?,
@@ -296,7 +296,7 @@ mod tests {
             expires: None,
         };
         assert_eq!(attributes("rt=v"), expected);
-        let tokens = Tokens::default().extra(Map::from_iter([(ATTRIBUTES.to_owned(), expected.to_json())]));
+        let tokens = Tokens::default().with_extra(Map::from_iter([(ATTRIBUTES.to_owned(), expected.to_json())]));
         assert_eq!(Attributes::kept(&tokens), Some(expected));
     }
 
@@ -357,7 +357,7 @@ mod tests {
         let cookie = RefreshCookie::named("rt".to_owned());
         let sent = |set: &str, url| {
             let tokens = Tokens::from_refresh_token(RefreshToken::new("v").unwrap())
-                .extra(Map::from_iter([(ATTRIBUTES.to_owned(), attributes(set).to_json())]));
+                .with_extra(Map::from_iter([(ATTRIBUTES.to_owned(), attributes(set).to_json())]));
             cookie.header(&tokens, tokens.refresh_token().unwrap(), &endpoint(url)).map(|header| {
                 assert!(header.is_sensitive());
                 header.to_str().unwrap().to_owned()
@@ -372,7 +372,7 @@ mod tests {
         let mut expired = attributes("rt=v; Max-Age=60");
         expired.expires = Some(unix_time() - 1);
         let tokens = Tokens::from_refresh_token(RefreshToken::new("v").unwrap())
-            .extra(Map::from_iter([(ATTRIBUTES.to_owned(), expired.to_json())]));
+            .with_extra(Map::from_iter([(ATTRIBUTES.to_owned(), expired.to_json())]));
         let error = cookie.header(&tokens, tokens.refresh_token().unwrap(), &endpoint(URL)).unwrap_err();
         assert!(error.is_rejected());
 

@@ -8,7 +8,7 @@ use tower_service::Service;
 use super::{ClientAuth, OAuthCall};
 use crate::client::AuthClient;
 use crate::endpoint::InvalidEndpoint;
-use crate::error::CallError;
+use crate::error::AuthServerError;
 use crate::fields::TokenFields;
 use crate::verdict::{Call, Judge};
 
@@ -58,8 +58,8 @@ impl ClientCredentials {
     ///
     /// # Errors
     ///
-    /// [`RefreshError`], with a [`CallError`] as its source.
-    pub fn tokens(&self) -> impl Future<Output = Result<Tokens, RefreshError>> + Send + use<> {
+    /// [`RefreshError`], with a [`AuthServerError`] as its source.
+    pub fn request_tokens(&self) -> impl Future<Output = Result<Tokens, RefreshError>> + Send + use<> {
         let sent = self.call.post(&[("grant_type", "client_credentials")]);
         async move {
             let granted = async {
@@ -67,7 +67,7 @@ impl ClientCredentials {
                 let status = answer.status;
                 TokenFields::default().read(Judge::new(Call::OAuth).judge(answer)?, status)
             };
-            let mut granted = granted.await.map_err(CallError::of_harmless_call)?;
+            let mut granted = granted.await.map_err(AuthServerError::of_harmless_call)?;
             // Should not be there (RFC 6749 §4.4.3), and would have to be presented from then on.
             granted.refresh = None;
             Ok(granted.into_tokens())
@@ -86,6 +86,6 @@ impl Service<RefreshRequest> for ClientCredentials {
     }
 
     fn call(&mut self, _: RefreshRequest) -> Self::Future {
-        Box::pin(self.tokens())
+        Box::pin(self.request_tokens())
     }
 }

@@ -3,7 +3,7 @@ use serde_json::{Map, Value};
 
 use crate::client::AuthClient;
 use crate::endpoint::Endpoint;
-use crate::error::{CallError, Verdict};
+use crate::error::{AuthServerError, Verdict};
 use crate::verdict::{Call, Judge};
 
 /// An authorization server's own description: where its endpoints are (RFC 8414).
@@ -37,11 +37,11 @@ impl AuthorizationServer {
     ///
     /// # Errors
     ///
-    /// [`CallError`], among others if
+    /// [`AuthServerError`], among others if
     /// - the description's `issuer` isn't `issuer`, character by character: it is somebody else's (RFC 8414 §3.3);
     /// - it names no token endpoint;
     /// - one of the endpoints that this crate uses is none that a token may be sent to.
-    pub async fn discover(client: &AuthClient, issuer: &str) -> Result<Self, CallError> {
+    pub async fn discover(client: &AuthClient, issuer: &str) -> Result<Self, AuthServerError> {
         let endpoint = endpoint(client, issuer)?;
         if endpoint.uri().query().is_some() {
             return Err(wrong("the issuer's URL has a query"));
@@ -94,21 +94,21 @@ impl AuthorizationServer {
     }
 }
 
-async fn get(client: &AuthClient, url: &str) -> Result<Map<String, Value>, CallError> {
+async fn get(client: &AuthClient, url: &str) -> Result<Map<String, Value>, AuthServerError> {
     let endpoint = endpoint(client, url)?;
     let answer = client.send(AuthClient::request(Method::GET, &endpoint)).await?;
     let status = answer.status;
     // Asking uses nothing up.
-    let members = Judge::new(Call::OAuth).judge(answer).map_err(CallError::of_harmless_call)?;
+    let members = Judge::new(Call::OAuth).judge(answer).map_err(AuthServerError::of_harmless_call)?;
     if status == StatusCode::OK { Ok(members) } else { Err(wrong("the answer is no description").status_is(status)) }
 }
 
-fn endpoint(client: &AuthClient, url: &str) -> Result<Endpoint, CallError> {
+fn endpoint(client: &AuthClient, url: &str) -> Result<Endpoint, AuthServerError> {
     client.endpoint(url).map_err(|invalid| wrong("a URL of the authorization server is unfit").caused_by(invalid))
 }
 
-fn wrong(what: &'static str) -> CallError {
-    CallError::new(Verdict::Misconfigured, what)
+fn wrong(what: &'static str) -> AuthServerError {
+    AuthServerError::new(Verdict::Misconfigured, what)
 }
 
 /// `https://host/path/` is the origin `https://host` and the path `/path`.

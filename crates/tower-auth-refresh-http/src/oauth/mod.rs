@@ -22,7 +22,7 @@ pub use self::revoke::OAuthRevoke;
 use crate::answer::Answer;
 use crate::client::AuthClient;
 use crate::endpoint::{Endpoint, InvalidEndpoint};
-use crate::error::CallError;
+use crate::error::AuthServerError;
 
 /// A form, posted with the client's authentication.
 #[derive(Clone, Debug)]
@@ -44,7 +44,7 @@ impl OAuthCall {
         self.params.push((name.into(), value.into()));
     }
 
-    fn post(&self, params: &[(&str, &str)]) -> impl Future<Output = Result<Answer, CallError>> + Send + use<> {
+    fn post(&self, params: &[(&str, &str)]) -> impl Future<Output = Result<Answer, AuthServerError>> + Send + use<> {
         let mut form = Serializer::new(String::new());
         form.extend_pairs(params).extend_pairs(&self.params);
         let authorization = self.auth.authenticate(&mut form);

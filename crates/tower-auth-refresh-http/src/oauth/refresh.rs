@@ -108,7 +108,7 @@ impl OAuthRefresh {
     ///
     /// # Errors
     ///
-    /// [`RefreshError`], with a [`CallError`](crate::CallError) as its source.
+    /// [`RefreshError`], with a [`AuthServerError`](crate::AuthServerError) as its source.
     pub fn refresh(&self, tokens: &Tokens) -> impl Future<Output = Result<Tokens, RefreshError>> + Send + use<> {
         let sent = tokens
             .refresh_token()

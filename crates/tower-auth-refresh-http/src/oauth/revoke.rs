@@ -8,7 +8,7 @@ use tower_service::Service;
 use super::{ClientAuth, OAuthCall};
 use crate::client::AuthClient;
 use crate::endpoint::InvalidEndpoint;
-use crate::error::CallError;
+use crate::error::AuthServerError;
 use crate::verdict::{Call, Judge};
 
 /// Token revocation (RFC 7009).
@@ -43,8 +43,8 @@ impl OAuthRevoke {
     ///
     /// # Errors
     ///
-    /// [`CallError`] for any answer but 2xx. A token that the server doesn't know is revoked: that is 200.
-    pub fn revoke(&self, tokens: &Tokens) -> impl Future<Output = Result<(), CallError>> + Send + use<> {
+    /// [`AuthServerError`] for any answer but 2xx. A token that the server doesn't know is revoked: that is 200.
+    pub fn revoke(&self, tokens: &Tokens) -> impl Future<Output = Result<(), AuthServerError>> + Send + use<> {
         let sent = match (tokens.refresh_token(), tokens.access_token()) {
             (Some(token), _) => Some((token.expose_secret(), "refresh_token")),
             (None, Some(token)) => Some((token.expose_secret(), "access_token")),
@@ -62,11 +62,11 @@ impl OAuthRevoke {
 
 impl Service<RevokeRequest> for OAuthRevoke {
     type Response = ();
-    type Error = CallError;
-    type Future = Pin<Box<dyn Future<Output = Result<(), CallError>> + Send>>;
+    type Error = AuthServerError;
+    type Future = Pin<Box<dyn Future<Output = Result<(), AuthServerError>> + Send>>;
 
     /// Always ready: the client's own readiness is part of the call and bounded with it.
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), CallError>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), AuthServerError>> {
         Poll::Ready(Ok(()))
     }
 

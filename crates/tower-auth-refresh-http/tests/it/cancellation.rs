@@ -161,10 +161,10 @@ async fn a_call_dropped_at_any_moment_leaves_nothing_behind() {
     dropped_at_each_poll("cookie", |client| CookieRefresh::new(client, URL, "rt").unwrap().refresh(&old_tokens()))
         .await;
     dropped_at_each_poll("client credentials", |client| {
-        ClientCredentials::new(client, URL, ClientAuth::basic("app", "s")).unwrap().tokens()
+        ClientCredentials::new(client, URL, ClientAuth::basic("app", "s")).unwrap().request_tokens()
     })
     .await;
-    dropped_at_each_poll("login", |client| JsonLogin::new(client, URL).unwrap().tokens(&json!({}))).await;
+    dropped_at_each_poll("login", |client| JsonLogin::new(client, URL).unwrap().request_tokens(&json!({}))).await;
     dropped_at_each_poll("logout", |client| JsonLogout::new(client, URL).unwrap().revoke(&old_tokens())).await;
     dropped_at_each_poll("revocation", |client| OAuthRevoke::new(client, URL, public()).unwrap().revoke(&old_tokens()))
         .await;

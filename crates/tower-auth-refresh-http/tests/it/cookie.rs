@@ -23,9 +23,9 @@ async fn the_cookie_is_the_refresh_token_and_set_cookie_rotates_it() {
     let refresher = refresher(&scripted);
     let tokens = refresher.refresh(&old_tokens()).await.unwrap();
     assert_eq!((access(&tokens), refresh(&tokens)), ("a2", Some("r2")));
-    let kept = tokens.extra_member("refresh_cookie").unwrap();
+    let kept = tokens.extra("refresh_cookie").unwrap();
     assert_eq!((&kept["path"], &kept["secure"]), (&json!("/auth"), &json!(true)));
-    assert!(tokens.extra_members().all(|(_, value)| !value.to_string().contains("from the body")));
+    assert!(tokens.extras().all(|(_, value)| !value.to_string().contains("from the body")));
 
     let tokens = refresher.refresh(&tokens).await.unwrap();
     assert_eq!(refresh(&tokens), Some("r3"));
@@ -77,7 +77,7 @@ async fn login_sets_the_cookie_and_logout_sends_it() {
     let scripted =
         Scripted::with([setting(200, "rt=r1; Path=/auth"), setting(200, "rt=r2; Path=/auth"), answer(204, "")]);
     let login = JsonLogin::new(scripted.client(), "https://app.example.com/login").unwrap().cookie("rt");
-    let tokens = login.tokens(&json!({"user": "ada"})).await.unwrap();
+    let tokens = login.request_tokens(&json!({"user": "ada"})).await.unwrap();
     assert_eq!(refresh(&tokens), Some("r1"));
     let tokens = refresher(&scripted).refresh(&tokens).await.unwrap();
     assert_eq!(refresh(&tokens), Some("r2"));
@@ -97,7 +97,7 @@ async fn a_cookie_of_another_host_or_an_expired_one_is_not_sent() {
     let kept = |host: &str, expires: u64| {
         let attributes =
             json!({"domain": host, "host_only": true, "path": "/auth", "secure": true, "expires": expires});
-        old_tokens().extra(serde_json::Map::from_iter([("refresh_cookie".to_owned(), attributes)]))
+        old_tokens().with_extra(serde_json::Map::from_iter([("refresh_cookie".to_owned(), attributes)]))
     };
     let scripted = Scripted::with([setting(200, "rt=r2")]);
     let result = refresher(&scripted).refresh(&kept("app.example.com", 1)).await;

@@ -288,7 +288,7 @@ async fn client_credentials_are_never_in_doubt_and_end_no_session() {
     ] {
         let client = Scripted::with([answer.clone()]).client();
         let grant = ClientCredentials::new(client, URL, ClientAuth::basic("svc", "s")).unwrap();
-        let result = grant.tokens().await;
+        let result = grant.request_tokens().await;
         assert_eq!(outcome(&result), expected, "{answer:?}");
         if let Ok(tokens) = result {
             assert_eq!(refresh(&tokens), None);

@@ -55,7 +55,7 @@ async fn of_a_member_that_comes_twice_the_last_counts_and_the_rest_is_nowhere() 
     let [oauth, json, cookie] = by_each(answer(200, twice)).await.map(Result::unwrap);
     for tokens in [&oauth, &json, &cookie] {
         assert_eq!(access(tokens), "a2");
-        assert!(tokens.extra_members().all(|(_, value)| !value.to_string().contains("first")));
+        assert!(tokens.extras().all(|(_, value)| !value.to_string().contains("first")));
     }
     assert_eq!((refresh(&oauth), refresh(&json)), (Some("r9"), Some("r9")));
     for result in by_each(answer(400, r#"{"error":"invalid_grant","error":"invalid_client"}"#)).await {
@@ -87,7 +87,7 @@ async fn of_a_flood_of_cookies_only_our_own_is_kept_and_the_last_of_it_counts() 
     let scripted = Scripted::with([flood]);
     let tokens = CookieRefresh::new(scripted.client(), URL, "rt").unwrap().refresh(&old_tokens()).await.unwrap();
     assert_eq!(refresh(&tokens), Some("r999"));
-    let kept: usize = tokens.extra_members().map(|(name, value)| name.len() + value.to_string().len()).sum();
+    let kept: usize = tokens.extras().map(|(name, value)| name.len() + value.to_string().len()).sum();
     assert!(kept < 1_000, "{kept} bytes are kept beside the tokens");
 }
 

@@ -30,7 +30,7 @@ use tower_auth_refresh::{
     RefreshToken, ReplayBody, RevokeRequest, Rotation, Session, SessionState, Tokens,
 };
 use tower_auth_refresh_http::{
-    AuthClient, AuthorizationServer, CallError, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke,
+    AuthClient, AuthServerError, AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke,
 };
 
 use crate::support::{access, refresh};
@@ -342,7 +342,7 @@ async fn tokens_that_arrive_after_sign_out_are_revoked() {
         async move {
             call.await?;
             revoked.send(request.tokens().clone()).unwrap();
-            Ok::<_, CallError>(())
+            Ok::<_, AuthServerError>(())
         }
     });
     let session = Session::builder(refresher).tokens(grant.tokens()).revoke(revoke).build().await.unwrap();
@@ -373,7 +373,7 @@ async fn every_client_authentication_is_understood() {
         };
         let refresher = OAuthRefresh::new(AuthClient::rustls(), &provider.url("/token"), auth).unwrap();
         let tokens = refresher.scope("openid").refresh(&grant.tokens()).await.unwrap();
-        assert_eq!(tokens.extra_member("scope").unwrap(), "openid", "{method}");
+        assert_eq!(tokens.extra("scope").unwrap(), "openid", "{method}");
         assert_ne!(refresh(&tokens), Some(grant.token.expose_secret()));
     }
 }
@@ -385,7 +385,7 @@ async fn client_credentials_buy_an_access_token() {
     let refresher = ClientCredentials::new(AuthClient::rustls(), &provider.url("/token"), grant.auth()).unwrap();
     let session = Session::builder(refresher).client_credentials().build().await.unwrap();
     session.refresh().await.unwrap();
-    assert!(session.tokens().access_token().is_some() && session.tokens().expiry().is_some());
+    assert!(session.tokens().access_token().is_some() && session.tokens().expires_at().is_some());
 }
 
 /// Stands between, and can kill a connection once the answer to its request is there: the provider has rotated, and

@@ -11,7 +11,7 @@ async fn the_refresh_token_goes_as_json_to_the_endpoint_and_nothing_else_does() 
     let scripted = Scripted::with([answer(200, r#"{"access_token":"a2","refresh_token":"r2","scope":"read"}"#)]);
     let tokens = JsonRefresh::new(scripted.client(), URL).unwrap().refresh(&old_tokens()).await.unwrap();
     assert_eq!((access(&tokens), refresh(&tokens)), ("a2", Some("r2")));
-    assert_eq!(tokens.extra_member("scope"), Some(&json!("read")));
+    assert_eq!(tokens.extra("scope"), Some(&json!("read")));
 
     let asked = scripted.only();
     assert_eq!((asked.method.as_str(), asked.uri.to_string().as_str()), ("POST", URL));

@@ -16,7 +16,7 @@ use tower_auth_refresh::{
     SessionState, Tokens,
 };
 use tower_auth_refresh_http::{
-    AuthClient, CallError, ClientAuth, ClientCredentials, CookieRefresh, JsonLogin, JsonLogout, JsonRefresh,
+    AuthClient, AuthServerError, ClientAuth, ClientCredentials, CookieRefresh, JsonLogin, JsonLogout, JsonRefresh,
     LoginError, OAuthRefresh, OAuthRevoke,
 };
 
@@ -90,7 +90,7 @@ async fn an_error_means_under_layers_what_it_meant_without() {
     while let Some(source) = cause.source() {
         cause = source;
     }
-    assert_eq!(cause.downcast_ref::<CallError>().unwrap().code(), Some("invalid_grant"));
+    assert_eq!(cause.downcast_ref::<AuthServerError>().unwrap().code(), Some("invalid_grant"));
 }
 
 #[tokio::test]
@@ -180,5 +180,5 @@ async fn cookie_attributes_outlive_a_rotation_that_says_nothing_of_them() {
     session.refresh().await.unwrap();
     let tokens = session.tokens();
     assert_eq!(tokens.refresh_token().map(RefreshToken::expose_secret), Some("r2"));
-    assert_eq!(tokens.extra_member("refresh_cookie").unwrap()["path"], "/auth");
+    assert_eq!(tokens.extra("refresh_cookie").unwrap()["path"], "/auth");
 }

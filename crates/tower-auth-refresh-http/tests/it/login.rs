@@ -10,9 +10,9 @@ const LOGOUT: &str = "https://api.example.com/auth/logout";
 async fn credentials_buy_tokens() {
     let scripted = Scripted::with([answer(201, r#"{"accessToken":"a1","refreshToken":"r1","user":{"id":7}}"#)]);
     let login = JsonLogin::new(scripted.client(), LOGIN).unwrap().fields(TokenFields::camel_case());
-    let tokens = login.tokens(&json!({"email": "ada@example.com", "password": "correct horse"})).await.unwrap();
+    let tokens = login.request_tokens(&json!({"email": "ada@example.com", "password": "correct horse"})).await.unwrap();
     assert_eq!((access(&tokens), refresh(&tokens)), ("a1", Some("r1")));
-    assert_eq!(tokens.extra_member("user"), Some(&json!({"id": 7})));
+    assert_eq!(tokens.extra("user"), Some(&json!({"id": 7})));
     let asked = scripted.only();
     assert_eq!(asked.uri.to_string(), LOGIN);
     assert_eq!(asked.json()["password"], "correct horse");
@@ -23,7 +23,7 @@ async fn credentials_buy_tokens() {
 async fn wrong_credentials_are_told_from_everything_else() {
     let refused = |answer: Answer| async {
         let scripted = Scripted::with([answer]);
-        JsonLogin::new(scripted.client(), LOGIN).unwrap().tokens(&json!({})).await.unwrap_err()
+        JsonLogin::new(scripted.client(), LOGIN).unwrap().request_tokens(&json!({})).await.unwrap_err()
     };
     for wrong in [
         answer(401, ""),
@@ -49,7 +49,7 @@ async fn credentials_that_are_no_json_are_never_sent_nor_shown() {
     let login = JsonLogin::new(scripted.client(), LOGIN).unwrap();
     // A map whose keys can't be JSON names.
     let credentials = std::collections::BTreeMap::from([(vec!["hunter2"], 1)]);
-    let error = login.tokens(&credentials).await.unwrap_err();
+    let error = login.request_tokens(&credentials).await.unwrap_err();
     assert!(error.is_misconfigured());
     assert!(!format!("{error} {error:?}").contains("hunter2"));
     assert!(scripted.asked().is_empty());

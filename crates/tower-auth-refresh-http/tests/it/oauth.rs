@@ -18,7 +18,7 @@ async fn the_refresh_grant_is_a_form_with_basic_authentication() {
         .param("audience", "https://api.example.com");
     let tokens = grant.refresh(&old_tokens()).await.unwrap();
     assert_eq!((access(&tokens), refresh(&tokens)), ("a2", Some("r2")));
-    assert_eq!(tokens.extra_member("id_token").unwrap(), "i2");
+    assert_eq!(tokens.extra("id_token").unwrap(), "i2");
 
     let asked = scripted.only();
     assert_eq!((asked.method.as_str(), asked.uri.to_string().as_str()), ("POST", URL));
@@ -68,9 +68,9 @@ async fn client_credentials_need_no_refresh_token() {
     let scripted = Scripted::with([answer(200, r#"{"access_token":"a2","expires_in":60,"refresh_token":"stray"}"#)]);
     let grant =
         ClientCredentials::new(scripted.client(), URL, ClientAuth::basic("svc", "s")).unwrap().scope("invoices");
-    let tokens = grant.tokens().await.unwrap();
+    let tokens = grant.request_tokens().await.unwrap();
     assert_eq!((access(&tokens), refresh(&tokens)), ("a2", None));
-    assert!(tokens.expiry().is_some());
+    assert!(tokens.expires_at().is_some());
     assert_eq!(scripted.only().form(), pairs(&[("grant_type", "client_credentials"), ("scope", "invoices")]));
 }
 

@@ -75,12 +75,12 @@ async fn what_is_sent_and_answered_doesnt_show_in_errors() {
                 OAuthRefresh::new(client.clone(), URL, auth()).unwrap().refresh(&tokens).await.err(),
                 cookie.refresh(&tokens).await.err(),
                 cookie.refresh(&unfit).await.err(),
-                ClientCredentials::new(client.clone(), URL, auth()).unwrap().tokens().await.err(),
+                ClientCredentials::new(client.clone(), URL, auth()).unwrap().request_tokens().await.err(),
             ];
             for error in errors.iter().flatten() {
                 assert!(!shown(error).contains(SECRET), "{}", shown(error));
             }
-            let login = JsonLogin::new(client.clone(), URL).unwrap().tokens(&json!({"password": SECRET})).await;
+            let login = JsonLogin::new(client.clone(), URL).unwrap().request_tokens(&json!({"password": SECRET})).await;
             let logout = JsonLogout::new(client.clone(), URL).unwrap().with_access_token().revoke(&tokens).await;
             let revoke = OAuthRevoke::new(client, URL, auth()).unwrap().revoke(&tokens).await;
             for error in [login.err(), logout.err(), revoke.err()].iter().flatten() {

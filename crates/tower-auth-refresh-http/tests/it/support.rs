@@ -10,8 +10,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
 use tower::Service;
-use tower_auth_refresh::{AccessToken, OptOut, RefreshError, RefreshErrorKind, RefreshToken, Tokens};
-use tower_auth_refresh_http::{AuthClient, CallError};
+use tower_auth_refresh::{AccessToken, RefreshError, RefreshErrorKind, RefreshToken, SkipAuth, Tokens};
+use tower_auth_refresh_http::{AuthClient, AuthServerError};
 
 /// What a server answers.
 #[derive(Clone, Debug)]
@@ -101,7 +101,7 @@ impl Service<Request<Full<Bytes>>> for Scripted {
             uri: head.uri,
             headers: head.headers,
             body: String::from_utf8(body.to_vec()).unwrap(),
-            opted_out: head.extensions.get::<OptOut>().is_some(),
+            opted_out: head.extensions.get::<SkipAuth>().is_some(),
         });
         let mut answers = self.answers.lock().unwrap();
         let answer = if answers.len() > 1 { answers.pop_front() } else { answers.front().cloned() };
@@ -154,6 +154,6 @@ pub(crate) fn outcome(result: &Result<Tokens, RefreshError>) -> String {
 }
 
 /// The cause that this crate gives.
-pub(crate) fn cause(error: &RefreshError) -> &CallError {
+pub(crate) fn cause(error: &RefreshError) -> &AuthServerError {
     std::error::Error::source(error).unwrap().downcast_ref().unwrap()
 }

@@ -118,7 +118,7 @@ async fn a_user_signs_in_refreshes_and_signs_out() {
     let login = JsonLogin::new(client.clone(), &server.url("/auth/login")).unwrap();
     assert!(login.sign_in(&session, &json!({"username": "ada", "password": "wrong"})).await.is_err());
     login.sign_in(&session, &json!({"username": "ada", "password": "right"})).await.unwrap();
-    assert!(session.tokens().expiry().is_some());
+    assert!(session.tokens().expires_at().is_some());
     let first = session.tokens();
     session.refresh().await.unwrap();
     assert_ne!(session.tokens(), first);

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tower_auth_refresh::Tokens;
 use tower_auth_refresh::store::{
-    Claim, Claiming, Clear, Commit, Epoch, Presented, Record, StoreError, StoreFuture, TokenStore, Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, Presented, Record, StoreError, StoreFuture, TokenStore,
+    Version,
 };
 
 use crate::gate::{Bar, Gate};
@@ -230,7 +231,7 @@ impl TokenStore for FaultyStore {
         self.call(Call::Replace, move |inner| inner.replace(epoch, tokens))
     }
 
-    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, Claiming> {
+    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome> {
         self.call(Call::Claim, move |inner| inner.claim(version, lease))
     }
 
@@ -242,11 +243,11 @@ impl TokenStore for FaultyStore {
         self.call(Call::Release, move |inner| inner.release(claim, presented))
     }
 
-    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, Commit> {
+    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome> {
         self.call(Call::Commit, move |inner| inner.commit(claim, tokens))
     }
 
-    fn clear(&self, version: Version) -> StoreFuture<'_, Clear> {
+    fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome> {
         self.call(Call::Clear, move |inner| inner.clear(version))
     }
 

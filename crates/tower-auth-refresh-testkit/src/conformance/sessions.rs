@@ -10,7 +10,7 @@ use http::Request;
 use http_body_util::Full;
 use tokio::time::{Instant, sleep, timeout};
 use tower::{Layer, ServiceExt};
-use tower_auth_refresh::store::{Claiming, TokenStore};
+use tower_auth_refresh::store::{ClaimOutcome, TokenStore};
 use tower_auth_refresh::{AuthRefreshLayer, Origin, RefreshRequest, Session, SessionBuilder, SessionState, Tokens};
 
 use super::{Call, FaultyStore, Handles};
@@ -196,7 +196,7 @@ async fn the_claim_of_a_dead_peer_is_waited_out_and_in_doubt(fleet: Fleet) {
     };
     let begun = Instant::now();
     let claim = fleet.stores[0].claim(record.version, fleet.lease).await.expect("claim");
-    assert!(matches!(claim, Claiming::Claimed(_)), "{claim:?}");
+    assert!(matches!(claim, ClaimOutcome::Claimed(_)), "{claim:?}");
 
     let in_doubt = Arc::new(AtomicBool::new(false));
     let service = fleet.kit.refresh_service();

@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use tokio::time::Instant;
 use tower_auth_refresh::Tokens;
 use tower_auth_refresh::store::{
-    Claim, Claiming, Clear, Commit, Epoch, Presented, Record, StoreFuture, TokenStore, Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, Presented, Record, StoreFuture, TokenStore, Version,
 };
 use tower_auth_refresh_testkit::conformance::{self, Handles};
 
@@ -120,10 +120,10 @@ impl Slot {
                 let refresh = tokens.refresh_token().map_or("", |token| token.expose_secret());
                 version = Version(refresh.bytes().fold(7, |sum, byte| sum * 31 % 1_000_003 + u64::from(byte)));
             }
-            D::ExtraMembersAreLost => tokens = tokens.extra(serde_json::Map::new()),
+            D::ExtraMembersAreLost => tokens = tokens.with_extra(serde_json::Map::new()),
             D::ExpiryIsCutToSeconds => {
-                if let Some(since) = tokens.expiry().and_then(|at| at.duration_since(UNIX_EPOCH).ok()) {
-                    tokens = tokens.expires_at(UNIX_EPOCH + Duration::from_secs(since.as_secs()));
+                if let Some(since) = tokens.expires_at().and_then(|at| at.duration_since(UNIX_EPOCH).ok()) {
+                    tokens = tokens.with_expires_at(UNIX_EPOCH + Duration::from_secs(since.as_secs()));
                 }
             }
             #[expect(
@@ -166,10 +166,10 @@ impl TokenStore for Broken {
         })
     }
 
-    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, Claiming> {
+    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome> {
         self.answer(|slot, defect| {
             if slot.record.as_ref().is_none_or(|record| record.version != version) {
-                return Claiming::Changed(slot.found(defect));
+                return ClaimOutcome::Changed(slot.found(defect));
             }
             let now = Instant::now();
             let in_doubt = match &slot.mark {
@@ -177,7 +177,7 @@ impl TokenStore for Broken {
                 Some(Mark { until: Some(until), .. })
                     if defect != D::ClaimsExcludeNobody && (now < *until || defect == D::LeaseNeverEnds) =>
                 {
-                    return Claiming::Busy { until: *until };
+                    return ClaimOutcome::Busy { until: *until };
                 }
                 Some(Mark { until: Some(_), in_doubt, .. }) => *in_doubt || defect != D::ExpiryLeavesNoDoubt,
                 Some(Mark { until: None, .. }) => true,
@@ -186,7 +186,7 @@ impl TokenStore for Broken {
             let id = slot.last;
             let lease = if defect == D::LeaseIsTwiceAsLong { lease * 2 } else { lease };
             slot.mark = Some(Mark { id, until: Some(now + lease), in_doubt });
-            Claiming::Claimed(Claim { version, id, in_doubt })
+            ClaimOutcome::Claimed(Claim { version, id, in_doubt })
         })
     }
 
@@ -209,7 +209,7 @@ impl TokenStore for Broken {
             let Some(mark) = slot.held(claim, defect).filter(|_| defect != D::ReleaseDoesNothing) else { return };
             let forgets = defect == D::DoubtIsForgottenAtARelease;
             let in_doubt = match presented {
-                Presented::No => (mark.in_doubt && !forgets) || defect == D::ReleaseIsAlwaysInDoubt,
+                Presented::Unused => (mark.in_doubt && !forgets) || defect == D::ReleaseIsAlwaysInDoubt,
                 Presented::InDoubt => defect != D::ReleaseIsNeverInDoubt,
             };
             mark.until = None;
@@ -219,14 +219,14 @@ impl TokenStore for Broken {
         })
     }
 
-    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, Commit> {
+    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome> {
         self.answer(|slot, defect| {
-            let Some(record) = slot.record.clone() else { return Commit::Conflict(None) };
+            let Some(record) = slot.record.clone() else { return CommitOutcome::Conflict(None) };
             let lost =
                 slot.held(claim, defect).is_none_or(|mark| mark.until.is_none_or(|until| until <= Instant::now()));
             let stands = record.version == claim.version || defect == D::CommitIgnoresTheVersion;
             if !stands || (lost && defect == D::CommitNeedsItsLease) {
-                return Commit::Conflict(slot.found(defect));
+                return CommitOutcome::Conflict(slot.found(defect));
             }
             if defect != D::CommitKeepsTheClaim {
                 slot.mark = None;
@@ -237,16 +237,16 @@ impl TokenStore for Broken {
                 version = record.version;
                 written.version = version;
             }
-            Commit::Stored(version)
+            CommitOutcome::Stored(version)
         })
     }
 
-    fn clear(&self, version: Version) -> StoreFuture<'_, Clear> {
+    fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome> {
         self.answer(|slot, defect| {
             if let Some(record) = &slot.record {
                 let claimed = slot.mark.is_some() && defect == D::ClearNeedsTheClaim;
                 if claimed || (record.version != version && defect != D::ClearIgnoresTheVersion) {
-                    return Clear::Conflict(record.clone());
+                    return ClearOutcome::Conflict(record.clone());
                 }
             }
             slot.record = None;
@@ -254,7 +254,7 @@ impl TokenStore for Broken {
             if defect == D::VersionsStartAgainAfterClear {
                 slot.last = 0;
             }
-            Clear::Cleared
+            ClearOutcome::Cleared
         })
     }
 }

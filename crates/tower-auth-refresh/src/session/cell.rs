@@ -584,7 +584,7 @@ impl Config {
 
     pub(crate) fn due(&self, tokens: &Tokens, at: At) -> Option<Due> {
         let window = self.refresh_early?;
-        let lifetime = tokens.expiry()?.duration_since(SystemTime::now()).unwrap_or_default();
+        let lifetime = tokens.expires_at()?.duration_since(SystemTime::now()).unwrap_or_default();
         Some(Due::before_expiry(lifetime, window, at))
     }
 }

@@ -28,7 +28,7 @@ use crate::TARGET;
 use crate::alarm::Alarm;
 use crate::announcement::Announcement;
 use crate::refresh::{Generation, NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, Trigger};
-use crate::store::{Claim, Claiming, Commit, Epoch, Presented, Record, StoreError, StoreFuture};
+use crate::store::{Claim, ClaimOutcome, CommitOutcome, Epoch, Presented, Record, StoreError, StoreFuture};
 use crate::token::Tokens;
 
 /// How often to look whether the process that holds the claim is done.
@@ -239,8 +239,8 @@ impl Task {
         loop {
             let lease = deadline.saturating_duration_since(Instant::now()) + SAVE_TIMEOUT + LEASE_MARGIN;
             match until(deadline, || cell.store.claim(version, lease)).await? {
-                Claiming::Claimed(claim) => return Ok(claim),
-                Claiming::Busy { until } => {
+                ClaimOutcome::Claimed(claim) => return Ok(claim),
+                ClaimOutcome::Busy { until } => {
                     let now = Instant::now();
                     let look_again = until.clamp(now + CLAIM_PAUSE, now + CLAIM_POLL);
                     if look_again >= deadline {
@@ -249,10 +249,10 @@ impl Task {
                     }
                     sleep_until(look_again).await;
                 }
-                Claiming::Changed(None) => return Err(Grounded::Vanished),
-                Claiming::Changed(Some(record)) if self.is_news(&record) => return Err(Grounded::Adopted(record)),
+                ClaimOutcome::Changed(None) => return Err(Grounded::Vanished),
+                ClaimOutcome::Changed(Some(record)) if self.is_news(&record) => return Err(Grounded::Adopted(record)),
                 // A peer's tokens, no better than ours: go on from them.
-                Claiming::Changed(Some(record)) => {
+                ClaimOutcome::Changed(Some(record)) => {
                     version = record.version;
                     self.tokens = record.tokens;
                 }
@@ -276,7 +276,7 @@ impl Task {
 
     /// Whether a record that a peer wrote spares us the call.
     fn is_news(&self, record: &Record) -> bool {
-        let expired = record.tokens.expiry().is_some_and(|expiry| expiry <= SystemTime::now());
+        let expired = record.tokens.expires_at().is_some_and(|expiry| expiry <= SystemTime::now());
         let same = record.tokens.access_token() == self.base.tokens.access_token();
         record.epoch != self.base.epoch || !(expired || same)
     }
@@ -372,7 +372,7 @@ impl Task {
     async fn release(&self, claim: &Claim, grounded: &Grounded) {
         let presented = match grounded {
             Grounded::Failed { in_doubt: true, .. } => Presented::InDoubt,
-            Grounded::Failed { in_doubt: false, .. } => Presented::No,
+            Grounded::Failed { in_doubt: false, .. } => Presented::Unused,
             _ => return,
         };
         if bounded(|| self.cell.store.release(claim, presented)).await.is_err() {
@@ -416,8 +416,8 @@ impl Task {
         let stored = match commit {
             // Discarded in the next step.
             None => Stored::Clean(None),
-            Some(Ok(Commit::Stored(version))) => Stored::Clean(Some(version)),
-            Some(Ok(Commit::Conflict(found))) => {
+            Some(Ok(CommitOutcome::Stored(version))) => Stored::Clean(Some(version)),
+            Some(Ok(CommitOutcome::Conflict(found))) => {
                 self.cell.yield_to(epoch, tokens, found, true).await;
                 return Ok(());
             }

@@ -124,7 +124,7 @@ impl Session {
     }
 
     /// Watches where the session stands: how an app learns that it has [ended](SessionState::Ended). It ends when the
-    /// last handle is dropped; among [`Sessions`](crate::Sessions) whoever watches a session holds it.
+    /// last handle is dropped; among [`SessionRegistry`](crate::SessionRegistry) whoever watches a session holds it.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<SessionState> {
         self.cell.subscribe()

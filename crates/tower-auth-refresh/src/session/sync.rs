@@ -13,7 +13,7 @@ use super::cell::TokenCell;
 use super::pace;
 use super::state::{Event, Stored};
 use crate::TARGET;
-use crate::store::{Clear, Commit, Epoch, Record, StoreError, StoreFuture};
+use crate::store::{ClearOutcome, CommitOutcome, Epoch, Record, StoreError, StoreFuture};
 use crate::token::Tokens;
 
 /// How long a store may take for one call before the session goes on without it.
@@ -80,11 +80,13 @@ impl TokenCell {
                     // While the claim stands, no peer presents the refresh token that is used up.
                     let renew = bounded(|| self.store.renew(claim, self.config.lease()));
                     match join(commit, renew).await.0? {
-                        Commit::Stored(version) => {
+                        CommitOutcome::Stored(version) => {
                             tracing::info!(target: TARGET, "tokens saved");
                             self.change(Event::Saved { epoch, tokens: state.tokens.clone(), version }).await;
                         }
-                        Commit::Conflict(found) => self.yield_to(epoch, state.tokens.clone(), found, false).await,
+                        CommitOutcome::Conflict(found) => {
+                            self.yield_to(epoch, state.tokens.clone(), found, false).await
+                        }
                     }
                 }
                 Stored::Uncleared(epochs) => {
@@ -109,8 +111,8 @@ impl TokenCell {
         let mut found = bounded(|| self.store.load()).await?;
         while let Some(record) = found.filter(|record| epochs.contains(&record.epoch)) {
             found = match bounded(|| self.store.clear(record.version)).await? {
-                Clear::Cleared => None,
-                Clear::Conflict(record) => Some(record),
+                ClearOutcome::Cleared => None,
+                ClearOutcome::Conflict(record) => Some(record),
             };
         }
         Ok(())

@@ -46,9 +46,9 @@ impl Traffic {
     }
 
     /// Waits until nothing is under way.
-    pub(crate) async fn landed(&self) {
-        let landed = self.under_way.subscribe().wait_for(|count| *count == 0).await.is_ok();
-        debug_assert!(landed, "the sender is alive: it is ours");
+    pub(crate) async fn wait_idle(&self) {
+        let idle = self.under_way.subscribe().wait_for(|count| *count == 0).await.is_ok();
+        debug_assert!(idle, "the sender is alive: it is ours");
     }
 }
 

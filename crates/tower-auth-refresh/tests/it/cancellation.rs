@@ -25,7 +25,7 @@ use tower::{BoxError, Service, ServiceExt, service_fn};
 use tower_auth_refresh::store::{Epoch, MemoryStore, TokenStore};
 use tower_auth_refresh::{
     AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshRequest, ReplayBody, RevokeRequest, Session,
-    SessionState, Sessions, Tokens,
+    SessionRegistry, SessionState, Tokens,
 };
 use tower_layer::Layer;
 
@@ -350,7 +350,7 @@ async fn a_build_dropped_at_any_moment_can_be_repeated() {
 
 /// Sessions of many users whose parts take their turns. User 1 has signed in elsewhere: his store has [`pair`]`(1)`.
 struct SlowMany {
-    sessions: Sessions<u32>,
+    sessions: SessionRegistry<u32>,
     store: Arc<FaultyStore>,
     revoked: Arc<Mutex<Vec<Tokens>>>,
 }
@@ -370,8 +370,8 @@ impl SlowMany {
             yield_now().map(Ok::<_, BoxError>)
         });
         let stored = Arc::clone(&store);
-        let builder = Sessions::builder(Session::builder(refresh).revoke(revoke));
-        Self { sessions: builder.stores(move |_| stored.clone()).build().unwrap(), store, revoked }
+        let builder = SessionRegistry::builder(Session::builder(refresh).revoke(revoke));
+        Self { sessions: builder.store_factory(move |_| stored.clone()).build().unwrap(), store, revoked }
     }
 }
 
@@ -398,7 +398,7 @@ async fn a_sign_in_among_many_dropped_at_any_moment_is_carried_out() {
             let held = if is_held { it.sessions.get(&1).await.unwrap() } else { None };
             let sessions = it.sessions.clone();
             let ended = dropped.run(async move { sessions.sign_in(1, pair(5)).await.unwrap() }).await;
-            timeout(MINUTE, it.sessions.landed()).await.unwrap();
+            timeout(MINUTE, it.sessions.wait_idle()).await.unwrap();
             let session = it.sessions.get(&1).await.unwrap().unwrap();
             assert_eq!(it.store.tokens().await, Some(session.tokens()), "{dropped:?}");
             if !matches!(dropped, Dropped::AtTurn(0)) {
@@ -441,8 +441,8 @@ async fn a_wait_until_all_have_landed_dropped_at_any_moment_can_be_repeated() {
         let refresh = tokio::spawn(async move { session.refresh().await });
         yield_now().await;
         let sessions = it.sessions.clone();
-        let ended = dropped.run(async move { sessions.landed().await }).await;
-        timeout(MINUTE, it.sessions.landed()).await.unwrap();
+        let ended = dropped.run(async move { sessions.wait_idle().await }).await;
+        timeout(MINUTE, it.sessions.wait_idle()).await.unwrap();
         assert_eq!(it.store.tokens().await, Some(pair(2)), "{dropped:?}");
         refresh.await.unwrap().unwrap();
         ended.is_some()
@@ -630,8 +630,8 @@ fn a_waker_that_polls_at_once_is_told_of_a_session_that_was_read() {
     let hold = store.hold(Op::Load);
     let found = runtime.block_on(async {
         let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
-        let builder = Sessions::builder(Session::builder(refresh));
-        let sessions = builder.stores(move |_: &u8| Arc::clone(&store) as Arc<dyn TokenStore>).build().unwrap();
+        let builder = SessionRegistry::builder(Session::builder(refresh));
+        let sessions = builder.store_factory(move |_: &u8| Arc::clone(&store) as Arc<dyn TokenStore>).build().unwrap();
         AtOnce::begin(async move { sessions.get(&1).await.unwrap().expect("stored") })
     });
     drop(hold);

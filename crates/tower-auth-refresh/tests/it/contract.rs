@@ -17,8 +17,8 @@ use http_body_util::{BodyExt, Full};
 use tokio::time::Instant;
 use tower::{Service, ServiceExt};
 use tower_auth_refresh::{
-    AuthRefresh, AuthRefreshLayer, NotRefreshed, OptOut, RefreshError, RefreshReport, ReplayBody, ResponseFuture,
-    Session, Tokens,
+    AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshReport, ReplayBody, ResponseFuture, Session,
+    SkipAuth, Tokens,
 };
 use tower_layer::Layer;
 
@@ -115,7 +115,7 @@ async fn the_inner_service_is_made_ready_for_a_request_that_was_held_back() {
 #[tokio::test(start_paused = true)]
 async fn the_inner_service_is_made_ready_for_a_request_that_passes_or_goes_bare() {
     let mut it = Contract::new().await;
-    let opted_out = || Request::get(ORIGIN).extension(OptOut).body(Full::default()).unwrap();
+    let opted_out = || Request::get(ORIGIN).extension(SkipAuth).body(Full::default()).unwrap();
     let request = it.send(opted_out());
     it.api.next().await.answer(Ok(response(401)));
     assert_eq!(request.await.unwrap().unwrap().status(), 401);
@@ -218,7 +218,7 @@ async fn a_request_holds_nothing_of_the_inner_service_while_it_is_under_way() {
 #[tokio::test(start_paused = true)]
 async fn while_an_expired_token_is_being_replaced_no_request_makes_a_doomed_round_trip() {
     let (service, mut auth): (_, AuthCalls) = script();
-    let tokens = pair(1).expires_in(Duration::from_secs(10));
+    let tokens = pair(1).with_expires_in(Duration::from_secs(10));
     let builder = Session::builder(service).tokens(tokens).refresh_early(Duration::from_secs(1));
     let session = builder.build().await.unwrap();
     let (service, mut api) = script();

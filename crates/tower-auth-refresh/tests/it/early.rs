@@ -11,7 +11,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// Tokens that expire in 100 s.
 fn expiring(n: u32) -> Tokens {
-    pair(n).expires_in(100 * SECOND)
+    pair(n).with_expires_in(100 * SECOND)
 }
 
 /// A session that refreshes in the last 40 s of a token's life, or rather in the last 30 to 40.
@@ -118,7 +118,7 @@ async fn while_early_refreshes_fail_requests_go_out_for_as_long_as_the_token_wor
 #[tokio::test(start_paused = true)]
 async fn a_window_longer_than_the_tokens_life_does_not_refresh_at_every_request() {
     let lifetime = 30 * SECOND;
-    let tokens = pair(1).expires_in(lifetime);
+    let tokens = pair(1).with_expires_in(lifetime);
     let mut it = Fixture::with(|builder| builder.tokens(tokens).refresh_early(60 * SECOND)).await;
     for n in 1..4 {
         let token = format!("a{n}");
@@ -129,7 +129,7 @@ async fn a_window_longer_than_the_tokens_life_does_not_refresh_at_every_request(
         assert!(it.auth.is_idle().await);
         sleep(6 * SECOND).await;
         goes_out(&mut it, &token).await;
-        it.auth.next().await.answer(Ok(pair(n + 1).expires_in(lifetime)));
+        it.auth.next().await.answer(Ok(pair(n + 1).with_expires_in(lifetime)));
         settle().await;
     }
 }

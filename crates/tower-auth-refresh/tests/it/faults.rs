@@ -13,7 +13,7 @@ use http_body_util::Full;
 use tokio::time::{Instant, sleep};
 use tower::buffer::Buffer;
 use tower::{BoxError, Service, ServiceExt};
-use tower_auth_refresh::store::{Claiming, MemoryStore, TokenStore};
+use tower_auth_refresh::store::{ClaimOutcome, MemoryStore, TokenStore};
 use tower_auth_refresh::{
     NotRefreshed, RefreshError, RefreshErrorKind, RefreshReport, RefreshRequest, Rotation, Session, SessionState,
     Tokens,
@@ -56,7 +56,7 @@ fn in_doubt() -> RefreshError {
 }
 
 fn unavailable_for(delay: Duration) -> RefreshError {
-    RefreshError::unavailable("too many requests").retry_after(delay)
+    RefreshError::unavailable("too many requests").with_retry_after(delay)
 }
 
 impl Fixture {
@@ -925,7 +925,7 @@ async fn a_process_that_dies_on_a_rejection_leaves_its_peers_waiting_for_15_seco
     settle().await;
     let record = store.record().await.unwrap();
     let claiming = store.without_faults().claim(record.version, Duration::from_secs(40)).await.unwrap();
-    let Claiming::Busy { until } = claiming else { panic!("{claiming:?}") };
+    let ClaimOutcome::Busy { until } = claiming else { panic!("{claiming:?}") };
     assert!(until <= Instant::now() + Duration::from_secs(15));
 }
 

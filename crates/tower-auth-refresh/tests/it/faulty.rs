@@ -8,7 +8,8 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tower_auth_refresh::Tokens;
 use tower_auth_refresh::store::{
-    Claim, Claiming, Clear, Commit, Epoch, MemoryStore, Presented, Record, StoreError, StoreFuture, TokenStore, Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, MemoryStore, Presented, Record, StoreError, StoreFuture,
+    TokenStore, Version,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -102,7 +103,7 @@ impl FaultyStore {
     pub async fn claim_as_peer(&self, lease: Duration) -> Claim {
         let record = self.record().await.unwrap();
         match self.inner.claim(record.version, lease).await.unwrap() {
-            Claiming::Claimed(claim) => claim,
+            ClaimOutcome::Claimed(claim) => claim,
             other => panic!("{other:?}"),
         }
     }
@@ -110,7 +111,7 @@ impl FaultyStore {
     /// Stores tokens as a peer that refreshes would.
     pub async fn refresh_as_peer(&self, tokens: &Tokens) {
         let claim = self.claim_as_peer(Duration::from_secs(35)).await;
-        assert!(matches!(self.inner.commit(&claim, tokens).await.unwrap(), Commit::Stored(_)));
+        assert!(matches!(self.inner.commit(&claim, tokens).await.unwrap(), CommitOutcome::Stored(_)));
     }
 
     fn call<'a, T: Send + 'a>(
@@ -168,12 +169,12 @@ impl TokenStore for FaultyStore {
         self.call(Op::Replace, move || self.inner.replace(epoch, tokens))
     }
 
-    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, Claiming> {
+    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome> {
         let claiming = self.call(Op::Claim, move || self.inner.claim(version, lease));
         Box::pin(async move {
             let hasty = self.faults.borrow().get(&Op::Claim) == Some(&Fault::Hasty);
             Ok(match claiming.await? {
-                Claiming::Busy { .. } if hasty => Claiming::Busy { until: Instant::now() },
+                ClaimOutcome::Busy { .. } if hasty => ClaimOutcome::Busy { until: Instant::now() },
                 claiming => claiming,
             })
         })
@@ -187,11 +188,11 @@ impl TokenStore for FaultyStore {
         self.call(Op::Release, move || self.inner.release(claim, presented))
     }
 
-    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, Commit> {
+    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome> {
         self.call(Op::Commit, move || self.inner.commit(claim, tokens))
     }
 
-    fn clear(&self, version: Version) -> StoreFuture<'_, Clear> {
+    fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome> {
         self.call(Op::Clear, move || self.inner.clear(version))
     }
 }

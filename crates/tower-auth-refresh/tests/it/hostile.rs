@@ -27,11 +27,11 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// What an authorization server says of the expiry of tokens that live for five minutes.
 type Says = fn(Tokens) -> Tokens;
 
-const SANE: Says = |tokens| tokens.expires_in(FIVE_MINUTES);
-const A_DAY_BEHIND: Says = |tokens| tokens.expires_at(SystemTime::now() + FIVE_MINUTES - DAY);
-const A_DAY_AHEAD: Says = |tokens| tokens.expires_at(SystemTime::now() + FIVE_MINUTES + DAY);
-const A_MILLENNIUM_AHEAD: Says = |tokens| tokens.expires_at(SystemTime::now() + 365 * 1_000 * DAY);
-const EXPIRED_AT_ISSUE: Says = |tokens| tokens.expires_at(SystemTime::now());
+const SANE: Says = |tokens| tokens.with_expires_in(FIVE_MINUTES);
+const A_DAY_BEHIND: Says = |tokens| tokens.with_expires_at(SystemTime::now() + FIVE_MINUTES - DAY);
+const A_DAY_AHEAD: Says = |tokens| tokens.with_expires_at(SystemTime::now() + FIVE_MINUTES + DAY);
+const A_MILLENNIUM_AHEAD: Says = |tokens| tokens.with_expires_at(SystemTime::now() + 365 * 1_000 * DAY);
+const EXPIRED_AT_ISSUE: Says = |tokens| tokens.with_expires_at(SystemTime::now());
 
 /// How often replicas refresh in an hour in which each sends a request every second.
 struct Hour {

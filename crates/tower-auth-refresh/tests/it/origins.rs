@@ -17,8 +17,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tower::{BoxError, Service, ServiceExt, service_fn};
 use tower_auth_refresh::{
-    AccessToken, AuthRefreshLayer, OptOut, Origin, Origins, PerRequest, RefreshReport, RefreshRequest, RefreshToken,
-    ReplayBody, Session, SessionSource, Tokens,
+    AccessToken, AuthRefreshLayer, Origin, Origins, PerRequest, RefreshReport, RefreshRequest, RefreshToken,
+    ReplayBody, Session, SessionSource, SkipAuth, Tokens,
 };
 use tower_http::follow_redirect::policy::{FilterCredentials, Limited, PolicyExt};
 use tower_http::follow_redirect::{FollowRedirect, FollowRedirectLayer};
@@ -363,10 +363,10 @@ async fn a_session_of_one_request_stays_behind_on_cross_origin_hops_even_to_anot
 async fn what_a_redirect_policy_lets_pass_is_heeded_and_the_origin_still_checked_on_every_hop() {
     let (session, mut auth) = session().await;
     let ours = [origin(), Origin::parse("https://files.example.com").unwrap()];
-    let lenient = FilterCredentials::new().allow_extension::<Session>().allow_extension::<OptOut>();
+    let lenient = FilterCredentials::new().allow_extension::<Session>().allow_extension::<SkipAuth>();
     let following = FollowRedirectLayer::with_policy(Limited::default().and::<_, Full<Bytes>, Infallible>(lenient));
     let mut opted_out = get_as(&session, ORIGIN);
-    opted_out.extensions_mut().insert(OptOut);
+    opted_out.extensions_mut().insert(SkipAuth);
     for (request, token) in [(get_as(&session, ORIGIN), Some("a1")), (opted_out, None)] {
         let (service, mut api) = script();
         let client = following.clone().layer(AuthRefreshLayer::per_request(ours.clone()).layer(service));
@@ -478,7 +478,7 @@ async fn a_layer_without_origins_shows_the_token_to_nobody() {
 async fn a_uri_without_authority_passes_bare_unless_the_leaf_fixes_the_origin() {
     let (session, mut auth) = session().await;
     let named = AuthRefreshLayer::new(session.clone(), origin());
-    let fixed = AuthRefreshLayer::new(session.clone(), Origins::fixed_by_leaf(origin()));
+    let fixed = AuthRefreshLayer::new(session.clone(), Origins::assume(origin()));
     for uri in ["/", "/package.Service/Method", "*"] {
         assert!(!carries_token(&named, get(uri)).await, "{uri}");
         assert!(carries_token(&fixed, get(uri)).await, "{uri}");
@@ -496,7 +496,7 @@ async fn a_uri_without_authority_passes_bare_unless_the_leaf_fixes_the_origin() 
 async fn a_request_without_authority_is_refreshed_and_replayed_where_the_leaf_fixes_the_origin() {
     let (session, mut auth) = session().await;
     let (service, mut api) = script();
-    let client = AuthRefreshLayer::new(session, Origins::fixed_by_leaf(origin())).layer(service);
+    let client = AuthRefreshLayer::new(session, Origins::assume(origin())).layer(service);
     let response = send(&client, get("/package.Service/Method"));
     api.reply(1, "a1", 401).await;
     auth.next().await.answer(Ok(pair(2)));
@@ -645,10 +645,10 @@ async fn an_authorization_of_the_callers_own_stands_beside_a_token_in_another_he
 async fn a_request_that_opts_out_passes_untouched_and_its_401_triggers_nothing() {
     let (session, mut auth) = session().await;
     let mut request = get(ORIGIN);
-    request.extensions_mut().insert(OptOut);
+    request.extensions_mut().insert(SkipAuth);
     is_left_alone(&AuthRefreshLayer::new(session.clone(), origin()), &mut auth, request).await;
     let mut request = get_as(&session, ORIGIN);
-    request.extensions_mut().insert(OptOut);
+    request.extensions_mut().insert(SkipAuth);
     is_left_alone(&AuthRefreshLayer::per_request(origin()), &mut auth, request).await;
 }
 
@@ -658,7 +658,7 @@ async fn a_request_that_opts_out_does_not_wait_for_a_refresh() {
     let _waiting = it.get_refused().await;
     let _hanging = it.auth.next().await;
     let mut request = get(ORIGIN);
-    request.extensions_mut().insert(OptOut);
+    request.extensions_mut().insert(SkipAuth);
     let response = it.send(request);
     let asked = Instant::now();
     let call = it.api.next().await;

@@ -183,7 +183,7 @@ async fn after_a_thousand_failures_the_cool_down_is_a_minute_at_most() {
 
 #[tokio::test(start_paused = true)]
 async fn the_cool_down_ends_at_the_moment_that_the_server_asked_for() {
-    let busy = |_| Err(RefreshError::unavailable("too many requests").retry_after(2 * 60 * SECOND));
+    let busy = |_| Err(RefreshError::unavailable("too many requests").with_retry_after(2 * 60 * SECOND));
     let it = World::new(|builder| builder.tokens(pair(1)), |_| response(401), busy).await;
     it.get().await;
     sleep(Duration::from_millis(119_999)).await;
@@ -317,8 +317,8 @@ async fn at_most_75_refreshes_in_any_hour_that_bring_the_same_token_over_and_ove
 #[tokio::test(start_paused = true)]
 async fn at_most_75_refreshes_in_any_hour_of_tokens_that_are_refreshed_early() {
     let lifetime = 20 * SECOND;
-    let early = move |builder: SessionBuilder| builder.tokens(pair(1).expires_in(lifetime)).refresh_early(HOUR);
-    let it = World::new(early, |_| response(401), move |n| Ok(pair(n + 1).expires_in(lifetime))).await;
+    let early = move |builder: SessionBuilder| builder.tokens(pair(1).with_expires_in(lifetime)).refresh_early(HOUR);
+    let it = World::new(early, |_| response(401), move |n| Ok(pair(n + 1).with_expires_in(lifetime))).await;
     it.assert_at_most_75_refreshes_in_any_hour().await;
 }
 

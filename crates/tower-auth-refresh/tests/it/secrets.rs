@@ -13,11 +13,11 @@ use http::{HeaderName, Request, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use tower::{Service, ServiceBuilder, ServiceExt};
-use tower_auth_refresh::store::{Claiming, Clear, Commit, Epoch, Presented};
+use tower_auth_refresh::store::{ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, Presented};
 use tower_auth_refresh::{
-    AccessToken, AuthRefreshLayer, Challenge, MemoryStore, NotRefreshed, OptOut, Origin, Origins, RefreshError,
+    AccessToken, AuthRefreshLayer, ChallengePolicy, MemoryStore, NotRefreshed, Origin, Origins, RefreshError,
     RefreshReport, RefreshRequest, RefreshService, RefreshToken, ReplayLimit, RevokeRequest, RevokeService, Rotation,
-    Session, TokenStore, Tokens,
+    Session, SkipAuth, TokenStore, Tokens,
 };
 use tower_auth_refresh_http::{
     AuthClient, ClientAuth, ClientCredentials, CookieRefresh, JsonLogin, JsonLogout, JsonRefresh, OAuthRefresh,
@@ -90,7 +90,7 @@ impl Watch {
             "nested": { "device_secret": [self.canary()] },
         });
         let serde_json::Value::Object(members) = members else { unreachable!() };
-        Tokens::new(self.access(), self.refresh()).expires_in(Duration::from_secs(86_400)).extra(members)
+        Tokens::new(self.access(), self.refresh()).with_expires_in(Duration::from_secs(86_400)).with_extra(members)
     }
 
     fn text(&self, text: &str) {
@@ -263,8 +263,8 @@ async fn no_secret_is_in_the_debug_of_any_public_type() {
         watch.debug(&service);
     }
     watch.debug(AuthRefreshLayer::per_request(Origins::from(origin())));
-    watch.debug(layer.header(HeaderName::from_static("x-api-token")).challenge(Challenge::when(|_, _| true)));
-    watch.debug((OptOut, ReplayLimit(7), Challenge::grpc(), origin(), StatusCode::OK));
+    watch.debug(layer.header(HeaderName::from_static("x-api-token")).challenge(ChallengePolicy::when(|_, _| true)));
+    watch.debug((SkipAuth, ReplayLimit(7), ChallengePolicy::grpc(), origin(), StatusCode::OK));
     session.sign_out().await.unwrap();
     watch.debug(&session);
 
@@ -276,19 +276,19 @@ async fn no_secret_is_in_the_debug_of_any_public_type() {
     watch.debug(&record);
     let claiming = store.claim(record.version, Duration::from_secs(1)).await.unwrap();
     watch.debug(&claiming);
-    let Claiming::Claimed(claim) = claiming else { panic!() };
+    let ClaimOutcome::Claimed(claim) = claiming else { panic!() };
     watch.debug(&claim);
     watch.debug(store.claim(record.version, Duration::from_secs(1)).await.unwrap());
     watch.debug(Presented::InDoubt);
-    assert!(matches!(store.commit(&claim, &watch.tokens()).await.unwrap(), Commit::Stored(_)));
+    assert!(matches!(store.commit(&claim, &watch.tokens()).await.unwrap(), CommitOutcome::Stored(_)));
     let conflict = store.commit(&claim, &watch.tokens()).await.unwrap();
-    assert!(matches!(conflict, Commit::Conflict(Some(_))));
+    assert!(matches!(conflict, CommitOutcome::Conflict(Some(_))));
     watch.debug(conflict);
     let changed = store.claim(record.version, Duration::from_secs(1)).await.unwrap();
-    assert!(matches!(changed, Claiming::Changed(Some(_))));
+    assert!(matches!(changed, ClaimOutcome::Changed(Some(_))));
     watch.debug(changed);
     let conflict = store.clear(record.version).await.unwrap();
-    assert!(matches!(conflict, Clear::Conflict(_)));
+    assert!(matches!(conflict, ClearOutcome::Conflict(_)));
     watch.debug(conflict);
 
     watch.assert_nothing_leaked();
@@ -380,7 +380,7 @@ async fn no_secret_is_traced_or_in_an_error_whatever_becomes_of_a_refresh() {
     // Failures of all kinds, and the cool-down after them.
     for error in [
         || RefreshError::misconfigured("the server does not know this client"),
-        || RefreshError::unavailable("not now").retry_after(Duration::from_secs(7)),
+        || RefreshError::unavailable("not now").with_retry_after(Duration::from_secs(7)),
         || RefreshError::in_doubt(io::Error::other("reset")),
     ] {
         it.refused(|| Err(error())).await;
@@ -504,7 +504,7 @@ async fn no_secret_is_traced_or_in_an_error_of_the_ready_made_calls() {
             live(&watch, OAuthRefresh::new(client(), URL, auth.clone()).unwrap(), revoke).await;
             let grant = ClientCredentials::new(client(), URL, auth).unwrap();
             watch.debug(&grant);
-            if let Err(error) = grant.tokens().await {
+            if let Err(error) = grant.request_tokens().await {
                 watch.error(&error);
             }
         }

@@ -26,8 +26,8 @@ use tower::timeout::error::Elapsed;
 use tower::util::{BoxCloneService, BoxCloneSyncService, MapRequest};
 use tower::{BoxError, Service, ServiceExt};
 use tower_auth_refresh::{
-    AccessToken, AuthRefresh, AuthRefreshLayer, NotRefreshed, OptOut, RefreshError, RefreshReport, RefreshRequest,
-    Session, Tokens,
+    AccessToken, AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshReport, RefreshRequest, Session,
+    SkipAuth, Tokens,
 };
 use tower_http::compression::{Compression, predicate::SizeAbove};
 use tower_http::decompression::{Decompression, RequestDecompression};
@@ -152,7 +152,7 @@ where
     C: Service<Call, Response = Response<ResB>, Error: Into<BoxError>>,
     ResB: Body<Error: Debug>,
 {
-    let call = Request::post(format!("{ORIGIN}/auth/refresh")).extension(OptOut).body(Full::default())?;
+    let call = Request::post(format!("{ORIGIN}/auth/refresh")).extension(SkipAuth).body(Full::default())?;
     let response = client.oneshot(call).await.map_err(Into::into)?;
     if response.status() != 200 {
         return Err(RefreshError::unavailable("try again").into());

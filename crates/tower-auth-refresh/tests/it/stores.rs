@@ -15,7 +15,7 @@ use http_body_util::Full;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tower::{BoxError, Service, ServiceExt};
-use tower_auth_refresh::store::{Claiming, Epoch, Presented, TokenStore};
+use tower_auth_refresh::store::{ClaimOutcome, Epoch, Presented, TokenStore};
 use tower_auth_refresh::{
     AuthRefreshLayer, NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, ReplayBody, RevokeRequest,
     RevokeService, Session, SessionBuilder, SessionState, Tokens,
@@ -165,7 +165,7 @@ async fn session_refresh_adopts_what_a_peer_has_stored() {
 #[tokio::test(start_paused = true)]
 async fn a_peers_tokens_that_have_expired_are_refreshed_rather_than_adopted() {
     let (mut it, store) = stored().await;
-    store.refresh_as_peer(&pair(2).expires_at(SystemTime::UNIX_EPOCH)).await;
+    store.refresh_as_peer(&pair(2).with_expires_at(SystemTime::UNIX_EPOCH)).await;
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
     assert_eq!(refresh.presented(), "r2");
@@ -344,7 +344,7 @@ async fn a_claim_that_is_given_back_unused_is_taken_up_unmarked() {
     let response = it.get_refused().await;
     sleep(2 * SECOND).await;
     assert!(it.auth.is_idle().await);
-    store.without_faults().release(&claim, Presented::No).await.unwrap();
+    store.without_faults().release(&claim, Presented::Unused).await.unwrap();
     let refresh = it.auth.next().await;
     assert!(!refresh.request.is_in_doubt());
     refresh.answer(Ok(pair(2)));
@@ -590,7 +590,7 @@ async fn while_tokens_are_unsaved_no_peer_gets_at_the_refresh_token_that_is_used
                 store.lift(Op::Renew);
             }
             let claiming = store.without_faults().claim(version, SECOND).await.unwrap();
-            assert!(matches!(claiming, Claiming::Busy { .. }), "{fault:?}, {answered_after:?}: after {tenth}/10 s");
+            assert!(matches!(claiming, ClaimOutcome::Busy { .. }), "{fault:?}, {answered_after:?}: after {tenth}/10 s");
             sleep(SECOND / 10).await;
         }
         store.heal();
@@ -1034,7 +1034,7 @@ async fn a_revoke_service_that_panics_does_not_keep_the_tokens_in_the_store() {
 /// How far a refresh has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    Claiming,
+    ClaimOutcome,
     /// The claim is marked in the store, its answer is on its way.
     Claimed,
     Calling,
@@ -1051,7 +1051,7 @@ enum Stage {
 
 impl Stage {
     const ALL: [Self; 8] = [
-        Self::Claiming,
+        Self::ClaimOutcome,
         Self::Claimed,
         Self::Calling,
         Self::BackingOff,
@@ -1076,7 +1076,7 @@ async fn midway(stage: Stage) -> Midway {
     let (revoke, revoked) = revocations();
     let (mut it, store) = stored_with(|builder| builder.revoke(revoke)).await;
     let fault = match stage {
-        Stage::Claiming => Some((Op::Claim, Fault::Hang)),
+        Stage::ClaimOutcome => Some((Op::Claim, Fault::Hang)),
         Stage::Claimed => Some((Op::Claim, Fault::HangLate)),
         Stage::Rejected => Some((Op::Load, Fault::Hang)),
         Stage::Releasing => Some((Op::Release, Fault::Hang)),
@@ -1090,10 +1090,10 @@ async fn midway(stage: Stage) -> Midway {
     let response = it.get_refused().await;
     let mut call = None;
     match stage {
-        Stage::Claiming | Stage::Claimed => {}
+        Stage::ClaimOutcome | Stage::Claimed => {}
         Stage::Calling => call = Some(it.auth.next().await),
         Stage::BackingOff => {
-            let later = RefreshError::unavailable("too many requests").retry_after(10 * SECOND);
+            let later = RefreshError::unavailable("too many requests").with_retry_after(10 * SECOND);
             it.auth.next().await.answer(Err(later));
         }
         Stage::Rejected => it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant"))),

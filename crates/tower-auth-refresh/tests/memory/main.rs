@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test binary: a panic is a failed test")]
 
 mod answers;
-mod sessions;
+mod registry;
 mod uploads;
 
 use std::env;

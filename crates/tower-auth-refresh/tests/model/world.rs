@@ -298,7 +298,7 @@ async fn refresh(shared: Arc<Mutex<Shared>>, who: Who, request: RefreshRequest) 
         Answer::Misconfigured => Err(RefreshError::misconfigured("invalid_client")),
         Answer::Unavailable => Err(RefreshError::unavailable("503")),
         Answer::UnavailableFor(seconds) => {
-            Err(RefreshError::unavailable("503").retry_after(Duration::from_secs(seconds)))
+            Err(RefreshError::unavailable("503").with_retry_after(Duration::from_secs(seconds)))
         }
         Answer::InDoubt => Err(RefreshError::in_doubt("the connection was reset")),
         Answer::Nothing => std::future::pending().await,

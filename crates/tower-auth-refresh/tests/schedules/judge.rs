@@ -199,7 +199,7 @@ impl Case {
     fn issue(&mut self, pair: Pair) -> Tokens {
         self.issued.entry(pair).or_insert_with(Instant::now);
         match self.early {
-            Some(Early { lifetime, .. }) => pair.tokens().expires_in(lifetime),
+            Some(Early { lifetime, .. }) => pair.tokens().with_expires_in(lifetime),
             None => pair.tokens(),
         }
     }

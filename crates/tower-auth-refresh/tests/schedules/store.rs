@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tower_auth_refresh::Tokens;
 use tower_auth_refresh::store::{
-    Claim, Claiming, Clear, Commit, Epoch, MemoryStore, Presented, Record, StoreError, StoreFuture, TokenStore, Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, MemoryStore, Presented, Record, StoreError, StoreFuture,
+    TokenStore, Version,
 };
 
 use crate::gates::{Gate, Gates, Pass};
@@ -54,7 +55,7 @@ impl TokenStore for GatedStore {
         self.call("replace", move || self.inner.replace(epoch, tokens))
     }
 
-    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, Claiming> {
+    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome> {
         self.call("claim", move || self.inner.claim(version, lease))
     }
 
@@ -66,7 +67,7 @@ impl TokenStore for GatedStore {
         self.call("release", move || self.inner.release(claim, presented))
     }
 
-    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, Commit> {
+    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome> {
         let committed = self.call("commit", move || {
             self.judge.saved(tokens);
             self.inner.commit(claim, tokens)
@@ -78,7 +79,7 @@ impl TokenStore for GatedStore {
         })
     }
 
-    fn clear(&self, version: Version) -> StoreFuture<'_, Clear> {
+    fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome> {
         self.call("clear", move || self.inner.clear(version))
     }
 }

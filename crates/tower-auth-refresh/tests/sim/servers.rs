@@ -79,7 +79,7 @@ impl Authority {
     fn issued(&self, family: usize, now: Duration) -> Tokens {
         let expiry = self.families[family].expiries.last().expect("one at least");
         let tokens = self.newest(family);
-        if self.tells { tokens.expires_in(expiry.saturating_sub(now)) } else { tokens }
+        if self.tells { tokens.with_expires_in(expiry.saturating_sub(now)) } else { tokens }
     }
 
     /// When an access token expires.
@@ -197,7 +197,8 @@ pub async fn refresh(world: Arc<World>, request: Request<Incoming>) -> Response<
         Ok(tokens) => {
             let access = tokens.access_token().unwrap().expose_secret();
             let refresh = tokens.refresh_token().unwrap().expose_secret();
-            let lifetime = tokens.expiry().map(|_| world.lifetime(crate::store::access_token(&tokens)).as_secs_f64());
+            let lifetime =
+                tokens.expires_at().map(|_| world.lifetime(crate::store::access_token(&tokens)).as_secs_f64());
             let granted = json!({
                 "access_token": access, "refresh_token": refresh, "token_type": "Bearer", "expires_in": lifetime,
             });

@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tower_auth_refresh::Tokens;
 use tower_auth_refresh::store::{
-    Claim, Claiming, Clear, Commit, Epoch, Presented, Record, StoreError, StoreFuture, TokenStore, Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, Presented, Record, StoreError, StoreFuture, TokenStore,
+    Version,
 };
 
 use crate::net::forever;
@@ -73,20 +74,20 @@ impl Slot {
         self.claim.as_mut().filter(|mark| current && mark.id == claim.id)
     }
 
-    fn claim(&mut self, version: Version, lease: Duration, now: Duration) -> Claiming {
+    fn claim(&mut self, version: Version, lease: Duration, now: Duration) -> ClaimOutcome {
         if !self.is(version) {
-            return Claiming::Changed(self.record.clone());
+            return ClaimOutcome::Changed(self.record.clone());
         }
         let in_doubt = match self.claim {
             None => false,
             Some(Mark { until: Some(until), .. }) if now < until => {
-                return Claiming::Busy { until: Instant::now() + until.saturating_sub(now) };
+                return ClaimOutcome::Busy { until: Instant::now() + until.saturating_sub(now) };
             }
             Some(_) => true,
         };
         let id = self.next();
         self.claim = Some(Mark { id, until: Some(now + lease), in_doubt });
-        Claiming::Claimed(Claim { version, id, in_doubt })
+        ClaimOutcome::Claimed(Claim { version, id, in_doubt })
     }
 }
 
@@ -153,14 +154,14 @@ impl TokenStore for SharedStore {
         })
     }
 
-    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, Claiming> {
+    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome> {
         self.call("claim", None, move |state, user, now| {
             let found = state.slots[user].claim(version, lease, now);
             let what = match &found {
-                Claiming::Claimed(claim) if claim.in_doubt => "claimed, in doubt",
-                Claiming::Claimed(_) => "claimed",
-                Claiming::Busy { .. } => "busy",
-                Claiming::Changed(_) => "changed",
+                ClaimOutcome::Claimed(claim) if claim.in_doubt => "claimed, in doubt",
+                ClaimOutcome::Claimed(_) => "claimed",
+                ClaimOutcome::Busy { .. } => "busy",
+                ClaimOutcome::Changed(_) => "changed",
             };
             state.judge.note(now, format_args!("{}: claim on version {}: {what}", self.process, version.0));
             found
@@ -184,26 +185,26 @@ impl TokenStore for SharedStore {
             let slot = &mut state.slots[user];
             let Some(mark) = slot.held(claim) else { return };
             mark.until = None;
-            if presented == Presented::No && !mark.in_doubt {
+            if presented == Presented::Unused && !mark.in_doubt {
                 slot.claim = None;
             }
         })
     }
 
-    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, Commit> {
+    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome> {
         self.call("commit", Some(tokens), move |state, user, now| match &state.slots[user].record {
             Some(record) if record.version == claim.version => {
                 let epoch = record.epoch;
                 state.judge.stored(now, &self.process, tokens);
-                Commit::Stored(state.slots[user].write(epoch, tokens.clone()))
+                CommitOutcome::Stored(state.slots[user].write(epoch, tokens.clone()))
             }
-            other => Commit::Conflict(other.clone()),
+            other => CommitOutcome::Conflict(other.clone()),
         })
     }
 
-    fn clear(&self, version: Version) -> StoreFuture<'_, Clear> {
+    fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome> {
         self.call("clear", None, move |state, user, now| match &state.slots[user].record {
-            Some(record) if record.version != version => Clear::Conflict(record.clone()),
+            Some(record) if record.version != version => ClearOutcome::Conflict(record.clone()),
             found => {
                 if let Some(record) = found {
                     let family = family(&record.tokens);
@@ -214,7 +215,7 @@ impl TokenStore for SharedStore {
                 let slot = &mut state.slots[user];
                 slot.record = None;
                 slot.claim = None;
-                Clear::Cleared
+                ClearOutcome::Cleared
             }
         })
     }

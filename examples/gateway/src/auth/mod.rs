@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 use tower::BoxError;
 use tower_auth_refresh::{Session, SessionBuilder, Tokens};
 use tower_auth_refresh_http::{
-    AuthClient, CallError, ClientAuth, InvalidEndpoint, JsonLogin, JsonLogout, JsonRefresh, OAuthRefresh, OAuthRevoke,
+    AuthClient, AuthServerError, ClientAuth, InvalidEndpoint, JsonLogin, JsonLogout, JsonRefresh, OAuthRefresh,
+    OAuthRevoke,
 };
 
 use self::password_grant::PasswordGrant;
@@ -84,13 +85,13 @@ impl Auth {
     /// Credentials in, tokens out.
     pub(crate) async fn login(&self, credentials: &Map<String, Value>) -> Result<Tokens, LoginFailed> {
         match self {
-            Self::Json { login, .. } => Ok(login.tokens(credentials).await?),
-            Self::OAuth { login, .. } => login.tokens(credentials).await,
+            Self::Json { login, .. } => Ok(login.request_tokens(credentials).await?),
+            Self::OAuth { login, .. } => login.request_tokens(credentials).await,
         }
     }
 
     /// Gives tokens back that no session could be made for.
-    pub(crate) async fn revoke(&self, tokens: &Tokens) -> Result<(), CallError> {
+    pub(crate) async fn revoke(&self, tokens: &Tokens) -> Result<(), AuthServerError> {
         match self {
             Self::Json { logout, .. } => logout.revoke(tokens).await,
             Self::OAuth { revoke: Some(revoke), .. } => revoke.revoke(tokens).await,
@@ -111,8 +112,8 @@ fn checked<C>(
     })
 }
 
-impl From<CallError> for LoginFailed {
-    fn from(error: CallError) -> Self {
+impl From<AuthServerError> for LoginFailed {
+    fn from(error: AuthServerError) -> Self {
         if error.is_rejected() {
             Self::WrongCredentials
         } else if error.is_misconfigured() {

@@ -57,7 +57,7 @@ impl PasswordGrant {
         Self { client: https(), url: url.to_owned(), client_id: client_id.to_owned(), authorization }
     }
 
-    pub(super) async fn tokens(&self, credentials: &Map<String, Value>) -> Result<Tokens, LoginFailed> {
+    pub(super) async fn request_tokens(&self, credentials: &Map<String, Value>) -> Result<Tokens, LoginFailed> {
         let request = self.request(credentials)?;
         match tokio::time::timeout(TIMEOUT, self.ask(request)).await {
             Ok(answer) => answer,
@@ -129,7 +129,7 @@ impl Answer {
             _ => None,
         };
         let lifetime = lifetime.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        Ok(tokens.expires_in(lifetime.unwrap_or_default()))
+        Ok(tokens.with_expires_in(lifetime.unwrap_or_default()))
     }
 }
 

@@ -9,7 +9,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
 use http_body_util::LengthLimitError;
 use serde_json::{Map, Value};
-use tower_auth_refresh::SessionsError;
+use tower_auth_refresh::SessionRegistryError;
 
 use crate::app::App;
 use crate::auth::LoginFailed;
@@ -73,7 +73,7 @@ async fn sign_in(app: App, credentials: Map<String, Value>) -> Result<SignedIn, 
     })?;
     match app.sessions.sign_in(id, tokens.clone()).await {
         Ok(_) => {}
-        Err(SessionsError::Session(error)) => {
+        Err(SessionRegistryError::Session(error)) => {
             // He is signed in all the same; what could not be stored is stored later.
             tracing::warn!(%error, "a user's tokens could not be stored");
         }

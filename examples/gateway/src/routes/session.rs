@@ -34,6 +34,6 @@ fn tell(session: &Session) -> Value {
         SessionState::Ended => return json!({ "state": "ended" }),
         _ => return json!({ "state": "signed_out" }),
     };
-    let left = session.tokens().expiry().map(|expiry| expiry.duration_since(SystemTime::now()).unwrap_or_default());
+    let left = session.tokens().expires_at().map(|expiry| expiry.duration_since(SystemTime::now()).unwrap_or_default());
     json!({ "state": state, "generation": session.generation().get(), "expires_in": left.map(|left| left.as_secs()) })
 }

@@ -101,7 +101,7 @@ async fn a_million_sessions() {
         // As long as a small JWT, and as an opaque refresh token.
         let access = AccessToken::new(format!("{number:0>230}")).unwrap();
         let refresh = RefreshToken::new(format!("{number:0>64}")).unwrap();
-        let tokens = Tokens::new(access, refresh).expires_in(Duration::from_secs(300));
+        let tokens = Tokens::new(access, refresh).with_expires_in(Duration::from_secs(300));
         gateway.sign_in(tokens).await.unwrap();
     }
     let took = begun.elapsed();

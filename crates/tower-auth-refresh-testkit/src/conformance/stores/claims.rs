@@ -28,7 +28,7 @@ pub(super) async fn a_claim_that_expires_is_in_doubt_ever_after(bench: Bench) {
     bench.busy(&bench.a, version).await;
 
     // It isn't the second one's to say that the first hadn't presented it.
-    bench.b.release(&second, Presented::No).await.expect("release");
+    bench.b.release(&second, Presented::Unused).await.expect("release");
     let third = bench.claimed(&bench.a, version).await;
     assert!(third.in_doubt, "the doubt was forgotten at a release");
     bench.expire().await;
@@ -64,7 +64,7 @@ pub(super) async fn a_claim_that_is_lost_is_not_renewed(bench: Bench) {
     let version = stored(&bench.b, &second, "2").await;
     assert!(!renewed(&second).await, "the claim was committed");
 
-    for presented in [Presented::InDoubt, Presented::No] {
+    for presented in [Presented::InDoubt, Presented::Unused] {
         let released = bench.claimed(&bench.a, version).await;
         bench.a.release(&released, presented).await.expect("release");
         assert!(!renewed(&released).await, "the claim was released");
@@ -83,7 +83,7 @@ pub(super) async fn a_claim_that_is_lost_is_not_renewed(bench: Bench) {
 pub(super) async fn a_token_that_was_not_presented_is_free_again(bench: Bench) {
     let version = bench.sign_in("1").await;
     let claim = bench.claimed(&bench.a, version).await;
-    bench.a.release(&claim, Presented::No).await.expect("release");
+    bench.a.release(&claim, Presented::Unused).await.expect("release");
     let next = bench.claimed(&bench.b, version).await;
     assert!(!next.in_doubt, "nobody has presented the token");
     assert_ne!(claim.id, next.id, "two claims can't be told apart");
@@ -102,13 +102,13 @@ pub(super) async fn a_release_that_comes_too_late_frees_nobody_elses_claim(bench
     let late = bench.claimed(&bench.a, version).await;
     bench.expire().await;
     let claim = bench.claimed(&bench.b, version).await;
-    for presented in [Presented::No, Presented::InDoubt] {
+    for presented in [Presented::Unused, Presented::InDoubt] {
         bench.a.release(&late, presented).await.expect("release");
         bench.busy(&bench.a, version).await;
     }
     let version = stored(&bench.b, &claim, "2").await;
     let claim = bench.claimed(&bench.b, version).await;
-    bench.a.release(&late, Presented::No).await.expect("release");
+    bench.a.release(&late, Presented::Unused).await.expect("release");
     bench.busy(&bench.a, version).await;
     assert!(bench.b.renew(&claim, bench.lease).await.expect("renew"), "the claim is held");
 }

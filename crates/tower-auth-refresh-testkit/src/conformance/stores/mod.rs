@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
-use tower_auth_refresh::store::{Claim, Claiming, Clear, Commit, Epoch, Record, TokenStore, Version};
+use tower_auth_refresh::store::{Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, Record, TokenStore, Version};
 use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
 
 use super::Handles;
@@ -76,7 +76,7 @@ impl Bench {
 
     async fn claimed(&self, store: &Arc<dyn TokenStore>, version: Version) -> Claim {
         match store.claim(version, self.lease).await.expect("claim") {
-            Claiming::Claimed(claim) => {
+            ClaimOutcome::Claimed(claim) => {
                 assert_eq!(claim.version, version, "the claim is on another version");
                 claim
             }
@@ -86,14 +86,14 @@ impl Bench {
 
     async fn busy(&self, store: &Arc<dyn TokenStore>, version: Version) -> Instant {
         match store.claim(version, self.lease).await.expect("claim") {
-            Claiming::Busy { until } => until,
+            ClaimOutcome::Busy { until } => until,
             other => panic!("somebody holds a claim, but the store says {other:?}"),
         }
     }
 
     async fn changed(&self, store: &Arc<dyn TokenStore>, version: Version) -> Option<Record> {
         match store.claim(version, self.lease).await.expect("claim") {
-            Claiming::Changed(record) => record,
+            ClaimOutcome::Changed(record) => record,
             other => panic!("the record has another version, but the store says {other:?}"),
         }
     }
@@ -113,25 +113,27 @@ fn refresh_token(text: &str) -> RefreshToken {
     RefreshToken::new(text).expect("it is printable ASCII")
 }
 
-async fn commit(store: &Arc<dyn TokenStore>, claim: &Claim, name: &str) -> Commit {
+async fn commit(store: &Arc<dyn TokenStore>, claim: &Claim, name: &str) -> CommitOutcome {
     store.commit(claim, &tokens(name)).await.expect("commit")
 }
 
 async fn stored(store: &Arc<dyn TokenStore>, claim: &Claim, name: &str) -> Version {
     match commit(store, claim, name).await {
-        Commit::Stored(version) => version,
-        Commit::Conflict(found) => panic!("the claimed version stands, but the store says it conflicts with {found:?}"),
+        CommitOutcome::Stored(version) => version,
+        CommitOutcome::Conflict(found) => {
+            panic!("the claimed version stands, but the store says it conflicts with {found:?}")
+        }
     }
 }
 
 async fn conflicting(store: &Arc<dyn TokenStore>, claim: &Claim, name: &str) -> Option<Record> {
     match commit(store, claim, name).await {
-        Commit::Conflict(found) => found,
-        Commit::Stored(version) => panic!("the claimed version is gone, but the store has written {version:?}"),
+        CommitOutcome::Conflict(found) => found,
+        CommitOutcome::Stored(version) => panic!("the claimed version is gone, but the store has written {version:?}"),
     }
 }
 
 async fn cleared(store: &Arc<dyn TokenStore>, version: Version) {
     let clear = store.clear(version).await.expect("clear");
-    assert!(matches!(clear, Clear::Cleared), "the version stands, but the store says {clear:?}");
+    assert!(matches!(clear, ClearOutcome::Cleared), "the version stands, but the store says {clear:?}");
 }

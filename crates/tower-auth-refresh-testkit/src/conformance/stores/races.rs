@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use tower_auth_refresh::store::{Claiming, Clear, Commit, Epoch, Presented};
+use tower_auth_refresh::store::{ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, Presented};
 
 use super::{Bench, commit, stored, tokens};
 
@@ -19,9 +19,9 @@ pub(super) async fn of_many_claims_at_once_exactly_one_is_made(bench: Bench) {
         let mut made = 0;
         for claim in claims {
             match claim.await.expect("a store doesn't panic") {
-                Claiming::Claimed(_) => made += 1,
-                Claiming::Busy { .. } => {}
-                Claiming::Changed(record) => panic!("nobody has written, but the store says {record:?}"),
+                ClaimOutcome::Claimed(_) => made += 1,
+                ClaimOutcome::Busy { .. } => {}
+                ClaimOutcome::Changed(record) => panic!("nobody has written, but the store says {record:?}"),
             }
         }
         assert_eq!(made, 1, "of twenty claims at once");
@@ -52,11 +52,11 @@ pub(super) async fn a_commit_and_a_clear_at_once_agree_on_who_was_first(bench: B
         };
         let left = bench.load().await;
         match (commit.expect("a store doesn't panic"), clear.expect("a store doesn't panic")) {
-            (Commit::Stored(version), Clear::Conflict(found)) => {
+            (CommitOutcome::Stored(version), ClearOutcome::Conflict(found)) => {
                 assert_eq!(found.version, version);
                 assert_eq!(left, Some(found));
             }
-            (Commit::Conflict(None), Clear::Cleared) => assert_eq!(left, None),
+            (CommitOutcome::Conflict(None), ClearOutcome::Cleared) => assert_eq!(left, None),
             (commit, clear) => panic!("both or none was first: {commit:?}, {clear:?}"),
         }
     }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::json;
-use tower_auth_refresh::store::{Clear, Commit, Epoch, Presented, Record, Version};
+use tower_auth_refresh::store::{ClearOutcome, CommitOutcome, Epoch, Presented, Record, Version};
 use tower_auth_refresh::{AccessToken, Tokens};
 
 use super::{Bench, cleared, conflicting, refresh_token, stored, tokens};
@@ -43,10 +43,10 @@ pub(super) async fn every_record_comes_back_as_it_came(bench: Bench) {
     let long = AccessToken::new("x".repeat(4096)).expect("it is visible ASCII");
     let at = UNIX_EPOCH + Duration::new(2_000_000_000, 123_456_700);
     let kinds = [
-        tokens("1").expires_at(at).extra(members.clone()),
-        Tokens::from_access_token(access()).expires_at(at),
+        tokens("1").with_expires_at(at).with_extra(members.clone()),
+        Tokens::from_access_token(access()).with_expires_at(at),
         Tokens::from_refresh_token(refresh_token("with \"quotes\", \\ and spaces")),
-        Tokens::from_access_token(long).extra(members),
+        Tokens::from_access_token(long).with_extra(members),
         Tokens::default(),
     ];
     for (tokens, epoch) in
@@ -55,7 +55,7 @@ pub(super) async fn every_record_comes_back_as_it_came(bench: Bench) {
         let version = bench.a.replace(epoch, &tokens).await.expect("replace");
         assert_eq!(bench.load().await, Some(Record { version, epoch, tokens: tokens.clone() }), "replaced");
         let claim = bench.claimed(&bench.b, version).await;
-        let Commit::Stored(version) = bench.b.commit(&claim, &tokens).await.expect("commit") else {
+        let CommitOutcome::Stored(version) = bench.b.commit(&claim, &tokens).await.expect("commit") else {
             panic!("nobody else has written");
         };
         let record = Record { version, epoch, tokens };
@@ -136,14 +136,14 @@ pub(super) async fn a_clear_of_another_version_deletes_nothing(bench: Bench) {
     let new = stored(&bench.a, &claim, "2").await;
     let record = Record { version: new, epoch: Epoch(7), tokens: tokens("2") };
     match bench.b.clear(old).await.expect("clear") {
-        Clear::Conflict(found) => assert_eq!(found, record),
-        Clear::Cleared => panic!("a record of another version was deleted"),
+        ClearOutcome::Conflict(found) => assert_eq!(found, record),
+        ClearOutcome::Cleared => panic!("a record of another version was deleted"),
     }
     assert_eq!(bench.load().await, Some(record));
 
     // Nor does it touch a claim.
     bench.claimed(&bench.a, new).await;
-    assert!(matches!(bench.b.clear(old).await.expect("clear"), Clear::Conflict(_)));
+    assert!(matches!(bench.b.clear(old).await.expect("clear"), ClearOutcome::Conflict(_)));
     bench.busy(&bench.b, new).await;
 }
 

@@ -287,7 +287,7 @@ impl World {
         self.land_if(claimed || failure == Failure::Unavailable)?;
         let error = match failure {
             Failure::Unavailable => RefreshError::unavailable("no"),
-            Failure::Later(seconds) => RefreshError::unavailable("no").retry_after(Duration::from_secs(seconds)),
+            Failure::Later(seconds) => RefreshError::unavailable("no").with_retry_after(Duration::from_secs(seconds)),
             Failure::Misconfigured => RefreshError::misconfigured("no"),
             Failure::InDoubt => RefreshError::in_doubt("no"),
         };

@@ -3,7 +3,7 @@
 use std::env;
 use std::time::Duration;
 
-use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Session, Sessions, Tokens};
+use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Session, SessionRegistry, Tokens};
 
 use crate::{alone, memory, tell};
 
@@ -13,7 +13,7 @@ const SESSIONS: usize = 100_000;
 #[test]
 fn a_session_among_many_takes_a_kibibyte_at_most() {
     if env::var_os("SIGN_IN").is_none() {
-        if let Some(grown) = alone("sessions::a_session_among_many_takes_a_kibibyte_at_most", [("SIGN_IN", "yes")]) {
+        if let Some(grown) = alone("registry::a_session_among_many_takes_a_kibibyte_at_most", [("SIGN_IN", "yes")]) {
             let each = grown / SESSIONS;
             println!("{each} bytes for each of {SESSIONS} sessions");
             assert!((600..=1024).contains(&each), "{each} bytes");
@@ -23,12 +23,12 @@ fn a_session_among_many_takes_a_kibibyte_at_most() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let refresh = tower::service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
-        let sessions = Sessions::builder(Session::builder(refresh)).capacity(SESSIONS).build().unwrap();
+        let sessions = SessionRegistry::builder(Session::builder(refresh)).max_sessions(SESSIONS).build().unwrap();
         let sign_in = async |user: u128| {
             // As long as a small JWT, and as an opaque refresh token.
             let access = AccessToken::new(format!("{user:0>230}")).unwrap();
             let refresh = RefreshToken::new(format!("{user:0>64}")).unwrap();
-            let tokens = Tokens::new(access, refresh).expires_in(Duration::from_secs(300));
+            let tokens = Tokens::new(access, refresh).with_expires_in(Duration::from_secs(300));
             drop(sessions.sign_in(user, tokens).await.unwrap());
         };
         // What is made once is made by then.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use tower::service_fn;
-use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Session, Sessions, Tokens};
+use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Session, SessionRegistry, Tokens};
 
 use crate::rounds::Median;
 
@@ -19,14 +19,15 @@ pub const LOOK_UPS: u32 = 512;
 /// # Panics
 ///
 /// Outside a runtime.
-pub async fn fill(count: u64) -> Sessions<u64> {
+pub async fn fill(count: u64) -> SessionRegistry<u64> {
     let refresh = service_fn(|request: RefreshRequest| async move { Ok::<_, RefreshError>(request.tokens().clone()) });
     let capacity = usize::try_from(count).expect("as many as there is memory for");
-    let sessions = Sessions::builder(Session::builder(refresh)).capacity(capacity).build().expect("in a runtime");
+    let sessions =
+        SessionRegistry::builder(Session::builder(refresh)).max_sessions(capacity).build().expect("in a runtime");
     for user in 0..count {
         sessions.sign_in(user, tokens(user)).await.expect("there is room");
     }
-    sessions.landed().await;
+    sessions.wait_idle().await;
     sessions
 }
 
@@ -43,7 +44,7 @@ fn tokens(user: u64) -> Tokens {
 ///
 /// If one isn't found at once.
 #[must_use]
-pub fn look_up(sessions: &Sessions<u64>, count: u64) -> Duration {
+pub fn look_up(sessions: &SessionRegistry<u64>, count: u64) -> Duration {
     // Made before, so that only the look-ups are timed.
     let users: Vec<u64> = (0..LOOK_UPS).map(|_| fastrand::u64(..count)).collect();
     let begun = Instant::now();
@@ -56,6 +57,6 @@ pub fn look_up(sessions: &Sessions<u64>, count: u64) -> Duration {
 
 /// Nanoseconds per look-up: the median of the rounds.
 #[must_use]
-pub fn look_ups(sessions: &Sessions<u64>, count: u64, rounds: usize) -> Median {
+pub fn look_ups(sessions: &SessionRegistry<u64>, count: u64, rounds: usize) -> Median {
     Median::of((0..rounds).map(|_| look_up(sessions, count).as_secs_f64() * 1e9 / f64::from(LOOK_UPS)))
 }

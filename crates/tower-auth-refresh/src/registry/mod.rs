@@ -1,15 +1,15 @@
-//! [`Sessions`]: many users' sessions by key, as many as fit.
+//! [`SessionRegistry`]: many users' sessions by key, as many as fit.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
 //! use std::time::Duration;
-//! use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Session, Sessions, Tokens};
+//! use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Session, SessionRegistry, Tokens};
 //!
 //! # let refresh_service = tower::service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
-//! let sessions = Sessions::builder(Session::builder(refresh_service))
-//!     .capacity(10_000)
-//!     .idle(Duration::from_secs(60 * 60))
-//!     .refreshes_in_flight(50)
+//! let sessions = SessionRegistry::builder(Session::builder(refresh_service))
+//!     .max_sessions(10_000)
+//!     .idle_timeout(Duration::from_secs(60 * 60))
+//!     .max_concurrent_refreshes(50)
 //!     .build()?;
 //!
 //! // At the login:
@@ -25,7 +25,7 @@
 //! sessions.sign_out(&"alice").await?;
 //!
 //! // At the end, so that no refresh is cut off:
-//! sessions.landed().await;
+//! sessions.wait_idle().await;
 //! # Ok(()) }
 //! ```
 //!
@@ -33,15 +33,15 @@
 //!
 //! ```
 //! # use std::sync::Arc;
-//! # use tower_auth_refresh::{MemoryStore, RefreshError, RefreshRequest, Session, Sessions, SessionsError, Tokens};
+//! # use tower_auth_refresh::{MemoryStore, RefreshError, RefreshRequest, Session, SessionRegistry, SessionRegistryError, Tokens};
 //! # use tower_auth_refresh::TokenStore;
 //! # struct Database; impl Database { fn row(self: &Arc<Self>, _: u64) -> MemoryStore { MemoryStore::new() } }
 //! # fn example(
 //! #     database: Arc<Database>,
 //! #     template: tower_auth_refresh::SessionBuilder,
 //! # ) -> Result<(), tower_auth_refresh::SessionError> {
-//! let sessions = Sessions::builder(template)
-//!     .stores(move |user: &u64| Arc::new(database.row(*user)) as Arc<dyn TokenStore>)
+//! let sessions = SessionRegistry::builder(template)
+//!     .store_factory(move |user: &u64| Arc::new(database.row(*user)) as Arc<dyn TokenStore>)
 //!     .build()?;
 //! # Ok(()) }
 //! ```
@@ -77,13 +77,13 @@ const REFRESHES: usize = 64;
 
 /// Many users' sessions by key, as many as fit: a cheap handle, to be cloned freely.
 ///
-/// - One that is missing is read from its [store](SessionsBuilder::stores) when it is asked for: once, however many ask
+/// - One that is missing is read from its [store](SessionRegistryBuilder::store_factory) when it is asked for: once, however many ask
 ///   at the same moment, and none of them interrupts it by going away. A [`Session`] that somebody holds is always
 ///   found again: no user has two.
 /// - When they don't fit, one that has not been used for long goes: only where its store can bring it back, nobody holds
 ///   it or [watches](Session::subscribe) it, no refresh is in flight, nothing is unsaved, it isn't cooling down and no API
 ///   has refused its fresh tokens within the hour. If none can go there is no room for another.
-/// - All share one [limit](SessionsBuilder::refreshes_in_flight) on refreshes in flight. Those who wait for their turn
+/// - All share one [limit](SessionRegistryBuilder::max_concurrent_refreshes) on refreshes in flight. Those who wait for their turn
 ///   get it in the order in which they came, spread by some milliseconds. Waiting is no attempt, and takes nothing of
 ///   the time that a refresh may take; but nobody waits for his turn and the refresh together for longer than the
 ///   time-out and 5 s: he then gets his 401, while his session keeps its place.
@@ -91,7 +91,7 @@ const REFRESHES: usize = 64;
 ///   unused included.
 ///
 /// They belong to the `tokio` runtime that they were built in.
-pub struct Sessions<K> {
+pub struct SessionRegistry<K> {
     inner: Arc<Inner<K>>,
 }
 
@@ -137,16 +137,16 @@ impl Drop for Loading {
 }
 
 /// What was found under a key, for all who asked.
-type Found = Result<Option<Session>, SessionsError>;
+type Found = Result<Option<Session>, SessionRegistryError>;
 
-impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
+impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
     /// Starts to build them. All are built as the template says; its tokens and its store are not used.
     ///
     /// Where it needs no refresh token ([`SessionBuilder::client_credentials`]) a session is still begun by a
     /// [sign-in](Self::sign_in) alone: with tokens that say in a [further member](Tokens::extra) whose it is, if nothing
     /// else. The refresh service finds it in the [request](crate::RefreshRequest::tokens).
-    pub fn builder(template: SessionBuilder) -> SessionsBuilder<K> {
-        SessionsBuilder { template, capacity: CAPACITY, idle: None, refreshes: REFRESHES, stores: None }
+    pub fn builder(template: SessionBuilder) -> SessionRegistryBuilder<K> {
+        SessionRegistryBuilder { template, capacity: CAPACITY, idle: None, refreshes: REFRESHES, stores: None }
     }
 
     /// The session of this key; `None` where nobody is signed in. One that was signed out or has ended is still found
@@ -157,13 +157,13 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
     /// # Errors
     ///
     /// If its store can't be read within 5 s: all who asked meanwhile get the same error, and the next to ask makes a new
-    /// attempt. [`SessionsError::Full`] if it was read, and there is no room for it.
+    /// attempt. [`SessionRegistryError::Full`] if it was read, and there is no room for it.
     // No `async fn`: its result would pass through memory, where the processor waits for it on every look-up.
     #[inline]
     pub fn get<'a>(
         &'a self,
         key: &'a K,
-    ) -> impl Future<Output = Result<Option<Session>, SessionsError>> + Send + use<'a, K> {
+    ) -> impl Future<Output = Result<Option<Session>, SessionRegistryError>> + Send + use<'a, K> {
         match self.inner.find(key) {
             Some(cell) => Either::Left(ready(Ok(Some(Session::of(cell))))),
             None => Either::Right(self.inner.find_or_load(key, false).boxed()),
@@ -175,10 +175,10 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
     ///
     /// # Errors
     ///
-    /// [`SessionsError::Full`] if there is no room: then nobody is signed in. If the store fails the user is signed in all
+    /// [`SessionRegistryError::Full`] if there is no room: then nobody is signed in. If the store fails the user is signed in all
     /// the same, [`get`](Self::get) finds the session, and the write is retried in the background. If the runtime has shut
     /// down a session that was in memory is unchanged; a new one is signed in, and no store is told of it.
-    pub async fn sign_in(&self, key: K, tokens: Tokens) -> Result<Session, SessionsError> {
+    pub async fn sign_in(&self, key: K, tokens: Tokens) -> Result<Session, SessionRegistryError> {
         let inner = &self.inner;
         let session = match inner.table.find(&key) {
             Some(cell) => Session::of(cell),
@@ -204,7 +204,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
     /// If the store can't be read: then he is still signed in. If the store can't be written, or the revoke service fails:
     /// the user is signed out all the same, and deleting from the store is retried in the background. If the runtime has
     /// shut down: then nothing is changed. A key that nobody is signed in under is no error.
-    pub async fn sign_out(&self, key: &K) -> Result<(), SessionsError> {
+    pub async fn sign_out(&self, key: &K) -> Result<(), SessionRegistryError> {
         let signed_out = self.inner.config.spawn(Arc::clone(&self.inner).sign_out(key.clone()));
         signed_out.await.map_err(SessionError::runtime)?
     }
@@ -223,22 +223,22 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Sessions<K> {
 
     /// Waits until no refresh is in flight, everything is saved, and all that is to be revoked is revoked: what a server
     /// does before it exits, once it takes no more requests. It takes as long as a store fails: bound it with a time-out.
-    pub async fn landed(&self) {
+    pub async fn wait_idle(&self) {
         if let Some(traffic) = &self.inner.config.traffic {
-            traffic.landed().await;
+            traffic.wait_idle().await;
         }
     }
 }
 
-impl<K> Clone for Sessions<K> {
+impl<K> Clone for SessionRegistry<K> {
     fn clone(&self) -> Self {
         Self { inner: Arc::clone(&self.inner) }
     }
 }
 
-impl<K> fmt::Debug for Sessions<K> {
+impl<K> fmt::Debug for SessionRegistry<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sessions").finish_non_exhaustive()
+        f.debug_struct("SessionRegistry").finish_non_exhaustive()
     }
 }
 
@@ -320,7 +320,12 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
     }
 
     /// Puts what was read into the table. `None` if a sign-in was quicker: what was read may be out of date.
-    fn end_load(&self, key: &K, number: u64, found: Result<Option<Arc<TokenCell>>, SessionsError>) -> Option<Found> {
+    fn end_load(
+        &self,
+        key: &K,
+        number: u64,
+        found: Result<Option<Arc<TokenCell>>, SessionRegistryError>,
+    ) -> Option<Found> {
         // Dropped last, when nothing is locked any more.
         let _gone;
         let mut arrivals = self.arrivals();
@@ -348,7 +353,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
     }
 
     /// The session to sign in to: the one that is there, or a new one.
-    fn arrive(&self, key: K, tokens: &Tokens) -> Result<Arrival, SessionsError> {
+    fn arrive(&self, key: K, tokens: &Tokens) -> Result<Arrival, SessionRegistryError> {
         let (tokens, config) = (tokens.clone(), Arc::clone(&self.config));
         let new = match &self.stores {
             Some(stores) => TokenCell::signed_in(tokens, stores(&key), config),
@@ -373,7 +378,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         Ok(Arrival::New(new))
     }
 
-    async fn sign_out(self: Arc<Self>, key: K) -> Result<(), SessionsError> {
+    async fn sign_out(self: Arc<Self>, key: K) -> Result<(), SessionRegistryError> {
         let session = match self.find(&key) {
             Some(cell) => Some(Session::of(cell)),
             None => self.find_or_load(&key, true).await?,
@@ -391,13 +396,13 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
     }
 
     /// Makes room for one more. What had to go for it is to be dropped when nothing is locked any more.
-    fn make_room(&self, arrivals: &mut Arrivals<K>) -> (Result<(), SessionsError>, Vec<table::Slot<K>>) {
+    fn make_room(&self, arrivals: &mut Arrivals<K>) -> (Result<(), SessionRegistryError>, Vec<table::Slot<K>>) {
         let mut gone = Vec::new();
         // More than one goes where some were read to be signed out.
         while self.table.len() >= self.capacity {
             match self.table.evict(&mut arrivals.hand) {
                 Some(slot) => gone.push(slot),
-                None => return (Err(SessionsError::Full), gone),
+                None => return (Err(SessionRegistryError::Full), gone),
             }
         }
         (Ok(()), gone)
@@ -421,9 +426,9 @@ impl<K> Drop for Inner<K> {
     }
 }
 
-/// Builds [`Sessions`].
+/// Builds [`SessionRegistry`].
 #[must_use = "a builder does nothing until `build`"]
-pub struct SessionsBuilder<K> {
+pub struct SessionRegistryBuilder<K> {
     template: SessionBuilder,
     capacity: usize,
     idle: Option<Duration>,
@@ -431,10 +436,10 @@ pub struct SessionsBuilder<K> {
     stores: Option<Box<Stores<K>>>,
 }
 
-impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionsBuilder<K> {
+impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistryBuilder<K> {
     /// How many sessions are kept in memory at most, beside those that are read to be signed out. Default: 100,000. With
-    /// none, every sign-in is [`SessionsError::Full`].
-    pub fn capacity(mut self, sessions: usize) -> Self {
+    /// none, every sign-in is [`SessionRegistryError::Full`].
+    pub fn max_sessions(mut self, sessions: usize) -> Self {
         self.capacity = sessions;
         self
     }
@@ -443,14 +448,14 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionsBuilder<K> {
     /// forgotten, another's user is signed out and his tokens are revoked, where there is a
     /// [revoke service](SessionBuilder::revoke). It may take a quarter longer, or 20 ms where that is more. Default:
     /// never.
-    pub fn idle(mut self, after: Duration) -> Self {
+    pub fn idle_timeout(mut self, after: Duration) -> Self {
         self.idle = Some(after);
         self
     }
 
     /// How many refreshes are in flight at the same time at most, so that sessions that expire together don't overwhelm
     /// the authorization server. At least 1. Default: 64.
-    pub fn refreshes_in_flight(mut self, refreshes: usize) -> Self {
+    pub fn max_concurrent_refreshes(mut self, refreshes: usize) -> Self {
         self.refreshes = refreshes;
         self
     }
@@ -459,7 +464,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionsBuilder<K> {
     /// Default: a [`MemoryStore`] for each session, so that whoever is signed in is in memory.
     ///
     /// It is asked again each time a session is read or begun. It should do no more than make the store.
-    pub fn stores(mut self, stores: impl Fn(&K) -> Arc<dyn TokenStore> + Send + Sync + 'static) -> Self {
+    pub fn store_factory(mut self, stores: impl Fn(&K) -> Arc<dyn TokenStore> + Send + Sync + 'static) -> Self {
         self.stores = Some(Box::new(stores));
         self
     }
@@ -470,7 +475,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionsBuilder<K> {
     ///
     /// If called outside a `tokio` runtime. Its timers must be enabled (`tokio::runtime::Builder::enable_time`), which
     /// isn't checked: without them nothing is swept, and every call to a store fails.
-    pub fn build(self) -> Result<Sessions<K>, SessionError> {
+    pub fn build(self) -> Result<SessionRegistry<K>, SessionError> {
         let runtime = Handle::try_current().map_err(SessionError::runtime)?;
         let traffic = Arc::new(Traffic::new(self.refreshes));
         let config = Arc::new(self.template.into_config(runtime.clone(), Some(traffic)));
@@ -484,20 +489,20 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionsBuilder<K> {
         });
         let sweep = runtime.spawn(sweep::sweep(Arc::downgrade(&inner), self.idle));
         inner.sweep.get_or_init(|| sweep.abort_handle());
-        Ok(Sessions { inner })
+        Ok(SessionRegistry { inner })
     }
 }
 
-impl<K> fmt::Debug for SessionsBuilder<K> {
+impl<K> fmt::Debug for SessionRegistryBuilder<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SessionsBuilder").finish_non_exhaustive()
+        f.debug_struct("SessionRegistryBuilder").finish_non_exhaustive()
     }
 }
 
 /// A session could not be had.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum SessionsError {
+pub enum SessionRegistryError {
     /// There is no room: as many as fit are in use, or could not be brought back. Of more than some thousands not all are
     /// looked at, since the others wait for it: where one could go after all, the next attempts come to it.
     Full,
@@ -505,7 +510,7 @@ pub enum SessionsError {
     Session(Arc<SessionError>),
 }
 
-impl fmt::Display for SessionsError {
+impl fmt::Display for SessionRegistryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Full => {
@@ -516,7 +521,7 @@ impl fmt::Display for SessionsError {
     }
 }
 
-impl Error for SessionsError {
+impl Error for SessionRegistryError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Full => None,
@@ -525,7 +530,7 @@ impl Error for SessionsError {
     }
 }
 
-impl From<SessionError> for SessionsError {
+impl From<SessionError> for SessionRegistryError {
     fn from(error: SessionError) -> Self {
         Self::Session(Arc::new(error))
     }

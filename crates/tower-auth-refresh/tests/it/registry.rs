@@ -21,7 +21,8 @@ use tower::{BoxError, ServiceExt, service_fn};
 use tower_auth_refresh::store::{Epoch, TokenStore};
 use tower_auth_refresh::{
     AuthRefresh, AuthRefreshLayer, NotRefreshed, PerRequest, RefreshError, RefreshErrorKind, RefreshReport,
-    RefreshRequest, ReplayBody, RevokeRequest, Session, SessionState, Sessions, SessionsBuilder, SessionsError, Tokens,
+    RefreshRequest, ReplayBody, RevokeRequest, Session, SessionRegistry, SessionRegistryBuilder, SessionRegistryError,
+    SessionState, Tokens,
 };
 use tower_layer::Layer;
 
@@ -39,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A client of many users, over an API and an authorization server whose every answer the test decides.
 struct Many {
-    sessions: Sessions<u32>,
+    sessions: SessionRegistry<u32>,
     stores: Arc<Database>,
     client: AuthRefresh<Api, PerRequest>,
     api: ApiCalls,
@@ -59,16 +60,16 @@ impl Database {
 
 impl Many {
     /// Whose sessions are in memory alone.
-    fn in_memory(configure: impl FnOnce(SessionsBuilder<u32>) -> SessionsBuilder<u32>) -> Self {
+    fn in_memory(configure: impl FnOnce(SessionRegistryBuilder<u32>) -> SessionRegistryBuilder<u32>) -> Self {
         Self::new(|_, builder| configure(builder))
     }
 
     /// Whose sessions are in durable stores.
-    fn durable(configure: impl FnOnce(SessionsBuilder<u32>) -> SessionsBuilder<u32>) -> Self {
-        Self::new(|database, builder| configure(builder.stores(move |user| database.of(*user))))
+    fn durable(configure: impl FnOnce(SessionRegistryBuilder<u32>) -> SessionRegistryBuilder<u32>) -> Self {
+        Self::new(|database, builder| configure(builder.store_factory(move |user| database.of(*user))))
     }
 
-    fn new(configure: impl FnOnce(Arc<Database>, SessionsBuilder<u32>) -> SessionsBuilder<u32>) -> Self {
+    fn new(configure: impl FnOnce(Arc<Database>, SessionRegistryBuilder<u32>) -> SessionRegistryBuilder<u32>) -> Self {
         let (service, auth) = script();
         let revoked = Arc::<Mutex<Vec<Tokens>>>::default();
         let log = Arc::clone(&revoked);
@@ -77,7 +78,7 @@ impl Many {
             std::future::ready(Ok::<_, BoxError>(()))
         }));
         let stores = Arc::<Database>::default();
-        let sessions = configure(Arc::clone(&stores), Sessions::builder(template)).build().unwrap();
+        let sessions = configure(Arc::clone(&stores), SessionRegistry::builder(template)).build().unwrap();
         let (service, api) = script();
         let client = AuthRefreshLayer::per_request(origin()).layer(service);
         Self { sessions, stores, client, api, auth, revoked }
@@ -89,7 +90,7 @@ impl Many {
             self.sessions.sign_in(user, pair(user)).await.unwrap();
         }
         // What was done for it is over.
-        self.sessions.landed().await;
+        self.sessions.wait_idle().await;
         settle().await;
     }
 
@@ -120,7 +121,7 @@ impl Many {
     /// Waits for all sessions to land, in a task of its own.
     fn land(&self) -> JoinHandle<()> {
         let sessions = self.sessions.clone();
-        tokio::spawn(async move { sessions.landed().await })
+        tokio::spawn(async move { sessions.wait_idle().await })
     }
 
     /// Asks for a session, and tells how often its store was read for it.
@@ -147,8 +148,8 @@ impl Many {
     }
 }
 
-fn is_full<T>(result: &Result<T, SessionsError>) -> bool {
-    matches!(result, Err(SessionsError::Full))
+fn is_full<T>(result: &Result<T, SessionRegistryError>) -> bool {
+    matches!(result, Err(SessionRegistryError::Full))
 }
 
 /// What one holder does with a session the other sees: it is one and the same.
@@ -225,7 +226,7 @@ async fn a_store_that_fails_fails_all_who_asked_and_the_next_to_ask_tries_again(
         store.fault(Op::Load, fault);
         for error in join_all((0..10).map(|_| it.sessions.get(&1))).await {
             let error = error.unwrap_err();
-            assert!(matches!(&error, SessionsError::Session(_)), "{fault:?}: {error}");
+            assert!(matches!(&error, SessionRegistryError::Session(_)), "{fault:?}: {error}");
         }
         assert_eq!(store.calls(), [Op::Load], "{fault:?}");
         store.heal();
@@ -265,7 +266,7 @@ async fn a_sign_in_is_quicker_than_a_load_and_what_was_read_is_out_of_date() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_read_before_a_sign_in_does_not_come_back_after_that_is_forgotten() {
-    let it = Many::durable(|builder| builder.capacity(1));
+    let it = Many::durable(|builder| builder.max_sessions(1));
     it.store([1]).await;
     let store = it.stores.of(1);
     let release = store.hold(Op::Load);
@@ -283,7 +284,7 @@ async fn what_was_read_before_a_sign_in_does_not_come_back_after_that_is_forgott
 async fn in_memory_alone_a_new_user_is_signed_in_without_waiting() {
     let it = Many::in_memory(|builder| builder);
     let session = it.sessions.sign_in(1, pair(1)).now_or_never().expect("at the first poll").unwrap();
-    assert!(it.sessions.landed().now_or_never().is_some(), "nothing is to be saved");
+    assert!(it.sessions.wait_idle().now_or_never().is_some(), "nothing is to be saved");
     // What is in its store is what it says.
     let refreshing = it.refresh(1).await;
     let mut auth = it.auth;
@@ -310,7 +311,7 @@ impl Hash for Moody {
 #[tokio::test]
 async fn a_key_that_panics_costs_nobody_else_his_place() {
     let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
-    let sessions = Sessions::builder(Session::builder(refresh)).build().unwrap();
+    let sessions = SessionRegistry::builder(Session::builder(refresh)).build().unwrap();
     // They come and go, so that the table grows, and is tidied up.
     for user in 0..10_000 {
         HASHED.set(Some(user));
@@ -329,14 +330,14 @@ async fn a_key_that_panics_costs_nobody_else_his_place() {
 #[tokio::test]
 async fn where_no_refresh_token_is_needed_a_session_is_begun_with_what_tells_whose_it_is() {
     let refresh = service_fn(|request: RefreshRequest| {
-        let tenant = request.tokens().extra_member("tenant").and_then(|tenant| tenant.as_str()).map(access);
+        let tenant = request.tokens().extra("tenant").and_then(|tenant| tenant.as_str()).map(access);
         std::future::ready(tenant.map(Tokens::from_access_token).ok_or(RefreshError::misconfigured("whose?")))
     });
-    let sessions = Sessions::builder(Session::builder(refresh).client_credentials()).build().unwrap();
+    let sessions = SessionRegistry::builder(Session::builder(refresh).client_credentials()).build().unwrap();
     assert!(sessions.get(&1).await.unwrap().is_none());
     for (user, tenant) in [(1, "one"), (2, "two")] {
         let whose = serde_json::from_value(serde_json::json!({ "tenant": tenant })).unwrap();
-        let session = sessions.sign_in(user, Tokens::default().extra(whose)).await.unwrap();
+        let session = sessions.sign_in(user, Tokens::default().with_extra(whose)).await.unwrap();
         for _ in 0..2 {
             session.refresh().await.ok();
             assert_eq!(session.tokens().access_token(), Some(&access(tenant)));
@@ -375,7 +376,7 @@ async fn who_is_not_in_memory_is_signed_out_of_his_store() {
 
 #[tokio::test]
 async fn a_sign_out_needs_no_room() {
-    let it = Many::durable(|builder| builder.capacity(1));
+    let it = Many::durable(|builder| builder.max_sessions(1));
     let _held = it.sessions.sign_in(1, pair(1)).await.unwrap();
     it.store([2]).await;
     assert!(is_full(&it.sessions.get(&2).await));
@@ -386,7 +387,7 @@ async fn a_sign_out_needs_no_room() {
 
 #[tokio::test]
 async fn a_sign_out_of_somebody_who_is_not_in_memory_forgets_nobody_else() {
-    let it = Many::durable(|builder| builder.capacity(1));
+    let it = Many::durable(|builder| builder.max_sessions(1));
     it.sign_in([1]).await;
     it.store([2]).await;
     it.sessions.sign_out(&2).await.unwrap();
@@ -397,7 +398,7 @@ async fn a_sign_out_of_somebody_who_is_not_in_memory_forgets_nobody_else() {
 
 #[tokio::test(start_paused = true)]
 async fn whoever_asks_during_a_sign_out_that_found_no_room_has_the_same_session() {
-    let it = Many::durable(|builder| builder.capacity(1));
+    let it = Many::durable(|builder| builder.max_sessions(1));
     let held = it.sessions.sign_in(1, pair(1)).await.unwrap();
     it.store([2]).await;
     it.stores.of(2).fault(Op::Clear, Fault::Hang);
@@ -416,7 +417,7 @@ async fn whoever_asks_during_a_sign_out_that_found_no_room_has_the_same_session(
 
 #[tokio::test(start_paused = true)]
 async fn a_sign_out_that_is_given_up_takes_nobodys_room_for_good() {
-    let it = Many::durable(|builder| builder.capacity(1));
+    let it = Many::durable(|builder| builder.max_sessions(1));
     it.sign_in([1]).await;
     it.store([2, 3]).await;
     for user in [2, 3] {
@@ -460,7 +461,7 @@ async fn a_session_that_is_over_is_looked_for_in_its_store_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_sign_out_beats_the_eviction_of_the_same_session() {
-    let it = Many::durable(|builder| builder.capacity(1));
+    let it = Many::durable(|builder| builder.max_sessions(1));
     it.sign_in([1]).await;
     // The sign-out has the session and waits for its store; there is no room for another user meanwhile.
     it.stores.of(1).fault(Op::Clear, Fault::Hang);
@@ -486,7 +487,7 @@ async fn a_sign_out_beats_the_eviction_of_the_same_session() {
 
 #[tokio::test]
 async fn there_are_never_more_than_fit_and_whoever_was_forgotten_comes_back() {
-    let it = Many::durable(|builder| builder.capacity(100));
+    let it = Many::durable(|builder| builder.max_sessions(100));
     it.sign_in(1..=1_000).await;
     assert_eq!(it.sessions.len(), 100);
     for user in 1..=1_000 {
@@ -498,7 +499,7 @@ async fn there_are_never_more_than_fit_and_whoever_was_forgotten_comes_back() {
 
 #[tokio::test]
 async fn the_longest_unused_is_forgotten_first() {
-    let it = Many::durable(|builder| builder.capacity(3));
+    let it = Many::durable(|builder| builder.max_sessions(3));
     it.sign_in(1..=3).await;
     it.get(1).await;
     it.sign_in([4]).await;
@@ -511,7 +512,7 @@ async fn the_longest_unused_is_forgotten_first() {
 #[tokio::test]
 async fn who_is_refused_finds_the_only_one_that_may_go_when_he_tries_again() {
     const USERS: u32 = 20_000;
-    let it = Many::in_memory(|builder| builder.capacity(USERS as usize));
+    let it = Many::in_memory(|builder| builder.max_sessions(USERS as usize));
     for user in 0..USERS {
         it.sessions.sign_in(user, pair(user)).await.unwrap();
     }
@@ -528,7 +529,7 @@ async fn who_is_refused_finds_the_only_one_that_may_go_when_he_tries_again() {
 
 #[tokio::test]
 async fn a_full_house_of_sessions_in_memory_alone_refuses_the_sign_in_and_forgets_nobody() {
-    let it = Many::in_memory(|builder| builder.capacity(100));
+    let it = Many::in_memory(|builder| builder.max_sessions(100));
     it.sign_in(1..=100).await;
     for user in 101..=200 {
         let refused = it.sessions.sign_in(user, pair(user)).await;
@@ -548,7 +549,7 @@ async fn a_full_house_of_sessions_in_memory_alone_refuses_the_sign_in_and_forget
 
 #[tokio::test]
 async fn whoever_is_held_is_never_forgotten_and_found_again() {
-    let it = Many::durable(|builder| builder.capacity(100));
+    let it = Many::durable(|builder| builder.max_sessions(100));
     let mut held = Vec::new();
     for user in 1..=99 {
         held.push(it.sessions.sign_in(user, pair(user)).await.unwrap());
@@ -568,7 +569,7 @@ async fn whoever_is_held_is_never_forgotten_and_found_again() {
 
 #[tokio::test(start_paused = true)]
 async fn whoever_is_watched_is_held() {
-    let it = Many::durable(|builder| builder.capacity(1).idle(8 * MINUTE));
+    let it = Many::durable(|builder| builder.max_sessions(1).idle_timeout(8 * MINUTE));
     let mut watcher = it.sessions.sign_in(1, pair(1)).await.unwrap().subscribe();
     sleep(60 * MINUTE).await;
     assert!(is_full(&it.sessions.sign_in(2, pair(2)).await));
@@ -582,7 +583,7 @@ async fn whoever_is_watched_is_held() {
 
 #[tokio::test(start_paused = true)]
 async fn one_with_a_flight_up_is_never_forgotten() {
-    let mut it = Many::durable(|builder| builder.capacity(1));
+    let mut it = Many::durable(|builder| builder.max_sessions(1));
     it.sign_in([1]).await;
     let refreshing = it.refresh(1).await;
     let refresh = it.auth.next().await;
@@ -591,7 +592,7 @@ async fn one_with_a_flight_up_is_never_forgotten() {
     settle().await;
     assert!(is_full(&it.sessions.sign_in(2, pair(2)).await));
     refresh.answer(Ok(pair(11)));
-    it.sessions.landed().await;
+    it.sessions.wait_idle().await;
     settle().await;
     it.sign_in([2]).await;
     assert!(!it.has(1).await);
@@ -600,7 +601,7 @@ async fn one_with_a_flight_up_is_never_forgotten() {
 
 #[tokio::test(start_paused = true)]
 async fn one_with_unsaved_tokens_is_never_forgotten() {
-    let mut it = Many::durable(|builder| builder.capacity(1));
+    let mut it = Many::durable(|builder| builder.max_sessions(1));
     it.sign_in([1]).await;
     let store = it.stores.of(1);
     store.fault(Op::Commit, Fault::Fail);
@@ -619,14 +620,14 @@ async fn one_with_unsaved_tokens_is_never_forgotten() {
 
 #[tokio::test(start_paused = true)]
 async fn a_sign_in_that_was_not_saved_is_found_and_never_forgotten() {
-    let it = Many::durable(|builder| builder.capacity(1));
+    let it = Many::durable(|builder| builder.max_sessions(1));
     it.stores.of(1).fault(Op::Replace, Fault::Fail);
     let error = it.sessions.sign_in(1, pair(1)).await.unwrap_err();
     assert_eq!(error.to_string(), "the session's store failed");
     assert_eq!(it.get(1).await.tokens(), pair(1));
     assert!(is_full(&it.sessions.sign_in(2, pair(2)).await));
     it.stores.of(1).heal();
-    it.sessions.landed().await;
+    it.sessions.wait_idle().await;
     settle().await;
     assert_eq!(it.stores.of(1).tokens().await, Some(pair(1)));
     it.sign_in([2]).await;
@@ -634,7 +635,7 @@ async fn a_sign_in_that_was_not_saved_is_found_and_never_forgotten() {
 
 #[tokio::test(start_paused = true)]
 async fn one_that_cools_down_is_not_forgotten_or_it_would_call_again() {
-    let mut it = Many::durable(|builder| builder.capacity(1));
+    let mut it = Many::durable(|builder| builder.max_sessions(1));
     it.sign_in([1]).await;
     let refreshing = it.refresh(1).await;
     it.auth.next().await.answer(Err(RefreshError::misconfigured("no")));
@@ -647,7 +648,7 @@ async fn one_that_cools_down_is_not_forgotten_or_it_would_call_again() {
 
 #[tokio::test(start_paused = true)]
 async fn an_api_that_refuses_fresh_tokens_is_not_forgotten_with_a_session() {
-    let mut it = Many::durable(|builder| builder.capacity(1));
+    let mut it = Many::durable(|builder| builder.max_sessions(1));
     it.sign_in([1]).await;
     let begun = Instant::now();
     let mut refreshes = 0;
@@ -673,7 +674,7 @@ async fn an_api_that_refuses_fresh_tokens_is_not_forgotten_with_a_session() {
 
 #[tokio::test(start_paused = true)]
 async fn a_session_that_has_ended_makes_room() {
-    let mut it = Many::in_memory(|builder| builder.capacity(1));
+    let mut it = Many::in_memory(|builder| builder.max_sessions(1));
     it.sign_in([1]).await;
     let refreshing = it.refresh(1).await;
     it.auth.next().await.answer(Err(RefreshError::rejected("expired")));
@@ -687,7 +688,7 @@ async fn a_session_that_has_ended_makes_room() {
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_session_is_forgotten_where_its_store_brings_it_back() {
-    let it = Many::durable(|builder| builder.idle(8 * MINUTE));
+    let it = Many::durable(|builder| builder.idle_timeout(8 * MINUTE));
     it.sign_in(1..=3).await;
     let _held = it.get(1).await;
     for _ in 0..16 {
@@ -703,7 +704,7 @@ async fn an_idle_session_is_forgotten_where_its_store_brings_it_back() {
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_session_in_memory_alone_is_signed_out_and_its_tokens_are_revoked() {
-    let it = Many::in_memory(|builder| builder.idle(8 * MINUTE));
+    let it = Many::in_memory(|builder| builder.idle_timeout(8 * MINUTE));
     it.sign_in(1..=3).await;
     let held = it.get(1).await;
     for minute in 1..=16 {
@@ -737,7 +738,8 @@ async fn a_revoke_service_that_hangs_keeps_nobody_from_going() {
         }
     });
     let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
-    let sessions = Sessions::builder(Session::builder(refresh).revoke(revoke)).idle(8 * MINUTE).build().unwrap();
+    let sessions =
+        SessionRegistry::builder(Session::builder(refresh).revoke(revoke)).idle_timeout(8 * MINUTE).build().unwrap();
     for user in 0..1_000 {
         sessions.sign_in(user, pair(user)).await.unwrap();
     }
@@ -749,7 +751,7 @@ async fn a_revoke_service_that_hangs_keeps_nobody_from_going() {
     sleep(5 * MINUTE).await;
     assert!(sessions.is_empty());
     // The authorization server is spared all the same, and told of everybody.
-    sessions.landed().await;
+    sessions.wait_idle().await;
     assert_eq!([hanging, most].map(|it| it.load(Ordering::SeqCst)), [0, 16]);
     assert!(begun.elapsed() > NEARLY * 1_000 / 16);
 }
@@ -776,7 +778,8 @@ impl Hash for Held {
 async fn they_go_with_their_last_handle_even_while_a_revocation_hangs() {
     let revoke = service_fn(|_: RevokeRequest| std::future::pending::<Result<(), BoxError>>());
     let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
-    let sessions = Sessions::builder(Session::builder(refresh).revoke(revoke)).idle(8 * MINUTE).build().unwrap();
+    let sessions =
+        SessionRegistry::builder(Session::builder(refresh).revoke(revoke)).idle_timeout(8 * MINUTE).build().unwrap();
     let [idle, used] = [(); 2].map(|()| Held(Arc::new(())));
     sessions.sign_in(idle.clone(), pair(1)).await.unwrap();
     sessions.sign_in(used.clone(), pair(2)).await.unwrap();
@@ -814,7 +817,7 @@ async fn what_is_over_is_swept() {
 async fn an_idle_session_has_no_task_and_all_have_one_that_ends_with_them() {
     let tasks = || Handle::current().metrics().num_alive_tasks();
     let before = tasks();
-    let it = Many::in_memory(|builder| builder.idle(MINUTE));
+    let it = Many::in_memory(|builder| builder.idle_timeout(MINUTE));
     it.sign_in(1..=1_000).await;
     assert_eq!(tasks(), before + 1);
     drop(it);
@@ -825,7 +828,7 @@ async fn an_idle_session_has_no_task_and_all_have_one_that_ends_with_them() {
 #[test]
 fn they_are_not_built_outside_a_runtime() {
     let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
-    let error = Sessions::<u32>::builder(Session::builder(refresh)).build().unwrap_err();
+    let error = SessionRegistry::<u32>::builder(Session::builder(refresh)).build().unwrap_err();
     assert_eq!(error.to_string(), "the session has no running tokio runtime");
 }
 
@@ -848,7 +851,7 @@ async fn ten_thousand_expire_together_and_no_more_are_refreshed_at_a_time_than_m
             Ok::<_, RefreshError>(pair(user + USERS))
         }
     });
-    let sessions = Sessions::builder(Session::builder(refresh)).refreshes_in_flight(LIMIT).build().unwrap();
+    let sessions = SessionRegistry::builder(Session::builder(refresh)).max_concurrent_refreshes(LIMIT).build().unwrap();
     for user in 0..USERS {
         sessions.sign_in(user, pair(user)).await.unwrap();
     }
@@ -882,7 +885,7 @@ async fn begin_refreshes(it: &Many, users: impl IntoIterator<Item = u32>) -> Vec
 
 #[tokio::test(start_paused = true)]
 async fn turns_come_in_the_order_of_arrival() {
-    let mut it = Many::in_memory(|builder| builder.refreshes_in_flight(1));
+    let mut it = Many::in_memory(|builder| builder.max_concurrent_refreshes(1));
     it.sign_in(1..=100).await;
     let refreshing = begin_refreshes(&it, 1..=100).await;
     for user in 1..=100 {
@@ -898,7 +901,7 @@ async fn turns_come_in_the_order_of_arrival() {
 
 #[tokio::test(start_paused = true)]
 async fn those_who_waited_together_do_not_call_together() {
-    let mut it = Many::in_memory(|builder| builder.refreshes_in_flight(50));
+    let mut it = Many::in_memory(|builder| builder.max_concurrent_refreshes(50));
     it.sign_in(1..=100).await;
     let refreshing = begin_refreshes(&it, 1..=100).await;
     let begun = Instant::now();
@@ -920,7 +923,7 @@ async fn those_who_waited_together_do_not_call_together() {
 
 #[tokio::test(start_paused = true)]
 async fn waiting_for_a_turn_is_no_attempt_and_takes_nothing_of_the_refresh_time() {
-    let mut it = Many::in_memory(|builder| builder.refreshes_in_flight(1));
+    let mut it = Many::in_memory(|builder| builder.max_concurrent_refreshes(1));
     it.sign_in([1, 2]).await;
     begin_refreshes(&it, [1, 2]).await;
     let first = it.auth.next().await;
@@ -933,13 +936,13 @@ async fn waiting_for_a_turn_is_no_attempt_and_takes_nothing_of_the_refresh_time(
     let third = it.auth.next().await;
     sleep(Duration::from_secs(28)).await;
     third.answer(Ok(pair(12)));
-    it.sessions.landed().await;
+    it.sessions.wait_idle().await;
     assert_eq!(it.get(2).await.tokens(), pair(12));
 }
 
 #[tokio::test(start_paused = true)]
 async fn nobody_waits_for_a_turn_beyond_his_deadline_and_his_session_keeps_its_place() {
-    let mut it = Many::in_memory(|builder| builder.refreshes_in_flight(1));
+    let mut it = Many::in_memory(|builder| builder.max_concurrent_refreshes(1));
     it.sign_in([1, 2]).await;
     begin_refreshes(&it, [1]).await;
     // It is never answered.
@@ -956,13 +959,13 @@ async fn nobody_waits_for_a_turn_beyond_his_deadline_and_his_session_keeps_its_p
     assert_eq!(begun.elapsed(), TIMEOUT + PATIENCE);
     assert_eq!(failure(&response).kind(), RefreshErrorKind::InDoubt);
     second.answer(Ok(pair(12)));
-    it.sessions.landed().await;
+    it.sessions.wait_idle().await;
     assert_eq!(it.get(2).await.tokens(), pair(12));
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_is_answered_before_his_turn_comes_is_told_that_nothing_was_sent() {
-    let mut it = Many::in_memory(|builder| builder.refreshes_in_flight(1));
+    let mut it = Many::in_memory(|builder| builder.max_concurrent_refreshes(1));
     it.sign_in(1..=4).await;
     begin_refreshes(&it, 1..=3).await;
     // Each takes all of its time.
@@ -987,7 +990,7 @@ async fn who_is_answered_before_his_turn_comes_is_told_that_nothing_was_sent() {
 
 #[tokio::test(start_paused = true)]
 async fn who_comes_after_others_were_sent_away_waits_his_own_time_for_the_same_refresh() {
-    let mut it = Many::in_memory(|builder| builder.refreshes_in_flight(1));
+    let mut it = Many::in_memory(|builder| builder.max_concurrent_refreshes(1));
     it.sign_in(1..=4).await;
     begin_refreshes(&it, 1..=3).await;
     let begun = Instant::now();
@@ -1010,7 +1013,7 @@ async fn who_comes_after_others_were_sent_away_waits_his_own_time_for_the_same_r
 
 #[tokio::test(start_paused = true)]
 async fn whoever_comes_is_sent_away_at_the_end_of_his_own_time_or_a_second_before() {
-    let it = Many::in_memory(|builder| builder.refreshes_in_flight(1));
+    let it = Many::in_memory(|builder| builder.max_concurrent_refreshes(1));
     it.sign_in(1..=5).await;
     begin_refreshes(&it, 1..=4).await;
     let begun = Instant::now();
@@ -1032,7 +1035,7 @@ async fn whoever_comes_is_sent_away_at_the_end_of_his_own_time_or_a_second_befor
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_has_waited_for_its_turn_before_it_was_sent_is_not_kept_waiting_again() {
-    let mut it = Many::in_memory(|builder| builder.refreshes_in_flight(1));
+    let mut it = Many::in_memory(|builder| builder.max_concurrent_refreshes(1));
     it.sign_in(1..=4).await;
     begin_refreshes(&it, 1..=3).await;
     let refused = it.send(it.get(4).await);
@@ -1051,7 +1054,7 @@ async fn a_request_that_has_waited_for_its_turn_before_it_was_sent_is_not_kept_w
 
 #[tokio::test(start_paused = true)]
 async fn who_signs_out_while_he_waits_for_his_turn_is_not_refreshed() {
-    let mut it = Many::in_memory(|builder| builder.refreshes_in_flight(1));
+    let mut it = Many::in_memory(|builder| builder.max_concurrent_refreshes(1));
     it.sign_in(1..=3).await;
     let refreshing = begin_refreshes(&it, 1..=3).await;
     let first = it.auth.next().await;
@@ -1072,7 +1075,7 @@ async fn who_signs_out_while_he_waits_for_his_turn_is_not_refreshed() {
 async fn they_have_landed_once_no_flight_is_up_and_nothing_is_unsaved() {
     let mut it = Many::durable(|builder| builder);
     it.sign_in([1]).await;
-    it.sessions.landed().await;
+    it.sessions.wait_idle().await;
     it.stores.of(1).fault(Op::Commit, Fault::Fail);
     // Nobody waits for it.
     begin_refreshes(&it, [1]).await[0].abort();
@@ -1147,10 +1150,10 @@ async fn two_users_never_get_each_others_tokens() {
     // Fewer than there are users, so that they come and go.
     let database = Arc::<Database>::default();
     let stores = Arc::clone(&database);
-    let sessions = Sessions::builder(Session::builder(refresh))
-        .capacity(USERS as usize / 2)
-        .refreshes_in_flight(8)
-        .stores(move |user| stores.of(*user))
+    let sessions = SessionRegistry::builder(Session::builder(refresh))
+        .max_sessions(USERS as usize / 2)
+        .max_concurrent_refreshes(8)
+        .store_factory(move |user| stores.of(*user))
         .build()
         .unwrap();
     let users = (0..USERS).map(|user| {
@@ -1166,12 +1169,12 @@ async fn two_users_never_get_each_others_tokens() {
                     Ok(None) => match sessions.sign_in(user, issue(&user.to_string())).await {
                         Ok(session) => session,
                         Err(error) => {
-                            assert!(matches!(error, SessionsError::Full), "{error}");
+                            assert!(matches!(error, SessionRegistryError::Full), "{error}");
                             continue;
                         }
                     },
                     Err(error) => {
-                        assert!(matches!(error, SessionsError::Full), "{error}");
+                        assert!(matches!(error, SessionRegistryError::Full), "{error}");
                         tokio::task::yield_now().await;
                         continue;
                     }
@@ -1202,7 +1205,7 @@ async fn landed_waits_for_a_sign_in_whose_caller_has_gone() {
     let mut sign_in = Box::pin(it.sessions.sign_in(1, pair(1)));
     assert!((&mut sign_in).now_or_never().is_none());
     drop(sign_in);
-    assert!(it.sessions.landed().now_or_never().is_none());
+    assert!(it.sessions.wait_idle().now_or_never().is_none());
 }
 
 /// Panics when it is dropped, if it is live.
@@ -1224,7 +1227,7 @@ async fn a_refresh_that_dies_after_its_waiters_were_sent_away_frees_its_session(
             Err::<Tokens, _>(RefreshError::unavailable("never"))
         }
     });
-    let sessions = Sessions::builder(Session::builder(service)).refreshes_in_flight(1).build().unwrap();
+    let sessions = SessionRegistry::builder(Session::builder(service)).max_concurrent_refreshes(1).build().unwrap();
     let one = sessions.sign_in(1_u32, pair(1)).await.unwrap();
     let two = sessions.sign_in(2_u32, pair(2)).await.unwrap();
     for session in [one, two.clone()] {
@@ -1233,7 +1236,7 @@ async fn a_refresh_that_dies_after_its_waiters_were_sent_away_frees_its_session(
     }
     // The second waits for its turn, flies, and dies at its time-out.
     sleep(300 * SECOND).await;
-    sessions.landed().await;
+    sessions.wait_idle().await;
     let begun = Instant::now();
     assert!(two.refresh().await.is_err());
     assert!(begun.elapsed() >= SECOND, "another refresh was tried");
