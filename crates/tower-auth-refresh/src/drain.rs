@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use crate::alarm::Alarm;
+use crate::timer::RuntimeSleep;
 
 /// A refusal is a few hundred bytes; one longer than this is cheaper to cut off.
 const MOST: usize = 64 * 1024;
@@ -28,14 +28,14 @@ pin_project! {
         runtime: Handle,
         begun: Instant,
         // Only where the body keeps us waiting.
-        alarm: Option<Alarm>,
+        sleep: Option<RuntimeSleep>,
     }
 }
 
 impl<B> Drain<B> {
     /// `runtime`: where the timer runs, whoever polls this.
     pub(crate) fn new(body: B, runtime: &Handle) -> Self {
-        Self { body, left: MOST, runtime: runtime.clone(), begun: Instant::now(), alarm: None }
+        Self { body, left: MOST, runtime: runtime.clone(), begun: Instant::now(), sleep: None }
     }
 }
 
@@ -49,8 +49,9 @@ impl<B: Body> Future for Drain<B> {
                 Poll::Ready(Some(Ok(frame))) => frame,
                 Poll::Ready(_) => break,
                 Poll::Pending => {
-                    let alarm = this.alarm.get_or_insert_with(|| Alarm::new(this.runtime, *this.begun + LONGEST));
-                    return Pin::new(alarm).poll(cx).map(drop);
+                    let sleep =
+                        this.sleep.get_or_insert_with(|| RuntimeSleep::until(this.runtime, *this.begun + LONGEST));
+                    return Pin::new(sleep).poll(cx).map(drop);
                 }
             };
             // An empty frame counts too, so that endless ones don't hold the task.

@@ -22,7 +22,7 @@ use crate::replay::{Head, NotReplayable, Replay, ReplayBody, ReplayLimit};
 use crate::report::RefreshReport;
 use crate::scope::Spelling;
 use crate::service::{Setup, SharedSetup};
-use crate::session::{Outlook, Session, is_near};
+use crate::session::{Session, is_near};
 use crate::store::Epoch;
 
 pin_project! {
@@ -130,7 +130,7 @@ where
             }
             let snapshot = cell.snapshot();
             let epoch = snapshot.epoch;
-            if let Outlook::Wait(trigger) = cell.outlook(&snapshot) {
+            if let Some(trigger) = cell.wait_before_send(&snapshot) {
                 // What was reserved for it is given back: the refresh call may need the same.
                 *ready = setup.inner();
                 let newer = newer_tokens(session, epoch, snapshot.generation, trigger, None);
@@ -271,7 +271,7 @@ where
                             && kept.body.is_lost()
                             && says_good(response.status())
                         {
-                            session().cell().accepted(kept.generation);
+                            session().cell().accepted_unreplayable(kept.generation);
                         }
                         // Frees what was kept, and the record of the body if it is still being sent.
                         *kept = None;
@@ -389,7 +389,7 @@ fn newer_tokens(
     trigger: Trigger,
     deadline: Option<Instant>,
 ) -> NewerTokens {
-    Box::pin(Arc::clone(session.cell()).newer_than(epoch, generation, trigger, deadline))
+    Box::pin(Arc::clone(session.cell()).wait_for_newer_tokens(epoch, generation, trigger, deadline))
 }
 
 /// Whether an answer says that the token is good. A server's own failure says nothing of it, nor does a 401 for another

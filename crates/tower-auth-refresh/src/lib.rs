@@ -114,8 +114,6 @@
 //! `flight`, `sync`, `pace`, `traffic`) → `refresh`, [`store`], `token`; over `session`, for many of them, `sessions`
 //! (`table`, `sweep`); and the leaves `replay`, `drain`, `alarm`, `scope`, `challenge`, `report`.
 
-mod alarm;
-mod announcement;
 mod challenge;
 mod credentials;
 mod drain;
@@ -128,7 +126,9 @@ mod report;
 mod scope;
 mod service;
 mod session;
+mod shared;
 pub mod store;
+mod timer;
 mod token;
 
 pub use challenge::ChallengePolicy;

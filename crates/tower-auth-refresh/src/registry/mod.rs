@@ -1,4 +1,4 @@
-//! [`SessionRegistry`]: many users' sessions by key, as many as fit.
+//! [`SessionRegistry`]: many users' sessions by key, bounded.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
@@ -16,20 +16,20 @@
 //! let tokens = Tokens::new(AccessToken::new("a1")?, RefreshToken::new("r1")?);
 //! sessions.sign_in("alice", tokens).await?;
 //!
-//! // For each request of hers:
-//! let session = sessions.get(&"alice").await?.expect("she is signed in");
+//! // For each of that user's requests:
+//! let session = sessions.get(&"alice").await?.expect("alice is signed in");
 //! let request = http::Request::get("https://api.example.com/orders").extension(session).body(());
 //! # let _ = request;
 //!
 //! assert!(sessions.get(&"bob").await?.is_none());
 //! sessions.sign_out(&"alice").await?;
 //!
-//! // At the end, so that no refresh is cut off:
+//! // Before the process exits, so that no refresh is cut off:
 //! sessions.wait_idle().await;
 //! # Ok(()) }
 //! ```
 //!
-//! With a store that outlives the process, only those in use need to fit. The others are read when they are asked for:
+//! With a store that outlives the process, only the sessions in use need to fit. Others are loaded on demand:
 //!
 //! ```
 //! # use std::sync::Arc;
@@ -63,102 +63,110 @@ use futures_util::future::{BoxFuture, Either, ready};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
-use self::table::{Hand, Table};
-use crate::announcement::Announcement;
-use crate::session::{Config, Session, SessionBuilder, SessionError, TokenCell, Traffic, bounded};
+use self::table::{Cursor, Table};
+use crate::session::{Config, RefreshLimiter, Session, SessionBuilder, SessionError, TokenCell, bounded};
+use crate::shared::Shared;
 use crate::store::{Epoch, MemoryStore, StoreError, TokenStore};
 use crate::token::Tokens;
 
-/// How many sessions fit, unless the builder says otherwise.
-const CAPACITY: usize = 100_000;
+const MAX_SESSIONS: usize = 100_000;
 
-/// How many refreshes are in flight at most, unless the builder says otherwise.
-const REFRESHES: usize = 64;
+const MAX_CONCURRENT_REFRESHES: usize = 64;
 
-/// Many users' sessions by key, as many as fit: a cheap handle, to be cloned freely.
+/// Many users' sessions by key, bounded: a handle that is cheap to clone.
 ///
-/// - One that is missing is read from its [store](SessionRegistryBuilder::store_factory) when it is asked for: once, however many ask
-///   at the same moment, and none of them interrupts it by going away. A [`Session`] that somebody holds is always
-///   found again: no user has two.
-/// - When they don't fit, one that has not been used for long goes: only where its store can bring it back, nobody holds
-///   it or [watches](Session::subscribe) it, no refresh is in flight, nothing is unsaved, it isn't cooling down and no API
-///   has refused its fresh tokens within the hour. If none can go there is no room for another.
-/// - All share one [limit](SessionRegistryBuilder::max_concurrent_refreshes) on refreshes in flight. Those who wait for their turn
-///   get it in the order in which they came, spread by some milliseconds. Waiting is no attempt, and takes nothing of
-///   the time that a refresh may take; but nobody waits for his turn and the refresh together for longer than the
-///   time-out and 5 s: he then gets his 401, while his session keeps its place.
-/// - An idle session costs no task and no timer, only memory: some 650 bytes beside its tokens, what an allocator leaves
-///   unused included.
+/// - A session that isn't in memory is loaded from its [store](SessionRegistryBuilder::store_factory) on demand: once,
+///   however many callers ask for it at the same time, and dropping a caller interrupts nothing. As long as a [`Session`]
+///   has a handle it is found again, so a user never has two.
+/// - When the registry is full, it evicts a session that has not been used for long (CLOCK eviction). It evicts only
+///   sessions that their store can bring back, without another handle or [watcher](Session::subscribe), without a refresh
+///   in flight, a pending write or a cool-down, and whose fresh tokens no API has refused within the hour. If there is
+///   none, the registry is [full](SessionRegistryError::Full).
+/// - All sessions share one [limit](SessionRegistryBuilder::max_concurrent_refreshes) on refreshes in flight. Permits are
+///   granted in the order of the requests for them, spread by up to 10 ms. The wait for a permit doesn't count towards the
+///   refresh time-out. But no request waits longer than the refresh time-out and 5 s for the permit and the refresh
+///   together: it then returns its 401, while the session keeps its place in the queue.
+/// - An idle session has no task and no timer, and takes some 650 bytes of memory beside its tokens, including what the
+///   allocator leaves unused.
 ///
-/// They belong to the `tokio` runtime that they were built in.
+/// A registry belongs to the `tokio` runtime in which it was built.
 pub struct SessionRegistry<K> {
     inner: Arc<Inner<K>>,
 }
 
 struct Inner<K> {
     table: Table<K>,
-    /// Held while one is added, and never across an await.
-    arrivals: Mutex<Arrivals<K>>,
-    capacity: usize,
-    stores: Option<Box<Stores<K>>>,
+    /// Held while a session is inserted, and never across an await.
+    insertions: Mutex<Insertions<K>>,
+    max_sessions: usize,
+    store_factory: Option<Box<StoreFactory<K>>>,
     config: Arc<Config>,
-    /// Begun when all the rest is there.
+    /// Set once the other fields are: the sweep holds a weak reference to them.
     sweep: OnceLock<AbortHandle>,
 }
 
-type Stores<K> = dyn Fn(&K) -> Arc<dyn TokenStore> + Send + Sync;
+type StoreFactory<K> = dyn Fn(&K) -> Arc<dyn TokenStore> + Send + Sync;
 
-/// How sessions get into the table.
-struct Arrivals<K> {
-    /// Those that are being read from their stores.
+/// The sessions that are being loaded, and the place of the next eviction.
+struct Insertions<K> {
     loads: HashMap<K, Load>,
     /// The number of the last load.
     last: u64,
-    /// Where room was last made.
-    hand: Hand,
+    /// The place of the last eviction.
+    cursor: Cursor,
 }
 
 struct Load {
     number: u64,
-    /// Somebody waits for it to sign it out: nobody has to make room for one that goes.
-    goes: Arc<AtomicBool>,
-    found: Arc<Announcement<Found>>,
+    /// Whether a caller waits for the session in order to sign it out: it then needs no room.
+    signs_out: Arc<AtomicBool>,
+    found: Arc<Shared<Found>>,
 }
 
-/// Held by the task of a load. If that is gone before it has found anything, it never will.
-struct Loading(Arc<Announcement<Found>>);
+/// Answers the waiters of a load with an error if its task is dropped before it has found anything.
+struct LoadGuard(Arc<Shared<Found>>);
 
-impl Drop for Loading {
+impl Drop for LoadGuard {
     fn drop(&mut self) {
-        if !self.0.is_made() {
-            self.0.make(Err(SessionError::runtime("the task that read the session is gone").into()));
+        if !self.0.is_set() {
+            self.0.set(Err(SessionError::runtime("the task that loads the session is gone").into()));
         }
     }
 }
 
-/// What was found under a key, for all who asked.
+/// The result of a load, for all its waiters.
 type Found = Result<Option<Session>, SessionRegistryError>;
 
 impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
-    /// Starts to build them. All are built as the template says; its tokens and its store are not used.
+    /// Starts to build a registry. The template has the settings of all sessions; its tokens and its store are not used.
     ///
-    /// Where it needs no refresh token ([`SessionBuilder::client_credentials`]) a session is still begun by a
-    /// [sign-in](Self::sign_in) alone: with tokens that say in a [further member](Tokens::extra) whose it is, if nothing
-    /// else. The refresh service finds it in the [request](crate::RefreshRequest::tokens).
+    /// Where the sessions need no refresh token ([`SessionBuilder::client_credentials`]), each is still begun by a
+    /// [sign-in](Self::sign_in), with tokens that say in an [extra member](Tokens::extra) whose they are. The refresh
+    /// service finds it in the [request](crate::RefreshRequest::tokens).
     pub fn builder(template: SessionBuilder) -> SessionRegistryBuilder<K> {
-        SessionRegistryBuilder { template, capacity: CAPACITY, idle: None, refreshes: REFRESHES, stores: None }
+        SessionRegistryBuilder {
+            template,
+            max_sessions: MAX_SESSIONS,
+            idle_timeout: None,
+            max_concurrent_refreshes: MAX_CONCURRENT_REFRESHES,
+            store_factory: None,
+        }
     }
 
-    /// The session of this key; `None` where nobody is signed in. One that was signed out or has ended is still found
-    /// while somebody holds it.
+    /// Returns the session of this key; `None` if no user is signed in.
     ///
-    /// It is looked for in memory at once, before the future is polled; where it is there the future is ready.
+    /// The memory is searched at once, before the future is polled; if the session is found there, the future is ready.
+    /// A session that was signed out or has ended is still found while it has a handle.
     ///
     /// # Errors
     ///
-    /// If its store can't be read within 5 s: all who asked meanwhile get the same error, and the next to ask makes a new
-    /// attempt. [`SessionRegistryError::Full`] if it was read, and there is no room for it.
-    // No `async fn`: its result would pass through memory, where the processor waits for it on every look-up.
+    /// If the store can't be read within 5 s: all callers that waited for the load get the same error, and the next call
+    /// tries again. [`SessionRegistryError::Full`] if the session was loaded and there is no room for it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future doesn't interrupt the load.
+    // Not an `async fn`: its result would pass through memory, a store-to-load forwarding on every look-up.
     #[inline]
     pub fn get<'a>(
         &'a self,
@@ -170,22 +178,24 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
         }
     }
 
-    /// Signs a user in. The tokens are in force at once, then stored. Where a session of this key is in memory it goes on
-    /// as this user's: whoever holds it has the same one.
+    /// Signs a user in.
+    ///
+    /// The tokens are in force at once, then stored. If a session of this key is in memory, it continues as this user's:
+    /// its handles are the same session.
     ///
     /// # Errors
     ///
-    /// [`SessionRegistryError::Full`] if there is no room: then nobody is signed in. If the store fails the user is signed in all
-    /// the same, [`get`](Self::get) finds the session, and the write is retried in the background. If the runtime has shut
-    /// down a session that was in memory is unchanged; a new one is signed in, and no store is told of it.
+    /// [`SessionRegistryError::Full`] if there is no room: no user is signed in then. If the store fails: the user is
+    /// signed in all the same, [`get`](Self::get) finds the session, and the write is retried in the background. If the
+    /// runtime has shut down: a session that was in memory is unchanged; a new one is signed in and not stored.
     pub async fn sign_in(&self, key: K, tokens: Tokens) -> Result<Session, SessionRegistryError> {
         let inner = &self.inner;
         let session = match inner.table.find(&key) {
             Some(cell) => Session::of(cell),
-            None => match inner.arrive(key, &tokens)? {
-                Arrival::There(cell) => Session::of(cell),
-                Arrival::New(cell) => {
-                    if inner.stores.is_some() {
+            None => match inner.insert_or_find(key, &tokens)? {
+                SignIn::Found(cell) => Session::of(cell),
+                SignIn::Inserted(cell) => {
+                    if inner.store_factory.is_some() {
                         let saved = cell.spawn(Arc::clone(&cell).save()).await;
                         saved.map_err(SessionError::runtime).flatten()?;
                     }
@@ -197,35 +207,37 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
         Ok(session)
     }
 
-    /// Signs a user out, as [`Session::sign_out`] does, whether or not his session is in memory. No other is touched.
+    /// Signs a user out, as [`Session::sign_out`] does, whether or not the session is in memory.
     ///
     /// # Errors
     ///
-    /// If the store can't be read: then he is still signed in. If the store can't be written, or the revoke service fails:
-    /// the user is signed out all the same, and deleting from the store is retried in the background. If the runtime has
-    /// shut down: then nothing is changed. A key that nobody is signed in under is no error.
+    /// If the store can't be read: the user is still signed in then. If the store can't be written, or the revoke service
+    /// fails: the user is signed out all the same, and deleting from the store is retried in the background. If the
+    /// runtime has shut down: nothing has changed then. A key without a user is no error.
     pub async fn sign_out(&self, key: &K) -> Result<(), SessionRegistryError> {
         let signed_out = self.inner.config.spawn(Arc::clone(&self.inner).sign_out(key.clone()));
         signed_out.await.map_err(SessionError::runtime)?
     }
 
-    /// How many are in memory. Those that are over are counted until they are swept or asked for.
+    /// Returns the number of sessions in memory. Sessions that are over count until they are swept or looked up.
     #[must_use]
     pub fn len(&self) -> usize {
         self.inner.table.len()
     }
 
-    /// Whether none is in memory.
+    /// Whether no session is in memory.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Waits until no refresh is in flight, everything is saved, and all that is to be revoked is revoked: what a server
-    /// does before it exits, once it takes no more requests. It takes as long as a store fails: bound it with a time-out.
+    /// Waits until no refresh is in flight and all writes and revocations are done. A server calls it before it exits, once
+    /// it takes no more requests.
+    ///
+    /// While a store fails it doesn't return: bound it with a time-out.
     pub async fn wait_idle(&self) {
-        if let Some(traffic) = &self.inner.config.traffic {
-            traffic.wait_idle().await;
+        if let Some(limiter) = &self.inner.config.limiter {
+            limiter.wait_idle().await;
         }
     }
 }
@@ -242,17 +254,17 @@ impl<K> fmt::Debug for SessionRegistry<K> {
     }
 }
 
-/// What a sign-in finds under its key.
-enum Arrival {
-    /// A session that it goes on in.
-    There(Arc<TokenCell>),
-    /// None: this is a new one, already signed in.
-    New(Arc<TokenCell>),
+/// The session of a sign-in.
+enum SignIn {
+    /// It was in memory, and continues.
+    Found(Arc<TokenCell>),
+    /// It is new, and signed in already.
+    Inserted(Arc<TokenCell>),
 }
 
 impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
-    /// What is in memory under this key. One that is over, and that nobody holds, is not: a peer that shares its store may
-    /// have signed the user in again.
+    /// Returns the session in memory. A session that is over and has no other handle is removed: another process that
+    /// shares its store may have signed the user in again.
     #[inline]
     fn find(&self, key: &K) -> Option<Arc<TokenCell>> {
         let cell = self.table.find(key)?;
@@ -264,80 +276,81 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         Some(cell)
     }
 
-    /// `goes`: it is to be signed out.
-    async fn find_or_load(self: &Arc<Self>, key: &K, goes: bool) -> Found {
-        if self.stores.is_none() {
-            // What was in memory alone is nowhere else.
+    /// `signs_out`: whether the caller will sign it out.
+    async fn find_or_load(self: &Arc<Self>, key: &K, signs_out: bool) -> Found {
+        if self.store_factory.is_none() {
+            // Without stores, a session exists in memory only.
             return Ok(None);
         }
         let load = {
-            let mut arrivals = self.arrivals();
+            let mut insertions = self.insertions();
             if let Some(cell) = self.table.find(key) {
                 return Ok(Some(Session::of(cell)));
             }
-            match arrivals.loads.get(key).filter(|load| !load.found.is_made()) {
+            match insertions.loads.get(key).filter(|load| !load.found.is_set()) {
                 Some(load) => {
-                    load.goes.fetch_or(goes, Ordering::Relaxed);
+                    load.signs_out.fetch_or(signs_out, Ordering::Relaxed);
                     Arc::clone(&load.found)
                 }
-                None => self.begin_load(&mut arrivals, key, goes),
+                None => self.start_load(&mut insertions, key, signs_out),
             }
         };
-        load.heard().await.clone()
+        load.get().await.clone()
     }
 
-    /// Reads a session in a task of its own.
-    fn begin_load(self: &Arc<Self>, arrivals: &mut Arrivals<K>, key: &K, goes: bool) -> Arc<Announcement<Found>> {
-        arrivals.last += 1;
-        let number = arrivals.last;
-        let (found, goes) = (Arc::new(Announcement::new()), Arc::new(AtomicBool::new(goes)));
-        let load = Load { number, goes: Arc::clone(&goes), found: Arc::clone(&found) };
-        arrivals.loads.insert(key.clone(), load);
-        let (loading, load) = (Loading(Arc::clone(&found)), Arc::clone(self).load(key.clone(), number, goes));
-        self.config.runtime.spawn(async move { loading.0.make(load.await) });
+    /// Loads a session in a task of its own.
+    fn start_load(self: &Arc<Self>, insertions: &mut Insertions<K>, key: &K, signs_out: bool) -> Arc<Shared<Found>> {
+        insertions.last += 1;
+        let number = insertions.last;
+        let (found, signs_out) = (Arc::new(Shared::new()), Arc::new(AtomicBool::new(signs_out)));
+        let load = Load { number, signs_out: Arc::clone(&signs_out), found: Arc::clone(&found) };
+        insertions.loads.insert(key.clone(), load);
+        let (guard, load) = (LoadGuard(Arc::clone(&found)), Arc::clone(self).load(key.clone(), number, signs_out));
+        self.config.runtime.spawn(async move { guard.0.set(load.await) });
         found
     }
 
-    // Boxed, since it may begin anew.
-    fn load(self: Arc<Self>, key: K, number: u64, goes: Arc<AtomicBool>) -> BoxFuture<'static, Found> {
+    // Boxed, since it may recurse.
+    fn load(self: Arc<Self>, key: K, number: u64, signs_out: Arc<AtomicBool>) -> BoxFuture<'static, Found> {
         async move {
-            // Nothing of ours is changed in there, so nothing is seen half-way.
+            // The factory changes nothing of the registry's, so no change is left half done.
             let store = catch_unwind(AssertUnwindSafe(|| self.store(&key)));
             let found = match store {
                 Ok(store) => bounded(|| store.load()).await.map(|record| {
                     let config = Arc::clone(&self.config);
                     record.map(|record| Arc::new(TokenCell::new(Some(record), store, config)))
                 }),
-                Err(_panic) => Err(StoreError::new("it panicked")),
+                Err(_panic) => Err(StoreError::new("the store factory panicked")),
             };
             let found = found.map_err(|error| SessionError::store(error).into());
             match self.end_load(&key, number, found) {
                 Some(found) => found,
-                None => self.find_or_load(&key, goes.load(Ordering::Relaxed)).await,
+                None => self.find_or_load(&key, signs_out.load(Ordering::Relaxed)).await,
             }
         }
         .boxed()
     }
 
-    /// Puts what was read into the table. `None` if a sign-in was quicker: what was read may be out of date.
+    /// Inserts a loaded session. Returns `None` if a sign-in was made meanwhile, since the record may be out of date.
     fn end_load(
         &self,
         key: &K,
         number: u64,
         found: Result<Option<Arc<TokenCell>>, SessionRegistryError>,
     ) -> Option<Found> {
-        // Dropped last, when nothing is locked any more.
-        let _gone;
-        let mut arrivals = self.arrivals();
-        let goes = arrivals.loads.get(key).filter(|load| load.number == number)?.goes.load(Ordering::Relaxed);
-        let ended = arrivals.loads.remove(key);
+        // Dropped last, after the lock is released.
+        let _evicted;
+        let mut insertions = self.insertions();
+        let load = insertions.loads.get(key).filter(|load| load.number == number)?;
+        let signs_out = load.signs_out.load(Ordering::Relaxed);
+        let ended = insertions.loads.remove(key);
         let found = match found {
             Ok(Some(cell)) => {
-                if !goes {
-                    let (room, gone) = self.make_room(&mut arrivals);
-                    _gone = gone;
+                if !signs_out {
+                    let (room, evicted) = self.make_room(&mut insertions);
+                    _evicted = evicted;
                     if let Err(full) = room {
-                        drop(arrivals);
+                        drop(insertions);
                         return Some(Err(full));
                     }
                 }
@@ -347,35 +360,35 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
             Ok(None) => Ok(None),
             Err(error) => Err(error),
         };
-        drop(arrivals);
+        drop(insertions);
         drop(ended);
         Some(found)
     }
 
-    /// The session to sign in to: the one that is there, or a new one.
-    fn arrive(&self, key: K, tokens: &Tokens) -> Result<Arrival, SessionRegistryError> {
+    /// Returns the session in memory to sign in to, or inserts a new one.
+    fn insert_or_find(&self, key: K, tokens: &Tokens) -> Result<SignIn, SessionRegistryError> {
         let (tokens, config) = (tokens.clone(), Arc::clone(&self.config));
-        let new = match &self.stores {
-            Some(stores) => TokenCell::signed_in(tokens, stores(&key), config),
-            // A task that saves would cost more than all the rest of a sign-in, and leave a hole in memory behind.
+        let new = match &self.store_factory {
+            Some(store) => TokenCell::signed_in(tokens, store(&key), config),
+            // A task that saves would cost more than the rest of a sign-in, and fragment the memory.
             None => Self::kept_in_memory(tokens, config),
         };
         let new = Arc::new(new);
-        let mut arrivals = self.arrivals();
+        let mut insertions = self.insertions();
         if let Some(cell) = self.table.find(&key) {
-            return Ok(Arrival::There(cell));
+            return Ok(SignIn::Found(cell));
         }
-        let (room, gone) = self.make_room(&mut arrivals);
+        let (room, evicted) = self.make_room(&mut insertions);
         if let Err(full) = room {
-            drop(arrivals);
+            drop(insertions);
             return Err(full);
         }
-        // What is being read meanwhile is out of date.
-        let overtaken = arrivals.loads.remove_entry(&key);
+        // A load under way is out of date.
+        let overtaken = insertions.loads.remove_entry(&key);
         self.table.insert(key, Arc::clone(&new));
-        drop(arrivals);
-        drop((gone, overtaken));
-        Ok(Arrival::New(new))
+        drop(insertions);
+        drop((evicted, overtaken));
+        Ok(SignIn::Inserted(new))
     }
 
     async fn sign_out(self: Arc<Self>, key: K) -> Result<(), SessionRegistryError> {
@@ -395,26 +408,27 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         TokenCell::new(Some(record), Arc::new(store), config)
     }
 
-    /// Makes room for one more. What had to go for it is to be dropped when nothing is locked any more.
-    fn make_room(&self, arrivals: &mut Arrivals<K>) -> (Result<(), SessionRegistryError>, Vec<table::Slot<K>>) {
-        let mut gone = Vec::new();
-        // More than one goes where some were read to be signed out.
-        while self.table.len() >= self.capacity {
-            match self.table.evict(&mut arrivals.hand) {
-                Some(slot) => gone.push(slot),
-                None => return (Err(SessionRegistryError::Full), gone),
+    /// Makes room for one more session. The caller drops the evicted ones after it has released the lock.
+    fn make_room(&self, insertions: &mut Insertions<K>) -> (Result<(), SessionRegistryError>, Vec<table::Slot<K>>) {
+        let mut evicted = Vec::new();
+        // More than one is evicted where some were loaded to be signed out.
+        while self.table.len() >= self.max_sessions {
+            match self.table.evict(&mut insertions.cursor) {
+                Some(slot) => evicted.push(slot),
+                None => return (Err(SessionRegistryError::Full), evicted),
             }
         }
-        (Ok(()), gone)
+        (Ok(()), evicted)
     }
 
     fn store(&self, key: &K) -> Arc<dyn TokenStore> {
-        self.stores.as_ref().map_or_else(|| Arc::new(MemoryStore::new()) as _, |stores| stores(key))
+        self.store_factory.as_ref().map_or_else(|| Arc::new(MemoryStore::new()) as _, |store| store(key))
     }
 
-    fn arrivals(&self) -> MutexGuard<'_, Arrivals<K>> {
-        // Whoever panics in here (a key's `Clone`, `Eq` or `Hash`) has changed nothing yet, or all.
-        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
+    fn insertions(&self) -> MutexGuard<'_, Insertions<K>> {
+        // Poisoning is ignored: a panic in the key's `Clone`, `Eq` or `Hash` happens before the first change or after the
+        // last.
+        self.insertions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -426,68 +440,70 @@ impl<K> Drop for Inner<K> {
     }
 }
 
-/// Builds [`SessionRegistry`].
+/// Builds a [`SessionRegistry`].
 #[must_use = "a builder does nothing until `build`"]
 pub struct SessionRegistryBuilder<K> {
     template: SessionBuilder,
-    capacity: usize,
-    idle: Option<Duration>,
-    refreshes: usize,
-    stores: Option<Box<Stores<K>>>,
+    max_sessions: usize,
+    idle_timeout: Option<Duration>,
+    max_concurrent_refreshes: usize,
+    store_factory: Option<Box<StoreFactory<K>>>,
 }
 
 impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistryBuilder<K> {
-    /// How many sessions are kept in memory at most, beside those that are read to be signed out. Default: 100,000. With
-    /// none, every sign-in is [`SessionRegistryError::Full`].
+    /// Bounds the sessions in memory, beside sessions that are loaded to be signed out. Default: 100,000. With 0, every
+    /// sign-in fails with [`SessionRegistryError::Full`].
     pub fn max_sessions(mut self, sessions: usize) -> Self {
-        self.capacity = sessions;
+        self.max_sessions = sessions;
         self
     }
 
-    /// After which time a session that nobody asks for, holds or watches goes: one whose store can bring it back is
-    /// forgotten, another's user is signed out and his tokens are revoked, where there is a
-    /// [revoke service](SessionBuilder::revoke). It may take a quarter longer, or 20 ms where that is more. Default:
-    /// never.
-    pub fn idle_timeout(mut self, after: Duration) -> Self {
-        self.idle = Some(after);
-        self
-    }
-
-    /// How many refreshes are in flight at the same time at most, so that sessions that expire together don't overwhelm
-    /// the authorization server. At least 1. Default: 64.
-    pub fn max_concurrent_refreshes(mut self, refreshes: usize) -> Self {
-        self.refreshes = refreshes;
-        self
-    }
-
-    /// Where the tokens of a key are kept. Stores that outlive this object should be [durable](TokenStore::is_durable).
-    /// Default: a [`MemoryStore`] for each session, so that whoever is signed in is in memory.
+    /// Sets the time after which an unused session is removed from memory. Default: never.
     ///
-    /// It is asked again each time a session is read or begun. It should do no more than make the store.
-    pub fn store_factory(mut self, stores: impl Fn(&K) -> Arc<dyn TokenStore> + Send + Sync + 'static) -> Self {
-        self.stores = Some(Box::new(stores));
+    /// A session is in use when it is looked up, and while it has a handle or a watcher. If its store can bring it back,
+    /// it is only evicted. Otherwise the user is signed out and the tokens are revoked, where there is a
+    /// [revoke service](SessionBuilder::revoke). It may take a quarter longer, or 20 ms if that is more.
+    pub fn idle_timeout(mut self, after: Duration) -> Self {
+        self.idle_timeout = Some(after);
         self
     }
 
-    /// Builds them. No store is read yet.
+    /// Bounds the refreshes in flight at the same time, so that sessions that expire together don't overload the
+    /// authorization server. At least 1. Default: 64.
+    pub fn max_concurrent_refreshes(mut self, refreshes: usize) -> Self {
+        self.max_concurrent_refreshes = refreshes;
+        self
+    }
+
+    /// Sets the function that makes the store of a key. Default: a [`MemoryStore`] for each session, so that all
+    /// signed-in sessions are in memory.
+    ///
+    /// It is called each time a session is loaded or begun, and should do no I/O. Stores that outlive the registry should
+    /// be [durable](TokenStore::is_durable).
+    pub fn store_factory(mut self, store: impl Fn(&K) -> Arc<dyn TokenStore> + Send + Sync + 'static) -> Self {
+        self.store_factory = Some(Box::new(store));
+        self
+    }
+
+    /// Builds the registry. No store is read yet.
     ///
     /// # Errors
     ///
-    /// If called outside a `tokio` runtime. Its timers must be enabled (`tokio::runtime::Builder::enable_time`), which
-    /// isn't checked: without them nothing is swept, and every call to a store fails.
+    /// If called outside a `tokio` runtime. The runtime's timers must be enabled (`tokio::runtime::Builder::enable_time`),
+    /// which isn't checked: without them nothing is swept, and every call to a store fails.
     pub fn build(self) -> Result<SessionRegistry<K>, SessionError> {
         let runtime = Handle::try_current().map_err(SessionError::runtime)?;
-        let traffic = Arc::new(Traffic::new(self.refreshes));
-        let config = Arc::new(self.template.into_config(runtime.clone(), Some(traffic)));
+        let limiter = Arc::new(RefreshLimiter::new(self.max_concurrent_refreshes));
+        let config = Arc::new(self.template.into_config(runtime.clone(), Some(limiter)));
         let inner = Arc::new(Inner {
-            table: Table::new(self.capacity),
-            arrivals: Mutex::new(Arrivals { loads: HashMap::new(), last: 0, hand: Hand::default() }),
-            capacity: self.capacity,
-            stores: self.stores,
+            table: Table::new(self.max_sessions),
+            insertions: Mutex::new(Insertions { loads: HashMap::new(), last: 0, cursor: Cursor::default() }),
+            max_sessions: self.max_sessions,
+            store_factory: self.store_factory,
             config,
             sweep: OnceLock::new(),
         });
-        let sweep = runtime.spawn(sweep::sweep(Arc::downgrade(&inner), self.idle));
+        let sweep = runtime.spawn(sweep::sweep(Arc::downgrade(&inner), self.idle_timeout));
         inner.sweep.get_or_init(|| sweep.abort_handle());
         Ok(SessionRegistry { inner })
     }
@@ -499,23 +515,25 @@ impl<K> fmt::Debug for SessionRegistryBuilder<K> {
     }
 }
 
-/// A session could not be had.
+/// A session could not be returned or signed in.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SessionRegistryError {
-    /// There is no room: as many as fit are in use, or could not be brought back. Of more than some thousands not all are
-    /// looked at, since the others wait for it: where one could go after all, the next attempts come to it.
+    /// There is no room: all sessions are in use, or could not be brought back after an eviction.
+    ///
+    /// Of more than some thousands not all are examined in one call, since other insertions wait for it: later calls
+    /// continue where this one stopped.
     Full,
-    /// What its store, or another part of it, failed with; shared by all who asked for it.
+    /// The session's store or another part of it failed; shared by all callers that waited for it.
     Session(Arc<SessionError>),
 }
 
 impl fmt::Display for SessionRegistryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Full => {
-                f.write_str("there is no room for another session: all are in use, or could not be brought back")
-            }
+            Self::Full => f.write_str(
+                "the session registry is full: all sessions are in use, or could not be brought back after an eviction",
+            ),
             Self::Session(error) => error.fmt(f),
         }
     }

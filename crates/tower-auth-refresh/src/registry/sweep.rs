@@ -1,4 +1,4 @@
-//! The one task that looks after all sessions at times: it forgets those that are over, and those that are idle.
+//! The periodic sweep: one task that removes sessions that are over, and sessions that are idle.
 
 use std::collections::VecDeque;
 use std::hash::Hash;
@@ -13,22 +13,22 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
 use super::Inner;
-use super::table::Hand;
+use super::table::Cursor;
 use crate::session::{Config, TokenCell};
 
-/// How often it looks, as a part of the time after which a session is idle.
-const OFTEN: u32 = 8;
+/// The sweeps in one idle time-out.
+const SWEEPS_A_TIMEOUT: u32 = 8;
 const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// How many idle sessions of one look are deleted from their stores at the same time, and how many of all are revoked: each
-/// may be a call to a server.
+/// The idle sessions of one sweep that are deleted from their stores at the same time, and all revocations at the same
+/// time: each may be a call to a server.
 const CALLS: usize = 16;
 
-/// Sweeps until the sessions are dropped. It holds them for no longer than it looks at a few, and waits for nobody.
+/// Sweeps until the registry is dropped. Holds the registry for one short step at a time.
 pub(super) async fn sweep<K: Eq + Hash + Send + Sync + 'static>(sessions: Weak<Inner<K>>, idle: Option<Duration>) {
-    let period = idle.map_or(LONGEST, |idle| (idle / OFTEN).clamp(SHORTEST, LONGEST));
-    // Where the clock stood at which time. What was last used by then has not been used since.
+    let period = idle.map_or(LONGEST, |idle| (idle / SWEEPS_A_TIMEOUT).clamp(SHORTEST, LONGEST));
+    // The table's clock at earlier times: a session that was last used by then has not been used since.
     let mut ticks = VecDeque::new();
     let mut since = None;
     let revocations = Arc::new(Semaphore::new(CALLS));
@@ -45,11 +45,11 @@ pub(super) async fn sweep<K: Eq + Hash + Send + Sync + 'static>(sessions: Weak<I
             let Some(sessions) = sessions.upgrade() else { return };
             ticks.push_back((now, sessions.table.tick()));
         }
-        let mut hand = Hand::default();
+        let mut cursor = Cursor::default();
         loop {
             let Some(sessions) = sessions.upgrade() else { return };
-            // What panics is a key or a store that is dropped, and the table is whole by then.
-            let swept = catch_unwind(AssertUnwindSafe(|| sessions.sweep(&mut hand, since, &revocations)));
+            // A key or a store may panic when it is dropped; the table is intact by then.
+            let swept = catch_unwind(AssertUnwindSafe(|| sessions.sweep(&mut cursor, since, &revocations)));
             drop(sessions);
             if !swept.unwrap_or(false) {
                 break;
@@ -60,14 +60,14 @@ pub(super) async fn sweep<K: Eq + Hash + Send + Sync + 'static>(sessions: Weak<I
 }
 
 impl<K: Eq + Hash + Send + Sync + 'static> Inner<K> {
-    /// Of the next few, forgets what is over, and what was not used after `since`, by the table's clock. `false` once it
-    /// has been everywhere.
-    fn sweep(self: &Arc<Self>, hand: &mut Hand, since: Option<u32>, revocations: &Arc<Semaphore>) -> bool {
-        let before = *hand;
+    /// Removes, of the next few sessions, those that are over or were not used after `since`, by the table's clock.
+    /// Returns `false` after the last one.
+    fn sweep(self: &Arc<Self>, cursor: &mut Cursor, since: Option<u32>, revocations: &Arc<Semaphore>) -> bool {
+        let before = *cursor;
         let mut idle = Vec::new();
-        let gone = self.table.sweep(hand, |cell| {
+        let removed = self.table.sweep(cursor, |cell| {
             if !cell.is_alone() {
-                // In use for as long as somebody holds it.
+                // A session is in use while it has a handle.
                 self.table.touch(cell);
                 return false;
             }
@@ -82,41 +82,41 @@ impl<K: Eq + Hash + Send + Sync + 'static> Inner<K> {
             let (sessions, config) = (Arc::downgrade(self), Arc::clone(&self.config));
             self.config.spawn(sign_out(idle, sessions, before, config, Arc::clone(revocations)));
         }
-        gone.is_some()
+        removed.is_some()
     }
 }
 
-/// Signs out those that are idle still, and takes them out of the table, where they stand at `place`; then revokes their
-/// tokens. What fails is logged, and retried where that is any use.
+/// Signs out the sessions that are still idle and removes them from the table, `from` this position on; then revokes their
+/// tokens. Failures are logged, and failed writes retried.
 async fn sign_out<K: Eq + Hash + Send + Sync + 'static>(
     idle: Vec<(u32, Arc<TokenCell>)>,
     sessions: Weak<Inner<K>>,
-    mut place: Hand,
+    mut from: Cursor,
     config: Arc<Config>,
     revocations: Arc<Semaphore>,
 ) {
     let mut tokens = Vec::new();
     let mut over = Vec::new();
     for (used, cell) in idle {
-        if let Some(these) = cell.forget(Some(used)).await {
-            tokens.push(these);
+        if let Some(dropped) = cell.drop_tokens(Some(used)).await {
+            tokens.push(dropped);
             over.push(cell);
         }
     }
     stream::iter(over).for_each_concurrent(CALLS, |cell| cell.save().map(drop)).await;
     if let Some(sessions) = sessions.upgrade() {
-        // As in `sweep`. What is to be revoked is revoked in any case.
-        let forget = || drop(sessions.table.sweep(&mut place, |cell| cell.is_over()));
-        let _ = catch_unwind(AssertUnwindSafe(forget));
+        // A panic is ignored as in `sweep`: the revocations below are made in any case.
+        let remove = || drop(sessions.table.sweep(&mut from, |cell| cell.is_over()));
+        let _ = catch_unwind(AssertUnwindSafe(remove));
     }
     let revoke = async |tokens| {
-        let _turn = revocations.acquire().await;
+        let _permit = revocations.acquire().await;
         let _ = config.revoke(tokens).await;
     };
     stream::iter(tokens).for_each_concurrent(CALLS, revoke).await;
 }
 
-/// By a clock that wraps.
+/// Compares times of a clock that wraps.
 fn is_before_or_at(used: u32, since: u32) -> bool {
     since.wrapping_sub(used) <= u32::MAX / 2
 }
@@ -134,11 +134,11 @@ mod tests {
         let tokens = Tokens::new(AccessToken::new("a").unwrap(), RefreshToken::new("r").unwrap());
         let session = Session::builder(refresh).tokens(tokens).build().await.unwrap();
         let cell = session.cell();
-        // Between the look at it and the sign-out he asks for it.
+        // The session is used between the sweep's look at it and the sign-out.
         cell.used.store(1, Ordering::Relaxed);
-        assert_eq!(cell.forget(Some(0)).await, None);
+        assert_eq!(cell.drop_tokens(Some(0)).await, None);
         assert_eq!(session.state(), SessionState::Active);
-        assert!(cell.forget(Some(1)).await.is_some());
+        assert!(cell.drop_tokens(Some(1)).await.is_some());
         assert_eq!(session.state(), SessionState::SignedOut);
     }
 

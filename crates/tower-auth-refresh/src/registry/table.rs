@@ -1,6 +1,7 @@
-//! [`Table`]: the sessions by their keys, in shards, each behind a lock of its own.
+//! [`Table`]: the sessions by key, in shards with a lock each.
 //!
-//! Room is made as in a clock: a hand goes round, and of the next few that can be forgotten the longest unused goes.
+//! Eviction is a variant of CLOCK: a cursor goes round, and of the next few evictable sessions the longest unused is
+//! evicted.
 
 use std::hash::{BuildHasher, Hash};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -10,56 +11,56 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::session::TokenCell;
 
-/// About so many shards serve any number of threads.
+/// The approximate number of shards: enough for any number of threads.
 const SHARDS: usize = 64;
 
-/// The fewest places of a shard.
-const FEWEST: usize = 64;
+/// The smallest capacity of a shard.
+const SMALLEST_SHARD: usize = 64;
 
-/// How much of a shard's places is taken when the table is full: the shard doubles at seven eighths, and some have more
-/// sessions than others.
-const FILL: f64 = 0.84;
+/// The load of the shards when the table is full: a shard doubles at seven eighths, and some hold more sessions than
+/// others.
+const LOAD_FACTOR: f64 = 0.84;
 
-/// Of how many that can be forgotten the longest unused goes.
+/// The number of evictable sessions among which the longest unused is evicted.
 const CANDIDATES: usize = 8;
 
-/// How many places are looked at in one go: so many that it takes no longer than a request, even where all is in use.
-const PLACES: usize = 4096;
+/// The buckets that are examined in one call: few enough that the call takes no longer than a request.
+const BUCKETS_A_CALL: usize = 4096;
 
 pub(super) struct Table<K> {
     hasher: DefaultHashBuilder,
     shards: Box<[Mutex<HashTable<Slot<K>>>]>,
     len: AtomicUsize,
-    /// Goes on by one with every session that is added, and every sweep. Wraps.
+    /// Advances with every insertion and every sweep. Wraps.
     clock: AtomicU32,
 }
 
 pub(super) struct Slot<K> {
-    /// Kept, so that the table never asks for it while it moves others: a key that panics would cost them their places.
+    /// Kept, so that the table never calls the key's `Hash` while it moves entries: a panic there would lose them.
     hash: u64,
     key: K,
     cell: Arc<TokenCell>,
 }
 
-/// A place in the table.
+/// A position in the table.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Hand {
+pub(super) struct Cursor {
     shard: usize,
-    place: usize,
+    bucket: usize,
 }
 
 impl<K: Eq + Hash> Table<K> {
-    /// For about so many sessions.
+    /// Makes a table for about so many sessions.
     pub(super) fn new(capacity: usize) -> Self {
-        // A shard that doubles for its last few sessions is half empty, so the number of shards goes by what they hold.
-        let places = (capacity / SHARDS).next_power_of_two().max(FEWEST);
+        // A shard that doubles for its last few sessions is half empty: so the number of shards follows from their capacity.
+        let shard_capacity = (capacity / SHARDS).next_power_of_two().max(SMALLEST_SHARD);
         #[expect(
             clippy::cast_precision_loss,
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "rough"
         )]
-        let shards = (capacity as f64 / (places as f64 * FILL)).ceil().max(1.0) as usize;
+        let shards = (capacity as f64 / (shard_capacity as f64 * LOAD_FACTOR)).ceil().max(1.0) as usize;
         Self {
             hasher: DefaultHashBuilder::default(),
             shards: (0..shards).map(|_| Mutex::default()).collect(),
@@ -72,10 +73,10 @@ impl<K: Eq + Hash> Table<K> {
         self.len.load(Ordering::Acquire)
     }
 
-    /// The session of this key. It counts as used.
+    /// Returns the session of this key, and marks it as used.
     #[inline]
     pub(super) fn find(&self, key: &K) -> Option<Arc<TokenCell>> {
-        let (hash, shard) = self.place_of(key);
+        let (hash, shard) = self.shard_of(key);
         let shard = lock(shard);
         let cell = Arc::clone(&shard.find(hash, |slot| slot.key == *key)?.cell);
         drop(shard);
@@ -83,104 +84,108 @@ impl<K: Eq + Hash> Table<K> {
         Some(cell)
     }
 
-    /// Adds a session under a key that has none: the caller sees to it that nobody else adds one meanwhile.
+    /// Inserts a session under a key that has none. The caller's lock excludes concurrent insertions.
     pub(super) fn insert(&self, key: K, cell: Arc<TokenCell>) {
         cell.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
-        let (hash, shard) = self.place_of(&key);
+        let (hash, shard) = self.shard_of(&key);
         lock(shard).insert_unique(hash, Slot { hash, key, cell }, |slot| slot.hash);
         self.len.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Takes the session of this key out, if nothing is lost with it and it is over.
+    /// Removes the session of this key if it is over and evictable.
     pub(super) fn remove_if_over(&self, key: &K) -> Option<Slot<K>> {
-        let (hash, shard) = self.place_of(key);
+        let (hash, shard) = self.shard_of(key);
         let mut shard = lock(shard);
         let entry = shard.find_entry(hash, |slot| slot.key == *key).ok()?;
-        let over = entry.get().cell.is_over() && entry.get().cell.is_forgettable();
+        let over = entry.get().cell.is_over() && entry.get().cell.is_evictable();
         let (slot, _) = over.then(|| entry.remove())?;
         self.len.fetch_sub(1, Ordering::AcqRel);
         Some(slot)
     }
 
-    /// Takes one out that can be forgotten, from `hand` on; one that was not used for long, if not for the longest.
-    pub(super) fn evict(&self, hand: &mut Hand) -> Option<Slot<K>> {
-        let mut places = PLACES;
+    /// Evicts a session that was not used for long, from the cursor on.
+    pub(super) fn evict(&self, cursor: &mut Cursor) -> Option<Slot<K>> {
+        let mut buckets = BUCKETS_A_CALL;
         let now = self.clock.load(Ordering::Relaxed);
-        // The shard that the hand stands in is looked at twice, from the hand on and up to it.
+        // The cursor's shard is examined twice: from the cursor on, and up to it.
         for _ in 0..=self.shards.len() {
-            let mut shard = lock(&self.shards[hand.shard]);
+            let mut shard = lock(&self.shards[cursor.shard]);
             let (mut candidates, mut oldest) = (0, None);
-            while hand.place < shard.num_buckets() && candidates < CANDIDATES && places > 0 {
-                if let Some(slot) = shard.get_bucket(hand.place).filter(|slot| slot.cell.is_forgettable()) {
+            while cursor.bucket < shard.num_buckets() && candidates < CANDIDATES && buckets > 0 {
+                if let Some(slot) = shard.get_bucket(cursor.bucket).filter(|slot| slot.cell.is_evictable()) {
                     let age = now.wrapping_sub(slot.cell.used.load(Ordering::Relaxed));
-                    oldest = oldest.max(Some((age, hand.place)));
+                    oldest = oldest.max(Some((age, cursor.bucket)));
                     candidates += 1;
                 }
-                hand.place += 1;
-                places -= 1;
+                cursor.bucket += 1;
+                buckets -= 1;
             }
-            if let Some(entry) = oldest.and_then(|(_, place)| shard.get_bucket_entry(place).ok()) {
+            if let Some(entry) = oldest.and_then(|(_, bucket)| shard.get_bucket_entry(bucket).ok()) {
                 let (slot, _) = entry.remove();
                 self.len.fetch_sub(1, Ordering::AcqRel);
                 return Some(slot);
             }
-            if places == 0 {
+            if buckets == 0 {
                 break;
             }
-            hand.next_shard(self.shards.len());
+            cursor.next_shard(self.shards.len());
         }
         None
     }
 
-    /// Looks at the next few sessions from `hand` on, and takes those out that are to `go` and can be forgotten. `None`
-    /// once it has been everywhere.
-    pub(super) fn sweep(&self, hand: &mut Hand, mut go: impl FnMut(&Arc<TokenCell>) -> bool) -> Option<Vec<Slot<K>>> {
-        let mut gone = Vec::new();
-        let mut shard = lock(self.shards.get(hand.shard)?);
-        let end = shard.num_buckets().min(hand.place + PLACES);
-        for place in hand.place..end {
-            let Ok(entry) = shard.get_bucket_entry(place) else { continue };
-            if go(&entry.get().cell) && entry.get().cell.is_forgettable() {
-                gone.push(entry.remove().0);
+    /// Removes, of the next few sessions from the cursor on, those that are evictable and for which `remove` is true.
+    /// Returns `None` after the last one.
+    pub(super) fn sweep(
+        &self,
+        cursor: &mut Cursor,
+        mut remove: impl FnMut(&Arc<TokenCell>) -> bool,
+    ) -> Option<Vec<Slot<K>>> {
+        let mut removed = Vec::new();
+        let mut shard = lock(self.shards.get(cursor.shard)?);
+        let end = shard.num_buckets().min(cursor.bucket + BUCKETS_A_CALL);
+        for bucket in cursor.bucket..end {
+            let Ok(entry) = shard.get_bucket_entry(bucket) else { continue };
+            if remove(&entry.get().cell) && entry.get().cell.is_evictable() {
+                removed.push(entry.remove().0);
                 self.len.fetch_sub(1, Ordering::AcqRel);
             }
         }
-        hand.place = end;
+        cursor.bucket = end;
         if end == shard.num_buckets() {
-            *hand = Hand { shard: hand.shard + 1, place: 0 };
+            *cursor = Cursor { shard: cursor.shard + 1, bucket: 0 };
         }
-        Some(gone)
+        Some(removed)
     }
 
     /// Marks a session as used now.
     #[inline]
     pub(super) fn touch(&self, cell: &TokenCell) {
-        // Whatever it says: to look first would cost a look-up more, since there is no telling how it turns out.
+        // Stores without loading first: the branch would be unpredictable, and cost a look-up more.
         cell.used.store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Lets the clock go on: what is used from here on was used later than the time that is returned.
+    /// Advances the clock: a session that is used from now on was used later than the returned time.
     pub(super) fn tick(&self) -> u32 {
         self.clock.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn place_of(&self, key: &K) -> (u64, &Mutex<HashTable<Slot<K>>>) {
+    fn shard_of(&self, key: &K) -> (u64, &Mutex<HashTable<Slot<K>>>) {
         let hash = self.hasher.hash_one(key);
-        // The table in the shard goes by the lowest and the highest bits.
+        // The table in the shard uses the lowest and the highest bits.
         let bits = (hash >> 16) & 0xFFFF;
         let shard = (bits as usize * self.shards.len()) >> 16;
         (hash, &self.shards[shard])
     }
 }
 
-impl Hand {
+impl Cursor {
     fn next_shard(&mut self, shards: usize) {
-        *self = Self { shard: (self.shard + 1) % shards, place: 0 };
+        *self = Self { shard: (self.shard + 1) % shards, bucket: 0 };
     }
 }
 
-/// A lock over which the key's own `Eq` runs, for a table can't be searched without it, and the store's `is_durable`. One
-/// that panics leaves the table whole.
+/// Locks a shard. The key's `Eq` and the store's `is_durable` run under this lock; if one of them panics, the table is
+/// intact, so poisoning is ignored.
 fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,160 @@
+//! [`SessionBuilder`].
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tower::util::BoxCloneSyncService;
+use tower::{BoxError, ServiceExt};
+
+use super::Session;
+use super::cell::TokenCell;
+use super::config::{Config, Rotation};
+use super::error::SessionError;
+use super::limiter::RefreshLimiter;
+use super::store_call::bounded;
+use crate::refresh::{RefreshRequest, RefreshService, RevokeRequest, RevokeService};
+use crate::store::{Epoch, MemoryStore, Record, StoreError, TokenStore};
+use crate::token::Tokens;
+
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The cap on the refresh time-out, so that deadlines don't overflow.
+const LONGEST_REFRESH_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
+/// Builds a [`Session`].
+#[must_use = "a builder does nothing until `build`"]
+pub struct SessionBuilder {
+    refresh: BoxCloneSyncService<RefreshRequest, Tokens, BoxError>,
+    revoke: Option<BoxCloneSyncService<RevokeRequest, (), BoxError>>,
+    tokens: Option<Tokens>,
+    store: Arc<dyn TokenStore>,
+    refresh_timeout: Duration,
+    refresh_early: Option<Duration>,
+    rotation: Rotation,
+    client_credentials: bool,
+}
+
+impl SessionBuilder {
+    pub(super) fn new(refresh: impl RefreshService) -> Self {
+        Self {
+            refresh: BoxCloneSyncService::new(refresh.map_err(Into::<BoxError>::into)),
+            revoke: None,
+            tokens: None,
+            store: Arc::new(MemoryStore::new()),
+            refresh_timeout: REFRESH_TIMEOUT,
+            refresh_early: None,
+            rotation: Rotation::Strict,
+            client_credentials: false,
+        }
+    }
+
+    /// Sets the tokens to start with, where the store holds none. Default: none.
+    ///
+    /// Tokens in the store are newer: the store holds the refresh token that this one was rotated to.
+    pub fn tokens(mut self, tokens: Tokens) -> Self {
+        self.tokens = Some(tokens);
+        self
+    }
+
+    /// Sets the store of the tokens. Default: a [`MemoryStore`] of its own.
+    pub fn store(self, store: impl TokenStore) -> Self {
+        self.shared_store(Arc::new(store))
+    }
+
+    /// Like [`store`](Self::store), for a store that is shared already.
+    pub fn shared_store(mut self, store: Arc<dyn TokenStore>) -> Self {
+        self.store = store;
+        self
+    }
+
+    /// Bounds a whole refresh: waiting for a claim, and all attempts. Default: 30 s; at most an hour.
+    ///
+    /// Storing the new tokens may take another 5 s. A request may wait for the sum of both before it is sent, if the token
+    /// in force is known to be refused, and again if it is refused itself, unless it has waited for the whole sum in vain.
+    pub fn refresh_timeout(mut self, timeout: Duration) -> Self {
+        self.refresh_timeout = timeout.min(LONGEST_REFRESH_TIMEOUT);
+        self
+    }
+
+    /// Refreshes in the background when an access token is within this time of its known expiry, while requests go on
+    /// with it. Default: off; a session refreshes when an API refuses the token.
+    ///
+    /// A request starts it, never a timer. The window is spread by a quarter, and never reaches into the first half of
+    /// the token's life. A request that finds the token expired waits for the refresh.
+    pub fn refresh_early(mut self, window: Duration) -> Self {
+        self.refresh_early = Some(window);
+        self
+    }
+
+    /// Sets whether a refresh token may be presented again when an answer was lost. Default: [`Rotation::Strict`].
+    pub fn rotation(mut self, rotation: Rotation) -> Self {
+        self.rotation = rotation;
+        self
+    }
+
+    /// Sets the service that revokes tokens at [`sign_out`](Session::sign_out), and tokens that arrive after it.
+    /// Default: none.
+    pub fn revoke(mut self, revoke: impl RevokeService) -> Self {
+        self.revoke = Some(BoxCloneSyncService::new(revoke.map_err(Into::<BoxError>::into)));
+        self
+    }
+
+    /// Declares that the refresh service needs no refresh token (RFC 6749 §4.4): the session is active from the start and
+    /// obtains its access tokens by itself. Default: off.
+    pub fn client_credentials(mut self) -> Self {
+        self.client_credentials = true;
+        self
+    }
+
+    /// Reads the store, writes the first tokens to it if it is empty, and returns the session.
+    ///
+    /// # Errors
+    ///
+    /// If called outside a `tokio` runtime, or if the store can't be read or written within 5 s.
+    ///
+    /// # Panics
+    ///
+    /// If the runtime's timers are disabled (`tokio::runtime::Builder::enable_time`).
+    pub async fn build(self) -> Result<Session, SessionError> {
+        let runtime = Handle::try_current().map_err(SessionError::runtime)?;
+        let (first, store) = (self.tokens.clone(), Arc::clone(&self.store));
+        let config = Arc::new(self.into_config(runtime, None));
+        let first = first.or_else(|| config.client_credentials.then(Tokens::default));
+        let stored = load_or_write(&*store, first).await.map_err(SessionError::store)?;
+        Ok(Session::of(Arc::new(TokenCell::new(stored, store, config))))
+    }
+
+    /// Takes all settings but the tokens and their store.
+    pub(crate) fn into_config(self, runtime: Handle, limiter: Option<Arc<RefreshLimiter>>) -> Config {
+        Config {
+            refresh: self.refresh,
+            revoke: self.revoke,
+            refresh_timeout: self.refresh_timeout,
+            rotation: self.rotation,
+            refresh_early: self.refresh_early,
+            client_credentials: self.client_credentials,
+            runtime,
+            limiter,
+        }
+    }
+}
+
+async fn load_or_write(store: &dyn TokenStore, first: Option<Tokens>) -> Result<Option<Record>, StoreError> {
+    let stored = bounded(|| store.load()).await?;
+    match first.filter(|_| stored.is_none()) {
+        None => Ok(stored),
+        Some(tokens) => {
+            bounded(|| store.replace(Epoch::random(), &tokens)).await?;
+            // Read again: another process that starts at the same moment may have written after this one.
+            bounded(|| store.load()).await
+        }
+    }
+}
+
+impl fmt::Debug for SessionBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionBuilder").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,344 @@
+//! The refresh task: claim, call, save, publish. [`start`] runs it.
+//!
+//! The task owns the whole refresh, so that a rotated token is never lost to a caller that is dropped. Once it has its
+//! permit it ends by the refresh time-out, plus the time that the store may take to save the new tokens.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures_util::FutureExt;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tower::ServiceExt;
+use tower_service::Service;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
+
+use super::backoff;
+use super::cell::TokenCell;
+use super::flight::{CompletionGuard, Flight, Outcome};
+use super::state::{Event, State, Stored};
+use super::store_call::{STORE_TIMEOUT, bounded, bounded_by};
+use crate::TARGET;
+use crate::refresh::{NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, Trigger};
+use crate::store::{Claim, ClaimOutcome, CommitOutcome, Epoch, Presented, Record, StoreFuture};
+use crate::timer::Ticker;
+use crate::token::Tokens;
+
+/// The pause between two looks at a claim that another process holds.
+const CLAIM_POLL: Duration = Duration::from_millis(200);
+
+/// The shortest such pause, whatever the store says about the end of the lease.
+const SHORTEST_CLAIM_POLL: Duration = Duration::from_millis(10);
+
+/// The lease of a claim after the refresh token was rejected: enough to read the record and to delete it. If the process
+/// dies in between, the user waits for as long.
+const END_LEASE: Duration = Duration::from_secs(15);
+
+/// The part of a claim's lease that covers slow clocks and stores.
+const LEASE_MARGIN: Duration = Duration::from_secs(5);
+
+/// Starts the refresh of `base` in a task of its own.
+pub(super) fn start(cell: &Arc<TokenCell>, base: Arc<State>, trigger: Trigger) -> Arc<Flight> {
+    let span = tracing::info_span!(
+        target: TARGET, parent: None, "refresh",
+        generation = base.generation.0, trigger = trigger.as_str(),
+        attempts = Empty, outcome = Empty, waiters = Empty, duration_ms = Empty,
+    );
+    span.follows_from(Span::current());
+    let flight = Flight::new(base.generation, cell.deadline());
+    let guard = CompletionGuard(Arc::clone(&flight));
+    let clock = flight.start_clock(cell.runtime());
+    let task = RefreshTask { cell: Arc::clone(cell), tokens: base.tokens.clone(), base, trigger, attempts: 0 };
+    cell.spawn(task.run(guard, clock).instrument(span));
+    flight
+}
+
+struct RefreshTask {
+    cell: Arc<TokenCell>,
+    /// The state that the flight was started from.
+    base: Arc<State>,
+    /// The tokens to be replaced: the base's, or those that another process has stored since.
+    tokens: Tokens,
+    trigger: Trigger,
+    attempts: u32,
+}
+
+/// The end of a refresh without new tokens of its own.
+enum RefreshAborted {
+    /// The session has newer tokens already.
+    Overtaken,
+    /// The store holds another process's tokens.
+    Adopted(Record),
+    /// The store holds no record: another process signed the user out.
+    RecordGone,
+    /// The refresh token was rejected, and the store holds no newer one.
+    Rejected(RefreshError),
+    /// The refresh failed in a way that keeps the tokens.
+    Failed { error: RefreshError, in_doubt: bool },
+}
+
+impl RefreshAborted {
+    fn unavailable(error: RefreshError) -> Self {
+        Self::Failed { error, in_doubt: false }
+    }
+}
+
+impl RefreshTask {
+    async fn run(self, guard: CompletionGuard, _clock: Ticker) {
+        let outcome = self.refresh_with_permit(&guard.0).await;
+        guard.0.finish(outcome);
+    }
+
+    async fn refresh_with_permit(mut self, flight: &Flight) -> Outcome {
+        let config = Arc::clone(&self.cell.config);
+        let _permit = match &config.limiter {
+            Some(limiter) => Some(limiter.permit().await),
+            None => None,
+        };
+        flight.grant_permit();
+        let begun = Instant::now();
+        let outcome = self.refresh(begun + config.refresh_timeout).await;
+        let span = Span::current();
+        span.record("attempts", self.attempts);
+        span.record("outcome", outcome.as_ref().map_or_else(NotRefreshed::as_str, |()| "refreshed"));
+        span.record("waiters", flight.waiters());
+        span.record("duration_ms", u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX));
+        outcome
+    }
+
+    /// Runs the whole refresh: claim, call, save, publish.
+    async fn refresh(&mut self, deadline: Instant) -> Outcome {
+        // A user may have signed in or out while the task waited for its permit.
+        if self.cell.snapshot().epoch != self.base.epoch {
+            return Err(NotRefreshed::SessionChanged);
+        }
+        let claim = match self.claim(deadline).await {
+            Ok(claim) => claim,
+            Err(aborted) => return self.settle(aborted).await,
+        };
+        match self.request_tokens(&claim, deadline).await {
+            Ok(tokens) => self.save_and_publish(claim, tokens).await,
+            Err(aborted) => {
+                self.release(&claim, &aborted).await;
+                self.settle(aborted).await
+            }
+        }
+    }
+
+    /// Claims the refresh token, or finds the tokens that another process has stored.
+    async fn claim(&mut self, deadline: Instant) -> Result<Claim, RefreshAborted> {
+        if !matches!(self.base.stored, Stored::Clean(_)) {
+            self.save_first(deadline).await?;
+        }
+        let Stored::Clean(Some(mut version)) = self.base.stored else {
+            let error = RefreshError::unavailable("the session has no record in its store");
+            return Err(RefreshAborted::unavailable(error));
+        };
+        let cell = Arc::clone(&self.cell);
+        loop {
+            let lease = deadline.saturating_duration_since(Instant::now()) + STORE_TIMEOUT + LEASE_MARGIN;
+            match within(deadline, || cell.store.claim(version, lease)).await? {
+                ClaimOutcome::Claimed(claim) => return Ok(claim),
+                ClaimOutcome::Busy { until } => {
+                    let now = Instant::now();
+                    let look_again = until.clamp(now + SHORTEST_CLAIM_POLL, now + CLAIM_POLL);
+                    if look_again >= deadline {
+                        let error = RefreshError::unavailable("another process is refreshing this session");
+                        return Err(RefreshAborted::unavailable(error));
+                    }
+                    sleep_until(look_again).await;
+                }
+                ClaimOutcome::Changed(None) => return Err(RefreshAborted::RecordGone),
+                ClaimOutcome::Changed(Some(record)) if self.is_worth_adopting(&record) => {
+                    return Err(RefreshAborted::Adopted(record));
+                }
+                // Another process's tokens, no better than ours: go on from them.
+                ClaimOutcome::Changed(Some(record)) => {
+                    version = record.version;
+                    self.tokens = record.tokens;
+                }
+            }
+        }
+    }
+
+    /// Saves tokens that the store has failed to take. They must be stored before their refresh token is claimed: if the
+    /// process dies after presenting it, the store must not hold an older one.
+    async fn save_first(&mut self, deadline: Instant) -> Result<(), RefreshAborted> {
+        let cell = Arc::clone(&self.cell);
+        within(deadline, || Box::pin(cell.sync())).await?;
+        let state = Arc::clone(&self.cell.snapshot());
+        if (state.epoch, state.generation) != (self.base.epoch, self.base.generation) {
+            return Err(RefreshAborted::Overtaken);
+        }
+        self.tokens = state.tokens.clone();
+        self.base = state;
+        Ok(())
+    }
+
+    /// Whether a record that another process wrote makes the refresh call unnecessary.
+    fn is_worth_adopting(&self, record: &Record) -> bool {
+        let expired = record.tokens.expires_at().is_some_and(|expiry| expiry <= SystemTime::now());
+        let same = record.tokens.access_token() == self.base.tokens.access_token();
+        record.epoch != self.base.epoch || !(expired || same)
+    }
+
+    /// Calls the refresh service, and repeats the call where the failure allows it.
+    async fn request_tokens(&mut self, claim: &Claim, deadline: Instant) -> Result<Tokens, RefreshAborted> {
+        let first = Instant::now();
+        // The doubt is about the base's refresh token, not about one that another process has stored since.
+        let same = self.tokens.refresh_token() == self.base.tokens.refresh_token();
+        let marked = claim.in_doubt || self.base.in_doubt && same;
+        let mut in_doubt = false;
+        loop {
+            self.attempts += 1;
+            let error = match self.call(marked || in_doubt, deadline).await {
+                Ok(tokens) => return Ok(tokens.completed_from(&self.tokens)),
+                Err(error) => error,
+            };
+            tracing::debug!(target: TARGET, attempt = self.attempts, kind = error.kind().as_str(), "refresh attempt failed");
+            let retry_after = match error.kind() {
+                RefreshErrorKind::Rejected => return Err(self.rejected(claim, error, in_doubt).await),
+                RefreshErrorKind::Misconfigured => return Err(RefreshAborted::Failed { error, in_doubt }),
+                RefreshErrorKind::Unavailable { retry_after } => retry_after,
+                RefreshErrorKind::InDoubt => {
+                    in_doubt = true;
+                    None
+                }
+            };
+            let again = Instant::now() + backoff::backoff(self.attempts, retry_after, fastrand::f64());
+            let allowed = !in_doubt || self.cell.config.rotation.allows(again - first);
+            if !allowed || self.attempts >= backoff::ATTEMPTS || again >= deadline {
+                return Err(RefreshAborted::Failed { error, in_doubt });
+            }
+            sleep_until(again).await;
+        }
+    }
+
+    /// Makes one attempt. If the deadline passes it is in doubt, unless the service was never ready to be called.
+    async fn call(&self, in_doubt: bool, deadline: Instant) -> Result<Tokens, RefreshError> {
+        let request = RefreshRequest {
+            tokens: self.tokens.clone(),
+            generation: self.base.generation,
+            trigger: self.trigger,
+            in_doubt,
+        };
+        let mut service = self.cell.config.refresh.clone();
+        let presented = &mut false;
+        let attempt = async {
+            service.ready().await.map_err(RefreshError::classify_unsent)?;
+            if self.cell.snapshot().epoch != self.base.epoch {
+                return Err(RefreshError::unavailable("the session was signed in or out meanwhile"));
+            }
+            *presented = true;
+            service.call(request).await.map_err(RefreshError::classify)
+        };
+        // A service that panicked is dropped and never called again, so its broken state is never seen.
+        let attempt = AssertUnwindSafe(self.cell.marked(attempt)).catch_unwind();
+        let tokens = match timeout_at(deadline, attempt).await {
+            Ok(Ok(answer)) => answer?,
+            Ok(Err(_panic)) => return Err(RefreshError::in_doubt("the refresh service panicked")),
+            Err(elapsed) if *presented => return Err(RefreshError::in_doubt(elapsed)),
+            Err(elapsed) => return Err(RefreshError::unavailable(elapsed)),
+        };
+        if tokens.access_token().is_none() {
+            return Err(RefreshError::in_doubt("the answer holds no access token"));
+        }
+        Ok(tokens)
+    }
+
+    /// Takes a rejection as final, unless another process has presented the token before, or is about to: it may then
+    /// have obtained newer ones.
+    async fn rejected(&self, claim: &Claim, error: RefreshError, in_doubt: bool) -> RefreshAborted {
+        // Otherwise a doubt that an earlier attempt left remains. The rejection itself leaves none: the server said that
+        // this presentation used nothing up, so the token can be presented again without a mark.
+        let unknown = |error| RefreshAborted::Failed { error, in_doubt };
+        let cell = &self.cell;
+        // A process that was suspended for longer than its lease may find that another one has taken the claim over.
+        let held = match bounded(|| cell.store.renew(claim, END_LEASE)).await {
+            // Read after the renewal, so that a write made meanwhile is seen.
+            Ok(held) => bounded(|| cell.store.load()).await.map(|found| (held, found)),
+            Err(error) => Err(error),
+        };
+        match held {
+            Ok((_, None)) => RefreshAborted::RecordGone,
+            Ok((_, Some(record))) if record.version != claim.version => RefreshAborted::Adopted(record),
+            Ok((true, Some(_))) => RefreshAborted::Rejected(error),
+            Ok((false, Some(_))) => unknown(RefreshError::unavailable("another process is refreshing this session")),
+            // The store does not tell: keep the tokens.
+            Err(error) => unknown(RefreshError::unavailable(error)),
+        }
+    }
+
+    /// Releases the claim, so that other processes need not wait for the end of its lease.
+    async fn release(&self, claim: &Claim, aborted: &RefreshAborted) {
+        let presented = match aborted {
+            RefreshAborted::Failed { in_doubt: true, .. } => Presented::InDoubt,
+            RefreshAborted::Failed { in_doubt: false, .. } => Presented::Unused,
+            _ => return,
+        };
+        if bounded(|| self.cell.store.release(claim, presented)).await.is_err() {
+            tracing::debug!(target: TARGET, "claim not released");
+        }
+    }
+
+    /// Changes the state at the end of a refresh without new tokens of its own.
+    async fn settle(&self, aborted: RefreshAborted) -> Outcome {
+        let epoch = self.base.epoch;
+        let (event, outcome) = match aborted {
+            RefreshAborted::Overtaken => (Event::Finished { epoch }, Ok(())),
+            RefreshAborted::Adopted(record) => {
+                let due = self.cell.schedule(&record.tokens);
+                (Event::Adopted { epoch, record, due, ends_flight: true }, Ok(()))
+            }
+            RefreshAborted::RecordGone => {
+                (Event::RecordGone { epoch, next: Epoch::random() }, Err(NotRefreshed::SignedOut))
+            }
+            RefreshAborted::Rejected(error) => {
+                let error = Arc::new(error);
+                let event = Event::Rejected { epoch, error: Arc::clone(&error), next: Epoch::random() };
+                (event, Err(NotRefreshed::Ended(error)))
+            }
+            RefreshAborted::Failed { error, in_doubt } => {
+                let error = Arc::new(error);
+                let event = Event::Failed { epoch, error: Arc::clone(&error), in_doubt };
+                (event, Err(NotRefreshed::Failed(error)))
+            }
+        };
+        self.cell.change(event).await;
+        outcome
+    }
+
+    /// Stores the new tokens, then puts them in force; within a bounded time, whatever the store does.
+    async fn save_and_publish(&self, claim: Claim, tokens: Tokens) -> Outcome {
+        // If the expiry is already past, the clocks disagree. The expiry is discarded, and the API's 401 decides. Stored,
+        // it would make other processes present the refresh token instead of adopting the tokens.
+        let tokens = tokens.unless_expired_at(SystemTime::now());
+        let epoch = self.base.epoch;
+        let signed_out = self.cell.snapshot().epoch != epoch;
+        let commit = if signed_out { None } else { Some(bounded(|| self.cell.store.commit(&claim, &tokens)).await) };
+        let stored = match commit {
+            // The next step discards the tokens.
+            None => Stored::Clean(None),
+            Some(Ok(CommitOutcome::Stored(version))) => Stored::Clean(Some(version)),
+            Some(Ok(CommitOutcome::Conflict(found))) => {
+                self.cell.adopt_conflicting_write(epoch, tokens, found, true).await;
+                return Ok(());
+            }
+            Some(Err(_)) => {
+                tracing::warn!(target: TARGET, "tokens not saved");
+                Stored::CommitPending(Arc::new(claim))
+            }
+        };
+        // The same for a token that expired while it was saved.
+        let due = self.cell.schedule(&tokens).filter(|due| due.expired > Instant::now());
+        self.cell.change(Event::Refreshed { epoch, tokens, stored, due }).await;
+        Ok(())
+    }
+}
+
+/// Calls the store, bounded by the flight's deadline.
+async fn within<'a, T>(deadline: Instant, call: impl FnOnce() -> StoreFuture<'a, T>) -> Result<T, RefreshAborted> {
+    let answer = bounded_by(deadline, call).await;
+    answer.map_err(|error| RefreshAborted::unavailable(RefreshError::unavailable(error)))
+}

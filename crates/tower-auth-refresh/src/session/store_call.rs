@@ -1,0 +1,31 @@
+//! Calls to the session's store, bounded in time and shielded from its panics.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::time::{Instant, timeout_at};
+
+use crate::store::{StoreError, StoreFuture};
+
+/// The time that one call to a store may take before the session goes on without it.
+pub(crate) const STORE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Calls a store within [`STORE_TIMEOUT`].
+pub(crate) async fn bounded<'a, T>(call: impl FnOnce() -> StoreFuture<'a, T>) -> Result<T, StoreError> {
+    bounded_by(Instant::now() + STORE_TIMEOUT, call).await
+}
+
+/// Calls a store. A panic becomes an error like any other: it must not cost the tokens that are to be saved.
+pub(super) async fn bounded_by<'a, T>(
+    deadline: Instant,
+    call: impl FnOnce() -> StoreFuture<'a, T>,
+) -> Result<T, StoreError> {
+    // The call changes nothing of the session's, so no change is left half done.
+    let answer = AssertUnwindSafe(async { call().await }).catch_unwind();
+    match timeout_at(deadline, answer).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_panic)) => Err(StoreError::new("the store panicked")),
+        Err(elapsed) => Err(StoreError::new(elapsed)),
+    }
+}
