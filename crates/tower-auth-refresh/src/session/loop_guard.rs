@@ -69,8 +69,8 @@ impl LoopGuard {
 
     /// Whether evicting the session would let its API cause more refreshes.
     pub(super) fn must_be_remembered(&self, in_force: Generation, refused: Generation, now: Instant) -> bool {
-        let refuses = self.strikes > 0 || refused >= in_force;
-        refuses && self.issued.is_some_and(|issued| now.duration_since(issued) < MEMORY)
+        let is_refusing = self.strikes > 0 || refused >= in_force;
+        is_refusing && self.issued.is_some_and(|issued| now.duration_since(issued) < MEMORY)
     }
 }
 

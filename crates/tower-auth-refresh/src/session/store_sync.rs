@@ -65,7 +65,7 @@ impl TokenCell {
                             self.change(Event::Saved { epoch, tokens: state.tokens.clone(), version }).await;
                         }
                         CommitOutcome::Conflict(found) => {
-                            self.adopt_conflicting_write(epoch, state.tokens.clone(), found, false).await
+                            self.adopt_conflicting_write(epoch, state.tokens.clone(), found, false).await;
                         }
                     }
                 }

@@ -8,12 +8,12 @@ use tokio::time::Instant;
 use super::super::{State, Stored};
 use super::world::World;
 use crate::refresh::NotRefreshed;
-use crate::session::pace;
+use crate::session::loop_guard;
 use crate::store::Epoch;
 
 /// From here on one more makes no difference to any pause.
 const MANY_FAILURES: u32 = 7;
-const MANY_STRIKES: u32 = pace::LOOPING + 6;
+const MANY_STRIKES: u32 = loop_guard::LOOPING + 6;
 
 impl World {
     /// Equal for worlds that behave alike.
@@ -30,10 +30,10 @@ impl World {
     }
 
     fn hash_state(&self, digest: &mut Digest) {
-        let State { phase, tokens, due, rejected, in_doubt, failures, strikes, issued, cooling, .. } = &self.state;
+        let State { phase, tokens, due, rejected, in_doubt, failures, guard, cooling, .. } = &self.state;
         (phase, tokens.access_token().is_some(), tokens.refresh_token().is_some()).hash(digest);
-        (rejected, in_doubt, (*failures).min(MANY_FAILURES), (*strikes).min(MANY_STRIKES)).hash(digest);
-        let age = issued.map(|issued| self.now.duration_since(issued).min(pace::PROBATION));
+        (rejected, in_doubt, (*failures).min(MANY_FAILURES), guard.strikes.min(MANY_STRIKES)).hash(digest);
+        let age = guard.issued.map(|issued| self.now.duration_since(issued).min(loop_guard::PROBATION));
         age.hash(digest);
         let cooling = cooling.as_ref().map(|it| (self.left(it.until), matches!(it.why, NotRefreshed::Looping)));
         cooling.filter(|(left, _)| !left.is_zero()).hash(digest);
@@ -47,9 +47,9 @@ impl World {
     fn hash_epochs(&self, epochs: &mut Epochs, digest: &mut Digest) {
         match &self.state.stored {
             Stored::Clean(version) => version.is_some().hash(digest),
-            Stored::Unsaved(_) => 2.hash(digest),
-            Stored::Unwritten(over) => (3, epochs.names(over)).hash(digest),
-            Stored::Uncleared(of) => (4, epochs.names(of)).hash(digest),
+            Stored::CommitPending(_) => 2.hash(digest),
+            Stored::SignInPending(over) => (3, epochs.names(over)).hash(digest),
+            Stored::DeletePending(of) => (4, epochs.names(of)).hash(digest),
         }
         self.state.ended.as_ref().map(|ended| epochs.name(ended.0)).hash(digest);
         epochs.names(&self.late).hash(digest);
@@ -57,8 +57,8 @@ impl World {
         if let Some(sync) = &self.sync {
             (epochs.name(sync.epoch), sync.tokens == self.state.tokens).hash(digest);
             match &sync.stored {
-                Stored::Uncleared(of) => (0, epochs.names(of)).hash(digest),
-                Stored::Unwritten(over) => (1, epochs.names(over)).hash(digest),
+                Stored::DeletePending(of) => (0, epochs.names(of)).hash(digest),
+                Stored::SignInPending(over) => (1, epochs.names(over)).hash(digest),
                 _ => 2.hash(digest),
             }
         }
@@ -67,7 +67,9 @@ impl World {
     /// How the generations lie. They are only compared with one another and with the last two, so that a gap of two is
     /// as good as a wider one.
     fn hash_order(&self, digest: &mut Digest) {
-        let marks = [self.state.generation, self.state.struck, self.struck, self.proven, self.refused].map(|it| it.0);
+        let marks =
+            [self.state.generation, self.state.guard.last_refusal, self.last_refusal, self.accepted, self.refused]
+                .map(|it| it.0);
         let mut sorted = marks;
         sorted.sort_unstable_by(|a, b| b.cmp(a));
         let mut narrowed = [0; 5];

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::{At, Due};
+use super::super::{At, RefreshSchedule};
 
 /// When a token of this lifetime is to be replaced early and at the latest, in seconds from now.
-fn due(lifetime: Duration, window: u64, roll: f64) -> (f64, f64) {
-    let at = At { now: Instant::now(), roll };
-    let due = Due::before_expiry(lifetime, Duration::from_secs(window), at);
+fn due(lifetime: Duration, window: u64, jitter: f64) -> (f64, f64) {
+    let at = At { now: Instant::now(), jitter };
+    let due = RefreshSchedule::before_expiry(lifetime, Duration::from_secs(window), at);
     [due.early, due.expired].map(|then| then.duration_since(at.now).as_secs_f64()).into()
 }
 

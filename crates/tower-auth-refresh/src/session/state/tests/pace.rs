@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::super::Demand;
+use super::super::Decision;
 use super::action::{Action, Brought, Failure, Wait};
 use super::world::World;
 use crate::refresh::{NotRefreshed, Trigger};
-use crate::session::pace;
+use crate::session::loop_guard;
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
@@ -29,7 +29,7 @@ fn most_refreshes(world: &World, end: tokio::time::Instant, known: &mut HashMap<
         let refreshed = claimed.after(Action::Refreshed(Brought::New, true)).unwrap();
         most = 1 + most_refreshes(&refreshed, end, known);
         // Before the loop guard bites, a failure only costs time.
-        if world.failures == 0 && world.state.strikes >= pace::LOOPING {
+        if world.failures == 0 && world.state.guard.strikes >= loop_guard::LOOPING {
             let failed = claimed.after(Action::Fails(Failure::Unavailable)).unwrap();
             most = most.max(most_refreshes(&failed, end, known));
         }
@@ -83,12 +83,12 @@ fn an_app_may_refresh_by_hand_while_the_api_loops() {
     while refused.is_none() {
         world = world.after(Action::Board(Trigger::Challenge, 0)).unwrap();
         if world.flight.is_none() {
-            refused = Some(world.demand(Trigger::Challenge, world.state.generation));
+            refused = Some(world.decide(Trigger::Challenge, world.state.generation));
             break;
         }
         world = world.after(Action::Claims).unwrap().after(Action::Refreshed(Brought::New, true)).unwrap();
     }
-    assert!(matches!(refused, Some(Demand::Refused(NotRefreshed::Looping))));
+    assert!(matches!(refused, Some(Decision::Refuse(NotRefreshed::Looping))));
     let by_hand = world.after(Action::Board(Trigger::Manual, 0)).unwrap();
     assert!(by_hand.flight.is_some());
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::{At, Event, State, Stored};
+use super::super::{At, Event, Results, State, Stored};
 use crate::refresh::Generation;
 use crate::store::{Epoch, Version};
 use crate::token::{AccessToken, RefreshToken, Tokens};
@@ -28,7 +28,7 @@ fn after(at: At, events: impl IntoIterator<Item = Event>) -> State {
 
 #[test]
 fn a_session_rests_when_nothing_is_under_way_or_outstanding() {
-    let at = At { now: Instant::now(), roll: 0.0 };
+    let at = At { now: Instant::now(), jitter: 0.0 };
     let saved = || Event::Saved { epoch: EPOCH, tokens: pair(1), version: Version(1) };
     assert!(!after(at, []).is_at_rest(NONE, at.now));
     assert!(after(at, [saved()]).is_at_rest(NONE, at.now));
@@ -38,12 +38,12 @@ fn a_session_rests_when_nothing_is_under_way_or_outstanding() {
 
 #[test]
 fn that_an_api_refuses_fresh_tokens_is_remembered_for_an_hour() {
-    let at = At { now: Instant::now(), roll: 0.0 };
+    let at = At { now: Instant::now(), jitter: 0.0 };
     let hour = at.now + Duration::from_secs(3_600);
     let almost = at.now + Duration::from_secs(3_599);
     // A strike, and what came after it is not refused yet.
     let fresh = Generation(2);
-    let strike = Event::Challenged { generation: fresh, proven: NONE, refused: NONE };
+    let strike = Event::Challenged { generation: fresh, results: Results { accepted: NONE, refused: NONE } };
     let state = after(at, [Event::Started, refreshed(2), strike, Event::Started, refreshed(3)]);
     assert!(!state.is_at_rest(NONE, at.now) && !state.is_at_rest(NONE, almost));
     assert!(state.is_at_rest(NONE, hour));

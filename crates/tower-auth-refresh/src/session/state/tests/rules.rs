@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::{Demand, Effect, Event, Phase, State, Stored};
+use super::super::{Decision, Effect, Event, Phase, State, Stored};
 use super::world::{FOREIGN, World};
 use crate::refresh::{Generation, NotRefreshed, RefreshErrorKind, Trigger};
-use crate::session::pace;
+use crate::session::loop_guard;
 use crate::store::Epoch;
 use crate::token::Tokens;
 
@@ -35,15 +35,15 @@ impl World {
                 self.doubted |= in_doubt;
                 self.failures += 1;
             }
-            Event::Vanished { epoch: of, .. } if *of == epoch => self.may_hold.clear(),
+            Event::RecordGone { epoch: of, .. } if *of == epoch => self.may_hold.clear(),
             Event::Saved { epoch: of, .. } if *of == epoch => self.may_hold = vec![epoch],
-            Event::Cleared { epochs } => self.may_hold.retain(|held| !epochs.contains(held)),
+            Event::Deleted { epochs } => self.may_hold.retain(|held| !epochs.contains(held)),
             Event::SignedIn { next, .. } => self.may_hold.push(*next),
             _ => {}
         }
         if self.state.epoch != epoch {
             (self.challenged, self.doubted, self.failures, self.bought) = (false, false, 0, None);
-            self.struck = Generation(0);
+            self.last_refusal = Generation(0);
             self.ended = matches!(event, Event::Rejected { .. }).then_some(epoch);
             self.note_first();
         }
@@ -71,7 +71,7 @@ impl World {
         assert_eq!(*phase == Phase::Ended, self.ended.is_some(), "15: only the server's own word ends a session");
         assert_eq!(self.state.rejected, self.challenged && is_signed_in, "the refusal of the tokens in force is known");
         assert_eq!(self.state.in_doubt, self.doubted, "2: the doubt lasts until there is a definite answer");
-        assert!(self.proven <= *generation && self.refused <= *generation, "3: generations only grow");
+        assert!(self.accepted <= *generation && self.refused <= *generation, "3: generations only grow");
         assert!(is_signed_in || *tokens == Tokens::default(), "who is not signed in has no tokens");
         assert!(is_signed_in || (due.is_none() && cooling.is_none()), "nor anything to wait for");
         assert_ne!(*epoch, FOREIGN, "10: an epoch comes into force by its own event only");
@@ -83,15 +83,15 @@ impl World {
 
         let accounts_for = |held: &Epoch| match stored {
             Stored::Clean(None) => false,
-            Stored::Clean(Some(_)) | Stored::Unsaved(_) => held == epoch,
-            Stored::Unwritten(over) => held == epoch || over.contains(held),
-            Stored::Uncleared(of) => of.contains(held),
+            Stored::Clean(Some(_)) | Stored::CommitPending(_) => held == epoch,
+            Stored::SignInPending(over) => held == epoch || over.contains(held),
+            Stored::DeletePending(of) => of.contains(held),
         };
         assert!(self.may_hold.iter().all(accounts_for), "14: nothing of an epoch that is over is left in the store");
         let fits = match stored {
             Stored::Clean(version) => version.is_some() == is_signed_in,
-            Stored::Unwritten(_) | Stored::Unsaved(_) => is_signed_in,
-            Stored::Uncleared(_) => !is_signed_in,
+            Stored::SignInPending(_) | Stored::CommitPending(_) => is_signed_in,
+            Stored::DeletePending(_) => !is_signed_in,
         };
         assert!(fits, "what is to be written is what the state says");
 
@@ -105,39 +105,39 @@ impl World {
         let older = generation.0.checked_sub(1).map(Generation);
         for trigger in TRIGGERS {
             for over in [FOREIGN, self.ended.unwrap_or(Epoch(0))] {
-                let now = self.state.demand(over, *generation, trigger, needs_refresh_token, self.now);
+                let now = self.state.decide(over, *generation, trigger, needs_refresh_token, self.now);
                 let ended = self.ended == Some(over);
                 let refused = match now {
-                    Demand::Refused(NotRefreshed::Ended(_)) => ended,
-                    Demand::Refused(NotRefreshed::SessionChanged) => !ended,
+                    Decision::Refuse(NotRefreshed::Ended(_)) => ended,
+                    Decision::Refuse(NotRefreshed::SessionChanged) => !ended,
                     _ => false,
                 };
                 assert!(refused, "10: nothing is refreshed, joined or replayed in another epoch");
             }
-            match (phase, self.demand(trigger, *generation)) {
-                (Phase::SignedOut, Demand::Refused(NotRefreshed::SignedOut))
-                | (Phase::Ended, Demand::Refused(NotRefreshed::Ended(_)))
-                | (Phase::Refreshing, Demand::Join) => {}
-                (Phase::Active, Demand::Refused(NotRefreshed::NoRefreshToken)) => assert!(has_none),
-                (Phase::Active, Demand::Start) => {
+            match (phase, self.decide(trigger, *generation)) {
+                (Phase::SignedOut, Decision::Refuse(NotRefreshed::SignedOut))
+                | (Phase::Ended, Decision::Refuse(NotRefreshed::Ended(_)))
+                | (Phase::Refreshing, Decision::Join) => {}
+                (Phase::Active, Decision::Refuse(NotRefreshed::NoRefreshToken)) => assert!(has_none),
+                (Phase::Active, Decision::Start) => {
                     assert!(!has_none, "there is something to present");
-                    let unwanted = trigger == Trigger::Early && self.state.strikes > 0;
+                    let unwanted = trigger == Trigger::Early && self.state.guard.strikes > 0;
                     assert!(!unwanted, "8: while fresh tokens are refused, none is fetched that nobody waits for");
                 }
-                (Phase::Active, Demand::Refused(NotRefreshed::CoolingDown(_) | NotRefreshed::Looping)) => {
+                (Phase::Active, Decision::Refuse(NotRefreshed::CoolingDown(_) | NotRefreshed::Looping)) => {
                     assert_ne!(trigger, Trigger::Manual, "by hand it refreshes even in a cool-down");
                 }
                 (phase, demand) => panic!("1: {demand:?} while {phase:?}"),
             }
             let Some(older) = older.filter(|_| matches!(phase, Phase::Active | Phase::Refreshing)) else { continue };
-            match self.demand(trigger, older) {
-                Demand::Newer => assert!(!self.challenged || trigger == Trigger::Manual, "it is refused already"),
+            match self.decide(trigger, older) {
+                Decision::UseNewer => assert!(!self.challenged || trigger == Trigger::Manual, "it is refused already"),
                 _ => assert!(self.challenged && trigger != Trigger::Manual, "9: a stale 401 causes no refresh"),
             }
         }
         if *phase == Phase::Active && !has_none {
-            let later = self.state.demand(*epoch, *generation, Trigger::Challenge, true, self.now + LONGEST);
-            assert!(!needs_refresh_token || matches!(later, Demand::Start), "15: every cool-down ends");
+            let later = self.state.decide(*epoch, *generation, Trigger::Challenge, true, self.now + LONGEST);
+            assert!(!needs_refresh_token || matches!(later, Decision::Start), "15: every cool-down ends");
         }
     }
 
@@ -155,7 +155,7 @@ impl World {
         }
         let outstanding = match event {
             Event::Rejected { .. } => true,
-            Event::Refreshed { stored, .. } => matches!(stored, Stored::Unsaved(_)),
+            Event::Refreshed { stored, .. } => matches!(stored, Stored::CommitPending(_)),
             _ => false,
         };
         assert_eq!(*effect, if outstanding { Effect::Sync } else { Effect::Nothing });
@@ -174,7 +174,7 @@ impl World {
             let other = new.tokens.access_token() != old.tokens.access_token();
             assert_eq!(new.generation.0 - old.generation.0, u64::from(other), "3: a generation is one access token");
             if self.check_pace(before, event) {
-                self.struck = self.state.generation;
+                self.last_refusal = self.state.generation;
             }
         } else {
             assert!(new.epoch.0 > old.epoch.0, "10: an epoch that is over never comes back");
@@ -186,23 +186,23 @@ impl World {
     /// Of a step within an epoch: strikes and cool-downs. Whether it was a strike.
     fn check_pace(&self, before: &Self, event: &Event) -> bool {
         let (old, new) = (&before.state, &self.state);
-        let (mut strikes, mut is_strike) = (old.strikes, false);
+        let (mut strikes, mut is_strike) = (old.guard.strikes, false);
         match event {
             Event::Challenged { generation, .. } if *generation < old.generation => {
                 assert!(self.is_unchanged_since(before), "9: a stale 401 says nothing");
             }
             Event::Challenged { .. } => {
-                if before.proven > before.struck {
+                if before.accepted > before.last_refusal {
                     strikes = 0;
                 }
                 let age = before.bought.map(|bought| self.now.duration_since(bought));
-                let fresh = age.is_some_and(|age| age < pace::PROBATION || before.refused == old.generation);
-                if !before.challenged && fresh && before.proven < old.generation {
+                let fresh = age.is_some_and(|age| age < loop_guard::PROBATION || before.refused == old.generation);
+                if !before.challenged && fresh && before.accepted < old.generation {
                     is_strike = true;
                 }
             }
-            Event::Redeemed => {
-                assert!(before.proven > before.struck, "8: it takes a token since then that was accepted");
+            Event::Recovered => {
+                assert!(before.accepted > before.last_refusal, "8: it takes a token since then that was accepted");
                 strikes = 0;
             }
             Event::Failed { error, .. } => {
@@ -212,7 +212,7 @@ impl World {
                 };
                 let doubled = Duration::from_secs(1 << (self.failures - 1)).min(Duration::from_secs(60));
                 let cooling = new.cooling.as_ref().expect("15: it cools down, and keeps the tokens");
-                assert_eq!(cooling.until - self.now, asked.max(doubled).max(loop_pause(new.strikes)), "8");
+                assert_eq!(cooling.until - self.now, asked.max(doubled).max(loop_pause(new.guard.strikes)), "8");
                 assert!(matches!(&cooling.why, NotRefreshed::CoolingDown(of) if Arc::ptr_eq(of, error)));
             }
             Event::Started => assert!(new.cooling.is_none(), "a flight begins after a cool-down, or ends it"),
@@ -230,13 +230,16 @@ impl World {
         if is_strike {
             self.check_loop_guard();
         }
-        assert_eq!(new.strikes, strikes, "8: a strike is a fresh token that is refused; an accepted one clears them");
+        assert_eq!(
+            new.guard.strikes, strikes,
+            "8: a strike is a fresh token that is refused; an accepted one clears them"
+        );
         is_strike
     }
 
     /// After a strike.
     fn check_loop_guard(&self) {
-        let Some(nearly) = loop_pause(self.state.strikes).checked_sub(A_MOMENT) else { return };
+        let Some(nearly) = loop_pause(self.state.guard.strikes).checked_sub(A_MOMENT) else { return };
         let why = self.state.cooling_at(self.now + nearly).expect("8: it cools down for as long as it should");
         assert!(matches!(why, NotRefreshed::Looping), "{why:?}");
     }
@@ -264,8 +267,8 @@ fn of_another_epoch(event: &Event, now: Epoch) -> bool {
         | Event::Failed { epoch, .. }
         | Event::Rejected { epoch, .. }
         | Event::Adopted { epoch, .. }
-        | Event::Landed { epoch }
-        | Event::Vanished { epoch, .. }
+        | Event::Finished { epoch }
+        | Event::RecordGone { epoch, .. }
         | Event::Saved { epoch, .. } => *epoch != now,
         _ => false,
     }
@@ -275,9 +278,9 @@ fn phase_after(old: &State, event: &Event) -> Phase {
     match event {
         Event::Started => Phase::Refreshing,
         Event::Rejected { .. } => Phase::Ended,
-        Event::Vanished { .. } | Event::SignedOut { .. } => Phase::SignedOut,
-        Event::Adopted { record, landed: false, .. } if record.epoch == old.epoch => old.phase,
-        Event::Challenged { .. } | Event::Redeemed | Event::Saved { .. } | Event::Cleared { .. } => old.phase,
+        Event::RecordGone { .. } | Event::SignedOut { .. } => Phase::SignedOut,
+        Event::Adopted { record, ends_flight: false, .. } if record.epoch == old.epoch => old.phase,
+        Event::Challenged { .. } | Event::Recovered | Event::Saved { .. } | Event::Deleted { .. } => old.phase,
         _ => Phase::Active,
     }
 }
@@ -287,7 +290,7 @@ fn tokens_after<'a>(old: &'a State, event: &'a Event) -> &'a Tokens {
     match event {
         Event::Refreshed { tokens, .. } | Event::SignedIn { tokens, .. } => tokens,
         Event::Adopted { record, .. } => &record.tokens,
-        Event::Rejected { .. } | Event::Vanished { .. } | Event::SignedOut { .. } => &NONE,
+        Event::Rejected { .. } | Event::RecordGone { .. } | Event::SignedOut { .. } => &NONE,
         _ => &old.tokens,
     }
 }
@@ -296,7 +299,7 @@ fn epoch_after(old: &State, event: &Event) -> Epoch {
     match event {
         Event::Adopted { record, .. } => record.epoch,
         Event::Rejected { next, .. }
-        | Event::Vanished { next, .. }
+        | Event::RecordGone { next, .. }
         | Event::SignedIn { next, .. }
         | Event::SignedOut { next } => *next,
         _ => old.epoch,

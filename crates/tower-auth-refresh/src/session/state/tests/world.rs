@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::{At, Demand, Due, Event, Phase, State, Stored};
+use super::super::{At, Decision, Event, Phase, RefreshSchedule, Results, State, Stored};
 use super::action::{Action, Beginning, Brought, Failure, Held, Lately, Wait, Whose, Written};
 use crate::refresh::{Generation, RefreshError, Trigger};
-use crate::session::pace;
+use crate::session::loop_guard;
 use crate::store::{Claim, Epoch, Record, Version};
 use crate::token::{AccessToken, RefreshToken, Tokens};
 
@@ -34,7 +34,7 @@ pub(super) struct World {
     /// The write that is under way: what it read of the state.
     pub(super) sync: Option<Sync>,
     /// The newest generations with which a replay was accepted, and refused.
-    pub(super) proven: Generation,
+    pub(super) accepted: Generation,
     pub(super) refused: Generation,
     /// How many tokens and epochs there have been.
     minted: u64,
@@ -53,7 +53,7 @@ pub(super) struct World {
     /// When the tokens in force came out of a flight, or from a peer's.
     pub(super) bought: Option<Instant>,
     /// The generation of the last strike.
-    pub(super) struck: Generation,
+    pub(super) last_refusal: Generation,
     /// The epoch that was ended by the server's own word, until the next one.
     pub(super) ended: Option<Epoch>,
 }
@@ -102,7 +102,7 @@ impl World {
     /// One strike before it counts as a loop.
     pub(super) fn refused_often(self) -> Self {
         let refusal = [Action::Board(Trigger::Challenge, 0), Action::Claims, Action::Refreshed(Brought::New, true)];
-        (1..pace::LOOPING).fold(self.after_all(&refusal), |world, _| world.after_all(&refusal))
+        (1..loop_guard::LOOPING).fold(self.after_all(&refusal), |world, _| world.after_all(&refusal))
     }
 
     /// One failure before the pauses grow no longer.
@@ -126,7 +126,7 @@ impl World {
             flight: None,
             late: Vec::new(),
             sync: None,
-            proven: Generation(0),
+            accepted: Generation(0),
             refused: Generation(0),
             minted: 2,
             first: Generation(1),
@@ -135,7 +135,7 @@ impl World {
             doubted: false,
             failures: 0,
             bought: None,
-            struck: Generation(0),
+            last_refusal: Generation(0),
             ended: None,
         };
         if let Beginning::Stored(held) = beginning {
@@ -181,7 +181,7 @@ impl World {
             }
             Action::IsOvertaken => {
                 self.land_if(self.flight?.overtaken)?;
-                self.step(Event::Landed { epoch: self.state.epoch })
+                self.step(Event::Finished { epoch: self.state.epoch })
             }
             Action::Dies => {
                 let flight = self.flight.as_mut().filter(|flight| !flight.dead)?;
@@ -209,7 +209,7 @@ impl World {
             }
             Action::Replayed(accepted, age) => {
                 let generation = self.carried(age)?;
-                let newest = if accepted { &mut self.proven } else { &mut self.refused };
+                let newest = if accepted { &mut self.accepted } else { &mut self.refused };
                 *newest = generation.max(*newest);
                 Some(())
             }
@@ -219,8 +219,8 @@ impl World {
 
     fn signs_in(&mut self, tokens: Tokens) -> Option<()> {
         let more = match &self.state.stored {
-            Stored::Unwritten(over) | Stored::Uncleared(over) => over.len() < UNWRITTEN,
-            Stored::Clean(_) | Stored::Unsaved(_) => true,
+            Stored::SignInPending(over) | Stored::DeletePending(over) => over.len() < UNWRITTEN,
+            Stored::Clean(_) | Stored::CommitPending(_) => true,
         };
         let event = more.then(|| Event::SignedIn { next: self.mint(), tokens, due: self.due() })?;
         self.step(event)
@@ -241,19 +241,22 @@ impl World {
             self.step(Event::Failed { epoch, error, in_doubt: true })?;
         }
         if trigger == Trigger::Challenge {
-            self.step(Event::Challenged { generation, proven: self.proven, refused: self.refused })?;
-        } else if trigger == Trigger::Early && self.state.is_redeemed(self.proven) {
-            self.step(Event::Redeemed)?;
+            self.step(Event::Challenged {
+                generation,
+                results: Results { accepted: self.accepted, refused: self.refused },
+            })?;
+        } else if trigger == Trigger::Early && self.state.has_recovered(self.accepted) {
+            self.step(Event::Recovered)?;
         }
-        if let Demand::Start = self.demand(trigger, generation) {
+        if let Decision::Start = self.decide(trigger, generation) {
             self.flight = Some(Flight { claimed: false, overtaken: false, dead: false });
             self.step(Event::Started)?;
         }
         Some(())
     }
 
-    pub(super) fn demand(&self, trigger: Trigger, generation: Generation) -> Demand {
-        self.state.demand(self.state.epoch, generation, trigger, self.config.needs_refresh_token, self.now)
+    pub(super) fn decide(&self, trigger: Trigger, generation: Generation) -> Decision {
+        self.state.decide(self.state.epoch, generation, trigger, self.config.needs_refresh_token, self.now)
     }
 
     /// The generation of so many ago, if a request of this epoch can have been sent with it.
@@ -296,19 +299,19 @@ impl World {
         self.step(event)
     }
 
-    fn adopts(&mut self, epoch: Epoch, whose: Whose, landed: bool) -> Option<()> {
+    fn adopts(&mut self, epoch: Epoch, whose: Whose, ends_flight: bool) -> Option<()> {
         let (of, tokens) = match whose {
             Whose::ThisEpoch(brought) => (epoch, self.bring(brought)),
             Whose::Anothers(held) => (self.mint(), self.tokens(held)),
         };
         let record = Record { version: Version(3), epoch: of, tokens };
         let due = self.due();
-        self.step(Event::Adopted { epoch, record, due, landed })
+        self.step(Event::Adopted { epoch, record, due, ends_flight })
     }
 
     fn vanishes(&mut self, epoch: Epoch) -> Option<()> {
         let next = self.mint();
-        self.step(Event::Vanished { epoch, next })
+        self.step(Event::RecordGone { epoch, next })
     }
 
     /// A flight whose epoch is over ends.
@@ -318,7 +321,7 @@ impl World {
         let error = Arc::new(RefreshError::rejected("no"));
         let found = |of| {
             let record = Record { version: Version(4), epoch: of, tokens: tokens.clone() };
-            Event::Adopted { epoch, record, due, landed: true }
+            Event::Adopted { epoch, record, due, ends_flight: true }
         };
         let event = match lately {
             Lately::Refreshed => Event::Refreshed { epoch, tokens, stored: Stored::Clean(Some(Version(4))), due },
@@ -328,8 +331,8 @@ impl World {
             Lately::FoundItsOwnEpoch => found(epoch),
             Lately::FoundThisEpoch => found(self.state.epoch),
             Lately::FoundAnothers => found(FOREIGN),
-            Lately::Landed => Event::Landed { epoch },
-            Lately::Vanished => Event::Vanished { epoch, next: FOREIGN },
+            Lately::Landed => Event::Finished { epoch },
+            Lately::Vanished => Event::RecordGone { epoch, next: FOREIGN },
         };
         self.step(event)
     }
@@ -339,12 +342,14 @@ impl World {
         let Sync { epoch, tokens, stored } = self.sync.take()?;
         match (written, stored) {
             (Written::Failed, _) => Some(()),
-            (Written::Saved, Stored::Uncleared(epochs)) => self.step(Event::Cleared { epochs }),
-            (Written::Saved, Stored::Unwritten(_) | Stored::Unsaved(_)) => {
+            (Written::Saved, Stored::DeletePending(epochs)) => self.step(Event::Deleted { epochs }),
+            (Written::Saved, Stored::SignInPending(_) | Stored::CommitPending(_)) => {
                 self.step(Event::Saved { epoch, tokens, version: Version(5) })
             }
-            (Written::Found(whose), Stored::Unwritten(_) | Stored::Unsaved(_)) => self.adopts(epoch, whose, false),
-            (Written::FoundNothing, Stored::Unsaved(_)) => self.vanishes(epoch),
+            (Written::Found(whose), Stored::SignInPending(_) | Stored::CommitPending(_)) => {
+                self.adopts(epoch, whose, false)
+            }
+            (Written::FoundNothing, Stored::CommitPending(_)) => self.vanishes(epoch),
             _ => None,
         }
     }
@@ -353,8 +358,8 @@ impl World {
         self.now = match wait {
             Wait::Cooled => self.state.cooling.as_ref().filter(|cooling| cooling.until > self.now)?.until,
             Wait::Due => self.state.due.as_deref().filter(|due| due.early > self.now)?.early,
-            Wait::AlmostProbation => self.now + pace::PROBATION - Duration::from_secs(1),
-            Wait::Probation => self.now + pace::PROBATION,
+            Wait::AlmostProbation => self.now + loop_guard::PROBATION - Duration::from_secs(1),
+            Wait::Probation => self.now + loop_guard::PROBATION,
         };
         Some(())
     }
@@ -363,7 +368,7 @@ impl World {
     #[expect(clippy::needless_pass_by_value, clippy::unnecessary_wraps, reason = "it is what an action ends with")]
     pub(super) fn step(&mut self, event: Event) -> Option<()> {
         let before = self.clone();
-        let (state, effect) = self.state.step(event.clone(), At { now: self.now, roll: 0.0 });
+        let (state, effect) = self.state.step(event.clone(), At { now: self.now, jitter: 0.0 });
         self.state = state;
         self.remember(&before.state, &event);
         self.check_step(&before, &event, &effect);
@@ -419,9 +424,9 @@ impl World {
         }
     }
 
-    fn due(&self) -> Option<Due> {
+    fn due(&self) -> Option<RefreshSchedule> {
         let (early, expired) = (self.now + Duration::from_secs(30), self.now + Duration::from_secs(60));
-        self.config.early.then_some(Due { early, expired })
+        self.config.early.then_some(RefreshSchedule { early, expired })
     }
 }
 
@@ -437,5 +442,5 @@ static MINT: LazyLock<Vec<(Tokens, Tokens, Tokens)>> = LazyLock::new(|| {
 });
 
 fn unsaved() -> Stored {
-    Stored::Unsaved(Arc::new(Claim { version: Version(2), id: 2, in_doubt: false }))
+    Stored::CommitPending(Arc::new(Claim { version: Version(2), id: 2, in_doubt: false }))
 }
