@@ -143,7 +143,9 @@ pub use replay::{NotReplayable, ReplayBody, ReplayLimit, Superseded};
 pub use report::RefreshReport;
 pub use scope::{InvalidOrigin, Origin, Origins};
 pub use service::AuthRefresh;
-pub use session::{Rotation, Session, SessionBuilder, SessionError, SessionState};
+pub use session::{
+    Credential, RefreshFailure, Rotation, Session, SessionBuilder, SessionError, SessionErrorKind, SessionState,
+};
 pub use store::{MemoryStore, TokenStore};
 pub use token::{AccessToken, InvalidToken, RefreshToken, Tokens};
 

@@ -1,42 +1,49 @@
-//! Where tokens are kept: the [`TokenStore`] trait, and [`MemoryStore`], which keeps them for the life of the process.
+//! Stores of tokens: the [`TokenStore`] trait, and [`MemoryStore`], which lives as long as the process.
 //!
-//! A store holds one [`Record`] for one session. Several sessions, in several processes, may share it: they find out
-//! who refreshes by [claims](TokenStore::claim), and who wrote first by compare-and-set on the record's [`Version`].
-//! No connection or transaction is held while the authorization server is called.
+//! A store holds one [`Record`] for one session. Sessions in several processes may share it: a [claim](TokenStore::claim)
+//! (a lease) decides which of them refreshes, and compare-and-set on the record's [`Version`] which write counts. No
+//! connection or transaction is held while the authorization server is called.
 //!
-//! The rules that every store keeps (`tower-auth-refresh-testkit` has a conformance suite for them):
+//! # Rules for implementations
 //!
-//! 1. A version is never used again, not even after [`clear`](TokenStore::clear): or a late
-//!    [`commit`](TokenStore::commit) could land on the next user's sign-in.
-//! 2. A claim is as durable as the record. One whose lease has expired means that the refresh token *may* have been
-//!    presented: it is handed on as in doubt, never as unclaimed.
-//! 3. What a record holds comes back as it came, further members of the server's answer included.
+//! `tower-auth-refresh-testkit` has a conformance suite for them.
+//!
+//! 1. A version is never used again, not even after [`clear`](TokenStore::clear). Otherwise a late
+//!    [`commit`](TokenStore::commit) could overwrite the next user's sign-in. Where the store may lose its last writes (a
+//!    failover, a restored backup), versions are random, never counters.
+//! 2. A claim is as durable as the record. If its lease has expired, the refresh token *may* have been presented: the
+//!    next claim is in doubt.
+//! 3. An entry comes back as it was written, with the tokens' extra members.
+//! 4. A record that can't be read (corrupt, encrypted with an unknown key, of a newer format) is an error. `None` means
+//!    that the user has signed out.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
 //! use std::time::Duration;
-//! use tower_auth_refresh::store::{ClaimOutcome, CommitOutcome, Epoch, MemoryStore, TokenStore};
+//! use tower_auth_refresh::store::{ClaimOutcome, CommitOutcome, Entry, Epoch, MemoryStore, TokenStore};
 //! use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
 //!
 //! let store = MemoryStore::new();
 //! let old = Tokens::new(AccessToken::new("a1")?, RefreshToken::new("r1")?);
-//! let version = store.replace(Epoch::random(), &old).await?;
+//! let entry = Entry::new(Epoch::random(), 1, old);
+//! let version = store.replace(&entry).await?;
 //!
-//! // Nobody else presents r1 while this claim stands.
-//! let ClaimOutcome::Claimed(claim) = store.claim(version, Duration::from_secs(35)).await? else { panic!() };
-//! assert!(matches!(store.claim(version, Duration::from_secs(35)).await?, ClaimOutcome::Busy { .. }));
+//! // While this claim holds, no other process presents r1.
+//! let lease = Duration::from_secs(35);
+//! let ClaimOutcome::Claimed(claim) = store.claim(&version, lease).await? else { panic!() };
+//! assert!(matches!(store.claim(&version, lease).await?, ClaimOutcome::Busy { .. }));
 //!
 //! let new = Tokens::new(AccessToken::new("a2")?, RefreshToken::new("r2")?);
-//! assert!(matches!(store.commit(&claim, &new).await?, CommitOutcome::Stored(_)));
+//! let entry = Entry::new(entry.epoch(), 2, new);
+//! assert!(matches!(store.commit(&claim, &entry).await?, CommitOutcome::Stored(_)));
 //! # Ok(()) }
 //! ```
 
-use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -44,64 +51,181 @@ use tower::BoxError;
 
 use crate::token::Tokens;
 
-/// What a [`TokenStore`]'s methods return: boxed, since a session erases its store. None of them is on the way of a
-/// request that succeeds.
-pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
-
-/// A durable place for one session's tokens, possibly shared with other processes.
+/// The result of a [`TokenStore`]'s methods, boxed so that a session can erase the store's type.
 ///
-/// The session bounds every call with a time-out, 5 s for most; a store need not. A call that fails, panics or is dropped may still
+/// Any error will do; it becomes the source of the session's own. It must not contain a secret.
+pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send + 'a>>;
+
+/// A place for one session's tokens, possibly durable and shared with other processes.
+///
+/// The session bounds every call with a time-out, most of them with 5 s. A call that fails, panics or is dropped may still
 /// have taken effect. A sign-in [loads](Self::load) before it [replaces](Self::replace), to tell a write of its own whose
-/// answer was lost from a peer's. A store that loses its record says that a peer signed out.
+/// answer was lost from another process's. If the record disappears, sessions treat it as a sign-out by another process.
+///
+/// An `Arc` of a store is a store.
 pub trait TokenStore: Send + Sync + 'static {
-    /// Reads the record; `None` where nobody is signed in.
+    /// Reads the record; `None` if no user is signed in.
     fn load(&self) -> StoreFuture<'_, Option<Record>>;
 
-    /// Writes a record for a new sign-in, whatever is there, and drops any claim. Returns its new version.
-    fn replace<'a>(&'a self, epoch: Epoch, tokens: &'a Tokens) -> StoreFuture<'a, Version>;
+    /// Writes the entry of a new sign-in over any record, and drops any claim. Returns the new version.
+    fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version>;
 
-    /// Marks, durably, "the refresh token of `version` is about to be presented", for the time of `lease`.
-    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome>;
+    /// Claims the record's refresh token, durably, for the time of `lease`: it is about to be presented.
+    fn claim<'a>(&'a self, version: &'a Version, lease: Duration) -> StoreFuture<'a, ClaimOutcome>;
 
-    /// Extends a claim: its lease lasts `lease` from now. `false` if the claim is no longer held.
+    /// Extends a claim: its lease ends `lease` from now. Returns `false` if the claim is no longer held.
     fn renew<'a>(&'a self, claim: &'a Claim, lease: Duration) -> StoreFuture<'a, bool>;
 
-    /// Gives a claim back without new tokens. With [`Presented::Unused`] the record is as it was before the claim; with
-    /// [`Presented::InDoubt`] the next claim is in doubt. Does nothing if the claim is no longer held.
+    /// Gives a claim up without new tokens. Does nothing if the claim is no longer held.
+    ///
+    /// After [`Presented::Unused`] the record is as it was before the claim. After [`Presented::InDoubt`] the next claim is
+    /// in doubt.
     fn release<'a>(&'a self, claim: &'a Claim, presented: Presented) -> StoreFuture<'a, ()>;
 
-    /// Writes the tokens that the claimed refresh token bought, in the record's epoch, if the record still has the
-    /// version that was claimed; it then has a new one and no claim. The lease need not last until then: who was
-    /// answered late still knows better than what is stored.
-    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome>;
+    /// Writes the successor of the claimed record, if the record still has the version that was claimed. The record then
+    /// has a new version and no claim.
+    ///
+    /// The lease need not last until then: tokens that the authorization server issued late are still newer than the
+    /// stored ones.
+    fn commit<'a>(&'a self, claim: &'a Claim, entry: &'a Entry) -> StoreFuture<'a, CommitOutcome>;
 
-    /// Deletes the record, and any claim on it, if it still has this version. A store without a record is cleared.
-    fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome>;
+    /// Deletes the record and any claim on it, if it still has this version. An empty store counts as cleared.
+    fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome>;
 
-    /// Whether the tokens outlive this process. Where they don't, nothing can bring a forgotten session back.
+    /// Whether the tokens outlive this process. If they don't, an evicted session can't be brought back.
+    fn is_durable(&self) -> bool;
+}
+
+impl<S: TokenStore + ?Sized> TokenStore for Arc<S> {
+    fn load(&self) -> StoreFuture<'_, Option<Record>> {
+        (**self).load()
+    }
+
+    fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {
+        (**self).replace(entry)
+    }
+
+    fn claim<'a>(&'a self, version: &'a Version, lease: Duration) -> StoreFuture<'a, ClaimOutcome> {
+        (**self).claim(version, lease)
+    }
+
+    fn renew<'a>(&'a self, claim: &'a Claim, lease: Duration) -> StoreFuture<'a, bool> {
+        (**self).renew(claim, lease)
+    }
+
+    fn release<'a>(&'a self, claim: &'a Claim, presented: Presented) -> StoreFuture<'a, ()> {
+        (**self).release(claim, presented)
+    }
+
+    fn commit<'a>(&'a self, claim: &'a Claim, entry: &'a Entry) -> StoreFuture<'a, CommitOutcome> {
+        (**self).commit(claim, entry)
+    }
+
+    fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
+        (**self).clear(version)
+    }
+
     fn is_durable(&self) -> bool {
-        true
+        (**self).is_durable()
     }
 }
 
-/// What a store holds for a session.
+/// One write to a store: the tokens, and their place in the session's life.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// Changes with every write, and never comes back.
-    pub version: Version,
-    /// The signed-in stretch that the tokens belong to.
-    pub epoch: Epoch,
-    /// The tokens.
-    pub tokens: Tokens,
+pub struct Entry {
+    epoch: Epoch,
+    generation: u64,
+    tokens: Tokens,
 }
 
-/// The version of a [`Record`]: opaque to the session, for the store to compare.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Version(pub u64);
+impl Entry {
+    /// An entry with the tokens of an epoch. `generation`: their number within the epoch, which starts at 1.
+    #[must_use]
+    pub fn new(epoch: Epoch, generation: u64, tokens: Tokens) -> Self {
+        Self { epoch, generation, tokens }
+    }
 
-/// One signed-in stretch of a session: a new one at every sign-in, sign-out and end. Only ever compared for equality.
+    /// Returns the epoch that the tokens belong to.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Returns the number of the tokens within their epoch: 1 for those of the sign-in, one more after each refresh.
+    ///
+    /// All processes that share the store count alike (a session's own [`Generation`](crate::Generation) counts within
+    /// its process). A session that holds a higher number than the store knows that the store has lost writes, and writes
+    /// its tokens back before it presents or adopts anything.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Returns the tokens.
+    #[must_use]
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    pub(crate) fn into_tokens(self) -> Tokens {
+        self.tokens
+    }
+}
+
+/// The content of a store: the last entry that was written, and its version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    version: Version,
+    entry: Entry,
+}
+
+impl Record {
+    /// A record of an entry under the version that its write was given.
+    #[must_use]
+    pub fn new(version: Version, entry: Entry) -> Self {
+        Self { version, entry }
+    }
+
+    /// Returns the version: it changes with every write, and is never used again.
+    #[must_use]
+    pub fn version(&self) -> &Version {
+        &self.version
+    }
+
+    /// Returns the entry.
+    #[must_use]
+    pub fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    /// Returns the entry's [epoch](Entry::epoch).
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.entry.epoch
+    }
+
+    /// Returns the entry's [generation](Entry::generation).
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.entry.generation
+    }
+
+    /// Returns the entry's tokens.
+    #[must_use]
+    pub fn tokens(&self) -> &Tokens {
+        &self.entry.tokens
+    }
+
+    pub(crate) fn into_tokens(self) -> Tokens {
+        self.entry.tokens
+    }
+}
+
+/// One sign-in of a session, from which a new epoch begins, as at every sign-out and end.
+///
+/// Opaque to stores, which keep it as a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Epoch(pub u64);
+pub struct Epoch(u64);
 
 impl Epoch {
     /// A new epoch, unlike any other.
@@ -109,84 +233,192 @@ impl Epoch {
     pub fn random() -> Self {
         Self(fastrand::u64(..))
     }
+
+    /// Returns the epoch as a number, for a store to write.
+    #[must_use]
+    pub fn to_u64(self) -> u64 {
+        self.0
+    }
+}
+
+impl From<u64> for Epoch {
+    fn from(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+/// An identifier that a store makes and compares: eight bytes inline, or any number of bytes in an allocation.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Identifier {
+    Short([u8; 8]),
+    // A thin pointer leaves room for the `Option` around it.
+    Long(Arc<Box<[u8]>>),
+}
+
+impl Identifier {
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Short(bytes) => bytes,
+            Self::Long(bytes) => bytes,
+        }
+    }
+}
+
+impl From<&[u8]> for Identifier {
+    fn from(bytes: &[u8]) -> Self {
+        bytes.try_into().map_or_else(|_| Self::Long(Arc::new(bytes.into())), Self::Short)
+    }
+}
+
+macro_rules! identifier {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        ///
+        /// Opaque to the session. A store makes it from whatever it compares: a `bigint`, a UUID, an `ETag`.
+        #[derive(Clone, PartialEq, Eq, Hash)]
+        pub struct $name(Identifier);
+
+        impl $name {
+            /// Returns the bytes that it was made from; those of a number are in big-endian order.
+            #[must_use]
+            pub fn as_bytes(&self) -> &[u8] {
+                self.0.as_bytes()
+            }
+
+            /// Returns the number that it was made from, or `None` if it isn't one of 64 bits.
+            #[must_use]
+            pub fn to_u64(&self) -> Option<u64> {
+                self.as_bytes().try_into().ok().map(u64::from_be_bytes)
+            }
+
+            /// Returns the number that it was made from, or `None` if it isn't one of 128 bits.
+            #[must_use]
+            pub fn to_u128(&self) -> Option<u128> {
+                self.as_bytes().try_into().ok().map(u128::from_be_bytes)
+            }
+        }
+
+        impl From<u64> for $name {
+            fn from(number: u64) -> Self {
+                Self(Identifier::Short(number.to_be_bytes()))
+            }
+        }
+
+        impl From<u128> for $name {
+            fn from(number: u128) -> Self {
+                Self::from(&number.to_be_bytes()[..])
+            }
+        }
+
+        impl From<&[u8]> for $name {
+            fn from(bytes: &[u8]) -> Self {
+                Self(Identifier::from(bytes))
+            }
+        }
+
+        impl From<&str> for $name {
+            fn from(text: &str) -> Self {
+                Self::from(text.as_bytes())
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({})", stringify!($name), self.as_bytes().escape_ascii())
+            }
+        }
+    };
+}
+
+identifier! {
+    /// The version of a [`Record`]: one write of the store.
+    Version
+}
+
+identifier! {
+    /// The identifier of a [`Claim`], unlike that of any other claim on the same version.
+    ClaimId
 }
 
 /// The right to present the refresh token of one version.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// The version claimed.
-    pub version: Version,
-    /// Tells this claim from others on the same version.
-    pub id: u64,
-    /// Whether an earlier claim on this version ended in doubt: the refresh token may have been presented already.
-    pub in_doubt: bool,
+    version: Version,
+    id: ClaimId,
+    in_doubt: bool,
 }
 
-/// What [`TokenStore::claim`] found.
+impl Claim {
+    /// A claim on a version. `in_doubt`: whether an earlier claim on it ended in doubt or its lease expired.
+    #[must_use]
+    pub fn new(version: Version, id: ClaimId, in_doubt: bool) -> Self {
+        Self { version, id, in_doubt }
+    }
+
+    /// Returns the version that was claimed.
+    #[must_use]
+    pub fn version(&self) -> &Version {
+        &self.version
+    }
+
+    /// Returns the identifier of the claim.
+    #[must_use]
+    pub fn id(&self) -> &ClaimId {
+        &self.id
+    }
+
+    /// Whether the refresh token may have been presented already.
+    #[must_use]
+    pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt
+    }
+}
+
+/// The outcome of [`TokenStore::claim`].
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum ClaimOutcome {
-    /// The claim is ours.
+    /// The claim was granted.
     Claimed(Claim),
-    /// Somebody else holds a claim on this version.
+    /// Another claim on this version holds.
     Busy {
-        /// When his lease ends, unless he renews it.
-        until: Instant,
+        /// The time until its lease ends, unless it is renewed.
+        retry_in: Duration,
     },
     /// The record has another version, or is gone.
     Changed(Option<Record>),
 }
 
-/// What [`TokenStore::commit`] did.
+/// The outcome of [`TokenStore::commit`].
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum CommitOutcome {
-    /// The tokens are stored, under this version.
+    /// The entry is stored, under this version.
     Stored(Version),
-    /// Nothing is stored: the record has another version, or is gone.
+    /// Nothing was written: the record has another version, or is gone.
     Conflict(Option<Record>),
 }
 
-/// What [`TokenStore::clear`] did.
+/// The outcome of [`TokenStore::clear`].
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum ClearOutcome {
     /// There is no record any more.
     Cleared,
-    /// Nothing is deleted: the record has another version.
+    /// Nothing was deleted: the record has another version.
     Conflict(Record),
 }
 
-/// What became of a refresh token whose claim is released.
+/// The fate of a refresh token whose claim is released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presented {
-    /// It was not used: nothing was sent, or the server said so.
+    /// The token was not used: nothing was sent, or the server said so.
     Unused,
-    /// It may have been used: the answer was lost.
+    /// The token may have been used: the answer was lost.
     InDoubt,
 }
 
-/// A store could not be read or written.
-#[derive(Debug)]
-pub struct StoreError(BoxError);
-
-impl StoreError {
-    /// Wraps the store's own error.
-    pub fn new(source: impl Into<BoxError>) -> Self {
-        Self(source.into())
-    }
-}
-
-impl fmt::Display for StoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the token store failed")
-    }
-}
-
-impl Error for StoreError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&*self.0)
-    }
-}
-
-/// Keeps tokens in memory: the default. They are gone with the process.
+/// Keeps tokens in memory (the default). They are lost with the process.
 #[derive(Default)]
 pub struct MemoryStore {
     slot: Mutex<Slot>,
@@ -195,13 +427,14 @@ pub struct MemoryStore {
 #[derive(Default)]
 struct Slot {
     record: Option<Record>,
-    // Boxed, since it is rare, and there may be many stores.
-    claim: Option<Box<Mark>>,
+    // Boxed, since claims are rare and there may be many stores.
+    lease: Option<Box<Lease>>,
 }
 
-struct Mark {
-    id: u64,
-    /// `None`: ended in doubt.
+/// A claim on the record.
+struct Lease {
+    id: ClaimId,
+    /// `None`: released in doubt.
     until: Option<Instant>,
     in_doubt: bool,
 }
@@ -213,42 +446,42 @@ impl MemoryStore {
         Self::default()
     }
 
-    /// A store in which somebody is signed in already, and its record.
-    pub(crate) fn holding(epoch: Epoch, tokens: Tokens) -> (Self, Record) {
+    /// Makes a store in which a user is signed in already, and returns its record.
+    pub(crate) fn holding(entry: Entry) -> (Self, Record) {
         let mut slot = Slot::default();
-        let version = slot.write(epoch, tokens.clone());
-        (Self { slot: Mutex::new(slot) }, Record { version, epoch, tokens })
+        let version = slot.write(entry.clone());
+        (Self { slot: Mutex::new(slot) }, Record { version, entry })
     }
 
     fn with<T: Send + 'static>(&self, change: impl FnOnce(&mut Slot) -> T) -> StoreFuture<'_, T> {
-        // Nothing in here panics half-way, so a poisoned slot is whole.
+        // Poisoning is ignored: no change panics half done.
         let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
         Box::pin(std::future::ready(Ok(change(&mut slot))))
     }
 }
 
-/// A version or a claim's id, given out for the first time.
-fn next() -> u64 {
-    // One for all stores: a counter in each would take as much room as the version that it gives out.
+/// Returns a number that was never returned before, for a version or a claim.
+fn next_number() -> u64 {
+    // One counter for all stores: one in each would take as much memory as the version itself.
     static LAST: AtomicU64 = AtomicU64::new(0);
     LAST.fetch_add(1, Ordering::Relaxed) + 1
 }
 
 impl Slot {
-    fn is(&self, version: Version) -> bool {
-        self.record.as_ref().is_some_and(|record| record.version == version)
+    fn has_version(&self, version: &Version) -> bool {
+        self.record.as_ref().is_some_and(|record| record.version == *version)
     }
 
-    fn write(&mut self, epoch: Epoch, tokens: Tokens) -> Version {
-        let version = Version(next());
-        self.record = Some(Record { version, epoch, tokens });
-        self.claim = None;
+    fn write(&mut self, entry: Entry) -> Version {
+        let version = Version::from(next_number());
+        self.record = Some(Record { version: version.clone(), entry });
+        self.lease = None;
         version
     }
 
-    fn held(&mut self, claim: &Claim) -> Option<&mut Mark> {
-        let current = self.is(claim.version);
-        self.claim.as_deref_mut().filter(|mark| current && mark.id == claim.id)
+    fn lease_of(&mut self, claim: &Claim) -> Option<&mut Lease> {
+        let is_current = self.has_version(&claim.version);
+        self.lease.as_deref_mut().filter(|lease| is_current && lease.id == claim.id)
     }
 }
 
@@ -257,65 +490,67 @@ impl TokenStore for MemoryStore {
         self.with(|slot| slot.record.clone())
     }
 
-    fn replace<'a>(&'a self, epoch: Epoch, tokens: &'a Tokens) -> StoreFuture<'a, Version> {
-        self.with(|slot| slot.write(epoch, tokens.clone()))
+    fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {
+        self.with(|slot| slot.write(entry.clone()))
     }
 
-    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome> {
+    fn claim<'a>(&'a self, version: &'a Version, lease: Duration) -> StoreFuture<'a, ClaimOutcome> {
         self.with(|slot| {
-            if !slot.is(version) {
+            if !slot.has_version(version) {
                 return ClaimOutcome::Changed(slot.record.clone());
             }
             let now = Instant::now();
-            let in_doubt = match slot.claim.as_deref() {
+            let in_doubt = match slot.lease.as_deref() {
                 None => false,
-                Some(&Mark { until: Some(until), .. }) if now < until => return ClaimOutcome::Busy { until },
+                Some(&Lease { until: Some(until), .. }) if now < until => {
+                    return ClaimOutcome::Busy { retry_in: until - now };
+                }
                 Some(_) => true,
             };
-            let id = next();
-            slot.claim = Some(Box::new(Mark { id, until: Some(now + lease), in_doubt }));
-            ClaimOutcome::Claimed(Claim { version, id, in_doubt })
+            let id = ClaimId::from(next_number());
+            slot.lease = Some(Box::new(Lease { id: id.clone(), until: Some(now + lease), in_doubt }));
+            ClaimOutcome::Claimed(Claim { version: version.clone(), id, in_doubt })
         })
     }
 
     fn renew<'a>(&'a self, claim: &'a Claim, lease: Duration) -> StoreFuture<'a, bool> {
         self.with(|slot| {
-            // One that was given back is over.
-            let mark = slot.held(claim).filter(|mark| mark.until.is_some());
-            let held = mark.is_some();
-            if let Some(mark) = mark {
-                mark.until = Some(Instant::now() + lease);
+            // A claim that was released is no longer held.
+            let held = slot.lease_of(claim).filter(|held| held.until.is_some());
+            let is_held = held.is_some();
+            if let Some(held) = held {
+                held.until = Some(Instant::now() + lease);
             }
-            held
+            is_held
         })
     }
 
     fn release<'a>(&'a self, claim: &'a Claim, presented: Presented) -> StoreFuture<'a, ()> {
         self.with(|slot| {
-            let Some(mark) = slot.held(claim) else { return };
-            mark.until = None;
-            if presented == Presented::Unused && !mark.in_doubt {
-                slot.claim = None;
+            let Some(lease) = slot.lease_of(claim) else { return };
+            lease.until = None;
+            if presented == Presented::Unused && !lease.in_doubt {
+                slot.lease = None;
             }
         })
     }
 
-    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome> {
-        self.with(|slot| match &slot.record {
-            Some(record) if record.version == claim.version => {
-                let epoch = record.epoch;
-                CommitOutcome::Stored(slot.write(epoch, tokens.clone()))
+    fn commit<'a>(&'a self, claim: &'a Claim, entry: &'a Entry) -> StoreFuture<'a, CommitOutcome> {
+        self.with(|slot| {
+            if slot.has_version(&claim.version) {
+                CommitOutcome::Stored(slot.write(entry.clone()))
+            } else {
+                CommitOutcome::Conflict(slot.record.clone())
             }
-            other => CommitOutcome::Conflict(other.clone()),
         })
     }
 
-    fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome> {
+    fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
         self.with(|slot| match &slot.record {
-            Some(record) if record.version != version => ClearOutcome::Conflict(record.clone()),
+            Some(record) if record.version != *version => ClearOutcome::Conflict(record.clone()),
             _ => {
                 slot.record = None;
-                slot.claim = None;
+                slot.lease = None;
                 ClearOutcome::Cleared
             }
         })
@@ -329,5 +564,31 @@ impl TokenStore for MemoryStore {
 impl fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryStore").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_made_from_a_number_a_uuid_or_an_etag() {
+        let bigint = Version::from(0x0102_0304_0506_0708_u64);
+        assert_eq!((bigint.to_u64(), bigint.to_u128()), (Some(0x0102_0304_0506_0708), None));
+        assert_eq!(bigint, Version::from(&[1, 2, 3, 4, 5, 6, 7, 8][..]));
+        let uuid = Version::from(u128::MAX - 1);
+        assert_eq!((uuid.to_u64(), uuid.to_u128()), (None, Some(u128::MAX - 1)));
+        let etag = Version::from("W/\"abc\"");
+        assert_eq!(etag.as_bytes(), b"W/\"abc\"");
+        assert_ne!(etag, Version::from("W/\"abd\""));
+        assert_eq!(format!("{etag:?}"), r#"Version(W/\"abc\")"#);
+        assert!(size_of::<Option<Version>>() <= 16, "kept in each session");
+    }
+
+    #[test]
+    fn an_epoch_is_kept_as_a_number() {
+        let epoch = Epoch::random();
+        assert_eq!(Epoch::from(epoch.to_u64()), epoch);
+        assert_ne!(epoch, Epoch::random());
     }
 }

@@ -66,7 +66,7 @@ use tokio::task::AbortHandle;
 use self::table::{Cursor, Table};
 use crate::session::{Config, RefreshLimiter, Session, SessionBuilder, SessionError, TokenCell, bounded};
 use crate::shared::Shared;
-use crate::store::{Epoch, MemoryStore, StoreError, TokenStore};
+use crate::store::{Entry, Epoch, MemoryStore, TokenStore};
 use crate::token::Tokens;
 
 const MAX_SESSIONS: usize = 100_000;
@@ -320,7 +320,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
                     let config = Arc::clone(&self.config);
                     record.map(|record| Arc::new(TokenCell::new(Some(record), store, config)))
                 }),
-                Err(_panic) => Err(StoreError::new("the store factory panicked")),
+                Err(_panic) => Err("the store factory panicked".into()),
             };
             let found = found.map_err(|error| SessionError::store(error).into());
             match self.end_load(&key, number, found) {
@@ -404,7 +404,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
     }
 
     fn kept_in_memory(tokens: Tokens, config: Arc<Config>) -> TokenCell {
-        let (store, record) = MemoryStore::holding(Epoch::random(), tokens);
+        let (store, record) = MemoryStore::holding(Entry::new(Epoch::random(), 1, tokens));
         TokenCell::new(Some(record), Arc::new(store), config)
     }
 

@@ -15,7 +15,7 @@ use super::error::SessionError;
 use super::limiter::RefreshLimiter;
 use super::store_call::bounded;
 use crate::refresh::{RefreshRequest, RefreshService, RevokeRequest, RevokeService};
-use crate::store::{Epoch, MemoryStore, Record, StoreError, TokenStore};
+use crate::store::{Entry, Epoch, MemoryStore, Record, TokenStore};
 use crate::token::Tokens;
 
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(30);
@@ -58,14 +58,9 @@ impl SessionBuilder {
         self
     }
 
-    /// Sets the store of the tokens. Default: a [`MemoryStore`] of its own.
-    pub fn store(self, store: impl TokenStore) -> Self {
-        self.shared_store(Arc::new(store))
-    }
-
-    /// Like [`store`](Self::store), for a store that is shared already.
-    pub fn shared_store(mut self, store: Arc<dyn TokenStore>) -> Self {
-        self.store = store;
+    /// Sets the store of the tokens, or an `Arc` of one. Default: a [`MemoryStore`] of its own.
+    pub fn store(mut self, store: impl TokenStore) -> Self {
+        self.store = Arc::new(store);
         self
     }
 
@@ -141,12 +136,13 @@ impl SessionBuilder {
     }
 }
 
-async fn load_or_write(store: &dyn TokenStore, first: Option<Tokens>) -> Result<Option<Record>, StoreError> {
+async fn load_or_write(store: &dyn TokenStore, first: Option<Tokens>) -> Result<Option<Record>, BoxError> {
     let stored = bounded(|| store.load()).await?;
     match first.filter(|_| stored.is_none()) {
         None => Ok(stored),
         Some(tokens) => {
-            bounded(|| store.replace(Epoch::random(), &tokens)).await?;
+            let entry = Entry::new(Epoch::random(), 1, tokens);
+            bounded(|| store.replace(&entry)).await?;
             // Read again: another process that starts at the same moment may have written after this one.
             bounded(|| store.load()).await
         }

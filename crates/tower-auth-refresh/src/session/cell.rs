@@ -79,7 +79,7 @@ impl TokenCell {
         let state = match stored {
             None => State::signed_out(Epoch::random()),
             Some(record) => {
-                let due = config.schedule(&record.tokens, At::now());
+                let due = config.schedule(record.tokens(), At::now());
                 State::restored(record, due)
             }
         };
@@ -273,21 +273,53 @@ impl TokenCell {
     /// Puts the tokens in force at once, then stores them. On an error they are in force all the same, and the write is
     /// retried.
     pub(crate) async fn sign_in(self: Arc<Self>, tokens: Tokens) -> Result<(), SessionError> {
+        if self.needs_refresh_token() && tokens.is_empty() {
+            return Err(SessionError::no_tokens());
+        }
         let due = self.schedule(&tokens);
         self.change(Event::SignedIn { next: Epoch::random(), tokens, due }).await;
         self.save().await
     }
 
+    /// Puts newer tokens of the same sign-in in force, in place of `generation`, then stores them. Waits first for a flight
+    /// that is about to replace it. Does nothing if newer tokens are in force already.
+    pub(super) async fn renew(
+        self: Arc<Self>,
+        epoch: Epoch,
+        generation: Generation,
+        tokens: Tokens,
+    ) -> Result<(), SessionError> {
+        let deadline = self.deadline();
+        loop {
+            let flight = {
+                let mut writer = self.lock.write().await;
+                let state = Arc::clone(&self.snapshot());
+                if state.is_renewable(epoch, generation) {
+                    let due = self.schedule(&tokens);
+                    self.step(&mut writer, Event::Renewed { epoch, generation, tokens, due });
+                    break;
+                }
+                let is_replaced = state.epoch != epoch || state.generation != generation;
+                writer.flight.as_ref().filter(|flight| !is_replaced && flight.is_running()).map(|flight| flight.join())
+            };
+            let Some(flight) = flight else { return Ok(()) };
+            if flight.wait(deadline).await.is_err() {
+                return Ok(());
+            }
+        }
+        self.save().await
+    }
+
     /// Stores the tokens of a sign-in. On an error the write is retried.
     pub(crate) async fn save(self: Arc<Self>) -> Result<(), SessionError> {
-        self.sync_or_retry().await.map_err(SessionError::store)
+        self.sync_or_retry().await.map_err(SessionError::not_stored)
     }
 
     /// Drops the tokens at once, then has them deleted and revoked.
     pub(crate) async fn sign_out(self: Arc<Self>) -> Result<(), SessionError> {
         let tokens = self.drop_tokens(None).await.unwrap_or_default();
         let (deleted, revoked) = join(self.sync_or_retry(), Arc::clone(&self).revoke(tokens)).await;
-        deleted.map_err(SessionError::store)?;
+        deleted.map_err(SessionError::not_stored)?;
         revoked.map_err(SessionError::revoke)
     }
 

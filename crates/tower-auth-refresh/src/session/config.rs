@@ -106,7 +106,7 @@ impl Config {
 
 impl At {
     pub(super) fn now() -> Self {
-        Self { now: Instant::now(), jitter: fastrand::f64() }
+        Self { now: Instant::now(), wall: SystemTime::now(), jitter: fastrand::f64() }
     }
 }
 

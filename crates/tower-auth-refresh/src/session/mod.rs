@@ -6,16 +6,18 @@
 //!
 //! # let refresh_service = tower::service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
 //! let session = Session::builder(refresh_service).build().await?;
-//! assert_eq!(session.state(), SessionState::SignedOut);
+//! assert!(matches!(session.state(), SessionState::SignedOut));
 //!
 //! session.sign_in(Tokens::new(AccessToken::new("a1")?, RefreshToken::new("r1")?)).await?;
-//! assert_eq!(session.state(), SessionState::Active);
+//! assert!(session.state().is_signed_in());
 //!
 //! // Elsewhere in the app: send the user to sign in when the session ends.
 //! let mut changes = session.subscribe();
 //! tokio::spawn(async move {
 //!     while changes.changed().await.is_ok() {
-//!         if *changes.borrow_and_update() == SessionState::Ended { /* … */ }
+//!         if let SessionState::Ended(why) = &*changes.borrow_and_update() {
+//!             println!("sign in again: {why}");
+//!         }
 //!     }
 //! });
 //! # Ok(()) }
@@ -26,12 +28,14 @@ mod backoff;
 mod builder;
 mod cell;
 mod config;
+mod credential;
 mod error;
 mod flight;
 mod limiter;
 mod loop_guard;
 mod refresh_task;
 mod state;
+mod status;
 mod store_call;
 mod store_sync;
 mod waiter_clock;
@@ -45,10 +49,11 @@ pub use self::builder::SessionBuilder;
 pub(crate) use self::cell::{Revision, TokenCell};
 pub(crate) use self::config::Config;
 pub use self::config::Rotation;
-pub use self::error::SessionError;
+pub use self::credential::Credential;
+pub use self::error::{SessionError, SessionErrorKind};
 pub(crate) use self::limiter::RefreshLimiter;
-use self::state::Phase;
 pub(crate) use self::state::State as Snapshot;
+pub use self::status::{RefreshFailure, SessionState};
 pub(crate) use self::store_call::bounded;
 pub(crate) use self::waiter_clock::is_near;
 use crate::refresh::{Generation, NotRefreshed, RefreshService, Trigger};
@@ -76,8 +81,9 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// If the store fails: the user is signed in all the same, and the write is retried in the background. If the
-    /// session's runtime has shut down: nothing has changed then.
+    /// If the store fails: the user is signed in all the same, and the write is retried in the background. If the tokens
+    /// are empty, or the session's runtime has shut down: nothing has changed then.
+    /// [`took_effect`](SessionError::took_effect) tells the two apart.
     ///
     /// # Cancel safety
     ///
@@ -105,7 +111,8 @@ impl Session {
         task.await.map_err(SessionError::runtime)?
     }
 
-    /// Refreshes now, whatever the tokens' age, and during a cool-down too. Joins a refresh that is under way.
+    /// Refreshes now, whatever the tokens' age, and during a cool-down too. Joins a refresh that is under way. Returns the
+    /// new tokens.
     ///
     /// # Errors
     ///
@@ -114,12 +121,14 @@ impl Session {
     /// # Cancel safety
     ///
     /// Dropping the future interrupts no refresh.
-    pub async fn refresh(&self) -> Result<(), NotRefreshed> {
+    pub async fn refresh(&self) -> Result<Tokens, NotRefreshed> {
         let (epoch, generation) = {
             let state = self.cell.snapshot();
             (state.epoch, state.generation)
         };
-        Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, Trigger::Manual, None).await
+        Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, Trigger::Manual, None).await?;
+        let state = self.cell.snapshot();
+        if state.epoch == epoch { Ok(state.tokens.clone()) } else { Err(NotRefreshed::SessionChanged) }
     }
 
     /// Returns the state now.
@@ -165,30 +174,5 @@ impl fmt::Debug for Session {
             .field("state", &SessionState::of(&state))
             .field("generation", &state.generation.get())
             .finish_non_exhaustive()
-    }
-}
-
-/// The state of a [`Session`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum SessionState {
-    /// No user is signed in.
-    SignedOut,
-    /// A user is signed in.
-    Active,
-    /// A user is signed in, and a refresh is under way.
-    Refreshing,
-    /// The authorization server ended the session: the user must sign in again.
-    Ended,
-}
-
-impl SessionState {
-    fn of(state: &Snapshot) -> Self {
-        match state.phase {
-            Phase::SignedOut => Self::SignedOut,
-            Phase::Active => Self::Active,
-            Phase::Refreshing => Self::Refreshing,
-            Phase::Ended => Self::Ended,
-        }
     }
 }

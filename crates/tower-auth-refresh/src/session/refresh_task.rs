@@ -19,9 +19,10 @@ use super::cell::TokenCell;
 use super::flight::{CompletionGuard, Flight, Outcome};
 use super::state::{Event, State, Stored};
 use super::store_call::{STORE_TIMEOUT, bounded, bounded_by};
+use super::store_sync::is_older_than;
 use crate::TARGET;
 use crate::refresh::{NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, Trigger};
-use crate::store::{Claim, ClaimOutcome, CommitOutcome, Epoch, Presented, Record, StoreFuture};
+use crate::store::{Claim, ClaimOutcome, CommitOutcome, Entry, Epoch, Presented, Record, StoreFuture};
 use crate::timer::Ticker;
 use crate::token::Tokens;
 
@@ -49,7 +50,8 @@ pub(super) fn start(cell: &Arc<TokenCell>, base: Arc<State>, trigger: Trigger) -
     let flight = Flight::new(base.generation, cell.deadline());
     let guard = CompletionGuard(Arc::clone(&flight));
     let clock = flight.start_clock(cell.runtime());
-    let task = RefreshTask { cell: Arc::clone(cell), tokens: base.tokens.clone(), base, trigger, attempts: 0 };
+    let (tokens, place) = (base.tokens.clone(), base.place);
+    let task = RefreshTask { cell: Arc::clone(cell), base, tokens, place, trigger, attempts: 0 };
     cell.spawn(task.run(guard, clock).instrument(span));
     flight
 }
@@ -60,6 +62,8 @@ struct RefreshTask {
     base: Arc<State>,
     /// The tokens to be replaced: the base's, or those that another process has stored since.
     tokens: Tokens,
+    /// Their number within the epoch.
+    place: u64,
     trigger: Trigger,
     attempts: u32,
 }
@@ -131,18 +135,17 @@ impl RefreshTask {
         if !matches!(self.base.stored, Stored::Clean(_)) {
             self.save_first(deadline).await?;
         }
-        let Stored::Clean(Some(mut version)) = self.base.stored else {
+        let Stored::Clean(Some(mut version)) = self.base.stored.clone() else {
             let error = RefreshError::unavailable("the session has no record in its store");
             return Err(RefreshAborted::unavailable(error));
         };
         let cell = Arc::clone(&self.cell);
         loop {
             let lease = deadline.saturating_duration_since(Instant::now()) + STORE_TIMEOUT + LEASE_MARGIN;
-            match within(deadline, || cell.store.claim(version, lease)).await? {
+            match within(deadline, || cell.store.claim(&version, lease)).await? {
                 ClaimOutcome::Claimed(claim) => return Ok(claim),
-                ClaimOutcome::Busy { until } => {
-                    let now = Instant::now();
-                    let look_again = until.clamp(now + SHORTEST_CLAIM_POLL, now + CLAIM_POLL);
+                ClaimOutcome::Busy { retry_in } => {
+                    let look_again = Instant::now() + retry_in.clamp(SHORTEST_CLAIM_POLL, CLAIM_POLL);
                     if look_again >= deadline {
                         let error = RefreshError::unavailable("another process is refreshing this session");
                         return Err(RefreshAborted::unavailable(error));
@@ -150,13 +153,24 @@ impl RefreshTask {
                     sleep_until(look_again).await;
                 }
                 ClaimOutcome::Changed(None) => return Err(RefreshAborted::RecordGone),
+                ClaimOutcome::Changed(Some(record)) if self.is_older(&record) => {
+                    let (epoch, found) = (self.base.epoch, record.version().clone());
+                    cell.change(Event::StoreWentBack { epoch, version: found }).await;
+                    self.save_first(deadline).await?;
+                    let Stored::Clean(Some(written)) = &self.base.stored else {
+                        let error = RefreshError::unavailable("the session has no record in its store");
+                        return Err(RefreshAborted::unavailable(error));
+                    };
+                    version = written.clone();
+                }
                 ClaimOutcome::Changed(Some(record)) if self.is_worth_adopting(&record) => {
                     return Err(RefreshAborted::Adopted(record));
                 }
                 // Another process's tokens, no better than ours: go on from them.
                 ClaimOutcome::Changed(Some(record)) => {
-                    version = record.version;
-                    self.tokens = record.tokens;
+                    version = record.version().clone();
+                    self.place = record.generation();
+                    self.tokens = record.into_tokens();
                 }
             }
         }
@@ -172,15 +186,21 @@ impl RefreshTask {
             return Err(RefreshAborted::Overtaken);
         }
         self.tokens = state.tokens.clone();
+        self.place = state.place;
         self.base = state;
         Ok(())
     }
 
+    /// Whether a record of the same epoch is older than the tokens that this refresh presents: its store has lost writes.
+    fn is_older(&self, record: &Record) -> bool {
+        record.epoch() == self.base.epoch && record.generation() < self.place
+    }
+
     /// Whether a record that another process wrote makes the refresh call unnecessary.
     fn is_worth_adopting(&self, record: &Record) -> bool {
-        let expired = record.tokens.expires_at().is_some_and(|expiry| expiry <= SystemTime::now());
-        let same = record.tokens.access_token() == self.base.tokens.access_token();
-        record.epoch != self.base.epoch || !(expired || same)
+        let expired = record.tokens().expires_at().is_some_and(|expiry| expiry <= SystemTime::now());
+        let same = record.tokens().access_token() == self.base.tokens.access_token();
+        record.epoch() != self.base.epoch || !(expired || same)
     }
 
     /// Calls the refresh service, and repeats the call where the failure allows it.
@@ -188,7 +208,7 @@ impl RefreshTask {
         let first = Instant::now();
         // The doubt is about the base's refresh token, not about one that another process has stored since.
         let same = self.tokens.refresh_token() == self.base.tokens.refresh_token();
-        let marked = claim.in_doubt || self.base.in_doubt && same;
+        let marked = claim.is_in_doubt() || self.base.in_doubt && same;
         let mut in_doubt = false;
         loop {
             self.attempts += 1;
@@ -262,7 +282,11 @@ impl RefreshTask {
         };
         match held {
             Ok((_, None)) => RefreshAborted::RecordGone,
-            Ok((_, Some(record))) if record.version != claim.version => RefreshAborted::Adopted(record),
+            // Keep the tokens: the next refresh writes them back before it presents anything.
+            Ok((_, Some(record))) if self.is_older(&record) => {
+                unknown(RefreshError::unavailable("the store has lost writes"))
+            }
+            Ok((_, Some(record))) if record.version() != claim.version() => RefreshAborted::Adopted(record),
             Ok((true, Some(_))) => RefreshAborted::Rejected(error),
             Ok((false, Some(_))) => unknown(RefreshError::unavailable("another process is refreshing this session")),
             // The store does not tell: keep the tokens.
@@ -288,7 +312,7 @@ impl RefreshTask {
         let (event, outcome) = match aborted {
             RefreshAborted::Overtaken => (Event::Finished { epoch }, Ok(())),
             RefreshAborted::Adopted(record) => {
-                let due = self.cell.schedule(&record.tokens);
+                let due = self.cell.schedule(record.tokens());
                 (Event::Adopted { epoch, record, due, ends_flight: true }, Ok(()))
             }
             RefreshAborted::RecordGone => {
@@ -314,15 +338,19 @@ impl RefreshTask {
         // If the expiry is already past, the clocks disagree. The expiry is discarded, and the API's 401 decides. Stored,
         // it would make other processes present the refresh token instead of adopting the tokens.
         let tokens = tokens.unless_expired_at(SystemTime::now());
-        let epoch = self.base.epoch;
+        let (epoch, place) = (self.base.epoch, self.place + 1);
+        let entry = Entry::new(epoch, place, tokens);
         let signed_out = self.cell.snapshot().epoch != epoch;
-        let commit = if signed_out { None } else { Some(bounded(|| self.cell.store.commit(&claim, &tokens)).await) };
+        let commit = if signed_out { None } else { Some(bounded(|| self.cell.store.commit(&claim, &entry)).await) };
         let stored = match commit {
             // The next step discards the tokens.
             None => Stored::Clean(None),
             Some(Ok(CommitOutcome::Stored(version))) => Stored::Clean(Some(version)),
+            Some(Ok(CommitOutcome::Conflict(Some(found)))) if is_older_than(&found, &entry) => {
+                Stored::OverwritePending(found.version().clone())
+            }
             Some(Ok(CommitOutcome::Conflict(found))) => {
-                self.cell.adopt_conflicting_write(epoch, tokens, found, true).await;
+                self.cell.adopt_conflicting_write(entry, found, true).await;
                 return Ok(());
             }
             Some(Err(_)) => {
@@ -330,9 +358,10 @@ impl RefreshTask {
                 Stored::CommitPending(Arc::new(claim))
             }
         };
+        let tokens = entry.into_tokens();
         // The same for a token that expired while it was saved.
         let due = self.cell.schedule(&tokens).filter(|due| due.expired > Instant::now());
-        self.cell.change(Event::Refreshed { epoch, tokens, stored, due }).await;
+        self.cell.change(Event::Refreshed { epoch, place, tokens, stored, due }).await;
         Ok(())
     }
 }

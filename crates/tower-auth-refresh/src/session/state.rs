@@ -4,14 +4,14 @@
 //! The cell around it (`cell.rs`) holds the lock and carries out the effects of a step.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use super::backoff;
 use super::loop_guard::{LoopGuard, Results};
 use crate::refresh::{Generation, NotRefreshed, RefreshError, RefreshErrorKind, Trigger};
-use crate::store::{Claim, Epoch, Record, Version};
+use crate::store::{Claim, Entry, Epoch, Record, Version};
 use crate::token::Tokens;
 
 /// The time after its arrival in which a token is not replaced early, however soon it expires.
@@ -28,9 +28,11 @@ pub(crate) struct State {
     pub(crate) phase: Phase,
     pub(crate) epoch: Epoch,
     /// The epoch that the authorization server ended, and its error: for the requests of that epoch.
-    ended: Option<Box<(Epoch, Arc<RefreshError>)>>,
+    pub(crate) ended: Option<Box<(Epoch, Arc<RefreshError>)>>,
     pub(crate) generation: Generation,
     pub(crate) tokens: Tokens,
+    /// The number of the tokens within their epoch, which all processes count alike.
+    pub(crate) place: u64,
     /// The times of an early refresh, where the session refreshes early.
     pub(crate) due: Option<Box<RefreshSchedule>>,
     pub(crate) stored: Stored,
@@ -38,8 +40,8 @@ pub(crate) struct State {
     rejected: bool,
     /// Whether the refresh token was presented and the answer lost.
     pub(crate) in_doubt: bool,
-    /// Failed flights in a row.
-    failures: u32,
+    /// The failed flights since the last one that succeeded.
+    pub(crate) failures: Option<Box<Failures>>,
     pub(super) guard: LoopGuard,
     cooling: Option<Box<Cooling>>,
 }
@@ -73,8 +75,18 @@ pub(crate) enum Stored {
     SignInPending(Arc<[Epoch]>),
     /// The tokens that a flight obtained under this claim are still to be written.
     CommitPending(Arc<Claim>),
+    /// The store holds older tokens of this epoch under this version, to be written over.
+    OverwritePending(Version),
     /// A record of one of these epochs, which are over, is still to be deleted.
     DeletePending(Arc<[Epoch]>),
+}
+
+/// Failed flights in a row.
+#[derive(Clone, Debug)]
+pub(crate) struct Failures {
+    pub(crate) since: SystemTime,
+    pub(crate) count: u32,
+    pub(crate) last: Arc<RefreshError>,
 }
 
 /// A time in which challenges start no flight.
@@ -107,13 +119,15 @@ pub(crate) enum Event {
     /// A flight was started.
     Started,
     /// The flight obtained tokens. They are stored, or are to be.
-    Refreshed { epoch: Epoch, tokens: Tokens, stored: Stored, due: Option<RefreshSchedule> },
+    Refreshed { epoch: Epoch, place: u64, tokens: Tokens, stored: Stored, due: Option<RefreshSchedule> },
     /// The flight failed in a way that keeps the tokens.
     Failed { epoch: Epoch, error: Arc<RefreshError>, in_doubt: bool },
     /// The flight's refresh token was rejected, and the store holds no newer one.
     Rejected { epoch: Epoch, error: Arc<RefreshError>, next: Epoch },
     /// The store holds the write of another process. `ends_flight`: a flight found it and is over.
     Adopted { epoch: Epoch, record: Record, due: Option<RefreshSchedule>, ends_flight: bool },
+    /// The store holds older tokens of this epoch under this version: it has lost writes (a failover, a restored backup).
+    StoreWentBack { epoch: Epoch, version: Version },
     /// The flight found that newer tokens are in force already.
     Finished { epoch: Epoch },
     /// The record is gone from the store: another process signed the user out.
@@ -122,6 +136,8 @@ pub(crate) enum Event {
     Saved { epoch: Epoch, tokens: Tokens, version: Version },
     /// No record of these epochs is stored any more.
     Deleted { epochs: Arc<[Epoch]> },
+    /// The app handed in newer tokens of the same sign-in than `generation`.
+    Renewed { epoch: Epoch, generation: Generation, tokens: Tokens, due: Option<RefreshSchedule> },
     /// The app signed a user in, and writes the store itself.
     SignedIn { next: Epoch, tokens: Tokens, due: Option<RefreshSchedule> },
     /// The app signed the user out, and deletes from the store itself.
@@ -138,10 +154,11 @@ pub(crate) enum Effect {
     Discard(Tokens),
 }
 
-/// The moment of a step, and a random number in `0.0..1.0` for its jitter.
+/// The moment of a step by both clocks, and a random number in `0.0..1.0` for its jitter.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct At {
     pub(crate) now: Instant,
+    pub(crate) wall: SystemTime,
     pub(crate) jitter: f64,
 }
 
@@ -154,11 +171,12 @@ impl State {
             ended: None,
             generation: Generation(0),
             tokens: Tokens::default(),
+            place: 0,
             due: None,
             stored: Stored::Clean(None),
             rejected: false,
             in_doubt: false,
-            failures: 0,
+            failures: None,
             guard: LoopGuard::new(),
             cooling: None,
         }
@@ -166,8 +184,7 @@ impl State {
 
     /// The state for a record that the store holds at the start.
     pub(crate) fn restored(record: Record, due: Option<RefreshSchedule>) -> Self {
-        let state = Self::signed_out(record.epoch);
-        state.new_epoch(record.epoch, record.tokens, Stored::Clean(Some(record.version)), due)
+        Self::signed_out(record.epoch()).adopted_epoch(record, due)
     }
 
     /// Whether a new request should wait for the flight under way, since its token is known to be refused or absent.
@@ -198,6 +215,17 @@ impl State {
     /// already are not, except to a refresh by hand, which asked for newer tokens and nothing else.
     pub(crate) fn has_newer_than(&self, generation: Generation, trigger: Trigger) -> bool {
         generation < self.generation && (!self.rejected || trigger == Trigger::Manual)
+    }
+
+    /// Whether newer tokens of the same sign-in can replace `generation` now: it is in force, and no flight is about to
+    /// replace it.
+    pub(crate) fn is_renewable(&self, epoch: Epoch, generation: Generation) -> bool {
+        self.phase == Phase::Active && epoch == self.epoch && generation == self.generation
+    }
+
+    /// The tokens in force, to be stored.
+    pub(crate) fn entry(&self) -> Entry {
+        Entry::new(self.epoch, self.place, self.tokens.clone())
     }
 
     /// Whether there are strikes, and a newer token than the last strike's was accepted.
@@ -256,24 +284,24 @@ impl State {
                 self.cooling = None;
             }
             Event::Refreshed { epoch, tokens, .. } if epoch != self.epoch => return Effect::Discard(tokens),
-            Event::Refreshed { tokens, stored, due, .. } => {
+            Event::Refreshed { place, tokens, stored, due, .. } => {
                 self.finish_flight();
                 self.stored = stored;
-                self.put_in_force(tokens, due, at);
-                if let Stored::CommitPending(_) = self.stored {
+                self.put_in_force(place, tokens, due, at);
+                if !matches!(self.stored, Stored::Clean(_)) {
                     return Effect::Sync;
                 }
             }
             Event::Failed { epoch, error, in_doubt } if epoch == self.epoch => {
                 self.finish_flight();
                 self.in_doubt |= in_doubt;
-                self.failures = self.failures.saturating_add(1);
                 let retry_after = match error.kind() {
                     RefreshErrorKind::Unavailable { retry_after } => retry_after,
                     _ => None,
                 };
+                let count = self.failed(Arc::clone(&error), at);
                 // A failed flight in between does not shorten the loop guard's cool-down.
-                let pause = backoff::cool_down(self.failures, retry_after, at.jitter)
+                let pause = backoff::cool_down(count, retry_after, at.jitter)
                     .max(self.guard.cool_down(at.jitter).unwrap_or_default());
                 self.cool(at.now + pause, NotRefreshed::CoolingDown(error));
             }
@@ -286,12 +314,16 @@ impl State {
                 if ends_flight {
                     self.finish_flight();
                 }
-                if record.epoch == self.epoch {
-                    self.stored = Stored::Clean(Some(record.version));
-                    self.put_in_force(record.tokens, due, at);
+                if record.epoch() == self.epoch {
+                    self.stored = Stored::Clean(Some(record.version().clone()));
+                    self.put_in_force(record.generation(), record.into_tokens(), due, at);
                 } else {
-                    *self = self.new_epoch(record.epoch, record.tokens, Stored::Clean(Some(record.version)), due);
+                    *self = self.adopted_epoch(record, due);
                 }
+            }
+            Event::StoreWentBack { epoch, version } if epoch == self.epoch => {
+                self.stored = Stored::OverwritePending(version);
+                return Effect::Sync;
             }
             Event::Finished { epoch } if epoch == self.epoch => self.finish_flight(),
             Event::RecordGone { epoch, next } if epoch == self.epoch => {
@@ -303,8 +335,18 @@ impl State {
             Event::Deleted { epochs } if matches!(&self.stored, Stored::DeletePending(of) if *of == epochs) => {
                 self.stored = Stored::Clean(None);
             }
+            Event::Renewed { epoch, generation, tokens, due } if self.is_renewable(epoch, generation) => {
+                let tokens = tokens.completed_from(&self.tokens);
+                if tokens != self.tokens {
+                    if let Stored::Clean(Some(version)) = &self.stored {
+                        self.stored = Stored::OverwritePending(version.clone());
+                    }
+                    self.put_in_force(self.place + 1, tokens, due, at);
+                    return Effect::Sync;
+                }
+            }
             Event::SignedIn { next, tokens, due } => {
-                *self = self.new_epoch(next, tokens, Stored::SignInPending(self.stale_epochs()), due);
+                *self = self.new_epoch(next, 1, tokens, Stored::SignInPending(self.stale_epochs()), due);
             }
             Event::SignedOut { next } => {
                 let stale_epochs = self.stale_epochs();
@@ -316,6 +358,8 @@ impl State {
             Event::Failed { .. }
             | Event::Rejected { .. }
             | Event::Adopted { .. }
+            | Event::Renewed { .. }
+            | Event::StoreWentBack { .. }
             | Event::Finished { .. }
             | Event::RecordGone { .. }
             | Event::Saved { .. }
@@ -341,6 +385,14 @@ impl State {
         }
     }
 
+    /// Counts a failed flight and returns the count.
+    fn failed(&mut self, error: Arc<RefreshError>, at: At) -> u32 {
+        let (since, before) = self.failures.take().map_or((at.wall, 0), |failures| (failures.since, failures.count));
+        let count = before.saturating_add(1);
+        self.failures = Some(Box::new(Failures { since, count, last: error }));
+        count
+    }
+
     fn strike(&mut self, at: At) {
         if let Some(pause) = self.guard.strike(self.generation, at.jitter) {
             self.cool(at.now + pause, NotRefreshed::Looping);
@@ -355,12 +407,13 @@ impl State {
     }
 
     /// Puts tokens of the same epoch in force.
-    fn put_in_force(&mut self, tokens: Tokens, due: Option<RefreshSchedule>, at: At) {
+    fn put_in_force(&mut self, place: u64, tokens: Tokens, due: Option<RefreshSchedule>, at: At) {
         let same = tokens.access_token() == self.tokens.access_token();
         self.tokens = tokens;
+        self.place = place;
         self.due = due.map(Box::new);
         self.in_doubt = false;
-        self.failures = 0;
+        self.failures = None;
         self.cooling = None;
         if !same {
             self.generation.0 += 1;
@@ -373,15 +426,29 @@ impl State {
     }
 
     /// Returns the state of a new epoch with tokens.
-    fn new_epoch(&self, epoch: Epoch, tokens: Tokens, stored: Stored, due: Option<RefreshSchedule>) -> Self {
+    fn new_epoch(
+        &self,
+        epoch: Epoch,
+        place: u64,
+        tokens: Tokens,
+        stored: Stored,
+        due: Option<RefreshSchedule>,
+    ) -> Self {
         Self {
             phase: Phase::Active,
             generation: Generation(self.generation.0 + 1),
             tokens,
+            place,
             due: due.map(Box::new),
             stored,
             ..Self::signed_out(epoch)
         }
+    }
+
+    /// Returns the state of a record's epoch.
+    fn adopted_epoch(&self, record: Record, due: Option<RefreshSchedule>) -> Self {
+        let stored = Stored::Clean(Some(record.version().clone()));
+        self.new_epoch(record.epoch(), record.generation(), record.into_tokens(), stored, due)
     }
 
     /// Begins a new epoch without tokens.
@@ -394,7 +461,7 @@ impl State {
     fn stale_epochs(&self) -> Arc<[Epoch]> {
         match &self.stored {
             Stored::Clean(None) => Arc::default(),
-            Stored::Clean(Some(_)) | Stored::CommitPending(_) => Arc::new([self.epoch]),
+            Stored::Clean(Some(_)) | Stored::CommitPending(_) | Stored::OverwritePending(_) => Arc::new([self.epoch]),
             Stored::SignInPending(over) => over.iter().copied().chain([self.epoch]).collect(),
             Stored::DeletePending(of) => Arc::clone(of),
         }

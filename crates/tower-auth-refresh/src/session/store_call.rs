@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::time::{Instant, timeout_at};
+use tower::BoxError;
 
-use crate::store::{StoreError, StoreFuture};
+use crate::store::StoreFuture;
 
 /// The time that one call to a store may take before the session goes on without it.
 pub(crate) const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Calls a store within [`STORE_TIMEOUT`].
-pub(crate) async fn bounded<'a, T>(call: impl FnOnce() -> StoreFuture<'a, T>) -> Result<T, StoreError> {
+pub(crate) async fn bounded<'a, T>(call: impl FnOnce() -> StoreFuture<'a, T>) -> Result<T, BoxError> {
     bounded_by(Instant::now() + STORE_TIMEOUT, call).await
 }
 
@@ -20,12 +21,12 @@ pub(crate) async fn bounded<'a, T>(call: impl FnOnce() -> StoreFuture<'a, T>) ->
 pub(super) async fn bounded_by<'a, T>(
     deadline: Instant,
     call: impl FnOnce() -> StoreFuture<'a, T>,
-) -> Result<T, StoreError> {
+) -> Result<T, BoxError> {
     // The call changes nothing of the session's, so no change is left half done.
     let answer = AssertUnwindSafe(async { call().await }).catch_unwind();
     match timeout_at(deadline, answer).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(_panic)) => Err(StoreError::new("the store panicked")),
-        Err(elapsed) => Err(StoreError::new(elapsed)),
+        Ok(Err(_panic)) => Err("the store panicked".into()),
+        Err(elapsed) => Err(elapsed.into()),
     }
 }

@@ -5,14 +5,14 @@ use std::sync::atomic::{Ordering, fence};
 
 use futures_util::future::join;
 use tokio::time::timeout;
+use tower::BoxError;
 
 use super::backoff;
 use super::cell::TokenCell;
 use super::state::{Event, Stored};
 use super::store_call::bounded;
 use crate::TARGET;
-use crate::store::{ClearOutcome, CommitOutcome, Epoch, Record, StoreError};
-use crate::token::Tokens;
+use crate::store::{Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, Record, Version};
 
 /// A sign-in that was written, or may have been, where the answer was lost.
 #[derive(Clone, Copy, Debug)]
@@ -22,9 +22,14 @@ pub(super) struct SignInAttempt {
     over: Option<Epoch>,
 }
 
+/// Whether a record is of the same epoch as an entry and older: its store has lost writes.
+pub(super) fn is_older_than(record: &Record, entry: &Entry) -> bool {
+    record.epoch() == entry.epoch() && record.generation() < entry.generation()
+}
+
 impl TokenCell {
     /// Makes all pending writes.
-    pub(super) async fn sync(self: &Arc<Self>) -> Result<(), StoreError> {
+    pub(super) async fn sync(self: &Arc<Self>) -> Result<(), BoxError> {
         let mut attempted = self.writes.lock().await;
         loop {
             let state = Arc::clone(&self.snapshot());
@@ -36,36 +41,34 @@ impl TokenCell {
                 }
                 Stored::SignInPending(_) => {
                     let found = bounded(|| self.store.load()).await?;
-                    let over = found.as_ref().map(|record| record.epoch);
+                    let over = found.as_ref().map(Record::epoch);
                     let before = attempted.as_deref().filter(|attempt| attempt.epoch == epoch);
                     match found {
                         // A write that seemed to fail was made, and another process may have gone on from it.
-                        Some(record) if record.epoch == epoch => {
-                            self.adopt_conflicting_write(epoch, state.tokens.clone(), Some(record), false).await;
+                        Some(record) if record.epoch() == epoch => {
+                            self.adopt_conflicting_write(state.entry(), Some(record), false).await;
                         }
                         // Another process has signed a user in since.
                         Some(record) if before.is_some_and(|attempt| attempt.over != over) => {
-                            let due = self.schedule(&record.tokens);
+                            let due = self.schedule(record.tokens());
                             self.change(Event::Adopted { epoch, record, due, ends_flight: false }).await;
                         }
                         _ => {
                             *attempted = Some(Box::new(SignInAttempt { epoch, over }));
-                            let version = bounded(|| self.store.replace(epoch, &state.tokens)).await?;
-                            self.change(Event::Saved { epoch, tokens: state.tokens.clone(), version }).await;
+                            let entry = state.entry();
+                            let version = bounded(|| self.store.replace(&entry)).await?;
+                            self.saved(entry, version).await;
                         }
                     }
                 }
-                Stored::CommitPending(claim) => {
-                    let commit = bounded(|| self.store.commit(claim, &state.tokens));
-                    // While the claim holds, no other process presents the refresh token that is used up.
-                    let renew = bounded(|| self.store.renew(claim, self.config.lease()));
-                    match join(commit, renew).await.0? {
-                        CommitOutcome::Stored(version) => {
-                            tracing::info!(target: TARGET, "tokens saved");
-                            self.change(Event::Saved { epoch, tokens: state.tokens.clone(), version }).await;
-                        }
-                        CommitOutcome::Conflict(found) => {
-                            self.adopt_conflicting_write(epoch, state.tokens.clone(), found, false).await;
+                Stored::CommitPending(claim) => self.commit(claim, state.entry()).await?,
+                Stored::OverwritePending(version) => {
+                    let lease = self.config.lease();
+                    match bounded(|| self.store.claim(version, lease)).await? {
+                        ClaimOutcome::Claimed(claim) => self.commit(&claim, state.entry()).await?,
+                        ClaimOutcome::Busy { .. } => return Err("another process has claimed the older record".into()),
+                        ClaimOutcome::Changed(found) => {
+                            self.adopt_conflicting_write(state.entry(), found, false).await;
                         }
                     }
                 }
@@ -77,8 +80,28 @@ impl TokenCell {
         }
     }
 
+    /// Writes the tokens of a flight under its claim.
+    async fn commit(self: &Arc<Self>, claim: &Claim, entry: Entry) -> Result<(), BoxError> {
+        let commit = bounded(|| self.store.commit(claim, &entry));
+        // While the claim holds, no other process presents the refresh token that is used up.
+        let renew = bounded(|| self.store.renew(claim, self.config.lease()));
+        match join(commit, renew).await.0? {
+            CommitOutcome::Stored(version) => {
+                tracing::info!(target: TARGET, "tokens saved");
+                self.saved(entry, version).await;
+            }
+            CommitOutcome::Conflict(found) => self.adopt_conflicting_write(entry, found, false).await,
+        }
+        Ok(())
+    }
+
+    async fn saved(self: &Arc<Self>, entry: Entry, version: Version) {
+        let epoch = entry.epoch();
+        self.change(Event::Saved { epoch, tokens: entry.into_tokens(), version }).await;
+    }
+
     /// Makes all pending writes, and goes on trying in the background if one fails.
-    pub(super) async fn sync_or_retry(self: &Arc<Self>) -> Result<(), StoreError> {
+    pub(super) async fn sync_or_retry(self: &Arc<Self>) -> Result<(), BoxError> {
         let synced = self.sync().await;
         if synced.is_err() {
             self.save_in_background();
@@ -87,10 +110,10 @@ impl TokenCell {
     }
 
     /// Deletes the record of an epoch that is over, whatever version a late flight has given it.
-    async fn delete_record_of(&self, epochs: &[Epoch]) -> Result<(), StoreError> {
+    async fn delete_record_of(&self, epochs: &[Epoch]) -> Result<(), BoxError> {
         let mut found = bounded(|| self.store.load()).await?;
-        while let Some(record) = found.filter(|record| epochs.contains(&record.epoch)) {
-            found = match bounded(|| self.store.clear(record.version)).await? {
+        while let Some(record) = found.filter(|record| epochs.contains(&record.epoch())) {
+            found = match bounded(|| self.store.clear(record.version())).await? {
                 ClearOutcome::Cleared => None,
                 ClearOutcome::Conflict(record) => Some(record),
             };
@@ -98,28 +121,32 @@ impl TokenCell {
         Ok(())
     }
 
-    /// Adopts a write that the store holds instead of ours. If it is of another epoch, our tokens are revoked.
+    /// Adopts a write that the store holds instead of ours. If it is of another epoch, our tokens are revoked. If it is
+    /// older than ours, the store has lost writes, and ours is written back.
     pub(super) async fn adopt_conflicting_write(
         self: &Arc<Self>,
-        epoch: Epoch,
-        ours: Tokens,
+        ours: Entry,
         found: Option<Record>,
         ends_flight: bool,
     ) {
+        let epoch = ours.epoch();
         let event = match found {
             // It is ours after all: an earlier call that seemed to fail.
-            Some(record) if record.epoch == epoch && record.tokens == ours && !ends_flight => {
-                Event::Saved { epoch, tokens: ours, version: record.version }
+            Some(record) if *record.entry() == ours && !ends_flight => {
+                Event::Saved { epoch, tokens: ours.into_tokens(), version: record.version().clone() }
+            }
+            Some(record) if is_older_than(&record, &ours) => {
+                Event::StoreWentBack { epoch, version: record.version().clone() }
             }
             Some(record) => {
-                if record.epoch != epoch {
-                    self.revoke_in_background(ours);
+                if record.epoch() != epoch {
+                    self.revoke_in_background(ours.into_tokens());
                 }
-                let due = self.schedule(&record.tokens);
+                let due = self.schedule(record.tokens());
                 Event::Adopted { epoch, record, due, ends_flight }
             }
             None => {
-                self.revoke_in_background(ours);
+                self.revoke_in_background(ours.into_tokens());
                 Event::RecordGone { epoch, next: Epoch::random() }
             }
         };
