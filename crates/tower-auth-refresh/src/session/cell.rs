@@ -21,7 +21,6 @@ use super::error::SessionError;
 use super::flight::Flight;
 use super::loop_guard::ReplayResults;
 use super::state::{At, Effect, Event, Phase, RefreshSchedule, State};
-use super::store_sync::SignInAttempt;
 use crate::TARGET;
 use crate::refresh::Generation;
 use crate::store::{Epoch, Record, TokenStore};
@@ -64,6 +63,14 @@ pub(crate) struct Revision(u64);
 /// the lock writes.
 pub(super) struct Writer {
     pub(super) flight: Option<Arc<Flight>>,
+}
+
+/// A sign-in that was written, or may have been, where the answer was lost.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SignInAttempt {
+    pub(super) epoch: Epoch,
+    /// The epoch of the record that was there.
+    pub(super) over: Option<Epoch>,
 }
 
 pub(super) type WriteGuard<'a> = RwLockWriteGuard<'a, Writer>;

@@ -8,19 +8,11 @@ use tokio::time::timeout;
 use tower::BoxError;
 
 use super::backoff;
-use super::cell::TokenCell;
+use super::cell::{SignInAttempt, TokenCell};
 use super::state::{Event, Stored};
 use super::store_call::bounded;
 use crate::TARGET;
 use crate::store::{Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, Record, Version};
-
-/// A sign-in that was written, or may have been, where the answer was lost.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct SignInAttempt {
-    epoch: Epoch,
-    /// The epoch of the record that was there.
-    over: Option<Epoch>,
-}
 
 /// Whether a record is of the same epoch as an entry and older: its store has lost writes.
 pub(super) fn is_older_than(record: &Record, entry: &Entry) -> bool {
