@@ -1,4 +1,4 @@
-//! The conformance suite over the store that comes with the crate, and sessions over a store that fails.
+//! The conformance suite on `MemoryStore`, `FaultyStore`, and sessions on a store that fails.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +44,7 @@ async fn a_faulty_store_without_faults_conforms() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fault_strikes_its_call_before_or_after_the_effect() {
+async fn a_fault_applies_before_or_after_the_effect_of_its_call() {
     let store = FaultyStore::new(MemoryStore::new());
     let replace = async || store.replace(Epoch(1), &Tokens::default()).await;
     store.inject(Call::Replace, StoreFault::fail().times(1));
@@ -67,7 +67,7 @@ async fn a_fault_strikes_its_call_before_or_after_the_effect() {
 }
 
 #[tokio::test]
-async fn the_call_after_so_many_goes_wrong() {
+async fn a_fault_applies_after_the_set_number_of_calls() {
     let store = FaultyStore::new(MemoryStore::new());
     store.inject_any(StoreFault::fail().after_calls(2).times(1));
     let mut failed = Vec::new();
@@ -93,7 +93,7 @@ async fn a_held_call_takes_effect_when_the_gate_opens() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_outlives_a_store_that_fails_or_hangs_at_any_one_call() {
+async fn a_session_recovers_from_a_store_that_fails_or_hangs_at_any_call() {
     let faults =
         [StoreFault::fail(), StoreFault::fail().after_effect(), StoreFault::hang(), StoreFault::hang().after_effect()];
     for fault in faults {
@@ -112,20 +112,20 @@ async fn a_session_outlives_a_store_that_fails_or_hangs_at_any_one_call() {
             for _ in 0..3 {
                 let _ = session.refresh().await;
             }
-            let struck = store.calls().get(call).copied();
+            let failed_call = store.calls().get(call).copied();
 
-            // It strikes once. From here on all goes well, if it takes a lease to.
+            // The fault applies once. From here on, the sessions recover, at the latest when a lease has expired.
             let peer = build().await;
             for session in [&session, &peer, &session] {
                 let begun = Instant::now();
                 while session.refresh().await.is_err() {
-                    assert!(begun.elapsed() < Duration::from_secs(120), "{fault:?} at call {call}, {struck:?}");
+                    assert!(begun.elapsed() < Duration::from_secs(120), "{fault:?} at call {call}, {failed_call:?}");
                     sleep(Duration::from_secs(1)).await;
                 }
             }
-            assert_eq!(kit.violations(), [], "{fault:?} at call {call}, {struck:?}");
-            assert_eq!(kit.user("ada").max_concurrent_refreshes, 1, "{fault:?} at call {call}, {struck:?}");
-            if struck.is_none() {
+            assert_eq!(kit.violations(), [], "{fault:?} at call {call}, {failed_call:?}");
+            assert_eq!(kit.user("ada").max_concurrent_refreshes, 1, "{fault:?} at call {call}, {failed_call:?}");
+            if failed_call.is_none() {
                 break;
             }
         }
@@ -133,7 +133,7 @@ async fn a_session_outlives_a_store_that_fails_or_hangs_at_any_one_call() {
 }
 
 #[tokio::test]
-async fn the_kits_refresh_service_says_what_became_of_the_call() {
+async fn the_refresh_service_of_the_kit_classifies_failures() {
     use RefreshErrorKind::{InDoubt, Misconfigured, Rejected};
     let cases: [(Fault, RefreshErrorKind); 9] = [
         (Fault::status(401), Rejected),
@@ -146,8 +146,8 @@ async fn the_kits_refresh_service_says_what_became_of_the_call() {
         (Fault::alter(|answer| answer["access_token"] = "two\r\nlines".into()), InDoubt),
         (Fault::alter(|answer| *answer = serde_json::json!({ "error": "server_error" })), InDoubt),
     ];
-    // Why a session's refresh through the kit's service fails.
-    let refused = async |fault: Fault| {
+    // Returns the kind of error with which a session's refresh fails.
+    let error_kind = async |fault: Fault| {
         let kit = TestKit::new();
         let tokens: Tokens = kit.sign_in("ada").try_into().unwrap();
         kit.inject(Route::Refresh, fault);
@@ -160,9 +160,9 @@ async fn the_kits_refresh_service_says_what_became_of_the_call() {
     };
     for (fault, expected) in cases {
         let shown = format!("{fault:?}");
-        assert_eq!(refused(fault).await, expected, "{shown}");
+        assert_eq!(error_kind(fault).await, expected, "{shown}");
     }
-    let later = refused(Fault::status(503).header("retry-after", "7")).await;
-    let RefreshErrorKind::Unavailable { retry_after, .. } = later else { panic!("{later:?}") };
+    let unavailable = error_kind(Fault::status(503).header("retry-after", "7")).await;
+    let RefreshErrorKind::Unavailable { retry_after, .. } = unavailable else { panic!("{unavailable:?}") };
     assert_eq!(retry_after, Some(Duration::from_secs(7)));
 }
