@@ -52,7 +52,8 @@ impl Route {
 /// // The next two refreshes get a 503.
 /// kit.inject(Route::Refresh, Fault::status(503).header("retry-after", "1").times(2));
 /// // After that, the server processes the refreshes of the user "ada", waits 50 ms, and drops the connection.
-/// kit.inject(Route::Refresh, Fault::drop_connection().after_processing().delayed(Duration::from_millis(50)).of("ada"));
+/// let fault = Fault::drop_connection().after_processing().delayed(Duration::from_millis(50));
+/// kit.inject(Route::Refresh, fault.of("ada"));
 /// ```
 ///
 /// If the server has rotated a refresh token and the fault then changes or withholds the response, the client may
@@ -128,7 +129,9 @@ impl Fault {
         Self::new(Act::Hang)
     }
 
-    /// Closes the connection instead of responding. Over HTTP/2, this ends all requests of the connection.
+    /// Closes the connection instead of responding.
+    ///
+    /// Over HTTP/2, this ends all requests of the connection.
     pub fn drop_connection() -> Self {
         Self::new(Act::Drop)
     }
@@ -138,7 +141,9 @@ impl Fault {
         Self::new(Act::Malformed).after_processing()
     }
 
-    /// Responds with a 200 that begins like a token response and has this many bytes, after processing.
+    /// Responds with a 200 of this many bytes, after processing.
+    ///
+    /// The body begins like a token response and is malformed.
     pub fn huge(length: u64) -> Self {
         Self::new(Act::Huge(Some(length))).after_processing()
     }
@@ -163,7 +168,9 @@ impl Fault {
         Self::new(Act::Grant(Grant::Refused))
     }
 
-    /// Grants a refresh without a `refresh_token`. The refresh token that was presented stays valid.
+    /// Grants a refresh without a `refresh_token` in the response.
+    ///
+    /// The refresh token that was presented stays valid.
     pub fn omit_refresh_token() -> Self {
         Self::new(Act::Grant(Grant::KeepRefreshToken))
     }
@@ -199,8 +206,10 @@ impl Fault {
         self
     }
 
-    /// Applies the fault after the server has processed the request: a refresh rotates the token, and the response is
-    /// lost. Default: before, and the request isn't processed.
+    /// Applies the fault after the server has processed the request.
+    ///
+    /// A refresh has then rotated its token when the response is lost. Default: before, and the request isn't
+    /// processed.
     pub fn after_processing(mut self) -> Self {
         self.phase = Phase::AfterProcessing;
         self
@@ -212,7 +221,9 @@ impl Fault {
         self
     }
 
-    /// Sends the response body one byte at a time, with this interval. Default: all at once.
+    /// Sends the response body one byte at a time, with this interval.
+    ///
+    /// Default: all at once.
     pub fn dripping(mut self, every: Duration) -> Self {
         self.pace = Pace::Drip(every);
         self

@@ -52,12 +52,16 @@ impl Gate {
         Self { bar }
     }
 
-    /// Waits until `count` responses have arrived at the gate, since the gate was made.
+    /// Waits until `count` responses have arrived since the gate was made.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect on the gate.
     pub async fn arrived(&self, count: usize) {
         self.bar.reached(|progress| progress.arrived >= count).await;
     }
 
-    /// Returns the number of responses that have arrived at the gate, since the gate was made.
+    /// Returns the number of responses that have arrived since the gate was made.
     #[must_use]
     pub fn count(&self) -> usize {
         self.bar.progress.borrow().arrived

@@ -89,7 +89,9 @@ impl TestKit {
         self.state().settings.clone()
     }
 
-    /// Signs a user in without a request: no password is checked, and the log gets no entry.
+    /// Signs a user in without a request.
+    ///
+    /// No password is checked, and nothing is logged or counted.
     #[must_use]
     pub fn sign_in(&self, user: &str) -> TokenPair {
         let now = self.now();
@@ -107,7 +109,9 @@ impl TestKit {
         self.state().families.expire(Some(user));
     }
 
-    /// Ends all sign-ins of a user: that user's access and refresh tokens are refused from now on.
+    /// Ends all sign-ins of a user.
+    ///
+    /// That user's access and refresh tokens are refused from now on.
     pub fn revoke(&self, user: &str) {
         self.state().families.revoke(Some(user));
     }
@@ -117,9 +121,9 @@ impl TestKit {
         self.state().families.revoke(None);
     }
 
-    /// Allows one more use of the refresh token that the user's last refresh superseded.
+    /// Allows one more use of the user's last superseded refresh token.
     ///
-    /// For a test that loses the response itself, in a proxy or a simulated network: the next use of that token is
+    /// For a test that loses the response itself, in a proxy or a simulated network. The next use of that token is
     /// counted in [`Counters::allowed_reuses`] instead of being a [`Violation`].
     pub fn allow_reuse_once(&self, user: &str) {
         self.state().families.allow_reuse_once_by(user);
@@ -153,9 +157,10 @@ impl TestKit {
         self.hold(HeldResponses::Unauthorized, None)
     }
 
-    /// Holds back the API's 401s until `count` of them are held, and releases them together.
+    /// Holds back the API's 401s until `count` of them are held.
     ///
-    /// 401s after that aren't held. A test can thereby make an exact number of requests fail at the same moment.
+    /// They are then released together, and later 401s aren't held. A test can thereby make an exact number of requests
+    /// fail at the same moment.
     pub fn hold_unauthorized_until(&self, count: usize) {
         let hold = Hold { bar: Bar::opening_at(count), responses: HeldResponses::Unauthorized, user: None };
         self.state().holds.push(hold);
@@ -167,9 +172,9 @@ impl TestKit {
         Gate::on(bar)
     }
 
-    /// Returns the newest entries of the log, in the order in which their requests ended.
+    /// Returns the log, in the order in which the requests ended.
     ///
-    /// [`Settings::log_capacity`] is the number of entries that the log keeps.
+    /// The log keeps the newest [`Settings::log_capacity`] entries.
     #[must_use]
     pub fn log(&self) -> Vec<Entry> {
         self.state().journal.entries()
@@ -208,7 +213,9 @@ impl TestKit {
         self.state().journal.violations.clone()
     }
 
-    /// Clears the log, the counters and the violations. Sign-ins, settings, faults and gates stay.
+    /// Clears the log, the counters and the violations.
+    ///
+    /// Sign-ins, settings, faults and gates stay.
     pub fn reset(&self) {
         self.state().journal.reset();
     }

@@ -15,13 +15,14 @@ use crate::faults::Route;
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Entry {
-    /// The request's number in the order of arrival, from 1, since the kit was created or
-    /// [reset](crate::TestKit::reset).
+    /// The request's number in the order of arrival, from 1.
+    ///
+    /// The number restarts when the kit is [reset](crate::TestKit::reset).
     pub number: u64,
     /// The time of arrival, since the kit was created. In JSON: milliseconds.
     #[serde(serialize_with = "milliseconds")]
     pub at: Duration,
-    /// The time from the request's arrival to the response's head. In JSON: milliseconds.
+    /// The time from arrival to the response's head. In JSON: milliseconds.
     #[serde(serialize_with = "milliseconds")]
     pub took: Duration,
     /// The method.
@@ -31,18 +32,21 @@ pub struct Entry {
     pub path: String,
     /// The class of routes that the path belongs to.
     pub route: Route,
-    /// The response's status. `None` if no response was sent: the connection was dropped, or the client aborted the
-    /// request.
+    /// The response's status, or `None` if no response was sent.
+    ///
+    /// The connection was dropped, or the client aborted the request.
     pub status: Option<u16>,
     /// The user of the token that the request carried, or the user that signs in.
     pub user: Option<Arc<str>>,
-    /// The generation of the token that the request carried, counted from 1 for each sign-in.
+    /// The generation of the request's token, counted from 1 for each sign-in.
     ///
     /// For `/auth/refresh` and `/auth/logout`, the refresh token's generation; otherwise the access token's.
     pub generation: Option<u64>,
     /// The number of the connection, from 1. `None` for a call without a socket.
     pub connection: Option<u64>,
-    /// The reason for a refusal, `fault` if a fault was injected, or `grace` for a refresh in the grace window.
+    /// The reason for a refusal, or another remark.
+    ///
+    /// The remarks are `fault` for an injected fault, and `grace` for a refresh in the grace window.
     pub note: Option<&'static str>,
 }
 
@@ -56,7 +60,7 @@ pub struct Counters {
     pub logins: u64,
     /// Requests to `/auth/refresh`, granted or not.
     pub refreshes: u64,
-    /// Refreshes that the server granted, whether or not the response reached the client.
+    /// Refreshes that the server granted, even if the response was lost.
     pub granted: u64,
     /// Requests to `/auth/logout`.
     pub logouts: u64,
@@ -64,7 +68,9 @@ pub struct Counters {
     pub api: u64,
     /// Responses of `/api/…` by status.
     pub api_by_status: BTreeMap<u16, u64>,
-    /// Generations of access tokens that the API refused, each counted once, at its first 401.
+    /// Generations of access tokens that the API refused.
+    ///
+    /// Each generation is counted once, at its first 401.
     pub generations_challenged: u64,
     /// Requests without a response.
     pub unanswered: u64,
@@ -72,12 +78,16 @@ pub struct Counters {
     pub connections: u64,
     /// Uses of superseded refresh tokens: see [`Violation`].
     pub violations: u64,
-    /// Uses of superseded refresh tokens whose successor the kit had withheld, or that
-    /// [`allow_reuse_once`](crate::TestKit::allow_reuse_once) had allowed.
+    /// Uses of superseded refresh tokens that were allowed.
+    ///
+    /// The kit had withheld the successor, or the test had called
+    /// [`allow_reuse_once`](crate::TestKit::allow_reuse_once).
     pub allowed_reuses: u64,
     /// The largest number of refreshes that one user had under way at the same time.
     pub max_concurrent_refreshes: u64,
-    /// Complete request bodies that differed from what their headers announced: see the crate's documentation.
+    /// Complete request bodies that differed from what their headers announced.
+    ///
+    /// The crate's documentation names the headers.
     pub body_mismatches: u64,
     /// Request bodies that were cut short.
     pub bodies_cut_short: u64,
@@ -107,7 +117,7 @@ pub struct UserCounters {
     pub api_by_status: BTreeMap<u16, u64>,
     /// Uses of superseded refresh tokens: see [`Violation`].
     pub violations: u64,
-    /// Uses of superseded refresh tokens that were allowed: see [`Counters::allowed_reuses`].
+    /// Allowed uses of superseded refresh tokens: see [`Counters::allowed_reuses`].
     pub allowed_reuses: u64,
 }
 

@@ -26,9 +26,9 @@ struct TokenResponse {
 }
 
 impl TestKit {
-    /// Returns a [`RefreshService`] that calls this kit's `/auth/refresh` without a socket.
+    /// Returns a [`RefreshService`] that calls `/auth/refresh` without a socket.
     ///
-    /// For sessions of `tower-auth-refresh` under test: see the module [`conformance`](crate::conformance).
+    /// For tests of sessions and layers of `tower-auth-refresh`.
     #[must_use]
     pub fn refresh_service(&self) -> impl RefreshService + use<> {
         let kit = self.clone();

@@ -57,21 +57,24 @@ impl TestServer {
         format!("http://{}", self.address)
     }
 
-    /// Returns the URL of a path, such as `http://127.0.0.1:34567/api/me` for `/api/me`.
+    /// Returns the URL of a path: `http://127.0.0.1:34567/api/me` for `/api/me`.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    /// Returns the kit, which can be cloned to outlive the server or to be served on another address.
+    /// Returns the kit.
+    ///
+    /// A clone of the kit outlives the server, and can be served on another address.
     #[must_use]
     pub fn kit(&self) -> &TestKit {
         &self.kit
     }
 
-    /// Stops accepting connections, waits for the requests under way, and closes all connections.
+    /// Shuts the server down gracefully.
     ///
-    /// Requests that haven't ended after 5 s are aborted.
+    /// Stops accepting connections, waits for the requests under way, and closes all connections. Requests that haven't
+    /// ended after 5 s are aborted.
     pub async fn shutdown(mut self) {
         self.stop.send_replace(true);
         let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, &mut self.accepting).await;
@@ -114,7 +117,9 @@ impl TestKit {
         Ok(TestServer { kit: self.clone(), address, stop, accepting })
     }
 
-    /// Serves one connection until the client closes it, for tests with a simulated network.
+    /// Serves one connection until the client closes it.
+    ///
+    /// For tests with a simulated network.
     pub async fn serve_connection<I>(&self, io: I)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,

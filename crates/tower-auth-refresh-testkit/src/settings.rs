@@ -13,40 +13,53 @@ pub struct Settings {
     pub access_lifetime: Duration,
     /// The lifetime of a refresh token. Default: `None`, unlimited.
     pub refresh_lifetime: Option<Duration>,
-    /// The treatment of a refresh token that has been used. Default: [`Rotation::Strict`].
+    /// The treatment of a used refresh token. Default: [`Rotation::Strict`].
     pub rotation: Rotation,
-    /// The passwords by user name. Default: empty, which admits every user with any password but `wrong`.
+    /// The passwords by user name.
+    ///
+    /// Default: empty, which admits every user with any password but `wrong`.
     pub passwords: HashMap<String, String>,
-    /// The treatment of a request body that is unread when the response is sent. Default: [`UnreadBody::Dropped`].
+    /// The treatment of an unread request body. Default: [`UnreadBody::Dropped`].
     pub unread_body: UnreadBody,
-    /// The number of entries that the log keeps, the newest ones. Default: 10,000. Counters count at 0, too.
+    /// The number of entries that the log keeps, the newest ones.
+    ///
+    /// Default: 10,000. With 0 the log keeps no entries, and the counters still count.
     pub log_capacity: usize,
 }
 
-/// The treatment of a refresh token that has been used.
+/// The treatment of a used refresh token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rotation {
-    /// A new token supersedes it. Presenting it again revokes all tokens of the sign-in (RFC 9700 §4.14.2).
+    /// A new token supersedes the used token.
+    ///
+    /// Presenting the used token again revokes all tokens of the sign-in (RFC 9700 §4.14.2).
     #[default]
     Strict,
-    /// As [`Strict`](Self::Strict), but for this long after the rotation, presenting the superseded token returns its
-    /// successors again.
+    /// As [`Strict`](Self::Strict), with a grace window of this length.
+    ///
+    /// In the window after the rotation, presenting the superseded token returns its successors again.
     Grace(Duration),
     /// The token stays valid: a refresh returns it unchanged.
     Reusable,
 }
 
-/// The treatment of a request body that is unread when the response is sent, such as a 401 to an upload.
+/// The treatment of a request body that is unread when the response is sent.
+///
+/// For example, the body of an upload that the API refuses with a 401.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UnreadBody {
-    /// Dropped. Over HTTP/1, hyper closes the connection unless little is left; over HTTP/2, hyper resets the stream.
+    /// Drops the body.
+    ///
+    /// Over HTTP/1, hyper closes the connection unless little is left; over HTTP/2, hyper resets the stream.
     #[default]
     Dropped,
-    /// Read to its end.
+    /// Reads the body to its end.
     Read,
-    /// Neither read nor dropped, so that the client can't send more, until this setting changes or the kit is dropped.
+    /// Neither reads nor drops the body, so that the client can't send more.
+    ///
+    /// The body is held until this setting changes or the kit is dropped.
     Held,
 }
 

@@ -19,9 +19,10 @@ use crate::{Fault, Rotation, Route, TestKit};
 /// The limit for one case, by `tokio`'s clock, paused or not.
 const CASE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Checks two sessions that share a store: concurrent refreshes, sign-ins, sign-outs and expired claims.
+/// Checks two sessions that share a store, as two processes do.
 ///
-/// `lease` and `open` are those of [`stores`](super::stores).
+/// The cases are concurrent refreshes, sign-ins, sign-outs and expired claims. `lease` and `open` are those of
+/// [`stores`](super::stores).
 ///
 /// # Panics
 ///
