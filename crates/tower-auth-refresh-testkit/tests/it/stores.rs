@@ -1,10 +1,12 @@
 //! The conformance suite on `MemoryStore`, `FaultyStore`, and sessions on a store that fails.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
-use tower_auth_refresh::store::{Epoch, MemoryStore, TokenStore};
+use tower_auth_refresh::store::{ClaimOutcome, Epoch, MemoryStore, TokenStore};
 use tower_auth_refresh::{NotRefreshed, RefreshErrorKind, Session, Tokens};
 use tower_auth_refresh_testkit::conformance::{self, Call, FaultyStore, Handles, StoreFault};
 use tower_auth_refresh_testkit::{Fault, Route, TestKit};
@@ -75,6 +77,68 @@ async fn a_fault_applies_after_the_set_number_of_calls() {
         failed.push(store.load().await.is_err());
     }
     assert_eq!(failed, [false, false, true, false]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_hangs_until_the_fault_is_cleared_then_completes() {
+    for fault in [StoreFault::hang_until_cleared(), StoreFault::hang_until_cleared().after_effect()] {
+        let store = FaultyStore::new(MemoryStore::new());
+        store.inject(Call::Load, StoreFault::fail());
+        store.inject(Call::Replace, fault);
+        let replacing = tokio::spawn({
+            let store = store.clone();
+            async move { store.replace(Epoch(1), &Tokens::default()).await.unwrap() }
+        });
+        sleep(Duration::from_secs(3600)).await;
+        assert!(!replacing.is_finished());
+        let took_effect = store.inner().load().await.unwrap().is_some();
+        assert_eq!(took_effect, fault == StoreFault::hang_until_cleared().after_effect());
+        store.clear_faults_of(Call::Replace);
+        let version = replacing.await.unwrap();
+        assert_eq!(store.inner().load().await.unwrap().unwrap().version, version);
+        store.load().await.unwrap_err();
+        assert_eq!(store.take_calls(), [Call::Replace, Call::Load]);
+        assert_eq!(store.take_calls(), []);
+    }
+}
+
+#[tokio::test]
+async fn a_panic_is_injected_into_the_call_or_into_its_future() {
+    let store = FaultyStore::new(MemoryStore::new());
+    store.inject(Call::Load, StoreFault::panic_on_call().times(1));
+    store.inject(Call::Load, StoreFault::panic().times(1));
+    assert!(catch_unwind(AssertUnwindSafe(|| drop(store.load()))).is_err());
+    let load = tokio::spawn({
+        let store = store.clone();
+        async move { store.load().await }
+    });
+    assert!(load.await.unwrap_err().is_panic());
+    store.load().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_busy_until_now_grants_no_second_claim() {
+    let store = FaultyStore::new(MemoryStore::new());
+    store.inject(Call::Claim, StoreFault::busy_until_now());
+    let lease = Duration::from_secs(60);
+    let version = store.replace(Epoch(1), &Tokens::default()).await.unwrap();
+    assert!(matches!(store.claim(version, lease).await.unwrap(), ClaimOutcome::Claimed(_)));
+    let until = Instant::now();
+    assert!(matches!(store.claim(version, lease).await.unwrap(), ClaimOutcome::Busy { until: u } if u == until));
+}
+
+#[tokio::test]
+async fn a_yielding_store_is_pending_before_and_after_the_effect() {
+    let store = FaultyStore::new(MemoryStore::new()).yielding().durable();
+    assert!(store.is_durable() && !store.inner().is_durable());
+    let tokens = Tokens::default();
+    let mut replacing = store.replace(Epoch(1), &tokens);
+    let mut poll = || replacing.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    assert!(poll().is_pending());
+    assert_eq!(store.inner().load().await.unwrap(), None);
+    assert!(poll().is_pending());
+    assert!(store.inner().load().await.unwrap().is_some());
+    assert!(poll().is_ready());
 }
 
 #[tokio::test]
