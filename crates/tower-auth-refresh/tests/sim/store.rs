@@ -123,8 +123,8 @@ impl SharedStore {
                 return Err(self.fail(name, "before its effect"));
             }
             let done = effect(&mut env.state(), self.user, env.now());
-            let dies = name == "commit" && env.crashes_at(CrashPoint::AfterCommit, &self.process);
-            if dies {
+            let crashes = name == "commit" && env.crashes_at(CrashPoint::AfterCommit, &self.process);
+            if crashes {
                 return forever().await;
             }
             sleep(after).await;
