@@ -1,4 +1,4 @@
-//! Reads a refused response to its end, within bounds, so that its connection can serve the replay.
+//! Reads the body of a refused response to its end, within bounds, so that the replay can reuse its connection.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,11 +13,11 @@ use tokio::time::Instant;
 
 use crate::timer::RuntimeSleep;
 
-/// A refusal is a few hundred bytes; one longer than this is cheaper to cut off.
-const MOST: usize = 64 * 1024;
+/// A 401's body is a few hundred bytes. A body longer than this is cheaper to cut off.
+const MAX_BYTES: usize = 64 * 1024;
 
-/// How long the replay waits for the end of it.
-const LONGEST: Duration = Duration::from_millis(50);
+/// The replay waits at most this long for the end of the body.
+const MAX_WAIT: Duration = Duration::from_millis(50);
 
 pin_project! {
     /// Resolves when the body has ended, failed, or used up its bounds.
@@ -26,16 +26,16 @@ pin_project! {
         body: B,
         left: usize,
         runtime: Handle,
-        begun: Instant,
-        // Only where the body keeps us waiting.
+        started_at: Instant,
+        // Created at the first pending poll.
         sleep: Option<RuntimeSleep>,
     }
 }
 
 impl<B> Drain<B> {
-    /// `runtime`: where the timer runs, whoever polls this.
+    /// The timer runs on `runtime`, whatever context polls the future.
     pub(crate) fn new(body: B, runtime: &Handle) -> Self {
-        Self { body, left: MOST, runtime: runtime.clone(), begun: Instant::now(), sleep: None }
+        Self { body, left: MAX_BYTES, runtime: runtime.clone(), started_at: Instant::now(), sleep: None }
     }
 }
 
@@ -49,12 +49,11 @@ impl<B: Body> Future for Drain<B> {
                 Poll::Ready(Some(Ok(frame))) => frame,
                 Poll::Ready(_) => break,
                 Poll::Pending => {
-                    let sleep =
-                        this.sleep.get_or_insert_with(|| RuntimeSleep::until(this.runtime, *this.begun + LONGEST));
+                    let sleep = this.sleep.get_or_insert_with(|| RuntimeSleep::until(this.runtime, *this.started_at + MAX_WAIT));
                     return Pin::new(sleep).poll(cx).map(drop);
                 }
             };
-            // An empty frame counts too, so that endless ones don't hold the task.
+            // An empty frame counts as one byte, so that an endless series of them ends too.
             let size = frame.data_ref().map_or(0, Buf::remaining).max(1);
             match this.left.checked_sub(size) {
                 Some(left) => *this.left = left,

@@ -1,4 +1,4 @@
-//! The middleware through its public surface, as scenarios.
+//! Scenarios over the public API of the middleware.
 
 #![expect(unreachable_pub, clippy::unwrap_used, reason = "a test binary: a panic is a failed test")]
 
@@ -7,7 +7,6 @@ mod client_credentials;
 mod contract;
 mod early;
 mod faults;
-mod faulty;
 mod hostile;
 mod one_refresh;
 mod origins;
