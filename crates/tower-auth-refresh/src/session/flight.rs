@@ -298,7 +298,7 @@ impl Task {
             let retry_after = match error.kind() {
                 RefreshErrorKind::Rejected => return Err(self.rejected(claim, error, in_doubt).await),
                 RefreshErrorKind::Misconfigured => return Err(Grounded::Failed { error, in_doubt }),
-                RefreshErrorKind::Unavailable { retry_after } => retry_after,
+                RefreshErrorKind::Unavailable => error.retry_after(),
                 RefreshErrorKind::InDoubt => {
                     in_doubt = true;
                     None

@@ -276,7 +276,7 @@ impl State {
                 self.in_doubt |= in_doubt;
                 self.failures = self.failures.saturating_add(1);
                 let retry_after = match error.kind() {
-                    RefreshErrorKind::Unavailable { retry_after } => retry_after,
+                    RefreshErrorKind::Unavailable => error.retry_after(),
                     _ => None,
                 };
                 // A failure in between is no way around the loop guard.

@@ -351,7 +351,7 @@ fn kind(error: &RefreshError) -> Kind {
     match error.kind() {
         RefreshErrorKind::Rejected => Kind::Rejected,
         RefreshErrorKind::Misconfigured => Kind::Misconfigured,
-        RefreshErrorKind::Unavailable { .. } => Kind::Unavailable,
+        RefreshErrorKind::Unavailable => Kind::Unavailable,
         RefreshErrorKind::InDoubt => Kind::InDoubt,
         other => panic!("{other:?}"),
     }

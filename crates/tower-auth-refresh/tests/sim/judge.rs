@@ -159,7 +159,7 @@ impl Judge {
         // What is known of the token: what became of it last, if it may have been used at all.
         let unused = |other: &&&Presented| {
             use RefreshErrorKind::{Rejected, Unavailable};
-            matches!(other.ended, Some((_, Outcome::Failed(Unavailable { .. } | Rejected))))
+            matches!(other.ended, Some((_, Outcome::Failed(Unavailable | Rejected))))
         };
         let doubtful = match before.iter().rfind(|other| !unused(other)).and_then(|other| other.ended) {
             Some((_, Outcome::Tokens(_))) => rotation != Rotation::Reusable,
@@ -227,7 +227,7 @@ impl Judge {
             self.note(now, format_args!("call {ticket} ends: {outcome}"));
             match outcome {
                 Outcome::Tokens(_) => self.count("refreshed"),
-                Outcome::Failed(RefreshErrorKind::Unavailable { .. }) => self.count("refresh calls that were not sent"),
+                Outcome::Failed(RefreshErrorKind::Unavailable) => self.count("refresh calls that were not sent"),
                 Outcome::Failed(RefreshErrorKind::Rejected) => self.count("rejections heard"),
                 _ => self.count("refresh calls left in doubt"),
             }

@@ -59,10 +59,7 @@ async fn not_refreshed(app: &App, id: SessionId, why: &NotRefreshed) -> Response
 }
 
 fn asked_for(error: &RefreshError) -> Option<Duration> {
-    match error.kind() {
-        RefreshErrorKind::Unavailable { retry_after, .. } => retry_after,
-        _ => None,
-    }
+    error.retry_after().filter(|_| error.kind() == RefreshErrorKind::Unavailable)
 }
 
 /// The upstream did not answer.

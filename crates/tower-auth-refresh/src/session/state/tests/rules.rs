@@ -207,7 +207,7 @@ impl World {
             }
             Event::Failed { error, .. } => {
                 let asked = match error.kind() {
-                    RefreshErrorKind::Unavailable { retry_after } => retry_after.unwrap_or_default().min(LONGEST),
+                    RefreshErrorKind::Unavailable => error.retry_after().unwrap_or_default().min(LONGEST),
                     _ => Duration::ZERO,
                 };
                 let doubled = Duration::from_secs(1 << (self.failures - 1)).min(Duration::from_secs(60));
