@@ -192,7 +192,17 @@ impl Trigger {
 #[derive(Debug)]
 pub struct RefreshError {
     kind: RefreshErrorKind,
+    details: Option<Box<Details>>,
     source: Option<BoxError>,
+}
+
+/// The parts of a [`RefreshError`] that most errors don't have.
+#[derive(Clone, Default)]
+struct Details {
+    retry_after: Option<Duration>,
+    no_retry: bool,
+    /// Never in `Debug`.
+    refresh_token: Option<RefreshToken>,
 }
 
 /// What a [`RefreshError`] means for the session.
@@ -206,11 +216,7 @@ pub enum RefreshErrorKind {
     /// kept, and asking again at once is no use.
     Misconfigured,
     /// The refresh token was not used (nothing was sent, or the server said "later"): it can be presented again.
-    #[non_exhaustive]
-    Unavailable {
-        /// What the server asked for (`Retry-After`, RFC 9110 §10.2.3).
-        retry_after: Option<Duration>,
-    },
+    Unavailable,
     /// The call may have reached the server but its answer was lost: the refresh token may be used up.
     InDoubt,
 }
@@ -218,36 +224,82 @@ pub enum RefreshErrorKind {
 impl RefreshError {
     /// A [`Rejected`](RefreshErrorKind::Rejected): ends the session.
     pub fn rejected(source: impl Into<BoxError>) -> Self {
-        Self { kind: RefreshErrorKind::Rejected, source: Some(source.into()) }
+        Self::new(RefreshErrorKind::Rejected, source.into())
     }
 
     /// A [`Misconfigured`](RefreshErrorKind::Misconfigured): keeps the tokens and cools down.
     pub fn misconfigured(source: impl Into<BoxError>) -> Self {
-        Self { kind: RefreshErrorKind::Misconfigured, source: Some(source.into()) }
+        Self::new(RefreshErrorKind::Misconfigured, source.into())
     }
 
     /// An [`Unavailable`](RefreshErrorKind::Unavailable): tried again with backoff.
     pub fn unavailable(source: impl Into<BoxError>) -> Self {
-        Self { kind: RefreshErrorKind::Unavailable { retry_after: None }, source: Some(source.into()) }
+        Self::new(RefreshErrorKind::Unavailable, source.into())
     }
 
     /// An [`InDoubt`](RefreshErrorKind::InDoubt): tried again as the session's [`Rotation`](crate::Rotation) allows.
     pub fn in_doubt(source: impl Into<BoxError>) -> Self {
-        Self { kind: RefreshErrorKind::InDoubt, source: Some(source.into()) }
+        Self::new(RefreshErrorKind::InDoubt, source.into())
     }
 
-    /// Says when the server wants to be asked again. It makes the error an
-    /// [`Unavailable`](RefreshErrorKind::Unavailable).
+    fn new(kind: RefreshErrorKind, source: BoxError) -> Self {
+        Self { kind, details: None, source: Some(source) }
+    }
+
+    /// Adds the delay that the server asked for (`Retry-After`, RFC 9110 §10.2.3).
+    ///
+    /// The session clamps it, and applies it to an [`Unavailable`](RefreshErrorKind::Unavailable) error.
     #[must_use]
     pub fn with_retry_after(mut self, delay: Duration) -> Self {
-        self.kind = RefreshErrorKind::Unavailable { retry_after: Some(delay) };
+        self.details_mut().retry_after = Some(delay);
         self
     }
 
-    /// What this means for the session.
+    /// Rules out another attempt within this flight; the session cools down first.
+    ///
+    /// For a server that asked for fewer calls without saying when the next one is welcome (429, RFC 6585 §4).
+    #[must_use]
+    pub fn without_retry(mut self) -> Self {
+        self.details_mut().no_retry = true;
+        self
+    }
+
+    /// Adds a refresh token that the failed call issued all the same.
+    ///
+    /// A server that rotates refresh tokens may answer with a new one beside something unreadable. The session saves
+    /// this refresh token, keeping the rest of its tokens, before it settles the failure.
+    #[must_use]
+    pub fn with_refresh_token(mut self, token: RefreshToken) -> Self {
+        self.details_mut().refresh_token = Some(token);
+        self
+    }
+
+    /// The meaning of this error for the session.
     #[must_use]
     pub fn kind(&self) -> RefreshErrorKind {
         self.kind
+    }
+
+    /// The delay that the server asked for, as it was given.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.details.as_ref()?.retry_after
+    }
+
+    /// The refresh token that the failed call issued, if there is one.
+    #[must_use]
+    pub fn refresh_token(&self) -> Option<&RefreshToken> {
+        self.details.as_ref()?.refresh_token.as_ref()
+    }
+
+    /// Returns `false` if another attempt within this flight is ruled out.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the session reads it from here on"))]
+    pub(crate) fn may_retry(&self) -> bool {
+        self.details.as_ref().is_none_or(|details| !details.no_retry)
+    }
+
+    fn details_mut(&mut self) -> &mut Details {
+        self.details.get_or_insert_default()
     }
 
     /// Classifies whatever a refresh service failed with: by the first [`RefreshError`] in its chain of sources, and
@@ -269,7 +321,7 @@ impl RefreshError {
         let mut cause = error.source();
         while let Some(source) = cause {
             if let Some(own) = source.downcast_ref::<Self>() {
-                return Ok(Self { kind: own.kind, source: Some(error) });
+                return Ok(Self { kind: own.kind, details: own.details.clone(), source: Some(error) });
             }
             cause = source.source();
         }
@@ -282,9 +334,18 @@ impl RefreshErrorKind {
         match self {
             Self::Rejected => "rejected",
             Self::Misconfigured => "misconfigured",
-            Self::Unavailable { .. } => "unavailable",
+            Self::Unavailable => "unavailable",
             Self::InDoubt => "in_doubt",
         }
+    }
+}
+
+impl fmt::Debug for Details {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Details")
+            .field("retry_after", &self.retry_after)
+            .field("no_retry", &self.no_retry)
+            .finish_non_exhaustive()
     }
 }
 
@@ -293,7 +354,7 @@ impl fmt::Display for RefreshError {
         f.write_str(match self.kind {
             RefreshErrorKind::Rejected => "the authorization server rejected the refresh token",
             RefreshErrorKind::Misconfigured => "the refresh call is misconfigured",
-            RefreshErrorKind::Unavailable { .. } => "the refresh call is unavailable",
+            RefreshErrorKind::Unavailable => "the refresh call is unavailable",
             RefreshErrorKind::InDoubt => "the answer to the refresh call was lost",
         })
     }
@@ -402,6 +463,28 @@ mod tests {
         let error = RefreshError::unavailable("connection refused").with_retry_after(Duration::from_secs(3));
         assert_eq!(error.to_string(), "the refresh call is unavailable");
         assert_eq!(error.source().unwrap().to_string(), "connection refused");
-        assert_eq!(error.kind(), RefreshErrorKind::Unavailable { retry_after: Some(Duration::from_secs(3)) });
+        assert_eq!(error.kind(), RefreshErrorKind::Unavailable);
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn a_classified_error_keeps_its_delay_its_refresh_token_and_whether_it_may_be_retried() {
+        let token = RefreshToken::new("rt-2").unwrap();
+        let error = || {
+            RefreshError::misconfigured("no access token")
+                .with_retry_after(Duration::from_secs(3))
+                .with_refresh_token(token.clone())
+                .without_retry()
+        };
+        for classified in [RefreshError::classify(error().into()), RefreshError::classify(Wrapper(error()).into())] {
+            assert_eq!(classified.kind(), RefreshErrorKind::Misconfigured);
+            assert_eq!(classified.retry_after(), Some(Duration::from_secs(3)));
+            assert_eq!(classified.refresh_token(), Some(&token));
+            assert!(!classified.may_retry());
+            assert!(!format!("{classified} {classified:?}").contains("rt-2"));
+        }
+        let plain = RefreshError::in_doubt("lost");
+        assert_eq!((plain.retry_after(), plain.refresh_token()), (None, None));
+        assert!(plain.may_retry());
     }
 }

@@ -296,7 +296,7 @@ impl State {
                 self.finish_flight();
                 self.in_doubt |= in_doubt;
                 let retry_after = match error.kind() {
-                    RefreshErrorKind::Unavailable { retry_after } => retry_after,
+                    RefreshErrorKind::Unavailable => error.retry_after(),
                     _ => None,
                 };
                 let count = self.failed(Arc::clone(&error), at);

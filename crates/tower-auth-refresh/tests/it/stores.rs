@@ -80,7 +80,7 @@ fn kind(why: &NotRefreshed) -> RefreshErrorKind {
 }
 
 fn is_unavailable(why: &NotRefreshed) -> bool {
-    matches!(kind(why), RefreshErrorKind::Unavailable { .. })
+    matches!(kind(why), RefreshErrorKind::Unavailable)
 }
 
 impl Fixture {

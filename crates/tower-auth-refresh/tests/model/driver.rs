@@ -359,7 +359,7 @@ fn kind(error: &RefreshError) -> FailureKind {
     match error.kind() {
         RefreshErrorKind::Rejected => FailureKind::Rejected,
         RefreshErrorKind::Misconfigured => FailureKind::Misconfigured,
-        RefreshErrorKind::Unavailable { .. } => FailureKind::Unavailable,
+        RefreshErrorKind::Unavailable => FailureKind::Unavailable,
         RefreshErrorKind::InDoubt => FailureKind::InDoubt,
         other => panic!("{other:?}"),
     }

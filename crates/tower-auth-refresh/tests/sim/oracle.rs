@@ -162,7 +162,7 @@ impl Oracle {
         // The outcome of the last call that may have used the token decides.
         let unused = |other: &&&CallRecord| {
             use RefreshErrorKind::{Rejected, Unavailable};
-            matches!(other.ended, Some((_, Outcome::Failed(Unavailable { .. } | Rejected))))
+            matches!(other.ended, Some((_, Outcome::Failed(Unavailable | Rejected))))
         };
         let doubtful = match before.iter().rfind(|other| !unused(other)).and_then(|other| other.ended) {
             Some((_, Outcome::Tokens(_))) => rotation != Rotation::Reusable,
@@ -232,7 +232,7 @@ impl Oracle {
             self.note(now, format_args!("call {ticket} ends: {outcome}"));
             match outcome {
                 Outcome::Tokens(_) => self.count("refreshed"),
-                Outcome::Failed(RefreshErrorKind::Unavailable { .. }) => self.count("refresh calls that were not sent"),
+                Outcome::Failed(RefreshErrorKind::Unavailable) => self.count("refresh calls that were not sent"),
                 Outcome::Failed(RefreshErrorKind::Rejected) => self.count("rejections received"),
                 _ => self.count("refresh calls left in doubt"),
             }
