@@ -49,7 +49,9 @@ impl<B: Body> Future for Drain<B> {
                 Poll::Ready(Some(Ok(frame))) => frame,
                 Poll::Ready(_) => break,
                 Poll::Pending => {
-                    let sleep = this.sleep.get_or_insert_with(|| RuntimeSleep::until(this.runtime, *this.started_at + MAX_WAIT));
+                    let sleep = this
+                        .sleep
+                        .get_or_insert_with(|| RuntimeSleep::until(this.runtime, *this.started_at + MAX_WAIT));
                     return Pin::new(sleep).poll(cx).map(drop);
                 }
             };

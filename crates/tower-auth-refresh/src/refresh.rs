@@ -293,7 +293,6 @@ impl RefreshError {
     }
 
     /// Returns `false` if another attempt within this flight is ruled out.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the session reads it from here on"))]
     pub(crate) fn may_retry(&self) -> bool {
         self.details.as_ref().is_none_or(|details| !details.no_retry)
     }

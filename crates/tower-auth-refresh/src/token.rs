@@ -214,6 +214,11 @@ impl Tokens {
         Self { expires_at: self.expires_at.filter(|at| *at > now), ..self }
     }
 
+    /// These tokens, with another refresh token.
+    pub(crate) fn with_refresh_token(self, refresh: RefreshToken) -> Self {
+        Self { refresh: Some(refresh), ..self }
+    }
+
     /// These tokens, completed with what the answer left out: RFC 6749 §6 lets a server omit the refresh token when
     /// the old one stays good.
     pub(crate) fn completed_from(mut self, previous: &Self) -> Self {

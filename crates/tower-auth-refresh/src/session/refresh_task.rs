@@ -24,7 +24,7 @@ use crate::TARGET;
 use crate::refresh::{NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, Trigger};
 use crate::store::{Claim, ClaimOutcome, CommitOutcome, Entry, Epoch, Presented, Record, StoreFuture};
 use crate::timer::Ticker;
-use crate::token::Tokens;
+use crate::token::{RefreshToken, Tokens};
 
 /// The pause between two looks at a claim that another process holds.
 const CLAIM_POLL: Duration = Duration::from_millis(200);
@@ -123,10 +123,20 @@ impl RefreshTask {
         };
         match self.request_tokens(&claim, deadline).await {
             Ok(tokens) => self.save_and_publish(claim, tokens).await,
-            Err(aborted) => {
-                self.release(&claim, &aborted).await;
-                self.settle(aborted).await
+            Err(RefreshAborted::Failed { error, in_doubt }) => {
+                let in_doubt = match error.refresh_token() {
+                    Some(token) => {
+                        self.salvage(claim, token.clone()).await;
+                        false
+                    }
+                    None => {
+                        self.release(&claim, in_doubt).await;
+                        in_doubt
+                    }
+                };
+                self.settle(RefreshAborted::Failed { error, in_doubt }).await
             }
+            Err(aborted) => self.settle(aborted).await,
         }
     }
 
@@ -217,18 +227,17 @@ impl RefreshTask {
                 Err(error) => error,
             };
             tracing::debug!(target: TARGET, attempt = self.attempts, kind = error.kind().as_str(), "refresh attempt failed");
-            let retry_after = match error.kind() {
+            match error.kind() {
                 RefreshErrorKind::Rejected => return Err(self.rejected(claim, error, in_doubt).await),
                 RefreshErrorKind::Misconfigured => return Err(RefreshAborted::Failed { error, in_doubt }),
-                RefreshErrorKind::Unavailable { retry_after } => retry_after,
-                RefreshErrorKind::InDoubt => {
-                    in_doubt = true;
-                    None
-                }
-            };
-            let again = Instant::now() + backoff::backoff(self.attempts, retry_after, fastrand::f64());
-            let allowed = !in_doubt || self.cell.config.rotation.allows(again - first);
-            if !allowed || self.attempts >= backoff::ATTEMPTS || again >= deadline {
+                RefreshErrorKind::Unavailable => {}
+                RefreshErrorKind::InDoubt => in_doubt = true,
+            }
+            let again = Instant::now() + backoff::backoff(self.attempts, error.retry_after(), fastrand::f64());
+            // A refresh token that the failed call issued is saved first, by the end of this flight.
+            let may_retry = error.may_retry() && error.refresh_token().is_none();
+            let is_allowed = may_retry && (!in_doubt || self.cell.config.rotation.allows(again - first));
+            if !is_allowed || self.attempts >= backoff::ATTEMPTS || again >= deadline {
                 return Err(RefreshAborted::Failed { error, in_doubt });
             }
             sleep_until(again).await;
@@ -295,12 +304,8 @@ impl RefreshTask {
     }
 
     /// Releases the claim, so that other processes need not wait for the end of its lease.
-    async fn release(&self, claim: &Claim, aborted: &RefreshAborted) {
-        let presented = match aborted {
-            RefreshAborted::Failed { in_doubt: true, .. } => Presented::InDoubt,
-            RefreshAborted::Failed { in_doubt: false, .. } => Presented::Unused,
-            _ => return,
-        };
+    async fn release(&self, claim: &Claim, in_doubt: bool) {
+        let presented = if in_doubt { Presented::InDoubt } else { Presented::Unused };
         if bounded(|| self.cell.store.release(claim, presented)).await.is_err() {
             tracing::debug!(target: TARGET, "claim not released");
         }
@@ -338,31 +343,47 @@ impl RefreshTask {
         // If the expiry is already past, the clocks disagree. The expiry is discarded, and the API's 401 decides. Stored,
         // it would make other processes present the refresh token instead of adopting the tokens.
         let tokens = tokens.unless_expired_at(SystemTime::now());
-        let (epoch, place) = (self.base.epoch, self.place + 1);
-        let entry = Entry::new(epoch, place, tokens);
-        let signed_out = self.cell.snapshot().epoch != epoch;
-        let commit = if signed_out { None } else { Some(bounded(|| self.cell.store.commit(&claim, &entry)).await) };
-        let stored = match commit {
-            // The next step discards the tokens.
-            None => Stored::Clean(None),
-            Some(Ok(CommitOutcome::Stored(version))) => Stored::Clean(Some(version)),
-            Some(Ok(CommitOutcome::Conflict(Some(found)))) if is_older_than(&found, &entry) => {
-                Stored::OverwritePending(found.version().clone())
-            }
-            Some(Ok(CommitOutcome::Conflict(found))) => {
-                self.cell.adopt_conflicting_write(entry, found, true).await;
-                return Ok(());
-            }
-            Some(Err(_)) => {
-                tracing::warn!(target: TARGET, "tokens not saved");
-                Stored::CommitPending(Arc::new(claim))
-            }
-        };
-        let tokens = entry.into_tokens();
+        let Some((entry, stored)) = self.save(claim, tokens).await else { return Ok(()) };
+        let (epoch, place, tokens) = (entry.epoch(), entry.generation(), entry.into_tokens());
         // The same for a token that expired while it was saved.
         let due = self.cell.schedule(&tokens).filter(|due| due.expired > Instant::now());
         self.cell.change(Event::Refreshed { epoch, place, tokens, stored, due }).await;
         Ok(())
+    }
+
+    /// Stores a refresh token that a failed call issued all the same: its predecessor is used up.
+    async fn salvage(&self, claim: Claim, token: RefreshToken) {
+        let tokens = self.tokens.clone().with_refresh_token(token);
+        if let Some((entry, stored)) = self.save(claim, tokens).await {
+            let (epoch, place, tokens) = (entry.epoch(), entry.generation(), entry.into_tokens());
+            self.cell.change(Event::Salvaged { epoch, place, tokens, stored }).await;
+        }
+    }
+
+    /// Writes tokens under the claim. Returns the entry, and the store's content compared with it; `None` if the store
+    /// holds another process's tokens, which have been adopted.
+    async fn save(&self, claim: Claim, tokens: Tokens) -> Option<(Entry, Stored)> {
+        let epoch = self.base.epoch;
+        let entry = Entry::new(epoch, self.place + 1, tokens);
+        if self.cell.snapshot().epoch != epoch {
+            // The next step discards the tokens.
+            return Some((entry, Stored::Clean(None)));
+        }
+        let stored = match bounded(|| self.cell.store.commit(&claim, &entry)).await {
+            Ok(CommitOutcome::Stored(version)) => Stored::Clean(Some(version)),
+            Ok(CommitOutcome::Conflict(Some(found))) if is_older_than(&found, &entry) => {
+                Stored::OverwritePending(found.version().clone())
+            }
+            Ok(CommitOutcome::Conflict(found)) => {
+                self.cell.adopt_conflicting_write(entry, found, true).await;
+                return None;
+            }
+            Err(_) => {
+                tracing::warn!(target: TARGET, "tokens not saved");
+                Stored::CommitPending(Arc::new(claim))
+            }
+        };
+        Some((entry, stored))
     }
 }
 

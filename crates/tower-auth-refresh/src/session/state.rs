@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::backoff;
 use super::loop_guard::{LoopGuard, Results};
-use crate::refresh::{Generation, NotRefreshed, RefreshError, RefreshErrorKind, Trigger};
+use crate::refresh::{Generation, NotRefreshed, RefreshError, Trigger};
 use crate::store::{Claim, Entry, Epoch, Record, Version};
 use crate::token::Tokens;
 
@@ -120,6 +120,8 @@ pub(crate) enum Event {
     Started,
     /// The flight obtained tokens. They are stored, or are to be.
     Refreshed { epoch: Epoch, place: u64, tokens: Tokens, stored: Stored, due: Option<RefreshSchedule> },
+    /// A call that failed issued a new refresh token all the same. The access token in force stays; the failure follows.
+    Salvaged { epoch: Epoch, place: u64, tokens: Tokens, stored: Stored },
     /// The flight failed in a way that keeps the tokens.
     Failed { epoch: Epoch, error: Arc<RefreshError>, in_doubt: bool },
     /// The flight's refresh token was rejected, and the store holds no newer one.
@@ -283,7 +285,9 @@ impl State {
                 self.phase = Phase::Refreshing;
                 self.cooling = None;
             }
-            Event::Refreshed { epoch, tokens, .. } if epoch != self.epoch => return Effect::Discard(tokens),
+            Event::Refreshed { epoch, tokens, .. } | Event::Salvaged { epoch, tokens, .. } if epoch != self.epoch => {
+                return Effect::Discard(tokens);
+            }
             Event::Refreshed { place, tokens, stored, due, .. } => {
                 self.finish_flight();
                 self.stored = stored;
@@ -292,13 +296,19 @@ impl State {
                     return Effect::Sync;
                 }
             }
+            Event::Salvaged { place, tokens, stored, .. } => {
+                self.stored = stored;
+                self.tokens = tokens;
+                self.place = place;
+                self.in_doubt = false;
+                if !matches!(self.stored, Stored::Clean(_)) {
+                    return Effect::Sync;
+                }
+            }
             Event::Failed { epoch, error, in_doubt } if epoch == self.epoch => {
                 self.finish_flight();
                 self.in_doubt |= in_doubt;
-                let retry_after = match error.kind() {
-                    RefreshErrorKind::Unavailable => error.retry_after(),
-                    _ => None,
-                };
+                let retry_after = error.retry_after();
                 let count = self.failed(Arc::clone(&error), at);
                 // A failed flight in between does not shorten the loop guard's cool-down.
                 let pause = backoff::cool_down(count, retry_after, at.jitter)

@@ -68,7 +68,9 @@ impl Environment {
     /// Hashes the order of the generations. They are only compared with one another and with the last two, so a gap of
     /// two is equivalent to a wider one.
     fn hash_order(&self, digest: &mut Digest) {
-        let marks = [self.state.generation, self.state.guard.last_refusal, self.last_refusal, self.accepted, self.refused].map(|it| it.0);
+        let marks =
+            [self.state.generation, self.state.guard.last_refusal, self.last_refusal, self.accepted, self.refused]
+                .map(|it| it.0);
         let mut sorted = marks;
         sorted.sort_unstable_by(|a, b| b.cmp(a));
         let mut narrowed = [0; 5];

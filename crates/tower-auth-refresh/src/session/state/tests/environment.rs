@@ -241,7 +241,10 @@ impl Environment {
             self.step(Event::Failed { epoch, error, in_doubt: true })?;
         }
         if trigger == Trigger::Challenge {
-            self.step(Event::Challenged { generation, results: Results { accepted: self.accepted, refused: self.refused } })?;
+            self.step(Event::Challenged {
+                generation,
+                results: Results { accepted: self.accepted, refused: self.refused },
+            })?;
         } else if trigger == Trigger::Early && self.state.has_recovered(self.accepted) {
             self.step(Event::Recovered)?;
         }

@@ -244,7 +244,10 @@ impl Environment {
         if is_strike {
             self.check_loop_guard();
         }
-        assert_eq!(new.guard.strikes, strikes, "8: a refused fresh token is a strike; an accepted one clears the strikes");
+        assert_eq!(
+            new.guard.strikes, strikes,
+            "8: a refused fresh token is a strike; an accepted one clears the strikes"
+        );
         is_strike
     }
 
