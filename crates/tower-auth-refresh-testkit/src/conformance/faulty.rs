@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::yield_now;
-use tokio::time::Instant;
-use tower_auth_refresh::Tokens;
+use tower::BoxError;
 use tower_auth_refresh::store::{
-    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, Presented, Record, StoreError, StoreFuture, TokenStore,
-    Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Presented, Record, StoreFuture, TokenStore, Version,
 };
 
+use super::rewind::Rewindable;
 use crate::gate::{Bar, Gate};
 
 /// A method of [`TokenStore`], into which a [`StoreFault`] is injected.
@@ -29,7 +28,7 @@ pub enum Call {
     Clear,
 }
 
-/// A wrapper around a store, which logs the calls and makes them fail, hang or wait.
+/// A wrapper around a store, which logs the calls and makes them fail, hang or wait, and can lose its last writes.
 ///
 /// Clones are handles on the same store with the same faults.
 ///
@@ -47,7 +46,7 @@ pub enum Call {
 /// ```
 #[derive(Clone)]
 pub struct FaultyStore {
-    inner: Arc<dyn TokenStore>,
+    inner: Arc<Rewindable>,
     state: Arc<Mutex<State>>,
     yields: bool,
     durable: bool,
@@ -168,9 +167,9 @@ impl StoreFault {
         applies
     }
 
-    async fn apply(self, mut cleared: watch::Receiver<()>) -> Result<(), StoreError> {
+    async fn apply(self, mut cleared: watch::Receiver<()>) -> Result<(), BoxError> {
         match self.kind {
-            Kind::Fail => return Err(StoreError::new("injected fault")),
+            Kind::Fail => return Err("injected fault".into()),
             Kind::Hang => std::future::pending().await,
             // Nothing is ever sent: the error says that the sender was dropped.
             Kind::HangUntilCleared => _ = cleared.changed().await,
@@ -183,14 +182,10 @@ impl StoreFault {
 }
 
 impl FaultyStore {
-    /// Wraps a store, without faults.
+    /// Wraps a store, without faults. Each process of a fleet can have its own faults: by wrapping an `Arc` of the store
+    /// that they share.
     pub fn new(inner: impl TokenStore) -> Self {
-        Self::shared(Arc::new(inner))
-    }
-
-    /// Wraps a shared store, without faults: each process of a fleet can have its own faults.
-    pub fn shared(inner: Arc<dyn TokenStore>) -> Self {
-        Self { inner, state: Arc::default(), yields: false, durable: false }
+        Self { inner: Arc::new(Rewindable::new(Arc::new(inner))), state: Arc::default(), yields: false, durable: false }
     }
 
     /// Makes every call yield to the scheduler before and after its effect, as a remote store does. Default: off.
@@ -210,7 +205,28 @@ impl FaultyStore {
     /// Returns the wrapped store, which the faults do not affect.
     #[must_use]
     pub fn inner(&self) -> Arc<dyn TokenStore> {
-        Arc::clone(&self.inner)
+        Arc::clone(&self.inner) as _
+    }
+
+    /// Returns the record that the wrapped store holds, for a later [`rewind`](Self::rewind). The faults do not affect it.
+    ///
+    /// # Panics
+    ///
+    /// If the wrapped store fails.
+    pub async fn snapshot(&self) -> Option<Record> {
+        self.inner.load().await.expect("the wrapped store works")
+    }
+
+    /// Makes the wrapped store lose its last writes: it holds an earlier record again, under its earlier version, and no
+    /// claim. A failover to a replica that lags behind does the same, or a backup that is restored.
+    ///
+    /// The faults do not affect it. Stores that wrap this one, or an `Arc` of it, go back too.
+    ///
+    /// # Panics
+    ///
+    /// If the wrapped store fails.
+    pub async fn rewind(&self, to: Option<Record>) {
+        self.inner.rewind(to).await.expect("the wrapped store works");
     }
 
     /// Injects a fault into a method. If several faults apply to a call, the first one injected is used.
@@ -338,17 +354,17 @@ impl TokenStore for FaultyStore {
         self.call(Call::Load, |inner| inner.load())
     }
 
-    fn replace<'a>(&'a self, epoch: Epoch, tokens: &'a Tokens) -> StoreFuture<'a, Version> {
-        self.call(Call::Replace, move |inner| inner.replace(epoch, tokens))
+    fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {
+        self.call(Call::Replace, move |inner| inner.replace(entry))
     }
 
-    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome> {
+    fn claim<'a>(&'a self, version: &'a Version, lease: Duration) -> StoreFuture<'a, ClaimOutcome> {
         let plan = self.begin(Call::Claim);
         let busy_until_now = plan.is(Kind::BusyUntilNow);
         let claiming = self.run(plan, move |inner| inner.claim(version, lease));
         Box::pin(async move {
             Ok(match claiming.await? {
-                ClaimOutcome::Busy { .. } if busy_until_now => ClaimOutcome::Busy { until: Instant::now() },
+                ClaimOutcome::Busy { .. } if busy_until_now => ClaimOutcome::Busy { retry_in: Duration::ZERO },
                 outcome => outcome,
             })
         })
@@ -362,11 +378,11 @@ impl TokenStore for FaultyStore {
         self.call(Call::Release, move |inner| inner.release(claim, presented))
     }
 
-    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome> {
-        self.call(Call::Commit, move |inner| inner.commit(claim, tokens))
+    fn commit<'a>(&'a self, claim: &'a Claim, entry: &'a Entry) -> StoreFuture<'a, CommitOutcome> {
+        self.call(Call::Commit, move |inner| inner.commit(claim, entry))
     }
 
-    fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome> {
+    fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
         self.call(Call::Clear, move |inner| inner.clear(version))
     }
 

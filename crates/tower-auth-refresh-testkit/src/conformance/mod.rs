@@ -28,6 +28,7 @@
 //! don't pause `tokio`'s, and choose a short lease that is still much longer than a call to the store, such as 200 ms.
 
 mod faulty;
+mod rewind;
 mod sessions;
 mod stores;
 

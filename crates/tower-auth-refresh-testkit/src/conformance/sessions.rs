@@ -11,7 +11,9 @@ use http_body_util::Full;
 use tokio::time::{Instant, sleep, timeout};
 use tower::{Layer, ServiceExt};
 use tower_auth_refresh::store::{ClaimOutcome, TokenStore};
-use tower_auth_refresh::{AuthRefreshLayer, Origin, RefreshRequest, Session, SessionBuilder, SessionState, Tokens};
+use tower_auth_refresh::{
+    AuthRefreshLayer, Origin, RefreshErrorKind, RefreshRequest, Session, SessionBuilder, SessionState, Tokens,
+};
 
 use super::{Call, FaultyStore, Handles};
 use crate::{Fault, Rotation, Route, TestKit};
@@ -49,6 +51,7 @@ pub async fn sessions(lease: Duration, open: impl AsyncFn() -> Handles) {
         a_sign_in_overrides_a_concurrent_refresh_of_the_other_session
         after_a_sign_out_the_other_session_presents_no_token
         a_revoked_sign_in_ends_both_sessions
+        an_older_record_is_written_over_and_neither_presented_nor_adopted
     }
 }
 
@@ -62,7 +65,7 @@ struct Fleet {
 
 impl Fleet {
     fn new(lease: Duration, handles: Handles) -> Self {
-        Self { kit: TestKit::new(), stores: handles.map(FaultyStore::shared), lease }
+        Self { kit: TestKit::new(), stores: handles.map(FaultyStore::new), lease }
     }
 
     fn builder(&self, process: usize) -> SessionBuilder {
@@ -113,7 +116,8 @@ impl Fleet {
 
     /// Asserts that both sessions hold the stored tokens, and that no refresh token was presented twice.
     async fn assert_consistent(&self, sessions: &[Session; 2]) {
-        let stored = self.stores[0].load().await.expect("load").map(|record| record.tokens).unwrap_or_default();
+        let stored =
+            self.stores[0].load().await.expect("load").map(|record| record.tokens().clone()).unwrap_or_default();
         for session in sessions {
             assert_eq!(session.tokens(), stored);
         }
@@ -158,6 +162,8 @@ async fn each_generation_is_refreshed_once_over_many_rounds(fleet: Fleet) {
         fleet.call_at_once(&sessions, 3).await;
         let counters = fleet.kit.counters();
         assert_eq!((counters.refreshes, counters.granted), (round, round));
+        let stored = fleet.stores[0].load().await.expect("load").expect("ada is signed in");
+        assert_eq!(stored.generation(), round + 1, "the stored tokens have the number of the refresh");
     }
     fleet.assert_consistent(&sessions).await;
 }
@@ -197,7 +203,7 @@ async fn an_abandoned_claim_expires_and_leaves_the_token_in_doubt(fleet: Fleet) 
         fleet.stores[0].load().await.expect("load").expect("ada is signed in")
     };
     let begun = Instant::now();
-    let claim = fleet.stores[0].claim(record.version, fleet.lease).await.expect("claim");
+    let claim = fleet.stores[0].claim(record.version(), fleet.lease).await.expect("claim");
     assert!(matches!(claim, ClaimOutcome::Claimed(_)), "{claim:?}");
 
     let in_doubt = Arc::new(AtomicBool::new(false));
@@ -221,7 +227,10 @@ async fn a_refresh_that_one_session_lost_is_recovered_by_the_other(fleet: Fleet)
     let sessions = fleet.signed_in().await;
     fleet.kit.inject(Route::Refresh, Fault::drop_connection().after_processing().times(1));
     assert!(!refresh(&sessions[0]).await.expect("no panic"), "the response was lost");
-    assert_eq!(sessions[0].state(), SessionState::Active, "a lost response ended the session");
+    let SessionState::Failing(failure) = sessions[0].state() else {
+        panic!("a lost response changed the state to {:?}", sessions[0].state());
+    };
+    assert_eq!((failure.kind(), failure.count()), (RefreshErrorKind::InDoubt, 1));
     assert!(refresh(&sessions[1]).await.expect("no panic"));
     assert!(refresh(&sessions[0]).await.expect("no panic"));
     let counters = fleet.kit.counters();
@@ -269,7 +278,28 @@ async fn a_revoked_sign_in_ends_both_sessions(fleet: Fleet) {
     fleet.kit.revoke("ada");
     for session in &sessions {
         assert!(!refresh(session).await.expect("no panic"));
-        assert!(matches!(session.state(), SessionState::Ended | SessionState::SignedOut), "{session:?}");
+        assert!(matches!(session.state(), SessionState::Ended(_) | SessionState::SignedOut), "{session:?}");
     }
     assert_eq!(fleet.kit.violations(), []);
+}
+
+async fn an_older_record_is_written_over_and_neither_presented_nor_adopted(fleet: Fleet) {
+    let sessions = fleet.signed_in().await;
+    let old = fleet.stores[0].load().await.expect("load").expect("ada is signed in");
+    for _ in 0..2 {
+        assert!(refresh(&sessions[0]).await.expect("no panic"));
+    }
+    let newest = sessions[0].tokens();
+    assert!(refresh(&sessions[1]).await.expect("no panic"));
+    assert_eq!(sessions[1].tokens(), newest, "the second session has adopted the newest tokens");
+
+    // A failover loses the last two writes.
+    fleet.stores[0].replace(old.entry()).await.expect("replace");
+    for session in &sessions {
+        assert!(refresh(session).await.expect("no panic"));
+    }
+    let stored = fleet.stores[1].load().await.expect("load").expect("ada is signed in");
+    assert!(stored.generation() > old.generation() + 2, "the store holds older tokens than the sessions");
+    assert_eq!((fleet.kit.counters().refreshes, stored.generation()), (3, 4), "one refresh after the failover");
+    fleet.assert_consistent(&sessions).await;
 }

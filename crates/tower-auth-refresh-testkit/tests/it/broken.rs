@@ -6,9 +6,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use futures_util::FutureExt;
 use tokio::time::Instant;
-use tower_auth_refresh::Tokens;
 use tower_auth_refresh::store::{
-    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, Presented, Record, StoreFuture, TokenStore, Version,
+    Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, Presented, Record, StoreFuture,
+    TokenStore, Version,
 };
 use tower_auth_refresh_testkit::conformance::{self, Handles};
 
@@ -49,15 +49,58 @@ defects! {
     ExtraMembersAreLost
     ExpiryIsCutToSeconds
     EpochIsAFloat
+    GenerationIsAFloat
+    GenerationIs32Bits
+    GenerationIsSigned
+    CommitCountsTheGeneration
+    CommitKeepsTheLargestGeneration
+    ConflictHasNoGeneration
+    RetryInIsTheWholeLease
+    RetryInIsZero
+    RetryInIgnoresARenewal
+    VersionsAreCutToEightBytes
+    ClaimIdsAreCutToEightBytes
 }
 
 use Defect as D;
 
+/// The kind of versions and identifiers of claims that a store makes.
+#[derive(Clone, Copy, Debug)]
+enum Ids {
+    /// A `bigint`.
+    Number,
+    Uuid,
+    /// Long, and equal in its first bytes.
+    Text,
+}
+
+impl Ids {
+    fn version(self, number: u64) -> Version {
+        match self {
+            Self::Number => number.into(),
+            Self::Uuid => (u128::MAX - u128::from(number)).into(),
+            Self::Text => Version::from(&*text(number)),
+        }
+    }
+
+    fn claim_id(self, number: u64) -> ClaimId {
+        match self {
+            Self::Number => number.into(),
+            Self::Uuid => (u128::MAX - u128::from(number)).into(),
+            Self::Text => ClaimId::from(&*text(number)),
+        }
+    }
+}
+
+fn text(number: u64) -> String {
+    format!("W/\"a long identifier, the start of which is always the same: {}{number}\"", "=".repeat(200))
+}
+
 /// Runs the suite. Returns `true` if a case failed.
-async fn is_caught(defect: Defect) -> bool {
+async fn is_caught(defect: Defect, ids: Ids) -> bool {
     let open = async || -> Handles {
-        let first: Arc<dyn TokenStore> = Arc::new(Broken::new(defect));
-        let second = if defect == D::HandlesDontShare { Arc::new(Broken::new(defect)) } else { first.clone() };
+        let first: Arc<dyn TokenStore> = Arc::new(Broken::new(defect, ids));
+        let second = if defect == D::HandlesDontShare { Arc::new(Broken::new(defect, ids)) } else { first.clone() };
         [first, second]
     };
     AssertUnwindSafe(conformance::stores(Duration::from_secs(10), open)).catch_unwind().await.is_err()
@@ -67,7 +110,9 @@ async fn is_caught(defect: Defect) -> bool {
 async fn every_broken_store_is_caught() {
     let mut missed = Vec::new();
     for defect in DEFECTS {
-        if !is_caught(*defect).await {
+        // Those of the other kinds are cut to nothing that differs.
+        let cut = matches!(defect, D::VersionsAreCutToEightBytes | D::ClaimIdsAreCutToEightBytes);
+        if !is_caught(*defect, if cut { Ids::Text } else { Ids::Number }).await {
             missed.push(defect);
         }
     }
@@ -75,12 +120,15 @@ async fn every_broken_store_is_caught() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_without_a_defect_passes() {
-    assert!(!is_caught(D::None).await);
+async fn a_store_without_a_defect_passes_whatever_its_identifiers_are_made_from() {
+    for ids in [Ids::Number, Ids::Uuid, Ids::Text] {
+        assert!(!is_caught(D::None, ids).await, "{ids:?}");
+    }
 }
 
 struct Broken {
     defect: Defect,
+    ids: Ids,
     slot: Mutex<Slot>,
 }
 
@@ -92,33 +140,44 @@ struct Slot {
 }
 
 struct Lease {
-    id: u64,
+    id: ClaimId,
     /// `None` if the claim was released in doubt.
     until: Option<Instant>,
+    /// The lease as the claim was made.
+    asked: Duration,
+    made: Instant,
     in_doubt: bool,
 }
 
 impl Broken {
-    fn new(defect: Defect) -> Self {
-        Self { defect, slot: Mutex::default() }
+    fn new(defect: Defect, ids: Ids) -> Self {
+        Self { defect, ids, slot: Mutex::default() }
     }
 
     fn call<T: Send + 'static>(&self, change: impl FnOnce(&mut Slot, Defect) -> T) -> StoreFuture<'_, T> {
         let mut slot = self.slot.lock().expect("no change panics");
         Box::pin(std::future::ready(Ok(change(&mut slot, self.defect))))
     }
+
+    fn is_same(&self, a: &Version, b: &Version) -> bool {
+        let cut = self.defect == D::VersionsAreCutToEightBytes;
+        a == b || cut && a.as_bytes()[..8] == b.as_bytes()[..8]
+    }
+
+    fn cut_id(&self, id: ClaimId) -> ClaimId {
+        if self.defect == D::ClaimIdsAreCutToEightBytes { id.as_bytes()[..8].into() } else { id }
+    }
 }
 
 impl Slot {
-    fn write(&mut self, epoch: Epoch, tokens: &Tokens, defect: Defect) -> Version {
+    fn write(&mut self, entry: &Entry, defect: Defect, ids: Ids) -> Version {
         self.last += 1;
-        let mut tokens = tokens.clone();
-        let mut epoch = epoch;
-        let mut version = Version(self.last);
+        let (mut epoch, mut generation, mut tokens) = (entry.epoch(), entry.generation(), entry.tokens().clone());
+        let mut version = ids.version(self.last);
         match defect {
             D::VersionsAreDerivedFromTheTokens => {
                 let refresh = tokens.refresh_token().map_or("", |token| token.expose_secret());
-                version = Version(refresh.bytes().fold(7, |sum, byte| sum * 31 % 1_000_003 + u64::from(byte)));
+                version = refresh.bytes().fold(7, |sum, byte| sum * 31 % 1_000_003 + u64::from(byte)).into();
             }
             D::ExtraMembersAreLost => tokens = tokens.with_extra(serde_json::Map::new()),
             D::ExpiryIsCutToSeconds => {
@@ -132,20 +191,33 @@ impl Slot {
                 clippy::cast_sign_loss,
                 reason = "the defect"
             )]
-            D::EpochIsAFloat => epoch = Epoch(epoch.0 as f64 as u64),
+            D::EpochIsAFloat => epoch = Epoch::from(epoch.to_u64() as f64 as u64),
+            #[expect(
+                clippy::cast_precision_loss,
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "the defect"
+            )]
+            D::GenerationIsAFloat => generation = generation as f64 as u64,
+            D::GenerationIs32Bits => generation &= u64::from(u32::MAX),
+            D::GenerationIsSigned => generation = generation.min(i64::MAX.cast_unsigned()),
             _ => {}
         }
-        self.record = Some(Record { version, epoch, tokens });
+        self.record = Some(Record::new(version.clone(), Entry::new(epoch, generation, tokens)));
         version
     }
 
     fn found(&self, defect: Defect) -> Option<Record> {
-        self.record.clone().filter(|_| defect != D::ConflictHasNoRecord)
+        let found = self.record.clone().filter(|_| defect != D::ConflictHasNoRecord)?;
+        let entry = found.entry();
+        let generation = if defect == D::ConflictHasNoGeneration { 1 } else { entry.generation() };
+        let entry = Entry::new(entry.epoch(), generation, entry.tokens().clone());
+        Some(Record::new(found.version().clone(), entry))
     }
 
     fn held(&mut self, claim: &Claim, defect: Defect) -> Option<&mut Lease> {
-        let is_current = self.record.as_ref().is_some_and(|record| record.version == claim.version);
-        self.lease.as_mut().filter(|held| is_current && (held.id == claim.id || defect == D::ClaimsShareAnId))
+        let is_current = self.record.as_ref().is_some_and(|record| record.version() == claim.version());
+        self.lease.as_mut().filter(|held| is_current && (held.id == *claim.id() || defect == D::ClaimsShareAnId))
     }
 }
 
@@ -154,39 +226,45 @@ impl TokenStore for Broken {
         self.call(|slot, _| slot.record.clone())
     }
 
-    fn replace<'a>(&'a self, epoch: Epoch, tokens: &'a Tokens) -> StoreFuture<'a, Version> {
+    fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {
         self.call(|slot, defect| {
             if let (D::ReplaceNeedsAnEmptyStore, Some(record)) = (defect, &slot.record) {
-                return record.version;
+                return record.version().clone();
             }
             if defect != D::ReplaceKeepsTheClaim {
                 slot.lease = None;
             }
-            slot.write(epoch, tokens, defect)
+            slot.write(entry, defect, self.ids)
         })
     }
 
-    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome> {
+    fn claim<'a>(&'a self, version: &'a Version, lease: Duration) -> StoreFuture<'a, ClaimOutcome> {
         self.call(|slot, defect| {
-            if slot.record.as_ref().is_none_or(|record| record.version != version) {
+            if slot.record.as_ref().is_none_or(|record| !self.is_same(record.version(), version)) {
                 return ClaimOutcome::Changed(slot.found(defect));
             }
             let now = Instant::now();
             let in_doubt = match &slot.lease {
                 None => false,
-                Some(Lease { until: Some(until), .. })
+                Some(Lease { until: Some(until), asked, made, .. })
                     if defect != D::ClaimsAreNotExclusive && (now < *until || defect == D::LeaseNeverEnds) =>
                 {
-                    return ClaimOutcome::Busy { until: *until };
+                    let retry_in = match defect {
+                        D::RetryInIsTheWholeLease => *asked,
+                        D::RetryInIsZero => Duration::ZERO,
+                        D::RetryInIgnoresARenewal => (*made + *asked).saturating_duration_since(now),
+                        _ => until.saturating_duration_since(now),
+                    };
+                    return ClaimOutcome::Busy { retry_in };
                 }
                 Some(Lease { until: Some(_), in_doubt, .. }) => *in_doubt || defect != D::ExpiryLeavesNoDoubt,
                 Some(Lease { until: None, .. }) => true,
             };
             slot.last += 1;
-            let id = slot.last;
-            let lease = if defect == D::LeaseIsTwiceAsLong { lease * 2 } else { lease };
-            slot.lease = Some(Lease { id, until: Some(now + lease), in_doubt });
-            ClaimOutcome::Claimed(Claim { version, id, in_doubt })
+            let id = self.cut_id(self.ids.claim_id(slot.last));
+            let asked = if defect == D::LeaseIsTwiceAsLong { lease * 2 } else { lease };
+            slot.lease = Some(Lease { id: id.clone(), until: Some(now + asked), asked, made: now, in_doubt });
+            ClaimOutcome::Claimed(Claim::new(version.clone(), id, in_doubt))
         })
     }
 
@@ -220,33 +298,39 @@ impl TokenStore for Broken {
         })
     }
 
-    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome> {
+    fn commit<'a>(&'a self, claim: &'a Claim, entry: &'a Entry) -> StoreFuture<'a, CommitOutcome> {
         self.call(|slot, defect| {
             let Some(record) = slot.record.clone() else { return CommitOutcome::Conflict(None) };
             let lost =
                 slot.held(claim, defect).is_none_or(|held| held.until.is_none_or(|until| until <= Instant::now()));
-            let is_current = record.version == claim.version || defect == D::CommitIgnoresTheVersion;
+            let is_current = self.is_same(record.version(), claim.version()) || defect == D::CommitIgnoresTheVersion;
             if !is_current || (lost && defect == D::CommitNeedsItsLease) {
                 return CommitOutcome::Conflict(slot.found(defect));
             }
             if defect != D::CommitKeepsTheClaim {
                 slot.lease = None;
             }
-            let epoch = if defect == D::CommitStartsAnEpoch { Epoch::random() } else { record.epoch };
-            let mut version = slot.write(epoch, tokens, defect);
-            if let (D::CommitKeepsTheVersion, Some(written)) = (defect, &mut slot.record) {
-                version = record.version;
-                written.version = version;
+            let epoch = if defect == D::CommitStartsAnEpoch { Epoch::random() } else { entry.epoch() };
+            let generation = match defect {
+                D::CommitCountsTheGeneration => record.generation().wrapping_add(1),
+                D::CommitKeepsTheLargestGeneration => record.generation().max(entry.generation()),
+                _ => entry.generation(),
+            };
+            let entry = Entry::new(epoch, generation, entry.tokens().clone());
+            let version = slot.write(&entry, defect, self.ids);
+            if defect == D::CommitKeepsTheVersion {
+                slot.record = Some(Record::new(record.version().clone(), entry));
+                return CommitOutcome::Stored(record.version().clone());
             }
             CommitOutcome::Stored(version)
         })
     }
 
-    fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome> {
+    fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
         self.call(|slot, defect| {
             if let Some(record) = &slot.record {
                 let claimed = slot.lease.is_some() && defect == D::ClearNeedsTheClaim;
-                if claimed || (record.version != version && defect != D::ClearIgnoresTheVersion) {
+                if claimed || (!self.is_same(record.version(), version) && defect != D::ClearIgnoresTheVersion) {
                     return ClearOutcome::Conflict(record.clone());
                 }
             }
@@ -257,5 +341,9 @@ impl TokenStore for Broken {
             }
             ClearOutcome::Cleared
         })
+    }
+
+    fn is_durable(&self) -> bool {
+        true
     }
 }

@@ -7,8 +7,10 @@ mod records;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
-use tower_auth_refresh::store::{Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, Record, TokenStore, Version};
+use tokio::time::{sleep, timeout};
+use tower_auth_refresh::store::{
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, Record, TokenStore, Version,
+};
 use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
 
 use super::Handles;
@@ -18,25 +20,32 @@ const CASE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Checks a store against every rule of [`TokenStore`].
 ///
-/// `open` is called once for each case. Each call opens a new, empty store and returns two handles on it. Claims are
-/// made for `lease`, and the store's clock may deviate by a quarter of `lease`.
+/// `open` is called once for each case, and once more. Each call opens a new, empty store and returns two handles on it.
+/// Claims are made for `lease`, and the store's clock may deviate by a quarter of `lease`.
 ///
 /// # Panics
 ///
 /// If the store breaks a rule. The name of each case is printed to standard error when the case begins.
 pub async fn stores(lease: Duration, open: impl AsyncFn() -> Handles) {
+    let foreign = {
+        let [other, _] = open().await;
+        other.replace(&entry("1")).await.expect("replace")
+    };
     macro_rules! run {
         ($($case:path)*) => {$(
             eprintln!("conformance of stores: {}", stringify!($case));
             let [a, b] = open().await;
-            timeout(CASE_TIMEOUT, $case(Fixture { a, b, lease })).await.expect("the case timed out");
+            let fixture = Fixture { a, b, lease, foreign: foreign.clone() };
+            timeout(CASE_TIMEOUT, $case(fixture)).await.expect("the case timed out");
         )*};
     }
     run! {
         records::an_empty_store_holds_nothing
         records::a_record_written_by_one_handle_is_read_by_the_other
         records::every_record_is_read_back_unchanged
+        records::every_generation_is_read_back_unchanged
         claims::a_claim_excludes_all_others
+        claims::the_reported_end_of_a_lease_approaches_and_moves_when_the_claim_is_renewed
         claims::a_token_stays_in_doubt_after_a_claim_has_expired
         claims::a_renewed_claim_lasts_longer
         claims::a_lost_claim_is_not_renewed
@@ -61,11 +70,13 @@ struct Fixture {
     a: Arc<dyn TokenStore>,
     b: Arc<dyn TokenStore>,
     lease: Duration,
+    /// A version that another store has made. It is of the kind that these stores make.
+    foreign: Version,
 }
 
 impl Fixture {
     async fn sign_in(&self, name: &str) -> Version {
-        self.a.replace(Epoch(7), &tokens(name)).await.expect("replace")
+        self.a.replace(&entry(name)).await.expect("replace")
     }
 
     async fn load(&self) -> Option<Record> {
@@ -74,24 +85,24 @@ impl Fixture {
         by_a
     }
 
-    async fn expect_claimed(&self, store: &Arc<dyn TokenStore>, version: Version) -> Claim {
+    async fn expect_claimed(&self, store: &Arc<dyn TokenStore>, version: &Version) -> Claim {
         match store.claim(version, self.lease).await.expect("claim") {
             ClaimOutcome::Claimed(claim) => {
-                assert_eq!(claim.version, version, "the claim is for another version");
+                assert_eq!(claim.version(), version, "the claim is for another version");
                 claim
             }
             other => panic!("the version is not claimed, but the store returned {other:?}"),
         }
     }
 
-    async fn expect_busy(&self, store: &Arc<dyn TokenStore>, version: Version) -> Instant {
+    async fn expect_busy(&self, store: &Arc<dyn TokenStore>, version: &Version) -> Duration {
         match store.claim(version, self.lease).await.expect("claim") {
-            ClaimOutcome::Busy { until } => until,
+            ClaimOutcome::Busy { retry_in } => retry_in,
             other => panic!("the version is claimed, but the store returned {other:?}"),
         }
     }
 
-    async fn expect_changed(&self, store: &Arc<dyn TokenStore>, version: Version) -> Option<Record> {
+    async fn expect_changed(&self, store: &Arc<dyn TokenStore>, version: &Version) -> Option<Record> {
         match store.claim(version, self.lease).await.expect("claim") {
             ClaimOutcome::Changed(record) => record,
             other => panic!("the record has another version, but the store returned {other:?}"),
@@ -104,6 +115,15 @@ impl Fixture {
     }
 }
 
+/// The entry of a user's tokens by their number, such as `"1"`. Those without a number have the highest one.
+fn entry(name: &str) -> Entry {
+    Entry::new(Epoch::from(7), name.parse().unwrap_or(u64::MAX), tokens(name))
+}
+
+fn record(version: &Version, name: &str) -> Record {
+    Record::new(version.clone(), entry(name))
+}
+
 fn tokens(name: &str) -> Tokens {
     let access = AccessToken::new(format!("access-{name}")).expect("the token is visible ASCII");
     Tokens::new(access, refresh_token(&format!("refresh-{name}")))
@@ -114,26 +134,24 @@ fn refresh_token(text: &str) -> RefreshToken {
 }
 
 async fn commit(store: &Arc<dyn TokenStore>, claim: &Claim, name: &str) -> CommitOutcome {
-    store.commit(claim, &tokens(name)).await.expect("commit")
+    store.commit(claim, &entry(name)).await.expect("commit")
 }
 
 async fn expect_stored(store: &Arc<dyn TokenStore>, claim: &Claim, name: &str) -> Version {
     match commit(store, claim, name).await {
         CommitOutcome::Stored(version) => version,
-        CommitOutcome::Conflict(found) => {
-            panic!("the claimed version is unchanged, but the store reports a conflict with {found:?}")
-        }
+        other => panic!("the claimed version is unchanged, but the store returned {other:?}"),
     }
 }
 
 async fn expect_conflict(store: &Arc<dyn TokenStore>, claim: &Claim, name: &str) -> Option<Record> {
     match commit(store, claim, name).await {
         CommitOutcome::Conflict(found) => found,
-        CommitOutcome::Stored(version) => panic!("the claimed version was replaced, but the store wrote {version:?}"),
+        other => panic!("the claimed version was replaced, but the store returned {other:?}"),
     }
 }
 
-async fn expect_cleared(store: &Arc<dyn TokenStore>, version: Version) {
+async fn expect_cleared(store: &Arc<dyn TokenStore>, version: &Version) {
     let clear = store.clear(version).await.expect("clear");
     assert!(matches!(clear, ClearOutcome::Cleared), "the version is unchanged, but the store returned {clear:?}");
 }
