@@ -1,4 +1,7 @@
 //! The store that the processes share. It survives crashes, uses the simulated time, and fails at a given rate.
+//!
+//! This is not the `FaultyStore` of the testkit: leases run on the simulated time, processes crash inside of calls, and
+//! the oracle sees each write.
 
 use std::sync::Arc;
 use std::time::Duration;
