@@ -8,7 +8,7 @@ use http::header::Entry;
 use http::{HeaderMap, HeaderValue};
 use secrecy::zeroize::Zeroizing;
 
-use crate::layer::Options;
+use crate::options::Options;
 use crate::refresh::Generation;
 use crate::session::{Revision, Snapshot};
 use crate::store::Epoch;

@@ -16,13 +16,13 @@ use crate::TARGET;
 use crate::challenge::Verdict;
 use crate::credentials::{Credentials, LastCredentials};
 use crate::drain::Drain;
-use crate::layer::{Options, SessionSource, SkipAuth};
+use crate::options::{Options, SessionSource, SkipAuth};
 use crate::refresh::{Generation, NotRefreshed, Trigger};
 use crate::replay::{Head, NotReplayable, Replay, ReplayBody, ReplayLimit};
 use crate::report::RefreshReport;
 use crate::scope::Spelling;
-use crate::service::{Setup, SharedSetup};
 use crate::session::{Outlook, Session, is_near};
+use crate::shared_setup::{Setup, SharedSetup};
 use crate::store::Epoch;
 
 pin_project! {
@@ -244,7 +244,7 @@ where
                     let snapshot = session().cell().snapshot();
                     let next = if snapshot.epoch == unsent.epoch {
                         let credentials = Credentials::in_force(&snapshot, options);
-                        let (setup, own) = (Arc::clone(this.setup), this.own.clone());
+                        let (setup, own) = (this.setup.clone(), this.own.clone());
                         let mut next =
                             Self::send(inner, setup, own, credentials, unsent.request, unsent.spelling).state;
                         if let State::Sent { kept: Some(kept), .. } = &mut next {

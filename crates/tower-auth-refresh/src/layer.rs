@@ -1,6 +1,5 @@
 //! [`AuthRefreshLayer`]: where a client stack gets its middleware, and what can be set on it.
 
-use std::fmt;
 use std::sync::Arc;
 
 use http::HeaderName;
@@ -8,6 +7,7 @@ use http::header::AUTHORIZATION;
 use tower_layer::Layer;
 
 use crate::challenge::ChallengePolicy;
+use crate::options::{Options, PerRequest};
 use crate::replay::ReplayLimit;
 use crate::scope::Origins;
 use crate::service::AuthRefresh;
@@ -55,43 +55,6 @@ pub struct AuthRefreshLayer<S = Session> {
     options: Arc<Options>,
 }
 
-/// Takes the [`Session`] out of each request's extensions. A request without one passes untouched, without a token.
-///
-/// ```
-/// # fn example(session: tower_auth_refresh::Session) -> http::Result<http::Request<()>> {
-/// http::Request::get("https://api.example.com/orders").extension(session).body(())
-/// # }
-/// ```
-#[derive(Clone, Copy, Debug)]
-pub struct PerRequest(());
-
-/// Put into a request's extensions, it makes the request pass untouched: no token is attached, and a 401 to it
-/// triggers nothing.
-///
-/// `tower-http`'s `FollowRedirect` drops extensions when a hop crosses origins, unless its policy lets this one pass
-/// (`FilterCredentials::allow_extension::<SkipAuth>()`).
-///
-/// ```
-/// use http::Request;
-/// use tower_auth_refresh::SkipAuth;
-///
-/// let login = Request::post("https://api.example.com/auth/login").extension(SkipAuth).body(());
-/// # login.unwrap();
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SkipAuth;
-
-/// What is set on a layer.
-#[derive(Clone, Debug)]
-pub(crate) struct Options {
-    pub(crate) origins: Origins,
-    pub(crate) challenge: ChallengePolicy,
-    pub(crate) header: HeaderName,
-    /// Empty: the token stands alone.
-    pub(crate) scheme: Box<str>,
-    pub(crate) replay_limit: ReplayLimit,
-}
-
 impl AuthRefreshLayer<Session> {
     /// One session for all requests to these origins. Requests to others pass untouched.
     pub fn new(session: Session, origins: impl Into<Origins>) -> Self {
@@ -102,7 +65,7 @@ impl AuthRefreshLayer<Session> {
 impl AuthRefreshLayer<PerRequest> {
     /// Each request's own session, from its extensions, for requests to these origins.
     pub fn per_request(origins: impl Into<Origins>) -> Self {
-        Self::from_source(PerRequest(()), origins.into())
+        Self::from_source(PerRequest::new(), origins.into())
     }
 }
 
@@ -170,29 +133,4 @@ impl<Svc: Clone, S: Clone> Layer<Svc> for AuthRefreshLayer<S> {
     fn layer(&self, inner: Svc) -> Self::Service {
         AuthRefresh::new(inner, self.source.clone(), Arc::clone(&self.options))
     }
-}
-
-/// Where a layer's sessions come from: a [`Session`] or [`PerRequest`].
-pub trait SessionSource: Clone + fmt::Debug + Send + Sync + sealed::Sealed + 'static {
-    /// The session of all requests, if there is one.
-    #[doc(hidden)]
-    fn shared(&self) -> Option<&Session>;
-}
-
-impl SessionSource for Session {
-    fn shared(&self) -> Option<&Session> {
-        Some(self)
-    }
-}
-
-impl SessionSource for PerRequest {
-    fn shared(&self) -> Option<&Session> {
-        None
-    }
-}
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for super::Session {}
-    impl Sealed for super::PerRequest {}
 }

@@ -121,6 +121,7 @@ mod credentials;
 mod drain;
 mod future;
 mod layer;
+mod options;
 mod refresh;
 mod registry;
 mod replay;
@@ -128,12 +129,14 @@ mod report;
 mod scope;
 mod service;
 mod session;
+mod shared_setup;
 pub mod store;
 mod token;
 
 pub use challenge::ChallengePolicy;
 pub use future::ResponseFuture;
-pub use layer::{AuthRefreshLayer, PerRequest, SessionSource, SkipAuth};
+pub use layer::AuthRefreshLayer;
+pub use options::{PerRequest, SessionSource, SkipAuth};
 pub use refresh::{
     Generation, NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, RefreshService, RevokeRequest,
     RevokeService, Trigger,
