@@ -20,7 +20,6 @@ use crate::options::{Options, SessionSource, SkipAuth};
 use crate::refresh::{Generation, NotRefreshed, Trigger};
 use crate::replay::{Head, NotReplayable, Replay, ReplayBody, ReplayLimit};
 use crate::report::RefreshReport;
-use crate::scope::Spelling;
 use crate::session::{Outlook, Session, is_near};
 use crate::shared_setup::{Setup, SharedSetup};
 use crate::store::Epoch;
@@ -69,7 +68,6 @@ type NewerTokens = Pin<Box<dyn Future<Output = Result<(), NotRefreshed>> + Send>
 /// A request that waits to be sent, and the epoch that it was made in.
 struct Unsent<B> {
     request: Request<B>,
-    spelling: Spelling,
     epoch: Epoch,
     deadline: Instant,
     /// Until the deadline.
@@ -114,7 +112,7 @@ where
         mut request: Request<B>,
     ) -> Self {
         let mut own = None;
-        let Some((session, spelling)) = find_session(&setup, &mut request, &mut own) else {
+        let Some(session) = find_session(&setup, &mut request, &mut own) else {
             return Self::pass(ready, setup, own, request.map(ReplayBody::passing));
         };
         // Where requests have a session each, the last one says nothing about the next.
@@ -134,7 +132,7 @@ where
                 // What was reserved for it is given back: the refresh call may need the same.
                 *ready = setup.inner();
                 let newer = newer_tokens(session, epoch, snapshot.generation, trigger, None);
-                let unsent = Unsent { request, spelling, epoch, deadline: cell.deadline(), has_waited: false };
+                let unsent = Unsent { request, epoch, deadline: cell.deadline(), has_waited: false };
                 let state = State::Waiting { newer, request: Some(Box::new(unsent)) };
                 return Self { setup, own, state };
             }
@@ -143,7 +141,7 @@ where
                 None => Credentials::in_force(&snapshot, &setup.options),
             }
         };
-        Self::send(ready, setup, own, credentials, request, spelling)
+        Self::send(ready, setup, own, credentials, request)
     }
 
     /// Sends a request as it came: it is not this middleware's business. Kept out of [`send`](Self::send), which is
@@ -171,7 +169,6 @@ where
         own: Option<Session>,
         credentials: Credentials<'_>,
         request: Request<B>,
-        spelling: Spelling,
     ) -> Self {
         let options = &setup.options;
         let Credentials { epoch, generation, .. } = credentials;
@@ -181,7 +178,7 @@ where
         }
         // The head is kept, then the request moved, then the token put on it: in this order what has just been written
         // is not copied at once, which processors are slow at.
-        let head = Head::keep(&request, spelling);
+        let head = Head::keep(&request);
         let limit = request.extensions().get::<ReplayLimit>().copied().unwrap_or(options.replay_limit);
         let mut replay = None;
         let mut request = request.map(|body| {
@@ -245,8 +242,7 @@ where
                     let next = if snapshot.epoch == unsent.epoch {
                         let credentials = Credentials::in_force(&snapshot, options);
                         let (setup, own) = (this.setup.clone(), this.own.clone());
-                        let mut next =
-                            Self::send(inner, setup, own, credentials, unsent.request, unsent.spelling).state;
+                        let mut next = Self::send(inner, setup, own, credentials, unsent.request).state;
                         if let State::Sent { kept: Some(kept), .. } = &mut next {
                             kept.has_waited = unsent.has_waited;
                         }
@@ -363,15 +359,13 @@ where
     }
 }
 
-/// The session whose token a request is to carry, and how its target spells its origin; `None` where it is to pass
-/// untouched. A session that came with the request is moved to `own`.
+/// The session whose token a request is to carry; `None` where it is to pass untouched. A session that came with the request is moved to `own`.
 fn find_session<'a, Svc, S: SessionSource, B>(
     setup: &'a Setup<Svc, S>,
     request: &mut Request<B>,
     own: &'a mut Option<Session>,
-) -> Option<(&'a Session, Spelling)> {
-    let spelling = setup.options.origins.covers(request.uri())?;
-    if request.extensions().get::<SkipAuth>().is_some() {
+) -> Option<&'a Session> {
+    if !setup.options.origins.covers(request.uri()) || request.extensions().get::<SkipAuth>().is_some() {
         return None;
     }
     let session = match setup.source.shared() {
@@ -379,7 +373,7 @@ fn find_session<'a, Svc, S: SessionSource, B>(
         None => own.insert(request.extensions_mut().remove::<Session>()?),
     };
     // Its own refresh call, sent through its own layer by mistake.
-    (!session.cell().is_refreshing_here()).then_some((session, spelling))
+    (!session.cell().is_refreshing_here()).then_some(session)
 }
 
 fn newer_tokens(
@@ -407,7 +401,7 @@ fn reported<ResB>(mut response: Response<ResB>, report: RefreshReport) -> Respon
 impl<B> Kept<B> {
     /// Takes the body from the attempt, and the head out of its packing, with room in it for the token.
     fn into_unreplayed(self, options: &Options) -> Result<Unreplayed<B>, NotReplayable> {
-        let mut head = self.head.rebuild(&options.origins)?;
+        let mut head = self.head.rebuild()?;
         if !Credentials::reserve(&mut head.headers, options) {
             return Err(NotReplayable::Head);
         }

@@ -93,6 +93,12 @@ impl Origin {
     /// Compares the authority as a whole with the spellings that are ours, rather than taking it to pieces: what
     /// isn't one of them (user information, stray colons, a port that isn't plain digits) needs no rule of its own.
     fn is_spelled(&self, authority: &str) -> bool {
+        // Nearly every URI spells its origin to the letter.
+        authority == self.spelling() || self.is_spelled_otherwise(authority)
+    }
+
+    #[cold]
+    fn is_spelled_otherwise(&self, authority: &str) -> bool {
         (self.default_port && authority.eq_ignore_ascii_case(self.host()))
             || authority.eq_ignore_ascii_case(&self.authority)
             || (authority.starts_with('[') && self.is_spelled_ipv6(authority))
@@ -175,39 +181,13 @@ impl Origins {
         Self { assumed: true, ..Self::from(origin) }
     }
 
-    /// Whether a request for this URI may carry the token, and how the URI spells its origin.
+    /// Returns `true` if a request for this URI may carry the token.
     #[inline]
-    pub(crate) fn covers(&self, uri: &Uri) -> Option<Spelling> {
-        let Some(authority) = uri.authority() else { return self.assumed.then_some(Spelling::Theirs) };
-        let (scheme, authority) = (uri.scheme()?, authority.as_str());
-        for (i, origin) in self.set.iter().enumerate() {
-            if *scheme != origin.scheme {
-                continue;
-            }
-            if authority == origin.spelling() {
-                return Some(u16::try_from(i).map_or(Spelling::Theirs, Spelling::Ours));
-            }
-            if origin.is_spelled(authority) {
-                return Some(Spelling::Theirs);
-            }
-        }
-        None
+    pub(crate) fn covers(&self, uri: &Uri) -> bool {
+        let Some(authority) = uri.authority() else { return self.assumed };
+        let Some(scheme) = uri.scheme() else { return false };
+        self.set.iter().any(|origin| *scheme == origin.scheme && origin.is_spelled(authority.as_str()))
     }
-
-    /// Scheme and authority of the origin whose number [`Spelling::Ours`] tells.
-    pub(crate) fn get(&self, number: u16) -> Option<(&Scheme, &str)> {
-        self.set.get(usize::from(number)).map(|origin| (&origin.scheme, origin.spelling()))
-    }
-}
-
-/// How a URI spells the origin that it belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Spelling {
-    /// To the letter as the origin of this number in [`Origins`] does. Nearly every URI does, so that neither a scheme
-    /// nor an authority has to be kept of it.
-    Ours(u16),
-    /// In another way, or not at all.
-    Theirs,
 }
 
 impl From<Origin> for Origins {
@@ -336,7 +316,7 @@ mod tests {
     }
 
     fn covers(origin: &str, uri: &str) -> bool {
-        Origins::from(self::origin(origin)).covers(&uri.parse().unwrap()).is_some()
+        Origins::from(self::origin(origin)).covers(&uri.parse().unwrap())
     }
 
     #[test]
@@ -502,14 +482,14 @@ mod tests {
         let origins = Origins::from(origin("https://api.example.com"));
         // `http` refuses these today; if it ever lets them through, they still aren't ours.
         for uri in ["https://api%2eexample.com/", "https://%61pi.example.com/"] {
-            assert_eq!(uri.parse::<Uri>().ok().and_then(|uri| origins.covers(&uri)), None);
+            assert!(!uri.parse::<Uri>().is_ok_and(|uri| origins.covers(&uri)));
         }
     }
 
     #[test]
     fn a_scheme_that_http_does_not_know_in_this_case_is_not_covered() {
         let uri = Uri::builder().scheme("HTTPS").authority("api.example.com").path_and_query("/").build().unwrap();
-        assert_eq!(Origins::from(origin("https://api.example.com")).covers(&uri), None);
+        assert!(!Origins::from(origin("https://api.example.com")).covers(&uri));
     }
 
     #[test]
@@ -538,7 +518,7 @@ mod tests {
 
     #[test]
     fn a_uri_without_authority_is_covered_where_the_leaf_fixes_the_origin() {
-        let covers = |origins: &Origins, uri: &'static str| origins.covers(&Uri::from_static(uri)).is_some();
+        let covers = |origins: &Origins, uri: &'static str| origins.covers(&Uri::from_static(uri));
         let bare = Origins::from(origin("https://grpc.example.com"));
         let fixed = Origins::assume(origin("https://grpc.example.com"));
         for uri in ["/pkg.Service/Method", "*"] {
@@ -553,38 +533,32 @@ mod tests {
     #[test]
     fn an_empty_set_covers_nothing_and_a_larger_one_each_of_its_origins() {
         let uri = Uri::from_static("https://b.example/");
-        assert_eq!(Origins::default().covers(&uri), None);
-        assert_eq!(Origins::default().covers(&Uri::from_static("/")), None);
+        assert!(!Origins::default().covers(&uri));
+        assert!(!Origins::default().covers(&Uri::from_static("/")));
 
         let mut origins = Origins::from(origin("https://a.example"));
-        assert_eq!(origins.covers(&uri), None);
+        assert!(!origins.covers(&uri));
         origins.extend([origin("https://b.example"), origin("https://B.example:443"), origin("https://c.example")]);
         assert_eq!(origins.set.len(), 3);
-        for (number, uri) in (0..).zip(["https://a.example", "https://b.example", "https://c.example"]) {
-            assert_eq!(origins.covers(&Uri::from_static(uri)), Some(Spelling::Ours(number)));
+        for uri in ["https://a.example", "https://b.example", "https://c.example"] {
+            assert!(origins.covers(&Uri::from_static(uri)));
         }
-        assert_eq!(origins.covers(&Uri::from_static("https://d.example")), None);
+        assert!(!origins.covers(&Uri::from_static("https://d.example")));
     }
 
     #[test]
-    fn what_is_spelled_as_ours_is_told_by_its_number_and_all_else_is_not() {
+    fn each_spelling_of_an_origin_in_a_set_is_covered() {
         let origins = Origins::from([origin("https://a.example"), origin("https://b.example:8443")]);
-        for (uri, spelling) in [
-            ("https://a.example/", Some(Spelling::Ours(0))),
-            ("https://a.example:443/", Some(Spelling::Theirs)),
-            ("https://A.example/", Some(Spelling::Theirs)),
-            ("https://b.example:8443/", Some(Spelling::Ours(1))),
-            ("https://B.example:8443/", Some(Spelling::Theirs)),
-            ("https://b.example/", None),
+        for (uri, covered) in [
+            ("https://a.example/", true),
+            ("https://a.example:443/", true),
+            ("https://A.example/", true),
+            ("https://b.example:8443/", true),
+            ("https://B.example:8443/", true),
+            ("https://b.example/", false),
         ] {
-            let uri = Uri::from_static(uri);
-            assert_eq!(origins.covers(&uri), spelling, "{uri}");
-            if let Some(Spelling::Ours(number)) = spelling {
-                let (scheme, authority) = origins.get(number).unwrap();
-                assert_eq!((scheme, authority), (uri.scheme().unwrap(), uri.authority().unwrap().as_str()));
-            }
+            assert_eq!(origins.covers(&Uri::from_static(uri)), covered, "{uri}");
         }
-        assert_eq!(origins.get(2), None);
     }
 
     proptest! {
@@ -593,14 +567,14 @@ mod tests {
             if let Ok(origin) = Origin::parse_allowing_http(&text) {
                 prop_assert_eq!(&Origin::parse_allowing_http(&origin.to_string()).unwrap(), &origin);
                 let uri = origin.to_string().parse().unwrap();
-                prop_assert_eq!(Origins::from(origin).covers(&uri), Some(Spelling::Ours(0)));
+                prop_assert!(Origins::from(origin).covers(&uri));
             }
         }
 
         #[test]
         fn what_is_covered_goes_to_our_host_and_port(authority in "[aA.:@0-9\\[\\]+]{0,4}(a\\.b)?(:443)?[aA.:@0-9+]{0,5}") {
             let Ok(uri) = format!("https://{authority}/").parse::<Uri>() else { return Ok(()) };
-            if Origins::from(origin("https://a.b")).covers(&uri).is_some() {
+            if Origins::from(origin("https://a.b")).covers(&uri) {
                 // As a connector reads it.
                 prop_assert_eq!(uri.host().unwrap().to_ascii_lowercase(), "a.b");
                 prop_assert_eq!(uri.port_u16().unwrap_or(443), 443);

@@ -6,7 +6,6 @@ use http::uri::{self, Authority, PathAndQuery, Scheme, Uri};
 use http::{Extensions, Method, Request, Version, request};
 
 use super::NotReplayable;
-use crate::scope::{Origins, Spelling};
 
 /// The head of a request, kept for a replay.
 ///
@@ -17,54 +16,49 @@ pub(crate) struct Head {
     method: Method,
     version: Version,
     extensions: Extensions,
-    /// How the target spells its origin, which is packed only if it isn't as ours.
-    spelling: Spelling,
-    /// Scheme and authority, path and query, then a name and a value for each header; see [`pack`].
+    /// Cloned for free if it is `http` or `https`.
+    scheme: Option<Scheme>,
+    /// Authority, path and query, then a name and a value for each header; see [`pack`].
     packed: Vec<u8>,
 }
 
 impl Head {
     /// Keeps a copy, as the head stands now: before the token is in it.
-    pub(crate) fn keep<B>(request: &Request<B>, spelling: Spelling) -> Self {
+    pub(crate) fn keep<B>(request: &Request<B>) -> Self {
         let (uri, headers, extensions) = (request.uri(), request.headers(), request.extensions());
         // Room enough for ordinary heads, and little enough that allocators serve it from their quick lists. To add it
         // up first costs more than it saves.
         let mut packed = Vec::with_capacity(128 + 56 * headers.len());
         let target = uri.path_and_query().map_or("", PathAndQuery::as_str);
-        match spelling {
-            Spelling::Ours(_) => pack(&mut packed, target.as_bytes(), false),
-            Spelling::Theirs => {
-                pack(&mut packed, uri.scheme_str().unwrap_or_default().as_bytes(), false);
-                pack(&mut packed, uri.authority().map_or("", Authority::as_str).as_bytes(), false);
-                // Where there is none, `path_and_query` may still say `/`.
-                let target = if uri.path().is_empty() { "" } else { target };
-                pack(&mut packed, target.as_bytes(), false);
-            }
-        }
+        // Where there is none, `path_and_query` may still say `/`.
+        let target = if uri.scheme().is_none() && uri.path().is_empty() { "" } else { target };
+        pack(&mut packed, uri.authority().map_or("", Authority::as_str).as_bytes(), false);
+        pack(&mut packed, target.as_bytes(), false);
         for (name, value) in headers {
             pack(&mut packed, name.as_str().as_bytes(), false);
             pack(&mut packed, value.as_bytes(), value.is_sensitive());
         }
         let extensions = if extensions.is_empty() { Extensions::new() } else { extensions.clone() };
-        Self { method: request.method().clone(), version: request.version(), extensions, spelling, packed }
+        let (method, version, scheme) = (request.method().clone(), request.version(), uri.scheme().cloned());
+        Self { method, version, extensions, scheme, packed }
     }
 
-    /// The head again, ready for the token. `origins`: those that have told how it is spelled.
+    /// The head again, ready for the token.
     ///
     /// # Errors
     ///
     /// Something in it isn't what its own parser accepts, as can be made with `unsafe` constructors.
-    pub(crate) fn rebuild(self, origins: &Origins) -> Result<request::Parts, NotReplayable> {
-        self.unpacked(origins).ok_or(NotReplayable::Head)
+    pub(crate) fn rebuild(self) -> Result<request::Parts, NotReplayable> {
+        self.unpacked().ok_or(NotReplayable::Head)
     }
 
-    fn unpacked(self, origins: &Origins) -> Option<request::Parts> {
+    fn unpacked(self) -> Option<request::Parts> {
         let mut packed = Bytes::from(self.packed);
         let (mut head, ()) = Request::new(()).into_parts();
         head.method = self.method;
         head.version = self.version;
         head.extensions = self.extensions;
-        head.uri = unpack_uri(&mut packed, self.spelling, origins)?;
+        head.uri = unpack_uri(&mut packed, self.scheme)?;
         while packed.has_remaining() {
             let (name, _) = unpack(&mut packed)?;
             let (value, sensitive) = unpack(&mut packed)?;
@@ -77,24 +71,12 @@ impl Head {
 }
 
 /// Part by part, because as one text the asterisk of an absolute target wouldn't parse.
-fn unpack_uri(packed: &mut Bytes, spelling: Spelling, origins: &Origins) -> Option<Uri> {
+fn unpack_uri(packed: &mut Bytes, scheme: Option<Scheme>) -> Option<Uri> {
     let mut parts = uri::Parts::default();
-    match spelling {
-        Spelling::Ours(number) => {
-            let (scheme, authority) = origins.get(number)?;
-            parts.scheme = Some(scheme.clone());
-            parts.authority = Some(authority.parse().ok()?);
-        }
-        Spelling::Theirs => {
-            let (scheme, _) = unpack(packed)?;
-            if !scheme.is_empty() {
-                parts.scheme = Some(Scheme::try_from(&scheme[..]).ok()?);
-            }
-            let (authority, _) = unpack(packed)?;
-            if !authority.is_empty() {
-                parts.authority = Some(Authority::from_maybe_shared(authority).ok()?);
-            }
-        }
+    parts.scheme = scheme;
+    let (authority, _) = unpack(packed)?;
+    if !authority.is_empty() {
+        parts.authority = Some(Authority::from_maybe_shared(authority).ok()?);
     }
     let (target, _) = unpack(packed)?;
     if !target.is_empty() {
@@ -122,22 +104,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::Origin;
 
-    /// Kept and rebuilt, whether or not its target names the origin as one of ours does.
     fn again(request: &Request<()>) -> request::Parts {
-        let named = request.uri().scheme_str().zip(request.uri().authority());
-        let ours =
-            named.and_then(|(scheme, authority)| Origin::parse_allowing_http(&format!("{scheme}://{authority}")).ok());
-        let ours = ours.map_or_else(Origins::default, Origins::from);
-        let rebuilt = Head::keep(request, Spelling::Theirs).rebuild(&ours).unwrap();
-        if let Some(spelling) = ours.covers(request.uri()) {
-            let again = Head::keep(request, spelling).rebuild(&ours).unwrap();
-            assert_eq!(told(&again.uri), told(&rebuilt.uri));
-            assert_eq!(listed(&again.headers), listed(&rebuilt.headers));
-            assert_eq!((again.method, again.version), (rebuilt.method.clone(), rebuilt.version));
-        }
-        rebuilt
+        Head::keep(request).rebuild().unwrap()
     }
 
     /// What is told of a target in every way that the wire is written by.
@@ -238,24 +207,25 @@ mod tests {
 
     #[test]
     fn a_head_that_its_own_parsers_would_not_accept_is_not_replayed() {
-        let head = |parts: [&[u8]; 5]| {
+        let head = |scheme: Option<Scheme>, parts: [&[u8]; 4]| {
             let mut packed = Vec::new();
             for part in parts {
                 pack(&mut packed, part, false);
             }
             let (method, version, extensions) = (Method::GET, Version::HTTP_11, Extensions::new());
-            Head { method, version, extensions, spelling: Spelling::Theirs, packed }.rebuild(&Origins::default())
+            Head { method, version, extensions, scheme, packed }.rebuild()
         };
-        assert!(head([b"https", b"a.example", b"/", b"name", b"value"]).is_ok());
-        for bad in [
-            [&b"1:"[..], b"a.example", b"/", b"name", b"value"],
-            [b"https", b"a example", b"/", b"name", b"value"],
-            [b"https", b"a.example", b"/\xff", b"name", b"value"],
-            [b"https", b"", b"/", b"name", b"value"],
-            [b"https", b"a.example", b"/", b"na me", b"value"],
-            [b"https", b"a.example", b"/", b"name", b"val\r\nue"],
+        let https = || Some(Scheme::HTTPS);
+        assert!(head(https(), [b"a.example", b"/", b"name", b"value"]).is_ok());
+        for (scheme, bad) in [
+            (None, [&b"a.example"[..], b"/", b"name", b"value"]),
+            (https(), [b"a example", b"/", b"name", b"value"]),
+            (https(), [b"a.example", b"/\xff", b"name", b"value"]),
+            (https(), [b"", b"/", b"name", b"value"]),
+            (https(), [b"a.example", b"/", b"na me", b"value"]),
+            (https(), [b"a.example", b"/", b"name", b"val\r\nue"]),
         ] {
-            assert_eq!(head(bad).err(), Some(NotReplayable::Head));
+            assert_eq!(head(scheme, bad).err(), Some(NotReplayable::Head));
         }
     }
 
