@@ -133,7 +133,7 @@ mod shared_setup;
 pub mod store;
 mod token;
 
-pub use challenge::ChallengePolicy;
+pub use challenge::{Challenge, ChallengePolicy};
 pub use future::ResponseFuture;
 pub use layer::AuthRefreshLayer;
 pub use options::{PerRequest, SessionSource, SkipAuth};
