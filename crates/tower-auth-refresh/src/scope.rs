@@ -27,6 +27,7 @@
 use std::error::Error;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::slice;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -90,6 +91,27 @@ impl Origin {
         })
     }
 
+    /// Returns `true` if the host is this machine by its name or address alone.
+    ///
+    /// Loopback hosts are `localhost` and the names below it (RFC 6761 §6.3), `127.0.0.0/8` (RFC 1122 §3.2.1.3) and
+    /// `[::1]` (RFC 4291 §2.5.3). No name is resolved, and an IPv4 address that is mapped into IPv6 doesn't count.
+    ///
+    /// ```
+    /// use tower_auth_refresh::Origin;
+    ///
+    /// assert!(Origin::parse("http://app.localhost:8080")?.is_loopback());
+    /// assert!(!Origin::parse("https://api.example.com")?.is_loopback());
+    /// # Ok::<(), tower_auth_refresh::InvalidOrigin>(())
+    /// ```
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        let host = self.host();
+        host == "localhost"
+            || host.ends_with(".localhost")
+            || host.parse().is_ok_and(|ip: Ipv4Addr| ip.is_loopback())
+            || split_ipv6(host).is_some_and(|(ip, _)| ip.is_loopback())
+    }
+
     /// Compares the authority as a whole with the spellings that are ours, rather than taking it to pieces: what
     /// isn't one of them (user information, stray colons, a port that isn't plain digits) needs no rule of its own.
     fn is_spelled(&self, authority: &str) -> bool {
@@ -110,14 +132,6 @@ impl Origin {
         let Some((theirs, port)) = split_ipv6(authority) else { return false };
         let same_port = if port.is_empty() { self.default_port } else { port == &self.authority[self.host_len..] };
         same_port && split_ipv6(self.host()).is_some_and(|(ours, _)| ours == theirs)
-    }
-
-    fn is_loopback(&self) -> bool {
-        let host = self.host();
-        host == "localhost"
-            || host.ends_with(".localhost")
-            || host.parse().is_ok_and(|ip: Ipv4Addr| ip.is_loopback())
-            || split_ipv6(host).is_some_and(|(ip, _)| ip.is_loopback())
     }
 
     /// The authority as it is spelled ordinarily: without a default port.
@@ -181,12 +195,38 @@ impl Origins {
         Self { assumed: true, ..Self::from(origin) }
     }
 
+    /// Returns an iterator over the origins, in the order in which they were added.
+    pub fn iter(&self) -> slice::Iter<'_, Origin> {
+        self.set.iter()
+    }
+
     /// Returns `true` if a request for this URI may carry the token.
     #[inline]
     pub(crate) fn covers(&self, uri: &Uri) -> bool {
         let Some(authority) = uri.authority() else { return self.assumed };
         let Some(scheme) = uri.scheme() else { return false };
         self.set.iter().any(|origin| *scheme == origin.scheme && origin.is_spelled(authority.as_str()))
+    }
+}
+
+/// Compares sets: the order of the origins doesn't count.
+impl PartialEq for Origins {
+    fn eq(&self, other: &Self) -> bool {
+        // Each origin is in a set once.
+        self.assumed == other.assumed
+            && self.set.len() == other.set.len()
+            && self.set.iter().all(|origin| other.set.contains(origin))
+    }
+}
+
+impl Eq for Origins {}
+
+impl<'a> IntoIterator for &'a Origins {
+    type Item = &'a Origin;
+    type IntoIter = slice::Iter<'a, Origin>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
     }
 }
 
@@ -198,6 +238,12 @@ impl From<Origin> for Origins {
 
 impl<const N: usize> From<[Origin; N]> for Origins {
     fn from(origins: [Origin; N]) -> Self {
+        Self::from_iter(origins)
+    }
+}
+
+impl From<Vec<Origin>> for Origins {
+    fn from(origins: Vec<Origin>) -> Self {
         Self::from_iter(origins)
     }
 }
@@ -386,7 +432,7 @@ mod tests {
     #[test]
     fn plain_http_is_for_loopback_unless_allowed_in_so_many_words() {
         for loopback in ["localhost", "LOCALHOST:1", "app.localhost", "127.0.0.1", "127.255.255.254:80", "[::1]:80"] {
-            assert!(Origin::parse(&format!("http://{loopback}")).is_ok(), "{loopback}");
+            assert!(Origin::parse(&format!("http://{loopback}")).unwrap().is_loopback(), "{loopback}");
         }
         for other in [
             "api.example.com",
@@ -401,7 +447,7 @@ mod tests {
         ] {
             let text = format!("http://{other}");
             assert_eq!(Origin::parse(&text), Err(InvalidOrigin(Reason::PlainHttp)), "{text}");
-            assert!(Origin::parse_allowing_http(&text).is_ok(), "{text}");
+            assert!(!Origin::parse_allowing_http(&text).unwrap().is_loopback(), "{text}");
         }
     }
 
@@ -544,6 +590,19 @@ mod tests {
             assert!(origins.covers(&Uri::from_static(uri)));
         }
         assert!(!origins.covers(&Uri::from_static("https://d.example")));
+    }
+
+    #[test]
+    fn origins_are_equal_as_sets_and_iterate_in_order() {
+        let (a, b) = (origin("https://a.example"), origin("https://b.example"));
+        let origins = Origins::from(vec![a.clone(), b.clone(), a.clone()]);
+        assert_eq!(origins.iter().collect::<Vec<_>>(), [&a, &b]);
+        assert_eq!((&origins).into_iter().len(), 2);
+        assert_eq!(origins, Origins::from([b.clone(), a.clone()]));
+        assert_ne!(origins, Origins::from(a.clone()));
+        assert_ne!(Origins::from(b), Origins::from(a.clone()));
+        assert_ne!(Origins::assume(a.clone()), Origins::from(a));
+        assert_eq!(Origins::default(), Origins::from(Vec::new()));
     }
 
     #[test]
