@@ -1,4 +1,4 @@
-//! [`AuthRefreshLayer`]: where a client stack gets its middleware, and what can be set on it.
+//! [`AuthRefreshLayer`]: the layer that a client stack is built with, and its settings.
 
 use std::sync::Arc;
 
@@ -13,11 +13,13 @@ use crate::scope::Origins;
 use crate::service::AuthRefresh;
 use crate::session::Session;
 
-/// Attaches the access token of a session to each request, refreshes it when an API says that it has expired, and
-/// replays the requests that failed.
+/// A layer that refreshes expired access tokens and replays the requests.
 ///
-/// `S` says where sessions come from: one [`Session`] for all requests ([`new`](AuthRefreshLayer::new)), or each
-/// request's own ([`PerRequest`]).
+/// It attaches the access token of a session to each request, refreshes the token when an API says that the token has
+/// expired, and replays the requests that failed.
+///
+/// `S` is the source of sessions: one [`Session`] for all requests ([`new`](AuthRefreshLayer::new)), or a session in
+/// each request's extensions ([`per_request`](AuthRefreshLayer::per_request)).
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
@@ -35,7 +37,7 @@ use crate::session::Session;
 /// # Ok(()) }
 /// ```
 ///
-/// An API that takes its token in another header, and says 403 when it has expired:
+/// An API that reads the token from another header, and answers 403 when the token has expired:
 ///
 /// ```
 /// use http::{HeaderName, StatusCode};
@@ -56,14 +58,18 @@ pub struct AuthRefreshLayer<S = Session> {
 }
 
 impl AuthRefreshLayer<Session> {
-    /// One session for all requests to these origins. Requests to others pass untouched.
+    /// Creates a layer with one session for all requests to these origins.
+    ///
+    /// Requests to other origins pass untouched.
     pub fn new(session: Session, origins: impl Into<Origins>) -> Self {
         Self::from_source(session, origins.into())
     }
 }
 
 impl AuthRefreshLayer<PerRequest> {
-    /// Each request's own session, from its extensions, for requests to these origins.
+    /// Creates a layer that takes the session of a request from its extensions.
+    ///
+    /// Requests to other origins than these pass untouched, and so do requests without a [`Session`].
     pub fn per_request(origins: impl Into<Origins>) -> Self {
         Self::from_source(PerRequest::new(), origins.into())
     }
@@ -81,45 +87,52 @@ impl<S> AuthRefreshLayer<S> {
         Self { source, options: Arc::new(options) }
     }
 
-    /// What counts as "this token has expired". Default: [`ChallengePolicy::bearer`].
+    /// Sets which responses say that the token has expired.
+    ///
+    /// Default: [`ChallengePolicy::bearer`].
     #[must_use]
     pub fn challenge(mut self, challenge: ChallengePolicy) -> Self {
         Arc::make_mut(&mut self.options).challenge = challenge;
         self
     }
 
-    /// The header that carries the token. Default: `Authorization`. A request that has it already passes untouched.
+    /// Sets the header that carries the token.
+    ///
+    /// A request that has the header already passes untouched. Default: `Authorization`.
     #[must_use]
     pub fn header(mut self, name: HeaderName) -> Self {
         Arc::make_mut(&mut self.options).header = name;
         self
     }
 
-    /// The authentication scheme before the token (RFC 9110 §11.1). Default: `Bearer`.
+    /// Sets the authentication scheme before the token (RFC 9110 §11.1).
+    ///
+    /// Default: `Bearer`.
     ///
     /// # Panics
     ///
-    /// If it isn't a token of RFC 9110 §5.6.2.
+    /// If the scheme isn't a `token` of RFC 9110 §5.6.2.
     #[must_use]
     pub fn scheme(mut self, scheme: &str) -> Self {
         let is_token_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         assert!(
             !scheme.is_empty() && scheme.bytes().all(is_token_byte),
-            "not an authentication scheme (RFC 9110 §11.1)"
+            "the scheme is not an authentication scheme (RFC 9110 §11.1)"
         );
         Arc::make_mut(&mut self.options).scheme = scheme.into();
         self
     }
 
-    /// The token stands in its header alone.
+    /// Sends the token without a scheme before it.
     #[must_use]
     pub fn without_scheme(mut self) -> Self {
         Arc::make_mut(&mut self.options).scheme = "".into();
         self
     }
 
-    /// How many bytes of a body that are sent already are kept for a replay. Default: 64 KiB. A request's own
-    /// [`ReplayLimit`], in its extensions, comes first.
+    /// Sets how many bytes of a request's body are kept for a replay.
+    ///
+    /// A [`ReplayLimit`] in a request's extensions takes precedence. Default: 64 KiB.
     #[must_use]
     pub fn replay_limit(mut self, bytes: usize) -> Self {
         Arc::make_mut(&mut self.options).replay_limit = ReplayLimit(bytes);

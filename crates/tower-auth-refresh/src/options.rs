@@ -1,4 +1,4 @@
-//! [`Options`], which a layer's services share, and [`SessionSource`]: the sessions of a layer's requests.
+//! [`Options`]: the settings of a layer; and the markers that requests carry: [`PerRequest`], [`SkipAuth`].
 
 use std::fmt;
 
@@ -9,9 +9,9 @@ use crate::replay::ReplayLimit;
 use crate::scope::Origins;
 use crate::session::Session;
 
-/// Where a layer's sessions come from: a [`Session`] or [`PerRequest`].
+/// The source of a layer's sessions: a [`Session`] or [`PerRequest`].
 pub trait SessionSource: Clone + fmt::Debug + Send + Sync + sealed::Sealed + 'static {
-    /// The session of all requests, if there is one.
+    /// Returns the session that all requests share, if there is one.
     #[doc(hidden)]
     fn shared(&self) -> Option<&Session>;
 }
@@ -28,7 +28,9 @@ impl SessionSource for PerRequest {
     }
 }
 
-/// Takes the [`Session`] out of each request's extensions. A request without one passes untouched, without a token.
+/// A source of sessions: takes the [`Session`] out of a request's extensions.
+///
+/// A request without a session passes untouched, without a token.
 ///
 /// ```
 /// # fn example(session: tower_auth_refresh::Session) -> http::Result<http::Request<()>> {
@@ -44,10 +46,11 @@ impl PerRequest {
     }
 }
 
-/// Put into a request's extensions, it makes the request pass untouched: no token is attached, and a 401 to it
-/// triggers nothing.
+/// A marker in a request's extensions that makes the request pass untouched.
 ///
-/// `tower-http`'s `FollowRedirect` drops extensions when a hop crosses origins, unless its policy lets this one pass
+/// No token is attached to the request, and a 401 to it triggers nothing.
+///
+/// `tower-http`'s `FollowRedirect` drops extensions when a hop crosses origins, unless its policy keeps the marker
 /// (`FilterCredentials::allow_extension::<SkipAuth>()`).
 ///
 /// ```
@@ -60,13 +63,13 @@ impl PerRequest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SkipAuth;
 
-/// What is set on a layer.
+/// The settings of a layer, which all its services share.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) origins: Origins,
     pub(crate) challenge: ChallengePolicy,
     pub(crate) header: HeaderName,
-    /// Empty: the token stands alone.
+    /// Empty if the token is sent without a scheme.
     pub(crate) scheme: Box<str>,
     pub(crate) replay_limit: ReplayLimit,
 }

@@ -1,4 +1,4 @@
-//! [`AuthRefresh`]: the middleware itself, which hands each request to a [`ResponseFuture`].
+//! [`AuthRefresh`]: the middleware, which passes each request to a [`ResponseFuture`].
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,9 +13,10 @@ use crate::options::{Options, SessionSource};
 use crate::replay::ReplayBody;
 use crate::shared_setup::{PerClone, Setup};
 
-/// The service of an [`AuthRefreshLayer`](crate::AuthRefreshLayer).
+/// A service that refreshes expired access tokens and replays the requests.
 ///
-/// It is transparent: its responses and its errors are the inner service's own.
+/// It is made by an [`AuthRefreshLayer`](crate::AuthRefreshLayer), and transparent: its responses and errors are the
+/// inner service's own.
 #[derive(Debug)]
 pub struct AuthRefresh<Svc, S> {
     inner: Svc,
@@ -31,12 +32,12 @@ impl<Svc: Clone, S> AuthRefresh<Svc, S> {
 }
 
 impl<Svc, S> AuthRefresh<Svc, S> {
-    /// The inner service.
+    /// Gets a reference to the inner service.
     pub fn get_ref(&self) -> &Svc {
         &self.inner
     }
 
-    /// Takes the inner service out.
+    /// Consumes `self`, returning the inner service.
     pub fn into_inner(self) -> Svc {
         self.inner
     }

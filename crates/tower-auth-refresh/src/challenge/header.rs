@@ -50,26 +50,33 @@ impl<'a> Challenge<'a> {
         String::from_utf8_lossy(self.scheme)
     }
 
-    /// Returns `true` if this is the name of the scheme, in upper or lower case (RFC 9110 §11.1).
+    /// Returns `true` if this is the name of the scheme.
+    ///
+    /// The comparison ignores case (RFC 9110 §11.1).
     #[must_use]
     pub fn is_scheme(&self, name: &str) -> bool {
         self.scheme.eq_ignore_ascii_case(name.as_bytes())
     }
 
-    /// Returns the value of the first parameter of this name, in upper or lower case (RFC 9110 §11.2), without quotes
-    /// and escapes.
+    /// Returns the value of the first parameter of this name.
+    ///
+    /// The comparison ignores case (RFC 9110 §11.2). The value is without quotes and escapes.
     #[must_use]
     pub fn param(&self, name: &str) -> Option<Cow<'a, str>> {
         self.params_named(name).next()
     }
 
-    /// Returns the error code (RFC 6750 §3): the first parameter `error` that isn't empty.
+    /// Returns the error code (RFC 6750 §3).
+    ///
+    /// This is the value of the first parameter `error` that isn't empty, as the server spells it.
     #[must_use]
     pub fn error(&self) -> Option<Cow<'a, str>> {
         self.errors().next()
     }
 
-    /// Returns the names and values of all parameters, in their order and without quotes and escapes.
+    /// Returns the names and values of all parameters, in their order.
+    ///
+    /// The values are without quotes and escapes.
     pub fn params(&self) -> impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)> {
         self.pairs().map(|(name, value)| (String::from_utf8_lossy(name), unescaped(value)))
     }
