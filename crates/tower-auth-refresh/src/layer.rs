@@ -140,6 +140,42 @@ impl<S> AuthRefreshLayer<S> {
     }
 }
 
+// Here and not in `service`, so that a service doesn't depend on its layer.
+impl AuthRefresh<(), Session> {
+    /// Returns a new [`Layer`] that wraps services with an [`AuthRefresh`] middleware.
+    ///
+    /// The same as [`AuthRefreshLayer::new`]:
+    ///
+    /// ```
+    /// # fn example(session: tower_auth_refresh::Session) -> Result<(), tower_auth_refresh::InvalidOrigin> {
+    /// use tower_auth_refresh::{AuthRefresh, Origin};
+    ///
+    /// let layer = AuthRefresh::layer(session, Origin::parse("https://api.example.com")?);
+    /// # let _ = layer;
+    /// # Ok(()) }
+    /// ```
+    pub fn layer(session: Session, origins: impl Into<Origins>) -> AuthRefreshLayer<Session> {
+        AuthRefreshLayer::new(session, origins)
+    }
+}
+
+impl AuthRefresh<(), PerRequest> {
+    /// Returns a new [`Layer`] whose services take the session of a request from its extensions.
+    ///
+    /// The same as [`AuthRefreshLayer::per_request`]:
+    ///
+    /// ```
+    /// use tower_auth_refresh::{AuthRefresh, Origin};
+    ///
+    /// let layer = AuthRefresh::layer_per_request(Origin::parse("https://api.example.com")?);
+    /// # let _ = layer;
+    /// # Ok::<(), tower_auth_refresh::InvalidOrigin>(())
+    /// ```
+    pub fn layer_per_request(origins: impl Into<Origins>) -> AuthRefreshLayer<PerRequest> {
+        AuthRefreshLayer::per_request(origins)
+    }
+}
+
 impl<Svc: Clone, S: Clone> Layer<Svc> for AuthRefreshLayer<S> {
     type Service = AuthRefresh<Svc, S>;
 

@@ -17,6 +17,9 @@ use crate::shared_setup::{PerClone, Setup};
 ///
 /// It is made by an [`AuthRefreshLayer`](crate::AuthRefreshLayer), and transparent: its responses and errors are the
 /// inner service's own.
+///
+/// There is no `get_mut`: replays are sent through clones of the inner service as it was when the middleware was made,
+/// which a later change of the inner service wouldn't reach.
 #[derive(Debug)]
 pub struct AuthRefresh<Svc, S> {
     inner: Svc,
