@@ -1,4 +1,4 @@
-//! [`ResponseFuture`]: the whole story of one request, from top to bottom.
+//! [`ResponseFuture`]: the way of one request, from top to bottom.
 
 use std::fmt;
 use std::future::Future;
@@ -16,13 +16,12 @@ use crate::TARGET;
 use crate::challenge::Verdict;
 use crate::credentials::{Credentials, LastCredentials};
 use crate::drain::Drain;
-use crate::layer::{Options, SessionSource, SkipAuth};
+use crate::options::{Options, SessionSource, SkipAuth};
 use crate::refresh::{Generation, NotRefreshed, Trigger};
 use crate::replay::{Head, NotReplayable, Replay, ReplayBody, ReplayLimit};
 use crate::report::RefreshReport;
-use crate::scope::Spelling;
-use crate::service::{Setup, SharedSetup};
 use crate::session::{Session, is_near};
+use crate::shared_setup::{Setup, SharedSetup};
 use crate::store::Epoch;
 
 pin_project! {
@@ -42,58 +41,57 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<Svc, F, B, ResB> {
-        // Not this middleware's business.
+        // Sent untouched: the request isn't for this middleware.
         Passing { #[pin] future: F },
         // Sent without a token, since the session has none.
         Bare { #[pin] future: F, epoch: Epoch },
-        // Not sent yet: the token in force is known to be refused, or there is none, and newer tokens are coming.
-        Waiting { newer: NewerTokens, request: Option<Box<Unsent<B>>> },
-        // Not sent yet: the inner service is to be made ready anew.
-        Readying { inner: Svc, request: Option<Box<Unsent<B>>> },
+        // Not sent yet: the token in force is known to be refused, or there is none, and a refresh is under way.
+        Waiting { newer: NewerTokens, request: Option<Box<HeldRequest<B>>> },
+        // Not sent yet: waits for the inner service to be ready again.
+        Readying { inner: Svc, request: Option<Box<HeldRequest<B>>> },
         // Sent with a token.
         Sent { #[pin] future: F, kept: Option<Kept<B>> },
-        // Challenged: newer tokens are coming.
+        // Challenged: waits for newer tokens.
         Refreshing { newer: NewerTokens, challenged: Option<Box<Challenged<B, ResB>>> },
-        // Newer tokens are in force: the challenge is read to its end, for its connection's sake.
-        Draining { drain: Pin<Box<Drain<ResB>>>, replay: Option<Box<Unreplayed<B>>> },
-        // The inner service is to be made ready for the replay.
-        ReadyingReplay { inner: Svc, replay: Option<Box<Unreplayed<B>>> },
-        // Sent again, with the token of this generation, or without one since the session has changed.
+        // Newer tokens are in force: the challenge is read to its end, so that its connection can be reused.
+        Draining { drain: Pin<Box<Drain<ResB>>>, replay: Option<Box<PendingReplay<B>>> },
+        // Waits for the inner service to be ready for the replay.
+        ReadyingReplay { inner: Svc, replay: Option<Box<PendingReplay<B>>> },
+        // Sent again with the token of this generation, or without a token if the session has changed.
         Replayed { #[pin] future: F, generation: Option<Generation> },
     }
 }
 
-/// Waits until newer tokens are in force. Boxed: only requests that are held up have one.
+/// Waits until newer tokens are in force. Boxed, since few requests have to wait.
 type NewerTokens = Pin<Box<dyn Future<Output = Result<(), NotRefreshed>> + Send>>;
 
-/// A request that waits to be sent, and the epoch that it was made in.
-struct Unsent<B> {
+/// A request that is held back until there is a token, and the epoch in which it was made.
+struct HeldRequest<B> {
     request: Request<B>,
-    spelling: Spelling,
     epoch: Epoch,
     deadline: Instant,
-    /// Until the deadline.
+    /// The request has waited until the deadline.
     has_waited: bool,
 }
 
-/// What is kept of a request beside the attempt that was sent.
+/// The parts of a request that a replay needs, kept while its first attempt is under way.
 struct Kept<B> {
     head: Head,
     body: Replay<B>,
     epoch: Epoch,
     generation: Generation,
-    /// As long as it may, before it was sent: it is not kept waiting again.
+    /// The request has waited until its deadline before it was sent, and doesn't wait again.
     has_waited: bool,
 }
 
-/// A request that was challenged, its attempt paused.
+/// A challenge, and the request that it answers, whose attempt is paused.
 struct Challenged<B, ResB> {
     response: Response<ResB>,
     kept: Kept<B>,
 }
 
-/// A request to be sent again, and the epoch that it was made in.
-struct Unreplayed<B> {
+/// A request to be sent again, and the epoch in which it was made.
+struct PendingReplay<B> {
     request: Request<ReplayBody<B>>,
     epoch: Epoch,
     refused: Generation,
@@ -105,8 +103,8 @@ where
     S: SessionSource,
     B: Body + 'static,
 {
-    /// Sends the request through `ready`, which is so; or holds it back until there is a token worth sending.
-    /// `last`: what the requests through the same service carried.
+    /// Sends the request through `ready`, which is ready, or holds it back until there is a token worth sending.
+    /// `last`: the credentials of the last request through the same service.
     pub(crate) fn begin(
         ready: &mut Svc,
         last: &mut LastCredentials,
@@ -114,28 +112,28 @@ where
         mut request: Request<B>,
     ) -> Self {
         let mut own = None;
-        let Some((session, spelling)) = find_session(&setup, &mut request, &mut own) else {
+        let Some(session) = find_session(&setup, &mut request, &mut own) else {
             return Self::pass(ready, setup, own, request.map(ReplayBody::passing));
         };
-        // Where requests have a session each, the last one says nothing about the next.
+        // If each request has a session of its own, the last credentials are those of another session.
         let last = setup.source.shared().map(|_| last);
         let cell = session.cell();
         let revision = cell.revision();
         let credentials = if let Some(kept) = last.as_ref().and_then(|last| last.at(revision)) {
             kept
         } else {
-            // That a request has credentials of its own is seen as they are put on it. Only it should not wait for ours.
+            // `attach` finds the caller's own credentials too, but such a request must not wait for a token either.
             if request.headers().contains_key(&setup.options.header) {
                 return Self::pass(ready, setup, own, request.map(ReplayBody::passing));
             }
             let snapshot = cell.snapshot();
             let epoch = snapshot.epoch;
             if let Some(trigger) = cell.wait_before_send(&snapshot) {
-                // What was reserved for it is given back: the refresh call may need the same.
+                // Returns the capacity that is reserved for the request: the refresh call may need it.
                 *ready = setup.inner();
                 let newer = newer_tokens(session, epoch, snapshot.generation, trigger, None);
-                let unsent = Unsent { request, spelling, epoch, deadline: cell.deadline(), has_waited: false };
-                let state = State::Waiting { newer, request: Some(Box::new(unsent)) };
+                let held = HeldRequest { request, epoch, deadline: cell.deadline(), has_waited: false };
+                let state = State::Waiting { newer, request: Some(Box::new(held)) };
                 return Self { setup, own, state };
             }
             match last {
@@ -143,11 +141,10 @@ where
                 None => Credentials::in_force(&snapshot, &setup.options),
             }
         };
-        Self::send(ready, setup, own, credentials, request, spelling)
+        Self::send(ready, setup, own, credentials, request)
     }
 
-    /// Sends a request as it came: it is not this middleware's business. Kept out of [`send`](Self::send), which is
-    /// for the many.
+    /// Sends a request untouched. Out of line, to keep [`send`](Self::send), the usual path, short.
     #[inline(never)]
     fn pass(
         ready: &mut Svc,
@@ -162,7 +159,7 @@ where
         Self { setup, own: None, state }
     }
 
-    /// Sends a request with its credentials, and keeps what a replay would need; without any it goes out bare.
+    /// Sends a request with its credentials and keeps what a replay needs. Without credentials, sends the request bare.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "a call of its own, to which the request is handed, costs some 3 ns")]
     fn send(
@@ -171,7 +168,6 @@ where
         own: Option<Session>,
         credentials: Credentials<'_>,
         request: Request<B>,
-        spelling: Spelling,
     ) -> Self {
         let options = &setup.options;
         let Credentials { epoch, generation, .. } = credentials;
@@ -179,9 +175,9 @@ where
             let state = State::Bare { future: ready.call(request.map(ReplayBody::passing)), epoch };
             return Self { setup, own, state };
         }
-        // The head is kept, then the request moved, then the token put on it: in this order what has just been written
-        // is not copied at once, which processors are slow at.
-        let head = Head::keep(&request, spelling);
+        // First the head is kept, then the request moved, then the token attached: in this order no copy reads bytes
+        // that have just been written in smaller pieces, for which store-to-load forwarding fails.
+        let head = Head::keep(&request);
         let limit = request.extensions().get::<ReplayLimit>().copied().unwrap_or(options.replay_limit);
         let mut replay = None;
         let mut request = request.map(|body| {
@@ -208,13 +204,13 @@ where
 {
     type Output = Result<Response<ResB>, Svc::Error>;
 
-    #[expect(clippy::too_many_lines, reason = "a request's way is told in one place")]
+    #[expect(clippy::too_many_lines, reason = "the way of a request is in one place")]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let options = &this.setup.options;
         let session = || {
             let session = this.own.as_ref().or_else(|| this.setup.source.shared());
-            session.expect("only a request that has a session gets into a state that asks for it")
+            session.expect("only a request with a session is in a state that uses the session")
         };
         let verdict =
             |response: &Response<ResB>| options.challenge.read(response.status(), response.headers(), &options.scheme);
@@ -230,30 +226,29 @@ where
                     }));
                 }
                 StateProj::Waiting { newer, request } => {
-                    // Whatever comes of it, the request is sent, with what is in force then.
+                    // The request is sent with the tokens in force, even if the refresh has failed.
                     let _ = ready!(newer.as_mut().poll(cx));
                     let mut request = request.take();
-                    if let Some(unsent) = &mut request {
-                        unsent.has_waited = is_near(unsent.deadline);
+                    if let Some(held) = &mut request {
+                        held.has_waited = is_near(held.deadline);
                     }
                     this.state.set(State::Readying { inner: this.setup.inner(), request });
                 }
                 StateProj::Readying { inner, request } => {
                     ready!(inner.poll_ready(cx))?;
-                    let unsent = request.take().expect("taken once, when the state is left");
+                    let held = request.take().expect("taken once, when the state is left");
                     let snapshot = session().cell().snapshot();
-                    let next = if snapshot.epoch == unsent.epoch {
+                    let next = if snapshot.epoch == held.epoch {
                         let credentials = Credentials::in_force(&snapshot, options);
-                        let (setup, own) = (Arc::clone(this.setup), this.own.clone());
-                        let mut next =
-                            Self::send(inner, setup, own, credentials, unsent.request, unsent.spelling).state;
+                        let (setup, own) = (this.setup.clone(), this.own.clone());
+                        let mut next = Self::send(inner, setup, own, credentials, held.request).state;
                         if let State::Sent { kept: Some(kept), .. } = &mut next {
-                            kept.has_waited = unsent.has_waited;
+                            kept.has_waited = held.has_waited;
                         }
                         next
                     } else {
-                        let future = inner.call(unsent.request.map(ReplayBody::passing));
-                        State::Bare { future, epoch: unsent.epoch }
+                        let future = inner.call(held.request.map(ReplayBody::passing));
+                        State::Bare { future, epoch: held.epoch }
                     };
                     this.state.set(next);
                 }
@@ -269,11 +264,11 @@ where
                     if verdict == Verdict::Pass {
                         if let Some(kept) = kept
                             && kept.body.is_lost()
-                            && says_good(response.status())
+                            && shows_acceptance(response.status())
                         {
                             session().cell().accepted_unreplayable(kept.generation);
                         }
-                        // Frees what was kept, and the record of the body if it is still being sent.
+                        // Frees the parts that were kept, and the body's record if the body is still being sent.
                         *kept = None;
                         return answer;
                     }
@@ -287,11 +282,11 @@ where
                     match kept.body.pause() {
                         Ok(()) => {
                             let challenged = Some(Box::new(Challenged { response, kept }));
-                            // The attempt's future is dropped here, and with it a permit that it may hold.
+                            // Drops the attempt's future, and with it a permit that the future may hold.
                             this.state.set(State::Refreshing { newer, challenged });
                         }
                         Err(why) => {
-                            // For the sake of the requests to come.
+                            // For later requests.
                             session().cell().spawn(newer);
                             return Poll::Ready(Ok(reported(response, RefreshReport::NotReplayable(why))));
                         }
@@ -304,8 +299,8 @@ where
                         kept.body.resume();
                         return Poll::Ready(Ok(reported(response, RefreshReport::NotRefreshed(why))));
                     }
-                    // While the 401 can still be returned.
-                    match kept.into_unreplayed(options) {
+                    // Before the 401 is drained: if this fails, the 401 can still be returned.
+                    match kept.into_pending_replay(options) {
                         Ok(replay) => {
                             let (body, replay) = (response.into_body(), Some(Box::new(replay)));
                             let next = if body.is_end_stream() {
@@ -328,10 +323,10 @@ where
                 }
                 StateProj::ReadyingReplay { inner, replay } => {
                     ready!(inner.poll_ready(cx))?;
-                    let Unreplayed { mut request, epoch, refused } =
+                    let PendingReplay { mut request, epoch, refused } =
                         *replay.take().expect("taken once, when the state is left");
                     let snapshot = session().cell().snapshot();
-                    // In another epoch it goes bare, so that the server's own refusal results.
+                    // In another epoch the request is sent bare, so that the caller gets the server's own refusal.
                     let credentials = (snapshot.epoch == epoch).then(|| Credentials::in_force(&snapshot, options));
                     let attached = Credentials::fill(credentials, request.headers_mut(), options);
                     let generation = attached.then_some(snapshot.generation);
@@ -349,9 +344,9 @@ where
                     };
                     let (report, accepted) = match verdict(&response) {
                         Verdict::Expired => (RefreshReport::ReplayRefused, Some(false)),
-                        // The token was good, if not good enough.
+                        // The API accepted the token, but requires a stronger authentication.
                         Verdict::StepUp => (RefreshReport::StepUp, None),
-                        Verdict::Pass => (RefreshReport::Replayed, says_good(response.status()).then_some(true)),
+                        Verdict::Pass => (RefreshReport::Replayed, shows_acceptance(response.status()).then_some(true)),
                     };
                     if let Some(accepted) = accepted {
                         session().cell().replayed(generation, accepted);
@@ -363,23 +358,22 @@ where
     }
 }
 
-/// The session whose token a request is to carry, and how its target spells its origin; `None` where it is to pass
-/// untouched. A session that came with the request is moved to `own`.
+/// Finds the session whose token a request is to carry; `None` if the request is to pass untouched. A session in the
+/// request's extensions is moved to `own`.
 fn find_session<'a, Svc, S: SessionSource, B>(
     setup: &'a Setup<Svc, S>,
     request: &mut Request<B>,
     own: &'a mut Option<Session>,
-) -> Option<(&'a Session, Spelling)> {
-    let spelling = setup.options.origins.covers(request.uri())?;
-    if request.extensions().get::<SkipAuth>().is_some() {
+) -> Option<&'a Session> {
+    if !setup.options.origins.covers(request.uri()) || request.extensions().get::<SkipAuth>().is_some() {
         return None;
     }
     let session = match setup.source.shared() {
         Some(session) => session,
         None => own.insert(request.extensions_mut().remove::<Session>()?),
     };
-    // Its own refresh call, sent through its own layer by mistake.
-    (!session.cell().is_refreshing_here()).then_some((session, spelling))
+    // The session's own refresh call, sent through its own layer by mistake, passes.
+    (!session.cell().is_refreshing_here()).then_some(session)
 }
 
 fn newer_tokens(
@@ -392,9 +386,9 @@ fn newer_tokens(
     Box::pin(Arc::clone(session.cell()).wait_for_newer_tokens(epoch, generation, trigger, deadline))
 }
 
-/// Whether an answer says that the token is good. A server's own failure says nothing of it, nor does a 401 for another
-/// reason.
-fn says_good(status: StatusCode) -> bool {
+/// Returns `true` if a response with this status, which is no challenge, shows that the API accepted the token. A
+/// server error doesn't, nor does a 401 for another reason.
+fn shows_acceptance(status: StatusCode) -> bool {
     !status.is_server_error() && status != StatusCode::UNAUTHORIZED
 }
 
@@ -405,15 +399,15 @@ fn reported<ResB>(mut response: Response<ResB>, report: RefreshReport) -> Respon
 }
 
 impl<B> Kept<B> {
-    /// Takes the body from the attempt, and the head out of its packing, with room in it for the token.
-    fn into_unreplayed(self, options: &Options) -> Result<Unreplayed<B>, NotReplayable> {
-        let mut head = self.head.rebuild(&options.origins)?;
+    /// Takes the body from the attempt and unpacks the head, with room for the token.
+    fn into_pending_replay(self, options: &Options) -> Result<PendingReplay<B>, NotReplayable> {
+        let mut head = self.head.rebuild()?;
         if !Credentials::reserve(&mut head.headers, options) {
             return Err(NotReplayable::Head);
         }
         let body = self.body.into_replay()?;
         let request = Request::from_parts(head, body);
-        Ok(Unreplayed { request, epoch: self.epoch, refused: self.generation })
+        Ok(PendingReplay { request, epoch: self.epoch, refused: self.generation })
     }
 }
 

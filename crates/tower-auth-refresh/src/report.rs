@@ -1,13 +1,13 @@
-//! [`RefreshReport`]: what happened to a response, for those who look.
+//! [`RefreshReport`]: the outcome of a challenge, in the extensions of the response.
 
 use std::fmt;
 
 use crate::refresh::NotRefreshed;
 use crate::replay::NotReplayable;
 
-/// What the middleware did about a challenged request, or why it did nothing: in the response's extensions.
+/// The outcome of a challenge, in the extensions of the response.
 ///
-/// A response that was not challenged has none.
+/// A response to a request that was not challenged has no report.
 ///
 /// ```
 /// use http::{Response, StatusCode};
@@ -24,20 +24,22 @@ use crate::replay::NotReplayable;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum RefreshReport {
-    /// This is the answer to the replay: the request was challenged, and sent again with a newer token.
+    /// The request was replayed with a newer token; this is the response to the replay.
     Replayed,
-    /// This is the answer to the replay, and it is a challenge again: the API refuses the newer token too.
+    /// The request was replayed with a newer token, and the API refuses that token too.
     ReplayRefused,
-    /// The request could not be sent again. The session refreshes all the same, for the requests to come.
+    /// The request could not be replayed. The session refreshes nonetheless, for later requests.
     NotReplayable(NotReplayable),
-    /// There was no newer token to send it with.
+    /// There was no newer token for a replay.
     NotRefreshed(NotRefreshed),
-    /// The API wants a stronger authentication than a refresh can buy (RFC 9470): the user must sign in again.
+    /// The API requires a stronger authentication of the user than a refresh provides (RFC 9470).
+    ///
+    /// The user must sign in again.
     StepUp,
 }
 
 impl RefreshReport {
-    /// The name that traces use.
+    /// Returns the name of the outcome in traces.
     pub(crate) fn as_str(&self) -> &'static str {
         match self {
             Self::Replayed => "replayed",
@@ -52,11 +54,11 @@ impl RefreshReport {
 impl fmt::Display for RefreshReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Replayed => f.write_str("the request was sent again with a newer token"),
-            Self::ReplayRefused => f.write_str("the request was sent again, and refused again"),
+            Self::Replayed => f.write_str("the request was replayed with a newer token"),
+            Self::ReplayRefused => f.write_str("the API refused the newer token of the replay too"),
             Self::NotReplayable(why) => why.fmt(f),
             Self::NotRefreshed(why) => why.fmt(f),
-            Self::StepUp => f.write_str("the API wants a stronger authentication"),
+            Self::StepUp => f.write_str("the API requires a stronger authentication of the user"),
         }
     }
 }
