@@ -1,4 +1,4 @@
-//! Threads that call through one session: `contention/{threads}/{stack}`.
+//! Concurrent calls through one session: `contention/{threads}/{stack}`.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tower_auth_refresh_benches::contention::{Contention, Shared};
 use tower_auth_refresh_benches::stack;
 
 fn contention(criterion: &mut Criterion) {
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let runtime = tokio::runtime::Runtime::new().expect("runtime starts");
     let contention = Contention::new(runtime.block_on(stack::session()));
     for threads in [1, 2, 4] {
         let mut group = criterion.benchmark_group(format!("contention/{threads}"));

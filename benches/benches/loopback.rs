@@ -4,11 +4,11 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tower_auth_refresh_benches::loopback::{Http, Server};
 use tower_auth_refresh_benches::stack;
 
-/// Requests of one iteration.
+/// Requests per iteration.
 const REQUESTS: usize = 6400;
 
 fn loopback(criterion: &mut Criterion) {
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let runtime = tokio::runtime::Runtime::new().expect("runtime starts");
     let (server, session) = runtime.block_on(async { (Server::start().await, stack::session().await) });
     for (name, http) in [("h1", Http::H1), ("h2", Http::H2)] {
         let (bare, ours) = server.clients(http, &session);

@@ -1,4 +1,4 @@
-//! What a call costs when nothing is wrong: `overhead/{shape}/{stack}`.
+//! The cost of a call that succeeds at the first attempt: `overhead/{shape}/{stack}`.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tower_auth_refresh_benches::shape::{Requests, Shape};
 use tower_auth_refresh_benches::stack;
 
 fn overhead(criterion: &mut Criterion) {
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let runtime = tokio::runtime::Runtime::new().expect("runtime starts");
     let session = runtime.block_on(stack::session());
     let requests = Requests::new(session.clone());
     for shape in Shape::ALL {

@@ -1,10 +1,10 @@
-//! So many callers whose token has expired, all at once: `stampede/{callers}/{ours,bare_twice}`.
+//! Concurrent callers whose token has expired: `stampede/{callers}/{ours,bare_twice}`.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use tower_auth_refresh_benches::stampede;
 
 fn stampede(criterion: &mut Criterion) {
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let runtime = tokio::runtime::Runtime::new().expect("runtime starts");
     for callers in [10, 100, 1_000, 10_000, 100_000] {
         let mut group = criterion.benchmark_group(format!("stampede/{callers}"));
         group.bench_function("bare_twice", |bencher| {

@@ -1,10 +1,10 @@
-//! 64 MiB in frames of 16 KiB over loopback: `upload/{bare,under_limit,over_limit,replayed}`.
+//! Uploads of 64 MiB in frames of 16 KiB over loopback: `upload/{bare,under_limit,over_limit,replayed}`.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tower_auth_refresh_benches::upload::{LENGTH, Upload, Uploads};
 
 fn upload(criterion: &mut Criterion) {
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let runtime = tokio::runtime::Runtime::new().expect("runtime starts");
     let uploads = runtime.block_on(Uploads::new());
     let mut group = criterion.benchmark_group("upload");
     group.throughput(Throughput::Bytes(LENGTH as u64)).sample_size(20);

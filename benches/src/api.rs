@@ -1,4 +1,4 @@
-//! [`Api`]: the service at the bottom of every stack.
+//! [`Api`]: the innermost service of every stack.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -12,11 +12,11 @@ use http_body::Body;
 use http_body_util::Empty;
 use tower::Service;
 
-/// Reads the request's body to its end and answers 200 at once.
+/// A service that reads the request's body to its end and responds with 200 immediately.
 pub struct Api<E = Infallible>(PhantomData<fn() -> E>);
 
 impl<E> Api<E> {
-    /// An API whose error type is the stack's choice: it never fails.
+    /// Creates a service that never fails; the stack chooses its error type.
     #[must_use]
     pub fn new() -> Self {
         Self(PhantomData)
@@ -38,24 +38,24 @@ impl<E> Clone for Api<E> {
 impl<B: Body + Unpin, E> Service<Request<B>> for Api<E> {
     type Response = Response<Empty<Bytes>>;
     type Error = E;
-    type Future = Answer<B, E>;
+    type Future = ResponseFuture<B, E>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), E>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        Answer { request, error: PhantomData }
+        ResponseFuture { request, error: PhantomData }
     }
 }
 
-/// The future of a call to an [`Api`].
-pub struct Answer<B, E> {
+/// The response future of [`Api`].
+pub struct ResponseFuture<B, E> {
     request: Request<B>,
     error: PhantomData<fn() -> E>,
 }
 
-impl<B: Body + Unpin, E> Future for Answer<B, E> {
+impl<B: Body + Unpin, E> Future for ResponseFuture<B, E> {
     type Output = Result<Response<Empty<Bytes>>, E>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {

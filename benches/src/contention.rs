@@ -1,4 +1,4 @@
-//! What a call costs when several threads make theirs through one session.
+//! The cost of a call when several threads share one session.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,39 +17,39 @@ use crate::rounds::Median;
 use crate::shape::{Body, Requests, Shape};
 use crate::stack::{self, Candidate, TOKEN};
 
-/// Calls of one thread in one round: all requests are made before it begins.
+/// Calls per thread and round. All requests are built before the round starts.
 const CALLS: usize = 8192;
 
-/// The stacks that threads share a token in.
+/// A stack in which threads share a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shared {
     /// No token.
     Bare,
     /// One [`Session`].
     Ours,
-    /// The token in a `tokio` lock, as most are written.
+    /// The token in a `tokio` lock, the common approach.
     RwLock,
 }
 
-/// What `threads` share.
+/// The token that the threads share, as a session and in a lock.
 pub struct Contention {
     session: Session,
     lock: Arc<RwLock<HeaderValue>>,
 }
 
 impl Contention {
-    /// Threads will share this session.
+    /// Creates the experiment, with the session that the threads share.
     ///
     /// # Panics
     ///
     /// Never.
     #[must_use]
     pub fn new(session: Session) -> Self {
-        let value = HeaderValue::try_from(format!("Bearer {TOKEN}")).expect("a valid header");
+        let value = HeaderValue::try_from(format!("Bearer {TOKEN}")).expect("valid header value");
         Self { session, lock: Arc::new(RwLock::new(value)) }
     }
 
-    /// Nanoseconds per call, as the mean of the threads sees it: the median of the rounds, for each of `stacks`.
+    /// Returns the nanoseconds per call of each round, for each of `stacks`: the mean over the threads.
     #[must_use]
     pub fn measure<const N: usize>(&self, stacks: [Shared; N], threads: usize, rounds: usize) -> [Vec<f64>; N] {
         let mut figures = [const { Vec::new() }; N];
@@ -62,11 +62,11 @@ impl Contention {
         figures
     }
 
-    /// One round: each thread makes its calls at the same time as the others.
+    /// Runs one round, in which all threads call concurrently, and returns the nanoseconds per call.
     ///
     /// # Panics
     ///
-    /// If a thread does.
+    /// If a thread panics.
     #[must_use]
     pub fn round(&self, stack: Shared, threads: usize) -> f64 {
         let arrived = AtomicUsize::new(0);
@@ -75,14 +75,14 @@ impl Contention {
             let requests = Requests::new(self.session.clone());
             candidate.call(&mut requests.batch(Shape::Get0, 64));
             let mut batch = requests.batch(Shape::Get0, CALLS);
-            // Awake when it begins: to be woken takes about as long as all the calls.
+            // A spinning barrier: waking a parked thread takes about as long as all its calls.
             arrived.fetch_add(1, Ordering::SeqCst);
             while arrived.load(Ordering::SeqCst) < threads {
                 thread::yield_now();
             }
-            let begun = std::time::Instant::now();
+            let start = std::time::Instant::now();
             candidate.call(&mut batch);
-            begun.elapsed().as_secs_f64() * 1e9
+            start.elapsed().as_secs_f64() * 1e9
         };
         let total: f64 = thread::scope(|scope| {
             let threads: Vec<_> = (0..threads).map(|_| scope.spawn(time)).collect();
@@ -102,7 +102,7 @@ impl Contention {
     }
 }
 
-/// What contention adds: the cost over the bare call with several threads, over the same with one.
+/// Returns the effect of contention: the overhead with several threads divided by the overhead with one.
 #[must_use]
 pub fn growth(one: [&[f64]; 2], several: [&[f64]; 2]) -> f64 {
     let over_bare =

@@ -1,4 +1,4 @@
-//! What the benches measure: each experiment once, for criterion, for the instruction counts and for the report alike.
+//! The experiments, each implemented once: for criterion, for the instruction counts and for the report.
 
 pub mod api;
 pub mod contention;

@@ -27,7 +27,7 @@ use crate::stack::TOKEN;
 /// Requests in flight at any moment.
 const IN_FLIGHT: usize = 64;
 
-/// The version that connections speak.
+/// The HTTP version of the connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Http {
     /// HTTP/1.1, with keep-alive.
@@ -36,93 +36,94 @@ pub enum Http {
     H2,
 }
 
-/// A server that reads each request to its end and answers a few bytes.
+/// A server that reads each request to its end and responds with a few bytes.
 pub struct Server {
     address: SocketAddr,
-    /// So many requests are to be refused as expired.
+    /// The number of requests still to refuse as expired.
     refuse: Arc<AtomicUsize>,
 }
 
 impl Server {
-    /// Serves from now on, for as long as the runtime lives.
+    /// Starts a server that runs until the runtime is dropped.
     ///
     /// # Panics
     ///
-    /// If there is no free port.
+    /// If no port is free.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
-        let address = listener.local_addr().expect("bound");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("free port");
+        let address = listener.local_addr().expect("bound listener");
         let refuse = Arc::new(AtomicUsize::new(0));
         tokio::spawn(accept(listener, Arc::clone(&refuse)));
         Self { address, refuse }
     }
 
-    /// Refuses the next request as expired, once its body has been read.
+    /// Refuses the next request as expired, after reading its body.
     pub fn refuse_next(&self) {
         self.refuse.store(1, Ordering::SeqCst);
     }
 
-    /// The address of a path.
+    /// Returns the URL of `path`.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    /// A layer for this server.
+    /// Returns the middleware's layer for this server.
     ///
     /// # Panics
     ///
     /// Never.
     #[must_use]
     pub fn layer(&self, session: &Session) -> AuthRefreshLayer {
-        AuthRefreshLayer::new(session.clone(), Origin::parse(&self.url("")).expect("loopback"))
+        AuthRefreshLayer::new(session.clone(), Origin::parse(&self.url("")).expect("loopback origin"))
     }
 
-    /// A bare client, whose caller writes the token's header by hand, or the same bytes would not cross the wire; and
-    /// one with the middleware over it.
+    /// Returns a bare client and a client with the middleware.
+    ///
+    /// The bare client sets a constant token header, so that both clients send the same bytes.
     ///
     /// # Panics
     ///
     /// Never.
     #[must_use]
     pub fn clients(&self, http: Http, session: &Session) -> (impl Get + use<>, impl Get + use<>) {
-        let mut token = HeaderValue::try_from(format!("Bearer {TOKEN}")).expect("a token");
+        let mut token = HeaderValue::try_from(format!("Bearer {TOKEN}")).expect("valid header value");
         token.set_sensitive(true);
-        let by_hand = move |mut request: Request<Full<Bytes>>| {
+        let set_token = move |mut request: Request<Full<Bytes>>| {
             request.headers_mut().insert(AUTHORIZATION, token.clone());
             request
         };
-        let bare = ServiceBuilder::new().map_request(by_hand).service(client(http));
+        let bare = ServiceBuilder::new().map_request(set_token).service(client(http));
         (bare, self.layer(session).layer(client(http)))
     }
 
-    /// The time of so many GETs, `IN_FLIGHT` at a time.
+    /// Sends `requests` GET requests, `IN_FLIGHT` at a time, and returns the elapsed time.
     ///
     /// # Panics
     ///
-    /// If one fails.
+    /// If a request fails.
     pub async fn get(&self, client: &impl Get, requests: usize) -> Duration {
         let url = self.url("/");
-        let begun = Instant::now();
+        let start = Instant::now();
         let calls = (0..IN_FLIGHT).map(|_| {
             let (mut client, url) = (client.clone(), url.clone());
             tokio::spawn(async move {
                 for _ in 0..requests / IN_FLIGHT {
-                    let request = Request::get(&url).body(Full::default()).expect("valid");
-                    let response = client.ready().await.expect("ready").call(request).await.expect("answered");
+                    let request = Request::get(&url).body(Full::default()).expect("valid request");
+                    let response = client.ready().await.expect("ready").call(request).await.expect("response");
                     assert_eq!(response.status(), StatusCode::OK);
-                    response.into_body().collect().await.expect("a whole answer");
+                    response.into_body().collect().await.expect("complete body");
                 }
             })
         });
         for call in calls.collect::<Vec<_>>() {
             call.await.expect("no caller panics");
         }
-        begun.elapsed()
+        start.elapsed()
     }
 }
 
-/// A client for GETs.
+/// A client for GET requests.
 pub trait Get:
     Service<Request<Full<Bytes>>, Response = Response<Incoming>, Error: fmt::Debug, Future: Send> + Clone + Send + 'static
 {
@@ -136,7 +137,7 @@ impl<S> Get for S where
 {
 }
 
-/// A client that speaks this version.
+/// Returns a client for one HTTP version.
 #[must_use]
 pub fn client<B>(http: Http) -> Client<HttpConnector, B>
 where

@@ -1,24 +1,23 @@
-//! What a call costs over the bare one, when nothing is wrong.
+//! The overhead of a stack: the cost of a successful call minus the cost of the bare call.
 
 use crate::rounds::Median;
 use crate::shape::{Requests, Shape};
 use crate::stack::Candidate;
 
-/// Calls of one stack in a row. Short, so that whatever disturbs one stack disturbs all of them.
+/// Consecutive calls of one stack. Few, so that a disturbance affects all stacks alike.
 const CALLS: u64 = 512;
 
-/// The first of `candidates` is the bare call. Returns its cost in nanoseconds, then of each other what it costs over
-/// it.
+/// Returns the cost of the bare call, the first of `candidates`, then the overheads of the others, in nanoseconds.
 ///
 /// # Panics
 ///
-/// Without a candidate.
+/// If `candidates` is empty.
 #[must_use]
 pub fn overhead(candidates: &mut [Candidate], requests: &Requests, shape: Shape, rounds: usize) -> Vec<Median> {
     let mut figures = vec![Vec::with_capacity(rounds); candidates.len()];
     for round in 0..rounds {
         let mut costs = vec![0.; candidates.len()];
-        // Each round begins with another stack, so that none always follows the same one.
+        // Each round starts with a different stack, so that the order favours none.
         for i in 0..candidates.len() {
             let i = (i + round) % candidates.len();
             #[expect(clippy::cast_precision_loss, reason = "a few hundred calls")]

@@ -1,4 +1,4 @@
-//! Many sessions by key: how much memory one takes, and how long it takes to find.
+//! A registry of many sessions: the memory that each takes, and the time of a lookup.
 
 use std::time::{Duration, Instant};
 
@@ -8,55 +8,57 @@ use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken
 
 use crate::rounds::Median;
 
-/// How many sessions there are.
+/// The numbers of sessions that are measured.
 pub const SIZES: [u64; 3] = [1_000, 100_000, 1_000_000];
 
-/// Look-ups of one round: so few that a round is seldom interrupted.
-pub const LOOK_UPS: u32 = 512;
+/// Lookups per round: few, so that most rounds run without an interruption.
+pub const LOOKUPS: u32 = 512;
 
-/// Signs so many users in, `0..count`. Their tokens are in memory alone.
+/// Creates a registry and signs in the users `0..count`. Tokens are stored only in memory.
 ///
 /// # Panics
 ///
-/// Outside a runtime.
+/// If called outside a Tokio runtime.
 pub async fn fill(count: u64) -> SessionRegistry<u64> {
     let refresh = service_fn(|request: RefreshRequest| async move { Ok::<_, RefreshError>(request.tokens().clone()) });
-    let capacity = usize::try_from(count).expect("as many as there is memory for");
-    let sessions =
-        SessionRegistry::builder(Session::builder(refresh)).max_sessions(capacity).build().expect("in a runtime");
+    let max_sessions = usize::try_from(count).expect("fits into memory");
+    let sessions = SessionRegistry::builder(Session::builder(refresh))
+        .max_sessions(max_sessions)
+        .build()
+        .expect("inside a runtime");
     for user in 0..count {
-        sessions.sign_in(user, tokens(user)).await.expect("there is room");
+        sessions.sign_in(user, tokens(user)).await.expect("below the limit");
     }
     sessions.wait_idle().await;
     sessions
 }
 
-/// A user's own: an access token of 230 bytes and a refresh token of 64.
+/// Returns a distinct access token of 230 bytes and refresh token of 64 bytes for each user.
 fn tokens(user: u64) -> Tokens {
     let access = AccessToken::new(format!("{user:0>230}")).expect("visible ASCII");
     let refresh = RefreshToken::new(format!("{user:0>64}")).expect("visible ASCII");
     Tokens::new(access, refresh)
 }
 
-/// How long a round of look-ups takes in all, of users at random.
+/// Looks up [`LOOKUPS`] random users and returns the total time.
 ///
 /// # Panics
 ///
-/// If one isn't found at once.
+/// If a session isn't found at the first poll.
 #[must_use]
-pub fn look_up(sessions: &SessionRegistry<u64>, count: u64) -> Duration {
-    // Made before, so that only the look-ups are timed.
-    let users: Vec<u64> = (0..LOOK_UPS).map(|_| fastrand::u64(..count)).collect();
-    let begun = Instant::now();
+pub fn time_lookups(sessions: &SessionRegistry<u64>, count: u64) -> Duration {
+    // Chosen beforehand, so that only the lookups are timed.
+    let users: Vec<u64> = (0..LOOKUPS).map(|_| fastrand::u64(..count)).collect();
+    let start = Instant::now();
     for user in &users {
-        let found = sessions.get(user).now_or_never().expect("at the first poll");
+        let found = sessions.get(user).now_or_never().expect("ready at the first poll");
         assert!(found.is_ok_and(|session| session.is_some()));
     }
-    begun.elapsed()
+    start.elapsed()
 }
 
-/// Nanoseconds per look-up: the median of the rounds.
+/// Returns the nanoseconds per lookup: the median of the rounds.
 #[must_use]
-pub fn look_ups(sessions: &SessionRegistry<u64>, count: u64, rounds: usize) -> Median {
-    Median::of((0..rounds).map(|_| look_up(sessions, count).as_secs_f64() * 1e9 / f64::from(LOOK_UPS)))
+pub fn lookup_ns(sessions: &SessionRegistry<u64>, count: u64, rounds: usize) -> Median {
+    Median::of((0..rounds).map(|_| time_lookups(sessions, count).as_secs_f64() * 1e9 / f64::from(LOOKUPS)))
 }

@@ -1,32 +1,32 @@
-//! Ratios that hold on a noisy machine: what is compared runs in turns, in short rounds, and each round gives one
-//! ratio of its own.
+//! Ratios that are robust on a noisy machine: the two sides take turns in short rounds, and each round yields a ratio.
 
 use std::time::{Duration, Instant};
 
-/// How wide an interval may be that a figure near 1 is judged by.
-pub const PRECISE: f64 = 0.04;
+/// The largest width of a confidence interval that is precise enough for a ratio near 1.
+pub const MAX_INTERVAL: f64 = 0.04;
 
-/// Rounds that are played in any case, and between two looks at the interval.
-const FEWEST: usize = 40;
+/// The minimum number of rounds, and the number of rounds between two evaluations of the interval.
+const MIN_ROUNDS: usize = 40;
 
-/// The median of some figures, and the interval that holds the true one with 95 % confidence.
+/// A median with its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Median {
     /// The median itself.
     pub value: f64,
-    /// The interval's lower end.
+    /// The lower end of the interval.
     pub low: f64,
-    /// The interval's upper end.
+    /// The upper end of the interval.
     pub high: f64,
 }
 
 impl Median {
-    /// Of figures that are independent of each other. The interval is the sign test's: it assumes nothing of how they
-    /// are distributed.
+    /// Computes the median of independent figures.
+    ///
+    /// The interval is that of the sign test, which makes no assumption about the distribution.
     ///
     /// # Panics
     ///
-    /// Without any.
+    /// If there are no figures.
     #[must_use]
     pub fn of(figures: impl IntoIterator<Item = f64>) -> Self {
         let mut figures: Vec<f64> = figures.into_iter().collect();
@@ -37,26 +37,27 @@ impl Median {
         Self { value, low: figures[reach], high: figures[n - 1 - reach] }
     }
 
-    /// How wide the interval is.
+    /// Returns the width of the interval.
     #[must_use]
     pub fn width(self) -> f64 {
         self.high - self.low
     }
 }
 
-/// How much time `other` takes in relation to `one`, the two taking turns for as long as it takes to know it within
-/// [`PRECISE`], or until `patience` is at its end.
+/// Measures the time of `other` divided by that of `one`.
+///
+/// The two take turns until the interval is at most [`MAX_INTERVAL`] wide or `time_limit` has passed.
 pub async fn ratio(
     mut one: impl AsyncFnMut() -> Duration,
     mut other: impl AsyncFnMut() -> Duration,
-    patience: Duration,
+    time_limit: Duration,
 ) -> Median {
-    // To warm up connections and caches.
+    // Warms up connections and caches.
     for _ in 0..3 {
         one().await;
         other().await;
     }
-    let begun = Instant::now();
+    let start = Instant::now();
     let mut ratios = Vec::new();
     loop {
         let (one, other) = if ratios.len() % 2 == 0 {
@@ -67,23 +68,25 @@ pub async fn ratio(
             (one().await, other)
         };
         ratios.push(other.as_secs_f64() / one.as_secs_f64());
-        let late = begun.elapsed() > patience;
-        if ratios.len() >= FEWEST && (late || ratios.len() % FEWEST == 0) {
+        let timed_out = start.elapsed() > time_limit;
+        if ratios.len() >= MIN_ROUNDS && (timed_out || ratios.len() % MIN_ROUNDS == 0) {
             let median = Median::of(ratios.iter().copied());
-            if late || median.width() <= PRECISE {
+            if timed_out || median.width() <= MAX_INTERVAL {
                 return median;
             }
         }
     }
 }
 
-/// Up to so many figures the binomial distribution can be summed up; with more its first term is too small for a number,
-/// and the normal distribution as good.
-const EXACT: usize = 1000;
+/// The largest number of figures for which the binomial distribution is summed.
+///
+/// Beyond it, the first term underflows `f64`, and the normal approximation is accurate enough.
+const MAX_EXACT: usize = 1000;
 
-/// The largest `k` such that the `k`-th smallest and largest of `n` figures hold the median between them with 95 %.
+/// Returns the largest index `k`, counted from 0, such that the `k`-th smallest and `k`-th largest of `n` figures
+/// enclose the median with 95 % confidence.
 fn sign_test_reach(n: usize) -> usize {
-    if n > EXACT {
+    if n > MAX_EXACT {
         #[expect(
             clippy::cast_precision_loss,
             clippy::cast_possible_truncation,
@@ -92,7 +95,7 @@ fn sign_test_reach(n: usize) -> usize {
         )]
         return (n as f64 / 2. - 0.98 * (n as f64).sqrt()) as usize;
     }
-    // The binomial distribution of `n` tosses of a coin, summed up from below.
+    // The cumulative binomial distribution of `n` fair coin tosses.
     let mut term = 0.5_f64.powi(i32::try_from(n).expect("few rounds"));
     let mut below = term;
     let mut k = 0;
@@ -111,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_interval_is_that_of_the_tables() {
+    fn the_interval_matches_published_tables() {
         // The order statistics of the sign test at 95 %, counted from 1: 2..9 of 10, 6..15 of 20, 40..61 of 100.
         for (n, low, high) in [(10, 2., 9.), (20, 6., 15.), (100, 40., 61.)] {
             let median = Median::of((1..=n).map(f64::from));
@@ -120,14 +123,14 @@ mod tests {
     }
 
     #[test]
-    fn the_interval_of_many_figures_goes_on_from_that_of_few() {
+    fn the_exact_and_the_approximate_interval_agree() {
         let width = |n| Median::of((1..=n).map(f64::from)).width();
         assert!((0.95..1.05).contains(&(width(1001) / width(1000))));
         assert!((1.9..2.1).contains(&(width(40_000) / width(10_000))));
     }
 
     #[test]
-    fn the_median_of_an_even_number_lies_between() {
+    fn the_median_of_an_even_number_is_the_midpoint() {
         let median = Median::of([3., 1., 2., 10.]);
         assert!((median.value - 2.5).abs() < f64::EPSILON);
         assert_eq!((median.low, median.high), (1., 10.));

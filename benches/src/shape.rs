@@ -12,16 +12,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tower_auth_refresh::Session;
 
-/// Where all requests go.
+/// The origin of all requests.
 pub const ORIGIN: &str = "https://api.example.com";
 
-/// The body of every call, as the caller gives it.
+/// The type of the request bodies that callers send.
 pub type Body = Full<Bytes>;
 
 /// A kind of request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// GET without a body or a header.
+    /// GET without a body or headers.
     Get0,
     /// GET without a body, 6 headers.
     Get6,
@@ -29,18 +29,18 @@ pub enum Shape {
     Post6,
     /// POST of 1 KiB, 15 headers.
     Post15,
-    /// As `Post15`, its head parsed by a hyper server.
+    /// As `Post15`, with a head that was parsed by a hyper server.
     Post15Parsed,
     /// As `Get6`, with a session in its extensions.
     PerRequest,
 }
 
 impl Shape {
-    /// All of them.
+    /// All shapes.
     pub const ALL: [Self; 6] =
         [Self::Get0, Self::Get6, Self::Post6, Self::Post15, Self::Post15Parsed, Self::PerRequest];
 
-    /// The name in benches and reports.
+    /// Returns the name in benches and reports.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -69,7 +69,7 @@ impl Shape {
     }
 }
 
-/// Headers that an app and a gateway send, the common ones first.
+/// Headers that apps and gateways send, the most common ones first.
 const HEADERS: [(&str, &str); 15] = [
     ("accept", "application/json"),
     ("content-type", "application/json"),
@@ -90,7 +90,7 @@ const HEADERS: [(&str, &str); 15] = [
 
 const PATH: &str = "/v1/users/42/orders?limit=20";
 
-/// Makes requests.
+/// Builds requests.
 pub struct Requests {
     session: Session,
     body: Bytes,
@@ -98,38 +98,39 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// `session`: the one that requests of their own session carry.
+    /// Creates a builder. Requests of the shape [`Shape::PerRequest`] carry `session`.
     ///
     /// # Panics
     ///
-    /// If there is no runtime to be had.
+    /// If a runtime can't be created.
     #[must_use]
     pub fn new(session: Session) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime needs no driver here");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime without drivers");
         Self { session, body: Bytes::from(vec![b'x'; 1024]), runtime }
     }
 
-    /// `n` requests, each made anew.
+    /// Builds `n` requests.
     #[must_use]
     pub fn batch(&self, shape: Shape, n: usize) -> Vec<Request<Body>> {
         if shape == Shape::Post15Parsed {
             return self.runtime.block_on(self.parsed(n));
         }
-        (0..n).map(|_| self.fresh(shape)).collect()
+        (0..n).map(|_| self.build(shape)).collect()
     }
 
-    fn fresh(&self, shape: Shape) -> Request<Body> {
+    fn build(&self, shape: Shape) -> Request<Body> {
         let method = shape.method();
-        // Made from a vector, as the output of a serializer is.
+        // From a vector, like the output of a serializer.
         let body = if method == Method::POST { Full::from(self.body.to_vec()) } else { Full::default() };
-        let mut request = Request::builder().method(method).uri(format!("{ORIGIN}{PATH}")).body(body).expect("valid");
+        let mut request =
+            Request::builder().method(method).uri(format!("{ORIGIN}{PATH}")).body(body).expect("valid request");
         if shape.headers() > 0 {
-            // Or it would grow just by the token's, at the cost of all the rest, in every stack alike.
+            // Otherwise the token's header would make the map grow, in every stack, and obscure all other costs.
             request.headers_mut().reserve(shape.headers() + 1);
         }
         for (name, value) in &HEADERS[..shape.headers()] {
-            // From text, as most requests are made: values of `from_static` would make cloning them look cheap.
-            let value = HeaderValue::from_str(value).expect("valid");
+            // From text, like most requests: values made by `from_static` are cheaper to clone.
+            let value = HeaderValue::from_str(value).expect("valid header value");
             request.headers_mut().insert(HeaderName::from_static(name), value);
         }
         if shape == Shape::PerRequest {
@@ -138,7 +139,7 @@ impl Requests {
         request
     }
 
-    /// Sends them through a connection to a hyper server, and aims what it parsed at the API as a gateway does.
+    /// Sends `n` requests to a hyper server and returns them as parsed, with the API's origin, like a gateway.
     async fn parsed(&self, n: usize) -> Vec<Request<Body>> {
         let (mut client, server) = tokio::io::duplex(64 * 1024);
         let (sender, mut receiver) = mpsc::unbounded_channel();
@@ -160,16 +161,16 @@ impl Requests {
             text.push_str("\r\n");
             let mut requests = Vec::with_capacity(n);
             for _ in 0..n {
-                client.write_all(text.as_bytes()).await.expect("the server reads on");
-                client.write_all(&self.body).await.expect("the server reads on");
-                let mut request = receiver.recv().await.expect("the server is there");
+                client.write_all(text.as_bytes()).await.expect("open connection");
+                client.write_all(&self.body).await.expect("open connection");
+                let mut request = receiver.recv().await.expect("parsed request");
                 let mut target = request.uri().clone().into_parts();
                 target.scheme = Some(Scheme::HTTPS);
                 target.authority = Some(Authority::from_static("api.example.com"));
-                *request.uri_mut() = Uri::from_parts(target).expect("valid");
+                *request.uri_mut() = Uri::from_parts(target).expect("valid URI");
                 requests.push(request);
-                let mut answer = [0; 1024];
-                let _ = client.read(&mut answer).await.expect("the server answers");
+                let mut response = [0; 1024];
+                let _ = client.read(&mut response).await.expect("response");
             }
             drop(client);
             requests

@@ -1,4 +1,4 @@
-//! The stacks that are measured, and how one is called.
+//! The stacks that are measured, and the function that calls a stack.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -15,10 +15,10 @@ use tower_auth_refresh::{
 };
 use tower_http::auth::AddAuthorizationLayer;
 
-use crate::api::{Answer, Api};
+use crate::api::{Api, ResponseFuture};
 use crate::shape::{Body, ORIGIN, Requests, Shape};
 
-/// An access token of ordinary size: as long as a signed JWT with a handful of claims.
+/// An access token of ordinary size: the length of a signed JWT with a few claims.
 pub const TOKEN: &str = concat!(
     "eyJhbGciOiJFUzI1NiIsInR5cCI6ImF0K2p3dCIsImtpZCI6IjIwMjYtMDEifQ.",
     "eyJpc3MiOiJodHRwczovL2F1dGguZXhhbXBsZS5jb20iLCJzdWIiOiI0MiIsImF1ZCI6ImFwaSIsImV4cCI6MTc5MDAwMDAwMCwi",
@@ -26,20 +26,20 @@ pub const TOKEN: &str = concat!(
     "c2lnbmF0dXJlLXNpZ25hdHVyZS1zaWduYXR1cmUtc2lnbmF0dXJlLXNpZ25hdHVyZS1zaWduYXR1cmUtc2lnbmF0",
 );
 
-/// How many requests are made ahead, outside of what is timed: few enough to stay in the caches.
+/// Requests that are built ahead, outside the timed part: few enough to fit into the CPU's caches.
 const BATCH: usize = 64;
 
-/// One of the stacks that are measured beside each other.
+/// A named stack that takes part in a comparison.
 pub struct Candidate {
     name: &'static str,
     call: Box<Calls>,
 }
 
-/// Makes these calls, one after the other.
+/// Sends the requests one after the other.
 type Calls = dyn FnMut(&mut Vec<Request<Body>>);
 
 impl Candidate {
-    /// `service` under a name. It must answer at once.
+    /// Creates a candidate from a service, which must respond at the first poll.
     pub fn new<S, R>(name: &'static str, mut service: S) -> Self
     where
         S: Service<Request<Body>, Response = Response<R>> + 'static,
@@ -50,41 +50,41 @@ impl Candidate {
         }
     }
 
-    /// The name in benches and reports.
+    /// Returns the name in benches and reports.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Makes these calls, one after the other.
+    /// Sends the requests one after the other.
     pub fn call(&mut self, requests: &mut Vec<Request<Body>>) {
         (self.call)(requests);
     }
 
-    /// The time that `n` calls take, making the requests aside.
+    /// Returns the time of `n` calls, without building the requests.
     ///
     /// # Panics
     ///
-    /// If one isn't answered with 200 at once.
+    /// If a call doesn't return a 200 at the first poll.
     pub fn time(&mut self, requests: &Requests, shape: Shape, n: u64) -> Duration {
-        let mut left = usize::try_from(n).expect("as many as fit into memory");
+        let mut left = usize::try_from(n).expect("fits into memory");
         let mut time = Duration::ZERO;
         while left > 0 {
             let mut batch = requests.batch(shape, left.min(BATCH));
             left -= batch.len();
-            let begun = Instant::now();
+            let start = Instant::now();
             self.call(&mut batch);
-            time += begun.elapsed();
+            time += start.elapsed();
         }
         time
     }
 }
 
-/// One call as a caller makes it: ready, call, poll until it is answered, drop the answer.
+/// Makes one complete call: `poll_ready`, `call`, one poll of the future, drop of the response.
 ///
 /// # Panics
 ///
-/// If it isn't answered with 200 at the first poll.
+/// If the call doesn't return a 200 at the first poll.
 #[inline]
 pub fn call<S, R, B>(service: &mut S, request: Request<B>)
 where
@@ -95,11 +95,11 @@ where
     let future = pin!(service.call(request));
     match future.poll(&mut cx) {
         Poll::Ready(Ok(response)) => assert_eq!(black_box(response).status(), StatusCode::OK),
-        _ => panic!("answered at once"),
+        _ => panic!("no response at the first poll"),
     }
 }
 
-/// The stacks that need nothing but `tower` and `tower-http`.
+/// Returns the stacks that need only `tower` and `tower-http`, the bare one first.
 #[must_use]
 pub fn light(shape: Shape, session: &Session) -> Vec<Candidate> {
     let ours = match shape {
@@ -114,25 +114,25 @@ pub fn light(shape: Shape, session: &Session) -> Vec<Candidate> {
     ]
 }
 
-/// How many bytes the middleware's future has beyond those of the inner future and the inner service.
+/// Returns the size of the middleware's future, less the sizes of the inner future and the inner service.
 ///
 /// # Panics
 ///
 /// Never.
 #[must_use]
 pub fn future_size(session: &Session) -> usize {
-    let request = Request::get(ORIGIN).body(Body::default()).expect("valid");
+    let request = Request::get(ORIGIN).body(Body::default()).expect("valid request");
     let ours = ours(session).layer(<Api>::new()).call(request);
-    size_of_val(&ours) - size_of::<Answer<ReplayBody<Body>, Infallible>>() - size_of::<Api>()
+    size_of_val(&ours) - size_of::<ResponseFuture<ReplayBody<Body>, Infallible>>() - size_of::<Api>()
 }
 
-/// The middleware that this is all about.
+/// Returns the middleware's layer.
 #[must_use]
 pub fn ours(session: &Session) -> AuthRefreshLayer {
     AuthRefreshLayer::new(session.clone(), origin())
 }
 
-/// A naive replay: `tower`'s retry of a 401, with a token that never changes.
+/// Wraps `inner` in a naive replay: `tower`'s retry of a 401, with a constant token.
 pub fn tower_retry<S, R>(inner: S) -> impl Service<Request<Body>, Response = Response<R>>
 where
     S: Service<Request<Body>, Response = Response<R>> + Clone,
@@ -140,35 +140,35 @@ where
     RetryLayer::new(RetryOnce { retried: false }).layer(AddAuthorizationLayer::bearer(TOKEN).layer(inner))
 }
 
-/// The origin of [`ORIGIN`].
+/// Returns [`ORIGIN`], parsed.
 ///
 /// # Panics
 ///
 /// Never.
 #[must_use]
 pub fn origin() -> Origin {
-    Origin::parse(ORIGIN).expect("an origin")
+    Origin::parse(ORIGIN).expect("valid origin")
 }
 
-/// A session that is signed in and refreshes with whatever `refresh` does.
+/// Creates a session that is signed in and never has to refresh.
 ///
 /// # Panics
 ///
-/// Outside a runtime.
+/// If called outside a Tokio runtime.
 pub async fn session() -> Session {
     let refresh =
-        service_fn(|_: RefreshRequest| async { Err::<Tokens, _>(RefreshError::unavailable("not in a bench")) });
+        service_fn(|_: RefreshRequest| async { Err::<Tokens, _>(RefreshError::unavailable("unexpected refresh")) });
     Session::builder(refresh).tokens(tokens(TOKEN)).build().await.expect("memory stores don't fail")
 }
 
-/// Tokens with this access token.
+/// Creates tokens with the given access token.
 ///
 /// # Panics
 ///
-/// If that isn't one.
+/// If `access` isn't a valid token.
 #[must_use]
 pub fn tokens(access: &str) -> Tokens {
-    Tokens::new(AccessToken::new(access).expect("a token"), RefreshToken::new("r").expect("a token"))
+    Tokens::new(AccessToken::new(access).expect("valid token"), RefreshToken::new("r").expect("valid token"))
 }
 
 #[derive(Clone)]

@@ -1,4 +1,4 @@
-//! Many callers find out at once that their token has expired.
+//! A stampede: the requests of many callers are refused at the same moment because the token has expired.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -21,21 +21,23 @@ use tower_auth_refresh::{RefreshError, RefreshRequest, Session};
 use crate::shape::ORIGIN;
 use crate::stack;
 
-/// How long the refresh takes.
-pub const REFRESH: Duration = Duration::from_millis(20);
+/// The duration of a refresh.
+pub const REFRESH_TIME: Duration = Duration::from_millis(20);
 
-/// What came of a stampede.
+/// The outcome of a stampede.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
-    /// From the first call to the last answer.
+    /// The time from the first call to the last response.
     pub wall: Duration,
-    /// How often a refresh was called.
+    /// The number of refreshes.
     pub refreshes: usize,
-    /// Callers that got anything but a 200 in the end.
+    /// The number of callers whose final response was not a 200.
     pub failures: usize,
 }
 
-/// An API that refuses the first tokens, and answers nobody before all callers have come: all 401s at once.
+/// An API that refuses the first token, and holds its responses until all callers have sent a request.
+///
+/// All 401s are returned at the same moment.
 #[derive(Clone)]
 pub struct Gated {
     state: Arc<GateState>,
@@ -51,14 +53,14 @@ struct GateState {
 }
 
 impl Gated {
-    /// For so many callers, of whom those with `expired` are refused.
+    /// Creates an API for `callers` callers that refuses requests with the token `expired`.
     ///
     /// # Panics
     ///
-    /// If that can't be a token.
+    /// If `expired` isn't a valid token.
     #[must_use]
     pub fn new(callers: usize, expired: &str) -> Self {
-        let expired = HeaderValue::try_from(format!("Bearer {expired}")).expect("a token");
+        let expired = HeaderValue::try_from(format!("Bearer {expired}")).expect("valid token");
         let state = GateState {
             callers,
             arrived: AtomicUsize::new(0),
@@ -69,7 +71,7 @@ impl Gated {
         Self { state: Arc::new(state) }
     }
 
-    /// How many calls were refused.
+    /// Returns the number of requests that were refused.
     #[must_use]
     pub fn refused(&self) -> usize {
         self.state.refused.load(Ordering::SeqCst)
@@ -106,40 +108,40 @@ impl<B: Body + Send + 'static> Service<Request<B>> for Gated {
     }
 }
 
-/// So many callers through the middleware, whose token has expired.
+/// Runs `callers` callers, whose token has expired, through the middleware.
 ///
 /// # Panics
 ///
-/// If a caller's task does.
+/// If a caller's task panics.
 pub async fn ours(callers: usize) -> Outcome {
     let refreshes = Arc::new(AtomicUsize::new(0));
-    let session = session(&refreshes, || tokio::time::sleep(REFRESH)).await;
+    let session = session(&refreshes, || tokio::time::sleep(REFRESH_TIME)).await;
     let client = stack::ours(&session).layer(Gated::new(callers, "a1"));
-    let begun = Instant::now();
+    let start = Instant::now();
     let failures = call_all(callers, &client, 1).await;
-    Outcome { wall: begun.elapsed(), refreshes: refreshes.load(Ordering::SeqCst), failures }
+    Outcome { wall: start.elapsed(), refreshes: refreshes.load(Ordering::SeqCst), failures }
 }
 
-/// So many callers without any middleware, who make their call twice.
+/// Runs `callers` callers without middleware, each of which calls twice, and returns the time.
 pub async fn bare_twice(callers: usize) -> Duration {
     let api = Gated::new(callers, "a1");
-    let begun = Instant::now();
+    let start = Instant::now();
     call_all(callers, &api, 2).await;
-    begun.elapsed()
+    start.elapsed()
 }
 
-/// What the refresh takes where nothing else goes on: a timer of `tokio` may strike a millisecond late or more.
+/// Returns the time of a refresh alone: a `tokio` timer may fire a millisecond late or more.
 pub async fn refresh_alone() -> Duration {
-    let begun = Instant::now();
-    tokio::time::sleep(REFRESH).await;
-    begun.elapsed()
+    let start = Instant::now();
+    tokio::time::sleep(REFRESH_TIME).await;
+    start.elapsed()
 }
 
-/// The time from the moment when the refresh is answered to the last caller's answer.
+/// Returns the time from the end of the refresh to the last caller's response.
 ///
 /// # Panics
 ///
-/// If a caller isn't served.
+/// If a caller doesn't get a 200, or more than one refresh runs.
 pub async fn release(callers: usize) -> Duration {
     let refreshes = Arc::new(AtomicUsize::new(0));
     let barrier = Arc::new(Notify::new());
@@ -157,17 +159,17 @@ pub async fn release(callers: usize) -> Duration {
     while api.refused() < callers {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    // Time for the last of them to find out that there is a refresh to wait for.
+    // Lets the last callers join the refresh.
     tokio::time::sleep(Duration::from_millis(20) + Duration::from_micros(callers as u64)).await;
-    let begun = Instant::now();
+    let start = Instant::now();
     barrier.notify_one();
     let failures = calls.await.expect("no caller panics");
-    let wall = begun.elapsed();
+    let wall = start.elapsed();
     assert_eq!((failures, refreshes.load(Ordering::SeqCst)), (0, 1));
     wall
 }
 
-/// The number of callers whose last answer wasn't a 200. Each makes `times` calls.
+/// Makes `times` calls for each caller and returns the number of callers whose last response wasn't a 200.
 async fn call_all<S, R>(callers: usize, client: &S, times: usize) -> usize
 where
     S: Service<Request<Full<Bytes>>, Response = Response<R>, Error = Infallible, Future: Send> + Clone + Send + 'static,
@@ -179,7 +181,7 @@ where
         calls.spawn(async move {
             let mut ok = false;
             for _ in 0..times {
-                let request = Request::get(format!("{ORIGIN}/")).body(Full::default()).expect("valid");
+                let request = Request::get(format!("{ORIGIN}/")).body(Full::default()).expect("valid request");
                 let Ok(response) = client.clone().oneshot(request).await;
                 ok = response.status() == StatusCode::OK;
             }

@@ -1,4 +1,4 @@
-//! A large body of many frames.
+//! Uploads of a large body in many frames.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,79 +15,81 @@ use crate::loopback::{Http, Server, client};
 use crate::shape::ORIGIN;
 use crate::stack;
 
-/// The length of the body.
+/// The length of the body in bytes.
 pub const LENGTH: usize = 64 * 1024 * 1024;
 
-/// The length of a frame.
+/// The length of a frame in bytes.
 pub const FRAME: usize = 16 * 1024;
 
-/// What is done with the body.
+/// The way in which the body is uploaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Upload {
     /// No middleware.
     Bare,
-    /// The limit lets all of it be kept.
+    /// The replay limit covers the whole body, which is kept.
     UnderLimit,
-    /// The usual limit: it stops being kept early on.
+    /// The default replay limit: recording stops early.
     OverLimit,
-    /// All of it is kept, and sent a second time.
+    /// The whole body is kept and sent a second time.
     Replayed,
 }
 
-/// The body: its length isn't known before its end, or the middleware wouldn't try to keep it.
-fn body(whole: &Bytes) -> impl Body<Data = Bytes, Error: Into<BoxError> + Send> + Send + Unpin + use<> {
-    let whole = whole.clone();
+/// Returns the body as a stream.
+///
+/// Its length isn't known in advance: otherwise the middleware wouldn't try to keep it.
+fn body(content: &Bytes) -> impl Body<Data = Bytes, Error: Into<BoxError> + Send> + Send + Unpin + use<> {
+    let content = content.clone();
     let frames =
-        (0..LENGTH / FRAME).map(move |i| Ok::<_, BoxError>(Frame::data(whole.slice(i * FRAME..(i + 1) * FRAME))));
+        (0..LENGTH / FRAME).map(move |i| Ok::<_, BoxError>(Frame::data(content.slice(i * FRAME..(i + 1) * FRAME))));
     StreamBody::new(stream::iter(frames))
 }
 
-/// Uploads to a [`Server`] over one connection.
+/// Uploads to one [`Server`].
 pub struct Uploads {
     server: Server,
     session: Session,
-    whole: Bytes,
+    content: Bytes,
 }
 
 impl Uploads {
-    /// To a server of their own.
+    /// Starts a server and creates a session.
     pub async fn new() -> Self {
-        Self { server: Server::start().await, session: session().await, whole: Bytes::from(vec![7; LENGTH]) }
+        Self { server: Server::start().await, session: session().await, content: Bytes::from(vec![7; LENGTH]) }
     }
 
-    /// The time of one upload.
+    /// Uploads the body once and returns the time.
     ///
     /// # Panics
     ///
-    /// If it fails.
+    /// If the upload fails.
     pub async fn upload(&self, upload: Upload) -> Duration {
-        let mut request = Request::post(self.server.url("/")).body(body(&self.whole)).expect("valid");
+        let mut request = Request::post(self.server.url("/")).body(body(&self.content)).expect("valid request");
         if matches!(upload, Upload::UnderLimit | Upload::Replayed) {
             request.extensions_mut().insert(ReplayLimit(LENGTH));
         }
         if upload == Upload::Replayed {
             self.server.refuse_next();
         }
-        let begun = Instant::now();
+        let start = Instant::now();
         let response = match upload {
             Upload::Bare => client(Http::H1).oneshot(request).await,
             _ => self.server.layer(&self.session).layer(client(Http::H1)).oneshot(request).await,
         };
-        let response = response.expect("answered");
+        let response = response.expect("response");
         assert_eq!(response.status(), StatusCode::OK);
-        response.into_body().collect().await.expect("a whole answer");
-        begun.elapsed()
+        response.into_body().collect().await.expect("complete body");
+        start.elapsed()
     }
 }
 
-/// How many bytes of a replayed body aren't the very bytes in memory that the caller gave.
+/// Replays an upload and returns the number of sent bytes that lie outside the caller's own buffer: copies.
 ///
 /// # Panics
 ///
-/// If it isn't replayed.
+/// If the request isn't replayed.
 pub async fn copied_bytes() -> usize {
-    let whole = Bytes::from(vec![7; LENGTH]);
-    let own = whole.as_ptr_range();
+    let content = Bytes::from(vec![7; LENGTH]);
+    let own = content.as_ptr_range();
     let attempts = Arc::new(Mutex::new(Vec::new()));
     let api = service_fn({
         let (attempts, own) = (Arc::clone(&attempts), own.start.addr()..own.end.addr());
@@ -111,15 +113,16 @@ pub async fn copied_bytes() -> usize {
         }
     });
     let mut client = stack::ours(&session().await).layer(api);
-    let request = Request::post(format!("{ORIGIN}/")).extension(ReplayLimit(LENGTH)).body(body(&whole)).expect("valid");
-    let response = client.ready().await.expect("ready").call(request).await.expect("answered");
+    let request =
+        Request::post(format!("{ORIGIN}/")).extension(ReplayLimit(LENGTH)).body(body(&content)).expect("valid request");
+    let response = client.ready().await.expect("ready").call(request).await.expect("response");
     assert_eq!(response.status(), StatusCode::OK);
     let attempts = attempts.lock().unwrap_or_else(PoisonError::into_inner);
-    assert_eq!(attempts.len(), 2, "it is replayed");
+    assert_eq!(attempts.len(), 2, "the request is replayed");
     attempts.iter().sum()
 }
 
-/// A session that gets another token at each refresh.
+/// Creates a session whose refreshes return a new access token each time.
 async fn session() -> Session {
     let refresh = service_fn(|request: RefreshRequest| async move {
         let n = request.generation().get() + 1;

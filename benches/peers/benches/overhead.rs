@@ -1,4 +1,4 @@
-//! What a call costs when nothing is wrong, with the heavy peers too: `overhead/{shape}/{stack}`.
+//! The cost of a call that succeeds at the first attempt, in all stacks: `overhead/{shape}/{stack}`.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tower_auth_refresh_benches::stack::session;
 use tower_auth_refresh_peers::stack::all;
 
 fn overhead(criterion: &mut Criterion) {
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let runtime = tokio::runtime::Runtime::new().expect("runtime starts");
     let _entered = runtime.enter();
     let session = runtime.block_on(session());
     let requests = Requests::new(session.clone());

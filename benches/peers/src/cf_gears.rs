@@ -1,4 +1,4 @@
-//! `cf-gears-toolkit-auth`, which gets its tokens from an authorization server by client credentials.
+//! `cf-gears-toolkit-auth`, which requests its tokens with the client-credentials grant.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,30 +18,30 @@ use url::Url;
 
 use crate::revocations::Tokens;
 
-/// A provider that is fed by `tokens`, over a connection on loopback, and has the first one already.
+/// Creates a provider that gets its tokens from `tokens` over loopback, and has fetched the first.
 ///
 /// # Panics
 ///
-/// If there is no free port.
+/// If no port is free.
 pub async fn provider(tokens: Arc<Tokens>) -> TokenProvider {
-    // Its client wants one, even for plain HTTP; it may have been installed before.
+    // Its HTTP client requires a crypto provider even for plain HTTP. An error means that one is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let endpoint = serve(tokens).await;
     let config = OAuthClientConfig {
-        token_endpoint: Some(Url::parse(&format!("http://{endpoint}/token")).expect("a URL")),
+        token_endpoint: Some(Url::parse(&format!("http://{endpoint}/token")).expect("valid URL")),
         client_id: "bench".into(),
         client_secret: SecretString::new("secret"),
         http_config: Some(HttpClientConfig::for_testing()),
         ..OAuthClientConfig::default()
     };
-    let provider = TokenProvider::new(config).expect("a runtime");
-    provider.get().await.expect("a first token");
+    let provider = TokenProvider::new(config).expect("valid configuration");
+    provider.get().await.expect("first token");
     provider
 }
 
 async fn serve(tokens: Arc<Tokens>) -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
-    let address = listener.local_addr().expect("bound");
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("free port");
+    let address = listener.local_addr().expect("bound listener");
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let tokens = Arc::clone(&tokens);
@@ -51,7 +51,7 @@ async fn serve(tokens: Arc<Tokens>) -> SocketAddr {
                     let token = tokens.issue().await;
                     let body = format!(r#"{{"access_token":"{token}","expires_in":86400,"token_type":"Bearer"}}"#);
                     let response = Response::builder().header("content-type", "application/json");
-                    Ok::<_, Infallible>(response.body(Full::new(Bytes::from(body))).expect("valid"))
+                    Ok::<_, Infallible>(response.body(Full::new(Bytes::from(body))).expect("valid response"))
                 }
             });
             tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));

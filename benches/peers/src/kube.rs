@@ -1,4 +1,4 @@
-//! `kube-client`'s authorization layer, with a token that it reads from a file once a minute.
+//! `kube-client`'s authorization layer, with a token file that the layer reads once a minute.
 
 use http_body::Body;
 use kube_client::client::ConfigExt;
@@ -6,16 +6,16 @@ use kube_client::client::middleware::AuthLayer;
 use kube_client::config::Config;
 use tower_auth_refresh_benches::stack::TOKEN;
 
-/// The layer, for requests with bodies of type `B`.
+/// Creates the layer for requests with bodies of type `B`.
 ///
 /// # Panics
 ///
-/// If the file with the token can't be written.
+/// If the token file can't be written.
 #[must_use]
 pub fn layer<B: Body + Send + 'static>() -> AuthLayer {
     let path = std::env::temp_dir().join(format!("tower-auth-refresh-peers-{}", std::process::id()));
-    std::fs::write(&path, TOKEN).expect("a directory for temporary files");
+    std::fs::write(&path, TOKEN).expect("writable temporary directory");
     let mut config = Config::new(http::Uri::from_static("https://api.example.com"));
     config.auth_info.token_file = Some(path.to_string_lossy().into_owned());
-    config.auth_layer().expect("the file is there").expect("there is a token")
+    config.auth_layer().expect("readable token file").expect("layer with a token")
 }

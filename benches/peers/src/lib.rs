@@ -1,4 +1,4 @@
-//! The peers that weigh too much for the ordinary benches, and what is measured of them.
+//! The peers with too many dependencies for the main workspace, and the experiments with them.
 
 pub mod cf_gears;
 pub mod kube;

@@ -1,18 +1,18 @@
-//! A few line plots in one SVG.
+//! Line plots, drawn into one SVG.
 
 use std::fmt::Write;
 
 /// One plot.
 pub struct Plot {
-    /// Above it.
+    /// The title above the plot.
     pub title: String,
-    /// Below the axis to the right.
+    /// The label of the horizontal axis.
     pub x: String,
-    /// Left of the axis upwards.
+    /// The label of the vertical axis.
     pub y: String,
-    /// Whether the axis to the right counts in powers of ten.
+    /// True for a logarithmic horizontal axis.
     pub logarithmic: bool,
-    /// The lines: a name and the points.
+    /// The names and points of the lines.
     pub lines: Vec<(String, Vec<(f64, f64)>)>,
 }
 
@@ -24,11 +24,11 @@ const TOP: f64 = 36.;
 const BOTTOM: f64 = 48.;
 const COLOURS: [&str; 6] = ["#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#7f7f7f"];
 
-/// All of them, two in a row.
+/// Draws all plots, two in a row.
 ///
 /// # Panics
 ///
-/// Never: writing to a string doesn't fail.
+/// Never: writing to a string can't fail.
 #[must_use]
 pub fn svg(plots: &[Plot]) -> String {
     let rows = plots.len().div_ceil(2);
@@ -42,7 +42,7 @@ pub fn svg(plots: &[Plot]) -> String {
     for (i, plot) in plots.iter().enumerate() {
         #[expect(clippy::cast_precision_loss, reason = "a few plots")]
         let (x, y) = ((i % 2) as f64 * WIDTH, (i / 2) as f64 * HEIGHT);
-        writeln!(svg, "<g transform=\"translate({x} {y})\">").expect("a string");
+        writeln!(svg, "<g transform=\"translate({x} {y})\">").expect("infallible");
         plot.draw(&mut svg);
         svg.push_str("</g>\n");
     }

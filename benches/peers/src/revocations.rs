@@ -1,4 +1,4 @@
-//! Three revocations in a row, 200 callers each time: who gets through, and at what price.
+//! Three revocations in a row, with 200 callers each: the refreshes and the failed calls of each peer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,48 +31,48 @@ use tower_auth_refresh_benches::stack;
 
 use crate::cf_gears;
 
-/// How many call at once.
+/// The number of concurrent callers.
 pub const CALLERS: usize = 200;
 
-/// How long a refresh takes.
+/// The duration of a refresh.
 const REFRESH: Duration = Duration::from_millis(20);
 
-/// The time over which the API's refusals are spread.
+/// The time over which the API spreads its responses.
 const STAGGER: Duration = Duration::from_millis(60);
 
-/// What one revocation cost.
+/// The outcome of one revocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Round {
-    /// Tokens that were issued.
+    /// The number of tokens that were issued.
     pub refreshes: usize,
-    /// Callers that were not served.
+    /// The number of callers that got no 200.
     pub failures: usize,
 }
 
-/// The tokens of an authorization server, and what an API makes of them.
+/// An authorization server that issues tokens, and an API that checks them.
 pub struct Tokens {
     always: Option<&'static str>,
     issued: AtomicUsize,
-    /// The tokens up to this one are refused.
+    /// The number of the last revoked token: tokens up to it are refused.
     revoked: AtomicUsize,
     calls: AtomicUsize,
 }
 
 impl Tokens {
-    /// None so far.
+    /// Creates a server that has issued no tokens.
     #[must_use]
     pub fn new() -> Self {
         let zero = || AtomicUsize::new(0);
         Self { always: None, issued: zero(), revoked: zero(), calls: zero() }
     }
 
-    /// This one, whenever one is asked for.
+    /// Creates a server that always issues the same token, without a delay.
     #[must_use]
     pub fn always(token: &'static str) -> Self {
         Self { always: Some(token), ..Self::new() }
     }
 
-    /// One more, after a while.
+    /// Issues a token, after the duration of a refresh.
     pub async fn issue(&self) -> String {
         let n = self.issued.fetch_add(1, Ordering::SeqCst) + 1;
         if let Some(token) = self.always {
@@ -82,20 +82,20 @@ impl Tokens {
         format!("a{n}")
     }
 
-    /// All that were issued are refused from now on.
+    /// Revokes all tokens that have been issued.
     pub fn revoke(&self) {
         self.revoked.store(self.issued.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 
-    /// The API's answer to a request with this token. One call after the other is answered a little later.
-    async fn judge(&self, token: Option<&str>) -> StatusCode {
+    /// Returns the API's status for a request with this token. Each call waits a little longer than the one before.
+    async fn status(&self, token: Option<&str>) -> StatusCode {
         let nth = self.calls.fetch_add(1, Ordering::SeqCst) % CALLERS;
         let number = token.and_then(|token| token.strip_prefix("Bearer a")?.parse::<usize>().ok());
-        let good = number.is_some_and(|number| number > self.revoked.load(Ordering::SeqCst));
+        let valid = number.is_some_and(|number| number > self.revoked.load(Ordering::SeqCst));
         #[expect(clippy::cast_possible_truncation, reason = "200 callers")]
         let wait = STAGGER * nth as u32 / CALLERS as u32;
         tokio::time::sleep(wait).await;
-        if good { StatusCode::OK } else { StatusCode::UNAUTHORIZED }
+        if valid { StatusCode::OK } else { StatusCode::UNAUTHORIZED }
     }
 }
 
@@ -105,11 +105,11 @@ impl Default for Tokens {
     }
 }
 
-/// The middleware that this is all about.
+/// Measures the middleware.
 ///
 /// # Panics
 ///
-/// If a caller does.
+/// If a caller panics.
 pub async fn ours() -> Vec<Round> {
     let tokens = Arc::new(Tokens::new());
     let refresh = service_fn({
@@ -125,7 +125,7 @@ pub async fn ours() -> Vec<Round> {
         let tokens = Arc::clone(&tokens);
         service_fn(move |request: Request<ReplayBody<Full<Bytes>>>| {
             let tokens = Arc::clone(&tokens);
-            async move { Ok::<_, std::convert::Infallible>(answer(&tokens, &request).await) }
+            async move { Ok::<_, std::convert::Infallible>(respond(&tokens, &request).await) }
         })
     };
     let client = stack::ours(&session).layer(api);
@@ -136,11 +136,11 @@ pub async fn ours() -> Vec<Round> {
     .await
 }
 
-/// cf-gears, with its defaults.
+/// Measures cf-gears with its default settings.
 ///
 /// # Panics
 ///
-/// If a caller does.
+/// If a caller panics.
 pub async fn cf_gears() -> Vec<Round> {
     let tokens = Arc::new(Tokens::new());
     let provider = cf_gears::provider(Arc::clone(&tokens)).await;
@@ -148,7 +148,7 @@ pub async fn cf_gears() -> Vec<Round> {
         let tokens = Arc::clone(&tokens);
         service_fn(move |request: Request<Full<Bytes>>| {
             let tokens = Arc::clone(&tokens);
-            async move { Ok::<_, HttpError>(answer(&tokens, &request).await) }
+            async move { Ok::<_, HttpError>(respond(&tokens, &request).await) }
         })
     };
     let client = BearerAuthAutoRefreshLayer::new(provider).layer(api);
@@ -159,11 +159,11 @@ pub async fn cf_gears() -> Vec<Round> {
     .await
 }
 
-/// Azure's policy, with a challenge handler that asks it for another token.
+/// Measures Azure's policy with a challenge handler that requests a new token.
 ///
 /// # Panics
 ///
-/// If a caller does.
+/// If a caller panics.
 pub async fn azure() -> Vec<Round> {
     let tokens = Arc::new(Tokens::new());
     let credential = Arc::new(AzureCredential(Arc::clone(&tokens)));
@@ -173,22 +173,22 @@ pub async fn azure() -> Vec<Round> {
     let call = || {
         let (policy, next) = (Arc::clone(&policy), Arc::clone(&next));
         async move {
-            let url = azure_core::http::Url::parse(ORIGIN).expect("a URL");
+            let url = azure_core::http::Url::parse(ORIGIN).expect("valid URL");
             let mut request = azure_core::http::Request::new(url, Method::Get);
             let response = policy.send(&Context::new(), &mut request, &next).await;
             response.is_ok_and(|response| response.status() == azure_core::http::StatusCode::Ok)
         }
     };
-    // It holds its first token before the first revocation, like the others.
+    // Fetches a first token before the first revocation, as for the other peers.
     assert!(call().await);
     rounds(&tokens, call).await
 }
 
-/// smithy's identity cache, asked before each call. It has no way to learn that an identity was refused.
+/// Measures smithy's identity cache, queried before each call. The cache can't be notified of a refused identity.
 ///
 /// # Panics
 ///
-/// If a caller does.
+/// If a caller panics.
 pub async fn smithy() -> Vec<Round> {
     let tokens = Arc::new(Tokens::new());
     let resolve = smithy_cache(SmithyTokens(Arc::clone(&tokens)));
@@ -196,18 +196,18 @@ pub async fn smithy() -> Vec<Round> {
         let (resolve, tokens) = (resolve.clone(), Arc::clone(&tokens));
         async move {
             let Some(token) = resolve().await else { return false };
-            tokens.judge(Some(&format!("Bearer {token}"))).await == StatusCode::OK
+            tokens.status(Some(&format!("Bearer {token}"))).await == StatusCode::OK
         }
     };
     assert!(call().await);
     rounds(&tokens, call).await
 }
 
-/// How often a refresh that fails is called when 50 callers need it at once: ours, and smithy's identity cache.
+/// Returns the number of failing refreshes that 50 concurrent callers cause: the middleware's, and smithy's.
 ///
 /// # Panics
 ///
-/// If a caller does.
+/// If a caller panics.
 pub async fn failing() -> [usize; 2] {
     const CALLERS: usize = 50;
     let calls = Arc::new(AtomicUsize::new(0));
@@ -217,7 +217,7 @@ pub async fn failing() -> [usize; 2] {
             calls.fetch_add(1, Ordering::SeqCst);
             async {
                 tokio::time::sleep(REFRESH).await;
-                Err::<tower_auth_refresh::Tokens, _>(RefreshError::misconfigured("no"))
+                Err::<tower_auth_refresh::Tokens, _>(RefreshError::misconfigured("refresh fails"))
             }
         }
     });
@@ -240,7 +240,7 @@ pub async fn failing() -> [usize; 2] {
     [ours, calls.load(Ordering::SeqCst)]
 }
 
-/// Three times: revokes all tokens and lets everybody call.
+/// Revokes all tokens and runs all callers, three times.
 async fn rounds<F>(tokens: &Tokens, call: impl Fn() -> F) -> Vec<Round>
 where
     F: Future<Output = bool> + Send + 'static,
@@ -261,13 +261,13 @@ where
 }
 
 fn request() -> Request<Full<Bytes>> {
-    Request::get(ORIGIN).body(Full::default()).expect("valid")
+    Request::get(ORIGIN).body(Full::default()).expect("valid request")
 }
 
-async fn answer<B>(tokens: &Tokens, request: &Request<B>) -> Response<Empty<Bytes>> {
+async fn respond<B>(tokens: &Tokens, request: &Request<B>) -> Response<Empty<Bytes>> {
     let token = request.headers().get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let mut response = Response::new(Empty::new());
-    *response.status_mut() = tokens.judge(token).await;
+    *response.status_mut() = tokens.status(token).await;
     response
 }
 
@@ -283,11 +283,11 @@ impl TokenCredential for AzureCredential {
 
 struct AzureApi(Arc<Tokens>);
 
-#[expect(elided_lifetimes_in_paths, reason = "`async_trait` counts them: as the trait has it")]
+#[expect(elided_lifetimes_in_paths, reason = "the signature of the trait, as `async_trait` expands it")]
 #[async_trait]
 impl Policy for AzureApi {
     async fn send(&self, _: &Context, request: &mut azure_core::http::Request, _: &[Arc<dyn Policy>]) -> PolicyResult {
-        let status = self.0.judge(request.headers().get_optional_str(&AUTHORIZATION)).await;
+        let status = self.0.status(request.headers().get_optional_str(&AUTHORIZATION)).await;
         let mut headers = Headers::new();
         headers.insert(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"");
         Ok(AsyncRawResponse::from_bytes(status.as_u16().into(), headers, Bytes::new()))
@@ -297,7 +297,7 @@ impl Policy for AzureApi {
 #[derive(Debug)]
 struct AuthorizeAgain;
 
-#[expect(elided_lifetimes_in_paths, reason = "`async_trait` counts them: as the trait has it")]
+#[expect(elided_lifetimes_in_paths, reason = "the signature of the trait, as `async_trait` expands it")]
 #[async_trait]
 impl OnChallenge for AuthorizeAgain {
     async fn on_challenge(
@@ -333,12 +333,12 @@ impl ResolveIdentity for SmithyFailure {
         self.0.fetch_add(1, Ordering::SeqCst);
         IdentityFuture::new(async {
             tokio::time::sleep(REFRESH).await;
-            Err("no".into())
+            Err("refresh fails".into())
         })
     }
 }
 
-/// A way to ask a cache over `resolver` for its token.
+/// Returns a function that queries a new identity cache over `resolver` for its token.
 fn smithy_cache(
     resolver: impl ResolveIdentity + 'static,
 ) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = Option<String>> + Send>> + Clone {
@@ -348,7 +348,7 @@ fn smithy_cache(
         .with_time_source(Some(SharedTimeSource::new(SystemTimeSource::new())))
         .with_sleep_impl(Some(SharedAsyncSleep::new(TokioSleep::new())))
         .build()
-        .expect("all that it asks for");
+        .expect("complete components");
     let components = Arc::new(components);
     move || {
         let (cache, resolver, components) = (cache.clone(), resolver.clone(), Arc::clone(&components));

@@ -13,7 +13,7 @@ use tower_auth_refresh_benches::stack::{Candidate, TOKEN, light};
 use crate::revocations::Tokens;
 use crate::{cf_gears, kube};
 
-/// The light ones and the heavy ones; the bare call is the first.
+/// Returns all stacks of the `overhead` group, the bare one first.
 pub async fn all(shape: Shape, session: &Session) -> Vec<Candidate> {
     let mut all = light(shape, session);
     all.push(Candidate::new("kube", kube::layer::<Body>().layer(Api::<BoxError>::new())));

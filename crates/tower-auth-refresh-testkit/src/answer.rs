@@ -1,4 +1,4 @@
-//! [`Answer`]: what a route answers, before it becomes a response.
+//! [`Answer`]: a route's answer, which a fault may change before it becomes a response.
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
@@ -7,14 +7,14 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::body::{self, ResponseBody};
-use crate::exchange::Successor;
 use crate::faults::{Act, Pace};
+use crate::successor::Successor;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
-    /// The refresh token that it carries, if it supersedes another.
+    /// The delivery of the refresh token in the answer, if that token supersedes another.
     pub(crate) successor: Option<Successor>,
     headers: HeaderMap,
     content: Content,
@@ -28,7 +28,7 @@ enum Content {
 
 impl Answer {
     pub(crate) fn json(status: StatusCode, value: impl Serialize) -> Self {
-        let value = serde_json::to_value(value).expect("what the kit answers is plain JSON");
+        let value = serde_json::to_value(value).expect("the answer is serializable");
         Self::new(status, Content::Json(value)).header(CONTENT_TYPE, JSON)
     }
 
@@ -44,7 +44,7 @@ impl Answer {
         Self::new(StatusCode::OK, Content::Stream(body))
     }
 
-    /// RFC 6750 §3.1: no error code where there was no token.
+    /// A 401. Its challenge has no error code if the request carried no token (RFC 6750 §3.1).
     pub(crate) fn unauthorized(has_token: bool) -> Self {
         let (code, challenge) = if has_token {
             ("invalid_token", HeaderValue::from_static(r#"Bearer error="invalid_token""#))
@@ -54,7 +54,7 @@ impl Answer {
         Self::error(StatusCode::UNAUTHORIZED, code).header(WWW_AUTHENTICATE, challenge)
     }
 
-    /// What a fault answers by itself.
+    /// Returns the answer that a fault gives instead of the ordinary one.
     pub(crate) fn of_fault(act: &Act) -> Option<Self> {
         match act {
             Act::Status(status, headers, content) => {

@@ -1,4 +1,4 @@
-//! Bodies: what the servers send, and how they read.
+//! The bodies that the servers send, and the measured body of a request.
 
 use std::pin::Pin;
 use std::sync::LazyLock;
@@ -16,10 +16,10 @@ use crate::TestKit;
 /// Any error, boxed.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The body of the servers' answers.
+/// The body of a response from a [`TestKit`].
 pub type ResponseBody = UnsyncBoxBody<Bytes, BoxError>;
 
-/// `/api/bytes` sends this again and again: byte `i` is `i % 251`.
+/// The block that `/api/bytes` repeats: byte `i` is `i % 251`.
 static PATTERN: LazyLock<Bytes> = LazyLock::new(|| (0..=250).cycle().take(251 * 256).collect());
 
 static FILLER: Bytes = Bytes::from_static(&[b'a'; 16 * 1024]);
@@ -32,13 +32,13 @@ pub(crate) fn pattern(length: u64) -> ResponseBody {
     Repeat { head: Bytes::new(), block: PATTERN.clone(), left: Some(length) }.boxed_unsync()
 }
 
-/// Begins like a token answer and never closes the string; `length` bytes, or without end.
+/// A body that begins like a token response and never closes its string: `length` bytes, or endless.
 pub(crate) fn huge(length: Option<u64>) -> ResponseBody {
     let head = Bytes::from_static(br#"{"access_token":""#);
     Repeat { head, block: FILLER.clone(), left: length }.boxed_unsync()
 }
 
-/// One byte at a time.
+/// Sends `body` one byte at a time.
 pub(crate) fn dripping(body: ResponseBody, every: Duration) -> ResponseBody {
     let drops = stream::unfold((body, Bytes::new()), move |(mut body, mut rest)| async move {
         while rest.is_empty() {
@@ -54,7 +54,7 @@ pub(crate) fn dripping(body: ResponseBody, every: Duration) -> ResponseBody {
     StreamBody::new(drops).boxed_unsync()
 }
 
-/// The whole of `body`, and then nothing, without an end.
+/// Sends the whole of `body`, and never ends.
 pub(crate) fn stalling(body: ResponseBody) -> ResponseBody {
     let frames = stream::unfold(body, |mut body| async move {
         match body.frame().await {
@@ -99,7 +99,9 @@ impl Body for Repeat {
     }
 }
 
-/// FNV-1a, 64 bits: the same however the bytes are cut.
+/// A checksum of a body (FNV-1a, 64 bits).
+///
+/// The checksum doesn't depend on how the body is divided into chunks.
 ///
 /// ```
 /// use tower_auth_refresh_testkit::Checksum;
@@ -113,7 +115,7 @@ impl Body for Repeat {
 pub struct Checksum(u64);
 
 impl Checksum {
-    /// The sum of these bytes alone.
+    /// Returns the checksum of these bytes.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         let mut checksum = Self::default();
@@ -121,7 +123,7 @@ impl Checksum {
         checksum
     }
 
-    /// Takes in the next bytes.
+    /// Adds the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
@@ -141,7 +143,7 @@ impl std::fmt::Display for Checksum {
     }
 }
 
-/// A request's body on its way through the server: measured, and compared with what its headers announced.
+/// A request body that is measured as it is read, and compared at its end with what the headers announced.
 pub(crate) struct Inspected<B> {
     body: Pin<Box<B>>,
     kit: TestKit,
@@ -153,14 +155,14 @@ pub(crate) struct Inspected<B> {
 }
 
 impl<B> Inspected<B> {
-    pub(crate) fn new(body: B, headers: &HeaderMap, kit: &TestKit, sum: bool) -> Self {
+    pub(crate) fn new(body: B, headers: &HeaderMap, kit: &TestKit, with_checksum: bool) -> Self {
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let announced_checksum = text(crate::BODY_CHECKSUM);
         Self {
             body: Box::pin(body),
             kit: kit.clone(),
             length: 0,
-            checksum: (sum || announced_checksum.is_some()).then(Checksum::default),
+            checksum: (with_checksum || announced_checksum.is_some()).then(Checksum::default),
             announced_length: text(crate::BODY_LENGTH).or_else(|| text("content-length")),
             announced_checksum,
             ended: false,
@@ -175,16 +177,17 @@ impl<B> Inspected<B> {
         self.checksum
     }
 
-    fn end(&mut self, whole: bool) {
+    fn end(&mut self, is_complete: bool) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        let differs = |announced: &Option<String>, found: String| announced.as_ref().is_some_and(|told| *told != found);
+        let differs =
+            |announced: &Option<String>, found: String| announced.as_ref().is_some_and(|announced| *announced != found);
         let mismatch = differs(&self.announced_length, self.length.to_string())
             || self.checksum.is_some_and(|sum| differs(&self.announced_checksum, sum.to_string()));
         let counters = &mut self.kit.state().journal.counters;
-        counters.bodies_cut_short += u64::from(!whole);
-        counters.body_mismatches += u64::from(whole && mismatch);
+        counters.bodies_cut_short += u64::from(!is_complete);
+        counters.body_mismatches += u64::from(is_complete && mismatch);
     }
 }
 
@@ -192,8 +195,8 @@ impl<B> Inspected<B>
 where
     B: Body<Data: Buf, Error: Into<BoxError>>,
 {
-    /// Reads it to its end.
-    pub(crate) async fn swallow(&mut self) -> Result<(), BoxError> {
+    /// Reads the body to its end and discards the data.
+    pub(crate) async fn drain(&mut self) -> Result<(), BoxError> {
         while let Some(frame) = self.frame().await {
             frame?;
         }
@@ -227,7 +230,7 @@ where
                         checksum.update(data);
                     }
                 }
-                // Whoever asks may stop here.
+                // A reader that checks `is_end_stream` doesn't poll again.
                 if self.body.is_end_stream() {
                     self.end(true);
                 }

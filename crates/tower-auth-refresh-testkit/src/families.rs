@@ -1,5 +1,6 @@
-//! What the authorization server knows: one small record per family, which is one sign-in and all tokens that came
-//! of it.
+//! [`Families`]: the state of the authorization server, one small record per token family.
+//!
+//! A family is one sign-in with all tokens that were issued for it.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use crate::settings::{Rotation, Settings};
 use crate::token::{Kind, Mint, Token, TokenPair};
 
-/// Families that have ended and are still remembered, so that a late use of their tokens is told from nonsense.
+/// The number of ended families to remember, so that a late use of their tokens isn't taken for an unknown token.
 const ENDED_REMEMBERED: usize = 65_536;
 
 pub(crate) struct Families {
@@ -22,54 +23,54 @@ struct Family {
     user: Arc<str>,
     access: Token,
     refresh: Token,
-    /// Access tokens up to this generation are expired, whatever their own time says.
+    /// Access tokens up to this generation are expired, whatever expiry they carry.
     expired_through: u64,
     /// The newest generation that the API has refused.
     challenged_through: u64,
-    /// The refresh token that the last rotation superseded, and when.
+    /// The generation of the refresh token that the last rotation superseded, and the time of that rotation.
     superseded: Option<(u64, u64)>,
-    /// The superseded refresh token whose successor never reached the client, through no fault of his.
-    excused: Option<u64>,
+    /// The generation of the superseded refresh token that may be presented once more.
+    reusable_once: Option<u64>,
     ended: bool,
 }
 
-/// How a refresh is to be granted.
+/// The kind of a granted refresh.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Grant {
     #[default]
     Ordinary,
-    /// A new refresh token beside the access token that is in force already.
+    /// The current access token with a new refresh token.
     SameAccessToken,
     /// An access token that the API refuses.
     Refused,
-    /// A new access token alone: the refresh token stays good.
+    /// A new access token only: the refresh token stays valid.
     KeepRefreshToken,
 }
 
-/// What became of a refresh token that was presented.
+/// The outcome of presenting a refresh token.
 #[derive(Debug)]
 pub(crate) struct Refreshed {
-    /// The new pair, or why there is none.
+    /// The new pair, or the reason for the refusal.
     pub(crate) outcome: Result<TokenPair, &'static str>,
     /// For the log.
     pub(crate) note: Option<&'static str>,
-    /// The presented token was good, and is superseded now.
+    /// Set if the response carries the successor of the presented token.
     pub(crate) rotated: bool,
-    /// The presented token was superseded before.
+    /// Set if the presented token had been superseded already.
     pub(crate) reuse: Option<Reuse>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Reuse {
     pub(crate) current: u64,
-    pub(crate) excused: bool,
+    pub(crate) is_allowed: bool,
 }
 
-/// Whether the API takes an access token.
+/// The API's check of an access token.
 #[derive(Debug)]
 pub(crate) struct Checked {
     pub(crate) verdict: Result<(), &'static str>,
-    /// The API refuses this generation for the first time.
+    /// Set if this is the first refusal of the token's generation.
     pub(crate) first_challenge: bool,
 }
 
@@ -96,7 +97,7 @@ impl Families {
             expired_through: 0,
             challenged_through: 0,
             superseded: None,
-            excused: None,
+            reusable_once: None,
             ended: false,
         };
         let pair = family.pair(&self.mint, now);
@@ -105,13 +106,13 @@ impl Families {
     }
 
     pub(crate) fn refresh(&mut self, token: Token, grant: Grant, settings: &Settings, now: u64) -> Refreshed {
-        let rejected = |why| Refreshed { outcome: Err(why), note: Some(why), rotated: false, reuse: None };
+        let rejected = |reason| Refreshed { outcome: Err(reason), note: Some(reason), rotated: false, reuse: None };
         let Some(family) = self.by_id.get_mut(&token.family).filter(|_| token.kind == Kind::Refresh) else {
             return rejected("unknown");
         };
         if token.generation < family.refresh.generation {
-            let excused = family.excused.take_if(|generation| *generation == token.generation).is_some();
-            let reuse = Some(Reuse { current: family.refresh.generation, excused });
+            let is_allowed = family.reusable_once.take_if(|generation| *generation == token.generation).is_some();
+            let reuse = Some(Reuse { current: family.refresh.generation, is_allowed });
             if family.in_grace(token.generation, settings.rotation, now) {
                 let pair = family.pair(&self.mint, now);
                 return Refreshed { outcome: Ok(pair), note: Some("grace"), rotated: true, reuse };
@@ -132,14 +133,14 @@ impl Families {
     }
 
     pub(crate) fn check(&mut self, token: Option<Token>, now: u64) -> Checked {
-        let refused = |why| Checked { verdict: Err(why), first_challenge: false };
+        let refused = |reason| Checked { verdict: Err(reason), first_challenge: false };
         let Some(token) = token.filter(|token| token.kind != Kind::Refresh) else {
             return refused("unknown");
         };
         let Some(family) = self.by_id.get_mut(&token.family) else {
             return refused("unknown");
         };
-        let why = if family.ended {
+        let reason = if family.ended {
             "revoked"
         } else if now >= token.expires || token.generation <= family.expired_through {
             "expired"
@@ -150,19 +151,20 @@ impl Families {
         };
         let first_challenge = token.generation > family.challenged_through;
         family.challenged_through = family.challenged_through.max(token.generation);
-        Checked { verdict: Err(why), first_challenge }
+        Checked { verdict: Err(reason), first_challenge }
     }
 
-    /// The answer that carried this token's successor never reached the client.
-    pub(crate) fn excuse(&mut self, token: Token) {
+    /// Allows one more use of this superseded token, whose successor the client may not have received.
+    pub(crate) fn allow_reuse_once(&mut self, token: Token) {
         if let Some(family) = self.by_id.get_mut(&token.family) {
-            family.excused = Some(token.generation);
+            family.reusable_once = Some(token.generation);
         }
     }
 
-    pub(crate) fn excuse_last_of(&mut self, user: &str) {
+    /// Allows one more use of the token that the last rotation superseded, in each of the user's families.
+    pub(crate) fn allow_reuse_once_by(&mut self, user: &str) {
         for family in self.of(Some(user)) {
-            family.excused = family.superseded.map(|(generation, _)| generation);
+            family.reusable_once = family.superseded.map(|(generation, _)| generation);
         }
     }
 
@@ -231,7 +233,7 @@ fn issue(kind: Kind, family: u64, generation: u64, settings: &Settings, now: u64
     Token { kind, family, generation, expires: now.saturating_add(lifetime) }
 }
 
-/// Whole microseconds; what doesn't fit is for ever.
+/// Converts to whole microseconds, saturating.
 pub(crate) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

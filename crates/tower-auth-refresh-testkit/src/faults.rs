@@ -1,4 +1,4 @@
-//! [`Fault`]: what goes wrong, where, for whom and how often.
+//! [`Fault`]: a failure to inject, and the requests that it applies to.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::families::Grant;
 
-/// A class of routes: what a [`Fault`] is injected into, and what the log calls a request.
+/// A class of routes, for injecting a [`Fault`] and for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -24,7 +24,7 @@ pub enum Route {
     Logout,
     /// `/api/…`
     Api,
-    /// Anything else.
+    /// Any other path
     Other,
 }
 
@@ -40,28 +40,29 @@ impl Route {
     }
 }
 
-/// Something that goes wrong, until it is [cleared](crate::TestKit::clear_faults) or has happened
-/// [often enough](Self::times).
+/// A failure to inject into the requests of a route.
+///
+/// A fault applies until it is [cleared](crate::TestKit::clear_faults) or has been applied the set number of
+/// [times](Self::times). If several faults match a request, only the one that was injected first applies.
 ///
 /// ```
 /// # use std::time::Duration;
 /// # use tower_auth_refresh_testkit::{Fault, Route, TestKit};
 /// let kit = TestKit::new();
-/// // The next two refreshes are turned away …
+/// // The next two refreshes get a 503.
 /// kit.inject(Route::Refresh, Fault::status(503).header("retry-after", "1").times(2));
-/// // … then ada's are served, 50 ms late, but she never hears of it.
-/// kit.inject(Route::Refresh, Fault::drop_connection().after_processing().delayed(Duration::from_millis(50)).of("ada"));
+/// // After that, the server processes the refreshes of the user "ada", waits 50 ms, and drops the connection.
+/// let fault = Fault::drop_connection().after_processing().delayed(Duration::from_millis(50));
+/// kit.inject(Route::Refresh, fault.of("ada"));
 /// ```
 ///
-/// Of several faults that fit a request, the one injected first applies, alone.
-///
-/// If the server has rotated a refresh token, and a fault then spoils the answer or keeps it from the client, he is
-/// excused, once, for presenting that token again.
+/// If the server has rotated a refresh token and the fault then changes or withholds the response, the client may
+/// present the superseded token once more without a [`Violation`](crate::Violation).
 #[derive(Clone, Debug)]
 #[must_use = "a fault does nothing until it is injected"]
 pub struct Fault {
     act: Act,
-    after: bool,
+    phase: Phase,
     delay: Duration,
     pace: Pace,
     times: usize,
@@ -80,7 +81,7 @@ pub(crate) enum Act {
     Grant(Grant),
 }
 
-/// How the answer's body is sent.
+/// The pace at which a response body is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Pace {
     #[default]
@@ -89,102 +90,115 @@ pub(crate) enum Pace {
     Stall,
 }
 
-/// Before or after the server has done its work.
+/// The two phases of a request in which a fault can apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Moment {
-    Before,
-    After,
+pub(crate) enum Phase {
+    BeforeProcessing,
+    AfterProcessing,
 }
 
 impl Fault {
     fn new(act: Act) -> Self {
-        Self { act, after: false, delay: Duration::ZERO, pace: Pace::Whole, times: usize::MAX, user: None }
+        Self {
+            act,
+            phase: Phase::BeforeProcessing,
+            delay: Duration::ZERO,
+            pace: Pace::Whole,
+            times: usize::MAX,
+            user: None,
+        }
     }
 
-    /// The ordinary answer, but late.
+    /// Delays the ordinary response.
     pub fn delay(delay: Duration) -> Self {
         Self::new(Act::Answer).delayed(delay)
     }
 
-    /// This status instead of an answer.
+    /// Responds with this status instead of the ordinary response.
     ///
     /// # Panics
     ///
-    /// If the code isn't one of three digits.
+    /// If the code is less than 100 or greater than 999.
     pub fn status(code: u16) -> Self {
         let status = StatusCode::from_u16(code).expect("a status code has three digits");
         Self::new(Act::Status(status, HeaderMap::new(), Bytes::new()))
     }
 
-    /// No answer, ever; the connection stays open.
+    /// Never responds. The connection stays open.
     pub fn hang() -> Self {
         Self::new(Act::Hang)
     }
 
-    /// The connection is closed instead of an answer; over HTTP/2 with all that it carries.
+    /// Closes the connection instead of responding.
+    ///
+    /// Over HTTP/2, this ends all requests of the connection.
     pub fn drop_connection() -> Self {
         Self::new(Act::Drop)
     }
 
-    /// A 200 whose JSON breaks off, after processing.
+    /// Responds with a 200 whose JSON is cut short, after processing.
     pub fn malformed() -> Self {
         Self::new(Act::Malformed).after_processing()
     }
 
-    /// A 200 that begins like an answer and goes on for this many bytes, after processing.
+    /// Responds with a 200 of this many bytes, after processing.
+    ///
+    /// The body begins like a token response and is malformed.
     pub fn huge(length: u64) -> Self {
         Self::new(Act::Huge(Some(length))).after_processing()
     }
 
-    /// As [`huge`](Self::huge), but it never ends.
+    /// Responds as [`huge`](Self::huge) does, with a body that never ends.
     pub fn endless() -> Self {
         Self::new(Act::Huge(None)).after_processing()
     }
 
-    /// The ordinary answer, if it is JSON, changed by `change`.
+    /// Changes the ordinary response by `change`, if it is JSON.
     pub fn alter(change: impl Fn(&mut Value) + Send + Sync + 'static) -> Self {
         Self::new(Act::Alter(Arc::new(change)))
     }
 
-    /// A refresh answers the access token that is in force already, beside a new refresh token.
+    /// Grants a refresh with the current access token and a new refresh token.
     pub fn same_access_token() -> Self {
         Self::new(Act::Grant(Grant::SameAccessToken))
     }
 
-    /// A refresh answers an access token that the API refuses.
+    /// Grants a refresh with an access token that the API refuses.
     pub fn refused_token() -> Self {
         Self::new(Act::Grant(Grant::Refused))
     }
 
-    /// A refresh answers no `refresh_token`: the one presented stays good.
+    /// Grants a refresh without a `refresh_token` in the response.
+    ///
+    /// The refresh token that was presented stays valid.
     pub fn omit_refresh_token() -> Self {
         Self::new(Act::Grant(Grant::KeepRefreshToken))
     }
 
-    /// The ordinary answer, its body sent one byte at a time.
+    /// Sends the body of the ordinary response one byte at a time, with this interval.
     pub fn drip(every: Duration) -> Self {
         Self::new(Act::Answer).dripping(every)
     }
 
-    /// The ordinary answer, whose body never ends.
+    /// Sends the ordinary response, and never ends its body.
     pub fn stall() -> Self {
         Self::new(Act::Answer).stalling()
     }
 
-    /// Adds a header to the answer of [`status`](Self::status).
+    /// Adds a header to the response of [`status`](Self::status).
     ///
     /// # Panics
     ///
-    /// If it isn't a valid header.
+    /// If the name isn't a lowercase header name, or the value isn't a header value.
     pub fn header(mut self, name: &'static str, value: &str) -> Self {
         if let Act::Status(_, headers, _) = &mut self.act {
-            let value = HeaderValue::from_str(value).expect("a header value is visible text");
+            let value = HeaderValue::from_str(value).expect("the value is a valid header value");
             headers.append(HeaderName::from_static(name), value);
         }
         self
     }
 
-    /// Sets the body of the answer of [`status`](Self::status). Default: empty.
+    /// Sets the body of the response of [`status`](Self::status). Default: empty.
     pub fn body(mut self, content: impl Into<Bytes>) -> Self {
         if let Act::Status(_, _, body) = &mut self.act {
             *body = content.into();
@@ -192,48 +206,52 @@ impl Fault {
         self
     }
 
-    /// It happens after the server has done its work: a refresh has rotated the token, and the answer is lost.
-    /// Default: before, and nothing is done.
+    /// Applies the fault after the server has processed the request.
+    ///
+    /// A refresh has then rotated its token when the response is lost. Default: before, and the request isn't
+    /// processed.
     pub fn after_processing(mut self) -> Self {
-        self.after = true;
+        self.phase = Phase::AfterProcessing;
         self
     }
 
-    /// It happens after this time. Default: at once.
+    /// Applies the fault after this delay. Default: none.
     pub fn delayed(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// The answer's body is sent one byte at a time. Default: whole.
+    /// Sends the response body one byte at a time, with this interval.
+    ///
+    /// Default: all at once.
     pub fn dripping(mut self, every: Duration) -> Self {
         self.pace = Pace::Drip(every);
         self
     }
 
-    /// The answer's body is sent, but never ends. Default: it does.
+    /// Sends the response body and never ends it. Default: the body ends.
     pub fn stalling(mut self) -> Self {
         self.pace = Pace::Stall;
         self
     }
 
-    /// It happens this many times. Default: until it is cleared.
+    /// Applies the fault this many times. Default: until the fault is cleared.
     pub fn times(mut self, times: usize) -> Self {
         self.times = times;
         self
     }
 
-    /// It happens to this user alone. Default: to all.
+    /// Applies the fault to the requests of this user only. Default: of all users.
     pub fn of(mut self, user: impl Into<String>) -> Self {
         self.user = Some(user.into());
         self
     }
 
-    pub(crate) fn fits(&self, user: Option<&str>) -> bool {
+    pub(crate) fn matches(&self, user: Option<&str>) -> bool {
         self.times > 0 && (self.user.is_none() || self.user.as_deref() == user)
     }
 
-    /// Counts one use. `false` if it was the last.
+    /// Counts one use. Returns `false` if no use is left.
     pub(crate) fn use_up(&mut self) -> bool {
         if self.times != usize::MAX {
             self.times = self.times.saturating_sub(1);
@@ -241,14 +259,13 @@ impl Fault {
         self.times > 0
     }
 
-    /// What happens at this moment, and how late.
-    pub(crate) fn at(&self, moment: Moment) -> (Duration, Option<&Act>) {
-        let chosen = if self.after { Moment::After } else { Moment::Before };
-        let delay = if moment == chosen { self.delay } else { Duration::ZERO };
+    /// Returns the delay and the act of this phase.
+    pub(crate) fn at(&self, phase: Phase) -> (Duration, Option<&Act>) {
+        let delay = if phase == self.phase { self.delay } else { Duration::ZERO };
         let act = match &self.act {
             Act::Answer | Act::Alter(_) | Act::Grant(_) => None,
-            act @ (Act::Status(..) | Act::Hang | Act::Drop) => (moment == chosen).then_some(act),
-            act @ (Act::Malformed | Act::Huge(_)) => (moment == Moment::After).then_some(act),
+            act @ (Act::Status(..) | Act::Hang | Act::Drop) => (phase == self.phase).then_some(act),
+            act @ (Act::Malformed | Act::Huge(_)) => (phase == Phase::AfterProcessing).then_some(act),
         };
         (delay, act)
     }

@@ -1,20 +1,40 @@
-//! [`Gate`]: answers that wait until the test lets them go.
+//! [`Gate`]: holds responses back until the test releases them.
 
 use std::fmt;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// Holds answers back until it is opened: see [`TestKit::hold_refreshes`](crate::TestKit::hold_refreshes) and
-/// [`TestKit::hold_unauthorized`](crate::TestKit::hold_unauthorized).
+/// Holds responses back until the gate is opened or dropped.
 ///
-/// The server has done its work by then: a held refresh has rotated its token. Dropping the gate opens it.
+/// Gates are made by [`TestKit::hold_refreshes`](crate::TestKit::hold_refreshes) and
+/// [`TestKit::hold_unauthorized`](crate::TestKit::hold_unauthorized). A held request has been processed already: a
+/// held refresh has rotated its token.
+///
+/// ```
+/// # use bytes::Bytes;
+/// # use http::Request;
+/// # use http_body_util::Full;
+/// # use tower::ServiceExt;
+/// # use tower_auth_refresh_testkit::TestKit;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let kit = TestKit::new();
+/// let gate = kit.hold_unauthorized();
+/// let request = Request::get("/api/notes").body(Full::<Bytes>::default())?;
+/// let call = tokio::spawn(kit.clone().oneshot(request));
+///
+/// gate.arrived(1).await;
+/// // The server has refused the request, and the client still waits for the response.
+/// gate.open();
+/// assert_eq!(call.await??.status(), 401);
+/// # Ok(()) }
+/// ```
 #[must_use = "dropping a gate opens it"]
 pub struct Gate {
     bar: Bar,
 }
 
-/// The server's side of a gate: what an answer waits at.
+/// The server's side of a gate, at which responses wait.
 #[derive(Clone)]
 pub(crate) struct Bar {
     progress: Arc<watch::Sender<Progress>>,
@@ -32,18 +52,22 @@ impl Gate {
         Self { bar }
     }
 
-    /// Waits until `count` answers have arrived at the gate, since it was made.
+    /// Waits until `count` responses have arrived since the gate was made.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect on the gate.
     pub async fn arrived(&self, count: usize) {
         self.bar.reached(|progress| progress.arrived >= count).await;
     }
 
-    /// How many answers have arrived at the gate, since it was made.
+    /// Returns the number of responses that have arrived since the gate was made.
     #[must_use]
     pub fn count(&self) -> usize {
         self.bar.progress.borrow().arrived
     }
 
-    /// Lets them go, and all that come later.
+    /// Releases the held responses. Later responses aren't held.
     pub fn open(self) {}
 }
 
@@ -64,7 +88,7 @@ impl Bar {
         Self::opening_at(usize::MAX)
     }
 
-    /// Opens by itself when so many have arrived.
+    /// Makes a bar that opens when `count` responses have arrived.
     pub(crate) fn opening_at(count: usize) -> Self {
         Self { progress: Arc::default(), opens_at: count }
     }
@@ -82,7 +106,7 @@ impl Bar {
     }
 
     async fn reached(&self, enough: impl FnMut(&Progress) -> bool) {
-        // The sender is `self`'s own, so it can't be gone.
+        // Can't fail: `self` holds the sender.
         let _ = self.progress.subscribe().wait_for(enough).await;
     }
 }

@@ -1,4 +1,4 @@
-//! [`Journal`]: the servers' memory of what happened.
+//! [`Journal`]: the log, the counters and the violations.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use tokio::sync::broadcast;
 use crate::faults::Route;
 use crate::log::{Counters, Entry, UserCounters, Violation};
 
-/// Live entries that a slow subscriber may fall behind.
+/// The number of entries that a subscriber may fall behind.
 const LIVE_BACKLOG: usize = 4096;
 
-/// Violations kept with their details; all are counted.
+/// The number of violations kept with their details. All are counted.
 const VIOLATIONS_KEPT: usize = 1000;
 
 pub(crate) struct Journal {
@@ -19,13 +19,13 @@ pub(crate) struct Journal {
     live: broadcast::Sender<Entry>,
     pub(crate) counters: Counters,
     pub(crate) violations: Vec<Violation>,
-    users: HashMap<Arc<str>, Account>,
+    users: HashMap<Arc<str>, UserRecord>,
 }
 
 #[derive(Default)]
-struct Account {
+struct UserRecord {
     counters: UserCounters,
-    refreshing: u64,
+    refreshes_under_way: u64,
 }
 
 impl Journal {
@@ -48,21 +48,21 @@ impl Journal {
     }
 
     pub(crate) fn user(&self, user: &str) -> UserCounters {
-        self.users.get(user).map(|account| account.counters.clone()).unwrap_or_default()
+        self.users.get(user).map(|record| record.counters.clone()).unwrap_or_default()
     }
 
-    /// Forgets what happened, not what is under way.
+    /// Clears everything but the number of refreshes under way.
     pub(crate) fn reset(&mut self) {
         self.entries.clear();
         self.counters = Counters::default();
         self.violations.clear();
-        self.users.retain(|_, account| account.refreshing > 0);
-        for account in self.users.values_mut() {
-            account.counters = UserCounters::default();
+        self.users.retain(|_, record| record.refreshes_under_way > 0);
+        for record in self.users.values_mut() {
+            record.counters = UserCounters::default();
         }
     }
 
-    /// Counts a request, and numbers it.
+    /// Counts a request, and returns its number.
     pub(crate) fn arrived(&mut self, route: Route) -> u64 {
         let counters = &mut self.counters;
         counters.requests += 1;
@@ -77,29 +77,29 @@ impl Journal {
     }
 
     pub(crate) fn refresh_began(&mut self, user: &Arc<str>) {
-        let account = self.account(user);
-        account.refreshing += 1;
-        account.counters.refreshes += 1;
-        let now = account.refreshing;
-        let most = &mut account.counters.max_concurrent_refreshes;
+        let record = self.record(user);
+        record.refreshes_under_way += 1;
+        record.counters.refreshes += 1;
+        let now = record.refreshes_under_way;
+        let most = &mut record.counters.max_concurrent_refreshes;
         *most = now.max(*most);
         let overall = &mut self.counters.max_concurrent_refreshes;
         *overall = now.max(*overall);
     }
 
     pub(crate) fn refresh_ended(&mut self, user: &Arc<str>) {
-        let refreshing = &mut self.account(user).refreshing;
-        *refreshing = refreshing.saturating_sub(1);
+        let under_way = &mut self.record(user).refreshes_under_way;
+        *under_way = under_way.saturating_sub(1);
     }
 
     pub(crate) fn granted(&mut self, user: &Arc<str>) {
         self.counters.granted += 1;
-        self.account(user).counters.granted += 1;
+        self.record(user).counters.granted += 1;
     }
 
-    pub(crate) fn excused(&mut self, user: &Arc<str>) {
-        self.counters.excused += 1;
-        self.account(user).counters.excused += 1;
+    pub(crate) fn reuse_allowed(&mut self, user: &Arc<str>) {
+        self.counters.allowed_reuses += 1;
+        self.record(user).counters.allowed_reuses += 1;
     }
 
     pub(crate) fn violated(&mut self, violation: Violation) {
@@ -110,7 +110,7 @@ impl Journal {
             "a superseded refresh token was presented"
         );
         self.counters.violations += 1;
-        self.account(&violation.user).counters.violations += 1;
+        self.record(&violation.user).counters.violations += 1;
         if self.violations.len() < VIOLATIONS_KEPT {
             self.violations.push(violation);
         }
@@ -124,20 +124,20 @@ impl Journal {
         if route == Route::Api {
             *self.counters.api_by_status.entry(status).or_default() += 1;
             if let Some(user) = user {
-                *self.account(user).counters.api_by_status.entry(status).or_default() += 1;
+                *self.record(user).counters.api_by_status.entry(status).or_default() += 1;
             }
         }
     }
 
-    /// Logs the entry, if anybody is to read it.
+    /// Logs the entry, if the log keeps entries or has subscribers.
     pub(crate) fn log(&mut self, capacity: usize, entry: impl FnOnce() -> Entry) {
-        let heard = self.live.receiver_count() > 0;
-        if capacity == 0 && !heard {
+        let has_subscribers = self.live.receiver_count() > 0;
+        if capacity == 0 && !has_subscribers {
             return;
         }
         let entry = entry();
-        if heard {
-            // It fails only when the last subscriber has just left.
+        if has_subscribers {
+            // Fails only if the last subscriber has just been dropped.
             let _ = self.live.send(entry.clone());
         }
         self.entries.push_back(entry);
@@ -146,7 +146,7 @@ impl Journal {
         }
     }
 
-    fn account(&mut self, user: &Arc<str>) -> &mut Account {
+    fn record(&mut self, user: &Arc<str>) -> &mut UserRecord {
         self.users.entry(user.clone()).or_default()
     }
 }

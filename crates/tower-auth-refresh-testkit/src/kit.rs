@@ -1,4 +1,4 @@
-//! [`TestKit`]: the servers' state, and the test's hands on it.
+//! [`TestKit`]: the state of the servers, and the handle by which a test controls them.
 
 use std::any::Any;
 use std::fmt;
@@ -18,8 +18,8 @@ use crate::token::TokenPair;
 
 /// An authorization server and an API in one, without a socket.
 ///
-/// It is a `tower` service from `http::Request` to `http::Response`, for benches and for tests on paused time;
-/// [`serve`](Self::serve) puts it on a socket. Clones are handles to the same servers.
+/// The kit is a `tower` service from `http::Request` to `http::Response`, for benchmarks and for tests on paused time.
+/// [`serve`](Self::serve) puts the kit on a socket. Clones are handles to the same servers.
 #[derive(Clone)]
 pub struct TestKit {
     shared: Arc<Shared>,
@@ -36,25 +36,25 @@ pub(crate) struct State {
     pub(crate) journal: Journal,
     faults: Vec<(Route, Fault)>,
     holds: Vec<Hold>,
-    /// Request bodies that nobody reads: see [`UnreadBody::Held`].
+    /// Request bodies that are neither read nor dropped: see [`UnreadBody::Held`].
     unread: Vec<Box<dyn Any + Send>>,
 }
 
-/// Answers that wait at a gate.
+/// A gate, and the responses that wait at it.
 struct Hold {
     bar: Bar,
-    what: Held,
+    responses: HeldResponses,
     user: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Held {
+pub(crate) enum HeldResponses {
     Refreshes,
     Unauthorized,
 }
 
 impl TestKit {
-    /// Servers with the default [`Settings`], where nobody is signed in.
+    /// Creates servers with the default [`Settings`] and without users.
     #[must_use]
     pub fn new() -> Self {
         let state = State {
@@ -68,9 +68,9 @@ impl TestKit {
         Self { shared: Arc::new(Shared { start: Instant::now(), state: Mutex::new(state) }) }
     }
 
-    /// Changes the [`Settings`], at any time.
+    /// Changes the [`Settings`]. The change takes effect at once.
     pub fn configure(&self, change: impl FnOnce(&mut Settings)) {
-        // On a copy, so that no code of the caller's runs under the lock.
+        // On a copy, so that no code of the caller runs under the lock.
         let mut settings = self.settings();
         change(&mut settings);
         let mut state = self.state();
@@ -83,13 +83,15 @@ impl TestKit {
         drop(released);
     }
 
-    /// The settings in force.
+    /// Returns the current settings.
     #[must_use]
     pub fn settings(&self) -> Settings {
         self.state().settings.clone()
     }
 
-    /// Signs a user in without a request: no password, no entry in the log.
+    /// Signs a user in without a request.
+    ///
+    /// No password is checked, and nothing is logged or counted.
     #[must_use]
     pub fn sign_in(&self, user: &str) -> TokenPair {
         let now = self.now();
@@ -97,96 +99,110 @@ impl TestKit {
         state.families.sign_in(user, &state.settings, now)
     }
 
-    /// From now on the API refuses every access token issued so far, as expired.
+    /// Expires all access tokens issued so far: the API refuses them from now on.
     pub fn expire_access_tokens(&self) {
         self.state().families.expire(None);
     }
 
-    /// As [`expire_access_tokens`](Self::expire_access_tokens), for one user.
+    /// Expires the access tokens of one user: see [`expire_access_tokens`](Self::expire_access_tokens).
     pub fn expire_access_tokens_of(&self, user: &str) {
         self.state().families.expire(Some(user));
     }
 
-    /// Ends one user's sign-ins: his access and refresh tokens are refused from now on.
+    /// Ends all sign-ins of a user.
+    ///
+    /// That user's access and refresh tokens are refused from now on.
     pub fn revoke(&self, user: &str) {
         self.state().families.revoke(Some(user));
     }
 
-    /// Ends all sign-ins.
+    /// Ends all sign-ins of all users: see [`revoke`](Self::revoke).
     pub fn revoke_all(&self) {
         self.state().families.revoke(None);
     }
 
-    /// Excuses the next use of the refresh token that this user's last refresh superseded: for a test that loses the
-    /// answer itself, in a proxy or a simulated network.
-    pub fn excuse(&self, user: &str) {
-        self.state().families.excuse_last_of(user);
+    /// Allows one more use of the user's last superseded refresh token.
+    ///
+    /// For a test that loses the response itself, in a proxy or a simulated network. The next use of that token is
+    /// counted in [`Counters::allowed_reuses`] instead of being a [`Violation`].
+    pub fn allow_reuse_once(&self, user: &str) {
+        self.state().families.allow_reuse_once_by(user);
     }
 
-    /// From now on something goes wrong: see [`Fault`].
+    /// Injects a fault into the requests of a route.
     pub fn inject(&self, route: Route, fault: Fault) {
         self.state().faults.push((route, fault));
     }
 
-    /// From now on nothing goes wrong. What hangs already goes on hanging.
+    /// Removes all faults. A request that hangs already keeps hanging.
     pub fn clear_faults(&self) {
         let cleared = std::mem::take(&mut self.state().faults);
         drop(cleared);
     }
 
-    /// Holds back the answers to all refreshes, until the gate is opened or dropped.
+    /// Holds back the responses to all refreshes until the gate is opened or dropped.
+    ///
+    /// The refreshes are processed before they are held: their refresh tokens are rotated.
     pub fn hold_refreshes(&self) -> Gate {
-        self.hold(Held::Refreshes, None)
+        self.hold(HeldResponses::Refreshes, None)
     }
 
-    /// As [`hold_refreshes`](Self::hold_refreshes), for one user.
+    /// Holds back the responses to one user's refreshes: see [`hold_refreshes`](Self::hold_refreshes).
     pub fn hold_refreshes_of(&self, user: impl Into<String>) -> Gate {
-        self.hold(Held::Refreshes, Some(user.into()))
+        self.hold(HeldResponses::Refreshes, Some(user.into()))
     }
 
-    /// Holds back the API's 401s, until the gate is opened or dropped.
+    /// Holds back the API's 401s until the gate is opened or dropped.
     pub fn hold_unauthorized(&self) -> Gate {
-        self.hold(Held::Unauthorized, None)
+        self.hold(HeldResponses::Unauthorized, None)
     }
 
-    /// Holds back the API's 401s until so many have come together, and then no more: a stampede that is exact and not
-    /// luck.
+    /// Holds back the API's 401s until `count` of them are held.
+    ///
+    /// They are then released together, and later 401s aren't held. A test can thereby make an exact number of requests
+    /// fail at the same moment.
     pub fn hold_unauthorized_until(&self, count: usize) {
-        let hold = Hold { bar: Bar::opening_at(count), what: Held::Unauthorized, user: None };
+        let hold = Hold { bar: Bar::opening_at(count), responses: HeldResponses::Unauthorized, user: None };
         self.state().holds.push(hold);
     }
 
-    fn hold(&self, what: Held, user: Option<String>) -> Gate {
+    fn hold(&self, responses: HeldResponses, user: Option<String>) -> Gate {
         let bar = Bar::new();
-        self.state().holds.push(Hold { bar: bar.clone(), what, user });
+        self.state().holds.push(Hold { bar: bar.clone(), responses, user });
         Gate::on(bar)
     }
 
-    /// The log: the newest entries, in the order in which they were answered.
+    /// Returns the log, in the order in which the requests ended.
+    ///
+    /// The log keeps the newest [`Settings::log_capacity`] entries.
     #[must_use]
     pub fn log(&self) -> Vec<Entry> {
         self.state().journal.entries()
     }
 
-    /// The log as it is written, from now on. It works with a log of capacity 0 too.
+    /// Subscribes to the log entries from now on, also if the log's capacity is 0.
+    ///
+    /// A subscriber that falls more than 4096 entries behind loses the oldest of them.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Entry> {
         self.state().journal.subscribe()
     }
 
-    /// What was counted so far.
+    /// Returns the counters since the kit was created or [reset](Self::reset).
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.state().journal.counters.clone()
     }
 
-    /// What was counted for one user.
+    /// Returns the counters of one user, which are zero for an unknown user.
     #[must_use]
     pub fn user(&self, user: &str) -> UserCounters {
         self.state().journal.user(user)
     }
 
-    /// The superseded refresh tokens that were presented, the first thousand of them.
+    /// Returns the uses of superseded refresh tokens, at most the first 1000.
+    ///
+    /// [`Counters::violations`] counts all of them.
     ///
     /// ```
     /// # let kit = tower_auth_refresh_testkit::TestKit::new();
@@ -197,13 +213,15 @@ impl TestKit {
         self.state().journal.violations.clone()
     }
 
-    /// Empties the log and sets all counters back; sign-ins, settings, faults and gates stay.
+    /// Clears the log, the counters and the violations.
+    ///
+    /// Sign-ins, settings, faults and gates stay.
     pub fn reset(&self) {
         self.state().journal.reset();
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing panics half-way through a change, so a poisoned state is whole.
+        // No change panics half-way, so the state is consistent even if the lock is poisoned.
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -211,7 +229,7 @@ impl TestKit {
         self.shared.start.elapsed()
     }
 
-    /// The time that tokens go by.
+    /// Returns the time by which tokens expire, in microseconds since the kit was created.
     pub(crate) fn now(&self) -> u64 {
         micros(self.elapsed())
     }
@@ -219,17 +237,18 @@ impl TestKit {
 
 impl State {
     pub(crate) fn next_fault(&mut self, route: Route, user: Option<&str>) -> Option<Fault> {
-        let at = self.faults.iter().position(|(into, fault)| *into == route && fault.fits(user))?;
+        let at = self.faults.iter().position(|(into, fault)| *into == route && fault.matches(user))?;
         let fault = &mut self.faults[at].1;
         let fault = if fault.use_up() { fault.clone() } else { self.faults.remove(at).1 };
         self.journal.counters.faults += 1;
         Some(fault)
     }
 
-    pub(crate) fn bars(&mut self, what: Held, user: Option<&str>) -> Vec<Bar> {
+    pub(crate) fn bars(&mut self, responses: HeldResponses, user: Option<&str>) -> Vec<Bar> {
         self.holds.retain(|hold| !hold.bar.is_open());
-        let fits = |hold: &&Hold| hold.what == what && (hold.user.is_none() || hold.user.as_deref() == user);
-        self.holds.iter().filter(fits).map(|hold| hold.bar.clone()).collect()
+        let matches =
+            |hold: &&Hold| hold.responses == responses && (hold.user.is_none() || hold.user.as_deref() == user);
+        self.holds.iter().filter(matches).map(|hold| hold.bar.clone()).collect()
     }
 
     pub(crate) fn keep_unread(&mut self, body: Box<dyn Any + Send>) {

@@ -1,8 +1,10 @@
 //! An authorization server and an API on loopback, for testing clients that refresh access tokens.
 //!
-//! Real hyper, HTTP/1 and HTTP/2, on a free port; short lifetimes, expire and revoke at will, faults to switch on,
-//! gates that make a stampede exact, a log of every request, and an oracle: **whoever presents a superseded refresh
-//! token is caught**.
+//! - [`TestServer`] serves HTTP/1 and HTTP/2 by hyper on a free port. [`TestKit`] is the same as a `tower` service.
+//! - A test sets lifetimes and the rotation of refresh tokens ([`Settings`]), expires and revokes tokens, injects
+//!   failures ([`Fault`]), and holds responses back ([`Gate`]).
+//! - A test reads the log ([`Entry`]) and the [`Counters`]. An oracle reports each use of a superseded refresh token
+//!   as a [`Violation`].
 //!
 //! ```
 //! use std::time::Duration;
@@ -39,7 +41,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The same servers are a `tower` service, without a socket: for benches, and on paused time.
+//! The same servers without a socket, as a `tower` service, for benchmarks and for tests on paused time:
 //!
 //! ```
 //! use http::Request;
@@ -50,42 +52,44 @@
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let kit = TestKit::new();
 //! let credentials = Full::<bytes::Bytes>::from(r#"{"username":"ada","password":"any"}"#);
-//! let answer = kit.clone().oneshot(Request::post("/auth/login").body(credentials)?).await?;
-//! let answer = answer.into_body().collect().await.map_err(|_| "cut short")?.to_bytes();
-//! let tokens: TokenPair = serde_json::from_slice(&answer)?;
+//! let response = kit.clone().oneshot(Request::post("/auth/login").body(credentials)?).await?;
+//! let body = response.into_body().collect().await.map_err(|_| "the body was cut short")?.to_bytes();
+//! let tokens: TokenPair = serde_json::from_slice(&body)?;
 //! assert_eq!(tokens.expires_in, 60);
 //! # Ok(()) }
 //! ```
 //!
 //! # Routes
 //!
-//! | route | answer |
+//! | route | response |
 //! | --- | --- |
-//! | `POST /auth/login` | `{"username": …, "password": …}` → a [`TokenPair`]; 401 if refused |
-//! | `POST /auth/refresh` | `{"refresh_token": …}` → its successor, a [`TokenPair`]; 401 `{"error":"invalid_grant"}` |
-//! | `POST /auth/logout` | `{"refresh_token": …}` → 204; the sign-in is over |
+//! | `POST /auth/login` | `{"username": …, "password": …}` → a [`TokenPair`], or 401 |
+//! | `POST /auth/refresh` | `{"refresh_token": …}` → a new [`TokenPair`], or 401 `{"error":"invalid_grant"}` |
+//! | `POST /auth/logout` | `{"refresh_token": …}` → 204; the sign-in has ended |
 //! | `/api/echo` | the request's body, as it streams in |
 //! | `/api/bytes/{n}` | `n` bytes; byte `i` is `i % 251` |
-//! | `/api/upload` | as below, and `body_checksum`: the [`Checksum`] of the body |
-//! | `/api/headers` | as below, and `headers`: all that came, `authorization` aside |
+//! | `/api/upload` | as `/api/…`, and `body_checksum`: the [`Checksum`] of the body |
+//! | `/api/headers` | as `/api/…`, and `headers`: all request headers but `authorization` |
 //! | `/api/…` | `{"user", "generation", "method", "path", "query", "body_length"}` |
 //!
-//! The API wants `Authorization: Bearer …`. Without it, it answers 401 with `WWW-Authenticate: Bearer`; with a token
-//! that is expired, revoked or unknown, 401 with `Bearer error="invalid_token"`.
+//! The API requires `Authorization: Bearer …`. Without a token, the API responds with 401 and
+//! `WWW-Authenticate: Bearer`; if the token is expired, revoked or unknown, with 401 and
+//! `WWW-Authenticate: Bearer error="invalid_token"` (RFC 6750 §3.1).
 //!
-//! A request may announce its body by [`BODY_LENGTH`] and [`BODY_CHECKSUM`]; what arrives whole and differs (from
-//! `Content-Length` too) is counted in [`Counters::body_mismatches`].
+//! A request may announce its body's length and checksum in the headers [`BODY_LENGTH`] and [`BODY_CHECKSUM`]. A
+//! complete body that differs from them, or from `Content-Length`, is counted in [`Counters::body_mismatches`].
 //!
 //! # The oracle
 //!
-//! Under [`Rotation::Strict`] and [`Rotation::Grace`] each refresh supersedes the refresh token presented. Presenting
-//! it once more is a [`Violation`], whatever the server answers. Not so if the kit itself kept the successor from the
-//! client, by a [`Fault`] or a [`Gate`]: then one more use of the old token is counted in [`Counters::excused`].
+//! Under [`Rotation::Strict`] and [`Rotation::Grace`], each refresh supersedes the refresh token that was presented.
+//! Presenting that token again is a [`Violation`], whether or not the server grants the refresh. If the kit itself kept
+//! the successor from the client, by a [`Fault`] or a [`Gate`], one more use of the superseded token is allowed and
+//! counted in [`Counters::allowed_reuses`].
 //!
 //! # Features
 //!
-//! - `conformance`: the module of that name, a test suite for token stores of `tower-auth-refresh`; a refresh service
-//!   for its sessions, `TestKit::refresh_service`; and `TryFrom<TokenPair>` for its `Tokens`.
+//! - `conformance`: for tests of `tower-auth-refresh`. Adds the module `conformance`, a test suite for token stores;
+//!   `TestKit::refresh_service`, for sessions; and `TryFrom<TokenPair>` for `Tokens`.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -94,6 +98,7 @@ mod body;
 #[cfg(feature = "conformance")]
 #[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
 pub mod conformance;
+mod error;
 mod exchange;
 mod families;
 mod faults;
@@ -107,25 +112,27 @@ mod routes;
 mod server;
 mod service;
 mod settings;
+mod successor;
 mod token;
 
 pub use body::{Checksum, ResponseBody};
+pub use error::ConnectionDropped;
 pub use faults::{Fault, Route};
 pub use gate::Gate;
 pub use kit::TestKit;
 pub use log::{Counters, Entry, UserCounters, Violation};
 pub use server::TestServer;
-pub use service::{ConnectionDropped, ResponseFuture};
+pub use service::ResponseFuture;
 pub use settings::{Rotation, Settings, UnreadBody};
 pub use token::TokenPair;
 
-/// A request header that announces the body's length in bytes.
+/// The request header that announces the body's length in bytes.
 pub const BODY_LENGTH: &str = "x-body-length";
 
-/// A request header that announces the body's [`Checksum`].
+/// The request header that announces the body's [`Checksum`].
 pub const BODY_CHECKSUM: &str = "x-body-checksum";
 
-/// The README's example, compiled.
-#[cfg(doctest)]
+/// Runs the README's examples. The last of them needs the feature.
+#[cfg(all(doctest, feature = "conformance"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,4 +1,4 @@
-//! What the servers saw, as a test reads it: the log's entries, the counters, and the oracle's violations.
+//! The records that a test reads: the log's entries, the counters, and the oracle's violations.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,116 +9,132 @@ use serde::{Serialize, Serializer};
 
 use crate::faults::Route;
 
-/// One request, as the server saw it. Entries are logged when the request is answered, or given up.
+/// One request in the log, as the server saw it.
+///
+/// A request is logged when its response is sent or the request is aborted.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Entry {
-    /// Counts requests in the order they arrived, from 1, since the kit was made or [`reset`](crate::TestKit::reset).
+    /// The request's number in the order of arrival, from 1.
+    ///
+    /// The number restarts when the kit is [reset](crate::TestKit::reset).
     pub number: u64,
-    /// When it arrived, since the kit was made. In JSON: milliseconds.
+    /// The time of arrival, since the kit was created. In JSON: milliseconds.
     #[serde(serialize_with = "milliseconds")]
     pub at: Duration,
-    /// How long the answer's head took. In JSON: milliseconds.
+    /// The time from arrival to the response's head. In JSON: milliseconds.
     #[serde(serialize_with = "milliseconds")]
     pub took: Duration,
-    /// Its method.
+    /// The method.
     #[serde(serialize_with = "method")]
     pub method: Method,
-    /// Its path, with the query if it has one.
+    /// The path and query.
     pub path: String,
-    /// The class that its path belongs to.
+    /// The class of routes that the path belongs to.
     pub route: Route,
-    /// The answer's status; `None` where there was none: the connection was dropped, or the client went away.
+    /// The response's status, or `None` if no response was sent.
+    ///
+    /// The connection was dropped, or the client aborted the request.
     pub status: Option<u16>,
-    /// Whose token it carried, or who signs in.
+    /// The user of the token that the request carried, or the user that signs in.
     pub user: Option<Arc<str>>,
-    /// The generation of the token it carried, counted from 1 for each sign-in: the access token's, and for
-    /// `/auth/refresh` the refresh token's.
+    /// The generation of the request's token, counted from 1 for each sign-in.
+    ///
+    /// For `/auth/refresh` and `/auth/logout`, the refresh token's generation; otherwise the access token's.
     pub generation: Option<u64>,
-    /// The connection it came over, counted from 1; `None` for a call without a socket.
+    /// The number of the connection, from 1. `None` for a call without a socket.
     pub connection: Option<u64>,
-    /// What was peculiar, in a word or two: why it was refused, that a fault was injected.
+    /// The reason for a refusal, or another remark.
+    ///
+    /// The remarks are `fault` for an injected fault, and `grace` for a refresh in the grace window.
     pub note: Option<&'static str>,
 }
 
-/// What was counted since the kit was made or [`reset`](crate::TestKit::reset).
+/// Counters since the kit was created or [reset](crate::TestKit::reset).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Requests of any kind, when they arrived.
+    /// All requests, counted when they arrive.
     pub requests: u64,
     /// Requests to `/auth/login`.
     pub logins: u64,
-    /// Requests to `/auth/refresh`, whatever became of them.
+    /// Requests to `/auth/refresh`, granted or not.
     pub refreshes: u64,
-    /// Refreshes that the server granted, whether or not the answer reached the client.
+    /// Refreshes that the server granted, even if the response was lost.
     pub granted: u64,
     /// Requests to `/auth/logout`.
     pub logouts: u64,
     /// Requests to `/api/…`.
     pub api: u64,
-    /// Answers of `/api/…` by status.
+    /// Responses of `/api/…` by status.
     pub api_by_status: BTreeMap<u16, u64>,
-    /// Generations of access tokens that the API refused, each counted once, at its first 401.
+    /// Generations of access tokens that the API refused.
+    ///
+    /// Each generation is counted once, at its first 401.
     pub generations_challenged: u64,
-    /// Requests that got no answer.
+    /// Requests without a response.
     pub unanswered: u64,
     /// Connections opened.
     pub connections: u64,
-    /// Superseded refresh tokens that were presented: see [`Violation`].
+    /// Uses of superseded refresh tokens: see [`Violation`].
     pub violations: u64,
-    /// Superseded refresh tokens that were presented because the kit had kept the successor from the client.
-    pub excused: u64,
-    /// The most refreshes that one user had under way at the same moment.
+    /// Uses of superseded refresh tokens that were allowed.
+    ///
+    /// The kit had withheld the successor, or the test had called
+    /// [`allow_reuse_once`](crate::TestKit::allow_reuse_once).
+    pub allowed_reuses: u64,
+    /// The largest number of refreshes that one user had under way at the same time.
     pub max_concurrent_refreshes: u64,
-    /// Request bodies that were read whole and weren't what their headers announced: see the crate's documentation.
+    /// Complete request bodies that differed from what their headers announced.
+    ///
+    /// The crate's documentation names the headers.
     pub body_mismatches: u64,
-    /// Request bodies that broke off.
+    /// Request bodies that were cut short.
     pub bodies_cut_short: u64,
     /// Requests that a fault was injected into.
     pub faults: u64,
 }
 
 impl Counters {
-    /// The API's answers with status 401.
+    /// Returns the number of the API's responses with status 401.
     #[must_use]
     pub fn unauthorized(&self) -> u64 {
         self.api_by_status.get(&401).copied().unwrap_or_default()
     }
 }
 
-/// What was counted for one user.
+/// The counters of one user.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct UserCounters {
-    /// His requests to `/auth/refresh`.
+    /// The user's requests to `/auth/refresh`.
     pub refreshes: u64,
-    /// Those that the server granted.
+    /// Refreshes that the server granted.
     pub granted: u64,
-    /// The most of them under way at the same moment.
+    /// The largest number of the user's refreshes that were under way at the same time.
     pub max_concurrent_refreshes: u64,
-    /// Answers of `/api/…` by status.
+    /// Responses of `/api/…` by status.
     pub api_by_status: BTreeMap<u16, u64>,
-    /// Superseded refresh tokens that were presented.
+    /// Uses of superseded refresh tokens: see [`Violation`].
     pub violations: u64,
-    /// The same, excused.
-    pub excused: u64,
+    /// Allowed uses of superseded refresh tokens: see [`Counters::allowed_reuses`].
+    pub allowed_reuses: u64,
 }
 
-/// A superseded refresh token was presented, and the kit had done nothing to cause it.
+/// A use of a superseded refresh token that the kit had not caused.
 ///
-/// It counts whatever the server answers: within a grace window too.
+/// Each use is a violation, even if the server grants the refresh because of a grace window.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Violation {
-    /// When, since the kit was made. In JSON: milliseconds.
+    /// The time of the refresh, since the kit was created. In JSON: milliseconds.
     #[serde(serialize_with = "milliseconds")]
     pub at: Duration,
-    /// Whose token.
+    /// The user of the token.
     pub user: Arc<str>,
-    /// The generation of the refresh token presented.
+    /// The generation of the refresh token that was presented.
     pub generation: u64,
-    /// The generation in force.
+    /// The generation of the current refresh token.
     pub current: u64,
 }
 

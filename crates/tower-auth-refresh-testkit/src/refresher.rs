@@ -15,18 +15,20 @@ use tower_auth_refresh::{
 use crate::body::ResponseBody;
 use crate::{TestKit, TokenPair};
 
-/// More than any honest answer has.
-const ANSWER_LIMIT: usize = 64 * 1024;
+/// The longest response body that is read, far more than a token response has.
+const BODY_LIMIT: usize = 64 * 1024;
 
 #[derive(Deserialize)]
-struct Answer {
+struct TokenResponse {
     access_token: String,
     refresh_token: Option<String>,
     expires_in: Option<u64>,
 }
 
 impl TestKit {
-    /// A [`RefreshService`] that asks this kit's `/auth/refresh`, without a socket.
+    /// Returns a [`RefreshService`] that calls `/auth/refresh` without a socket.
+    ///
+    /// For tests of sessions and layers of `tower-auth-refresh`.
     #[must_use]
     pub fn refresh_service(&self) -> impl RefreshService + use<> {
         let kit = self.clone();
@@ -49,45 +51,45 @@ async fn refresh(kit: TestKit, request: RefreshRequest) -> Result<Tokens, Refres
     };
     let body = json!({ "refresh_token": token.expose_secret() }).to_string();
     let request = Request::post("/auth/refresh").body(Full::<Bytes>::from(body)).expect("the path is a valid URI");
-    let answer = kit.oneshot(request).await.map_err(RefreshError::in_doubt)?;
-    match answer.status() {
-        StatusCode::OK => tokens(answer).await,
-        status @ (StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED) => Err(RefreshError::rejected(said(status))),
+    let response = kit.oneshot(request).await.map_err(RefreshError::in_doubt)?;
+    match response.status() {
+        StatusCode::OK => tokens(response).await,
+        status @ (StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED) => Err(RefreshError::rejected(message(status))),
         status @ (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) => {
-            let error = RefreshError::unavailable(said(status));
-            let retry_after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+            let error = RefreshError::unavailable(message(status));
+            let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
             Err(match retry_after {
                 Some(seconds) => error.with_retry_after(Duration::from_secs(seconds)),
                 None => error,
             })
         }
-        status if status.is_server_error() => Err(RefreshError::in_doubt(said(status))),
-        status => Err(RefreshError::misconfigured(said(status))),
+        status if status.is_server_error() => Err(RefreshError::in_doubt(message(status))),
+        status => Err(RefreshError::misconfigured(message(status))),
     }
 }
 
-async fn tokens(answer: Response<ResponseBody>) -> Result<Tokens, RefreshError> {
-    let mut body = answer.into_body();
+async fn tokens(response: Response<ResponseBody>) -> Result<Tokens, RefreshError> {
+    let mut body = response.into_body();
     let mut text = Vec::new();
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame.map_err(RefreshError::in_doubt)?.into_data() {
             text.extend_from_slice(&data);
         }
-        if text.len() > ANSWER_LIMIT {
-            return Err(RefreshError::in_doubt("the answer is too long"));
+        if text.len() > BODY_LIMIT {
+            return Err(RefreshError::in_doubt("the token response is too long"));
         }
     }
-    // Not the parser's own error, which quotes what it read.
-    let malformed = |_| RefreshError::in_doubt("the answer is malformed");
-    let answer: Answer = serde_json::from_slice(&text).map_err(malformed)?;
-    let access = AccessToken::new(answer.access_token).map_err(RefreshError::in_doubt)?;
-    let tokens = match answer.refresh_token {
+    // The parser's own error isn't kept, because it quotes its input.
+    let malformed = |_| RefreshError::in_doubt("the token response is malformed");
+    let response: TokenResponse = serde_json::from_slice(&text).map_err(malformed)?;
+    let access = AccessToken::new(response.access_token).map_err(RefreshError::in_doubt)?;
+    let tokens = match response.refresh_token {
         Some(token) => Tokens::new(access, RefreshToken::new(token).map_err(RefreshError::in_doubt)?),
         None => Tokens::from_access_token(access),
     };
-    Ok(tokens.with_expires_in(Duration::from_secs(answer.expires_in.unwrap_or_default())))
+    Ok(tokens.with_expires_in(Duration::from_secs(response.expires_in.unwrap_or_default())))
 }
 
-fn said(status: StatusCode) -> String {
-    format!("the server answered {status}")
+fn message(status: StatusCode) -> String {
+    format!("the refresh endpoint returned {status}")
 }

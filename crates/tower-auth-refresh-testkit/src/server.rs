@@ -1,4 +1,4 @@
-//! [`TestServer`]: the servers on a socket.
+//! [`TestServer`]: a kit on a socket.
 
 use std::fmt;
 use std::io;
@@ -21,12 +21,13 @@ use tower_service::Service;
 use crate::TestKit;
 use crate::exchange::Connection;
 
-/// How long a shutdown waits for requests under way: some may hang on purpose.
-const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
+/// The longest that a shutdown waits for requests under way, some of which may hang on purpose.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A [`TestKit`] on a socket, over HTTP/1 and HTTP/2 (with prior knowledge) alike.
+/// A [`TestKit`] on a socket, over HTTP/1 and HTTP/2 with prior knowledge.
 ///
-/// It is used as the kit that it serves. Dropping it closes the socket and cuts all connections at once.
+/// The server dereferences to its kit: all methods of [`TestKit`] can be called on it. Dropping the server closes the
+/// socket and all connections at once.
 pub struct TestServer {
     kit: TestKit,
     address: SocketAddr,
@@ -35,44 +36,48 @@ pub struct TestServer {
 }
 
 impl TestServer {
-    /// A new kit on a free port of `127.0.0.1`.
+    /// Starts a new kit on a free port of `127.0.0.1`.
     ///
     /// # Errors
     ///
-    /// If there is no free port.
+    /// If no port is free.
     pub async fn start() -> io::Result<Self> {
         TestKit::new().serve((Ipv4Addr::LOCALHOST, 0)).await
     }
 
-    /// Where it listens.
+    /// Returns the address that the server listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its origin: `http://127.0.0.1:34567`.
+    /// Returns the server's origin, such as `http://127.0.0.1:34567`.
     #[must_use]
     pub fn origin(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// The address of a path on it: `http://127.0.0.1:34567/api/me` for `/api/me`.
+    /// Returns the URL of a path: `http://127.0.0.1:34567/api/me` for `/api/me`.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    /// The kit that it serves, to be served again elsewhere, or kept after the server is gone.
+    /// Returns the kit.
+    ///
+    /// A clone of the kit outlives the server, and can be served on another address.
     #[must_use]
     pub fn kit(&self) -> &TestKit {
         &self.kit
     }
 
-    /// Stops accepting, lets the requests under way end, and closes all connections. It cuts those that are not done
-    /// after 5 s.
+    /// Shuts the server down gracefully.
+    ///
+    /// Stops accepting connections, waits for the requests under way, and closes all connections. Requests that haven't
+    /// ended after 5 s are aborted.
     pub async fn shutdown(mut self) {
         self.stop.send_replace(true);
-        let _ = tokio::time::timeout(SHUTDOWN_PATIENCE, &mut self.accepting).await;
+        let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, &mut self.accepting).await;
     }
 }
 
@@ -97,7 +102,9 @@ impl fmt::Debug for TestServer {
 }
 
 impl TestKit {
-    /// Serves the kit on this address. A kit can be served on several, and again after a server of its is gone.
+    /// Serves the kit on this address.
+    ///
+    /// A kit can be served on several addresses at once, and again after a server has been dropped.
     ///
     /// # Errors
     ///
@@ -110,7 +117,9 @@ impl TestKit {
         Ok(TestServer { kit: self.clone(), address, stop, accepting })
     }
 
-    /// Serves one connection, until the client closes it: for a network of the test's own.
+    /// Serves one connection until the client closes it.
+    ///
+    /// For tests with a simulated network.
     pub async fn serve_connection<I>(&self, io: I)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -127,20 +136,20 @@ impl TestKit {
             *connections += 1;
             Connection(*connections)
         };
-        let severed = Arc::new(Notify::new());
+        let dropped = Arc::new(Notify::new());
         let service = service_fn(|mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(number);
-            let (answer, severed) = (self.clone().call(request), severed.clone());
+            let (response, dropped) = (self.clone().call(request), dropped.clone());
             async move {
-                if let Ok(response) = answer.await {
+                if let Ok(response) = response.await {
                     return Ok::<_, std::convert::Infallible>(response);
                 }
-                severed.notify_one();
+                dropped.notify_one();
                 std::future::pending().await
             }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        // No test should meet a limit that it didn't set.
+        // hyper's own limits must not interfere with a test.
         builder.http2().max_concurrent_streams(None).max_pending_accept_reset_streams(Some(100_000));
         let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
         let mut stopped = pin!(stopped);
@@ -149,7 +158,7 @@ impl TestKit {
             tokio::select! {
                 biased;
                 // Dropping the connection closes it.
-                () = severed.notified() => return,
+                () = dropped.notified() => return,
                 _ = connection.as_mut() => return,
                 () = stopped.as_mut(), if !is_stopping => {
                     is_stopping = true;
@@ -170,14 +179,14 @@ async fn accept(kit: TestKit, listener: TcpListener, stopped: watch::Receiver<bo
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    // An answer of two small writes must not wait for the client's delayed acknowledgement.
+                    // A response of two small writes must not wait for the client's delayed acknowledgement.
                     let _ = stream.set_nodelay(true);
                     let (kit, stopped) = (kit.clone(), is_set(stopped.clone()));
                     connections.spawn(async move { kit.connection(stream, stopped).await });
                 }
                 Err(error) => {
-                    // Out of file descriptors, most likely: give the others time to return some.
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    // The process has probably run out of file descriptors: other connections may close soon.
+                    tracing::warn!(%error, "failed to accept a connection");
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             },
@@ -187,7 +196,7 @@ async fn accept(kit: TestKit, listener: TcpListener, stopped: watch::Receiver<bo
     while connections.join_next().await.is_some() {}
 }
 
+/// Waits until the flag is set or its server has been dropped.
 async fn is_set(mut flag: watch::Receiver<bool>) {
-    // An error means that the server is gone: the flag as good as set.
     let _ = flag.wait_for(|set| *set).await;
 }

@@ -1,51 +1,65 @@
-//! [`Settings`]: how the servers behave when nothing is injected.
+//! [`Settings`]: the behaviour of the servers without faults.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// How the servers behave, changed at any time with [`TestKit::configure`](crate::TestKit::configure).
+/// The behaviour of the servers, which [`TestKit::configure`](crate::TestKit::configure) changes at any time.
 ///
-/// A lifetime applies to the tokens issued from then on.
+/// A new lifetime applies to the tokens that are issued after the change.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Settings {
-    /// How long the API takes an access token. Default: 60 s.
+    /// The lifetime of an access token. Default: 60 s.
     pub access_lifetime: Duration,
-    /// How long a refresh token is good for. Default: `None`, for ever.
+    /// The lifetime of a refresh token. Default: `None`, unlimited.
     pub refresh_lifetime: Option<Duration>,
-    /// What becomes of a refresh token that was used. Default: [`Rotation::Strict`].
+    /// The treatment of a used refresh token. Default: [`Rotation::Strict`].
     pub rotation: Rotation,
-    /// Who may sign in, by user name. Default: empty, which lets anybody in whose password isn't `wrong`.
+    /// The passwords by user name.
+    ///
+    /// Default: empty, which admits every user with any password but `wrong`.
     pub passwords: HashMap<String, String>,
-    /// What becomes of a request body that an answer didn't wait for. Default: [`UnreadBody::Dropped`].
+    /// The treatment of an unread request body. Default: [`UnreadBody::Dropped`].
     pub unread_body: UnreadBody,
-    /// How many entries the log keeps, the newest ones. Default: 10,000. With 0 it keeps none; counters go on.
+    /// The number of entries that the log keeps, the newest ones.
+    ///
+    /// Default: 10,000. With 0 the log keeps no entries, and the counters still count.
     pub log_capacity: usize,
 }
 
-/// What becomes of a refresh token that was used.
+/// The treatment of a used refresh token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rotation {
-    /// It is superseded by a new one. Whoever presents it again revokes the whole family (RFC 9700 §4.14.2).
+    /// A new token supersedes the used token.
+    ///
+    /// Presenting the used token again revokes all tokens of the sign-in (RFC 9700 §4.14.2).
     #[default]
     Strict,
-    /// As [`Strict`](Self::Strict), but for this long after the rotation it gets the same successors once more.
+    /// As [`Strict`](Self::Strict), with a grace window of this length.
+    ///
+    /// In the window after the rotation, presenting the superseded token returns its successors again.
     Grace(Duration),
-    /// It stays good: refreshing returns it unchanged.
+    /// The token stays valid: a refresh returns it unchanged.
     Reusable,
 }
 
-/// What becomes of a request body that an answer didn't wait for: a 401 to an upload.
+/// The treatment of a request body that is unread when the response is sent.
+///
+/// For example, the body of an upload that the API refuses with a 401.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UnreadBody {
-    /// Dropped: over HTTP/1, hyper closes the connection unless little is left; over HTTP/2 it resets the stream.
+    /// Drops the body.
+    ///
+    /// Over HTTP/1, hyper closes the connection unless little is left; over HTTP/2, hyper resets the stream.
     #[default]
     Dropped,
-    /// Read on to its end.
+    /// Reads the body to its end.
     Read,
-    /// Neither: the client can't go on sending. Until the settings change or the kit is dropped.
+    /// Neither reads nor drops the body, so that the client can't send more.
+    ///
+    /// The body is held until this setting changes or the kit is dropped.
     Held,
 }
 

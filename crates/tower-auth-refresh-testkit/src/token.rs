@@ -1,27 +1,27 @@
-//! Tokens that carry what the server must know of them, under a check sum that only this kit can make.
+//! Self-contained tokens: a token carries its kind, family, generation and expiry, under a keyed checksum.
 //!
-//! So a token needs no table: an expired or superseded one is recognised for what it is, however long ago it was
-//! issued, and a run of any length keeps one small record per signed-in user.
+//! The server therefore needs no table of tokens. It recognises an expired or superseded token however old the token
+//! is, and a test of any length keeps one small record per sign-in.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
-/// What an answer of `/auth/login` or `/auth/refresh` holds.
+/// The tokens in a response of `/auth/login` or `/auth/refresh`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TokenPair {
-    /// For the API, until it expires.
+    /// The token for the API, until it expires.
     pub access_token: String,
-    /// For `/auth/refresh`, once (unless [`Rotation`](crate::Rotation) says otherwise).
+    /// The token for `/auth/refresh`, for a single use under the default [`Rotation`](crate::Rotation).
     pub refresh_token: String,
-    /// What is left of the access token's life, in whole seconds: zero for a shorter one.
+    /// The rest of the access token's lifetime in seconds, rounded down.
     pub expires_in: u64,
-    /// `Bearer`.
+    /// Always `Bearer`.
     pub token_type: String,
 }
 
-/// A token, taken apart.
+/// The content of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Token {
     pub(crate) kind: Kind,
@@ -55,7 +55,7 @@ impl Mint {
         format!("{}_{family:x}_{generation:x}_{expires:x}_{:016x}", kind.prefix(), self.sum(token))
     }
 
-    /// `None` for what this kit never issued.
+    /// Returns `None` if this kit hasn't issued the token.
     pub(crate) fn read(&self, text: &str) -> Option<Token> {
         let mut parts = text.split('_');
         let kind = Kind::from_prefix(parts.next()?)?;
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_read_back_and_a_forged_one_is_not() {
+    fn a_token_is_read_back_and_a_forged_token_is_not() {
         let mint = Mint { key: 7 };
         let token = Token { kind: Kind::Refresh, family: 3, generation: 42, expires: u64::MAX };
         let text = mint.write(token);

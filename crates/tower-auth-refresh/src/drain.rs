@@ -1,4 +1,4 @@
-//! Reads a refused response to its end, within bounds, so that its connection can serve the replay.
+//! Reads the body of a refused response to its end, within bounds, so that the replay can reuse its connection.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,10 +13,10 @@ use tokio::time::Instant;
 
 use crate::alarm::Alarm;
 
-/// A refusal is a few hundred bytes; one longer than this is cheaper to cut off.
+/// A 401's body is a few hundred bytes. A body longer than this is cheaper to cut off.
 const MOST: usize = 64 * 1024;
 
-/// How long the replay waits for the end of it.
+/// The replay waits at most this long for the end of the body.
 const LONGEST: Duration = Duration::from_millis(50);
 
 pin_project! {
@@ -27,13 +27,13 @@ pin_project! {
         left: usize,
         runtime: Handle,
         begun: Instant,
-        // Only where the body keeps us waiting.
+        // Created at the first pending poll.
         alarm: Option<Alarm>,
     }
 }
 
 impl<B> Drain<B> {
-    /// `runtime`: where the timer runs, whoever polls this.
+    /// The timer runs on `runtime`, whatever context polls the future.
     pub(crate) fn new(body: B, runtime: &Handle) -> Self {
         Self { body, left: MOST, runtime: runtime.clone(), begun: Instant::now(), alarm: None }
     }
@@ -53,7 +53,7 @@ impl<B: Body> Future for Drain<B> {
                     return Pin::new(alarm).poll(cx).map(drop);
                 }
             };
-            // An empty frame counts too, so that endless ones don't hold the task.
+            // An empty frame counts as one byte, so that an endless series of them ends too.
             let size = frame.data_ref().map_or(0, Buf::remaining).max(1);
             match this.left.checked_sub(size) {
                 Some(left) => *this.left = left,

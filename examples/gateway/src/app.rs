@@ -1,4 +1,4 @@
-//! [`App`]: what all routes share.
+//! [`App`]: the state shared by all routes.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use tower_auth_refresh::SessionRegistry;
 use crate::auth::Auth;
 use crate::config::{PublicOrigin, Upstream};
 use crate::cookie::{SessionCookie, SessionId};
-use crate::errands::Errands;
 use crate::metrics::Metrics;
 use crate::proxy::UpstreamClient;
+use crate::task_tracker::TaskTracker;
 
-/// How long a sign-out is waited for: the authorization server may not answer.
-const SIGN_OUT_PATIENCE: Duration = Duration::from_secs(1);
+/// The longest wait for a sign-out: the authorization server may not respond.
+const SIGN_OUT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A handle, cloned for each request.
+/// A handle to the shared state, cloned for each request.
 #[derive(Clone)]
 pub(crate) struct App(Arc<Parts>);
 
@@ -32,8 +32,8 @@ pub(crate) struct Parts {
     pub(crate) body_limit: u64,
     pub(crate) client_timeout: Duration,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) errands: Errands,
-    /// Set when the gateway begins to stop: for answers that would never end.
+    pub(crate) tasks: TaskTracker,
+    /// Set when shutdown begins; ends responses that would never end.
     pub(crate) stopping: watch::Receiver<bool>,
 }
 
@@ -42,22 +42,24 @@ impl App {
         Self(Arc::new(parts))
     }
 
-    /// Signs a user out, here and at the authorization server. Waits for it no longer than a second, and it goes on
-    /// whether or not the caller waits.
+    /// Signs a user out, here and at the authorization server.
+    ///
+    /// Waits at most a second for the authorization server. The call continues in a task after that, or after the
+    /// caller is dropped.
     pub(crate) async fn sign_out(&self, id: SessionId) {
-        // What panics in there is logged by then.
-        let _ = timeout(SIGN_OUT_PATIENCE, self.errands.begin(self.clone().signing_out(id))).await;
+        // A panic in the task has been logged already.
+        let _ = timeout(SIGN_OUT_TIMEOUT, self.tasks.spawn(self.clone().run_sign_out(id))).await;
     }
 
-    /// The same, with nobody waiting for it.
-    pub(crate) fn sign_out_later(&self, id: SessionId) {
-        self.errands.begin_if_running(self.clone().signing_out(id));
+    /// Signs a user out in a detached task.
+    pub(crate) fn sign_out_detached(&self, id: SessionId) {
+        self.tasks.spawn_detached(self.clone().run_sign_out(id));
     }
 
-    async fn signing_out(self, id: SessionId) {
+    async fn run_sign_out(self, id: SessionId) {
         if let Err(error) = self.sessions.sign_out(&id).await {
-            // He is signed out here all the same.
-            tracing::warn!(%error, "a user could not be signed out everywhere");
+            // The local session has ended all the same.
+            tracing::warn!(%error, "sign-out failed in part");
         }
     }
 }

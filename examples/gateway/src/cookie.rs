@@ -1,4 +1,4 @@
-//! The session cookie: a random number, and all that a browser ever learns of its session.
+//! The session cookie: a random number, the only session data that a browser receives.
 
 use std::fmt;
 
@@ -8,12 +8,12 @@ use cookie::{Cookie, SameSite};
 use http::header::{COOKIE, SET_COOKIE};
 use http::{HeaderMap, HeaderValue};
 
-/// The number of a session: whoever knows it is the user.
+/// A session's secret number: a bearer credential.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct SessionId([u8; 16]);
 
 impl SessionId {
-    /// 128 bits from the operating system.
+    /// Generates 128 random bits with the operating system's generator.
     pub(crate) fn random() -> Result<Self, getrandom::Error> {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes)?;
@@ -33,15 +33,15 @@ impl fmt::Debug for SessionId {
     }
 }
 
-/// How the cookie is called and set.
+/// The name and attributes of the session cookie.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SessionCookie {
     secure: bool,
 }
 
 impl SessionCookie {
-    /// Over TLS the name begins with `__Host-`: then no other host and no plain HTTP page can have set it. Browsers take
-    /// such a cookie from no plain HTTP origin, loopback included.
+    /// Over TLS the name begins with `__Host-`: no other host and no plain HTTP page can set such a cookie. Browsers
+    /// reject the prefix on plain HTTP, loopback included.
     pub(crate) fn new(secure: bool) -> Self {
         Self { secure }
     }
@@ -50,7 +50,7 @@ impl SessionCookie {
         if self.secure { "__Host-session" } else { "session" }
     }
 
-    /// The session that a request belongs to, if it says one.
+    /// Returns the first valid session number in a request's cookies.
     pub(crate) fn read(self, headers: &HeaderMap) -> Option<SessionId> {
         let values = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
         let cookies = values.flat_map(Cookie::split_parse).filter_map(Result::ok);
@@ -58,26 +58,27 @@ impl SessionCookie {
         ids.find_map(|cookie| SessionId::parse(cookie.value()))
     }
 
-    /// Gives a browser its session.
+    /// Appends the `Set-Cookie` header for a session.
     pub(crate) fn set(self, headers: &mut HeaderMap, id: SessionId) {
         write(headers, &self.cookie(URL_SAFE_NO_PAD.encode(id.0)));
     }
 
-    /// What a browser sends back.
+    /// Returns the `name=value` pair that a browser sends back.
     pub(crate) fn pair(self, id: SessionId) -> String {
         format!("{}={}", self.name(), URL_SAFE_NO_PAD.encode(id.0))
     }
 
-    /// Makes a browser forget it.
+    /// Appends the `Set-Cookie` header that removes the cookie.
     pub(crate) fn clear(self, headers: &mut HeaderMap) {
         let mut cookie = self.cookie(String::new());
         cookie.make_removal();
         write(headers, &cookie);
     }
 
-    /// Whether a `Set-Cookie` of an upstream's would overwrite it, or be sent back as if it were it: a nameless one is,
-    /// as its value alone.
-    pub(crate) fn is_named_in(self, set_cookie: &HeaderValue) -> bool {
+    /// Checks if an upstream's `Set-Cookie` would overwrite or imitate the session cookie.
+    ///
+    /// Browsers send a cookie without a name as its value alone: `=session=x` comes back as `session=x`.
+    pub(crate) fn is_set_by(self, set_cookie: &HeaderValue) -> bool {
         let mut names = set_cookie.as_bytes().split(|byte| matches!(byte, b'=' | b';')).map(<[u8]>::trim_ascii);
         names.find(|name| !name.is_empty()) == Some(self.name().as_bytes())
     }
@@ -89,7 +90,7 @@ impl SessionCookie {
 }
 
 fn write(headers: &mut HeaderMap, cookie: &Cookie<'static>) {
-    // Name, value and attributes are all of this file's making: visible ASCII.
+    // Name, value and attributes come from this file and are visible ASCII.
     if let Ok(mut value) = HeaderValue::try_from(cookie.to_string()) {
         value.set_sensitive(true);
         headers.append(SET_COOKIE, value);
@@ -101,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_set_is_read_back_among_others() {
+    fn a_set_cookie_is_read_back_among_other_cookies() {
         let id = SessionId::random().unwrap();
         let cookie = SessionCookie::new(true);
         let mut set = HeaderMap::new();
@@ -115,24 +116,24 @@ mod tests {
         headers.append(COOKIE, "a=b; session=other; broken".parse().unwrap());
         headers.append(COOKIE, pair.parse().unwrap());
         assert_eq!(cookie.read(&headers), Some(id));
-        assert!(cookie.is_named_in(&set.parse().unwrap()));
-        assert!(!cookie.is_named_in(&HeaderValue::from_static("theme=dark")));
-        // One without a name is sent back as its value alone.
+        assert!(cookie.is_set_by(&set.parse().unwrap()));
+        assert!(!cookie.is_set_by(&HeaderValue::from_static("theme=dark")));
+        // Browsers send a cookie without a name as its value alone.
         for nameless in ["=__Host-session=x", " = __Host-session=x; Path=/", "==__Host-session=x"] {
-            assert!(cookie.is_named_in(&HeaderValue::from_static(nameless)), "{nameless}");
+            assert!(cookie.is_set_by(&HeaderValue::from_static(nameless)), "{nameless}");
         }
     }
 
-    /// Another server on this machine may have set one of the same name: on loopback ports share their cookies.
+    /// Cookies are shared by all ports of a host: another server on loopback may set one of the same name.
     #[test]
-    fn what_is_no_session_does_not_hide_one() {
+    fn an_invalid_session_cookie_does_not_hide_a_valid_one() {
         let (cookie, id) = (SessionCookie::new(false), SessionId([7; 16]));
         let headers = HeaderMap::from_iter([(COOKIE, format!("session=theirs; {}", cookie.pair(id)).parse().unwrap())]);
         assert_eq!(cookie.read(&headers), Some(id));
     }
 
     #[test]
-    fn what_is_no_session_is_none() {
+    fn an_invalid_session_cookie_is_ignored() {
         let cookie = SessionCookie::new(false);
         for value in ["session=", "session=abc", "session=%00", "", "session", &format!("session={}", "A".repeat(4000))]
         {

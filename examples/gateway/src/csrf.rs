@@ -1,4 +1,4 @@
-//! No other site may act in a signed-in user's name: unsafe requests must show that they come from this origin.
+//! Protection against cross-site request forgery: unsafe requests must come from this origin.
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
@@ -12,11 +12,11 @@ use crate::problem::Kind;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// A page of another site can't set it without this origin's consent, which is never given.
+/// A page of another site can't set this header without a CORS preflight, which is never granted.
 const X_REQUESTED_WITH: HeaderName = HeaderName::from_static("x-requested-with");
 
-/// Refuses unsafe requests (RFC 9110 §9.2.1) that another site may have made.
-pub(crate) async fn refuse_cross_origin(State(public): State<PublicOrigin>, request: Request, next: Next) -> Response {
+/// Rejects unsafe requests (RFC 9110 §9.2.1) that another site may have made.
+pub(crate) async fn reject_cross_origin(State(public): State<PublicOrigin>, request: Request, next: Next) -> Response {
     let safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
     if safe || is_same_origin(&public, request.headers(), request.uri()) {
         next.run(request).await
@@ -25,7 +25,8 @@ pub(crate) async fn refuse_cross_origin(State(public): State<PublicOrigin>, requ
     }
 }
 
-/// All that a browser says must say the same; where it says nothing, the custom header must be there.
+/// Requires `Sec-Fetch-Site` and `Origin`, as far as present, to name this origin. If both are absent, requires
+/// `X-Requested-With`.
 fn is_same_origin(public: &PublicOrigin, headers: &HeaderMap, uri: &Uri) -> bool {
     let site = headers.get(SEC_FETCH_SITE).map(|site| site == "same-origin");
     let origin = headers.get(ORIGIN).map(|origin| {
@@ -45,7 +46,7 @@ fn is_ours(public: &PublicOrigin, origin: &Origin, headers: &HeaderMap, uri: &Ur
         PublicOrigin::Loopback => {
             let host = uri.authority().map(http::uri::Authority::as_str);
             let host = host.or_else(|| headers.get(HOST)?.to_str().ok());
-            // Loopback, or a name that an attacker points at this machine would do (DNS rebinding).
+            // `Origin::parse` accepts plain HTTP for loopback hosts only, which prevents DNS rebinding.
             let ours = host.and_then(|host| Origin::parse(&format!("http://{host}")).ok());
             ours.as_ref() == Some(origin)
         }
@@ -56,35 +57,35 @@ fn is_ours(public: &PublicOrigin, origin: &Origin, headers: &HeaderMap, uri: &Ur
 mod tests {
     use super::*;
 
-    fn check(public: &PublicOrigin, said: &[(&'static str, &str)]) -> bool {
-        let headers = said.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
+    fn check(public: &PublicOrigin, headers: &[(&'static str, &str)]) -> bool {
+        let headers = headers.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
         is_same_origin(public, &headers.collect(), &Uri::from_static("/login"))
     }
 
     #[test]
-    fn whatever_a_browser_says_must_say_the_same() {
+    fn all_origin_headers_must_name_this_origin() {
         let public = PublicOrigin::Named(Origin::parse("https://app.example.com").unwrap());
-        let ok = |said: &[_]| assert!(check(&public, said), "{said:?}");
-        let no = |said: &[_]| assert!(!check(&public, said), "{said:?}");
-        ok(&[("sec-fetch-site", "same-origin")]);
-        ok(&[("origin", "https://app.example.com")]);
-        ok(&[("origin", "https://APP.example.com:443")]);
-        ok(&[("x-requested-with", "curl")]);
-        no(&[]);
-        no(&[("sec-fetch-site", "cross-site")]);
-        no(&[("sec-fetch-site", "same-site")]);
-        no(&[("sec-fetch-site", "none")]);
-        no(&[("sec-fetch-site", "same-origin"), ("origin", "https://evil.example")]);
-        no(&[("sec-fetch-site", "cross-site"), ("x-requested-with", "curl")]);
-        no(&[("origin", "null"), ("x-requested-with", "curl")]);
-        no(&[("origin", "http://app.example.com")]);
-        no(&[("origin", "https://app.example.com.evil.example")]);
-        no(&[("origin", "https://app.example.com:8443")]);
+        let accepted = |headers: &[_]| assert!(check(&public, headers), "{headers:?}");
+        let rejected = |headers: &[_]| assert!(!check(&public, headers), "{headers:?}");
+        accepted(&[("sec-fetch-site", "same-origin")]);
+        accepted(&[("origin", "https://app.example.com")]);
+        accepted(&[("origin", "https://APP.example.com:443")]);
+        accepted(&[("x-requested-with", "curl")]);
+        rejected(&[]);
+        rejected(&[("sec-fetch-site", "cross-site")]);
+        rejected(&[("sec-fetch-site", "same-site")]);
+        rejected(&[("sec-fetch-site", "none")]);
+        rejected(&[("sec-fetch-site", "same-origin"), ("origin", "https://evil.example")]);
+        rejected(&[("sec-fetch-site", "cross-site"), ("x-requested-with", "curl")]);
+        rejected(&[("origin", "null"), ("x-requested-with", "curl")]);
+        rejected(&[("origin", "http://app.example.com")]);
+        rejected(&[("origin", "https://app.example.com.evil.example")]);
+        rejected(&[("origin", "https://app.example.com:8443")]);
     }
 
     #[test]
-    fn on_loopback_the_origin_is_that_of_the_host_header() {
-        let check = |said: &[_]| check(&PublicOrigin::Loopback, said);
+    fn on_loopback_the_origin_must_match_the_host_header() {
+        let check = |headers: &[_]| check(&PublicOrigin::Loopback, headers);
         assert!(check(&[("host", "localhost:8080"), ("origin", "http://localhost:8080")]));
         assert!(check(&[("host", "127.0.0.1:8080"), ("origin", "http://127.0.0.1:8080")]));
         assert!(!check(&[("host", "127.0.0.1:8080"), ("origin", "http://127.0.0.1:9090")]));

@@ -1,4 +1,4 @@
-//! [`Gateway`]: all parts put together.
+//! [`Gateway`]: builds the server from its settings.
 
 use std::error::Error;
 use std::fmt;
@@ -17,22 +17,22 @@ use crate::auth::Auth;
 use crate::config::{InvalidSetting, Settings};
 use crate::cookie::{SessionCookie, SessionId};
 use crate::demo::Demo;
-use crate::errands::Errands;
 use crate::metrics::Metrics;
+use crate::task_tracker::TaskTracker;
 use crate::{proxy, routes, server};
 
-/// A gateway, about to start.
+/// A configured gateway that does not listen yet.
 pub struct Gateway {
     settings: Settings,
     metrics: Arc<Metrics>,
     demo: Option<Demo>,
-    stores: Option<Stores>,
+    store_factory: Option<StoreFactory>,
     with_refresh: bool,
 }
 
-type Stores = Box<dyn Fn() -> Arc<dyn TokenStore> + Send + Sync>;
+type StoreFactory = Box<dyn Fn() -> Arc<dyn TokenStore> + Send + Sync>;
 
-/// A gateway that listens, and answers once it [serves](Self::serve).
+/// A gateway with an open socket. [`serve`](Self::serve) accepts its connections.
 pub struct Listening {
     listener: TcpListener,
     app: App,
@@ -42,35 +42,37 @@ pub struct Listening {
 }
 
 impl Gateway {
-    /// A gateway with these settings.
+    /// Creates a gateway with these settings.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings, metrics: Arc::default(), demo: None, stores: None, with_refresh: true }
+        Self { settings, metrics: Arc::default(), demo: None, store_factory: None, with_refresh: true }
     }
 
-    /// The counters, shared with a [`RefreshWatch`](crate::RefreshWatch). Default: its own, that hear of no refresh.
+    /// Sets the counters, shared with a [`RefreshWatch`](crate::RefreshWatch).
+    ///
+    /// Default: new counters, without those of refreshes.
     #[must_use]
     pub fn metrics(mut self, metrics: Arc<Metrics>) -> Self {
         self.metrics = metrics;
         self
     }
 
-    /// The page that shows what happens. Default: none.
+    /// Serves the demo page. Default: none.
     #[must_use]
     pub fn demo(mut self, demo: Demo) -> Self {
         self.demo = Some(demo);
         self
     }
 
-    /// Where each session's tokens are kept. Default: in memory.
+    /// Sets the function that creates the token store of each session. Default: in memory.
     #[doc(hidden)]
     #[must_use]
-    pub fn stores(mut self, stores: impl Fn() -> Arc<dyn TokenStore> + Send + Sync + 'static) -> Self {
-        self.stores = Some(Box::new(stores));
+    pub fn store_factory(mut self, factory: impl Fn() -> Arc<dyn TokenStore> + Send + Sync + 'static) -> Self {
+        self.store_factory = Some(Box::new(factory));
         self
     }
 
-    /// Sends requests on with a user's access token as it is, and lets the 401s pass: to measure what refreshing costs.
+    /// Attaches access tokens but never refreshes: the baseline that measures the cost of refreshing.
     #[doc(hidden)]
     #[must_use]
     pub fn without_refresh(mut self) -> Self {
@@ -78,19 +80,23 @@ impl Gateway {
         self
     }
 
-    /// Opens the socket, on the `tokio` runtime that it is called on.
+    /// Opens the socket.
     ///
     /// # Errors
     ///
-    /// [`StartError`].
+    /// Returns [`StartError`] if a setting is invalid or the address can't be bound.
+    ///
+    /// # Panics
+    ///
+    /// Panics outside of a `tokio` runtime.
     pub fn listen(self) -> Result<Listening, StartError> {
-        let Self { settings, metrics, demo, stores, with_refresh } = self;
+        let Self { settings, metrics, demo, store_factory, with_refresh } = self;
         let auth = Auth::new(&settings)?;
         let listener =
             server::bind(settings.listen).map_err(|error| StartError::Bind { address: settings.listen, error })?;
         let (stopping, stopped) = watch::channel(false);
         let app = App::new(Parts {
-            sessions: sessions(&auth, &settings, stores),
+            sessions: session_registry(&auth, &settings, store_factory),
             auth,
             client: if with_refresh { proxy::client(&settings) } else { proxy::client_without_refresh(&settings) },
             upstream: settings.upstream.clone(),
@@ -99,7 +105,7 @@ impl Gateway {
             body_limit: settings.body_limit,
             client_timeout: settings.client_timeout,
             metrics,
-            errands: Errands::default(),
+            tasks: TaskTracker::default(),
             stopping: stopped,
         });
         Ok(Listening { listener, app, demo, settings, stopping })
@@ -107,20 +113,20 @@ impl Gateway {
 }
 
 impl Listening {
-    /// Where it listens.
+    /// Returns the address of the socket.
     ///
     /// # Errors
     ///
-    /// If the operating system doesn't say.
+    /// Returns the operating system's error if the address is unknown.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Signs a user in without a login, and returns his cookie: to load a gateway with more users than a test can log in.
+    /// Signs a user in without a login and returns the session cookie: load tests need more users than can log in.
     ///
     /// # Errors
     ///
-    /// If he can't be signed in.
+    /// Returns an error if the registry is full or the session can't be created.
     #[doc(hidden)]
     pub async fn sign_in(&self, tokens: Tokens) -> Result<String, BoxError> {
         let id = SessionId::random()?;
@@ -128,24 +134,27 @@ impl Listening {
         Ok(self.app.cookie.pair(id))
     }
 
-    /// Serves until `shutdown`. Then it accepts no more, and waits for the requests under way, for the refreshes whose
-    /// requests have gone, and for the sign-outs that the authorization server is still to be told of.
+    /// Serves until `shutdown` completes, then shuts down gracefully.
+    ///
+    /// A shutdown stops accepting connections. It waits, up to `shutdown_timeout`, for the open requests, for the
+    /// refreshes whose requests have been dropped, and for the sign-outs that the authorization server has not
+    /// confirmed.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let Self { listener, app, demo, settings, stopping } = self;
-        let pages = demo.as_ref().map(Demo::routes).unwrap_or_default();
-        let router = routes::router(&app, pages);
+        let demo_routes = demo.as_ref().map(Demo::routes).unwrap_or_default();
+        let router = routes::router(&app, demo_routes);
         let shutdown = async {
             shutdown.await;
             stopping.send_replace(true);
             Instant::now() + settings.shutdown_timeout
         };
         let deadline = server::serve(listener, router, settings.client_timeout, shutdown).await;
-        let landed = async {
-            app.errands.done().await;
+        let idle = async {
+            app.tasks.wait_idle().await;
             app.sessions.wait_idle().await;
         };
-        if timeout_at(deadline, landed).await.is_err() {
-            tracing::warn!("refreshes and sign-outs were cut off: they took too long");
+        if timeout_at(deadline, idle).await.is_err() {
+            tracing::warn!("shutdown timed out: refreshes and sign-outs were cut off");
         }
         if let Some(demo) = demo {
             demo.shutdown().await;
@@ -153,9 +162,12 @@ impl Listening {
     }
 }
 
-/// All users' sessions.
-fn sessions(auth: &Auth, settings: &Settings, stores: Option<Stores>) -> SessionRegistry<SessionId> {
-    let template = auth.sessions().refresh_timeout(settings.refresh_timeout);
+fn session_registry(
+    auth: &Auth,
+    settings: &Settings,
+    store_factory: Option<StoreFactory>,
+) -> SessionRegistry<SessionId> {
+    let template = auth.session_template().refresh_timeout(settings.refresh_timeout);
     let template = match settings.refresh_early {
         Some(window) => template.refresh_early(window),
         None => template,
@@ -164,27 +176,27 @@ fn sessions(auth: &Auth, settings: &Settings, stores: Option<Stores>) -> Session
         .max_sessions(settings.max_sessions)
         .idle_timeout(settings.idle)
         .max_concurrent_refreshes(settings.refreshes_in_flight);
-    let sessions = match stores {
-        Some(stores) => sessions.store_factory(move |_| stores()),
+    let sessions = match store_factory {
+        Some(factory) => sessions.store_factory(move |_| factory()),
         None => sessions,
     };
-    sessions.build().expect("the runtime is there: it has opened the socket")
+    sessions.build().expect("a runtime is running: it has opened the socket")
 }
 
-/// A gateway could not start. The message is one line.
+/// An error that prevents the start of a gateway. Its message is one line.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum StartError {
-    /// A setting is wrong.
+    /// A setting is invalid.
     Setting(InvalidSetting),
-    /// The address can't be listened on.
+    /// The address can't be bound.
     Bind {
         /// The address.
         address: SocketAddr,
-        /// What the operating system said.
+        /// The operating system's error.
         error: io::Error,
     },
-    /// The demo's servers could not start.
+    /// The servers of the demo could not start.
     Demo(io::Error),
 }
 

@@ -1,37 +1,37 @@
-//! A gateway that keeps the tokens of many users from their browsers (a "backend for frontend").
+//! A backend for frontend: browsers get a session cookie, the tokens stay here.
 //!
-//! A browser signs in and gets a session cookie. Its calls to `/api/…` go to the upstream with the user's access token,
-//! through [`AuthRefreshLayer::per_request`](tower_auth_refresh::AuthRefreshLayer::per_request): when the token has
-//! expired it is refreshed once, however many calls notice, and they are all sent again. The browser sees none of it.
+//! A browser signs in and gets a session cookie. Its calls to `/api/…` are proxied to the upstream with the user's
+//! access token, through [`AuthRefreshLayer::per_request`](tower_auth_refresh::AuthRefreshLayer::per_request). When the
+//! token has expired, the gateway refreshes it once, however many calls fail at the same moment, and replays them all.
 //!
-//! The program is `main.rs`; here are its parts, in reading order: `config` (what it is told), `server` (connections),
-//! `routes` (what it answers itself), `ambiguity`, `csrf` and `cookie` (who asks), `proxy` (what it passes on: `path`,
-//! `headers`, `body` and `pump`, then `upstream` with `patience`, then `outcome`), `auth` (the authorization server),
-//! `errands` (what goes on without its client), `metrics`, and `demo`.
+//! `main.rs` is the program. The modules, in reading order: `config` (settings), `server` (connections), `routes` (the
+//! gateway's own routes), `reject_ambiguous`, `csrf` and `cookie` (request checks), `proxy` (`path`, `headers`, `body`
+//! and `slow_client`, then `upstream` with `stall_timeout`, then `outcome`), `auth` (the authorization server),
+//! `task_tracker` (tasks that outlive their request), `metrics`, and `demo`.
 
 #![forbid(unsafe_code)]
 
-mod ambiguity;
 mod app;
 mod auth;
 mod config;
 mod cookie;
 mod csrf;
 mod demo;
-mod errands;
 mod gateway;
 mod metrics;
 mod problem;
 mod proxy;
+mod reject_ambiguous;
 mod routes;
 mod server;
+mod task_tracker;
 
 pub use config::{Args, AuthServer, InvalidSetting, LogFormat, PublicOrigin, Settings, Upstream};
 pub use demo::Demo;
 pub use gateway::{Gateway, StartError};
 pub use metrics::{Metrics, RefreshWatch};
 
-/// The code in the workspace's README is compiled here, since a published crate can't reach that file.
+/// Compiles the examples of the workspace's README, which a published crate can't include.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 mod readme_of_the_workspace {}

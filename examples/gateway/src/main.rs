@@ -1,4 +1,4 @@
-//! The program: `gateway --help` says what it takes.
+//! The program. `gateway --help` lists its settings.
 
 #![forbid(unsafe_code)]
 
@@ -26,9 +26,9 @@ async fn main() -> ExitCode {
 async fn run() -> Result<(), StartError> {
     let mut args = Args::read()?;
     let metrics = Arc::<Metrics>::default();
-    write_log(args.log, &metrics)?;
+    init_tracing(args.log, &metrics)?;
     let demo = if args.demo { Some(Demo::start(&mut args).await?) } else { None };
-    // Before anybody is told that the gateway listens.
+    // Before the line on stdout: a supervisor may send a signal as soon as it has read that line.
     let mut signals = Signals::listen();
 
     let mut gateway = Gateway::new(args.into_settings()?).metrics(metrics);
@@ -37,21 +37,21 @@ async fn run() -> Result<(), StartError> {
     }
     let gateway = gateway.listen()?;
     if let Ok(address) = gateway.address() {
-        // Nobody may be there to hear it.
+        // Stdout may be closed.
         let _ = writeln!(stdout(), "listening on http://{address}");
     }
     let shutdown = async {
         signals.next().await;
-        // Whoever sends a second one wants no good order.
+        // A second signal skips the graceful shutdown.
         tokio::spawn(async move { exit(signals.next().await) });
     };
     gateway.serve(shutdown).await;
     Ok(())
 }
 
-fn write_log(format: LogFormat, metrics: &Arc<Metrics>) -> Result<(), InvalidSetting> {
-    let what = std::env::var_os(EnvFilter::DEFAULT_ENV).unwrap_or_else(|| "info".into());
-    let filter = EnvFilter::try_new(what.to_string_lossy());
+fn init_tracing(format: LogFormat, metrics: &Arc<Metrics>) -> Result<(), InvalidSetting> {
+    let directives = std::env::var_os(EnvFilter::DEFAULT_ENV).unwrap_or_else(|| "info".into());
+    let filter = EnvFilter::try_new(directives.to_string_lossy());
     let filter = filter.map_err(|invalid| InvalidSetting::of(EnvFilter::DEFAULT_ENV, invalid))?;
     let log = tracing_subscriber::fmt::layer().with_writer(stderr);
     let log = match format {
@@ -62,7 +62,7 @@ fn write_log(format: LogFormat, metrics: &Arc<Metrics>) -> Result<(), InvalidSet
     Ok(())
 }
 
-/// The signals that end the program.
+/// The signals that stop the program.
 struct Signals {
     terminated: Option<Signal>,
     interrupted: Option<Signal>,
@@ -73,7 +73,7 @@ impl Signals {
         Self { terminated: listen_for(SignalKind::terminate()), interrupted: listen_for(SignalKind::interrupt()) }
     }
 
-    /// Waits for one, and says with what code a program ends that it kills.
+    /// Waits for a signal and returns the exit code of a program killed by it (128 + its number).
     async fn next(&mut self) -> i32 {
         tokio::select! {
             () = arrival(&mut self.terminated) => 143,
@@ -83,7 +83,7 @@ impl Signals {
 }
 
 fn listen_for(kind: SignalKind) -> Option<Signal> {
-    signal(kind).inspect_err(|error| tracing::warn!(%error, "a signal can't be listened for")).ok()
+    signal(kind).inspect_err(|error| tracing::warn!(%error, "could not register a signal handler")).ok()
 }
 
 async fn arrival(signal: &mut Option<Signal>) {

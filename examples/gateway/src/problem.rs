@@ -1,4 +1,4 @@
-//! [`Problem`]: what goes wrong, told as RFC 9457 problem JSON.
+//! [`Problem`]: the gateway's own errors as problem JSON (RFC 9457).
 
 use std::time::Duration;
 
@@ -8,17 +8,17 @@ use http::{HeaderValue, StatusCode};
 use serde_json::json;
 use tower_auth_refresh::SessionRegistryError;
 
-/// When to try again, where nobody said.
-pub(crate) const TRY_AGAIN: Duration = Duration::from_secs(2);
+/// The `Retry-After` of a problem for which no server has set one.
+pub(crate) const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(2);
 
-/// An error that the gateway itself answers: an upstream's own errors pass as they are.
+/// An error response of the gateway itself. The upstream's own errors pass through unchanged.
 #[derive(Clone, Debug)]
 pub(crate) struct Problem {
     kind: Kind,
     retry_after: Option<Duration>,
 }
 
-/// Its `type` is `/problems/` and its name; a client tells problems apart by it.
+/// The kind of a problem. Clients tell problems apart by `type`: `/problems/` and the kind's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     SignInFirst,
@@ -44,66 +44,71 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    fn told(self) -> (StatusCode, &'static str, &'static str) {
+    /// Returns the status, the name in `type`, and the title.
+    fn parts(self) -> (StatusCode, &'static str, &'static str) {
         match self {
-            Self::SignInFirst => (StatusCode::UNAUTHORIZED, "sign-in-first", "Nobody is signed in"),
-            Self::SessionEnded => (StatusCode::UNAUTHORIZED, "session-ended", "The session has ended, sign in again"),
-            Self::WrongCredentials => (StatusCode::UNAUTHORIZED, "wrong-credentials", "The credentials are wrong"),
+            Self::SignInFirst => (StatusCode::UNAUTHORIZED, "sign-in-first", "No user is signed in"),
+            Self::SessionEnded => (StatusCode::UNAUTHORIZED, "session-ended", "The session has ended: sign in again"),
+            Self::WrongCredentials => {
+                (StatusCode::UNAUTHORIZED, "wrong-credentials", "The authorization server rejected the credentials")
+            }
             Self::CrossOrigin => (
                 StatusCode::FORBIDDEN,
                 "cross-origin",
-                "The request can't be told from one that another site made: send it from this origin, or with X-Requested-With",
+                "The request may come from another site: send it from this origin, or with X-Requested-With",
             ),
-            Self::NotFound => (StatusCode::NOT_FOUND, "not-found", "There is nothing here"),
+            Self::NotFound => (StatusCode::NOT_FOUND, "not-found", "The gateway has no such route"),
             Self::MethodNotAllowed => {
-                (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "The method is not allowed here")
+                (StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "The route does not allow this method")
             }
             Self::MalformedRequest => (StatusCode::BAD_REQUEST, "malformed-request", "The request is malformed"),
             Self::WrongMediaType => {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "wrong-media-type", "The body must be application/json")
             }
             Self::RequestTooSlow => {
-                (StatusCode::REQUEST_TIMEOUT, "request-too-slow", "The request's body did not come in time")
+                (StatusCode::REQUEST_TIMEOUT, "request-too-slow", "The request body did not arrive in time")
             }
-            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "The request's body is too large"),
+            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "The request body is too large"),
             Self::UpgradeRefused => {
-                (StatusCode::NOT_IMPLEMENTED, "upgrade-refused", "This gateway does not switch protocols or tunnel")
+                (StatusCode::NOT_IMPLEMENTED, "upgrade-refused", "Protocol upgrades and tunnels are not supported")
             }
-            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The gateway failed"),
-            Self::UpstreamFailed => (StatusCode::BAD_GATEWAY, "upstream-failed", "The API could not be asked"),
-            Self::UpstreamRefusesTokens => {
-                (StatusCode::BAD_GATEWAY, "upstream-refuses-tokens", "The API refuses the tokens issued for it")
-            }
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error of the gateway"),
+            Self::UpstreamFailed => (StatusCode::BAD_GATEWAY, "upstream-failed", "The call to the API failed"),
+            Self::UpstreamRefusesTokens => (
+                StatusCode::BAD_GATEWAY,
+                "upstream-refuses-tokens",
+                "The API rejects access tokens that were just issued",
+            ),
             Self::AuthServerFailed => {
-                (StatusCode::BAD_GATEWAY, "auth-server-failed", "The authorization server could not be asked")
+                (StatusCode::BAD_GATEWAY, "auth-server-failed", "The call to the authorization server failed")
             }
             Self::AuthServerUnavailable => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "auth-server-unavailable",
-                "The authorization server can't be reached for now",
+                "The authorization server is temporarily unavailable",
             ),
             Self::UpstreamTooSlow => {
-                (StatusCode::GATEWAY_TIMEOUT, "upstream-too-slow", "The API did not answer in time")
+                (StatusCode::GATEWAY_TIMEOUT, "upstream-too-slow", "The API did not respond in time")
             }
             Self::RefreshFailed => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "refresh-failed",
-                "The access token could not be renewed for now; the session goes on",
+                "The access token could not be refreshed: the session is kept, try again",
             ),
             Self::SendAgain => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "send-again",
-                "The access token expired, and the request was too large to be repeated: the API has not acted on it, send it again",
+                "The access token expired, and the request body is too large to replay: the API has not processed the request, send it again",
             ),
             Self::TooManySessions => {
-                (StatusCode::SERVICE_UNAVAILABLE, "too-many-sessions", "Too many users are signed in for now")
+                (StatusCode::SERVICE_UNAVAILABLE, "too-many-sessions", "The maximum number of sessions is reached")
             }
         }
     }
 }
 
 impl Problem {
-    /// When it may be tried again. Default: nothing is said.
+    /// Sets `Retry-After`. Default: no such header.
     pub(crate) fn retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
         self
@@ -118,9 +123,9 @@ impl From<Kind> for Problem {
 
 impl From<SessionRegistryError> for Problem {
     fn from(error: SessionRegistryError) -> Self {
-        tracing::warn!(%error, "a session could not be had");
+        tracing::warn!(%error, "session lookup failed");
         match error {
-            SessionRegistryError::Full => Self::from(Kind::TooManySessions).retry_after(TRY_AGAIN),
+            SessionRegistryError::Full => Self::from(Kind::TooManySessions).retry_after(DEFAULT_RETRY_AFTER),
             _ => Kind::Internal.into(),
         }
     }
@@ -134,14 +139,14 @@ impl IntoResponse for Kind {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let (status, name, title) = self.kind.told();
+        let (status, name, title) = self.kind.parts();
         let body = json!({ "type": format!("/problems/{name}"), "title": title, "status": status.as_u16() });
         let mut response = (status, body.to_string()).into_response();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(delay) = self.retry_after {
-            // Rounded up: nobody is asked back too early.
+            // Rounded up, so that no client retries too early.
             headers.insert(RETRY_AFTER, (delay.as_millis().div_ceil(1000).clamp(1, 3600) as u64).into());
         }
         response

@@ -1,4 +1,4 @@
-//! Accepts connections, and stops in good order.
+//! Accepts connections and shuts down gracefully.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,107 +17,108 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_io_timeout::TimeoutStream;
 use tower::ServiceExt;
 
-/// How every HTTP/2 connection begins (RFC 9113 §3.4).
+/// The connection preface of HTTP/2 (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How many may wait to be accepted. The system may allow fewer.
+/// The number of connections that may wait to be accepted. The operating system may allow fewer.
 const BACKLOG: u32 = 1024;
 
-/// How long a client may have to wait that has sent the first half of a greeting and then the other.
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// The longest interval between two peeks: the delay for a client that sends the preface in two parts.
+const MAX_PEEK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Who is at the other end of a connection; in each request's extensions.
+/// The address of a connection's client, in each request's extensions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
 
 /// Opens the socket.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // Else a restart would wait for connections of the process before.
+    // Otherwise a restart can't bind until the connections of the previous process are gone.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-/// Serves until `shutdown`, which says by when to be done; then waits for the requests under way. `patience`: how long a
-/// client may take to send the head of a request, or to take something of an answer.
+/// Serves until `shutdown` returns a deadline, then waits until that deadline for the open requests.
+///
+/// `client_timeout` limits the time in which a client sends the head of a request, or reads nothing of a response.
 pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
-    patience: Duration,
+    client_timeout: Duration,
     shutdown: impl Future<Output = Instant>,
 ) -> Instant {
     let mut shutdown = pin!(shutdown);
     let (stop, stopping) = watch::channel(());
     let graceful = GracefulShutdown::new();
-    // Said once, not twenty times a second.
-    let mut said = false;
+    // Failures are logged once, not twenty times a second.
+    let mut logged = false;
     let deadline = loop {
         tokio::select! {
             biased;
             deadline = &mut shutdown => break deadline,
             accepted = listener.accept() => match accepted {
                 Ok((stream, address)) => {
-                    said = false;
+                    logged = false;
                     let (router, watcher, stopping) = (router.clone(), graceful.watcher(), stopping.clone());
                     tokio::spawn(async move {
-                        if is_greeted(&stream, patience, stopping).await {
-                            converse(stream, Peer(address), router, patience, watcher).await;
+                        if has_request(&stream, client_timeout, stopping).await {
+                            serve_connection(stream, Peer(address), router, client_timeout, watcher).await;
                         }
                     });
                 }
                 Err(error) => {
-                    // Out of file descriptors, most likely: give the others time to return some.
-                    if !std::mem::replace(&mut said, true) {
-                        tracing::warn!(%error, "a connection could not be accepted");
+                    // Most likely out of file descriptors: wait for other connections to close.
+                    if !std::mem::replace(&mut logged, true) {
+                        tracing::warn!(%error, "accepting a connection failed");
                     }
                     sleep(Duration::from_millis(50)).await;
                 }
             },
         }
     };
-    // Whoever connects from now on is refused, and tries another instance.
+    // New connections are refused from here on: their clients can try another instance.
     drop((listener, stop));
-    tracing::info!("stopping");
+    tracing::info!("shutting down");
     if timeout_at(deadline, graceful.shutdown()).await.is_err() {
-        tracing::warn!("requests were cut off: they took too long");
+        tracing::warn!("shutdown timed out: requests were cut off");
     }
     deadline
 }
 
 /// Serves one connection, over HTTP/1 or HTTP/2.
-async fn converse(stream: TcpStream, peer: Peer, router: Router, patience: Duration, watcher: Watcher) {
-    // An answer of two small writes must not wait for the client's delayed acknowledgement.
+async fn serve_connection(stream: TcpStream, peer: Peer, router: Router, timeout: Duration, watcher: Watcher) {
+    // With Nagle's algorithm, a response of two small writes waits for the client's delayed acknowledgement.
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(patience));
+    stream.set_write_timeout(Some(timeout));
     let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1().timer(TokioTimer::new()).header_read_timeout(patience);
-    http.http2().timer(TokioTimer::new()).keep_alive_interval(patience).keep_alive_timeout(patience);
+    http.http1().timer(TokioTimer::new()).header_read_timeout(timeout);
+    http.http2().timer(TokioTimer::new()).keep_alive_interval(timeout).keep_alive_timeout(timeout);
     let service = service_fn(move |mut request: http::Request<Incoming>| {
         request.extensions_mut().insert(peer);
         router.clone().oneshot(request)
     });
-    // It fails when the client goes away, or talks nonsense: neither is news.
+    // An error means that the client has disconnected or sent invalid HTTP: not worth a line in the log.
     let _ = watcher.watch(http.serve_connection(TokioIo::new(Box::pin(stream)), service)).await;
 }
 
-/// Whether the client begins to speak: in time, and before the gateway stops.
-async fn is_greeted(stream: &TcpStream, patience: Duration, mut stopping: watch::Receiver<()>) -> bool {
+/// Waits for the first bytes of a connection. Returns `false` after the time-out, or when shutdown begins first.
+async fn has_request(stream: &TcpStream, client_timeout: Duration, mut stopping: watch::Receiver<()>) -> bool {
     tokio::select! {
-        // Whoever has spoken by then is answered.
+        // A request that has arrived before the shutdown is served.
         biased;
-        greeted = timeout(patience, greeting(stream)) => matches!(greeted, Ok(Ok(()))),
-        // Its sender is dropped.
+        read = timeout(client_timeout, peek_protocol(stream)) => matches!(read, Ok(Ok(()))),
+        // The sender has been dropped.
         _ = stopping.changed() => false,
     }
 }
 
-/// Waits until it can be told which protocol the client speaks: what tells them apart has no time-out of its own.
-async fn greeting(stream: &TcpStream) -> io::Result<()> {
+/// Waits for enough bytes to tell HTTP/1 from HTTP/2. hyper's own detection has no time-out.
+async fn peek_protocol(stream: &TcpStream) -> io::Result<()> {
     let mut seen = [0; PREFACE.len()];
-    // Nothing tells when more is there than was seen before: it is looked for ever less often.
-    let mut pause = Duration::from_millis(5);
+    // A peeked socket stays readable, so no event signals more bytes: poll, at growing intervals.
+    let mut interval = Duration::from_millis(5);
     loop {
         let length = stream.peek(&mut seen).await?;
         if length == 0 {
@@ -126,7 +127,7 @@ async fn greeting(stream: &TcpStream) -> io::Result<()> {
         if length == PREFACE.len() || !PREFACE.starts_with(&seen[..length]) {
             return Ok(());
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        sleep(interval).await;
+        interval = (interval * 2).min(MAX_PEEK_INTERVAL);
     }
 }

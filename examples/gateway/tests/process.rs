@@ -1,12 +1,12 @@
-//! The program itself: its settings, its signals, its log and its metrics.
+//! The program: settings, signals, log and metrics.
 
-#![expect(clippy::unwrap_used, reason = "what fails in a test, fails the test")]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "support/program.rs"]
 mod program;
-#[path = "support/world.rs"]
-#[expect(dead_code, reason = "made for gateways in this process")]
-mod world;
+#[path = "support/test_gateway.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
+mod test_gateway;
 
 use std::convert::Infallible;
 use std::net::TcpStream;
@@ -23,14 +23,13 @@ use http::Method;
 use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
-use tokio::net::TcpListener;
 use tokio::time::sleep;
 use tower_auth_refresh_testkit::{Fault, Route, TestServer, UnreadBody};
 
 use self::program::{Program, command};
-use self::world::Browser;
+use self::test_gateway::{Browser, disconnect, serve, wait_for_counters};
 
-/// A program before the kit, and a user who is signed in.
+/// Starts a program in front of the kit and signs a user in.
 async fn signed_in(kit: &TestServer, more: &[&str]) -> (Program, Browser) {
     let origin = kit.origin();
     let program = Program::start(&[&["--upstream", &origin, "--auth", &origin], more].concat());
@@ -40,53 +39,46 @@ async fn signed_in(kit: &TestServer, more: &[&str]) -> (Program, Browser) {
 }
 
 #[tokio::test]
-async fn sigterm_in_mid_refresh_the_request_is_answered_first() {
+async fn sigterm_waits_for_a_request_during_its_refresh() {
     let kit = TestServer::start().await.unwrap();
     let (mut program, browser) = signed_in(&kit, &[]).await;
     kit.expire_access_tokens();
     let gate = kit.hold_refreshes();
-    let call = tokio::spawn(async move { browser.get("/api/me").await });
+    let call = browser.spawn_get("/api/me");
     gate.arrived(1).await;
     program.terminate();
-    // It accepts no more …
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while TcpStream::connect(program.address).is_ok() {
-        assert!(Instant::now() < deadline);
-        sleep(Duration::from_millis(5)).await;
-    }
-    // … and waits for what is under way.
+    program.stops_accepting().await;
     sleep(Duration::from_millis(200)).await;
     assert!(program.is_running());
     gate.open();
-    let answer = call.await.unwrap();
-    assert_eq!((answer.status.as_u16(), answer.json()["generation"].as_u64()), (200, Some(2)));
+    let response = call.await.unwrap();
+    assert_eq!((response.status.as_u16(), response.json()["generation"].as_u64()), (200, Some(2)));
     assert!(program.exit(Duration::from_secs(5)).await.success());
     assert_eq!(kit.violations(), []);
 }
 
 #[tokio::test]
-async fn sigterm_in_mid_refresh_the_refresh_is_finished_though_its_client_has_gone() {
+async fn sigterm_waits_for_a_refresh_whose_client_has_disconnected() {
     let kit = TestServer::start().await.unwrap();
     let (mut program, browser) = signed_in(&kit, &[]).await;
     kit.expire_access_tokens();
     let gate = kit.hold_refreshes();
-    let call = tokio::spawn(async move { browser.get("/api/me").await });
+    let call = browser.spawn_get("/api/me");
     gate.arrived(1).await;
-    call.abort();
-    assert!(call.await.unwrap_err().is_cancelled());
+    disconnect(call).await;
     sleep(Duration::from_millis(50)).await;
     program.terminate();
     sleep(Duration::from_millis(300)).await;
-    assert!(program.is_running(), "it waits for the rotated token");
+    assert!(program.is_running(), "the program waits for the refresh");
     gate.open();
     assert!(program.exit(Duration::from_secs(5)).await.success());
     assert_eq!(kit.counters().unanswered, 0);
 }
 
 #[tokio::test]
-async fn sigterm_is_obeyed_at_once_when_nothing_is_under_way() {
+async fn sigterm_stops_an_idle_program_at_once() {
     let kit = TestServer::start().await.unwrap();
-    // Its connection is kept alive, and a second one never said anything.
+    // One connection is kept alive; a second one has sent nothing.
     let (mut program, browser) = signed_in(&kit, &[]).await;
     let silent = TcpStream::connect(program.address).unwrap();
     program.terminate();
@@ -95,47 +87,38 @@ async fn sigterm_is_obeyed_at_once_when_nothing_is_under_way() {
 }
 
 #[tokio::test]
-async fn sigterm_does_not_wait_for_ever() {
+async fn sigterm_waits_no_longer_than_the_shutdown_timeout() {
     let kit = TestServer::start().await.unwrap();
     let (mut program, browser) = signed_in(&kit, &["--shutdown-timeout", "300ms"]).await;
     kit.inject(Route::Api, Fault::hang());
-    let call = tokio::spawn(async move { browser.get("/api/me").await });
-    while kit.counters().api == 0 {
-        sleep(Duration::from_millis(5)).await;
-    }
+    let call = browser.spawn_get("/api/me");
+    wait_for_counters(&kit, |counters| counters.api > 0).await;
     program.terminate();
     assert!(program.exit(Duration::from_secs(3)).await.success());
     call.abort();
 
-    // Nor for a refresh that nobody waits for any more.
+    // The limit holds for a refresh without a waiter too.
     let (mut program, browser) = signed_in(&kit, &["--shutdown-timeout", "300ms"]).await;
     kit.clear_faults();
     kit.expire_access_tokens();
     let gate = kit.hold_refreshes();
-    let call = tokio::spawn(async move { browser.get("/api/me").await });
+    let call = browser.spawn_get("/api/me");
     gate.arrived(1).await;
     call.abort();
     program.terminate();
     assert!(program.exit(Duration::from_secs(3)).await.success());
 }
 
-/// Nor for longer than he who sends a second signal wants to wait.
 #[tokio::test]
 async fn a_second_signal_ends_the_program_at_once() {
     for (signal, code) in [("-TERM", 143), ("-INT", 130)] {
         let kit = TestServer::start().await.unwrap();
         let (mut program, browser) = signed_in(&kit, &[]).await;
         kit.inject(Route::Api, Fault::hang());
-        let call = tokio::spawn(async move { browser.get("/api/me").await });
-        while kit.counters().api == 0 {
-            sleep(Duration::from_millis(5)).await;
-        }
+        let call = browser.spawn_get("/api/me");
+        wait_for_counters(&kit, |counters| counters.api > 0).await;
         program.signal("-TERM");
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while TcpStream::connect(program.address).is_ok() {
-            assert!(Instant::now() < deadline);
-            sleep(Duration::from_millis(5)).await;
-        }
+        program.stops_accepting().await;
         assert!(program.is_running());
         program.signal(signal);
         assert_eq!(program.exit(Duration::from_secs(3)).await.code(), Some(code));
@@ -143,16 +126,16 @@ async fn a_second_signal_ends_the_program_at_once() {
     }
 }
 
-/// Whoever started it may have closed what it says where it listens to.
+/// The parent process may close the pipe that receives the `listening on` line.
 #[tokio::test]
-async fn nobody_need_hear_where_it_listens() {
+async fn a_closed_stdout_does_not_stop_the_program() {
     let kit = TestServer::start().await.unwrap();
-    let (ours, its) = UnixStream::pair().unwrap();
-    drop(ours);
+    let (parent_end, child_end) = UnixStream::pair().unwrap();
+    drop(parent_end);
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let arguments = ["--upstream", &kit.origin(), "--auth", &kit.origin(), "--listen", &free.to_string()];
     let mut command = command(&arguments);
-    let mut child = command.stdout(Stdio::from(OwnedFd::from(its))).spawn().unwrap();
+    let mut child = command.stdout(Stdio::from(OwnedFd::from(child_end))).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(10);
     let listens = loop {
         if TcpStream::connect(free).is_ok() && child.try_wait().unwrap().is_none() {
@@ -168,9 +151,9 @@ async fn nobody_need_hear_where_it_listens() {
     assert!(listens);
 }
 
-/// Nor for an answer that never ends: it is cut off, and its client can tell.
+/// The client of the cut-off response gets an error.
 #[tokio::test]
-async fn sigterm_cuts_an_endless_answer_off_in_the_end() {
+async fn sigterm_cuts_off_an_endless_response_at_the_deadline() {
     let kit = TestServer::start().await.unwrap();
     let endless = async || {
         Body::from_stream(stream::repeat(()).then(async |()| {
@@ -178,9 +161,7 @@ async fn sigterm_cuts_an_endless_answer_off_in_the_end() {
             Ok::<_, Infallible>("data: x\n\n")
         }))
     };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let upstream = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(any(endless))).await });
+    let upstream = serve(Router::new().fallback(any(endless))).await;
     let timeout = ["--upstream", &upstream, "--auth", &kit.origin(), "--shutdown-timeout=500ms"];
     let mut program = Program::start(&timeout);
     let mut browser = Browser::at(program.address);
@@ -189,54 +170,51 @@ async fn sigterm_cuts_an_endless_answer_off_in_the_end() {
     let mut events = browser.send(request).await.into_body();
     events.frame().await.unwrap().unwrap();
     program.terminate();
-    let begun = Instant::now();
-    while events.frame().await.expect("it has no end").is_ok() {}
-    assert!(begun.elapsed() >= Duration::from_millis(400), "{:?}", begun.elapsed());
+    let started = Instant::now();
+    while events.frame().await.expect("the stream has no end").is_ok() {}
+    assert!(started.elapsed() >= Duration::from_millis(400), "{:?}", started.elapsed());
     assert!(program.exit(Duration::from_secs(3)).await.success());
 }
 
 #[tokio::test]
-async fn sigterm_in_mid_login_the_login_that_nobody_waits_for_is_undone_first() {
+async fn sigterm_waits_until_the_login_of_a_disconnected_client_is_undone() {
     let kit = TestServer::start().await.unwrap();
     let origin = kit.origin();
     let mut program = Program::start(&["--upstream", &origin, "--auth", &origin]);
     kit.inject(Route::Login, Fault::delay(Duration::from_millis(500)).after_processing());
     let mut browser = Browser::at(program.address);
     let login = tokio::spawn(async move { browser.login("ada", "correct horse").await });
-    while kit.counters().logins == 0 {
-        sleep(Duration::from_millis(5)).await;
-    }
-    login.abort();
-    assert!(login.await.unwrap_err().is_cancelled());
+    wait_for_counters(&kit, |counters| counters.logins > 0).await;
+    disconnect(login).await;
     program.terminate();
     assert!(program.exit(Duration::from_secs(5)).await.success());
     assert_eq!(kit.counters().logouts, 1);
 }
 
-/// The user has his answer by then, and nobody but the gateway knows that the tokens are still to be revoked.
+/// The logout response is sent before the tokens are revoked.
 #[tokio::test]
-async fn sigterm_waits_for_a_sign_out_that_its_user_no_longer_waits_for() {
+async fn sigterm_waits_for_a_sign_out_after_its_response() {
     let kit = TestServer::start().await.unwrap();
     let (mut program, browser) = signed_in(&kit, &[]).await;
     kit.inject(Route::Logout, Fault::delay(Duration::from_secs(2)));
-    let begun = Instant::now();
+    let started = Instant::now();
     assert_eq!(browser.post("/logout", "").await.status, 204);
     program.terminate();
     assert!(program.exit(Duration::from_secs(5)).await.success());
-    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(started.elapsed() >= Duration::from_secs(2), "{:?}", started.elapsed());
     assert_eq!((kit.counters().logouts, kit.counters().unanswered), (1, 0));
 }
 
 #[test]
-fn a_wrong_setting_is_told_in_one_line() {
+fn an_invalid_setting_is_reported_in_one_line() {
     let refused = |arguments: &[&str], variables: &[(&str, &str)], name: &str| {
-        let output = program::refuse(command(arguments).envs(variables.iter().copied()));
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{said}");
-        assert!(said.starts_with("gateway: ") && said.contains(name), "{said}");
-        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+        let output = program::run_to_failure(command(arguments).envs(variables.iter().copied()));
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert!(message.starts_with("gateway: ") && message.contains(name), "{message}");
+        assert_eq!(message.trim_end().lines().count(), 1, "{message}");
         assert!(output.stdout.is_empty());
-        said
+        message
     };
     let api = "--upstream=https://api.example.com";
     let auth = "--auth=https://auth.example.com";
@@ -279,15 +257,15 @@ fn a_wrong_setting_is_told_in_one_line() {
         (&[api, endpoint, "--client-id=x", &format!("--revocation-endpoint={plain}")], "--revocation-endpoint"),
         (&[api, auth, "--public-origin=http://app.example.com"], "--public-origin"),
     ] {
-        let said = refused(arguments, &[], &format!("gateway: {name}: "));
-        assert!(said.contains("use https, or --allow-plain-http") && !said.contains("::"), "{said}");
+        let message = refused(arguments, &[], &format!("gateway: {name}: "));
+        assert!(message.contains("use https, or --allow-plain-http") && !message.contains("::"), "{message}");
     }
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     refused(&[api, auth, "--listen", &taken.local_addr().unwrap().to_string()], &[], "--listen");
 }
 
 #[tokio::test]
-async fn settings_come_from_the_environment_too() {
+async fn settings_are_read_from_the_environment() {
     let kit = TestServer::start().await.unwrap();
     let mut command = command(&[]);
     command.env("GATEWAY_UPSTREAM", kit.origin()).env("GATEWAY_AUTH", kit.origin());
@@ -296,7 +274,7 @@ async fn settings_come_from_the_environment_too() {
     let mut browser = Browser::at(program.address);
     assert_eq!(browser.login("ada", "correct horse").await.status, 204);
     assert_eq!(browser.get("/api/me").await.status, 200);
-    Browser::at(program.address).login("eve", "x").await.is_problem(503, "too-many-sessions");
+    Browser::at(program.address).login("eve", "x").await.assert_problem(503, "too-many-sessions");
 
     for yes in ["1", "yes", "true"] {
         let program = Program::start_command(self::command(&["--listen=127.0.0.1:0"]).env("GATEWAY_DEMO", yes));
@@ -309,7 +287,7 @@ async fn settings_come_from_the_environment_too() {
 }
 
 #[test]
-fn help_is_help() {
+fn help_lists_every_flag_and_its_variable() {
     let output = command(&["--help"]).output().unwrap();
     assert!(output.status.success());
     let help = String::from_utf8(output.stdout).unwrap();
@@ -342,11 +320,11 @@ fn help_is_help() {
 }
 
 #[tokio::test]
-async fn the_metrics_tell_of_one_refresh_for_many_calls() {
+async fn the_metrics_count_one_refresh_for_many_calls() {
     let kit = TestServer::start().await.unwrap();
     let origin = kit.origin();
     let mut command = command(&["--upstream", &origin, "--auth", &origin, "--listen=127.0.0.1:0"]);
-    // What is counted does not depend on what is written.
+    // The metrics do not depend on the filter of the log.
     let program = Program::start_command(command.env("RUST_LOG", "off"));
     let mut browser = Browser::at(program.address);
     assert_eq!(browser.login("ada", "correct horse").await.status, 204);
@@ -354,24 +332,19 @@ async fn the_metrics_tell_of_one_refresh_for_many_calls() {
     kit.expire_access_tokens();
     kit.hold_unauthorized_until(20);
     let gate = kit.hold_refreshes();
-    let calls: Vec<_> = (0..20)
-        .map(|_| {
-            let browser = browser.clone();
-            tokio::spawn(async move { browser.get("/api/me").await.status.as_u16() })
-        })
-        .collect();
+    let calls: Vec<_> = (0..20).map(|_| browser.spawn_get("/api/me")).collect();
     gate.arrived(1).await;
-    // Time for another of them to hear that its token is refused.
+    // Time for another call to get its 401.
     sleep(Duration::from_millis(200)).await;
     gate.open();
     for call in calls {
-        assert_eq!(call.await.unwrap(), 200);
+        assert_eq!(call.await.unwrap().status, 200);
     }
     kit.expire_access_tokens();
-    // A server that closes the connection on a body it hasn't read can lose its own 401.
+    // A server that closes the connection before it has read the body can lose its own 401.
     kit.configure(|settings| settings.unread_body = UnreadBody::Read);
     assert_eq!(browser.post("/api/upload", vec![0; 100_000]).await.status, 503);
-    // For the next request, which need not wait for it.
+    // The refresh completes without a waiter.
     while browser.get("/session").await.json()["generation"] != 3 {
         sleep(Duration::from_millis(5)).await;
     }
@@ -380,12 +353,12 @@ async fn the_metrics_tell_of_one_refresh_for_many_calls() {
     assert_eq!(eve.login("eve", "correct horse").await.status, 204);
     kit.inject(Route::Refresh, Fault::status(503).times(1));
     kit.expire_access_tokens_of("eve");
-    eve.get("/api/me").await.is_problem(503, "refresh-failed");
+    eve.get("/api/me").await.assert_problem(503, "refresh-failed");
     assert_eq!(bob.login("bob", "correct horse").await.status, 204);
     kit.revoke("bob");
-    bob.get("/api/me").await.is_problem(401, "session-ended");
-    // A refresh is counted after those who waited for it have been told, and holds the session that it ended until then:
-    // that is forgotten when it is next asked for.
+    bob.get("/api/me").await.assert_problem(401, "session-ended");
+    // A refresh is counted after its waiters have been answered. Until then it holds the ended session, which the
+    // registry removes on the next lookup.
     let deadline = Instant::now() + Duration::from_secs(10);
     let page = loop {
         assert_ne!(bob.get("/session").await.json()["state"], "active");
@@ -416,25 +389,25 @@ async fn the_metrics_tell_of_one_refresh_for_many_calls() {
         "gateway_sessions 2",
         "gateway_refresh_duration_seconds_count 4",
     ] {
-        assert!(page.lines().any(|said| said == line), "{line} is not in:\n{page}");
+        assert!(page.lines().any(|found| found == line), "{line} is not in:\n{page}");
     }
-    // Those who came too late to wait found newer tokens.
+    // Calls that arrived after the refresh found newer tokens and did not wait.
     let waiters = page.lines().find_map(|line| line.strip_prefix("gateway_coalesced_waiters_total ")).unwrap();
     assert!((1..20).contains(&waiters.parse::<u32>().unwrap()), "{waiters}");
 }
 
-/// They don't come from the network, but are calls like any other.
+/// The calls of a burst do not arrive over the network, but are counted like others.
 #[tokio::test]
-async fn the_metrics_tell_of_the_pages_own_calls() {
+async fn the_metrics_count_the_calls_of_the_demo_page() {
     let program = Program::start(&["--demo"]);
     let mut browser = Browser::at(program.address);
     assert_eq!(browser.login("ada", "correct horse").await.status, 204);
     let request = browser.request(Method::POST, "/demo/calls").header("content-type", "application/json");
-    let answer = browser.ask(request.body(r#"{ "number": 1, "size": 20 }"#.into()).unwrap()).await;
-    assert_eq!(answer.json(), serde_json::json!(vec![200; 20]));
+    let response = browser.fetch(request.body(r#"{ "number": 1, "size": 20 }"#.into()).unwrap()).await;
+    assert_eq!(response.json(), serde_json::json!(vec![200; 20]));
     let page = String::from_utf8(browser.get("/metrics").await.body.to_vec()).unwrap();
     let line = "gateway_requests_total{route=\"api\",code=\"200\"} 20";
-    assert!(page.lines().any(|said| said == line), "{page}");
+    assert!(page.lines().any(|found| found == line), "{page}");
 }
 
 #[tokio::test]
@@ -444,13 +417,13 @@ async fn the_log_is_json_and_holds_no_secret() {
     let mut command = command(&["--upstream", &origin, "--auth", &origin, "--listen=127.0.0.1:0", "--log=json"]);
     let mut program = Program::start_command(command.env("RUST_LOG", "trace").stderr(Stdio::piped()));
     let mut browser = Browser::at(program.address);
-    // The log is read while the program runs, or it would wait for a reader.
+    // Read in a thread: a full pipe would block the program.
     let log = program.take_log();
     assert_eq!(browser.login("ada", "correct-horse-battery").await.status, 204);
     kit.expire_access_tokens();
     assert_eq!(browser.get("/api/me?secret=in-the-query").await.status, 200);
     let cookie = browser.cookie.clone().unwrap();
-    // Over HTTP/2 other code reads them.
+    // HTTP/2 headers are parsed and logged by other code.
     let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Body>();
     for canary in ["canary-of-http-1", "canary-of-http-2"] {
         let request = browser
@@ -460,10 +433,10 @@ async fn the_log_is_json_and_holds_no_secret() {
             .header("cookie", format!("other={canary}"))
             .body(Body::from(canary))
             .unwrap();
-        let answer =
+        let response =
             if canary.ends_with('2') { client.request(request).await.unwrap() } else { browser.send(request).await };
-        assert_eq!(answer.status(), 200);
-        assert!(answer.into_body().collect().await.is_ok());
+        assert_eq!(response.status(), 200);
+        assert!(response.into_body().collect().await.is_ok());
     }
     kit.revoke("ada");
     assert_eq!(browser.get("/api/me").await.status, 401);
@@ -483,7 +456,7 @@ async fn the_log_is_json_and_holds_no_secret() {
         let line = log.lines().find(|line| line.contains(secret));
         assert_eq!(line, None, "{secret}");
     }
-    let ours = log.lines().filter(|line| line.contains("\"target\":\"gateway"));
-    assert!(ours.clone().any(|line| line.contains("/api/me")));
-    assert!(!ours.clone().any(|line| line.contains("in-the-query")));
+    let own = log.lines().filter(|line| line.contains("\"target\":\"gateway"));
+    assert!(own.clone().any(|line| line.contains("/api/me")));
+    assert!(!own.clone().any(|line| line.contains("in-the-query")));
 }

@@ -1,10 +1,11 @@
-//! A gateway over durable stores stops in mid-refresh. In a process of its own: it counts the refreshes of the process.
+//! Shutdown of a gateway with durable stores during a refresh. A process of its own, because the test counts the
+//! refreshes of the whole process.
 
-#![expect(clippy::unwrap_used, reason = "what fails in a test, fails the test")]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "support/world.rs"]
-#[expect(dead_code, reason = "made for more than this")]
-mod world;
+#[path = "support/test_gateway.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
+mod test_gateway;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,13 +21,13 @@ use tower_auth_refresh_testkit::TestServer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use self::world::Browser;
+use self::test_gateway::Browser;
 
-/// Outlives the gateway, and takes its time over each write.
+/// A store that outlives the gateway and commits slowly.
 #[derive(Clone)]
-struct Durable(Arc<MemoryStore>);
+struct SlowStore(Arc<MemoryStore>);
 
-impl TokenStore for Durable {
+impl TokenStore for SlowStore {
     fn load(&self) -> StoreFuture<'_, Option<Record>> {
         self.0.load()
     }
@@ -60,22 +61,22 @@ impl TokenStore for Durable {
 }
 
 #[tokio::test]
-async fn in_mid_refresh_the_new_tokens_are_saved_and_the_request_is_answered() {
+async fn shutdown_during_a_refresh_stores_the_new_tokens_and_answers_the_request() {
     let metrics = Arc::<Metrics>::default();
     tracing_subscriber::registry().with(RefreshWatch::layer(&metrics)).init();
     let kit = TestServer::start().await.unwrap();
     let settings = Settings::new(&kit.origin(), AuthServer::Json(kit.origin())).unwrap();
-    let kept = Arc::new(Mutex::new(Vec::<Durable>::new()));
-    let stores = {
+    let kept = Arc::new(Mutex::new(Vec::<SlowStore>::new()));
+    let store_factory = {
         let kept = kept.clone();
         move || -> Arc<dyn TokenStore> {
-            let store = Durable(Arc::default());
+            let store = SlowStore(Arc::default());
             kept.lock().unwrap().push(store.clone());
             Arc::new(store)
         }
     };
-    for leaves in [false, true] {
-        let gateway = Gateway::new(settings.clone()).metrics(metrics.clone()).stores(stores.clone());
+    for disconnects in [false, true] {
+        let gateway = Gateway::new(settings.clone()).metrics(metrics.clone()).store_factory(store_factory.clone());
         let listening = gateway.listen().unwrap();
         let mut browser = Browser::at(listening.address().unwrap());
         let (stop, stopped) = oneshot::channel::<()>();
@@ -85,24 +86,24 @@ async fn in_mid_refresh_the_new_tokens_are_saved_and_the_request_is_answered() {
         assert_eq!(browser.login("ada", "correct horse").await.status, 204);
         kit.expire_access_tokens();
         let gate = kit.hold_refreshes();
-        let call = tokio::spawn(async move { browser.get("/api/me").await });
+        let call = browser.spawn_get("/api/me");
         gate.arrived(1).await;
-        if leaves {
+        if disconnects {
             call.abort();
         }
         drop(stop);
         gate.open();
-        if !leaves {
+        if !disconnects {
             assert_eq!(call.await.unwrap().json()["generation"], 2);
         }
         serving.await.unwrap();
-        // The gateway is gone, and the store holds the refresh token that is good now.
+        // The gateway has stopped, and the store holds the current refresh token.
         let store = kept.lock().unwrap().pop().unwrap();
         let record = store.load().await.unwrap().unwrap();
         let refresh = record.tokens.refresh_token().unwrap().expose_secret().to_owned();
         let body = serde_json::json!({ "refresh_token": refresh }).to_string();
         let browser = Browser::at(kit.address());
-        assert_eq!(browser.post("/auth/refresh", body).await.status, 200, "leaves: {leaves}");
+        assert_eq!(browser.post("/auth/refresh", body).await.status, 200, "disconnects: {disconnects}");
     }
     assert_eq!(kit.violations(), []);
 }

@@ -11,35 +11,36 @@ use tower_auth_refresh::Rotation;
 use tower_auth_refresh_http::ClientAuth;
 
 pub(crate) const HELP: &str = "\
-Calls an API with an OAuth refresh token that is kept in a file.
+Calls an API with an OAuth refresh token from a file.
 
 Usage: oauth [OPTIONS] [METHOD] URL
-       oauth             a demonstration, against servers of its own
+       oauth             run a demo against built-in servers
 
-The access token is bought with the refresh token, renewed whenever the API says that it has expired, and never
-written anywhere. If the server rotates the refresh token, its successor is in the file before it is used.
+The access token is requested with the refresh token, renewed whenever the API rejects it as expired, and never
+written to disk. If the server rotates the refresh token, the new one is saved to the file before it is used.
 
-The server:
-  --token-endpoint URL         where tokens are bought
-  --issuer URL                 instead: find the token endpoint by discovery (RFC 8414)
-  --client-id ID               the client
-  --client-secret-env NAME     the environment variable that holds the client's secret; default: a public client
-  --client-auth METHOD         basic or post: how the secret is sent; default: basic
-  --scope SCOPES               ask for fewer scopes than were granted
-  --rotation POLICY            may the refresh token be presented again if an answer was lost? strict: no (default);
-                               grace=SECONDS: so long after the first time; reusable: the server doesn't rotate
+Server:
+  --token-endpoint URL         URL of the token endpoint
+  --issuer URL                 discover the token endpoint from this issuer instead (RFC 8414)
+  --client-id ID               client identifier
+  --client-secret-env NAME     environment variable with the client secret; default: none (public client)
+  --client-auth METHOD         how to send the secret: basic or post; default: basic
+  --scope SCOPES               request fewer scopes than were granted
+  --rotation POLICY            whether to present the refresh token again after a lost response: strict (never),
+                               grace=SECONDS (within that time of the first attempt), reusable (always: the server
+                               doesn't rotate refresh tokens); default: strict
 
-The token:
-  --refresh-token-file PATH    the file with the refresh token in it, and nothing else
+Token:
+  --refresh-token-file PATH    file that contains only the refresh token
 
-The call:
-  --header 'NAME: VALUE'       a header; may be given more than once
-  --data TEXT                  a body; the method is POST then unless it is given
-  --repeat N                   make the call N times; default: 1
-  --every SECONDS              the pause between; default: 1
+Call:
+  --header 'NAME: VALUE'       request header; repeatable
+  --data TEXT                  request body; changes the default method from GET to POST
+  --repeat N                   number of calls; default: 1
+  --every SECONDS              pause between calls; default: 1
 
-  --allow-plain-http           allow http:// beyond this machine: the tokens can be read on their way
-  --help                       this
+  --allow-plain-http           allow http:// to other machines, which exposes the tokens on the network
+  --help                       print this help
 ";
 
 pub(crate) enum Command {
@@ -87,7 +88,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                 post = match parser.value()?.string()?.as_str() {
                     "basic" => false,
                     "post" => true,
-                    other => return Err(format!("--client-auth is basic or post, not {other:?}").into()),
+                    other => return Err(format!("--client-auth must be basic or post, not {other:?}").into()),
                 }
             }
             Long("scope") => scope = Some(parser.value()?.string()?),
@@ -119,12 +120,12 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     };
     let url = positional.pop().ok_or("the URL to call is missing")?;
     let method = match positional.pop() {
-        Some(method) => method.parse().map_err(|_| format!("{method:?} is no HTTP method"))?,
+        Some(method) => method.parse().map_err(|_| format!("invalid HTTP method {method:?}"))?,
         None if data.is_some() => Method::POST,
         None => Method::GET,
     };
     if let Some(more) = positional.pop() {
-        return Err(format!("{more:?} is one argument too many").into());
+        return Err(format!("unexpected argument {more:?}").into());
     }
     Ok(Command::Call(Box::new(Args {
         token_endpoint: token_endpoint.ok_or("--token-endpoint or --issuer is missing")?,
@@ -133,7 +134,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
         rotation,
         refresh_token_file: file.ok_or("--refresh-token-file is missing")?,
         method,
-        url: url.parse().map_err(|_| format!("{url:?} is no URL"))?,
+        url: url.parse().map_err(|_| format!("invalid URL {url:?}"))?,
         headers,
         data,
         repeat,
@@ -147,7 +148,7 @@ fn rotation(text: &str) -> Result<Rotation, BoxError> {
         ("strict", _) => Ok(Rotation::Strict),
         ("reusable", _) => Ok(Rotation::Reusable),
         (_, Some(window)) => Ok(Rotation::Grace(seconds(window)?)),
-        _ => Err(format!("--rotation is strict, grace=SECONDS or reusable, not {text:?}").into()),
+        _ => Err(format!("--rotation must be strict, grace=SECONDS or reusable, not {text:?}").into()),
     }
 }
 
@@ -155,12 +156,12 @@ fn header(text: &str) -> Result<(HeaderName, HeaderValue), BoxError> {
     let parsed = text
         .split_once(':')
         .and_then(|(name, value)| Some((name.trim().parse().ok()?, HeaderValue::from_str(value.trim()).ok()?)));
-    parsed.ok_or_else(|| "--header is 'NAME: VALUE'".into())
+    parsed.ok_or_else(|| "--header must be 'NAME: VALUE'".into())
 }
 
 fn seconds(text: &str) -> Result<Duration, BoxError> {
     let parsed = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    parsed.ok_or_else(|| format!("{text:?} is no number of seconds").into())
+    parsed.ok_or_else(|| format!("invalid number of seconds {text:?}").into())
 }
 
 #[cfg(test)]
@@ -172,13 +173,13 @@ mod tests {
     }
 
     #[test]
-    fn no_arguments_are_the_demonstration() {
+    fn no_arguments_run_the_demo() {
         assert!(matches!(parsed(""), Ok(Command::Demo)));
         assert!(matches!(parsed("GET --help"), Ok(Command::Help)));
     }
 
     #[test]
-    fn a_whole_command_line_is_understood() {
+    fn a_complete_command_line_is_parsed() {
         let line = "--token-endpoint https://a/t --client-id app --refresh-token-file f --rotation grace=2.5 \
                     --repeat 3 --header x-a:b --data {} https://api/x";
         let Ok(Command::Call(args)) = parsed(line) else { panic!("{:?}", parsed(line).err()) };
@@ -188,20 +189,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_in_a_line() {
-        let whole = "--token-endpoint https://a/t --client-id app --refresh-token-file f";
+    fn an_invalid_command_line_is_reported_in_one_line() {
+        let complete = "--token-endpoint https://a/t --client-id app --refresh-token-file f";
         for (line, expected) in [
             ("GET https://api/x", "--client-id is missing"),
             ("--client-id app GET https://api/x", "--token-endpoint or --issuer is missing"),
             ("--client-id app --issuer https://a https://api/x", "--refresh-token-file is missing"),
-            (whole, "the URL to call is missing"),
-            (&format!("{whole} a GET https://api/x"), "\"a\" is one argument too many"),
+            (complete, "the URL to call is missing"),
+            (&format!("{complete} a GET https://api/x"), "unexpected argument \"a\""),
             (
-                &format!("{whole} --rotation no https://api/x"),
-                "--rotation is strict, grace=SECONDS or reusable, not \"no\"",
+                &format!("{complete} --rotation no https://api/x"),
+                "--rotation must be strict, grace=SECONDS or reusable, not \"no\"",
             ),
-            (&format!("{whole} --client-secret-env NO_SUCH_ONE x"), "the environment variable NO_SUCH_ONE isn't set"),
-            ("--unheard-of", "invalid option '--unheard-of'"),
+            (
+                &format!("{complete} --client-secret-env NO_SUCH_VARIABLE x"),
+                "the environment variable NO_SUCH_VARIABLE isn't set",
+            ),
+            ("--unknown", "invalid option '--unknown'"),
         ] {
             assert_eq!(parsed(line).err().as_deref(), Some(expected), "{line}");
         }

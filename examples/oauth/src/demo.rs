@@ -1,4 +1,4 @@
-//! The demonstration: the testkit's servers, and a token file of its own.
+//! The demo: the testkit's servers and a temporary token file.
 
 use std::time::Duration;
 
@@ -13,24 +13,24 @@ use tower_auth_refresh_http::{AuthClient, ClientAuth, OAuthRefresh};
 use tower_auth_refresh_testkit::{TestKit, TestServer};
 
 use crate::token_file::TokenFile;
-use crate::{chain, refusal};
+use crate::{error_chain, refusal};
 
 pub(crate) async fn run() -> Result<(), BoxError> {
     let directory = std::env::temp_dir().join(format!("oauth-example-{}", std::process::id()));
     std::fs::create_dir_all(&directory)?;
-    let done = show(&directory.join("refresh-token")).await;
+    let result = run_in(&directory.join("refresh-token")).await;
     std::fs::remove_dir_all(&directory)?;
-    done
+    result
 }
 
-async fn show(path: &std::path::Path) -> Result<(), BoxError> {
+async fn run_in(path: &std::path::Path) -> Result<(), BoxError> {
     let server = TestServer::start().await?;
     server.configure(|settings| settings.access_lifetime = Duration::from_secs(1));
-    println!("An authorization server and an API on {}. Access tokens live for 1 s.", server.address());
-    println!("To call a server of your own, see --help.\n");
+    println!("An authorization server and an API run on {}. Access tokens expire after 1 s.", server.address());
+    println!("To call another server, see --help.\n");
 
     std::fs::write(path, server.sign_in("ada").refresh_token)?;
-    println!("ada's refresh token is in {}", path.display());
+    println!("The refresh token of ada is in {}.", path.display());
 
     let file = TokenFile::open(path)?;
     let refresh = OAuthRefresh::new(token_endpoint(server.kit()), &server.url("/token"), ClientAuth::public("demo"))?;
@@ -46,28 +46,28 @@ async fn show(path: &std::path::Path) -> Result<(), BoxError> {
     for call in 1..=6 {
         if call == 6 {
             server.revoke("ada");
-            println!("The server revokes ada's sign-in.");
+            println!("The server revokes the tokens of ada.");
         }
-        let held = std::fs::read_to_string(path)?;
+        let before = std::fs::read_to_string(path)?;
         let request = Request::get(server.url("/api/notes")).body(Full::<Bytes>::default())?;
         let response = client.clone().oneshot(request).await?;
-        let rotated = if std::fs::read_to_string(path)? == held { "" } else { ", a new refresh token in the file" };
+        let rotated = if std::fs::read_to_string(path)? == before { "" } else { ", new refresh token saved" };
         println!("GET /api/notes → {}{rotated}", response.status());
-        if let Some(why) = refusal(&response) {
-            println!("{why}");
+        if let Some(reason) = refusal(&response) {
+            println!("{reason}");
         }
         response.into_body().collect().await?;
         tokio::time::sleep(Duration::from_millis(600)).await;
     }
     let counters = server.counters();
     println!(
-        "\nThe server granted {} refreshes, and saw {} superseded refresh tokens.",
+        "\nRefreshes granted: {}. Superseded refresh tokens presented: {}.",
         counters.granted, counters.violations
     );
     Ok(())
 }
 
-/// The testkit's refresh endpoint wants JSON: this hands it the form of a token endpoint.
+/// Returns a client that emulates a token endpoint: it converts the form to the JSON of the testkit's refresh endpoint.
 fn token_endpoint(kit: &TestKit) -> AuthClient {
     let kit = kit.clone();
     AuthClient::new(tower::service_fn(move |request: Request<Full<Bytes>>| {
@@ -79,7 +79,7 @@ fn token_endpoint(kit: &TestKit) -> AuthClient {
                 .collect();
             let json = serde_json::to_vec(&form)?;
             let request = Request::post("/auth/refresh").body(Full::new(Bytes::from(json)))?;
-            kit.oneshot(request).await.map_err(|error| BoxError::from(chain(&error)))
+            kit.oneshot(request).await.map_err(|error| BoxError::from(error_chain(&error)))
         }
     }))
 }

@@ -1,11 +1,11 @@
-//! Calls an API with an OAuth refresh token that is kept in a file.
+//! Calls an API with an OAuth refresh token from a file.
 //!
 //! ```sh
 //! cargo run -p oauth -- --token-endpoint https://auth.example.com/token --client-id my-app \
 //!     --refresh-token-file ~/.my-app-token GET https://api.example.com/me
 //! ```
 //!
-//! Without arguments it demonstrates itself, against servers of its own.
+//! Without arguments, runs a demo against built-in servers.
 
 mod args;
 mod demo;
@@ -31,7 +31,7 @@ use crate::token_file::TokenFile;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let done = match args::parse(std::env::args_os().skip(1)) {
+    let result = match args::parse(std::env::args_os().skip(1)) {
         Ok(Command::Help) => {
             print!("{}", args::HELP);
             Ok(())
@@ -43,16 +43,16 @@ async fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("oauth: {}", chain(&*error));
+            eprintln!("oauth: {}", error_chain(&*error));
             ExitCode::FAILURE
         }
     }
 }
 
-/// The call that the user asked for, through a session whose tokens live in the file.
+/// Makes the requested calls, through a session that keeps its refresh token in the file.
 async fn call(args: Args) -> Result<(), BoxError> {
     let file = TokenFile::open(&args.refresh_token_file)?;
     let auth_client = if args.plain_http { AuthClient::rustls().allow_plain_http() } else { AuthClient::rustls() };
@@ -60,7 +60,7 @@ async fn call(args: Args) -> Result<(), BoxError> {
         args::TokenEndpoint::Url(url) => url,
         args::TokenEndpoint::DiscoverFrom(issuer) => {
             let server = AuthorizationServer::discover(&auth_client, &issuer).await;
-            let server = server.map_err(|error| format!("the issuer can't be discovered: {}", chain(&error)))?;
+            let server = server.map_err(|error| format!("discovery of the issuer failed: {}", error_chain(&error)))?;
             server.token_endpoint().to_owned()
         }
     };
@@ -75,7 +75,11 @@ async fn call(args: Args) -> Result<(), BoxError> {
         .build()
         .await?;
 
-    let origin = format!("{}://{}", args.url.scheme_str().unwrap_or_default(), args.url.authority().ok_or("no host")?);
+    let origin = format!(
+        "{}://{}",
+        args.url.scheme_str().unwrap_or_default(),
+        args.url.authority().ok_or("the URL has no host")?
+    );
     let origin = if args.plain_http { Origin::parse_allowing_http(&origin)? } else { Origin::parse(&origin)? };
     let client = ServiceBuilder::new().layer(AuthRefreshLayer::new(session.clone(), origin)).service(
         Client::builder(TokioExecutor::new()).build(
@@ -107,23 +111,23 @@ async fn call(args: Args) -> Result<(), BoxError> {
             out.write_all(b"\n")?;
         }
         if !status.is_success() {
-            return Err(refusal.take().unwrap_or_else(|| format!("the API answered {status}")).into());
+            return Err(refusal.take().unwrap_or_else(|| format!("the API returned {status}")).into());
         }
     }
     Ok(())
 }
 
-/// Why a 401 was not mended, in one line.
+/// Returns the reason why a 401 was passed on to the caller, in one line.
 fn refusal<B>(response: &Response<B>) -> Option<String> {
     match response.extensions().get()? {
         RefreshReport::Replayed => None,
-        RefreshReport::NotRefreshed(why) => Some(format!("the API refused the token, and {}", chain(why))),
+        RefreshReport::NotRefreshed(error) => Some(format!("the API refused the token: {}", error_chain(error))),
         other => Some(format!("the API refused the token: {other}")),
     }
 }
 
-/// An error and its causes, in one line.
-fn chain(error: &(dyn Error + 'static)) -> String {
+/// Formats an error and its causes in one line.
+fn error_chain(error: &(dyn Error + 'static)) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -1,7 +1,7 @@
-//! A token store of one file, with the refresh token in it and nothing else.
+//! A token store in a file that contains only the refresh token.
 //!
-//! The file is replaced, never overwritten: a crash at any moment leaves the old token or the new one. The session
-//! stores what it bought before it uses it, so that a rotated token is never lost to a crash later on.
+//! The file is replaced atomically: a crash at any moment leaves the old token or the new one. The session stores new
+//! tokens before it uses them, so that no later crash loses a rotated token.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -18,19 +18,19 @@ use tower_auth_refresh::{RefreshToken, Tokens};
 
 pub(crate) struct TokenFile {
     path: Arc<Path>,
-    /// What the file held when it was opened.
+    /// The refresh token in the file when it was opened.
     refresh_token: RefreshToken,
-    /// Versions and claims live here: the lock sees to it that no other process has any.
+    /// Versions and claims. They are kept in memory, since the lock excludes other processes.
     memory: MemoryStore,
     _lock: File,
 }
 
 impl TokenFile {
-    /// Opens the file, for this process alone.
+    /// Opens the file and locks it against other processes.
     pub(crate) fn open(path: &Path) -> Result<Self, BoxError> {
         let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let refresh_token = RefreshToken::new(text.trim()).map_err(|error| format!("{}: {error}", path.display()))?;
-        let lock = beside(path, ".lock");
+        let lock = sibling(path, ".lock");
         let lock = File::create(&lock).map_err(|error| format!("{}: {error}", lock.display()))?;
         lock.try_lock().map_err(|_| format!("{}: in use by another process", path.display()))?;
         Ok(Self { path: path.into(), refresh_token, memory: MemoryStore::new(), _lock: lock })
@@ -48,19 +48,19 @@ impl TokenFile {
     }
 }
 
-/// A path in the same directory, for the same file system.
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+/// Returns a path in the same directory, and therefore on the same file system.
+fn sibling(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
 }
 
-/// Puts a file with this token in the place of the old one.
+/// Replaces the file by a new one with this token.
 fn replace(path: &Path, token: &str) -> io::Result<()> {
-    if fs::read_to_string(path).is_ok_and(|held| held.trim() == token) {
+    if fs::read_to_string(path).is_ok_and(|current| current.trim() == token) {
         return Ok(());
     }
-    let new = beside(path, ".new");
+    let new = sibling(path, ".new");
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true);
     #[cfg(unix)]
@@ -69,7 +69,7 @@ fn replace(path: &Path, token: &str) -> io::Result<()> {
     writeln!(file, "{token}")?;
     file.sync_all()?;
     fs::rename(&new, path)?;
-    // The rename itself is durable once the directory is.
+    // Makes the rename durable.
     #[cfg(unix)]
     if let Some(directory) = path.parent() {
         let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
@@ -109,7 +109,7 @@ impl TokenStore for TokenFile {
         })
     }
 
-    /// Leaves the file as it is: a token that was rejected is of no use to anybody, and its file tells the user which.
+    /// Keeps the file: a rejected token is harmless, and the user can see which token was rejected.
     fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome> {
         self.memory.clear(version)
     }
@@ -119,10 +119,10 @@ impl TokenStore for TokenFile {
 mod tests {
     use super::*;
 
-    /// A directory of this test's own, gone at its end.
-    struct Scratch(PathBuf);
+    /// A temporary directory that is removed on drop.
+    struct TempDir(PathBuf);
 
-    impl Scratch {
+    impl TempDir {
         fn with(name: &str, content: &str) -> (Self, PathBuf) {
             let directory = std::env::temp_dir().join(format!("oauth-example-{}-{name}", std::process::id()));
             fs::create_dir_all(&directory).unwrap();
@@ -132,7 +132,7 @@ mod tests {
         }
     }
 
-    impl Drop for Scratch {
+    impl Drop for TempDir {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
@@ -143,8 +143,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_rotated_token_is_in_the_file_once_it_is_committed() {
-        let (_scratch, path) = Scratch::with("rotated", "r1\n");
+    async fn a_committed_token_is_in_the_file() {
+        let (_directory, path) = TempDir::with("rotated", "r1\n");
         let store = TokenFile::open(&path).unwrap();
         assert_eq!(store.refresh_token().expose_secret(), "r1");
         let version = TokenStore::replace(&store, Epoch::random(), &tokens("r1")).await.unwrap();
@@ -153,7 +153,7 @@ mod tests {
         };
         assert!(matches!(store.commit(&claim, &tokens("r2")).await.unwrap(), CommitOutcome::Stored(_)));
         assert_eq!(fs::read_to_string(&path).unwrap(), "r2\n");
-        assert!(!beside(&path, ".new").exists());
+        assert!(!sibling(&path, ".new").exists());
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
@@ -162,8 +162,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_open_once_at_a_time() {
-        let (_scratch, path) = Scratch::with("locked", "r1");
+    fn a_second_open_of_the_same_file_fails() {
+        let (_directory, path) = TempDir::with("locked", "r1");
         let first = TokenFile::open(&path).unwrap();
         let error = TokenFile::open(&path).err().unwrap();
         assert!(error.to_string().ends_with("in use by another process"));
@@ -172,8 +172,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_missing_or_holds_no_token_is_named() {
-        let (_scratch, path) = Scratch::with("empty", "\n");
+    fn an_error_names_a_file_that_is_missing_or_empty() {
+        let (_directory, path) = TempDir::with("empty", "\n");
         for path in [path.with_file_name("missing"), path] {
             let error = TokenFile::open(&path).err().unwrap().to_string();
             assert!(error.starts_with(&path.display().to_string()), "{error}");

@@ -1,4 +1,4 @@
-//! The two calls to the authorization server: `/auth/login`, and `/auth/refresh` as the session's refresh service.
+//! The calls to the authorization server: `/auth/login`, and `/auth/refresh` as the session's refresh service.
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header::CONTENT_TYPE};
@@ -11,7 +11,7 @@ use std::time::Duration;
 use tower::BoxError;
 use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Tokens};
 
-/// The authorization server, as a client sees it.
+/// A client of the authorization server.
 #[derive(Clone)]
 pub(crate) struct AuthServer {
     client: Client<HttpConnector, Full<Bytes>>,
@@ -19,38 +19,41 @@ pub(crate) struct AuthServer {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct TokenResponse {
     access_token: String,
     refresh_token: String,
     expires_in: u64,
 }
 
 impl AuthServer {
-    pub(crate) fn at(origin: String) -> Self {
+    pub(crate) fn new(origin: String) -> Self {
         Self { client: Client::builder(TokioExecutor::new()).build_http(), origin }
     }
 
-    /// Credentials in, tokens out.
+    /// Signs `user` in and returns the first tokens.
     pub(crate) async fn login(&self, user: &str) -> Result<Tokens, BoxError> {
         let (status, body) =
             self.post("/auth/login", &json!({ "username": user, "password": "correct horse" })).await?;
         if status != StatusCode::OK {
-            return Err(format!("the login was answered {status}").into());
+            return Err(format!("/auth/login returned {status}").into());
         }
         tokens(&body)
     }
 
-    /// The refresh token in, its successors out. What went wrong is classified here: only the server's own word that
-    /// the refresh token is no good ends a session.
+    /// Exchanges the refresh token for new tokens, and classifies errors.
+    ///
+    /// Only a 401, the server's statement that the refresh token is invalid, ends the session.
     pub(crate) async fn refresh(self, request: RefreshRequest) -> Result<Tokens, RefreshError> {
         let token = request.refresh_token().ok_or_else(|| RefreshError::misconfigured("no refresh token"))?;
-        let question = json!({ "refresh_token": token.expose_secret() });
-        let (status, body) = self.post("/auth/refresh", &question).await.map_err(RefreshError::in_doubt)?;
+        let body = json!({ "refresh_token": token.expose_secret() });
+        let (status, body) = self.post("/auth/refresh", &body).await.map_err(RefreshError::in_doubt)?;
         match status {
             StatusCode::OK => tokens(&body).map_err(RefreshError::in_doubt),
-            StatusCode::UNAUTHORIZED => Err(RefreshError::rejected("the refresh was answered 401")),
-            status if status.is_server_error() => Err(RefreshError::in_doubt(format!("answered {status}"))),
-            status => Err(RefreshError::misconfigured(format!("answered {status}"))),
+            StatusCode::UNAUTHORIZED => Err(RefreshError::rejected("/auth/refresh returned 401")),
+            status if status.is_server_error() => {
+                Err(RefreshError::in_doubt(format!("/auth/refresh returned {status}")))
+            }
+            status => Err(RefreshError::misconfigured(format!("/auth/refresh returned {status}"))),
         }
     }
 
@@ -64,7 +67,7 @@ impl AuthServer {
 }
 
 fn tokens(body: &[u8]) -> Result<Tokens, BoxError> {
-    let answer: Answer = serde_json::from_slice(body)?;
-    Ok(Tokens::new(AccessToken::new(answer.access_token)?, RefreshToken::new(answer.refresh_token)?)
-        .with_expires_in(Duration::from_secs(answer.expires_in)))
+    let response: TokenResponse = serde_json::from_slice(body)?;
+    Ok(Tokens::new(AccessToken::new(response.access_token)?, RefreshToken::new(response.refresh_token)?)
+        .with_expires_in(Duration::from_secs(response.expires_in)))
 }

@@ -1,36 +1,36 @@
-//! Prints what the servers saw, as the network tab of a browser would.
+//! Prints the requests that the servers received, like the network tab of a browser.
 
 use std::io::{IsTerminal, stdout};
 
 use tower_auth_refresh_testkit::{Entry, Route};
 
 pub(crate) struct Inspector {
-    shown: bool,
+    enabled: bool,
     coloured: bool,
 }
 
 impl Inspector {
-    pub(crate) fn new(shown: bool) -> Self {
-        Self { shown, coloured: stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() }
+    pub(crate) fn new(enabled: bool) -> Self {
+        Self { enabled, coloured: stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() }
     }
 
-    /// A headline.
+    /// Prints the headline of a scene.
     pub(crate) fn headline(&self, text: &str) {
-        if self.shown {
+        if self.enabled {
             println!("\n{}", self.painted("1", text));
         }
     }
 
-    /// What the app sees.
+    /// Prints an observation of the app.
     pub(crate) fn note(&self, text: &str) {
-        if self.shown {
+        if self.enabled {
             println!("{}", self.painted("2", &format!("          {text}")));
         }
     }
 
-    /// The requests of a scene, in the order in which they arrived.
+    /// Prints the requests of a scene, in order of arrival.
     pub(crate) fn requests(&self, entries: &[Entry]) {
-        if !self.shown {
+        if !self.enabled {
             return;
         }
         for entry in entries {

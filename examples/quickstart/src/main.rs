@@ -1,8 +1,8 @@
 //! A silent refresh over real HTTP: `cargo run -p quickstart`.
 //!
 //! Starts an authorization server and an API on loopback, signs in, lets the access token expire, and calls the API
-//! five times at once through an ordinary hyper client with the middleware. What the servers saw is printed as a
-//! network inspector would; `--json` prints the figures instead.
+//! five times concurrently through a hyper client with the middleware. Prints the requests that the servers received,
+//! like a network inspector; with `--json`, prints figures instead.
 
 mod auth;
 mod inspector;
@@ -17,10 +17,10 @@ A silent refresh over real HTTP.
 
 Usage: cargo run -p quickstart [-- --json]
 
-  --json   print the figures as one JSON object, and nothing else
-  --help   print this
+  --json   print only the figures, as one JSON object
+  --help   print this help
 
-Colours are used on a terminal, unless NO_COLOR is set.";
+Output to a terminal is coloured unless NO_COLOR is set.";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -33,7 +33,7 @@ async fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         _ => {
-            eprintln!("quickstart: unknown arguments: {}; try --help", arguments.join(" "));
+            eprintln!("quickstart: unknown arguments: {} (try --help)", arguments.join(" "));
             return ExitCode::from(2);
         }
     };
@@ -47,7 +47,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(json: bool) -> Result<(), BoxError> {
-    let figures = scenes::play(&inspector::Inspector::new(!json)).await?;
+    let figures = scenes::run(&inspector::Inspector::new(!json)).await?;
     if json {
         println!("{}", serde_json::to_string(&figures)?);
     }

@@ -1,7 +1,7 @@
-//! What a call costs in one process: a line `shape stack nanoseconds` for each stack, the bare one's in full, of the
-//! others what they cost over it.
+//! Measures the cost of a call in one process: prints a line `shape stack nanoseconds` for each stack.
 //!
-//! A binary of its own, to be run many times: which addresses a process happens to get is worth some nanoseconds.
+//! The bare stack's line has the cost of a call, the other lines the overhead. A separate binary, to be run many times:
+//! the addresses that a process is given change a figure by some nanoseconds.
 
 use tower_auth_refresh_benches::overhead::overhead;
 use tower_auth_refresh_benches::shape::{Requests, Shape};
@@ -11,7 +11,7 @@ use tower_auth_refresh_peers::stack::all;
 const ROUNDS: usize = 120;
 
 fn main() {
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let runtime = tokio::runtime::Runtime::new().expect("runtime starts");
     let _entered = runtime.enter();
     let session = runtime.block_on(session());
     let requests = Requests::new(session.clone());

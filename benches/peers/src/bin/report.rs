@@ -1,6 +1,6 @@
-//! Measures everything once, beside the peers, and says which goals are met.
+//! Measures all figures, those of the peers included, and checks them against the goals.
 //!
-//! Prints a table, and writes `report.json` (a flat object of figures) and `report.svg` into `target`.
+//! Prints tables, and writes `report.json` (a flat object of figures) and `report.svg` into `target`.
 
 use std::fs;
 use std::path::Path;
@@ -11,8 +11,8 @@ use serde_json::{Map, Value, json};
 use tower_auth_refresh::Session;
 use tower_auth_refresh_benches::contention::{Contention, Shared, growth};
 use tower_auth_refresh_benches::loopback::{Http, Server};
-use tower_auth_refresh_benches::registry::{SIZES, fill, look_ups};
-use tower_auth_refresh_benches::rounds::{Median, PRECISE, ratio};
+use tower_auth_refresh_benches::registry::{SIZES, fill, lookup_ns};
+use tower_auth_refresh_benches::rounds::{MAX_INTERVAL, Median, ratio};
 use tower_auth_refresh_benches::shape::Shape;
 use tower_auth_refresh_benches::stack;
 use tower_auth_refresh_benches::stampede;
@@ -20,13 +20,13 @@ use tower_auth_refresh_benches::upload::{Upload, Uploads, copied_bytes};
 use tower_auth_refresh_peers::plot::{Plot, svg};
 use tower_auth_refresh_peers::revocations::{self, Round};
 
-/// How long two stacks take turns at most, where it is a matter of a percent.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The time limit of a comparison in which a percent matters.
+const TIME_LIMIT: Duration = Duration::from_secs(20);
 
 fn main() {
-    let begun = Instant::now();
+    let start = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.expect("a runtime");
+    let runtime = runtime.expect("runtime starts");
     let _entered = runtime.enter();
     let session = runtime.block_on(stack::session());
     let mut report = Report::default();
@@ -43,7 +43,7 @@ fn main() {
 
     report.print();
     report.write();
-    eprintln!("{:.0} s in all", begun.elapsed().as_secs_f64());
+    eprintln!("total: {:.0} s", start.elapsed().as_secs_f64());
 }
 
 #[derive(Default)]
@@ -52,31 +52,31 @@ struct Report {
     plots: Vec<Plot>,
 }
 
-/// What is wanted of a figure.
+/// The goal of a figure.
 enum Goal {
     AtMost(f64),
     AtLeast(f64),
 }
 
-/// What another binary of this package prints. It is built first if it isn't yet.
+/// Builds and runs another binary of this package and returns its output.
 fn output(bin: &str) -> String {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let run = ["run", "--quiet", "--release", "--locked", "--manifest-path", manifest, "--bin", bin];
-    let output = Command::new(cargo).args(run).output().expect("cargo is there");
+    let output = Command::new(cargo).args(run).output().expect("cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("text")
+    String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// Lines that begin with `of`: a stack and its figure.
-fn rows<'a>(output: &'a str, of: &'a str) -> impl Iterator<Item = [&'a str; 2]> {
+/// Returns the stack and the figure of each line that begins with `shape`.
+fn rows<'a>(output: &'a str, shape: &'a str) -> impl Iterator<Item = [&'a str; 2]> {
     output.lines().filter_map(move |line| {
-        let (stack, figure) = line.strip_prefix(of)?.strip_prefix(' ')?.split_once(' ')?;
+        let (stack, figure) = line.strip_prefix(shape)?.strip_prefix(' ')?.split_once(' ')?;
         Some([stack, figure])
     })
 }
 
-/// A figure near 1 is judged by its interval, `<name>_low` and `<name>_high`.
+/// All goals. A figure with an interval, `<name>_low` to `<name>_high`, is compared by that interval.
 const GOALS: [(&str, Goal); 26] = [
     ("overhead.get0.ours_over_tower_retry", Goal::AtMost(0.6)),
     ("overhead.get6.ours_over_tower_retry", Goal::AtMost(0.35)),
@@ -108,12 +108,12 @@ const GOALS: [(&str, Goal); 26] = [
 
 impl Report {
     fn section(&mut self, name: &str, measure: impl FnOnce(&mut Self)) {
-        let begun = Instant::now();
+        let start = Instant::now();
         measure(self);
-        eprintln!("{name}: {:.0} s", begun.elapsed().as_secs_f64());
+        eprintln!("{name}: {:.0} s", start.elapsed().as_secs_f64());
     }
 
-    /// By a binary of its own, each figure the median of so many processes.
+    /// Runs the `overhead` binary many times; each figure is the median over the processes.
     fn overhead(&mut self) {
         const PROCESSES: usize = 31;
         let outputs: Vec<_> = (0..PROCESSES).map(|_| output("overhead")).collect();
@@ -121,11 +121,11 @@ impl Report {
         for shape in Shape::ALL {
             let shape_name = shape.name();
             let stacks: Vec<_> = rows(&outputs[0], shape_name).map(|[stack, _]| stack).collect();
-            let cost = |of: &str| {
+            let cost = |name: &str| {
                 let figures = outputs.iter().map(|output| {
                     let mut rows = rows(output, shape_name);
-                    let [_, cost] = rows.find(|[stack, _]| *stack == of).expect("all print the same lines");
-                    cost.parse::<f64>().expect("a number")
+                    let [_, cost] = rows.find(|[stack, _]| *stack == name).expect("the same rows in each process");
+                    cost.parse::<f64>().expect("number")
                 });
                 Median::of(figures).value
             };
@@ -150,7 +150,7 @@ impl Report {
             }
         }
         self.plots.push(Plot {
-            title: "Cost of a call over the bare one".into(),
+            title: "Overhead of a call".into(),
             x: "request headers".into(),
             y: "ns".into(),
             logarithmic: false,
@@ -158,14 +158,14 @@ impl Report {
         });
     }
 
-    /// Counted by a binary of its own.
+    /// Runs the `allocations` binary. A stack's figures are relative to `add_authorization`.
     fn allocations(&mut self) {
         let output = output("allocations");
         let count = |shape: &str, stack: &str| {
             let mut lines = output.lines().filter_map(|line| line.strip_prefix(&format!("{shape} {stack} ")));
             let (allocations, bytes) =
                 lines.next().and_then(|line| line.split_once(' ')).expect("a line for each stack");
-            [allocations, bytes].map(|number| number.parse::<i64>().expect("a number"))
+            [allocations, bytes].map(|number| number.parse::<i64>().expect("number"))
         };
         for shape in Shape::ALL {
             let shape = shape.name();
@@ -173,9 +173,9 @@ impl Report {
             for stack in ["tower_retry", "kube", "cf_gears", "ours"] {
                 let counted = count(shape, stack);
                 let [allocations, bytes] = [0, 1].map(|i| counted[i] - add_authorization[i]);
-                let of = if stack == "ours" { String::new() } else { format!("{stack}_") };
-                self.set(&format!("overhead.{shape}.{of}allocs"), allocations);
-                self.set(&format!("overhead.{shape}.{of}alloc_bytes"), bytes);
+                let prefix = if stack == "ours" { String::new() } else { format!("{stack}_") };
+                self.set(&format!("overhead.{shape}.{prefix}allocs"), allocations);
+                self.set(&format!("overhead.{shape}.{prefix}alloc_bytes"), bytes);
             }
         }
         for sessions in SIZES {
@@ -204,7 +204,7 @@ impl Report {
         self.set("contention.ours_2_over_1", round(growth([&one[1], &one[0]], [&two[1], &two[0]])));
         self.set("contention.rwlock_2_over_1", round(growth([&one[2], &one[0]], [&two[2], &two[0]])));
         self.plots.push(Plot {
-            title: "Cost of a call over the bare one".into(),
+            title: "Overhead of a call".into(),
             x: "threads".into(),
             y: "ns".into(),
             logarithmic: false,
@@ -224,7 +224,7 @@ impl Report {
                 let wall = outcome.wall.as_secs_f64();
                 refreshes = refreshes.max(outcome.refreshes);
                 failures = failures.max(outcome.failures);
-                // The first is to warm up.
+                // The first round warms up.
                 if round > 0 {
                     ratios.push(wall / (twice + refresh));
                     beyond.push(wall - refresh);
@@ -244,7 +244,7 @@ impl Report {
             }
         }
         self.plots.push(Plot {
-            title: "A stampede, without the refresh itself".into(),
+            title: "Stampede, without the refresh itself".into(),
             x: "callers".into(),
             y: "µs per caller".into(),
             logarithmic: true,
@@ -252,7 +252,7 @@ impl Report {
         });
         let (mut few, mut many, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..5 {
-            // As many waiters on both sides of a ratio.
+            // The same number of waiters on both sides of a ratio.
             let mut one = 0.;
             for _ in 0..20 {
                 one += stampede::release(1_000).await.as_secs_f64() / 20_000.;
@@ -271,7 +271,7 @@ impl Report {
         const ROUNDS: usize = 500;
         for count in SIZES {
             let sessions = runtime.block_on(fill(count));
-            self.set(&format!("sessions.{count}.lookup_ns"), round(look_ups(&sessions, count, ROUNDS).value));
+            self.set(&format!("sessions.{count}.lookup_ns"), round(lookup_ns(&sessions, count, ROUNDS).value));
         }
     }
 
@@ -280,7 +280,7 @@ impl Report {
         const WARM_UP: usize = 640;
         let server = Server::start().await;
         for (name, http) in [("h1", Http::H1), ("h2", Http::H2)] {
-            // New clients for each round: how connections happen to lie on threads and in memory is worth some percent.
+            // New clients for each round: the placement of connections on threads and in memory is worth some percent.
             let ours = async || {
                 let (_, ours) = server.clients(http, session);
                 server.get(&ours, WARM_UP).await;
@@ -291,20 +291,20 @@ impl Report {
                 server.get(&bare, WARM_UP).await;
                 server.get(&bare, REQUESTS).await
             };
-            // Throughput of ours over that of the bare client: the time of the bare client over ours.
-            self.set_ratio(&format!("loopback.{name}.ours_over_bare"), ratio(ours, bare, PATIENCE).await);
+            // The ratio of throughputs (ours to bare) is the ratio of times (bare to ours).
+            self.set_ratio(&format!("loopback.{name}.ours_over_bare"), ratio(ours, bare, TIME_LIMIT).await);
         }
     }
 
     async fn upload(&mut self) {
         let uploads = Uploads::new().await;
-        for (name, upload, patience) in [
-            ("over_limit", Upload::OverLimit, PATIENCE),
-            ("under_limit", Upload::UnderLimit, PATIENCE / 4),
-            ("replayed", Upload::Replayed, PATIENCE / 4),
+        for (name, upload, time_limit) in [
+            ("over_limit", Upload::OverLimit, TIME_LIMIT),
+            ("under_limit", Upload::UnderLimit, TIME_LIMIT / 4),
+            ("replayed", Upload::Replayed, TIME_LIMIT / 4),
         ] {
             let ratio =
-                ratio(async || uploads.upload(upload).await, async || uploads.upload(Upload::Bare).await, patience);
+                ratio(async || uploads.upload(upload).await, async || uploads.upload(Upload::Bare).await, time_limit);
             self.set_ratio(&format!("upload.{name}.ours_over_bare"), ratio.await);
         }
         self.set("upload.replayed.bytes_copied", copied_bytes().await);
@@ -342,13 +342,15 @@ impl Report {
         self.figures.get(name)?.as_f64()
     }
 
-    /// Whether a goal is met. One that has an interval is if that reaches the goal, and is precise enough to tell.
+    /// Compares a figure with its goal.
+    ///
+    /// With an interval, the goal is met if the interval reaches it and is at most `MAX_INTERVAL` wide.
     fn verdict(&self, name: &str, goal: &Goal) -> &'static str {
         let Some(value) = self.figure(name) else { return "not measured" };
         let interval = self.figure(&format!("{name}_low")).zip(self.figure(&format!("{name}_high")));
         let (low, high) = interval.unwrap_or((value, value));
-        if high - low > PRECISE {
-            return "too noisy to tell";
+        if high - low > MAX_INTERVAL {
+            return "too noisy";
         }
         let met = match goal {
             Goal::AtMost(most) => low <= *most,
@@ -383,13 +385,14 @@ impl Report {
             SIZES.map(|n| n.to_string()).join(" | "),
             " --- |".repeat(SIZES.len())
         );
-        for (what, figure) in [("bytes each", "bytes"), ("look-up, ns", "lookup_ns")] {
+        for (label, figure) in [("bytes each", "bytes"), ("look-up, ns", "lookup_ns")] {
             let cell = |sessions: u64| self.figure(&format!("sessions.{sessions}.{figure}")).unwrap_or(f64::NAN);
-            println!("| {what} | {} |", SIZES.map(|sessions| format!("{:.0}", cell(sessions))).join(" | "));
+            println!("| {label} | {} |", SIZES.map(|sessions| format!("{:.0}", cell(sessions))).join(" | "));
         }
         println!("\n| 200 callers, refreshes / failures | 1st revocation | 2nd | 3rd |\n| --- | --- | --- | --- |");
         for peer in ["ours", "cf_gears", "azure", "smithy"] {
-            let cell = |i: i32, what: &str| self.figure(&format!("revocations.{i}.{peer}_{what}")).unwrap_or(f64::NAN);
+            let cell =
+                |i: i32, suffix: &str| self.figure(&format!("revocations.{i}.{peer}_{suffix}")).unwrap_or(f64::NAN);
             let cells = [1, 2, 3].map(|i| format!("{} / {}", cell(i, "refreshes"), cell(i, "failures")));
             println!("| {peer} | {} |", cells.join(" | "));
         }
@@ -397,11 +400,11 @@ impl Report {
 
     fn write(&self) {
         let target = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/target"));
-        fs::create_dir_all(target).expect("a writable directory");
-        let json = serde_json::to_string_pretty(&json!(self.figures)).expect("plain figures");
-        fs::write(target.join("report.json"), json).expect("a writable directory");
-        fs::write(target.join("report.svg"), svg(&self.plots)).expect("a writable directory");
-        eprintln!("wrote report.json and report.svg into {}", target.display());
+        fs::create_dir_all(target).expect("writable target directory");
+        let json = serde_json::to_string_pretty(&json!(self.figures)).expect("serializable figures");
+        fs::write(target.join("report.json"), json).expect("writable target directory");
+        fs::write(target.join("report.svg"), svg(&self.plots)).expect("writable target directory");
+        eprintln!("wrote report.json and report.svg to {}", target.display());
     }
 }
 

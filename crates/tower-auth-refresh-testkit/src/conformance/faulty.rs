@@ -1,9 +1,12 @@
-//! [`FaultyStore`]: a store that fails, hangs or waits when the test says so.
+//! [`FaultyStore`]: a store whose calls fail, hang, panic or wait when the test injects a fault.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::task::yield_now;
+use tokio::time::Instant;
 use tower_auth_refresh::Tokens;
 use tower_auth_refresh::store::{
     Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, Presented, Record, StoreError, StoreFuture, TokenStore,
@@ -12,7 +15,7 @@ use tower_auth_refresh::store::{
 
 use crate::gate::{Bar, Gate};
 
-/// A call to a store: what a [`StoreFault`] is injected into.
+/// A method of [`TokenStore`], into which a [`StoreFault`] is injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "each is the method of `TokenStore` of that name")]
@@ -26,7 +29,7 @@ pub enum Call {
     Clear,
 }
 
-/// Wraps a store; its calls fail, hang or wait when the test says so, and are counted.
+/// A wrapper around a store, which logs the calls and makes them fail, hang or wait.
 ///
 /// Clones are handles on the same store with the same faults.
 ///
@@ -46,139 +49,219 @@ pub enum Call {
 pub struct FaultyStore {
     inner: Arc<dyn TokenStore>,
     state: Arc<Mutex<State>>,
+    yields: bool,
+    durable: bool,
 }
 
 #[derive(Default)]
 struct State {
     calls: Vec<Call>,
-    faults: Vec<(Option<Call>, StoreFault)>,
+    faults: Vec<Injected>,
     holds: Vec<(Call, Bar)>,
 }
 
-/// Something that goes wrong with a store's call.
-#[derive(Clone, Copy, Debug)]
-#[must_use = "a fault does nothing until it is injected"]
+struct Injected {
+    /// `None`: all calls.
+    call: Option<Call>,
+    fault: StoreFault,
+    /// Dropped when the fault is cleared.
+    cleared: watch::Sender<()>,
+}
+
+/// A fault that applies to calls of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a fault has no effect until it is injected"]
 pub struct StoreFault {
-    act: Act,
+    kind: Kind,
     after: bool,
     skip: usize,
     times: usize,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Act {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
     Fail,
     Hang,
+    HangUntilCleared,
     Delay(Duration),
+    Panic,
+    PanicOnCall,
+    BusyUntilNow,
+}
+
+/// The gates and the fault of a call.
+struct Plan {
+    bars: Vec<Bar>,
+    fault: Option<(StoreFault, watch::Receiver<()>)>,
 }
 
 impl StoreFault {
-    fn new(act: Act) -> Self {
-        Self { act, after: false, skip: 0, times: usize::MAX }
+    const fn new(kind: Kind) -> Self {
+        Self { kind, after: false, skip: 0, times: usize::MAX }
     }
 
-    /// The call fails.
-    pub fn fail() -> Self {
-        Self::new(Act::Fail)
+    /// Makes the call fail.
+    pub const fn fail() -> Self {
+        Self::new(Kind::Fail)
     }
 
-    /// The call never returns.
-    pub fn hang() -> Self {
-        Self::new(Act::Hang)
+    /// Makes the call hang forever, even after the fault is cleared.
+    pub const fn hang() -> Self {
+        Self::new(Kind::Hang)
     }
 
-    /// The call takes this long.
-    pub fn delay(delay: Duration) -> Self {
-        Self::new(Act::Delay(delay))
+    /// Makes the call wait until the fault is cleared.
+    pub const fn hang_until_cleared() -> Self {
+        Self::new(Kind::HangUntilCleared)
     }
 
-    /// It happens after the call has taken effect. Default: before, and it has none.
-    pub fn after_effect(mut self) -> Self {
+    /// Delays the call.
+    pub const fn delay(delay: Duration) -> Self {
+        Self::new(Kind::Delay(delay))
+    }
+
+    /// Makes the future of the call panic when it is polled.
+    pub const fn panic() -> Self {
+        Self::new(Kind::Panic)
+    }
+
+    /// Makes the method panic before it returns a future.
+    pub const fn panic_on_call() -> Self {
+        Self::new(Kind::PanicOnCall)
+    }
+
+    /// Makes a [claim](TokenStore::claim) that finds another one report that its lease ends now.
+    ///
+    /// Has no effect on other calls.
+    pub const fn busy_until_now() -> Self {
+        Self::new(Kind::BusyUntilNow)
+    }
+
+    /// Applies the fault after the call has taken effect. Default: before its effect.
+    pub const fn after_effect(mut self) -> Self {
         self.after = true;
         self
     }
 
-    /// The first calls pass unharmed. Default: none.
-    pub fn after_calls(mut self, calls: usize) -> Self {
+    /// Applies the fault only after this many calls. Default: 0.
+    pub const fn after_calls(mut self, calls: usize) -> Self {
         self.skip = calls;
         self
     }
 
-    /// It happens this many times. Default: until it is cleared.
-    pub fn times(mut self, times: usize) -> Self {
+    /// Applies the fault to this many calls. Default: to all until it is cleared.
+    pub const fn times(mut self, times: usize) -> Self {
         self.times = times;
         self
     }
 
-    /// Whether it strikes this call, which is one that it is injected into.
-    fn strikes(&mut self) -> bool {
+    /// Counts a call that matches, and returns true if the fault applies to it.
+    fn count_call(&mut self) -> bool {
         if self.skip > 0 {
             self.skip -= 1;
             return false;
         }
-        let strikes = self.times > 0;
+        let applies = self.times > 0;
         if self.times != usize::MAX {
             self.times = self.times.saturating_sub(1);
         }
-        strikes
+        applies
     }
 
-    async fn strike(self) -> Result<(), StoreError> {
-        match self.act {
-            Act::Fail => Err(StoreError::new("the test made it fail")),
-            Act::Hang => std::future::pending().await,
-            Act::Delay(delay) => {
-                tokio::time::sleep(delay).await;
-                Ok(())
-            }
+    async fn apply(self, mut cleared: watch::Receiver<()>) -> Result<(), StoreError> {
+        match self.kind {
+            Kind::Fail => return Err(StoreError::new("injected fault")),
+            Kind::Hang => std::future::pending().await,
+            // Nothing is ever sent: the error says that the sender was dropped.
+            Kind::HangUntilCleared => _ = cleared.changed().await,
+            Kind::Delay(delay) => tokio::time::sleep(delay).await,
+            Kind::Panic => panic!("the store panics: injected fault"),
+            Kind::PanicOnCall | Kind::BusyUntilNow => {}
         }
+        Ok(())
     }
 }
 
 impl FaultyStore {
-    /// A store without faults.
+    /// Wraps a store, without faults.
     pub fn new(inner: impl TokenStore) -> Self {
         Self::shared(Arc::new(inner))
     }
 
-    /// As [`new`](Self::new), over a store that is shared already: each process of a fleet may have its own faults.
+    /// Wraps a shared store, without faults: each process of a fleet can have its own faults.
     pub fn shared(inner: Arc<dyn TokenStore>) -> Self {
-        Self { inner, state: Arc::default() }
+        Self { inner, state: Arc::default(), yields: false, durable: false }
     }
 
-    /// From now on something goes wrong with these calls. Of several faults, the one injected first strikes, alone.
+    /// Makes every call yield to the scheduler before and after its effect, as a remote store does. Default: off.
+    #[must_use]
+    pub fn yielding(mut self) -> Self {
+        self.yields = true;
+        self
+    }
+
+    /// Reports the store as durable. Default: what the wrapped store reports.
+    #[must_use]
+    pub fn durable(mut self) -> Self {
+        self.durable = true;
+        self
+    }
+
+    /// Returns the wrapped store, which the faults do not affect.
+    #[must_use]
+    pub fn inner(&self) -> Arc<dyn TokenStore> {
+        Arc::clone(&self.inner)
+    }
+
+    /// Injects a fault into a method. If several faults apply to a call, the first one injected is used.
     pub fn inject(&self, call: Call, fault: StoreFault) {
-        self.state().faults.push((Some(call), fault));
+        self.push(Some(call), fault);
     }
 
-    /// As [`inject`](Self::inject), for every call: with [`StoreFault::after_calls`], a test can let each one in turn
-    /// go wrong.
+    /// Injects a fault into every method. With [`StoreFault::after_calls`], a test can cover each call in turn.
     pub fn inject_any(&self, fault: StoreFault) {
-        self.state().faults.push((None, fault));
+        self.push(None, fault);
     }
 
-    /// From now on nothing goes wrong.
+    /// Clears all faults.
     pub fn clear_faults(&self) {
-        self.state().faults.clear();
+        let cleared = std::mem::take(&mut self.state().faults);
+        // Wakes the calls that hang, so not under the lock.
+        drop(cleared);
     }
 
-    /// Holds these calls back, before they take effect, until the gate is opened or dropped.
+    /// Clears the faults that were injected into this method alone.
+    pub fn clear_faults_of(&self, call: Call) {
+        let cleared: Vec<_> = self.state().faults.extract_if(.., |injected| injected.call == Some(call)).collect();
+        drop(cleared);
+    }
+
+    /// Holds the calls of a method back, before they take effect, until the gate is opened or dropped.
     pub fn hold(&self, call: Call) -> Gate {
         let bar = Bar::new();
         self.state().holds.push((call, bar.clone()));
         Gate::on(bar)
     }
 
-    /// All calls so far, in the order in which they began.
+    /// Returns the log of calls, in the order in which they began.
     #[must_use]
     pub fn calls(&self) -> Vec<Call> {
         self.state().calls.clone()
     }
 
-    /// How often this was called.
+    /// Returns the log of calls, and empties it.
+    pub fn take_calls(&self) -> Vec<Call> {
+        std::mem::take(&mut self.state().calls)
+    }
+
+    /// Returns the number of calls of a method in the log.
     #[must_use]
     pub fn count(&self, call: Call) -> usize {
-        self.state().calls.iter().filter(|seen| **seen == call).count()
+        self.state().calls.iter().filter(|logged| **logged == call).count()
+    }
+
+    fn push(&self, call: Option<Call>, fault: StoreFault) {
+        self.state().faults.push(Injected { call, fault, cleared: watch::Sender::new(()) });
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -190,21 +273,43 @@ impl FaultyStore {
         call: Call,
         inner: impl FnOnce(&'a dyn TokenStore) -> StoreFuture<'a, T> + Send + 'a,
     ) -> StoreFuture<'a, T> {
-        let (bars, fault) = self.state().begin(call);
+        self.run(self.begin(call), inner)
+    }
+
+    fn begin(&self, call: Call) -> Plan {
+        let plan = self.state().begin(call);
+        assert!(!plan.is(Kind::PanicOnCall), "the store panics: injected fault");
+        plan
+    }
+
+    fn run<'a, T: Send + 'a>(
+        &'a self,
+        plan: Plan,
+        inner: impl FnOnce(&'a dyn TokenStore) -> StoreFuture<'a, T> + Send + 'a,
+    ) -> StoreFuture<'a, T> {
+        let inner = async move || {
+            if !self.yields {
+                return inner(&*self.inner).await;
+            }
+            yield_now().await;
+            let answer = inner(&*self.inner).await;
+            yield_now().await;
+            answer
+        };
         Box::pin(async move {
-            for bar in bars {
+            for bar in plan.bars {
                 bar.pass().await;
             }
-            match fault {
-                None => inner(&*self.inner).await,
-                Some(fault) if fault.after => {
-                    let answer = inner(&*self.inner).await;
-                    fault.strike().await?;
+            match plan.fault {
+                None => inner().await,
+                Some((fault, cleared)) if fault.after => {
+                    let answer = inner().await;
+                    fault.apply(cleared).await?;
                     answer
                 }
-                Some(fault) => {
-                    fault.strike().await?;
-                    inner(&*self.inner).await
+                Some((fault, cleared)) => {
+                    fault.apply(cleared).await?;
+                    inner().await
                 }
             }
         })
@@ -212,13 +317,19 @@ impl FaultyStore {
 }
 
 impl State {
-    fn begin(&mut self, call: Call) -> (Vec<Bar>, Option<StoreFault>) {
+    fn begin(&mut self, call: Call) -> Plan {
         self.calls.push(call);
         self.holds.retain(|(_, bar)| !bar.is_open());
         let bars = self.holds.iter().filter(|(held, _)| *held == call).map(|(_, bar)| bar.clone()).collect();
-        let mut fitting = self.faults.iter_mut().filter(|(of, _)| of.is_none_or(|of| of == call));
-        let fault = fitting.find_map(|(_, fault)| fault.strikes().then_some(*fault));
-        (bars, fault)
+        let mut matching = self.faults.iter_mut().filter(|injected| injected.call.is_none_or(|of| of == call));
+        let applied = matching.find_map(|injected| injected.fault.count_call().then_some(injected));
+        Plan { bars, fault: applied.map(|injected| (injected.fault, injected.cleared.subscribe())) }
+    }
+}
+
+impl Plan {
+    fn is(&self, kind: Kind) -> bool {
+        self.fault.as_ref().is_some_and(|(fault, _)| fault.kind == kind)
     }
 }
 
@@ -232,7 +343,15 @@ impl TokenStore for FaultyStore {
     }
 
     fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome> {
-        self.call(Call::Claim, move |inner| inner.claim(version, lease))
+        let plan = self.begin(Call::Claim);
+        let busy_until_now = plan.is(Kind::BusyUntilNow);
+        let claiming = self.run(plan, move |inner| inner.claim(version, lease));
+        Box::pin(async move {
+            Ok(match claiming.await? {
+                ClaimOutcome::Busy { .. } if busy_until_now => ClaimOutcome::Busy { until: Instant::now() },
+                outcome => outcome,
+            })
+        })
     }
 
     fn renew<'a>(&'a self, claim: &'a Claim, lease: Duration) -> StoreFuture<'a, bool> {
@@ -252,7 +371,7 @@ impl TokenStore for FaultyStore {
     }
 
     fn is_durable(&self) -> bool {
-        self.inner.is_durable()
+        self.durable || self.inner.is_durable()
     }
 }
 
@@ -261,7 +380,7 @@ impl fmt::Debug for FaultyStore {
         let state = self.state();
         f.debug_struct("FaultyStore")
             .field("calls", &state.calls.len())
-            .field("faults", &state.faults)
+            .field("faults", &state.faults.iter().map(|injected| injected.fault).collect::<Vec<_>>())
             .finish_non_exhaustive()
     }
 }

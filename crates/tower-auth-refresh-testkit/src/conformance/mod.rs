@@ -1,7 +1,6 @@
-//! What every [`TokenStore`] must do, as tests to run it through; and [`FaultyStore`], to try a session over a store
-//! that fails.
+//! A conformance test suite for every [`TokenStore`], and [`FaultyStore`], a store that fails on demand.
 //!
-//! A store's own tests say how to open it, twice over the same record, and run [`stores`] and [`sessions`]:
+//! A store's tests provide a function that opens two handles on a new record, and run [`stores`] and [`sessions`]:
 //!
 //! ```
 //! use std::sync::Arc;
@@ -13,7 +12,7 @@
 //! #[tokio::test(start_paused = true)]
 //! # async fn ignored() {}
 //! async fn a_memory_store_conforms() {
-//!     // Another store opens its file, or connects to its server, twice.
+//!     // A file store would open its file twice, and a database store would connect twice.
 //!     let open = async || {
 //!         let store: Arc<dyn TokenStore> = Arc::new(MemoryStore::new());
 //!         [store.clone(), store]
@@ -25,8 +24,8 @@
 //! #     .block_on(a_memory_store_conforms());
 //! ```
 //!
-//! Claims are made to expire by waiting. Where the store goes by `tokio`'s clock, pause it; where it goes by a real
-//! one, don't, and choose a lease that is short and still much longer than a call to the store: 200 ms, say.
+//! The suite waits for claims to expire. If the store uses `tokio`'s clock, pause it. If the store uses another clock,
+//! don't pause `tokio`'s, and choose a short lease that is still much longer than a call to the store, such as 200 ms.
 
 mod faulty;
 mod sessions;
@@ -40,5 +39,5 @@ pub use self::faulty::{Call, FaultyStore, StoreFault};
 pub use self::sessions::sessions;
 pub use self::stores::stores;
 
-/// Two handles on one store, as two processes would hold them.
+/// Two handles on one store, as two processes hold them.
 pub type Handles = [Arc<dyn TokenStore>; 2];

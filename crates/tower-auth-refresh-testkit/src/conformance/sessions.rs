@@ -1,4 +1,4 @@
-//! Two sessions on one store, as two replicas of a service hold them.
+//! Tests of two sessions on one store, as two replicas of a service.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,44 +16,46 @@ use tower_auth_refresh::{AuthRefreshLayer, Origin, RefreshRequest, Session, Sess
 use super::{Call, FaultyStore, Handles};
 use crate::{Fault, Rotation, Route, TestKit};
 
-/// No case takes this long, by whichever clock, unless a session is stuck.
-const STUCK: Duration = Duration::from_secs(60);
+/// The limit for one case, by `tokio`'s clock, paused or not.
+const CASE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Runs two sessions over one store through all that they may do to each other. `lease` and `open` are those of
+/// Checks two sessions that share a store, as two processes do.
+///
+/// The cases are concurrent refreshes, sign-ins, sign-outs and expired claims. `lease` and `open` are those of
 /// [`stores`](super::stores).
 ///
 /// # Panics
 ///
-/// If the sessions present a token twice, lose one, or don't end up with the same. The name of the case is printed to
-/// standard error.
+/// If the sessions present a refresh token twice, lose a token, or hold different tokens at the end. The name of each
+/// case is printed to standard error when the case begins.
 pub async fn sessions(lease: Duration, open: impl AsyncFn() -> Handles) {
     macro_rules! run {
         ($($case:ident)*) => {$(
             eprintln!("conformance of sessions on a store: {}", stringify!($case));
             let fleet = Fleet::new(lease, open().await);
-            timeout(STUCK, $case(fleet)).await.expect("a session is stuck");
+            timeout(CASE_TIMEOUT, $case(fleet)).await.expect("the case timed out");
         )*};
     }
     run! {
-        two_refreshes_at_once_make_one_call
-        a_stampede_on_both_causes_one_refresh
-        in_many_rounds_each_generation_is_refreshed_once
-        one_adopts_what_the_other_has_bought
-        a_session_built_later_takes_what_is_stored
-        two_sessions_built_at_once_agree
-        the_claim_of_a_dead_peer_is_waited_out_and_in_doubt
-        what_one_has_lost_the_other_recovers
-        a_sign_out_beats_the_others_refresh
-        a_sign_in_beats_the_others_refresh
-        after_a_sign_out_the_other_presents_nothing
-        when_the_server_ends_it_neither_is_signed_in
+        two_concurrent_refreshes_make_one_call
+        concurrent_401s_on_both_sessions_cause_one_refresh
+        each_generation_is_refreshed_once_over_many_rounds
+        a_session_adopts_the_tokens_that_the_other_refreshed
+        a_session_built_later_loads_the_stored_tokens
+        two_sessions_built_concurrently_hold_the_same_tokens
+        an_abandoned_claim_expires_and_leaves_the_token_in_doubt
+        a_refresh_that_one_session_lost_is_recovered_by_the_other
+        a_sign_out_overrides_a_concurrent_refresh_of_the_other_session
+        a_sign_in_overrides_a_concurrent_refresh_of_the_other_session
+        after_a_sign_out_the_other_session_presents_no_token
+        a_revoked_sign_in_ends_both_sessions
     }
 }
 
-/// Two processes, one store, one authorization server.
+/// Two processes that share a store and an authorization server.
 struct Fleet {
     kit: TestKit,
-    /// They count the calls of each process.
+    /// The store as each process sees it. Counts the calls of that process.
     stores: [FaultyStore; 2],
     lease: Duration,
 }
@@ -75,7 +77,7 @@ impl Fleet {
         self.kit.sign_in(user).try_into().expect("the kit's tokens are valid")
     }
 
-    /// Two sessions, with ada signed in.
+    /// Returns two sessions in which the user "ada" is signed in.
     async fn signed_in(&self) -> [Session; 2] {
         let tokens = self.tokens_of("ada");
         let first = self.builder(0).tokens(tokens.clone()).build().await.expect("the store works");
@@ -86,31 +88,31 @@ impl Fleet {
         [first, second]
     }
 
-    /// `calls` requests of each session at once. All are answered 200.
+    /// Sends `calls` concurrent requests by each session, and asserts that all succeed.
     async fn call_at_once(&self, sessions: &[Session; 2], calls: usize) {
-        let origin = Origin::parse("http://127.0.0.1").expect("it is an origin");
+        let origin = Origin::parse("http://127.0.0.1").expect("the origin is valid");
         let calls = sessions.iter().flat_map(|session| {
             let client = AuthRefreshLayer::new(session.clone(), origin.clone()).layer(self.kit.clone());
             (0..calls).map(move |_| {
                 let request = Request::get("http://127.0.0.1/api/me").body(Full::<Bytes>::default());
-                tokio::spawn(client.clone().oneshot(request.expect("it is a valid URI")))
+                tokio::spawn(client.clone().oneshot(request.expect("the URI is valid")))
             })
         });
         for answer in join_all(calls.collect::<Vec<_>>()).await {
-            let answer = answer.expect("a request doesn't panic").expect("the kit drops nothing");
+            let answer = answer.expect("no panic").expect("no connection is dropped");
             assert_eq!(answer.status(), 200);
         }
     }
 
     /// Waits until a process has made this call.
-    async fn called(&self, process: usize, call: Call) {
+    async fn wait_for_call(&self, process: usize, call: Call) {
         while self.stores[process].count(call) == 0 {
             sleep(Duration::from_millis(1)).await;
         }
     }
 
-    /// Both sessions hold what is stored, and nobody has presented a token twice.
-    async fn agrees(&self, sessions: &[Session; 2]) {
+    /// Asserts that both sessions hold the stored tokens, and that no refresh token was presented twice.
+    async fn assert_consistent(&self, sessions: &[Session; 2]) {
         let stored = self.stores[0].load().await.expect("load").map(|record| record.tokens).unwrap_or_default();
         for session in sessions {
             assert_eq!(session.tokens(), stored);
@@ -119,37 +121,37 @@ impl Fleet {
     }
 }
 
-/// Starts a refresh in a task of its own.
+/// Starts a refresh in a new task.
 fn refresh(session: &Session) -> tokio::task::JoinHandle<bool> {
     let session = session.clone();
     tokio::spawn(async move { session.refresh().await.is_ok() })
 }
 
-async fn two_refreshes_at_once_make_one_call(fleet: Fleet) {
+async fn two_concurrent_refreshes_make_one_call(fleet: Fleet) {
     let sessions = fleet.signed_in().await;
     let gate = fleet.kit.hold_refreshes();
     let first = refresh(&sessions[0]);
     gate.arrived(1).await;
     let second = refresh(&sessions[1]);
-    fleet.called(1, Call::Claim).await;
+    fleet.wait_for_call(1, Call::Claim).await;
     gate.open();
     assert!(first.await.expect("no panic") && second.await.expect("no panic"));
     assert_eq!(fleet.kit.counters().refreshes, 1);
     assert_ne!(sessions[0].generation().get(), 0);
-    fleet.agrees(&sessions).await;
+    fleet.assert_consistent(&sessions).await;
 }
 
-async fn a_stampede_on_both_causes_one_refresh(fleet: Fleet) {
+async fn concurrent_401s_on_both_sessions_cause_one_refresh(fleet: Fleet) {
     let sessions = fleet.signed_in().await;
     fleet.kit.expire_access_tokens();
     fleet.kit.hold_unauthorized_until(20);
     fleet.call_at_once(&sessions, 10).await;
     let counters = fleet.kit.counters();
     assert_eq!((counters.unauthorized(), counters.refreshes), (20, 1));
-    fleet.agrees(&sessions).await;
+    fleet.assert_consistent(&sessions).await;
 }
 
-async fn in_many_rounds_each_generation_is_refreshed_once(fleet: Fleet) {
+async fn each_generation_is_refreshed_once_over_many_rounds(fleet: Fleet) {
     let sessions = fleet.signed_in().await;
     for round in 1..=10 {
         fleet.kit.expire_access_tokens();
@@ -157,27 +159,27 @@ async fn in_many_rounds_each_generation_is_refreshed_once(fleet: Fleet) {
         let counters = fleet.kit.counters();
         assert_eq!((counters.refreshes, counters.granted), (round, round));
     }
-    fleet.agrees(&sessions).await;
+    fleet.assert_consistent(&sessions).await;
 }
 
-async fn one_adopts_what_the_other_has_bought(fleet: Fleet) {
+async fn a_session_adopts_the_tokens_that_the_other_refreshed(fleet: Fleet) {
     let sessions = fleet.signed_in().await;
     assert!(refresh(&sessions[0]).await.expect("no panic"));
     assert_ne!(sessions[0].tokens(), sessions[1].tokens());
     assert!(refresh(&sessions[1]).await.expect("no panic"));
     assert_eq!(fleet.kit.counters().refreshes, 1);
-    fleet.agrees(&sessions).await;
+    fleet.assert_consistent(&sessions).await;
 }
 
-async fn a_session_built_later_takes_what_is_stored(fleet: Fleet) {
+async fn a_session_built_later_loads_the_stored_tokens(fleet: Fleet) {
     let old = fleet.tokens_of("ada");
     let first = fleet.builder(0).tokens(old.clone()).build().await.expect("the store works");
     assert!(refresh(&first).await.expect("no panic"));
     let second = fleet.builder(1).tokens(old).build().await.expect("the store works");
-    fleet.agrees(&[first, second]).await;
+    fleet.assert_consistent(&[first, second]).await;
 }
 
-async fn two_sessions_built_at_once_agree(fleet: Fleet) {
+async fn two_sessions_built_concurrently_hold_the_same_tokens(fleet: Fleet) {
     let tokens = fleet.tokens_of("ada");
     let start = |process: usize| tokio::spawn(fleet.builder(process).tokens(tokens.clone()).build());
     let (first, second) = (start(0), start(1));
@@ -186,10 +188,10 @@ async fn two_sessions_built_at_once_agree(fleet: Fleet) {
     fleet.kit.expire_access_tokens();
     fleet.call_at_once(&sessions, 3).await;
     assert_eq!(fleet.kit.counters().refreshes, 1);
-    fleet.agrees(&sessions).await;
+    fleet.assert_consistent(&sessions).await;
 }
 
-async fn the_claim_of_a_dead_peer_is_waited_out_and_in_doubt(fleet: Fleet) {
+async fn an_abandoned_claim_expires_and_leaves_the_token_in_doubt(fleet: Fleet) {
     let record = {
         fleet.builder(0).tokens(fleet.tokens_of("ada")).build().await.expect("the store works");
         fleet.stores[0].load().await.expect("load").expect("ada is signed in")
@@ -209,25 +211,25 @@ async fn the_claim_of_a_dead_peer_is_waited_out_and_in_doubt(fleet: Fleet) {
     });
     let session = Session::builder(observed).store(fleet.stores[1].clone()).build().await.expect("the store works");
     assert!(refresh(&session).await.expect("no panic"));
-    assert!(begun.elapsed() >= fleet.lease * 3 / 4, "it didn't wait");
-    assert!(in_doubt.load(Ordering::SeqCst), "the refresh wasn't marked as in doubt");
-    fleet.agrees(&[session.clone(), session]).await;
+    assert!(begun.elapsed() >= fleet.lease * 3 / 4, "the session did not wait for the claim to expire");
+    assert!(in_doubt.load(Ordering::SeqCst), "the refresh was not marked as in doubt");
+    fleet.assert_consistent(&[session.clone(), session]).await;
 }
 
-async fn what_one_has_lost_the_other_recovers(fleet: Fleet) {
-    fleet.kit.configure(|settings| settings.rotation = Rotation::Grace(STUCK));
+async fn a_refresh_that_one_session_lost_is_recovered_by_the_other(fleet: Fleet) {
+    fleet.kit.configure(|settings| settings.rotation = Rotation::Grace(CASE_TIMEOUT));
     let sessions = fleet.signed_in().await;
     fleet.kit.inject(Route::Refresh, Fault::drop_connection().after_processing().times(1));
-    assert!(!refresh(&sessions[0]).await.expect("no panic"), "the answer was lost");
-    assert_eq!(sessions[0].state(), SessionState::Active, "network trouble signed the user out");
+    assert!(!refresh(&sessions[0]).await.expect("no panic"), "the response was lost");
+    assert_eq!(sessions[0].state(), SessionState::Active, "a lost response ended the session");
     assert!(refresh(&sessions[1]).await.expect("no panic"));
     assert!(refresh(&sessions[0]).await.expect("no panic"));
     let counters = fleet.kit.counters();
-    assert_eq!((counters.refreshes, counters.excused), (2, 1));
-    fleet.agrees(&sessions).await;
+    assert_eq!((counters.refreshes, counters.allowed_reuses), (2, 1));
+    fleet.assert_consistent(&sessions).await;
 }
 
-async fn a_sign_out_beats_the_others_refresh(fleet: Fleet) {
+async fn a_sign_out_overrides_a_concurrent_refresh_of_the_other_session(fleet: Fleet) {
     let sessions = fleet.signed_in().await;
     let gate = fleet.kit.hold_refreshes();
     let late = refresh(&sessions[1]);
@@ -237,10 +239,10 @@ async fn a_sign_out_beats_the_others_refresh(fleet: Fleet) {
     late.await.expect("no panic");
     assert_eq!(fleet.stores[0].load().await.expect("load"), None, "the late refresh was stored");
     assert!(sessions.iter().all(|session| session.state() == SessionState::SignedOut), "{sessions:?}");
-    fleet.agrees(&sessions).await;
+    fleet.assert_consistent(&sessions).await;
 }
 
-async fn a_sign_in_beats_the_others_refresh(fleet: Fleet) {
+async fn a_sign_in_overrides_a_concurrent_refresh_of_the_other_session(fleet: Fleet) {
     let sessions = fleet.signed_in().await;
     let gate = fleet.kit.hold_refreshes_of("ada");
     let late = refresh(&sessions[1]);
@@ -249,20 +251,20 @@ async fn a_sign_in_beats_the_others_refresh(fleet: Fleet) {
     sessions[0].sign_in(bob.clone()).await.expect("the store works");
     gate.open();
     late.await.expect("no panic");
-    assert_eq!(sessions[1].tokens(), bob, "the late refresh is in force");
-    fleet.agrees(&sessions).await;
+    assert_eq!(sessions[1].tokens(), bob, "the late refresh replaced the sign-in");
+    fleet.assert_consistent(&sessions).await;
 }
 
-async fn after_a_sign_out_the_other_presents_nothing(fleet: Fleet) {
+async fn after_a_sign_out_the_other_session_presents_no_token(fleet: Fleet) {
     let sessions = fleet.signed_in().await;
     sessions[0].sign_out().await.expect("the store works");
     assert!(!refresh(&sessions[1]).await.expect("no panic"));
     assert_eq!(sessions[1].state(), SessionState::SignedOut);
     assert_eq!(fleet.kit.counters().refreshes, 0);
-    fleet.agrees(&sessions).await;
+    fleet.assert_consistent(&sessions).await;
 }
 
-async fn when_the_server_ends_it_neither_is_signed_in(fleet: Fleet) {
+async fn a_revoked_sign_in_ends_both_sessions(fleet: Fleet) {
     let sessions = fleet.signed_in().await;
     fleet.kit.revoke("ada");
     for session in &sessions {

@@ -16,7 +16,7 @@ use crate::body::{self, BoxError, Inspected};
 use crate::exchange::Exchange;
 use crate::token::Token;
 
-/// What the `Authorization` header holds.
+/// The content of the `Authorization` header.
 #[derive(Clone, Copy)]
 pub(crate) enum Bearer {
     Missing,
@@ -38,7 +38,7 @@ impl Bearer {
     }
 }
 
-/// Why the API doesn't take this token, if it doesn't.
+/// Returns the 401 if the API refuses the token.
 pub(super) fn refusal(bearer: Bearer, exchange: &mut Exchange) -> Option<Answer> {
     let token = match bearer {
         Bearer::Missing => {
@@ -55,8 +55,8 @@ pub(super) fn refusal(bearer: Bearer, exchange: &mut Exchange) -> Option<Answer>
         state.journal.counters.generations_challenged += u64::from(checked.first_challenge);
         checked
     };
-    let why = checked.verdict.err()?;
-    exchange.note(why);
+    let reason = checked.verdict.err()?;
+    exchange.note(reason);
     Some(Answer::unauthorized(true))
 }
 
@@ -73,7 +73,7 @@ where
             None => echo,
         };
     }
-    if body.swallow().await.is_err() {
+    if body.drain().await.is_err() {
         return Answer::error(StatusCode::BAD_REQUEST, "body_cut_short");
     }
     if let Some(length) = route.strip_prefix("bytes/") {
@@ -92,14 +92,14 @@ where
     });
     match route {
         "upload" => answer["body_checksum"] = json!(body.checksum().map(|sum| sum.to_string())),
-        "headers" => answer["headers"] = json!(visible(&head.headers)),
+        "headers" => answer["headers"] = json!(without_authorization(&head.headers)),
         _ => {}
     }
     Answer::json(StatusCode::OK, answer)
 }
 
-/// All values of all headers, the token aside.
-fn visible(headers: &HeaderMap) -> BTreeMap<&str, Vec<String>> {
+/// Returns all values of all headers but `authorization`.
+fn without_authorization(headers: &HeaderMap) -> BTreeMap<&str, Vec<String>> {
     let mut seen = BTreeMap::<_, Vec<_>>::new();
     for (name, value) in headers.iter().filter(|(name, _)| *name != AUTHORIZATION) {
         seen.entry(name.as_str()).or_default().push(String::from_utf8_lossy(value.as_bytes()).into_owned());

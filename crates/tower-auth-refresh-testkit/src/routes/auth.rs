@@ -5,9 +5,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::answer::Answer;
-use crate::exchange::{Exchange, Successor};
+use crate::exchange::Exchange;
 use crate::families::Grant;
 use crate::log::Violation;
+use crate::successor::Successor;
 use crate::token::Token;
 
 #[derive(Deserialize)]
@@ -40,7 +41,7 @@ pub(super) fn refresh(token: Token, grant: Grant, exchange: &mut Exchange) -> An
         let refreshed = state.families.refresh(token, grant, &state.settings, now);
         if let Some(user) = state.families.user(token).cloned() {
             match &refreshed.reuse {
-                Some(reuse) if reuse.excused => state.journal.excused(&user),
+                Some(reuse) if reuse.is_allowed => state.journal.reuse_allowed(&user),
                 Some(reuse) => {
                     let user = user.clone();
                     state.journal.violated(Violation {
@@ -69,7 +70,7 @@ pub(super) fn refresh(token: Token, grant: Grant, exchange: &mut Exchange) -> An
                 members.remove("refresh_token");
             }
             let answer = Answer::json(StatusCode::OK, answer);
-            if refreshed.rotated { answer.with_successor(Successor::to(token, &exchange.kit)) } else { answer }
+            if refreshed.rotated { answer.with_successor(Successor::of(token, &exchange.kit)) } else { answer }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The routes: what is asked ([`Call`]), and what the servers answer when nothing goes wrong.
+//! The routes: [`Call`], a request that has been read, and its ordinary answer.
 
 mod api;
 mod auth;
@@ -22,22 +22,22 @@ use crate::faults::Route;
 use crate::settings::UnreadBody;
 use crate::token::{Kind, Token};
 
-/// More than any credentials need.
+/// The longest body that the `/auth/…` routes read, far more than credentials need.
 const AUTH_BODY_LIMIT: usize = 64 * 1024;
 
-/// A request, read as far as is needed to say who sends it.
+/// A request, read as far as needed to know its user.
 pub(crate) enum Call<B> {
     Login(Credentials),
-    /// `None`: not a refresh token of this kit.
+    /// `None` if the token isn't a refresh token of this kit.
     Refresh(Option<Token>),
     Logout(Option<Token>),
     Api(Parts, Bearer, B),
-    /// Not what a route can be asked.
-    Wrong(Answer, Option<B>),
+    /// A request that the route can't serve: the answer, and the body if it is unread.
+    Invalid(Answer, Option<B>),
 }
 
 #[derive(Deserialize)]
-struct Presented {
+struct PresentedToken {
     refresh_token: String,
 }
 
@@ -51,32 +51,32 @@ where
             Route::Api => {
                 let bearer = Bearer::read(&head.headers, &exchange.kit);
                 if let Bearer::Token(token) = bearer {
-                    exchange.carries(token);
+                    exchange.set_token(token);
                 }
                 return Self::Api(head, bearer, body);
             }
-            Route::Other => return Self::Wrong(Answer::error(StatusCode::NOT_FOUND, "not_found"), Some(body)),
+            Route::Other => return Self::Invalid(Answer::error(StatusCode::NOT_FOUND, "not_found"), Some(body)),
             Route::Login | Route::Refresh | Route::Logout if head.method != Method::POST => {
-                return Self::Wrong(Answer::empty(StatusCode::METHOD_NOT_ALLOWED), Some(body));
+                return Self::Invalid(Answer::empty(StatusCode::METHOD_NOT_ALLOWED), Some(body));
             }
             Route::Login | Route::Refresh | Route::Logout => {}
         }
         let call = if exchange.route == Route::Login {
             json(body).await.map(|credentials: Credentials| {
-                exchange.is_by(credentials.username());
+                exchange.set_user(credentials.username());
                 Self::Login(credentials)
             })
         } else {
-            json(body).await.map(|Presented { refresh_token }| {
+            json(body).await.map(|PresentedToken { refresh_token }| {
                 let token = exchange.kit.state().families.read(&refresh_token);
                 let token = token.filter(|token| token.kind == Kind::Refresh);
                 if let Some(token) = token {
-                    exchange.carries(token);
+                    exchange.set_token(token);
                 }
                 if exchange.route == Route::Refresh { Self::Refresh(token) } else { Self::Logout(token) }
             })
         };
-        call.unwrap_or_else(|| Self::Wrong(Answer::error(StatusCode::BAD_REQUEST, "invalid_request"), None))
+        call.unwrap_or_else(|| Self::Invalid(Answer::error(StatusCode::BAD_REQUEST, "invalid_request"), None))
     }
 
     pub(crate) async fn process(self, exchange: &mut Exchange, grant: Grant) -> Answer {
@@ -96,29 +96,29 @@ where
             Self::Api(head, bearer, body) => match api::refusal(bearer, exchange) {
                 None => api::answer(head, body, exchange).await,
                 Some(refusal) => {
-                    leave(body, &exchange.kit);
+                    discard(body, &exchange.kit);
                     refusal
                 }
             },
-            Self::Wrong(answer, body) => {
+            Self::Invalid(answer, body) => {
                 if let Some(body) = body {
-                    leave(body, &exchange.kit);
+                    discard(body, &exchange.kit);
                 }
                 answer
             }
         }
     }
 
-    /// Gives it up unprocessed.
-    pub(crate) fn leave(self, kit: &TestKit) {
-        if let Self::Api(_, _, body) | Self::Wrong(_, Some(body)) = self {
-            leave(body, kit);
+    /// Discards the request without processing it.
+    pub(crate) fn discard(self, kit: &TestKit) {
+        if let Self::Api(_, _, body) | Self::Invalid(_, Some(body)) = self {
+            discard(body, kit);
         }
     }
 }
 
-/// Leaves a body unread, as the settings say.
-fn leave<B>(body: B, kit: &TestKit)
+/// Treats an unread body as [`Settings::unread_body`](crate::Settings::unread_body) says.
+fn discard<B>(body: B, kit: &TestKit)
 where
     B: Body<Data: Buf, Error: Into<BoxError>> + Send + 'static,
 {
@@ -131,7 +131,7 @@ where
         UnreadBody::Held => kit.state().keep_unread(Box::new(body)),
         UnreadBody::Read => {
             let mut body = Inspected::new(body, &HeaderMap::new(), kit, false);
-            tokio::spawn(async move { body.swallow().await });
+            tokio::spawn(async move { body.drain().await });
         }
     }
 }

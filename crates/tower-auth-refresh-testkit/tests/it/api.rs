@@ -1,4 +1,4 @@
-//! The API behind the token.
+//! The API and its access tokens.
 
 use std::time::Duration;
 
@@ -7,14 +7,13 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use serde_json::json;
 use tower::ServiceExt;
-use tower_auth_refresh_testkit::{BODY_CHECKSUM, BODY_LENGTH, Checksum, TestKit, TestServer};
+use tower_auth_refresh_testkit::{BODY_CHECKSUM, BODY_LENGTH, Checksum, TestKit, TokenPair};
 
-use crate::client::Client;
+use crate::client;
 
 #[tokio::test]
-async fn an_answer_says_whose_token_of_which_generation_came() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn a_response_names_the_tokens_user_and_generation() {
+    let (_server, client) = client::start().await;
     let tokens = client.login("ada").await;
     let mut request = client.request("/api/notes/7?all", &tokens.access_token);
     *request.method_mut() = http::Method::PUT;
@@ -26,27 +25,27 @@ async fn an_answer_says_whose_token_of_which_generation_came() {
 }
 
 #[tokio::test]
-async fn a_401_names_the_error_only_where_there_was_a_token() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn a_401_has_an_error_code_only_if_there_was_a_token() {
+    let (server, client) = client::start().await;
     let tokens = client.login("ada").await;
 
-    let bare = client.send(Request::get(server.url("/api/me")).body(Full::default()).unwrap()).await.unwrap();
-    assert_eq!((bare.status.as_u16(), bare.challenge()), (401, Some("Bearer")));
-    for bad in ["made-up", &tokens.refresh_token] {
-        let reply = client.get("/api/me", bad).await.unwrap();
-        assert_eq!((reply.status.as_u16(), reply.challenge()), (401, Some(r#"Bearer error="invalid_token""#)), "{bad}");
+    let without_token = client.send(Request::get(server.url("/api/me")).body(Full::default()).unwrap()).await.unwrap();
+    assert_eq!((without_token.status.as_u16(), without_token.challenge()), (401, Some("Bearer")));
+    for invalid in ["unknown", &tokens.refresh_token] {
+        let reply = client.get("/api/me", invalid).await.unwrap();
+        assert_eq!(
+            (reply.status.as_u16(), reply.challenge()),
+            (401, Some(r#"Bearer error="invalid_token""#)),
+            "{invalid}"
+        );
     }
     assert_eq!(server.counters().unauthorized(), 3);
 }
 
 #[tokio::test]
-async fn tokens_expire_by_time_by_command_and_by_user() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
-    let status = async |tokens: &tower_auth_refresh_testkit::TokenPair| {
-        client.get("/api/me", &tokens.access_token).await.unwrap().status.as_u16()
-    };
+async fn tokens_expire_by_lifetime_by_command_and_by_user() {
+    let (server, client) = client::start().await;
+    let status = async |tokens: &TokenPair| client.get("/api/me", &tokens.access_token).await.unwrap().status.as_u16();
     let (ada, bob) = (client.login("ada").await, client.login("bob").await);
     server.expire_access_tokens_of("ada");
     assert_eq!((status(&ada).await, status(&bob).await), (401, 200));
@@ -62,9 +61,8 @@ async fn tokens_expire_by_time_by_command_and_by_user() {
 }
 
 #[tokio::test]
-async fn a_revoked_user_can_neither_call_nor_refresh() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn a_revoked_user_can_neither_call_the_api_nor_refresh() {
+    let (server, client) = client::start().await;
     let (ada, bob) = (client.login("ada").await, client.login("bob").await);
     server.revoke("ada");
     assert_eq!(client.get("/api/me", &ada.access_token).await.unwrap().status, 401);
@@ -75,8 +73,7 @@ async fn a_revoked_user_can_neither_call_nor_refresh() {
 
 #[tokio::test]
 async fn a_body_is_echoed_and_an_upload_is_measured() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+    let (server, client) = client::start().await;
     let tokens = client.login("ada").await;
     let body: Bytes = (0..=6).cycle().take(1_000_000).collect();
     let with_body = |path| client.request(path, &tokens.access_token).map(|_| Full::new(body.clone()));
@@ -97,9 +94,8 @@ async fn a_body_is_echoed_and_an_upload_is_measured() {
 }
 
 #[tokio::test]
-async fn a_body_other_than_announced_is_counted() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn a_body_that_differs_from_its_headers_is_counted() {
+    let (server, client) = client::start().await;
     let tokens = client.login("ada").await;
     for (path, name, value) in [
         ("/api/me", BODY_LENGTH, "5".to_owned()),
@@ -114,9 +110,8 @@ async fn a_body_other_than_announced_is_counted() {
 }
 
 #[tokio::test]
-async fn as_many_bytes_come_down_as_were_asked_for() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn the_bytes_route_sends_the_requested_number_of_bytes() {
+    let (_server, client) = client::start().await;
     let tokens = client.login("ada").await;
     for length in [0, 1, 251 * 256, 1_000_000] {
         let reply = client.get(&format!("/api/bytes/{length}"), &tokens.access_token).await.unwrap();
@@ -129,9 +124,8 @@ async fn as_many_bytes_come_down_as_were_asked_for() {
 }
 
 #[tokio::test]
-async fn headers_come_back_without_the_token() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn the_headers_route_omits_the_token() {
+    let (_server, client) = client::start().await;
     let tokens = client.login("ada").await;
     let mut request = client.request("/api/headers", &tokens.access_token);
     request.headers_mut().append("x-twice", "a".parse().unwrap());
@@ -142,7 +136,7 @@ async fn headers_come_back_without_the_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_socket_the_same_servers_run_on_paused_time() {
+async fn without_a_socket_the_servers_run_on_paused_time() {
     let kit = TestKit::new();
     let tokens = kit.sign_in("ada");
     let request = |path: &str, body: String| {

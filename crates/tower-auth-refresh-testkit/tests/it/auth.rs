@@ -1,17 +1,16 @@
-//! Signing in and out, and refreshing.
+//! Sign-in, refresh and sign-out.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use serde_json::json;
-use tower_auth_refresh_testkit::{Rotation, TestServer};
+use tower_auth_refresh_testkit::Rotation;
 
-use crate::client::Client;
+use crate::client;
 
 #[tokio::test]
-async fn anybody_may_sign_in_but_with_the_wrong_password() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn without_a_password_table_every_password_but_wrong_is_accepted() {
+    let (_server, client) = client::start().await;
     client.login("ada").await;
     let refused = client.post("/auth/login", json!({ "username": "ada", "password": "wrong" })).await.unwrap();
     assert_eq!(refused.status, 401);
@@ -19,9 +18,8 @@ async fn anybody_may_sign_in_but_with_the_wrong_password() {
 }
 
 #[tokio::test]
-async fn with_a_password_table_nobody_else_gets_in() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn with_a_password_table_only_its_users_can_sign_in() {
+    let (server, client) = client::start().await;
     server.configure(|settings| settings.passwords = HashMap::from([("ada".into(), "lovelace".into())]));
     let login = async |user: &str, password: &str| {
         client.post("/auth/login", json!({ "username": user, "password": password })).await.unwrap().status
@@ -32,9 +30,8 @@ async fn with_a_password_table_nobody_else_gets_in() {
 }
 
 #[tokio::test]
-async fn what_is_no_credentials_is_an_invalid_request() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn a_body_without_credentials_is_an_invalid_request() {
+    let (_server, client) = client::start().await;
     let reply = client.post("/auth/refresh", json!({ "token": 7 })).await.unwrap();
     assert_eq!((reply.status.as_u16(), reply.json()), (400, json!({ "error": "invalid_request" })));
     assert_eq!(client.get("/auth/refresh", "none").await.unwrap().status, 405);
@@ -42,9 +39,8 @@ async fn what_is_no_credentials_is_an_invalid_request() {
 }
 
 #[tokio::test]
-async fn a_refresh_rotates_both_tokens_and_the_next_generation_is_in_force() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn a_refresh_rotates_both_tokens_and_increments_the_generation() {
+    let (server, client) = client::start().await;
     server.configure(|settings| settings.access_lifetime = Duration::from_millis(2500));
     let first = client.login("ada").await;
     assert_eq!((first.expires_in, first.token_type.as_str()), (2, "Bearer"));
@@ -58,9 +54,8 @@ async fn a_refresh_rotates_both_tokens_and_the_next_generation_is_in_force() {
 }
 
 #[tokio::test]
-async fn reuse_revokes_the_whole_family_but_no_other() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn reuse_revokes_its_own_family_only() {
+    let (_server, client) = client::start().await;
     let (first, elsewhere) = (client.login("ada").await, client.login("ada").await);
     let second = client.refresh(&first.refresh_token).await.unwrap().tokens();
 
@@ -74,22 +69,16 @@ async fn reuse_revokes_the_whole_family_but_no_other() {
 }
 
 #[tokio::test]
-async fn of_eight_refreshes_with_one_token_exactly_one_is_granted() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn exactly_one_of_eight_concurrent_refreshes_with_one_token_is_granted() {
+    let (server, client) = client::start().await;
     let tokens = client.login("ada").await;
     let gate = server.hold_refreshes();
-    let refreshes: Vec<_> = (0..8)
-        .map(|_| {
-            let (client, token) = (client.clone(), tokens.refresh_token.clone());
-            tokio::spawn(async move { client.refresh(&token).await.unwrap().status.as_u16() })
-        })
-        .collect();
+    let refreshes: Vec<_> = (0..8).map(|_| client.spawn_refresh(&tokens.refresh_token)).collect();
     gate.arrived(8).await;
     gate.open();
     let mut statuses = Vec::new();
     for refresh in refreshes {
-        statuses.push(refresh.await.unwrap());
+        statuses.push(refresh.await.unwrap().unwrap().status.as_u16());
     }
     statuses.sort_unstable();
     assert_eq!(statuses, [200, 401, 401, 401, 401, 401, 401, 401]);
@@ -98,24 +87,22 @@ async fn of_eight_refreshes_with_one_token_exactly_one_is_granted() {
 }
 
 #[tokio::test]
-async fn within_the_grace_window_the_superseded_token_gets_the_same_successors() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn within_the_grace_window_a_superseded_token_returns_the_same_successors() {
+    let (server, client) = client::start().await;
     server.configure(|settings| settings.rotation = Rotation::Grace(Duration::from_secs(60)));
     let first = client.login("ada").await;
     let second = client.refresh(&first.refresh_token).await.unwrap().tokens();
     let again = client.refresh(&first.refresh_token).await.unwrap().tokens();
     assert_eq!((&again.access_token, &again.refresh_token), (&second.access_token, &second.refresh_token));
 
-    // Only the last one superseded has grace.
+    // The grace window applies only to the token that was superseded last.
     client.refresh(&second.refresh_token).await.unwrap().tokens();
     assert_eq!(client.refresh(&first.refresh_token).await.unwrap().status, 401);
 }
 
 #[tokio::test]
-async fn after_the_grace_window_it_is_reuse() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn after_the_grace_window_a_superseded_token_is_refused() {
+    let (server, client) = client::start().await;
     server.configure(|settings| settings.rotation = Rotation::Grace(Duration::ZERO));
     let first = client.login("ada").await;
     client.refresh(&first.refresh_token).await.unwrap().tokens();
@@ -123,9 +110,8 @@ async fn after_the_grace_window_it_is_reuse() {
 }
 
 #[tokio::test]
-async fn a_reusable_refresh_token_stays_good() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn a_reusable_refresh_token_stays_valid() {
+    let (server, client) = client::start().await;
     server.configure(|settings| settings.rotation = Rotation::Reusable);
     let first = client.login("ada").await;
     let second = client.refresh(&first.refresh_token).await.unwrap().tokens();
@@ -136,9 +122,8 @@ async fn a_reusable_refresh_token_stays_good() {
 }
 
 #[tokio::test]
-async fn a_refresh_token_that_outlived_its_time_is_refused() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn an_expired_refresh_token_is_refused() {
+    let (server, client) = client::start().await;
     server.configure(|settings| settings.refresh_lifetime = Some(Duration::ZERO));
     let tokens = client.login("ada").await;
     assert_eq!(client.refresh(&tokens.refresh_token).await.unwrap().status, 401);
@@ -147,25 +132,23 @@ async fn a_refresh_token_that_outlived_its_time_is_refused() {
 }
 
 #[tokio::test]
-async fn after_logout_neither_token_works() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn after_a_logout_both_tokens_are_refused() {
+    let (server, client) = client::start().await;
     let tokens = client.login("ada").await;
-    let out = client.post("/auth/logout", json!({ "refresh_token": tokens.refresh_token })).await.unwrap();
-    assert_eq!(out.status, 204);
+    let logout = client.post("/auth/logout", json!({ "refresh_token": tokens.refresh_token })).await.unwrap();
+    assert_eq!(logout.status, 204);
     assert_eq!(client.refresh(&tokens.refresh_token).await.unwrap().status, 401);
     assert_eq!(client.get("/api/me", &tokens.access_token).await.unwrap().status, 401);
     assert_eq!(server.violations(), []);
 }
 
 #[tokio::test]
-async fn a_made_up_refresh_token_is_refused_and_violates_nothing() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn an_unknown_refresh_token_is_refused_without_a_violation() {
+    let (server, client) = client::start().await;
     let tokens = client.login("ada").await;
-    for made_up in ["nonsense", &tokens.access_token, &tokens.refresh_token.to_uppercase()] {
-        let reply = client.refresh(made_up).await.unwrap();
-        assert_eq!((reply.status.as_u16(), reply.json()), (401, json!({ "error": "invalid_grant" })), "{made_up}");
+    for unknown in ["nonsense", &tokens.access_token, &tokens.refresh_token.to_uppercase()] {
+        let reply = client.refresh(unknown).await.unwrap();
+        assert_eq!((reply.status.as_u16(), reply.json()), (401, json!({ "error": "invalid_grant" })), "{unknown}");
     }
     assert_eq!(server.violations(), []);
 }

@@ -1,4 +1,4 @@
-//! The conformance suite over stores that break the rules: it must catch every one.
+//! The conformance suite catches every store that breaks a rule.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
@@ -23,25 +23,25 @@ macro_rules! defects {
 
 defects! {
     HandlesDontShare
-    VersionsStartAgainAfterClear
-    VersionsAreMadeOfTheTokens
-    ClaimsExcludeNobody
+    VersionsRestartAfterClear
+    VersionsAreDerivedFromTheTokens
+    ClaimsAreNotExclusive
     ClaimsShareAnId
     LeaseIsTwiceAsLong
     LeaseNeverEnds
     ExpiryLeavesNoDoubt
-    DoubtIsForgottenAtARelease
+    ReleaseClearsTheDoubt
     ReleaseIsAlwaysInDoubt
     ReleaseIsNeverInDoubt
     ReleaseDoesNothing
     RenewDoesNothing
-    RenewRevives
+    RenewRevivesAReleasedClaim
     CommitIgnoresTheVersion
     CommitNeedsItsLease
     CommitKeepsTheVersion
     CommitKeepsTheClaim
     CommitStartsAnEpoch
-    ConflictShowsNothing
+    ConflictHasNoRecord
     ReplaceKeepsTheClaim
     ReplaceNeedsAnEmptyStore
     ClearIgnoresTheVersion
@@ -53,7 +53,7 @@ defects! {
 
 use Defect as D;
 
-/// Runs the suite, and says whether it found a broken rule.
+/// Runs the suite. Returns `true` if a case failed.
 async fn is_caught(defect: Defect) -> bool {
     let open = async || -> Handles {
         let first: Arc<dyn TokenStore> = Arc::new(Broken::new(defect));
@@ -88,12 +88,12 @@ struct Broken {
 struct Slot {
     last: u64,
     record: Option<Record>,
-    mark: Option<Mark>,
+    lease: Option<Lease>,
 }
 
-struct Mark {
+struct Lease {
     id: u64,
-    /// `None`: released in doubt.
+    /// `None` if the claim was released in doubt.
     until: Option<Instant>,
     in_doubt: bool,
 }
@@ -103,7 +103,7 @@ impl Broken {
         Self { defect, slot: Mutex::default() }
     }
 
-    fn answer<T: Send + 'static>(&self, change: impl FnOnce(&mut Slot, Defect) -> T) -> StoreFuture<'_, T> {
+    fn call<T: Send + 'static>(&self, change: impl FnOnce(&mut Slot, Defect) -> T) -> StoreFuture<'_, T> {
         let mut slot = self.slot.lock().expect("no change panics");
         Box::pin(std::future::ready(Ok(change(&mut slot, self.defect))))
     }
@@ -116,7 +116,7 @@ impl Slot {
         let mut epoch = epoch;
         let mut version = Version(self.last);
         match defect {
-            D::VersionsAreMadeOfTheTokens => {
+            D::VersionsAreDerivedFromTheTokens => {
                 let refresh = tokens.refresh_token().map_or("", |token| token.expose_secret());
                 version = Version(refresh.bytes().fold(7, |sum, byte| sum * 31 % 1_000_003 + u64::from(byte)));
             }
@@ -140,63 +140,64 @@ impl Slot {
     }
 
     fn found(&self, defect: Defect) -> Option<Record> {
-        self.record.clone().filter(|_| defect != D::ConflictShowsNothing)
+        self.record.clone().filter(|_| defect != D::ConflictHasNoRecord)
     }
 
-    fn held(&mut self, claim: &Claim, defect: Defect) -> Option<&mut Mark> {
-        let stands = self.record.as_ref().is_some_and(|record| record.version == claim.version);
-        self.mark.as_mut().filter(|mark| stands && (mark.id == claim.id || defect == D::ClaimsShareAnId))
+    fn held(&mut self, claim: &Claim, defect: Defect) -> Option<&mut Lease> {
+        let is_current = self.record.as_ref().is_some_and(|record| record.version == claim.version);
+        self.lease.as_mut().filter(|held| is_current && (held.id == claim.id || defect == D::ClaimsShareAnId))
     }
 }
 
 impl TokenStore for Broken {
     fn load(&self) -> StoreFuture<'_, Option<Record>> {
-        self.answer(|slot, _| slot.record.clone())
+        self.call(|slot, _| slot.record.clone())
     }
 
     fn replace<'a>(&'a self, epoch: Epoch, tokens: &'a Tokens) -> StoreFuture<'a, Version> {
-        self.answer(|slot, defect| {
+        self.call(|slot, defect| {
             if let (D::ReplaceNeedsAnEmptyStore, Some(record)) = (defect, &slot.record) {
                 return record.version;
             }
             if defect != D::ReplaceKeepsTheClaim {
-                slot.mark = None;
+                slot.lease = None;
             }
             slot.write(epoch, tokens, defect)
         })
     }
 
     fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome> {
-        self.answer(|slot, defect| {
+        self.call(|slot, defect| {
             if slot.record.as_ref().is_none_or(|record| record.version != version) {
                 return ClaimOutcome::Changed(slot.found(defect));
             }
             let now = Instant::now();
-            let in_doubt = match &slot.mark {
+            let in_doubt = match &slot.lease {
                 None => false,
-                Some(Mark { until: Some(until), .. })
-                    if defect != D::ClaimsExcludeNobody && (now < *until || defect == D::LeaseNeverEnds) =>
+                Some(Lease { until: Some(until), .. })
+                    if defect != D::ClaimsAreNotExclusive && (now < *until || defect == D::LeaseNeverEnds) =>
                 {
                     return ClaimOutcome::Busy { until: *until };
                 }
-                Some(Mark { until: Some(_), in_doubt, .. }) => *in_doubt || defect != D::ExpiryLeavesNoDoubt,
-                Some(Mark { until: None, .. }) => true,
+                Some(Lease { until: Some(_), in_doubt, .. }) => *in_doubt || defect != D::ExpiryLeavesNoDoubt,
+                Some(Lease { until: None, .. }) => true,
             };
             slot.last += 1;
             let id = slot.last;
             let lease = if defect == D::LeaseIsTwiceAsLong { lease * 2 } else { lease };
-            slot.mark = Some(Mark { id, until: Some(now + lease), in_doubt });
+            slot.lease = Some(Lease { id, until: Some(now + lease), in_doubt });
             ClaimOutcome::Claimed(Claim { version, id, in_doubt })
         })
     }
 
     fn renew<'a>(&'a self, claim: &'a Claim, lease: Duration) -> StoreFuture<'a, bool> {
-        self.answer(|slot, defect| {
-            let held = slot.held(claim, defect).filter(|mark| mark.until.is_some() || defect == D::RenewRevives);
+        self.call(|slot, defect| {
+            let held =
+                slot.held(claim, defect).filter(|held| held.until.is_some() || defect == D::RenewRevivesAReleasedClaim);
             match held {
                 Some(_) if defect == D::RenewDoesNothing => true,
-                Some(mark) => {
-                    mark.until = Some(Instant::now() + lease);
+                Some(held) => {
+                    held.until = Some(Instant::now() + lease);
                     true
                 }
                 None => false,
@@ -205,31 +206,31 @@ impl TokenStore for Broken {
     }
 
     fn release<'a>(&'a self, claim: &'a Claim, presented: Presented) -> StoreFuture<'a, ()> {
-        self.answer(|slot, defect| {
-            let Some(mark) = slot.held(claim, defect).filter(|_| defect != D::ReleaseDoesNothing) else { return };
-            let forgets = defect == D::DoubtIsForgottenAtARelease;
+        self.call(|slot, defect| {
+            let Some(held) = slot.held(claim, defect).filter(|_| defect != D::ReleaseDoesNothing) else { return };
+            let clears_doubt = defect == D::ReleaseClearsTheDoubt;
             let in_doubt = match presented {
-                Presented::Unused => (mark.in_doubt && !forgets) || defect == D::ReleaseIsAlwaysInDoubt,
+                Presented::Unused => (held.in_doubt && !clears_doubt) || defect == D::ReleaseIsAlwaysInDoubt,
                 Presented::InDoubt => defect != D::ReleaseIsNeverInDoubt,
             };
-            mark.until = None;
+            held.until = None;
             if !in_doubt {
-                slot.mark = None;
+                slot.lease = None;
             }
         })
     }
 
     fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome> {
-        self.answer(|slot, defect| {
+        self.call(|slot, defect| {
             let Some(record) = slot.record.clone() else { return CommitOutcome::Conflict(None) };
             let lost =
-                slot.held(claim, defect).is_none_or(|mark| mark.until.is_none_or(|until| until <= Instant::now()));
-            let stands = record.version == claim.version || defect == D::CommitIgnoresTheVersion;
-            if !stands || (lost && defect == D::CommitNeedsItsLease) {
+                slot.held(claim, defect).is_none_or(|held| held.until.is_none_or(|until| until <= Instant::now()));
+            let is_current = record.version == claim.version || defect == D::CommitIgnoresTheVersion;
+            if !is_current || (lost && defect == D::CommitNeedsItsLease) {
                 return CommitOutcome::Conflict(slot.found(defect));
             }
             if defect != D::CommitKeepsTheClaim {
-                slot.mark = None;
+                slot.lease = None;
             }
             let epoch = if defect == D::CommitStartsAnEpoch { Epoch::random() } else { record.epoch };
             let mut version = slot.write(epoch, tokens, defect);
@@ -242,16 +243,16 @@ impl TokenStore for Broken {
     }
 
     fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome> {
-        self.answer(|slot, defect| {
+        self.call(|slot, defect| {
             if let Some(record) = &slot.record {
-                let claimed = slot.mark.is_some() && defect == D::ClearNeedsTheClaim;
+                let claimed = slot.lease.is_some() && defect == D::ClearNeedsTheClaim;
                 if claimed || (record.version != version && defect != D::ClearIgnoresTheVersion) {
                     return ClearOutcome::Conflict(record.clone());
                 }
             }
             slot.record = None;
-            slot.mark = None;
-            if defect == D::VersionsStartAgainAfterClear {
+            slot.lease = None;
+            if defect == D::VersionsRestartAfterClear {
                 slot.last = 0;
             }
             ClearOutcome::Cleared

@@ -1,4 +1,4 @@
-//! A plain HTTP client that knows the testkit's routes.
+//! An HTTP client for the testkit's routes.
 
 #![expect(clippy::unwrap_used, reason = "a test's client may fail the test")]
 
@@ -12,11 +12,12 @@ use hyper_util::client::legacy::Client as Hyper;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 use tower::BoxError;
 use tower_auth_refresh_testkit::{TestServer, TokenPair};
 
-/// No answer takes this long unless the test has failed.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The limit for one response.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 pub(crate) struct Client {
@@ -31,6 +32,13 @@ pub(crate) struct Reply {
     pub(crate) body: Bytes,
 }
 
+/// Starts a server, and makes a client of it.
+pub(crate) async fn start() -> (TestServer, Client) {
+    let server = TestServer::start().await.unwrap();
+    let client = Client::of(&server);
+    (server, client)
+}
+
 impl Client {
     pub(crate) fn of(server: &TestServer) -> Self {
         Self { hyper: Hyper::builder(TokioExecutor::new()).build_http(), origin: server.origin() }
@@ -41,14 +49,14 @@ impl Client {
         Self { hyper, origin: server.origin() }
     }
 
-    /// The answer's head; its body is still to be read.
+    /// Returns the response with its body unread.
     pub(crate) async fn open(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, BoxError> {
-        Ok(tokio::time::timeout(PATIENCE, self.hyper.request(request)).await??)
+        Ok(tokio::time::timeout(TIMEOUT, self.hyper.request(request)).await??)
     }
 
     pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Reply, BoxError> {
         let (head, body) = self.open(request).await?.into_parts();
-        let body = tokio::time::timeout(PATIENCE, body.collect()).await??.to_bytes();
+        let body = tokio::time::timeout(TIMEOUT, body.collect()).await??.to_bytes();
         Ok(Reply { status: head.status, headers: head.headers, body })
     }
 
@@ -68,6 +76,12 @@ impl Client {
 
     pub(crate) async fn refresh(&self, refresh_token: &str) -> Result<Reply, BoxError> {
         self.send(self.refresh_request(refresh_token)).await
+    }
+
+    /// Starts a refresh in a new task.
+    pub(crate) fn spawn_refresh(&self, refresh_token: &str) -> JoinHandle<Result<Reply, BoxError>> {
+        let (client, token) = (self.clone(), refresh_token.to_owned());
+        tokio::spawn(async move { client.refresh(&token).await })
     }
 
     pub(crate) fn refresh_request(&self, refresh_token: &str) -> Request<Full<Bytes>> {

@@ -1,4 +1,4 @@
-//! What goes wrong when it is told to.
+//! Injected faults.
 
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,11 @@ use serde_json::json;
 use tower::ServiceExt;
 use tower_auth_refresh_testkit::{ConnectionDropped, Fault, Route, TestKit, TestServer, UnreadBody};
 
-use crate::client::Client;
+use crate::client::{self, Client};
 
 #[tokio::test]
-async fn a_status_comes_with_its_headers_and_body_as_often_as_asked() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn a_status_fault_has_headers_and_a_body_and_applies_the_set_number_of_times() {
+    let (server, client) = client::start().await;
     let tokens = client.login("ada").await;
     server.inject(Route::Refresh, Fault::status(503).header("retry-after", "7").body("later").times(2));
     for _ in 0..2 {
@@ -29,9 +28,8 @@ async fn a_status_comes_with_its_headers_and_body_as_often_as_asked() {
 }
 
 #[tokio::test]
-async fn faults_apply_to_their_route_and_user_alone_first_come_first_served() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn a_fault_applies_to_its_route_and_user_in_order_of_injection() {
+    let (server, client) = client::start().await;
     let (ada, bob) = (client.login("ada").await, client.login("bob").await);
     server.inject(Route::Api, Fault::status(500).of("ada").times(1));
     server.inject(Route::Api, Fault::status(502).of("ada"));
@@ -65,16 +63,16 @@ async fn a_dropped_connection_is_an_error_before_and_after_processing() {
 }
 
 #[tokio::test]
-async fn without_a_socket_a_dropped_connection_is_the_services_error() {
+async fn without_a_socket_a_dropped_connection_is_the_error_of_the_call() {
     let kit = TestKit::new();
     kit.inject(Route::Api, Fault::drop_connection());
     let request = Request::get("/api/me").body(Full::<Bytes>::default()).unwrap();
     let error: ConnectionDropped = kit.oneshot(request).await.unwrap_err();
-    assert_eq!(error.to_string(), "the connection was dropped without an answer");
+    assert_eq!(error.to_string(), "the connection was dropped before a response was sent");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_delay_is_waited_out_and_a_hang_never_ends() {
+async fn a_delayed_response_arrives_and_a_hanging_request_never_ends() {
     let kit = TestKit::new();
     let request = || Request::get("/api/me").body(Full::<Bytes>::default()).unwrap();
     kit.inject(Route::Api, Fault::delay(Duration::from_secs(5)).times(1));
@@ -86,7 +84,7 @@ async fn a_delay_is_waited_out_and_a_hang_never_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dripping_body_comes_byte_by_byte_and_a_stalling_one_never_ends() {
+async fn a_dripping_body_arrives_byte_by_byte_and_a_stalling_body_never_ends() {
     let kit = TestKit::new();
     let request = || Request::get("/api/me").body(Full::<Bytes>::default()).unwrap();
     kit.inject(Route::Api, Fault::drip(Duration::from_secs(1)).times(1));
@@ -103,9 +101,8 @@ async fn a_dripping_body_comes_byte_by_byte_and_a_stalling_one_never_ends() {
 }
 
 #[tokio::test]
-async fn a_malformed_answer_is_no_json_and_a_huge_one_is_as_long_as_asked() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn a_malformed_response_is_not_json_and_a_huge_response_has_the_set_length() {
+    let (server, client) = client::start().await;
     server.inject(Route::Login, Fault::malformed().times(1));
     server.inject(Route::Login, Fault::huge(100_000).times(1));
     server.inject(Route::Login, Fault::endless().times(1));
@@ -124,9 +121,8 @@ async fn a_malformed_answer_is_no_json_and_a_huge_one_is_as_long_as_asked() {
 }
 
 #[tokio::test]
-async fn a_refresh_may_answer_the_same_access_token_again() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn a_refresh_can_return_the_same_access_token() {
+    let (server, client) = client::start().await;
     let first = client.login("ada").await;
     server.inject(Route::Refresh, Fault::same_access_token());
     let second = client.refresh(&first.refresh_token).await.unwrap().tokens();
@@ -135,9 +131,8 @@ async fn a_refresh_may_answer_the_same_access_token_again() {
 }
 
 #[tokio::test]
-async fn a_refresh_may_answer_tokens_that_the_api_refuses() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn a_refresh_can_return_access_tokens_that_the_api_refuses() {
+    let (server, client) = client::start().await;
     let mut tokens = client.login("ada").await;
     server.inject(Route::Refresh, Fault::refused_token().times(3));
     for generation in 2..=4 {
@@ -151,9 +146,8 @@ async fn a_refresh_may_answer_tokens_that_the_api_refuses() {
 }
 
 #[tokio::test]
-async fn a_refresh_may_omit_the_refresh_token_and_the_old_one_stays_good() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn a_refresh_can_omit_the_refresh_token_and_the_old_one_stays_valid() {
+    let (server, client) = client::start().await;
     let first = client.login("ada").await;
     server.inject(Route::Refresh, Fault::omit_refresh_token().times(1));
     let answer = client.refresh(&first.refresh_token).await.unwrap().json();
@@ -164,16 +158,15 @@ async fn a_refresh_may_omit_the_refresh_token_and_the_old_one_stays_good() {
 }
 
 #[tokio::test]
-async fn an_answer_can_be_altered() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn a_response_can_be_altered() {
+    let (server, client) = client::start().await;
     server.inject(Route::Login, Fault::alter(|answer| answer["expires_in"] = "60".into()));
     let reply = client.post("/auth/login", json!({ "username": "ada", "password": "" })).await.unwrap();
     assert_eq!(reply.json()["expires_in"], "60");
 }
 
 #[tokio::test]
-async fn an_early_401_reads_an_upload_on_or_leaves_it_or_closes() {
+async fn an_early_401_drops_reads_or_holds_the_rest_of_an_upload() {
     let server = TestServer::start().await.unwrap();
     for unread_body in [UnreadBody::Dropped, UnreadBody::Read, UnreadBody::Held] {
         server.configure(|settings| settings.unread_body = unread_body);
@@ -188,7 +181,7 @@ async fn an_early_401_reads_an_upload_on_or_leaves_it_or_closes() {
         let answer = client.request(request).await.unwrap();
         assert_eq!(answer.status(), 401, "{unread_body:?}");
 
-        // The 401 is here before the upload has ended: what becomes of the rest?
+        // The 401 arrived before the upload has ended. The rest is treated as the setting says.
         let limit = 64 * 1024;
         let sent = (0..limit).take_while(|_| sender.send(Bytes::from_static(&[b'x'; 1024])).is_ok()).count();
         let deadline = Instant::now() + Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! The servers over real sockets, with a hyper client.
+//! Tests of the servers, mostly over real sockets with a hyper client.
 
 mod api;
 mod auth;

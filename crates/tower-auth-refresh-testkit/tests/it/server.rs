@@ -1,10 +1,10 @@
-//! The sockets, the log and the counters.
+//! Sockets, the log and the counters.
 
 use http::Request;
 use http_body_util::Full;
 use tower_auth_refresh_testkit::{Fault, Route, TestKit, TestServer};
 
-use crate::client::Client;
+use crate::client::{self, Client};
 
 #[tokio::test]
 async fn http1_and_http2_are_served_on_one_port() {
@@ -19,9 +19,8 @@ async fn http1_and_http2_are_served_on_one_port() {
 }
 
 #[tokio::test]
-async fn the_log_tells_the_whole_story() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn the_log_has_every_request_in_order() {
+    let (server, client) = client::start().await;
     let mut live = server.subscribe();
     let first = client.login("ada").await;
     server.expire_access_tokens();
@@ -30,7 +29,7 @@ async fn the_log_tells_the_whole_story() {
     client.get("/api/me", &second.access_token).await.unwrap();
 
     let log = server.log();
-    let story: Vec<_> = log
+    let lines: Vec<_> = log
         .iter()
         .map(|entry| {
             let (status, generation) = (entry.status.unwrap(), entry.generation.unwrap_or_default());
@@ -39,7 +38,7 @@ async fn the_log_tells_the_whole_story() {
         .collect();
     let expected =
         ["1 POST /auth/login 200 0", "2 GET /api/me?x=1 401 1", "3 POST /auth/refresh 200 1", "4 GET /api/me 200 2"];
-    assert_eq!(story, expected);
+    assert_eq!(lines, expected);
     assert!(log.iter().all(|entry| entry.user.as_deref() == Some("ada") && entry.connection == Some(1)));
     assert!(log.is_sorted_by_key(|entry| entry.at));
     for entry in log {
@@ -48,21 +47,19 @@ async fn the_log_tells_the_whole_story() {
 }
 
 #[tokio::test]
-async fn an_entry_becomes_json_for_a_page_to_show() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn entries_and_counters_serialize_to_json() {
+    let (server, client) = client::start().await;
     client.login("ada").await;
     let entry = serde_json::to_value(&server.log()[0]).unwrap();
     assert!(entry["at"].as_f64().unwrap() > 0.0);
-    let shown = (&entry["method"], &entry["route"], &entry["status"], &entry["user"]);
-    assert_eq!(shown, (&"POST".into(), &"login".into(), &200.into(), &"ada".into()));
+    let members = (&entry["method"], &entry["route"], &entry["status"], &entry["user"]);
+    assert_eq!(members, (&"POST".into(), &"login".into(), &200.into(), &"ada".into()));
     serde_json::to_value(server.counters()).unwrap();
 }
 
 #[tokio::test]
-async fn the_log_is_bounded_and_can_be_off_while_counters_go_on() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn the_log_is_bounded_and_counters_count_without_a_log() {
+    let (server, client) = client::start().await;
     let tokens = client.login("ada").await;
     server.configure(|settings| settings.log_capacity = 3);
     for _ in 0..10 {
@@ -83,40 +80,35 @@ async fn the_log_is_bounded_and_can_be_off_while_counters_go_on() {
 }
 
 #[tokio::test]
-async fn a_graceful_shutdown_lets_a_request_under_way_end() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn a_graceful_shutdown_waits_for_a_request_under_way() {
+    let (server, client) = client::start().await;
     let kit = server.kit().clone();
     let address = server.address();
     let tokens = client.login("ada").await;
     let gate = server.hold_refreshes();
-    let refresh = tokio::spawn({
-        let client = client.clone();
-        async move { client.refresh(&tokens.refresh_token).await.unwrap().tokens() }
-    });
+    let refresh = client.spawn_refresh(&tokens.refresh_token);
     gate.arrived(1).await;
     let shutdown = tokio::spawn(server.shutdown());
     gate.open();
-    let tokens = refresh.await.unwrap();
+    let tokens = refresh.await.unwrap().unwrap().tokens();
     shutdown.await.unwrap();
     client.get("/api/me", &tokens.access_token).await.unwrap_err();
 
-    // The kit outlives its server, and can be served again.
+    // The kit outlives the server, and can be served again.
     let _server = kit.serve(address).await.unwrap();
     assert_eq!(client.get("/api/me", &tokens.access_token).await.unwrap().status, 200);
 }
 
 #[tokio::test]
-async fn a_dropped_server_cuts_its_connections() {
-    let server = TestServer::start().await.unwrap();
-    let client = Client::of(&server);
+async fn a_dropped_server_closes_its_connections() {
+    let (server, client) = client::start().await;
     server.inject(Route::Api, Fault::hang());
     let mut entries = server.subscribe();
     let call = tokio::spawn({
         let client = client.clone();
         async move { client.get("/api/me", "none").await }
     });
-    // It hangs by now, or hasn't arrived: it fails either way.
+    // The request hangs or hasn't arrived yet. It fails in both cases.
     tokio::task::yield_now().await;
     drop(server);
     call.await.unwrap().unwrap_err();
@@ -124,7 +116,7 @@ async fn a_dropped_server_cuts_its_connections() {
 }
 
 #[tokio::test]
-async fn a_connection_of_the_tests_own_is_served_too() {
+async fn a_connection_that_the_test_made_is_served() {
     let kit = TestKit::new();
     let (client, server) = tokio::io::duplex(1024);
     let serving = tokio::spawn({

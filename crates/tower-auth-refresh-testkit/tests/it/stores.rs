@@ -1,10 +1,12 @@
-//! The conformance suite over the store that comes with the crate, and sessions over a store that fails.
+//! The conformance suite on `MemoryStore`, `FaultyStore`, and sessions on a store that fails.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
-use tower_auth_refresh::store::{Epoch, MemoryStore, TokenStore};
+use tower_auth_refresh::store::{ClaimOutcome, Epoch, MemoryStore, TokenStore};
 use tower_auth_refresh::{NotRefreshed, RefreshErrorKind, Session, Tokens};
 use tower_auth_refresh_testkit::conformance::{self, Call, FaultyStore, Handles, StoreFault};
 use tower_auth_refresh_testkit::{Fault, Route, TestKit};
@@ -44,7 +46,7 @@ async fn a_faulty_store_without_faults_conforms() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fault_strikes_its_call_before_or_after_the_effect() {
+async fn a_fault_applies_before_or_after_the_effect_of_its_call() {
     let store = FaultyStore::new(MemoryStore::new());
     let replace = async || store.replace(Epoch(1), &Tokens::default()).await;
     store.inject(Call::Replace, StoreFault::fail().times(1));
@@ -67,7 +69,7 @@ async fn a_fault_strikes_its_call_before_or_after_the_effect() {
 }
 
 #[tokio::test]
-async fn the_call_after_so_many_goes_wrong() {
+async fn a_fault_applies_after_the_set_number_of_calls() {
     let store = FaultyStore::new(MemoryStore::new());
     store.inject_any(StoreFault::fail().after_calls(2).times(1));
     let mut failed = Vec::new();
@@ -75,6 +77,68 @@ async fn the_call_after_so_many_goes_wrong() {
         failed.push(store.load().await.is_err());
     }
     assert_eq!(failed, [false, false, true, false]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_hangs_until_the_fault_is_cleared_then_completes() {
+    for fault in [StoreFault::hang_until_cleared(), StoreFault::hang_until_cleared().after_effect()] {
+        let store = FaultyStore::new(MemoryStore::new());
+        store.inject(Call::Load, StoreFault::fail());
+        store.inject(Call::Replace, fault);
+        let replacing = tokio::spawn({
+            let store = store.clone();
+            async move { store.replace(Epoch(1), &Tokens::default()).await.unwrap() }
+        });
+        sleep(Duration::from_secs(3600)).await;
+        assert!(!replacing.is_finished());
+        let took_effect = store.inner().load().await.unwrap().is_some();
+        assert_eq!(took_effect, fault == StoreFault::hang_until_cleared().after_effect());
+        store.clear_faults_of(Call::Replace);
+        let version = replacing.await.unwrap();
+        assert_eq!(store.inner().load().await.unwrap().unwrap().version, version);
+        store.load().await.unwrap_err();
+        assert_eq!(store.take_calls(), [Call::Replace, Call::Load]);
+        assert_eq!(store.take_calls(), []);
+    }
+}
+
+#[tokio::test]
+async fn a_panic_is_injected_into_the_call_or_into_its_future() {
+    let store = FaultyStore::new(MemoryStore::new());
+    store.inject(Call::Load, StoreFault::panic_on_call().times(1));
+    store.inject(Call::Load, StoreFault::panic().times(1));
+    assert!(catch_unwind(AssertUnwindSafe(|| drop(store.load()))).is_err());
+    let load = tokio::spawn({
+        let store = store.clone();
+        async move { store.load().await }
+    });
+    assert!(load.await.unwrap_err().is_panic());
+    store.load().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_busy_until_now_grants_no_second_claim() {
+    let store = FaultyStore::new(MemoryStore::new());
+    store.inject(Call::Claim, StoreFault::busy_until_now());
+    let lease = Duration::from_secs(60);
+    let version = store.replace(Epoch(1), &Tokens::default()).await.unwrap();
+    assert!(matches!(store.claim(version, lease).await.unwrap(), ClaimOutcome::Claimed(_)));
+    let until = Instant::now();
+    assert!(matches!(store.claim(version, lease).await.unwrap(), ClaimOutcome::Busy { until: u } if u == until));
+}
+
+#[tokio::test]
+async fn a_yielding_store_is_pending_before_and_after_the_effect() {
+    let store = FaultyStore::new(MemoryStore::new()).yielding().durable();
+    assert!(store.is_durable() && !store.inner().is_durable());
+    let tokens = Tokens::default();
+    let mut replacing = store.replace(Epoch(1), &tokens);
+    let mut poll = || replacing.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    assert!(poll().is_pending());
+    assert_eq!(store.inner().load().await.unwrap(), None);
+    assert!(poll().is_pending());
+    assert!(store.inner().load().await.unwrap().is_some());
+    assert!(poll().is_ready());
 }
 
 #[tokio::test]
@@ -93,7 +157,7 @@ async fn a_held_call_takes_effect_when_the_gate_opens() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_outlives_a_store_that_fails_or_hangs_at_any_one_call() {
+async fn a_session_recovers_from_a_store_that_fails_or_hangs_at_any_call() {
     let faults =
         [StoreFault::fail(), StoreFault::fail().after_effect(), StoreFault::hang(), StoreFault::hang().after_effect()];
     for fault in faults {
@@ -112,20 +176,20 @@ async fn a_session_outlives_a_store_that_fails_or_hangs_at_any_one_call() {
             for _ in 0..3 {
                 let _ = session.refresh().await;
             }
-            let struck = store.calls().get(call).copied();
+            let failed_call = store.calls().get(call).copied();
 
-            // It strikes once. From here on all goes well, if it takes a lease to.
+            // The fault applies once. From here on, the sessions recover, at the latest when a lease has expired.
             let peer = build().await;
             for session in [&session, &peer, &session] {
                 let begun = Instant::now();
                 while session.refresh().await.is_err() {
-                    assert!(begun.elapsed() < Duration::from_secs(120), "{fault:?} at call {call}, {struck:?}");
+                    assert!(begun.elapsed() < Duration::from_secs(120), "{fault:?} at call {call}, {failed_call:?}");
                     sleep(Duration::from_secs(1)).await;
                 }
             }
-            assert_eq!(kit.violations(), [], "{fault:?} at call {call}, {struck:?}");
-            assert_eq!(kit.user("ada").max_concurrent_refreshes, 1, "{fault:?} at call {call}, {struck:?}");
-            if struck.is_none() {
+            assert_eq!(kit.violations(), [], "{fault:?} at call {call}, {failed_call:?}");
+            assert_eq!(kit.user("ada").max_concurrent_refreshes, 1, "{fault:?} at call {call}, {failed_call:?}");
+            if failed_call.is_none() {
                 break;
             }
         }
@@ -133,7 +197,7 @@ async fn a_session_outlives_a_store_that_fails_or_hangs_at_any_one_call() {
 }
 
 #[tokio::test]
-async fn the_kits_refresh_service_says_what_became_of_the_call() {
+async fn the_refresh_service_of_the_kit_classifies_failures() {
     use RefreshErrorKind::{InDoubt, Misconfigured, Rejected};
     let cases: [(Fault, RefreshErrorKind); 9] = [
         (Fault::status(401), Rejected),
@@ -146,8 +210,8 @@ async fn the_kits_refresh_service_says_what_became_of_the_call() {
         (Fault::alter(|answer| answer["access_token"] = "two\r\nlines".into()), InDoubt),
         (Fault::alter(|answer| *answer = serde_json::json!({ "error": "server_error" })), InDoubt),
     ];
-    // Why a session's refresh through the kit's service fails.
-    let refused = async |fault: Fault| {
+    // Returns the error with which a session's refresh fails.
+    let error = async |fault: Fault| {
         let kit = TestKit::new();
         let tokens: Tokens = kit.sign_in("ada").try_into().unwrap();
         kit.inject(Route::Refresh, fault);
@@ -160,8 +224,9 @@ async fn the_kits_refresh_service_says_what_became_of_the_call() {
     };
     for (fault, expected) in cases {
         let shown = format!("{fault:?}");
-        assert_eq!(refused(fault).await.kind(), expected, "{shown}");
+        assert_eq!(error(fault).await.kind(), expected, "{shown}");
     }
-    let later = refused(Fault::status(503).header("retry-after", "7")).await;
-    assert_eq!((later.kind(), later.retry_after()), (RefreshErrorKind::Unavailable, Some(Duration::from_secs(7))));
+    let unavailable = error(Fault::status(503).header("retry-after", "7")).await;
+    assert_eq!(unavailable.retry_after(), Some(Duration::from_secs(7)));
+    assert_eq!(unavailable.kind(), RefreshErrorKind::Unavailable);
 }

@@ -1,4 +1,4 @@
-//! [`ReplayBody`]: the body that is sent, on either attempt.
+//! [`ReplayBody`]: the request body of the first attempt and of the replay.
 
 use std::any::Any;
 use std::error::Error;
@@ -16,49 +16,50 @@ use super::record::Frames;
 use super::slot::{Read, Reader, poll_source, slot};
 use super::{NotReplayable, Replay};
 
-/// The request body that the inner service gets: the caller's, and within a limit a record of it for a replay.
+/// The request body of the inner service: streams the caller's body and records it.
 ///
-/// It streams: each frame passes as it comes, `Bytes` uncopied, and the first has left before the second exists.
-/// [`size_hint`](Body::size_hint) and [`is_end_stream`](Body::is_end_stream) tell of a replay what they told of the
-/// request, so that both are framed alike on the wire.
+/// Each frame passes through as it comes, `Bytes` without a copy, and the first is sent before the second exists. The
+/// record is bounded by the [`ReplayLimit`](crate::ReplayLimit).
+/// [`size_hint`](Body::size_hint) and [`is_end_stream`](Body::is_end_stream) return for the replay what they returned
+/// for the first attempt, so that both have the same framing on the wire.
 ///
-/// When a replay takes the place of an attempt whose upload isn't complete, that attempt's body ends in a
-/// [`Superseded`] error, never as if it were complete. Only what is in memory as one piece to begin with (`Full<Bytes>`,
-/// `String`) goes out to its end.
+/// If a replay starts before the upload of the first attempt is complete, that attempt's body ends in a [`Superseded`]
+/// error, never as if it were complete. Only a body that is in memory as one piece from the start (`Full<Bytes>`,
+/// `String`) is sent to its end.
 ///
 /// # Servers that refuse and never read
 ///
-/// A server that answers before it has read the whole request reads the rest of it, closes the connection (RFC 9112
-/// §9.3) or resets the stream (RFC 9113 §8.1). Behind one that does none of these a replay may wait, for as long as the
-/// next request of a client without this middleware would. With hyper, that is in two places:
+/// A server that responds before it has read the whole request has to read the rest, close the connection (RFC 9112
+/// §9.3) or reset the stream (RFC 9113 §8.1). If it does none of these, a replay may wait as long as the next request
+/// of a client without this middleware would. With hyper, this happens in two cases:
 ///
-/// - HTTP/1 over a transport that doesn't take several buffers in one write, such as native-tls. hyper copies what
-///   there is of a body into a buffer of its own: 400 KiB or so, a single frame whatever its length. If that is all of
-///   the body, it takes the connection to be free when the response is over, and writes the next request behind what
-///   isn't sent yet. (Over a socket or rustls, the next request gets another connection.)
-/// - HTTP/2, once such requests are as many as the server allows streams at a time, each with more to send than its
-///   window holds. hyper asks for a further frame, and sees the error, when the window opens.
+/// - HTTP/1 over a transport without vectored writes, such as native-tls. hyper copies the available part of a body
+///   into its own buffer: about 400 KiB, or a single frame of any length. If that is the whole body, hyper considers
+///   the connection free at the end of the response, and writes the next request behind the unsent bytes. (Over a
+///   socket or rustls, the next request gets another connection.)
+/// - HTTP/2, once the number of such requests reaches the server's limit of concurrent streams, each with more to send
+///   than its window holds. hyper polls for the next frame, and sees the error, only when the window opens.
 ///
-/// A time-out [inside the middleware](crate::AuthRefreshLayer#the-order-of-layers) ends such a replay: over HTTP/1 along
-/// with the connection, over HTTP/2 that request alone.
+/// A time-out [inside the middleware](crate::AuthRefreshLayer#the-order-of-layers) ends such a replay: over HTTP/1
+/// together with the connection, over HTTP/2 that request alone.
 pub struct ReplayBody<B> {
     state: State<B>,
 }
 
-/// Together no larger than [`Bytes`]: clients move a request a dozen times on its way, and each move is felt.
+/// No larger than [`Bytes`]: clients move a request about a dozen times, and each move has a measurable cost.
 enum State<B> {
-    /// One frame is left, and no more will come.
+    /// The last frame.
     Single(Bytes),
     Other(Other<B>),
 }
 
-/// What isn't in memory as one piece, in boxes where it is large for the sake of what is.
+/// Every other state. Large variants are boxed, to keep [`State`] small.
 enum Other<B> {
     /// Nothing is left to send.
     Empty(SizeHint),
-    /// A first attempt that is being recorded; its source is shared with the handle.
+    /// A first attempt that is recorded. Its source is shared with the handle.
     Recording(Box<Recording<B>>),
-    /// The source is the body's own; nothing is kept.
+    /// The body owns the source and keeps no record.
     Streaming(Box<B>),
     /// A replay.
     Replaying(Box<Replaying<B>>),
@@ -69,7 +70,7 @@ struct Recording<B> {
     remaining: SizeHint,
 }
 
-/// First the record, then the source, which has ended if there is none.
+/// Sends the record, then the rest of the source. `source` is `None` if the source has ended.
 struct Replaying<B> {
     frames: Frames,
     source: Option<B>,
@@ -77,7 +78,7 @@ struct Replaying<B> {
 }
 
 impl<B> ReplayBody<B> {
-    /// A body that streams through, with no record.
+    /// Creates a body that streams through without a record.
     pub(crate) fn passing(mut body: B) -> Self
     where
         B: Body + 'static,
@@ -88,7 +89,7 @@ impl<B> ReplayBody<B> {
         take_whole(&mut body).map_or_else(|| Other::Streaming(Box::new(body)).into(), Self::single)
     }
 
-    /// A body for the first attempt, and the handle that can replay it if at most `limit` bytes of it have been sent.
+    /// Creates the body of a first attempt, and the handle that replays it if at most `limit` bytes have been sent.
     pub(crate) fn recording(mut body: B, limit: usize) -> (Self, Replay<B>)
     where
         B: Body + 'static,
@@ -108,7 +109,7 @@ impl<B> ReplayBody<B> {
         (Other::Recording(recording).into(), Replay::recorded(keeper, size))
     }
 
-    /// `size` is what the source says of itself, be it unknown: HTTP/2 writes a `Content-Length` of 0 by it, or none.
+    /// `size` is the source's size hint, even if unknown: by it, HTTP/2 sends a `Content-Length` of 0 or none.
     pub(super) fn empty(size: SizeHint) -> Self {
         Other::Empty(size).into()
     }
@@ -190,7 +191,7 @@ where
         match &self.state {
             State::Other(Other::Empty(_)) => true,
             State::Other(Other::Streaming(source)) => source.is_end_stream(),
-            // A source may have ended without having been polled: that a replay couldn't tell at the same point.
+            // A source may end without having been polled. A replay couldn't report that at the same point.
             State::Single(_) | State::Other(Other::Recording(_) | Other::Replaying(_)) => false,
         }
     }
@@ -206,7 +207,7 @@ where
     }
 }
 
-/// The source is never pinned where it stands: as a body, it is asked to be `Unpin` itself.
+/// The source is never pinned in place: `Body` is implemented only for sources that are `Unpin`.
 impl<B> Unpin for ReplayBody<B> {}
 
 impl<B> fmt::Debug for ReplayBody<B> {
@@ -220,20 +221,20 @@ impl<B> Other<B> {
         Self::Empty(SizeHint::with_exact(0))
     }
 
-    /// Lock-free from here on.
+    /// The state after the record: without a lock from here on.
     fn rest(source: Option<B>) -> Self {
         source.map_or_else(Self::ended, |source| Self::Streaming(Box::new(source)))
     }
 }
 
-/// The data of a body that is known by its type to hold it all in memory, in one piece.
+/// Takes the data of a body whose type holds it in memory as one piece.
 ///
-/// Only by its type. To poll a body here would tell the same of more of them, but a poll is felt: one that is fed by a
-/// server's connection lets that peer send (`100 Continue`), another begins to read a file, needs a runtime's context,
-/// or panics, all of it before the inner service has so much as a connection.
+/// Decides by the type only. Polling would find more such bodies, but a poll has effects: a body that is fed by a
+/// server's connection lets that peer send (`100 Continue`); others start to read a file, need a runtime's context, or
+/// panic. All that would happen before the inner service has a connection.
 ///
-/// It stays in one piece. Were it cut up, so that a replay could stop it, hyper would still take in 400 KiB of the pieces
-/// before there is an answer.
+/// The data stays in one piece. If it were split, so that a replay could stop it, hyper would still buffer 400 KiB of
+/// the pieces before a response arrives.
 fn take_whole<B: 'static>(body: &mut B) -> Option<Bytes> {
     let body: &mut dyn Any = body;
     if let Some(full) = body.downcast_mut::<Full<Bytes>>() {
@@ -243,7 +244,7 @@ fn take_whole<B: 'static>(body: &mut B) -> Option<Bytes> {
     }
 }
 
-/// What remains of `size` after `frame`.
+/// Returns the size hint that remains of `size` after `frame`.
 fn without(size: SizeHint, frame: &Frame<Bytes>) -> SizeHint {
     let sent = frame.data_ref().map_or(0, Bytes::len) as u64;
     let mut remaining = SizeHint::new();
@@ -254,10 +255,10 @@ fn without(size: SizeHint, frame: &Frame<Bytes>) -> SizeHint {
     remaining
 }
 
-/// The error of a [`ReplayBody`] whose place a replay has taken.
+/// The error of a [`ReplayBody`] that was superseded by its replay.
 ///
-/// The connection that was sending it resets the stream, or closes, as soon as it asks for the next frame. The caller
-/// never sees it.
+/// The connection that sends the body resets the stream, or closes, when it polls for the next frame. The caller never
+/// sees this error.
 #[derive(Debug)]
 pub struct Superseded(());
 

@@ -1,4 +1,4 @@
-//! [`Replay`]: the handle on a body that is being sent.
+//! [`Replay`]: the handle by which a body that is being sent is replayed.
 
 use bytes::Bytes;
 use http_body::SizeHint;
@@ -6,34 +6,34 @@ use http_body::SizeHint;
 use super::slot::Keeper;
 use super::{NotReplayable, ReplayBody};
 
-/// The handle on a [`ReplayBody`] that was made for a first attempt: it can replay the body.
+/// A handle on the [`ReplayBody`] of a first attempt, which can replay that body.
 ///
-/// To drop it is the answer to any response that asks for no replay: the record is freed at once, and the attempt, if
-/// it is still sending, goes on, paused or not, and takes no lock any more.
+/// Drop the handle if the response needs no replay: this frees the record at once. An attempt that is still sending
+/// continues, even if it was paused, and takes no lock from then on.
 pub(crate) struct Replay<B> {
     source: Source<B>,
 }
 
 enum Source<B> {
-    /// Nothing; how it told its size.
+    /// An empty body, with its size hint.
     Empty(SizeHint),
-    /// All of it, in one frame.
+    /// The whole body as one frame.
     Single(Bytes),
-    /// The slot that the attempt reads from, and the size that the body told at first.
+    /// The slot that the attempt reads from, and the body's initial size hint.
     Recorded { keeper: Keeper<B>, size: SizeHint },
-    /// It was plain from the start that it won't be replayed.
+    /// A body that can't be replayed, as was known from the start.
     Never(NotReplayable),
 }
 
 impl<B> Replay<B> {
-    /// Stops the attempt from reading the body further, until the handle is used up or dropped; else the record might
-    /// outgrow its limit while a refresh is under way.
+    /// Stops the attempt from reading the body until the handle is consumed or dropped. Otherwise the record might
+    /// outgrow its limit during a refresh.
     ///
-    /// A body that is kept whole isn't stopped: it may go out to its end, and still be replayed.
+    /// A body that is kept whole isn't stopped: it can be sent to its end and still be replayed.
     ///
     /// # Errors
     ///
-    /// The body can't be replayed any more. The attempt isn't stopped.
+    /// The body can no longer be replayed. The attempt isn't stopped.
     pub(crate) fn pause(&mut self) -> Result<(), NotReplayable> {
         match &self.source {
             Source::Empty(_) | Source::Single(_) => Ok(()),
@@ -42,7 +42,7 @@ impl<B> Replay<B> {
         }
     }
 
-    /// Whether the body can't be replayed any more.
+    /// Returns whether the body can no longer be replayed.
     pub(crate) fn is_lost(&self) -> bool {
         match &self.source {
             Source::Empty(_) | Source::Single(_) => false,
@@ -51,17 +51,17 @@ impl<B> Replay<B> {
         }
     }
 
-    /// Lets the attempt go on, woken if it waits: what dropping the handle does.
+    /// Drops the handle, which resumes the attempt and wakes it if it waits.
     pub(crate) fn resume(self) {
         drop(self);
     }
 
-    /// Makes the body of the replay: the same from the first byte on, whatever of it has been sent. The attempt is
-    /// woken, and unless it has seen the end it errs with [`Superseded`](super::Superseded).
+    /// Creates the body of the replay, from the first byte on, however much has been sent. Wakes the attempt, which
+    /// returns a [`Superseded`](super::Superseded) error unless it has seen the end.
     ///
     /// # Errors
     ///
-    /// The body can't be replayed, and the attempt goes on. Not after [`pause`](Self::pause) has said that it can.
+    /// The body can't be replayed, and the attempt continues. Never after a [`pause`](Self::pause) that succeeded.
     pub(crate) fn into_replay(self) -> Result<ReplayBody<B>, NotReplayable> {
         match self.source {
             Source::Empty(size) => Ok(ReplayBody::empty(size)),

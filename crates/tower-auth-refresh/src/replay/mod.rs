@@ -1,9 +1,9 @@
-//! What of a request is kept, so that it can be sent a second time: its [`Head`], and its body as a [`ReplayBody`].
+//! The parts of a request that are kept for a replay: its [`Head`], and its body as a [`ReplayBody`].
 //!
 //! The head is packed into one buffer and unpacked only for a replay. The body isn't collected first: the attempt
-//! streams it, and a [`Replay`] beside the attempt holds a record of what has gone out, by reference count but for tiny
-//! frames and trailers. A replay takes over both the record and whatever the attempt hasn't read yet; the attempt it was
-//! taken from ends in a [`Superseded`] error.
+//! streams it, and a [`Replay`] handle holds a record of the frames that were sent, by reference count except for tiny
+//! frames and trailers. A replay takes over the record and the part of the source that the attempt hasn't read yet. The
+//! body of the superseded attempt ends in a [`Superseded`] error.
 
 use std::fmt;
 
@@ -20,12 +20,12 @@ pub use body::{ReplayBody, Superseded};
 pub(crate) use handle::Replay;
 pub(crate) use head::Head;
 
-/// How many bytes of a request's body are kept for a replay: 64 KiB unless set otherwise.
+/// The number of bytes of a request's body that are kept for a replay.
 ///
-/// Put it into a request's extensions to set the limit for that request alone. It bounds what has been *sent* when
-/// the challenge arrives; what the attempt hasn't read yet is replayed from its source and may be of any length. Data
-/// and trailers count, a frame with nothing in it as one byte. A body that outgrows the limit, or says beforehand
-/// that it will, streams through and isn't replayed.
+/// The default is 64 KiB. Insert a `ReplayLimit` into a request's extensions to set the limit for that request alone.
+/// The limit applies to the bytes that have been *sent* when the challenge arrives. The rest is replayed from its
+/// source and may be of any length. Data and trailers count, an empty frame as one byte. A body that outgrows the
+/// limit, or whose size hint exceeds it, streams through and isn't replayed.
 ///
 /// ```
 /// use http::Request;
@@ -48,17 +48,17 @@ impl Default for ReplayLimit {
     }
 }
 
-/// Why a request can't be sent a second time exactly as it was.
+/// The reason why a request can't be replayed exactly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NotReplayable {
-    /// More of the body went out than the limit allows to keep, or it said beforehand that it is longer.
+    /// More of the body was sent than the limit allows to keep, or the body's size hint exceeds the limit.
     TooLarge,
-    /// The body ended in an error, or panicked.
+    /// The body returned an error or panicked.
     SourceFailed,
     /// The body yielded a frame that is neither data nor trailers.
     UnknownFrame,
-    /// The head holds something that its own parser wouldn't accept, or so many headers that a new token doesn't fit.
+    /// The head has a part that its own parser doesn't accept, or so many headers that a new token doesn't fit.
     Head,
 }
 

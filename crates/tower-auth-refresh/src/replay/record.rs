@@ -1,4 +1,4 @@
-//! The record of what an attempt has sent.
+//! The record of the frames that an attempt has sent.
 
 use std::vec;
 
@@ -10,23 +10,23 @@ use super::NotReplayable;
 
 /// The frames that an attempt has sent, in order and with their boundaries.
 ///
-/// Data is kept by reference count. Only where a body comes in many tiny frames are they copied together: each would
-/// cost more in bookkeeping than it holds, and might keep a much larger buffer alive. So the memory taken stays within
-/// a small multiple of the limit, however the body is cut.
+/// Data is kept by reference count. Only if a body consists of many tiny frames, they are copied into one buffer: each
+/// would take more bookkeeping than data, and might keep a much larger buffer alive. So the memory stays within a small
+/// multiple of the limit, whatever the sizes of the frames.
 #[derive(Default)]
 pub(super) struct Record {
-    /// Apart from the rest, so that a body of one frame needs no list.
+    /// Separate, so that a body of one frame needs no list.
     first: Option<Kept>,
     more: Vec<Kept>,
-    /// How many more bytes may be kept.
+    /// The number of bytes that may still be kept.
     room: usize,
 }
 
-/// The frames of a [`Record`], given back.
+/// An iterator over the frames of a [`Record`].
 pub(super) struct Frames {
     first: Option<Kept>,
     more: vec::IntoIter<Kept>,
-    /// What is left of a run of tiny frames.
+    /// The rest of a run of tiny frames.
     tiny: Bytes,
 }
 
@@ -40,7 +40,7 @@ enum Kept {
 /// Data frames shorter than this are tiny.
 const TINY: u8 = 64;
 
-/// So many frames are kept as they came, tiny or not.
+/// This many frames are kept uncopied, tiny or not.
 const AS_THEY_CAME: usize = 8;
 
 impl Record {
@@ -48,7 +48,7 @@ impl Record {
         Self { room: limit, ..Self::default() }
     }
 
-    /// Keeps a copy of `frame`. After an error the record is of no use any more.
+    /// Adds `frame`. After an error, the record is incomplete and can't be used.
     pub(super) fn push(&mut self, frame: &Frame<Bytes>) -> Result<(), NotReplayable> {
         if let Some(data) = frame.data_ref() {
             self.take_room(data.len())?;
@@ -66,7 +66,7 @@ impl Record {
         Frames { first: self.first, more: self.more.into_iter(), tiny: Bytes::new() }
     }
 
-    /// A frame with nothing in it takes a byte too, or there could be any number of them.
+    /// Reserves room for a frame. An empty frame takes one byte, or there could be any number of them.
     fn take_room(&mut self, bytes: usize) -> Result<(), NotReplayable> {
         self.room = self.room.checked_sub(bytes.max(1)).ok_or(NotReplayable::TooLarge)?;
         Ok(())
@@ -96,7 +96,7 @@ impl Record {
 }
 
 impl Frames {
-    /// Whether there are no more.
+    /// Returns whether no frames are left.
     pub(super) fn is_empty(&self) -> bool {
         self.tiny.is_empty() && self.first.is_none() && self.more.len() == 0
     }
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     impl Record {
-        /// All the memory it takes, buffers kept by reference count taken as their length.
+        /// The memory of the record. Buffers that are kept by reference count count with their length.
         fn memory(&self) -> usize {
             let held = |kept: &Kept| match kept {
                 Kept::Data(data) => data.len(),
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn however_a_body_is_cut_its_record_stays_within_a_small_multiple_of_the_limit() {
+    fn the_memory_of_a_record_stays_within_a_small_multiple_of_the_limit_for_any_frame_sizes() {
         const LIMIT: usize = 64 * 1024;
         let pattern = |lens: &[usize]| {
             let mut record = Record::with_limit(LIMIT);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_are_not_tiny_are_kept_as_they_came_among_tiny_ones_too() {
+    fn frames_that_are_not_tiny_are_kept_uncopied_among_tiny_ones() {
         let tiny = Bytes::from_static(&[7; TINY as usize - 1]);
         let large = Bytes::from_static(&[7; TINY as usize]);
         let mut record = Record::with_limit(usize::MAX);
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_of_tiny_frames_come_back_in_their_places() {
+    fn runs_of_tiny_frames_keep_their_order_and_boundaries() {
         let mut record = Record::with_limit(usize::MAX);
         let mut frames: Vec<Bytes> = Vec::new();
         for len in (0..70).chain([0, 1, 200, 1, 0, 255, 256, 63, 64, 62, 1]) {

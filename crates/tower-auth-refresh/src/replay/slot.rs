@@ -1,14 +1,15 @@
-//! The slot that a first attempt and its replay handle share: the source of the body, and the record of what it
-//! yielded.
+//! The slot that a first attempt and its replay handle share: the source of the body, and the record of the frames that
+//! the source has yielded.
 //!
-//! The attempt has a [`Reader`], the handle a [`Keeper`]. The source stays in the slot while both may want it, so that
-//! a replay can have it at any moment; as soon as only one of them may, it moves there, and takes no lock any more.
+//! The attempt has a [`Reader`], the handle a [`Keeper`]. While both may need the source, it stays in the slot, so that
+//! a replay can take it at any moment. As soon as only one of them may need it, the source moves there, and no lock is
+//! taken any more.
 //!
-//! The lock is held while the source is polled, which is the user's code: whoever takes record and source must find
-//! in the record all that the source has yielded. Data of its own type is copied under it, for the same reason. Nothing
-//! else of the user's runs under it: wakers are cloned, woken and dropped, and what was copied and what the slot gives
-//! up is dropped, without it. (So a body must not drop, from within its own `poll_frame`, the response future of its
-//! request; nor does any that only wakes what it has to.)
+//! The lock is held while the source, which is user code, is polled: a replay that takes record and source must find in
+//! the record every frame that the source has yielded. For the same reason, data of a type other than `Bytes` is copied
+//! under the lock. No other user code runs under the lock: wakers are cloned, woken and dropped without it, and so are
+//! copied data and the parts that the slot gives up. (Therefore a body must not drop the response future of its own
+//! request from within its `poll_frame`. A body that only wakes other tasks doesn't.)
 
 use std::mem;
 use std::pin::Pin;
@@ -25,23 +26,25 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::NotReplayable;
 use super::record::Record;
 
-/// The attempt's end of a slot: it reads the source.
+/// The attempt's end of a slot. It reads the source.
 pub(super) struct Reader<B>(Arc<Slot<B>>);
 
-/// The handle's end of a slot: it can stop the reader and take everything. Dropped, it leaves the source to the reader.
+/// The handle's end of a slot. It can stop the reader and take everything. If dropped, it leaves the source to the
+/// reader.
 pub(super) struct Keeper<B>(Arc<Slot<B>>);
 
-/// What came of a reader's poll.
+/// The result of a reader's poll.
 pub(super) enum Read<B: Body> {
-    /// A frame; it is in the record too.
+    /// A frame, which is in the record too.
     Frame(Frame<Bytes>),
-    /// The same, and the source says that it was the last.
+    /// A frame as above, and the source has ended with it.
     LastFrame(Frame<Bytes>),
-    /// The end. The source comes along to be dropped.
+    /// The end, with the source, to be dropped outside the lock.
     End(Option<B>),
-    /// What came can't be recorded: the source is the reader's from here on, and the record comes along to be dropped.
+    /// A frame or error that can't be recorded. The reader owns the source from here on; the record is to be dropped
+    /// outside the lock.
     Unrecorded { read: Result<Frame<Bytes>, B::Error>, source: Option<B>, record: Record },
-    /// No record is wanted any more: the source is the reader's, unless it has ended.
+    /// The record is no longer needed: the reader owns the source, unless it has ended.
     Released(Option<B>),
     /// A replay has taken the source.
     Superseded,
@@ -53,25 +56,25 @@ struct Slot<B>(Mutex<Shared<B>>);
 
 struct Shared<B> {
     phase: Phase,
-    /// `None` once it has ended or moved out.
+    /// `None` after the source has ended or was taken.
     source: Option<B>,
     record: Record,
-    /// Of the task that reads, if its last poll was pending.
+    /// The waker of the reading task, if its last poll was pending.
     waker: Option<Waker>,
 }
 
-/// A slot begins in the first phase, may come to the second, and stays in whichever of the others it comes to.
+/// The phase of a slot. It starts as `Recording`, may become `Paused`, and each of the other phases is final.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// The reader reads, and the record grows.
     Recording,
     /// The reader waits.
     Paused,
-    /// The keeper is gone: the reader takes the source when it comes by.
+    /// The keeper was dropped: the reader takes the source at its next poll.
     Released,
-    /// A replay has the source and the record: the reader errs.
+    /// A replay has taken the source and the record: the reader returns an error.
     Stolen,
-    /// More was read than is in the record: the reader has taken the source, or else it panicked.
+    /// The record is incomplete: the reader has taken the source, or the source panicked.
     Lost(NotReplayable),
 }
 
@@ -82,8 +85,8 @@ pub(super) fn slot<B>(source: B, limit: usize) -> (Reader<B>, Keeper<B>) {
     (Reader(Arc::clone(&slot)), Keeper(slot))
 }
 
-/// Polls `source` for its next frame. Data other than `Bytes` is copied into them, and left in `spent`, to be dropped
-/// when the caller holds no lock.
+/// Polls `source` for its next frame and copies its data into `Bytes`. The data that was copied is left in `spent`, for
+/// the caller to drop outside the lock.
 pub(super) fn poll_source<B>(
     source: &mut B,
     spent: &mut Option<B::Data>,
@@ -103,7 +106,7 @@ where
 impl<B: Body + Unpin> Reader<B> {
     pub(super) fn poll_read(&self, cx: &mut Context<'_>) -> Poll<Read<B>> {
         loop {
-            // Outlives the lock, even where the copying of it panics.
+            // Outlives the lock, even if copying the data panics.
             let mut spent = None;
             let mut shared = self.0.lock();
             let phase = shared.phase;
@@ -125,7 +128,7 @@ impl<B: Body + Unpin> Reader<B> {
 
             let waker = cx.waker().clone();
             let mut shared = self.0.lock();
-            // Else the keeper came in between and didn't find this waker: look again.
+            // Otherwise the keeper changed the phase in between without this waker: poll again.
             if shared.phase == phase {
                 let stale = shared.waker.replace(waker);
                 drop(shared);
@@ -137,7 +140,7 @@ impl<B: Body + Unpin> Reader<B> {
 }
 
 impl<B> Keeper<B> {
-    /// Makes the reader wait: the source isn't polled from here on.
+    /// Pauses the reader: the source isn't polled from here on.
     pub(super) fn pause(&self) -> Result<(), NotReplayable> {
         let mut shared = self.0.lock();
         if let Phase::Lost(reason) = shared.phase {
@@ -147,12 +150,12 @@ impl<B> Keeper<B> {
         Ok(())
     }
 
-    /// Whether more was read than is in the record.
+    /// Returns whether the record is incomplete.
     pub(super) fn is_lost(&self) -> bool {
         matches!(self.0.lock().phase, Phase::Lost(_))
     }
 
-    /// Takes the record and the source, the latter `None` if it has ended; the reader is woken and errs.
+    /// Takes the record and the source, which is `None` if it has ended. Wakes the reader, which returns an error.
     pub(super) fn steal(self) -> Result<(Record, Option<B>), NotReplayable> {
         let mut shared = self.0.lock();
         if let Phase::Lost(reason) = shared.phase {
@@ -172,7 +175,7 @@ impl<B> Keeper<B> {
 impl<B> Drop for Keeper<B> {
     fn drop(&mut self) {
         if Arc::strong_count(&self.0) == 1 {
-            // The reader is gone, as it mostly is by now: all there is goes with the slot.
+            // The reader was dropped, as is usual by now: the slot is dropped with everything in it.
             return;
         }
         let mut shared = self.0.lock();
@@ -192,7 +195,7 @@ impl<B> Drop for Keeper<B> {
 impl<B> Slot<B> {
     fn lock(&self) -> MutexGuard<'_, Shared<B>> {
         self.0.lock().unwrap_or_else(|poisoned| {
-            // Only the source, or data of its own type, can have panicked here; what it was yielding is in no record.
+            // Only the source or its data can have panicked under the lock. The frame in question is in no record.
             let mut shared = PoisonError::into_inner(poisoned);
             shared.phase = Phase::Lost(NotReplayable::SourceFailed);
             shared

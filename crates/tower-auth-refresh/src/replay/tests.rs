@@ -1,4 +1,4 @@
-//! The body, its record and its slot, seen from the attempt and from the handle.
+//! Tests of the body, its record and its slot, through the attempt and the handle.
 
 #[cfg(not(loom))]
 mod fixture;

@@ -1,4 +1,4 @@
-//! Callers that go away, and runtimes that shut down.
+//! Cancellation: dropped callers, and runtimes that shut down.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -34,17 +34,17 @@ use crate::support::*;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// When a future is dropped: at the latest, since it may have ended before.
+/// The moment at which a future is dropped, unless it has completed before.
 #[derive(Clone, Copy, Debug)]
 enum Dropped {
-    /// When it has been polled this often.
+    /// After this many polls.
     AtPoll(usize),
-    /// When everything else has had this many turns, wherever it stands itself.
+    /// After the other tasks have had this many turns.
     AtTurn(usize),
 }
 
 impl Dropped {
-    /// Runs `future`, and drops it. Its output, if it has ended before.
+    /// Runs `future` until it is dropped. Returns its output if it has completed before.
     async fn run<F>(self, future: F) -> Option<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,
@@ -74,8 +74,8 @@ impl Dropped {
         }
     }
 
-    /// Runs a scenario for each moment, the first first, until its future ends before it is dropped; `scenario` says
-    /// whether it did. Returns at how many polls and turns it was dropped.
+    /// Runs `scenario` for each moment in order, until its future completes before it is dropped; `scenario` returns
+    /// whether it did. Returns the number of polls and of turns at which the future was dropped.
     async fn at_each_moment(mut scenario: impl AsyncFnMut(Self) -> bool) -> (usize, usize) {
         let (mut polls, mut turns) = (1, 0);
         while !scenario(Self::AtPoll(polls)).await {
@@ -88,7 +88,7 @@ impl Dropped {
     }
 }
 
-/// An API that refuses `a1`. Nothing about it is done at the first poll.
+/// An API that refuses `a1`. Each of its futures is pending at the first poll.
 #[derive(Default)]
 struct SlowApi {
     ready: bool,
@@ -132,7 +132,7 @@ impl Service<Request<ReplayBody<Full<Bytes>>>> for SlowApi {
     }
 }
 
-/// A body of so many polls.
+/// A body that ends after this many polls.
 struct SlowBody(u32);
 
 impl Body for SlowBody {
@@ -151,7 +151,7 @@ impl Body for SlowBody {
     }
 }
 
-/// A session all of whose parts take their turns, and a client of its own.
+/// A session whose services and store yield to the scheduler, and a client over a [`SlowApi`].
 struct Slow {
     session: Session,
     client: AuthRefresh<SlowApi, Session>,
@@ -203,8 +203,8 @@ impl Slow {
         self.refreshes.load(Ordering::Relaxed)
     }
 
-    /// Whatever was dropped before: one refresh at most has been made, it counts and is stored, and all goes on.
-    async fn assert_sound(&self) {
+    /// Asserts that at most one refresh was made, that its tokens are in force and stored, and that requests succeed.
+    async fn assert_consistent(&self) {
         sleep(MINUTE).await;
         let refreshes = self.refreshes();
         assert!(refreshes <= 1);
@@ -216,7 +216,7 @@ impl Slow {
     }
 }
 
-// Callers that go away.
+// Dropped callers.
 
 #[tokio::test(start_paused = true)]
 async fn a_request_dropped_at_any_moment_neither_cancels_nor_repeats_the_refresh() {
@@ -225,21 +225,21 @@ async fn a_request_dropped_at_any_moment_neither_cancels_nor_repeats_the_refresh
         let it = Slow::new().await;
         let ended = dropped.run(it.get()).await;
         began += it.refreshes();
-        it.assert_sound().await;
+        it.assert_consistent().await;
         ended.is_some()
     })
     .await;
-    // Sent, refused, waiting, drained, made ready, sent again.
+    // Polling readiness, sending, waiting, draining, polling readiness again, replaying.
     assert!(polls >= 8, "dropped at {polls} polls");
     assert!(turns >= 8, "dropped at {turns} turns");
     assert!(began > 10);
 }
 
 #[tokio::test(start_paused = true)]
-async fn other_waiters_go_on_when_the_request_that_began_the_refresh_is_dropped_at_any_moment() {
+async fn other_waiters_are_answered_when_the_request_that_started_the_refresh_is_dropped_at_any_moment() {
     Dropped::at_each_moment(async |dropped| {
         let it = Slow::new().await;
-        // Behind it in the queue of the scheduler, so it is the first to be refused.
+        // Spawned after the dropped request, which is therefore refused first.
         let others: Vec<_> = (0..5).map(|_| it.get()).collect();
         let others = async move {
             yield_now().await;
@@ -250,7 +250,7 @@ async fn other_waiters_go_on_when_the_request_that_began_the_refresh_is_dropped_
             assert_eq!(timeout(MINUTE, other).await.unwrap().unwrap(), StatusCode::OK, "{dropped:?}");
         }
         assert_eq!(it.refreshes(), 1, "{dropped:?}");
-        it.assert_sound().await;
+        it.assert_consistent().await;
         ended.is_some()
     })
     .await;
@@ -258,21 +258,21 @@ async fn other_waiters_go_on_when_the_request_that_began_the_refresh_is_dropped_
 
 #[tokio::test(start_paused = true)]
 async fn a_request_dropped_while_it_waits_to_be_sent_leaves_no_trace() {
-    // The token is known to be refused and a refresh is up: the request waits for it.
+    // The token is known to be refused and a refresh is under way, so the request waits for it.
     Dropped::at_each_moment(async |dropped| {
         let it = Slow::new().await;
         let first = tokio::spawn(it.get());
         it.session.subscribe().wait_for(|state| *state == SessionState::Refreshing).await.unwrap();
         let ended = dropped.run(it.get()).await;
         assert_eq!(timeout(MINUTE, first).await.unwrap().unwrap(), StatusCode::OK);
-        it.assert_sound().await;
+        it.assert_consistent().await;
         ended.is_some()
     })
     .await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn session_refresh_dropped_at_any_moment_refreshes_all_the_same() {
+async fn session_refresh_dropped_at_any_moment_still_refreshes() {
     let (polls, turns) = Dropped::at_each_moment(async |dropped| {
         let it = Slow::new().await;
         let session = it.session.clone();
@@ -281,7 +281,7 @@ async fn session_refresh_dropped_at_any_moment_refreshes_all_the_same() {
             sleep(MINUTE).await;
             assert_eq!(it.session.tokens(), pair(2), "{dropped:?}");
         }
-        it.assert_sound().await;
+        it.assert_consistent().await;
         ended.is_some()
     })
     .await;
@@ -348,14 +348,15 @@ async fn a_build_dropped_at_any_moment_can_be_repeated() {
     }
 }
 
-/// Sessions of many users whose parts take their turns. User 1 has signed in elsewhere: his store has [`pair`]`(1)`.
-struct SlowMany {
+/// A registry whose services and store yield to the scheduler. The store holds [`pair`]`(1)`, a sign-in of user 1 in
+/// another process.
+struct SlowRegistry {
     sessions: SessionRegistry<u32>,
     store: Arc<FaultyStore>,
     revoked: Arc<Mutex<Vec<Tokens>>>,
 }
 
-impl SlowMany {
+impl SlowRegistry {
     async fn new() -> Self {
         let (store, revoked) = (FaultyStore::new(), Arc::<Mutex<Vec<Tokens>>>::default());
         store.without_faults().replace(Epoch::random(), &pair(1)).await.unwrap();
@@ -376,9 +377,9 @@ impl SlowMany {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_look_up_dropped_at_any_moment_is_made_once_and_found_by_the_next() {
+async fn a_lookup_dropped_at_any_moment_is_made_once_and_shared_with_the_next() {
     let (polls, turns) = Dropped::at_each_moment(async |dropped| {
-        let it = SlowMany::new().await;
+        let it = SlowRegistry::new().await;
         let sessions = it.sessions.clone();
         let ended = dropped.run(async move { sessions.get(&1).await.unwrap() }).await;
         let session = timeout(MINUTE, it.sessions.get(&1)).await.unwrap().unwrap().unwrap();
@@ -391,10 +392,10 @@ async fn a_look_up_dropped_at_any_moment_is_made_once_and_found_by_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sign_in_among_many_dropped_at_any_moment_is_carried_out() {
+async fn a_registry_sign_in_dropped_at_any_moment_is_carried_out() {
     for is_held in [false, true] {
         let (polls, turns) = Dropped::at_each_moment(async |dropped| {
-            let it = SlowMany::new().await;
+            let it = SlowRegistry::new().await;
             let held = if is_held { it.sessions.get(&1).await.unwrap() } else { None };
             let sessions = it.sessions.clone();
             let ended = dropped.run(async move { sessions.sign_in(1, pair(5)).await.unwrap() }).await;
@@ -413,10 +414,10 @@ async fn a_sign_in_among_many_dropped_at_any_moment_is_carried_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sign_out_among_many_dropped_at_any_moment_is_carried_out() {
+async fn a_registry_sign_out_dropped_at_any_moment_is_carried_out() {
     for is_held in [false, true] {
         let (polls, turns) = Dropped::at_each_moment(async |dropped| {
-            let it = SlowMany::new().await;
+            let it = SlowRegistry::new().await;
             let held = if is_held { it.sessions.get(&1).await.unwrap() } else { None };
             let sessions = it.sessions.clone();
             let ended = dropped.run(async move { sessions.sign_out(&1).await.unwrap() }).await;
@@ -434,9 +435,9 @@ async fn a_sign_out_among_many_dropped_at_any_moment_is_carried_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_until_all_have_landed_dropped_at_any_moment_can_be_repeated() {
+async fn wait_idle_dropped_at_any_moment_can_be_repeated() {
     let (polls, turns) = Dropped::at_each_moment(async |dropped| {
-        let it = SlowMany::new().await;
+        let it = SlowRegistry::new().await;
         let session = it.sessions.get(&1).await.unwrap().unwrap();
         let refresh = tokio::spawn(async move { session.refresh().await });
         yield_now().await;
@@ -452,7 +453,7 @@ async fn a_wait_until_all_have_landed_dropped_at_any_moment_can_be_repeated() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_waiter_leaves_at_once_and_the_others_do_not_notice() {
+async fn a_dropped_waiter_ends_at_once_and_does_not_affect_the_others() {
     let mut it = Fixture::new().await;
     let begun = Instant::now();
     let mut responses = Vec::new();
@@ -480,7 +481,7 @@ async fn a_dropped_waiter_leaves_at_once_and_the_others_do_not_notice() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_waiters_are_dropped_and_the_new_tokens_are_stored_all_the_same() {
+async fn new_tokens_are_stored_although_all_waiters_are_dropped() {
     let store = Arc::new(MemoryStore::new());
     let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
     let responses: Vec<_> = (0..20).map(|_| it.get()).collect();
@@ -502,7 +503,7 @@ async fn all_waiters_are_dropped_and_the_new_tokens_are_stored_all_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_handles_are_dropped_and_the_new_tokens_are_stored_all_the_same() {
+async fn new_tokens_are_stored_although_all_handles_are_dropped() {
     let store = Arc::new(MemoryStore::new());
     let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
     let response = it.get_refused().await;
@@ -515,32 +516,32 @@ async fn all_handles_are_dropped_and_the_new_tokens_are_stored_all_the_same() {
     assert_eq!(store.load().await.unwrap().unwrap().tokens, pair(2));
 }
 
-// Callers that are held but not polled.
+// Waiters that are kept but not polled.
 
-/// Answers no wake before it is told to go on.
-struct Stuck {
+/// A waker that blocks until the test releases it.
+struct BlockingWaker {
     entered: mpsc::Sender<()>,
-    go_on: Mutex<mpsc::Receiver<()>>,
+    release: Mutex<mpsc::Receiver<()>>,
 }
 
-impl Wake for Stuck {
+impl Wake for BlockingWaker {
     fn wake(self: Arc<Self>) {
         let _ = self.entered.send(());
-        // Told, or the test is over.
-        let _ = self.go_on.lock().unwrap().recv();
+        // Released, or the test has ended.
+        let _ = self.release.lock().unwrap().recv();
     }
 }
 
 #[test]
-fn a_waiter_that_nobody_polls_any_more_is_in_nobodys_way() {
+fn a_waiter_that_is_no_longer_polled_blocks_no_other_waiter() {
     let runtime = multi_thread();
     let (refresh, mut auth) = script::<_, Tokens, RefreshError>();
     let session = runtime.block_on(Session::builder(refresh).tokens(pair(1)).build()).unwrap();
 
-    // Somebody who watches the session is slow to be woken, which holds up the thread that begins the refresh.
+    // The waker of a watcher blocks the thread that starts the refresh.
     let (entered, is_entered) = mpsc::channel();
-    let (go_on, told) = mpsc::channel();
-    let waker = Waker::from(Arc::new(Stuck { entered, go_on: Mutex::new(told) }));
+    let (release, released) = mpsc::channel();
+    let waker = Waker::from(Arc::new(BlockingWaker { entered, release: Mutex::new(released) }));
     let mut watcher = session.subscribe();
     let mut change = Box::pin(watcher.changed());
     assert!(change.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
@@ -553,37 +554,37 @@ fn a_waiter_that_nobody_polls_any_more_is_in_nobodys_way() {
         }
     });
     is_entered.recv().unwrap();
-    // Meanwhile another waiter is polled, once: a `select!` is busy with its other branch ever after.
+    // Meanwhile another waiter is polled once and never again, as in a `select!` that runs its other branch.
     let (polled, is_polled) = mpsc::channel();
-    let release = thread::spawn(move || {
+    let releasing = thread::spawn(move || {
         let _ = is_polled.recv_timeout(Duration::from_secs(1));
-        drop(go_on);
+        drop(release);
     });
     let mut unpolled = Box::pin(session.refresh());
     assert!(unpolled.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     let _ = polled.send(());
-    release.join().unwrap();
+    releasing.join().unwrap();
     let _first = first.join().unwrap();
 
     runtime.block_on(async {
-        let call = within_reason(auth.next()).await;
-        // The third asks for newer tokens than the first before these are there.
-        let (third, ()) = within_reason(join(session.refresh(), async { call.answer(Ok(pair(2))) })).await;
+        let call = within_15_seconds(auth.next()).await;
+        // The third waiter joins the refresh before it is answered.
+        let (third, ()) = within_15_seconds(join(session.refresh(), async { call.answer(Ok(pair(2))) })).await;
         third.unwrap();
     });
     assert_eq!(session.tokens(), pair(2));
     drop(unpolled);
 }
 
-// Wakers and subscribers, which are anybody's code.
+// Wakers and subscribers, which are foreign code.
 
-/// Polls its future as it is woken, on the thread that wakes it.
-struct AtOnce {
+/// A waker that polls its future at once, on the thread that wakes it.
+struct PollOnWake {
     future: Mutex<BoxFuture<'static, ()>>,
     done: mpsc::Sender<()>,
 }
 
-impl AtOnce {
+impl PollOnWake {
     fn poll(self: Arc<Self>) {
         let waker = Waker::from(Arc::clone(&self));
         let mut future = self.future.lock().unwrap();
@@ -592,7 +593,7 @@ impl AtOnce {
         }
     }
 
-    /// Polls it for the first time. What is returned is told when it is done.
+    /// Polls the future for the first time. The returned receiver gets a message when the future completes.
     fn begin(future: impl Future<Output: Send> + Send + 'static) -> mpsc::Receiver<()> {
         let (done, is_done) = mpsc::channel();
         Arc::new(Self { future: Mutex::new(future.map(drop).boxed()), done }).poll();
@@ -600,30 +601,30 @@ impl AtOnce {
     }
 }
 
-impl Wake for AtOnce {
+impl Wake for PollOnWake {
     fn wake(self: Arc<Self>) {
         self.poll();
     }
 }
 
 #[test]
-fn a_waker_that_polls_at_once_is_in_nobodys_way() {
+fn a_waker_that_polls_at_once_causes_no_deadlock() {
     let runtime = multi_thread();
     let (refresh, mut auth) = script::<_, Tokens, RefreshError>();
     let session = runtime.block_on(Session::builder(refresh).tokens(pair(1)).build()).unwrap();
     let waiters = [(); 2].map(|()| {
         let session = session.clone();
-        AtOnce::begin(async move { session.refresh().await.unwrap() })
+        PollOnWake::begin(async move { session.refresh().await.unwrap() })
     });
-    runtime.block_on(async { within_reason(auth.next()).await.answer(Ok(pair(2))) });
+    runtime.block_on(async { within_15_seconds(auth.next()).await.answer(Ok(pair(2))) });
     let answered = waiters.map(|answered| answered.recv_timeout(MINUTE / 12));
-    // Not dropped: that would wait for a thread that may be stuck.
+    // Not dropped: the drop would wait for a thread that may be blocked.
     runtime.shutdown_background();
     assert_eq!(answered, [Ok(()), Ok(())]);
 }
 
 #[test]
-fn a_waker_that_polls_at_once_is_told_of_a_session_that_was_read() {
+fn a_waker_that_polls_at_once_gets_a_session_that_was_loaded() {
     let runtime = multi_thread();
     let store = FaultyStore::new();
     runtime.block_on(store.replace(Epoch::random(), &pair(1))).unwrap();
@@ -632,7 +633,7 @@ fn a_waker_that_polls_at_once_is_told_of_a_session_that_was_read() {
         let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
         let builder = SessionRegistry::builder(Session::builder(refresh));
         let sessions = builder.store_factory(move |_: &u8| Arc::clone(&store) as Arc<dyn TokenStore>).build().unwrap();
-        AtOnce::begin(async move { sessions.get(&1).await.unwrap().expect("stored") })
+        PollOnWake::begin(async move { sessions.get(&1).await.unwrap().expect("stored") })
     });
     drop(hold);
     let done = found.recv_timeout(MINUTE / 12);
@@ -641,11 +642,11 @@ fn a_waker_that_polls_at_once_is_told_of_a_session_that_was_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watcher_whose_waker_panics_harms_nobody() {
+async fn a_watcher_whose_waker_panics_does_not_affect_the_refresh() {
     struct Panics;
     impl Wake for Panics {
         fn wake(self: Arc<Self>) {
-            panic!("a waker of somebody's own");
+            panic!("a foreign waker panics");
         }
     }
     let (refresh, mut auth) = script::<_, Tokens, RefreshError>();
@@ -660,7 +661,7 @@ async fn a_watcher_whose_waker_panics_harms_nobody() {
     assert_eq!((session.tokens(), session.state()), (pair(2), SessionState::Active));
 }
 
-/// Panics as the first span begins.
+/// Panics when the first span is created.
 struct PanicsOnce(AtomicU32);
 
 impl tracing::Subscriber for PanicsOnce {
@@ -668,7 +669,7 @@ impl tracing::Subscriber for PanicsOnce {
         metadata.is_span()
     }
     fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        assert!(self.0.fetch_add(1, Ordering::SeqCst) > 0, "a subscriber of somebody's own");
+        assert!(self.0.fetch_add(1, Ordering::SeqCst) > 0, "a foreign subscriber panics");
         tracing::span::Id::from_u64(1)
     }
     fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
@@ -679,7 +680,7 @@ impl tracing::Subscriber for PanicsOnce {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_subscriber_that_panics_as_a_refresh_begins_leaves_the_session_free() {
+async fn a_subscriber_that_panics_when_a_refresh_starts_leaves_the_session_usable() {
     let (refresh, mut auth) = script::<_, Tokens, RefreshError>();
     let session = Session::builder(refresh).tokens(pair(1)).build().await.unwrap();
     let _listening = tracing::subscriber::set_default(PanicsOnce(AtomicU32::new(0)));
@@ -699,9 +700,9 @@ fn current_thread() -> Runtime {
     runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Fails the test, rather than hanging it, where something never comes in real time.
-async fn within_reason<F: Future>(future: F) -> F::Output {
-    timeout(MINUTE / 4, future).await.expect("it takes milliseconds")
+/// Fails the test instead of hanging it if the future does not complete in real time.
+async fn within_15_seconds<F: Future>(future: F) -> F::Output {
+    timeout(MINUTE / 4, future).await.expect("the future completes within 15 seconds")
 }
 
 /// Runs a future on this thread, outside of any runtime.
@@ -722,7 +723,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// A client that refreshes in a runtime of its own.
+/// A client whose session refreshes on this runtime.
 fn fixture_on(runtime: &Runtime) -> Fixture {
     runtime.block_on(Fixture::new())
 }
@@ -734,16 +735,16 @@ fn waiters_on_another_runtime_are_answered() {
         let mut it = fixture_on(&home);
         other.block_on(async {
             let responses: Vec<_> = (0..10).map(|_| it.get()).collect();
-            for call in within_reason(it.api.take(10)).await {
+            for call in within_15_seconds(it.api.take(10)).await {
                 call.reply(401).await;
             }
-            within_reason(it.auth.next()).await.answer(Ok(pair(2)));
-            for call in within_reason(it.api.take(10)).await {
+            within_15_seconds(it.auth.next()).await.answer(Ok(pair(2)));
+            for call in within_15_seconds(it.api.take(10)).await {
                 assert_eq!(call.token(), Some("a2"));
                 call.reply(200).await;
             }
             for response in responses {
-                assert_eq!(within_reason(response).await.unwrap().status(), 200);
+                assert_eq!(within_15_seconds(response).await.unwrap().status(), 200);
             }
         });
     }
@@ -770,7 +771,7 @@ fn everything_works_outside_of_any_runtime_once_the_session_is_built() {
     assert_eq!(session.tokens(), pair(5));
     block_on(session.sign_out()).unwrap();
     assert_eq!(session.state(), SessionState::SignedOut);
-    home.block_on(within_reason(server)).unwrap();
+    home.block_on(within_15_seconds(server)).unwrap();
 }
 
 #[test]
@@ -780,7 +781,7 @@ fn building_outside_of_a_runtime_is_an_error() {
 }
 
 #[test]
-fn when_the_runtime_shuts_down_in_mid_flight_the_waiters_elsewhere_are_answered() {
+fn when_the_runtime_shuts_down_during_a_flight_the_waiters_on_other_runtimes_are_answered() {
     for home in [multi_thread(), current_thread()] {
         let mut it = fixture_on(&home);
         let other = multi_thread();
@@ -790,7 +791,7 @@ fn when_the_runtime_shuts_down_in_mid_flight_the_waiters_elsewhere_are_answered(
             let session = it.session.clone();
             let refreshed = async move { session.refresh().await };
             // The home runtime is driven until the call is under way.
-            let refresh = home.block_on(within_reason(async {
+            let refresh = home.block_on(within_15_seconds(async {
                 it.api.next().await.reply(401).await;
                 it.auth.next().await
             }));
@@ -798,22 +799,22 @@ fn when_the_runtime_shuts_down_in_mid_flight_the_waiters_elsewhere_are_answered(
         };
         drop(home);
         other.block_on(async {
-            let response = within_reason(response).await.unwrap();
+            let response = within_15_seconds(response).await.unwrap();
             assert_eq!(response.status(), 401);
             assert!(matches!(not_refreshed(&response), NotRefreshed::Failed(_)));
-            assert!(within_reason(refreshed).await.unwrap().is_err());
-            // What comes later finds no runtime either, and is told so.
+            assert!(within_15_seconds(refreshed).await.unwrap().is_err());
+            // Later calls fail too: the runtime is gone.
             refresh.answer(Ok(pair(2)));
-            assert!(within_reason(it.session.refresh()).await.is_err());
-            assert!(within_reason(it.session.sign_in(pair(5))).await.is_err());
-            assert!(within_reason(it.session.sign_out()).await.is_err());
+            assert!(within_15_seconds(it.session.refresh()).await.is_err());
+            assert!(within_15_seconds(it.session.sign_in(pair(5))).await.is_err());
+            assert!(within_15_seconds(it.session.sign_out()).await.is_err());
             assert_eq!(it.session.state(), SessionState::Active);
-            let response = within_reason(it.get_refused()).await;
-            let response = within_reason(response).await.unwrap();
+            let response = within_15_seconds(it.get_refused()).await;
+            let response = within_15_seconds(response).await.unwrap();
             assert_eq!(response.status(), 401);
             assert!(matches!(not_refreshed(&response), NotRefreshed::Failed(_) | NotRefreshed::CoolingDown(_)));
         });
-        // Nor does anything mind to be dropped outside.
+        // Dropping the client outside of the runtime does not panic.
         drop(it);
     }
 }
@@ -824,7 +825,7 @@ fn when_the_runtime_shuts_down_waiters_outside_of_any_runtime_are_answered() {
     let mut it = fixture_on(&home);
     let session = it.session.clone();
     let waiter = thread::spawn(move || block_on(session.refresh()));
-    let _call = home.block_on(within_reason(it.auth.next()));
+    let _call = home.block_on(within_15_seconds(it.auth.next()));
     drop(home);
     assert!(matches!(waiter.join().unwrap(), Err(NotRefreshed::Failed(_))));
 }
@@ -860,30 +861,30 @@ fn a_late_401_is_replayed_even_when_the_sessions_runtime_is_gone() {
     let client = AuthRefreshLayer::new(it.session.clone(), origin()).layer(api);
     let (response, call) = other.block_on(async {
         let response = tokio::spawn(client.oneshot(Request::get(ORIGIN).body(Full::default()).unwrap()));
-        (response, within_reason(calls.next()).await)
+        (response, within_15_seconds(calls.next()).await)
     });
     home.block_on(async {
         let refreshed = tokio::spawn({
             let session = it.session.clone();
             async move { session.refresh().await }
         });
-        within_reason(it.auth.next()).await.answer(Ok(pair(2)));
+        within_15_seconds(it.auth.next()).await.answer(Ok(pair(2)));
         refreshed.await.unwrap().unwrap();
     });
     drop(home);
     other.block_on(async {
-        // Its body keeps the replay waiting, and no timer runs any more.
+        // The body of the 401 never ends, and the timers of the session's runtime no longer fire.
         let challenge = Response::builder().status(401).header(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"");
         call.answer(Ok(challenge.body(SlowBody(u32::MAX)).unwrap()));
-        let call = within_reason(calls.next()).await;
+        let call = within_15_seconds(calls.next()).await;
         assert_eq!(call.request.headers()[AUTHORIZATION], "Bearer a2");
         call.answer(Ok(Response::new(SlowBody(0))));
-        assert_eq!(within_reason(response).await.unwrap().unwrap().status(), 200);
+        assert_eq!(within_15_seconds(response).await.unwrap().unwrap().status(), 200);
     });
 }
 
 #[test]
-fn a_refresh_goes_on_when_its_runtime_is_driven_again() {
+fn a_refresh_continues_when_its_runtime_is_driven_again() {
     let home = current_thread();
     let mut it = fixture_on(&home);
     let other = multi_thread();
@@ -891,18 +892,18 @@ fn a_refresh_goes_on_when_its_runtime_is_driven_again() {
         let _other = other.enter();
         it.get()
     };
-    other.block_on(async { within_reason(it.api.next()).await.reply(401).await });
+    other.block_on(async { within_15_seconds(it.api.next()).await.reply(401).await });
     home.block_on(async {
-        within_reason(it.auth.next()).await.answer(Ok(pair(2)));
-        let call = within_reason(it.api.next()).await;
+        within_15_seconds(it.auth.next()).await.answer(Ok(pair(2)));
+        let call = within_15_seconds(it.api.next()).await;
         assert_eq!(call.token(), Some("a2"));
         call.reply(200).await;
     });
-    assert_eq!(other.block_on(within_reason(response)).unwrap().status(), 200);
+    assert_eq!(other.block_on(within_15_seconds(response)).unwrap().status(), 200);
 }
 
 #[test]
-fn dropping_the_runtime_with_the_last_handle_inside_a_flight_does_not_panic() {
+fn dropping_the_last_handle_and_the_runtime_during_a_flight_does_not_panic() {
     for home in [multi_thread(), current_thread()] {
         let mut it = fixture_on(&home);
         let response = home.block_on(it.get_refused());

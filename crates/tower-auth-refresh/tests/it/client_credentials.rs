@@ -1,11 +1,11 @@
-//! Sessions without a refresh token, that get their access tokens on their own.
+//! Sessions without a refresh token, which request access tokens with the client's own credentials.
 
 use tower_auth_refresh::{NotRefreshed, RefreshError, SessionState, Tokens, Trigger};
 
 use crate::support::*;
 
 /// Access token `a{n}`, and no refresh token.
-fn alone(n: u32) -> Tokens {
+fn access_only(n: u32) -> Tokens {
     Tokens::from_access_token(access(&format!("a{n}")))
 }
 
@@ -17,17 +17,17 @@ async fn the_first_request_waits_for_a_token_and_a_refused_one_is_replaced_witho
     let call = it.auth.next().await;
     assert_eq!((call.request.refresh_token(), call.request.trigger()), (None, Trigger::Acquire));
     assert!(it.api.is_idle().await);
-    call.answer(Ok(alone(1)));
+    call.answer(Ok(access_only(1)));
     it.api.reply(1, "a1", 401).await;
     let call = it.auth.next().await;
     assert_eq!((call.request.refresh_token(), call.request.trigger()), (None, Trigger::Challenge));
-    call.answer(Ok(alone(2)));
+    call.answer(Ok(access_only(2)));
     it.api.reply(1, "a2", 200).await;
     assert_eq!(response.await.unwrap().status(), 200);
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_no_token_can_be_had_requests_go_bare_and_say_why() {
+async fn if_no_token_can_be_obtained_requests_are_sent_without_one_and_report_the_reason() {
     let mut it = Fixture::with(tower_auth_refresh::SessionBuilder::client_credentials).await;
     let response = it.get();
     it.auth.next().await.answer(Err(RefreshError::misconfigured("no such client")));

@@ -1,4 +1,4 @@
-//! What the middleware owes to the service within it, and to its caller: readiness, errors, the same request again.
+//! The contract with the inner service and with the caller: readiness, error types, and an identical replay.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -54,7 +54,7 @@ async fn one_handle_serves_request_after_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_handle_carries_what_is_in_force_at_each_of_its_requests() {
+async fn one_handle_attaches_the_token_in_force_at_each_of_its_requests() {
     let mut it = Contract::<Full<Bytes>>::new().await;
     let mut handle = it.client.clone();
     let mut now: Option<u32> = Some(1);
@@ -102,7 +102,7 @@ async fn the_inner_service_is_made_ready_for_a_request_that_was_held_back() {
     let mut it = Contract::signed_in_with(Tokens::from_refresh_token(refresh("r1"))).await;
     let requests = [it.get(), it.get()];
     it.auth.next().await.answer(Ok(pair(2)));
-    // One of them is refused, and sent again.
+    // One of them is refused and replayed.
     it.answer("a2", Ok(response(401))).await;
     it.answer("a2", Ok(response(200))).await;
     it.auth.next().await.answer(Ok(pair(3)));
@@ -113,7 +113,7 @@ async fn the_inner_service_is_made_ready_for_a_request_that_was_held_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_inner_service_is_made_ready_for_a_request_that_passes_or_goes_bare() {
+async fn the_inner_service_is_made_ready_for_a_request_that_is_sent_without_a_token() {
     let mut it = Contract::new().await;
     let opted_out = || Request::get(ORIGIN).extension(SkipAuth).body(Full::default()).unwrap();
     let request = it.send(opted_out());
@@ -126,13 +126,13 @@ async fn the_inner_service_is_made_ready_for_a_request_that_passes_or_goes_bare(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_waiting_would_not_help_goes_bare_at_once() {
+async fn a_request_that_no_refresh_can_help_is_sent_without_a_token_at_once() {
     let mut it = Contract::<Full<Bytes>>::signed_in_with(Tokens::from_refresh_token(refresh("r1"))).await;
     let held_back = it.get();
     it.auth.next().await.answer(Err(RefreshError::misconfigured("no such client")));
     it.api.next().await.answer(Ok(response(200)));
     assert_eq!(held_back.await.unwrap().unwrap().status(), 200);
-    // The session cools down: the call alone sends it.
+    // The session cools down: `call` sends the request before its future is polled.
     let mut handle = it.client.clone();
     let request = handle.ready().await.unwrap().call(Request::get(ORIGIN).body(Full::default()).unwrap());
     it.api.next().await.answer(Ok(response(200)));
@@ -140,7 +140,7 @@ async fn a_request_that_waiting_would_not_help_goes_bare_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_was_held_back_goes_bare_after_a_sign_out() {
+async fn a_request_that_was_held_back_is_sent_without_a_token_after_a_sign_out() {
     let mut it = Contract::signed_in_with(Tokens::from_refresh_token(refresh("r1"))).await;
     let request = it.get();
     let refresh = it.auth.next().await;
@@ -154,7 +154,7 @@ async fn a_request_that_was_held_back_goes_bare_after_a_sign_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_for_the_refresh_of_a_session_that_is_over() {
+async fn no_request_waits_for_the_refresh_of_an_earlier_epoch() {
     let mut it = Contract::<Full<Bytes>>::new().await;
     for next in [None, Some(pair(1))] {
         let refused = it.get();
@@ -183,13 +183,13 @@ async fn nobody_waits_for_the_refresh_of_a_session_that_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_holds_nothing_of_the_inner_service_while_it_waits_for_a_refresh() {
+async fn a_request_reserves_no_inner_service_while_it_waits_for_a_refresh() {
     let mut it = Contract::<Full<Bytes>>::new().await;
     let refused = it.get();
     it.answer("a1", Ok(response(401))).await;
     let refresh = it.auth.next().await;
     let held_back = it.get();
-    // Nor does the handle that it was sent through, while that is kept.
+    // Nor does the handle that sends it, while the handle is kept.
     let mut handle = it.client.clone();
     let request = handle.ready().await.unwrap().call(Request::get(ORIGIN).body(Full::default()).unwrap());
     assert_eq!(it.within.reserved(), 0);
@@ -208,7 +208,7 @@ async fn a_request_holds_nothing_of_the_inner_service_while_it_waits_for_a_refre
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_holds_nothing_of_the_inner_service_while_it_is_under_way() {
+async fn a_request_reserves_no_inner_service_while_it_is_under_way() {
     let mut it = Contract::<Full<Bytes>>::new().await;
     let _request = it.get();
     let _call = it.api.next().await;
@@ -216,7 +216,7 @@ async fn a_request_holds_nothing_of_the_inner_service_while_it_is_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_an_expired_token_is_being_replaced_no_request_makes_a_doomed_round_trip() {
+async fn while_an_expired_token_is_being_replaced_no_request_is_sent_with_it() {
     let (service, mut auth): (_, AuthCalls) = script();
     let tokens = pair(1).with_expires_in(Duration::from_secs(10));
     let builder = Session::builder(service).tokens(tokens).refresh_early(Duration::from_secs(1));
@@ -242,7 +242,7 @@ async fn while_an_expired_token_is_being_replaced_no_request_makes_a_doomed_roun
 // Errors.
 
 #[tokio::test(start_paused = true)]
-async fn the_errors_of_the_inner_service_pass_with_their_type() {
+async fn errors_of_the_inner_service_keep_their_type() {
     let mut it = Contract::<Full<Bytes>>::new().await;
     it.within.break_one();
     assert_eq!(it.get().await.unwrap().unwrap_err(), Broken::Unready);
@@ -251,7 +251,7 @@ async fn the_errors_of_the_inner_service_pass_with_their_type() {
     it.answer("a1", Err(Broken::Called)).await;
     assert_eq!(request.await.unwrap().unwrap_err(), Broken::Called);
 
-    // Before the replay, and in it.
+    // Before the replay, and in the replay.
     let request = it.get();
     it.answer("a1", Ok(response(401))).await;
     let call = it.auth.next().await;
@@ -264,7 +264,7 @@ async fn the_errors_of_the_inner_service_pass_with_their_type() {
     it.answer("a3", Err(Broken::Called)).await;
     assert_eq!(request.await.unwrap().unwrap_err(), Broken::Called);
 
-    // After it was held back.
+    // After the request was held back.
     it.session.sign_in(Tokens::from_refresh_token(refresh("r4"))).await.unwrap();
     for broken in [Broken::Unready, Broken::Called] {
         let request = it.get();
@@ -280,14 +280,14 @@ async fn the_errors_of_the_inner_service_pass_with_their_type() {
         it.session.sign_in(Tokens::from_refresh_token(refresh("r6"))).await.unwrap();
     }
 
-    // Passing by.
+    // For a foreign origin.
     let request = it.send(Request::get("https://other.example").body(Full::default()).unwrap());
     it.api.next().await.answer(Err(Broken::Called));
     assert_eq!(request.await.unwrap().unwrap_err(), Broken::Called);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_of_the_inner_service_says_nothing_about_the_token() {
+async fn an_error_of_the_inner_service_causes_no_refresh() {
     let mut it = Contract::<Full<Bytes>>::new().await;
     let request = it.get();
     it.answer("a1", Err(Broken::Called)).await;
@@ -303,7 +303,7 @@ struct Mark(u32);
 
 type Head = (Method, String, Version, Option<Mark>, Vec<(HeaderName, Vec<u8>, bool)>);
 
-/// All there is in a head, the token aside, in its order.
+/// All parts of a head except the token, in their order.
 fn head<B>(request: &Request<B>) -> Head {
     let fields = request.headers().iter().filter(|(name, _)| *name != AUTHORIZATION);
     let fields = fields.map(|(name, value)| (name.clone(), value.as_bytes().to_vec(), value.is_sensitive()));
@@ -316,8 +316,8 @@ fn head<B>(request: &Request<B>) -> Head {
     )
 }
 
-/// Sends a request through an API that refuses it first; both attempts have the head that it came with.
-async fn assert_replayed_as_it_was(it: &mut Contract<Full<Bytes>>, generation: u32, request: Request<Full<Bytes>>) {
+/// Sends a request that the API first refuses. Asserts that both attempts have its original head and body.
+async fn assert_replayed_unchanged(it: &mut Contract<Full<Bytes>>, generation: u32, request: Request<Full<Bytes>>) {
     let (expected, body) = (head(&request), request.body().clone().collect().await.unwrap().to_bytes());
     let response_to_it = it.send(request);
     for (number, status) in [(generation, 401), (generation + 1, 200)] {
@@ -354,7 +354,7 @@ async fn the_replay_has_the_same_method_uri_version_extensions_and_headers() {
     let mut secret = HeaderValue::from_static("session=1");
     secret.set_sensitive(true);
     request.headers_mut().insert(COOKIE, secret);
-    assert_replayed_as_it_was(&mut it, 1, request).await;
+    assert_replayed_unchanged(&mut it, 1, request).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -376,12 +376,12 @@ async fn any_headers_are_the_same_in_the_replay_repeated_ones_and_their_order_to
             value.set_sensitive(fastrand::bool());
             headers.append(name, value);
         }
-        assert_replayed_as_it_was(&mut it, round, request).await;
+        assert_replayed_unchanged(&mut it, round, request).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_was_held_back_goes_out_as_it_came() {
+async fn a_request_that_was_held_back_is_sent_unchanged() {
     let mut it = Contract::<Full<Bytes>>::signed_in_with(Tokens::from_refresh_token(refresh("r1"))).await;
     let request = Request::put(ORIGIN).version(Version::HTTP_10).header(ACCEPT, "a").header(ACCEPT, "b");
     let request = request.extension(Mark(1)).body(Full::from("body")).unwrap();
@@ -391,9 +391,9 @@ async fn a_request_that_was_held_back_goes_out_as_it_came() {
     assert_eq!(head(&it.api.next().await.request), expected);
 }
 
-// What is asked of the types.
+// Requirements on the types.
 
-/// A request body that is neither `Clone` nor `Sync`, with data of its own kind.
+/// A request body that is neither `Clone` nor `Sync`, with its own type of data.
 struct Plain {
     left: Cell<Option<&'static str>>,
 }
@@ -408,8 +408,8 @@ impl Body for Plain {
     }
 }
 
-/// Sends a request through a service that is not `Send`, say, and whose future is its own kind.
-async fn is_mended<Svc, B, ResB>(inner: Svc, body: B) -> Response<ResB>
+/// Sends a request through any inner service, asserts that it was replayed, and returns the response.
+async fn send_and_replay<Svc, B, ResB>(inner: Svc, body: B) -> Response<ResB>
 where
     Svc: Service<Request<ReplayBody<B>>, Response = Response<ResB>, Error: fmt::Debug> + Clone,
     B: Body + Send + Unpin + 'static,
@@ -423,20 +423,20 @@ where
     response
 }
 
-/// Refuses the first token.
+/// Returns 401 for the first token, and 200 otherwise.
 fn status<B>(request: &Request<B>) -> u16 {
     if request.headers()[AUTHORIZATION] == "Bearer a1" { 401 } else { 200 }
 }
 
 #[tokio::test(start_paused = true)]
-async fn bodies_need_be_neither_clone_nor_sync_nor_a_response_body_unpin() {
+async fn request_bodies_need_not_be_clone_or_sync_and_response_bodies_need_not_be_unpin() {
     let inner = tower::service_fn(|mut request: Request<ReplayBody<Plain>>| async move {
         assert_eq!(request.body_mut().collect().await.unwrap().to_bytes(), "data");
         let (mut response, _) = refusal([Step::Data("x")], None);
         *response.status_mut() = status(&request).try_into().unwrap();
         Ok::<_, Broken>(response)
     });
-    let sent = tokio::spawn(is_mended(inner, Plain { left: Cell::new(Some("data")) }));
+    let sent = tokio::spawn(send_and_replay(inner, Plain { left: Cell::new(Some("data")) }));
     assert_eq!(sent.await.unwrap().status(), 200);
 }
 
@@ -451,11 +451,11 @@ async fn a_service_need_not_be_send() {
             Ok::<_, Broken>(response(status(&request)))
         }
     });
-    assert_eq!(is_mended(inner, String::from("data")).await.status(), 200);
+    assert_eq!(send_and_replay(inner, String::from("data")).await.status(), 200);
 }
 
-/// Checked by the compiler.
-#[expect(dead_code, reason = "not to be run")]
+/// Asserts `Send` and `Sync` at compile time.
+#[expect(dead_code, reason = "only compiled")]
 fn the_future_is_send_when_its_parts_are<Svc, B, ResB>(client: &mut AuthRefresh<Svc, Session>, request: Request<B>)
 where
     Svc: Service<Request<ReplayBody<B>>, Response = Response<ResB>, Future: Send> + Clone + Send,
@@ -470,7 +470,7 @@ where
     is_send_and_sync::<ReplayBody<Full<Bytes>>>();
 }
 
-/// How much a client's future takes beside the inner service and its future.
+/// The size of a client's future without the inner service and its future.
 fn overhead<Svc, B, ResB>(client: &AuthRefresh<Svc, Session>, request: Request<B>) -> usize
 where
     Svc: Service<Request<ReplayBody<B>>, Response = Response<ResB>> + Clone,
@@ -482,7 +482,7 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_future_takes_at_most_512_bytes_beside_the_inner_service_and_its_future() {
+async fn the_future_adds_at_most_512_bytes_to_the_inner_service_and_its_future() {
     let (service, _auth): (_, AuthCalls) = script();
     let session = Session::builder(service).tokens(pair(1)).build().await.unwrap();
     let layer = AuthRefreshLayer::new(session, origin());
@@ -492,7 +492,7 @@ async fn the_future_takes_at_most_512_bytes_beside_the_inner_service_and_its_fut
         Ok::<_, Broken>(Response::new(String::new()))
     }));
     let small = overhead(&small, Request::new(String::new()));
-    // However large they are themselves.
+    // Their own size does not matter.
     let large = layer.layer(tower::service_fn(|request: Request<ReplayBody<Plain>>| async move {
         let kept = [0_u8; 4096];
         tokio::task::yield_now().await;

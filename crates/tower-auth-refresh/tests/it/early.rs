@@ -1,4 +1,4 @@
-//! Refreshing before the token expires: in the background, while requests go on with it.
+//! Early refresh: tokens are replaced in the background before they expire, while requests still use them.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ fn expiring(n: u32) -> Tokens {
     pair(n).with_expires_in(100 * SECOND)
 }
 
-/// A session that refreshes in the last 40 s of a token's life, or rather in the last 30 to 40.
+/// A session that refreshes in the last 40 s of a token's life; with jitter, in the last 30 to 40 s.
 async fn early() -> Fixture {
     Fixture::with(|builder| builder.tokens(expiring(1)).refresh_early(40 * SECOND)).await
 }
 
-/// One request goes out at once with this token, and is accepted.
-async fn goes_out(it: &mut Fixture, token: &str) {
+/// Asserts that a request is sent with this token at once, and accepts it.
+async fn assert_sent_at_once(it: &mut Fixture, token: &str) {
     let begun = Instant::now();
     let response = it.get();
     it.api.reply(1, token, 200).await;
@@ -32,19 +32,19 @@ async fn goes_out(it: &mut Fixture, token: &str) {
 async fn inside_the_window_one_refresh_runs_in_the_background_and_no_request_waits_for_it() {
     let mut it = early().await;
     sleep(59 * SECOND).await;
-    goes_out(&mut it, "a1").await;
+    assert_sent_at_once(&mut it, "a1").await;
     assert!(it.auth.is_idle().await);
 
     sleep(12 * SECOND).await;
     for _ in 0..50 {
-        goes_out(&mut it, "a1").await;
+        assert_sent_at_once(&mut it, "a1").await;
     }
     let refresh = it.auth.next().await;
     assert_eq!(refresh.request.trigger(), Trigger::Early);
     assert!(it.auth.is_idle().await);
     refresh.answer(Ok(expiring(2)));
     settle().await;
-    goes_out(&mut it, "a2").await;
+    assert_sent_at_once(&mut it, "a2").await;
     assert!(it.auth.is_idle().await);
 }
 
@@ -62,13 +62,13 @@ async fn a_request_that_finds_the_token_expired_waits_for_the_refresh() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_expires_while_it_is_being_replaced_is_not_sent_any_more() {
+async fn a_token_that_expires_while_it_is_being_replaced_is_no_longer_sent() {
     let mut it = early().await;
     sleep(75 * SECOND).await;
-    goes_out(&mut it, "a1").await;
+    assert_sent_at_once(&mut it, "a1").await;
     let refresh = it.auth.next().await;
     sleep(24 * SECOND).await;
-    goes_out(&mut it, "a1").await;
+    assert_sent_at_once(&mut it, "a1").await;
     sleep(2 * SECOND).await;
     let response = it.get();
     assert!(it.api.is_idle().await);
@@ -78,10 +78,10 @@ async fn a_token_that_expires_while_it_is_being_replaced_is_not_sent_any_more() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_is_refused_while_it_is_being_replaced_is_not_sent_any_more() {
+async fn a_token_that_is_refused_while_it_is_being_replaced_is_no_longer_sent() {
     let mut it = early().await;
     sleep(75 * SECOND).await;
-    goes_out(&mut it, "a1").await;
+    assert_sent_at_once(&mut it, "a1").await;
     let refresh = it.auth.next().await;
     let refused = it.get_refused().await;
     settle().await;
@@ -96,22 +96,22 @@ async fn a_token_that_is_refused_while_it_is_being_replaced_is_not_sent_any_more
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_early_refreshes_fail_requests_go_out_for_as_long_as_the_token_works() {
+async fn while_early_refreshes_fail_requests_are_sent_as_long_as_the_token_is_valid() {
     let mut it = early().await;
     sleep(75 * SECOND).await;
-    goes_out(&mut it, "a1").await;
+    assert_sent_at_once(&mut it, "a1").await;
     it.auth.next().await.answer(Err(RefreshError::misconfigured("no such client")));
     settle().await;
-    // The cool-down holds for early refreshes too.
+    // The cool-down applies to early refreshes too.
     for _ in 0..50 {
-        goes_out(&mut it, "a1").await;
+        assert_sent_at_once(&mut it, "a1").await;
     }
     assert!(it.auth.is_idle().await);
     sleep(2 * SECOND).await;
-    goes_out(&mut it, "a1").await;
+    assert_sent_at_once(&mut it, "a1").await;
     it.auth.next().await.answer(Ok(expiring(2)));
     settle().await;
-    goes_out(&mut it, "a2").await;
+    assert_sent_at_once(&mut it, "a2").await;
     assert_eq!(it.session.state(), SessionState::Active);
 }
 
@@ -123,19 +123,19 @@ async fn a_window_longer_than_the_tokens_life_does_not_refresh_at_every_request(
     for n in 1..4 {
         let token = format!("a{n}");
         for _ in 0..14 {
-            goes_out(&mut it, &token).await;
+            assert_sent_at_once(&mut it, &token).await;
             sleep(SECOND).await;
         }
         assert!(it.auth.is_idle().await);
         sleep(6 * SECOND).await;
-        goes_out(&mut it, &token).await;
+        assert_sent_at_once(&mut it, &token).await;
         it.auth.next().await.answer(Ok(pair(n + 1).with_expires_in(lifetime)));
         settle().await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_an_api_refuses_fresh_tokens_none_is_fetched_early() {
+async fn no_early_refresh_is_made_while_an_api_refuses_fresh_tokens() {
     let mut it = early().await;
     for n in 1..3 {
         let token = format!("a{n}");
@@ -146,18 +146,18 @@ async fn while_an_api_refuses_fresh_tokens_none_is_fetched_early() {
         assert_eq!(response.await.unwrap().status(), 401);
     }
     sleep(75 * SECOND).await;
-    goes_out(&mut it, "a3").await;
+    assert_sent_at_once(&mut it, "a3").await;
     assert!(it.auth.is_idle().await);
 }
 
 #[tokio::test(start_paused = true)]
-async fn once_a_fresh_token_was_accepted_tokens_are_fetched_early_again() {
+async fn early_refreshes_resume_once_a_fresh_token_was_accepted() {
     let mut it = early().await;
     let response = it.get_refused().await;
     it.auth.next().await.answer(Ok(expiring(2)));
     it.api.reply(1, "a2", 401).await;
     assert_eq!(response.await.unwrap().status(), 401);
-    // A strike; the next one works.
+    // One strike; the next fresh token is accepted.
     let response = it.get();
     it.api.reply(1, "a2", 401).await;
     it.auth.next().await.answer(Ok(expiring(3)));
@@ -165,6 +165,6 @@ async fn once_a_fresh_token_was_accepted_tokens_are_fetched_early_again() {
     assert_eq!(response.await.unwrap().status(), 200);
 
     sleep(75 * SECOND).await;
-    goes_out(&mut it, "a3").await;
+    assert_sent_at_once(&mut it, "a3").await;
     assert_eq!(it.auth.next().await.request.trigger(), Trigger::Early);
 }

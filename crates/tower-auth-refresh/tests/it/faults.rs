@@ -1,4 +1,4 @@
-//! What becomes of a refresh that fails, and of the session.
+//! Failed refreshes, and their effect on the session.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,15 +22,15 @@ use tower_auth_refresh::{
 use crate::faulty::{Fault, FaultyStore, Op};
 use crate::support::*;
 
-/// The refresh time-out, unless the builder says otherwise.
+/// The default refresh time-out.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What timers may be late by.
+/// The tolerance for late timers.
 const TICK: Duration = Duration::from_millis(5);
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Waits until any cool-down that no server asked for is over.
+/// Waits for the longest cool-down that the session chooses by itself.
 async fn cool_down() {
     sleep(Duration::from_secs(61)).await;
 }
@@ -60,7 +60,7 @@ fn unavailable_for(delay: Duration) -> RefreshError {
 }
 
 impl Fixture {
-    /// Has a refresh fail at its first attempt, in a way that ends the flight there, and lets the cool-down pass.
+    /// Fails the first attempt of a refresh with an error that ends the flight, and waits for the cool-down.
     async fn fail_once(&mut self, error: RefreshError) {
         let response = self.get_refused().await;
         self.auth.next().await.answer(Err(error));
@@ -69,7 +69,7 @@ impl Fixture {
         cool_down().await;
     }
 
-    /// The session is as it was signed in, and what it sends still carries its token.
+    /// Asserts that the session still has the tokens of its sign-in and sends them.
     async fn assert_kept(&mut self) {
         assert_eq!(self.session.state(), SessionState::Active);
         assert_eq!(self.session.tokens(), pair(1));
@@ -80,9 +80,9 @@ impl Fixture {
         assert_eq!(response.await.unwrap().status(), 200);
     }
 
-    /// The next refresh brings tokens, and the session works.
-    async fn assert_mended(&mut self, in_doubt: bool) {
-        // The first cool-down is over, and no claim was left to run out.
+    /// Asserts that the next refresh presents `r1`, in doubt or not, and that its tokens are used.
+    async fn assert_recovers(&mut self, in_doubt: bool) {
+        // Ends the first cool-down; a claim left behind would take longer to expire.
         sleep(2 * SECOND).await;
         let response = self.get_refused().await;
         let refresh = self.auth.next().await;
@@ -99,7 +99,7 @@ impl Fixture {
 // Time-outs.
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_never_answers_is_given_up_at_its_time_out_and_the_next_begins_afresh() {
+async fn a_refresh_that_never_answers_is_abandoned_at_its_time_out_and_a_new_one_can_start() {
     let mut it = Fixture::new().await;
     let begun = Instant::now();
     let responses: Vec<_> = (0..20).map(|_| it.get()).collect();
@@ -113,15 +113,15 @@ async fn a_refresh_that_never_answers_is_given_up_at_its_time_out_and_the_next_b
         assert_eq!(failure(not_refreshed(&response)), RefreshErrorKind::InDoubt);
         assert_took(begun, TIMEOUT);
     }
-    // An answer that comes too late is nobody's.
+    // A late answer is discarded.
     unanswered.answer(Ok(pair(9)));
     assert!(it.auth.is_idle().await);
     it.assert_kept().await;
-    it.assert_mended(true).await;
+    it.assert_recovers(true).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_time_out_is_what_the_builder_says() {
+async fn the_time_out_is_set_by_the_builder() {
     let mut it = Fixture::with(|builder| builder.tokens(pair(1)).refresh_timeout(3 * SECOND)).await;
     let begun = Instant::now();
     let response = it.get_refused().await;
@@ -141,7 +141,7 @@ async fn the_time_out_is_an_hour_at_most() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_for_a_second_refresh_is_answered_by_the_deadline_of_his_own_wait() {
+async fn a_waiter_for_a_second_refresh_is_answered_by_its_own_deadline() {
     let mut it = Fixture::new().await;
     let begun = Instant::now();
     let request = it.client.clone().oneshot(Request::get(ORIGIN).body(Full::default()).unwrap());
@@ -153,7 +153,7 @@ async fn who_waits_for_a_second_refresh_is_answered_by_the_deadline_of_his_own_w
     sleep(20 * SECOND).await;
     first.answer(Ok(pair(2)));
     settle().await;
-    // The new token is refused before the request that waits for it looks at it, and the next is long in coming.
+    // The new token is refused before the waiting request is polled, and the next refresh never answers.
     let refused = it.get();
     it.api.reply(1, "a2", 401).await;
     let _unanswered = it.auth.next().await;
@@ -186,7 +186,7 @@ async fn tokens_are_in_force_after_five_seconds_when_the_store_hangs_and_written
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_at_the_last_moment_and_a_store_that_hangs_end_in_new_tokens_all_the_same() {
+async fn an_answer_at_the_last_moment_and_a_store_that_hangs_still_yield_new_tokens() {
     let store = FaultyStore::new();
     let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
     store.fault(Op::Commit, Fault::Hang);
@@ -202,7 +202,7 @@ async fn an_answer_at_the_last_moment_and_a_store_that_hangs_end_in_new_tokens_a
     assert_eq!(response.await.unwrap().status(), 200);
 }
 
-/// What is logged on this thread.
+/// The log of this thread.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -230,7 +230,7 @@ impl io::Write for Log {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_events_say_that_tokens_are_not_saved_and_when_they_are() {
+async fn events_report_that_tokens_are_not_saved_and_that_they_are_saved_later() {
     let log = Log::default();
     let _guard = log.begin();
     let store = FaultyStore::new();
@@ -267,7 +267,7 @@ async fn the_end_of_a_session_is_one_event() {
 
 // A refresh service that panics, hangs or fails before it is called.
 
-/// Where a refresh service panics, once.
+/// The stage at which a refresh service panics, once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     PollReady,
@@ -283,9 +283,9 @@ struct PanicsOnce {
 }
 
 impl PanicsOnce {
-    fn pass(&self, stage: Stage) {
+    fn panic_at(&self, stage: Stage) {
         let panics = self.stage == stage && self.armed.swap(false, Ordering::Relaxed);
-        assert!(!panics, "the refresh service panics, as the test wants it to");
+        assert!(!panics, "the refresh service panics, as injected");
     }
 }
 
@@ -295,15 +295,15 @@ impl Service<RefreshRequest> for PanicsOnce {
     type Future = BoxFuture<'static, Result<Tokens, RefreshError>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), RefreshError>> {
-        self.pass(Stage::PollReady);
+        self.panic_at(Stage::PollReady);
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: RefreshRequest) -> Self::Future {
-        self.pass(Stage::Call);
+        self.panic_at(Stage::Call);
         let this = self.clone();
         Box::pin(async move {
-            this.pass(Stage::Future);
+            this.panic_at(Stage::Future);
             this.then.oneshot(request).await
         })
     }
@@ -327,18 +327,18 @@ async fn a_panic_of_the_refresh_service_answers_all_waiters_and_the_next_refresh
         }
         assert_took(begun, Duration::ZERO);
         it.assert_kept().await;
-        it.assert_mended(true).await;
+        it.assert_recovers(true).await;
     }
 }
 
-/// A refresh service whose readiness the test decides.
+/// A refresh service whose readiness is decided by the test.
 #[derive(Clone)]
-struct Readied<F> {
+struct WithReadiness<F> {
     ready: F,
     then: Script<RefreshRequest, Tokens, RefreshError>,
 }
 
-impl<F: FnMut() -> Poll<Result<(), BoxError>>> Service<RefreshRequest> for Readied<F> {
+impl<F: FnMut() -> Poll<Result<(), BoxError>>> Service<RefreshRequest> for WithReadiness<F> {
     type Response = Tokens;
     type Error = BoxError;
     type Future = BoxFuture<'static, Result<Tokens, BoxError>>;
@@ -353,8 +353,9 @@ impl<F: FnMut() -> Poll<Result<(), BoxError>>> Service<RefreshRequest> for Readi
     }
 }
 
-/// A session whose refresh service gets ready as `ready` says, its argument being how often it was asked.
-async fn readied(
+/// A session whose refresh service gets its readiness from `ready`, called with the number of the poll. Returns the
+/// number of polls too.
+async fn with_readiness(
     ready: impl Fn(u32) -> Poll<Result<(), BoxError>> + Clone + Send + Sync + 'static,
 ) -> (Fixture, Arc<Mutex<u32>>) {
     let attempts = Arc::new(Mutex::new(0));
@@ -365,27 +366,27 @@ async fn readied(
         ready(*count)
     };
     let (then, auth) = script();
-    (Fixture::over(Readied { ready, then }, auth, |builder| builder.tokens(pair(1))).await, attempts)
+    (Fixture::over(WithReadiness { ready, then }, auth, |builder| builder.tokens(pair(1))).await, attempts)
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_service_that_never_gets_ready_was_not_called_and_nothing_is_in_doubt() {
+async fn a_refresh_service_that_never_becomes_ready_leaves_nothing_in_doubt() {
     let stuck = Arc::new(AtomicBool::new(true));
     let is_stuck = Arc::clone(&stuck);
     let ready = move |_| if is_stuck.load(Ordering::Relaxed) { Poll::Pending } else { Poll::Ready(Ok(())) };
-    let (mut it, _) = readied(ready).await;
+    let (mut it, _) = with_readiness(ready).await;
     let begun = Instant::now();
     let response = it.get_refused().await.await.unwrap();
     assert_took(begun, TIMEOUT);
     assert!(matches!(failure(not_refreshed(&response)), RefreshErrorKind::Unavailable));
     stuck.store(false, Ordering::Relaxed);
     it.assert_kept().await;
-    it.assert_mended(false).await;
+    it.assert_recovers(false).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_service_that_fails_to_get_ready_is_tried_three_times_and_nothing_is_in_doubt() {
-    let (mut it, attempts) = readied(|attempt| match attempt {
+async fn a_refresh_service_that_fails_to_become_ready_is_tried_three_times_and_leaves_nothing_in_doubt() {
+    let (mut it, attempts) = with_readiness(|attempt| match attempt {
         ..=3 => Poll::Ready(Err("no connection".into())),
         _ => Poll::Ready(Ok(())),
     })
@@ -394,13 +395,13 @@ async fn a_refresh_service_that_fails_to_get_ready_is_tried_three_times_and_noth
     assert!(matches!(failure(not_refreshed(&response)), RefreshErrorKind::Unavailable));
     assert_eq!(*attempts.lock().unwrap(), 3);
     it.assert_kept().await;
-    it.assert_mended(false).await;
+    it.assert_recovers(false).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_on_the_way_to_readiness_is_classified_by_the_refresh_error_that_it_is() {
+async fn a_readiness_error_that_is_a_refresh_error_keeps_its_kind() {
     let (mut it, attempts) =
-        readied(|_| Poll::Ready(Err(RefreshError::misconfigured("no client certificate").into()))).await;
+        with_readiness(|_| Poll::Ready(Err(RefreshError::misconfigured("no client certificate").into()))).await;
     let response = it.get_refused().await.await.unwrap();
     assert_eq!(failure(not_refreshed(&response)), RefreshErrorKind::Misconfigured);
     assert_eq!(*attempts.lock().unwrap(), 1);
@@ -418,10 +419,10 @@ async fn any_other_error_of_the_refresh_service_is_in_doubt() {
     it.assert_kept().await;
 }
 
-// What each kind of failure means.
+// The effect of each kind of failure.
 
 #[tokio::test(start_paused = true)]
-async fn an_unavailable_server_is_asked_three_times_with_the_same_token_and_nothing_is_in_doubt() {
+async fn an_unavailable_server_is_called_three_times_with_the_same_token_and_nothing_is_in_doubt() {
     let mut it = Fixture::new().await;
     let begun = Instant::now();
     let response = it.get_refused().await;
@@ -437,11 +438,11 @@ async fn an_unavailable_server_is_asked_three_times_with_the_same_token_and_noth
     assert!(begun.elapsed() < SECOND);
     assert!(it.auth.is_idle().await);
     it.assert_kept().await;
-    it.assert_mended(false).await;
+    it.assert_recovers(false).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_attempt_that_succeeds_mends_the_request() {
+async fn a_second_attempt_that_succeeds_leads_to_the_replay() {
     let mut it = Fixture::new().await;
     let response = it.get_refused().await;
     it.auth.next().await.answer(Err(unavailable()));
@@ -463,11 +464,11 @@ async fn a_misconfigured_call_is_not_repeated_and_keeps_the_tokens() {
     assert_eq!(error.kind(), RefreshErrorKind::Misconfigured);
     assert!(it.auth.is_idle().await);
     it.assert_kept().await;
-    it.assert_mended(false).await;
+    it.assert_recovers(false).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_server_is_asked_again_no_earlier_than_it_said() {
+async fn a_server_is_not_called_again_before_its_retry_after() {
     let mut it = Fixture::new().await;
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
@@ -481,7 +482,7 @@ async fn the_server_is_asked_again_no_earlier_than_it_said() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_attempt_is_made_past_the_time_out_and_nobody_waits_for_it() {
+async fn an_attempt_past_the_time_out_is_neither_made_nor_waited_for() {
     let mut it = Fixture::new().await;
     let begun = Instant::now();
     let response = it.get_refused().await;
@@ -491,7 +492,7 @@ async fn no_attempt_is_made_past_the_time_out_and_nobody_waits_for_it() {
     assert_took(begun, 20 * SECOND);
     let NotRefreshed::Failed(error) = not_refreshed(&response) else { panic!() };
     assert_eq!((error.kind(), error.retry_after()), (RefreshErrorKind::Unavailable, Some(20 * SECOND)));
-    // The cool-down is as long as the server said.
+    // The cool-down is as long as the server requested.
     sleep(19 * SECOND).await;
     let response = it.get_refused().await.await.unwrap();
     assert!(matches!(not_refreshed(&response), NotRefreshed::CoolingDown(_)));
@@ -501,7 +502,7 @@ async fn no_attempt_is_made_past_the_time_out_and_nobody_waits_for_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_asks_for_a_day_or_for_ever_is_asked_again_after_five_minutes() {
+async fn a_retry_after_of_a_day_or_more_is_limited_to_five_minutes() {
     for delay in [24 * 60 * 60 * SECOND, Duration::MAX] {
         let mut it = Fixture::new().await;
         let begun = Instant::now();
@@ -522,7 +523,7 @@ async fn a_server_that_asks_for_a_day_or_for_ever_is_asked_again_after_five_minu
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_asks_for_no_delay_is_still_asked_three_times_at_most() {
+async fn a_server_with_a_retry_after_of_zero_is_still_called_three_times_at_most() {
     let mut it = Fixture::new().await;
     let response = it.get_refused().await;
     for refresh in 0..3 {
@@ -536,7 +537,7 @@ async fn a_server_that_asks_for_no_delay_is_still_asked_three_times_at_most() {
 // In doubt.
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_was_lost_is_not_asked_for_again_within_the_flight() {
+async fn a_refresh_whose_answer_was_lost_is_not_repeated_within_the_flight() {
     let mut it = Fixture::new().await;
     let begun = Instant::now();
     let response = it.get_refused().await;
@@ -549,11 +550,11 @@ async fn an_answer_that_was_lost_is_not_asked_for_again_within_the_flight() {
     assert!(matches!(not_refreshed(&response), NotRefreshed::CoolingDown(_)));
     assert!(it.auth.is_idle().await);
     it.assert_kept().await;
-    it.assert_mended(true).await;
+    it.assert_recovers(true).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_in_doubt_is_presented_once_a_flight_and_marked_for_as_long_as_answers_are_lost() {
+async fn a_token_in_doubt_is_presented_once_a_flight_and_marked_as_long_as_answers_are_lost() {
     let mut it = Fixture::new().await;
     it.fail_once(in_doubt()).await;
     for _ in 0..3 {
@@ -566,9 +567,9 @@ async fn a_token_in_doubt_is_presented_once_a_flight_and_marked_for_as_long_as_a
         assert!(it.auth.is_idle().await);
         cool_down().await;
     }
-    it.assert_mended(true).await;
+    it.assert_recovers(true).await;
 
-    // Tokens are a definite answer: their own refresh token is in no doubt.
+    // Tokens are a definite answer: their refresh token is not in doubt.
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
     assert_eq!(refresh.presented(), "r2");
@@ -592,7 +593,7 @@ async fn a_rejection_of_a_token_in_doubt_ends_the_session() {
 async fn an_answer_that_is_not_definite_leaves_the_token_in_doubt() {
     let mut it = Fixture::new().await;
     it.fail_once(in_doubt()).await;
-    // "Later" says nothing about the call whose answer was lost.
+    // An unavailable server gives no information about the call whose answer was lost.
     let response = it.get_refused().await;
     for _ in 0..3 {
         let refresh = it.auth.next().await;
@@ -601,24 +602,24 @@ async fn an_answer_that_is_not_definite_leaves_the_token_in_doubt() {
     }
     response.await.unwrap();
     cool_down().await;
-    // Nor does a proxy's page.
+    // Neither does a proxy's error page.
     it.fail_once(RefreshError::misconfigured("a firewall's page")).await;
-    it.assert_mended(true).await;
+    it.assert_recovers(true).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_later_attempt_that_sent_nothing_does_not_take_the_doubt_away() {
+async fn a_later_attempt_that_sent_nothing_does_not_clear_the_doubt() {
     let mut it = Fixture::with(|builder| builder.tokens(pair(1)).rotation(Rotation::Reusable)).await;
     let response = it.get_refused().await;
     it.auth.next().await.answer(Err(in_doubt()));
     it.auth.next().await.answer(Err(unavailable()));
     it.auth.next().await.answer(Err(RefreshError::misconfigured("invalid_client")));
     response.await.unwrap();
-    it.assert_mended(true).await;
+    it.assert_recovers(true).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_does_not_rotate_is_asked_again_within_the_flight() {
+async fn a_server_that_does_not_rotate_is_called_again_within_the_flight() {
     let mut it = Fixture::with(|builder| builder.tokens(pair(1)).rotation(Rotation::Reusable)).await;
     let response = it.get_refused().await;
     for marked in [false, true, true] {
@@ -632,7 +633,7 @@ async fn a_server_that_does_not_rotate_is_asked_again_within_the_flight() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_with_a_grace_period_is_asked_again_within_it() {
+async fn a_server_with_a_grace_period_is_called_again_within_it() {
     let mut it = Fixture::with(|builder| builder.tokens(pair(1)).rotation(Rotation::Grace(5 * SECOND))).await;
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
@@ -646,7 +647,7 @@ async fn a_server_with_a_grace_period_is_asked_again_within_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_with_a_grace_period_is_not_asked_again_after_it() {
+async fn a_server_with_a_grace_period_is_not_called_again_after_it() {
     let mut it = Fixture::with(|builder| builder.tokens(pair(1)).rotation(Rotation::Grace(5 * SECOND))).await;
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
@@ -657,7 +658,7 @@ async fn a_server_with_a_grace_period_is_not_asked_again_after_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_patience_that_outlasts_the_grace_period_ends_the_flight() {
+async fn a_retry_after_beyond_the_grace_period_ends_the_flight() {
     let mut it = Fixture::with(|builder| builder.tokens(pair(1)).rotation(Rotation::Grace(5 * SECOND))).await;
     let response = it.get_refused().await;
     it.auth.next().await.answer(Err(in_doubt()));
@@ -665,7 +666,7 @@ async fn a_patience_that_outlasts_the_grace_period_ends_the_flight() {
     assert_eq!(response.await.unwrap().status(), 401);
     assert!(it.auth.is_idle().await);
     cool_down().await;
-    it.assert_mended(true).await;
+    it.assert_recovers(true).await;
 }
 
 // Answers with tokens.
@@ -678,11 +679,11 @@ async fn an_answer_without_any_token_is_in_doubt() {
     assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
     assert!(it.auth.is_idle().await);
     it.assert_kept().await;
-    it.assert_mended(true).await;
+    it.assert_recovers(true).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_without_an_access_token_is_in_doubt_and_evicts_nothing() {
+async fn an_answer_without_an_access_token_is_in_doubt_and_replaces_nothing() {
     let mut it = Fixture::new().await;
     let response = it.get_refused().await;
     it.auth.next().await.answer(Ok(Tokens::from_refresh_token(refresh("r2"))));
@@ -739,7 +740,7 @@ async fn a_rejected_refresh_token_ends_the_session_with_one_event_and_one_outcom
     settle().await;
     assert!(store.load().await.unwrap().is_none());
 
-    // What is sent now goes bare, and its 401 says why.
+    // Later requests are sent without a token, and their 401 reports the reason.
     let response = it.get();
     let call = it.api.next().await;
     assert_eq!(call.token(), None);
@@ -759,7 +760,7 @@ async fn a_rejection_inside_another_error_ends_the_session_too() {
     struct Layered(RefreshError);
     impl std::fmt::Display for Layered {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("a layer of its own")
+            f.write_str("a wrapping error")
         }
     }
     impl std::error::Error for Layered {
@@ -779,7 +780,7 @@ async fn a_rejection_inside_another_error_ends_the_session_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn signing_in_after_the_end_begins_anew() {
+async fn signing_in_after_the_end_starts_a_new_epoch() {
     let mut it = Fixture::new().await;
     it.fail_once(RefreshError::rejected("invalid_grant")).await;
     it.session.sign_in(pair(5)).await.unwrap();
@@ -800,7 +801,7 @@ async fn a_rejection_is_overruled_by_newer_tokens_in_the_store() {
     let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
-    // A peer whose clock runs ahead took the claim for expired, and was faster.
+    // A peer whose clock is ahead considered the claim expired, and refreshed first.
     sleep(Duration::from_secs(1)).await;
     let record = store.record().await.unwrap();
     store.without_faults().replace(record.epoch, &pair(2)).await.unwrap();
@@ -837,24 +838,24 @@ async fn a_rejection_ends_nothing_while_the_store_cannot_be_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rejection_ends_nothing_where_a_peer_has_taken_the_claim_over() {
+async fn a_rejection_ends_nothing_if_a_peer_has_taken_the_claim_over() {
     let store = FaultyStore::new();
     let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
     let response = it.get_refused().await;
-    // The process is suspended until long after its lease. It comes back to the answer, and to a peer at work.
+    // The process is suspended until long after its lease. When it resumes with the answer, a peer holds the claim.
     store.fault(Op::Renew, Fault::Hang);
     it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
     tokio::time::advance(Duration::from_secs(3600)).await;
-    let peers = store.claim_as_peer(Duration::from_secs(40)).await;
+    let peer_claim = store.claim_as_peer(Duration::from_secs(40)).await;
     store.heal();
-    // Its waiters were due long ago.
+    // The deadline of the waiters has long passed.
     assert!(matches!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt));
     settle().await;
     assert_eq!(it.session.state(), SessionState::Active);
     it.assert_kept().await;
 
-    // What the peer buys is adopted.
-    store.without_faults().commit(&peers, &pair(2)).await.unwrap();
+    // The tokens that the peer obtains are adopted.
+    store.without_faults().commit(&peer_claim, &pair(2)).await.unwrap();
     cool_down().await;
     let response = it.get_refused().await;
     let call = it.api.next().await;
@@ -878,7 +879,7 @@ async fn a_rejection_ends_nothing_while_the_claim_cannot_be_renewed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rejection_that_cannot_be_verified_is_no_doubt_and_the_next_one_ends_the_session() {
+async fn an_unverified_rejection_leaves_no_doubt_and_the_next_one_ends_the_session() {
     for op in [Op::Renew, Op::Load] {
         let store = FaultyStore::new();
         let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
@@ -889,7 +890,7 @@ async fn a_rejection_that_cannot_be_verified_is_no_doubt_and_the_next_one_ends_t
         it.assert_kept().await;
         store.heal();
         cool_down().await;
-        // The server has said that the token was of no use.
+        // The rejection was a definite answer.
         let response = it.get_refused().await;
         let refresh = it.auth.next().await;
         assert!(!refresh.request.is_in_doubt());
@@ -900,7 +901,7 @@ async fn a_rejection_that_cannot_be_verified_is_no_doubt_and_the_next_one_ends_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rejection_that_cannot_be_verified_does_not_take_the_doubt_away() {
+async fn an_unverified_rejection_does_not_clear_an_earlier_doubt() {
     let store = FaultyStore::new();
     let mut it =
         Fixture::with(|builder| builder.tokens(pair(1)).rotation(Rotation::Reusable).shared_store(store.clone())).await;
@@ -909,15 +910,15 @@ async fn a_rejection_that_cannot_be_verified_does_not_take_the_doubt_away() {
     store.fault(Op::Load, Fault::Fail);
     it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
     response.await.unwrap();
-    it.assert_mended(true).await;
+    it.assert_recovers(true).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_process_that_dies_on_a_rejection_leaves_its_peers_waiting_for_15_seconds_at_most() {
+async fn a_process_that_dies_after_a_rejection_blocks_its_peers_for_15_seconds_at_most() {
     let store = FaultyStore::new();
     let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
     let response = it.get_refused().await;
-    // It comes as far as the record that is to be deleted.
+    // The process gets as far as deleting the record.
     store.fault(Op::Clear, Fault::Hang);
     it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
     response.await.unwrap();
@@ -929,7 +930,7 @@ async fn a_process_that_dies_on_a_rejection_leaves_its_peers_waiting_for_15_seco
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rejection_where_a_peer_has_signed_out_is_a_sign_out() {
+async fn a_rejection_after_a_peers_sign_out_is_a_sign_out() {
     let store = FaultyStore::new();
     let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
     let response = it.get_refused().await;
@@ -941,10 +942,10 @@ async fn a_rejection_where_a_peer_has_signed_out_is_a_sign_out() {
     assert_eq!(it.session.state(), SessionState::SignedOut);
 }
 
-// The refresh call comes through the layer that it serves.
+// Refresh calls that are sent through the layer that they serve.
 
-/// A client whose session's refresh calls are sent as `POST /auth/refresh` through what `transport` makes of it.
-async fn calls_itself<T>(transport: impl FnOnce(Client) -> T) -> Fixture
+/// A client whose refresh calls are sent as `POST /auth/refresh` through the service that `transport` builds from it.
+async fn refreshing_through_itself<T>(transport: impl FnOnce(Client) -> T) -> Fixture
 where
     T: Service<Request<Full<bytes::Bytes>>, Response = http::Response<Full<bytes::Bytes>>>
         + Clone
@@ -977,8 +978,8 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_call_through_its_own_layer_passes_untouched() {
-    let mut it = calls_itself(|client| client).await;
+async fn a_refresh_call_through_its_own_layer_passes_through_unchanged() {
+    let mut it = refreshing_through_itself(|client| client).await;
     let begun = Instant::now();
     let response = it.get_refused().await;
     let refresh = it.api.next().await;
@@ -994,7 +995,7 @@ async fn a_refresh_call_through_its_own_layer_passes_untouched() {
 
 #[tokio::test(start_paused = true)]
 async fn a_401_to_a_refresh_call_through_its_own_layer_triggers_nothing() {
-    let mut it = calls_itself(|client| client).await;
+    let mut it = refreshing_through_itself(|client| client).await;
     let response = it.get_refused().await;
     it.api.next().await.reply(401).await;
     assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::Misconfigured);
@@ -1006,7 +1007,7 @@ async fn a_401_to_a_refresh_call_through_its_own_layer_triggers_nothing() {
 async fn a_refresh_call_through_another_sessions_layer_carries_that_sessions_token() {
     let mut other = Fixture::with(|builder| builder.tokens(pair(7))).await;
     let client = other.client.clone();
-    let mut it = calls_itself(move |_| client).await;
+    let mut it = refreshing_through_itself(move |_| client).await;
     let response = it.get_refused().await;
     other.api.reply(1, "a7", 200).await;
     it.api.reply(1, "a2", 200).await;
@@ -1015,7 +1016,7 @@ async fn a_refresh_call_through_another_sessions_layer_carries_that_sessions_tok
 
 #[tokio::test(start_paused = true)]
 async fn a_refresh_call_through_its_own_layer_behind_a_buffer_ends_by_its_time_out() {
-    let mut it = calls_itself(|client| Buffer::new(client, 8)).await;
+    let mut it = refreshing_through_itself(|client| Buffer::new(client, 8)).await;
     let begun = Instant::now();
     let response = it.get_refused().await;
     let response = response.await.unwrap();

@@ -1,4 +1,4 @@
-//! The middleware through its public surface, as scenarios.
+//! Scenarios over the public API of the middleware.
 
 #![expect(unreachable_pub, clippy::unwrap_used, reason = "a test binary: a panic is a failed test")]
 

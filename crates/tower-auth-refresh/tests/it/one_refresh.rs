@@ -1,4 +1,4 @@
-//! One refresh, however many requests fail, and whichever token they failed with.
+//! Single flight: one refresh for any number of refused requests, whichever token they carried.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ async fn a_late_401_to_an_older_token_is_replayed_without_a_refresh() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_401_that_is_late_by_many_tokens_is_replayed_with_the_newest() {
+async fn a_401_that_is_late_by_many_generations_is_replayed_with_the_newest_token() {
     let mut it = Fixture::new().await;
     let late = it.get();
     let late_call = it.api.next().await;
@@ -57,13 +57,13 @@ async fn a_401_that_is_late_by_many_tokens_is_replayed_with_the_newest() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_hundred_401s_staggered_over_each_of_ten_refreshes_in_a_row_cause_no_other() {
+async fn two_hundred_401s_staggered_over_each_of_ten_refreshes_in_a_row_cause_no_further_refresh() {
     let mut it = Fixture::new().await;
     for n in 1..=10 {
         let (old, new) = (format!("a{n}"), format!("a{}", n + 1));
         let responses: Vec<_> = (0..200).map(|_| it.get()).collect();
         let mut calls = it.api.take(200).await;
-        // Before the refresh is up, while it is up, and when it is over.
+        // Answered 401 before, during and after the refresh.
         let (after, during) = (calls.split_off(130), calls.split_off(60));
         for call in calls {
             assert_eq!(call.token(), Some(&*old));
@@ -102,7 +102,7 @@ async fn a_late_401_joins_the_refresh_that_replaces_a_token_refused_since() {
     let refresh = it.auth.next().await;
 
     late_call.reply(401).await;
-    // No use to replay it with a token that is known to be refused.
+    // Not replayed yet: the token in force is known to be refused.
     assert!(it.api.is_idle().await);
     assert!(it.auth.is_idle().await);
     refresh.answer(Ok(pair(3)));
@@ -161,7 +161,7 @@ async fn a_refused_replay_is_returned_as_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replay_that_fails_otherwise_is_returned_as_it_is() {
+async fn a_replay_with_another_error_status_is_returned_as_it_is() {
     let mut it = Fixture::new().await;
     for (n, status) in [(1, 403), (2, 404), (3, 429), (4, 500), (5, 503)] {
         let response = it.get();
@@ -176,7 +176,7 @@ async fn a_replay_that_fails_otherwise_is_returned_as_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_very_token_that_was_refused_is_not_replayed_with() {
+async fn a_request_is_not_replayed_with_the_token_that_was_refused() {
     let mut it = Fixture::new().await;
     let responses = [it.get(), it.get()];
     it.api.reply(2, "a1", 401).await;
@@ -193,7 +193,7 @@ async fn the_very_token_that_was_refused_is_not_replayed_with() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_late_401_too_is_one_refresh_where_that_brings_the_token_that_was_refused_since() {
+async fn a_late_401_causes_one_refresh_if_that_returns_a_token_refused_in_the_meantime() {
     let mut it = Fixture::new().await;
     let late = it.get();
     let late_call = it.api.next().await;
@@ -273,7 +273,7 @@ async fn the_generation_grows_by_one_with_each_new_token_and_by_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refreshing_by_hand_joins_the_refresh_that_is_under_way() {
+async fn a_manual_refresh_joins_the_refresh_that_is_under_way() {
     let mut it = Fixture::new().await;
     let response = it.get();
     it.api.reply(1, "a1", 401).await;
@@ -289,14 +289,14 @@ async fn refreshing_by_hand_joins_the_refresh_that_is_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refreshing_by_hand_is_done_with_the_first_new_token_even_if_an_api_refuses_it_at_once() {
+async fn a_manual_refresh_completes_with_the_first_new_token_even_if_an_api_refuses_it_at_once() {
     let mut it = Fixture::new().await;
     let session = it.session.clone();
     let mut manual = tokio_test::task::spawn(session.refresh());
     assert!(manual.poll().is_pending());
     it.auth.next().await.answer(Ok(pair(2)));
     settle().await;
-    // Refused, and not to be replaced for now, before the caller gets to look.
+    // The new token is refused, and the session cools down, before the manual refresh is polled.
     let response = it.get();
     it.api.reply(1, "a2", 401).await;
     it.auth.next().await.answer(Err(RefreshError::misconfigured("no such client")));
@@ -308,7 +308,7 @@ async fn refreshing_by_hand_is_done_with_the_first_new_token_even_if_an_api_refu
     assert!(it.auth.is_idle().await);
 }
 
-/// Has the session refresh to [`pair`]`(n)`, by a request that the API refuses first.
+/// Refreshes the session to [`pair`]`(n)` with a request that the API first refuses.
 async fn refresh_to(it: &mut Fixture, n: u32) {
     let response = it.get();
     it.api.reply(1, &format!("a{}", n - 1), 401).await;

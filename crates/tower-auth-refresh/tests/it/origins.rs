@@ -1,4 +1,4 @@
-//! Whose token goes to whom: users apart from one another, and no origin but ours.
+//! Isolation: no token reaches another user's request or a foreign origin.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -28,7 +28,7 @@ use crate::support::*;
 
 const API_TOKEN: HeaderName = HeaderName::from_static("x-api-token");
 
-/// Sends through any client, in a task of its own.
+/// Sends a request through any client, in a new task.
 fn send<C>(client: &C, request: Request<Full<Bytes>>) -> JoinHandle<Response<Full<Bytes>>>
 where
     C: Service<Request<Full<Bytes>>, Response = Response<Full<Bytes>>> + Clone + Send + 'static,
@@ -51,7 +51,7 @@ fn redirect(location: &str) -> Response<Full<Bytes>> {
     Response::builder().status(307).header(LOCATION, location).body(Full::default()).unwrap()
 }
 
-/// A client that follows redirects, around the layer.
+/// The layer inside a client that follows redirects.
 fn following<S: Clone>(layer: &AuthRefreshLayer<S>, api: Api) -> FollowRedirect<tower_auth_refresh::AuthRefresh<Api, S>>
 where
     AuthRefreshLayer<S>: Layer<Api, Service = tower_auth_refresh::AuthRefresh<Api, S>>,
@@ -65,7 +65,7 @@ async fn session() -> (Session, AuthCalls) {
     (Session::builder(service).tokens(pair(1)).build().await.unwrap(), auth)
 }
 
-// Users apart from one another.
+// Isolation of users.
 
 #[tokio::test(start_paused = true)]
 async fn two_users_refresh_at_once_and_neither_waits_for_the_other() {
@@ -94,7 +94,7 @@ async fn two_users_refresh_at_once_and_neither_waits_for_the_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_refresh_of_one_user_hangs_the_requests_of_another_go_through() {
+async fn a_hanging_refresh_of_one_user_does_not_delay_the_requests_of_another() {
     let ((alice, mut alices_auth), (bob, _bobs_auth)) = (session().await, session().await);
     bob.sign_in(Tokens::new(access("bob1"), refresh("bob-r1"))).await.unwrap();
     let (service, mut api) = script();
@@ -102,7 +102,7 @@ async fn while_the_refresh_of_one_user_hangs_the_requests_of_another_go_through(
     let stuck = send(&client, get_as(&alice, ORIGIN));
     api.reply(1, "a1", 401).await;
     let _hanging = alices_auth.next().await;
-    // Held back before it is sent, and through the same handle as the next.
+    // Held back before it is sent, through the same client as the next requests.
     let held_back = send(&client, get_as(&alice, ORIGIN));
     assert!(api.is_idle().await);
     for _ in 0..10 {
@@ -113,76 +113,77 @@ async fn while_the_refresh_of_one_user_hangs_the_requests_of_another_go_through(
     assert!(!stuck.is_finished() && !held_back.is_finished());
 }
 
-/// An authorization server and an API that know which token is whose. Every token names its user.
+/// An authorization server and an API that check the owner of each token. Every token names its user.
 #[derive(Clone, Default)]
-struct Town(Arc<Mutex<Books>>);
+struct Servers(Arc<Mutex<ServerState>>);
 
 #[derive(Default)]
-struct Books {
-    /// The number of the access token and of the refresh token that are good, for each user.
-    good: HashMap<usize, u32>,
+struct ServerState {
+    /// The number of each user's valid access token and refresh token.
+    valid: HashMap<usize, u32>,
     calls: u32,
     refreshes: u32,
-    /// How many calls an access token is good for.
+    /// The number of accepted calls with each access token.
     used: HashMap<(usize, u32), u32>,
 }
 
-impl Town {
+impl Servers {
     fn tokens(user: usize, number: u32) -> Tokens {
         let of = |kind: &str| format!("canary-{kind}-of-user-{user}-number-{number}");
         Tokens::new(access(&of("access")), refresh(&of("refresh")))
     }
 
     async fn session(&self, user: usize) -> Session {
-        self.0.lock().unwrap().good.insert(user, 1);
-        let town = self.clone();
+        self.0.lock().unwrap().valid.insert(user, 1);
+        let servers = self.clone();
         let service = tower::service_fn(move |request: RefreshRequest| {
-            let town = town.clone();
+            let servers = servers.clone();
             async move {
-                linger().await;
+                random_pause().await;
                 let presented = request.refresh_token().cloned().unwrap();
                 let answer = {
-                    let mut books = town.0.lock().unwrap();
-                    let number = books.good.get_mut(&user).unwrap();
+                    let mut state = servers.0.lock().unwrap();
+                    let number = state.valid.get_mut(&user).unwrap();
                     assert_eq!(Some(&presented), Self::tokens(user, *number).refresh_token(), "of user {user}");
                     *number += 1;
                     let number = *number;
-                    books.refreshes += 1;
+                    state.refreshes += 1;
                     Self::tokens(user, number)
                 };
-                linger().await;
+                random_pause().await;
                 Ok::<_, tower_auth_refresh::RefreshError>(answer)
             }
         });
         Session::builder(service).tokens(Self::tokens(user, 1)).build().await.unwrap()
     }
 
-    /// Answers for user `n` at `/n`: 200 to his own good token, 401 to an old one, and a panic to anybody else's.
+    /// Answers for user `n` at `/n`: 200 for that user's valid token, 401 for an old one. Panics if the token is another
+    /// user's.
     async fn answer(self, request: Request<ReplayBody<Full<Bytes>>>, lasting: u32) -> Response<Full<Bytes>> {
-        linger().await;
+        random_pause().await;
         let owner: usize = request.uri().path()[1..].parse().unwrap();
         let token = request.headers()[AUTHORIZATION].to_str().unwrap().strip_prefix("Bearer ").unwrap().to_owned();
-        let good = {
-            let mut books = self.0.lock().unwrap();
-            books.calls += 1;
-            let number = books.good[&owner];
-            let good = Some(&access(&token)) == Self::tokens(owner, number).access_token();
-            assert!(good || token.contains(&format!("-of-user-{owner}-number-")), "{token} on a request of {owner}");
-            let count = books.used.entry((owner, number)).or_default();
-            *count += u32::from(good);
-            good && *count <= lasting
+        let valid = {
+            let mut state = self.0.lock().unwrap();
+            state.calls += 1;
+            let number = state.valid[&owner];
+            let valid = Some(&access(&token)) == Self::tokens(owner, number).access_token();
+            assert!(valid || token.contains(&format!("-of-user-{owner}-number-")), "{token} on a request of {owner}");
+            let count = state.used.entry((owner, number)).or_default();
+            *count += u32::from(valid);
+            valid && *count <= lasting
         };
-        linger().await;
-        response(if good { 200 } else { 401 })
+        random_pause().await;
+        response(if valid { 200 } else { 401 })
     }
 
-    /// `rounds` requests of each of `users`, all through one client; whoever's token has been used `lasting` times needs
-    /// a new one.
-    async fn live(self, users: usize, rounds: usize, lasting: u32) -> u32 {
-        let town = self.clone();
+    /// Sends `rounds` requests for each of `users`, all through one client. An access token expires after `lasting`
+    /// uses. Returns the number of refreshes.
+    async fn run(self, users: usize, rounds: usize, lasting: u32) -> u32 {
+        let servers = self.clone();
         let api = tower::service_fn(move |request| {
-            let town = town.clone();
-            async move { Ok::<_, Infallible>(town.answer(request, lasting).await) }
+            let servers = servers.clone();
+            async move { Ok::<_, Infallible>(servers.answer(request, lasting).await) }
         });
         let client = AuthRefreshLayer::per_request(origin()).layer(api);
         let mut sessions = Vec::new();
@@ -194,12 +195,12 @@ impl Town {
             let user = round % users;
             let (client, request) = (client.clone(), get_as(&sessions[user], &format!("{ORIGIN}/{user}")));
             requests.spawn(async move {
-                linger().await;
+                random_pause().await;
                 client.oneshot(request).await.unwrap()
             });
         }
         while let Some(response) = requests.join_next().await {
-            // A replay may come when others have used the new token up: then its second 401 is the answer.
+            // Other requests may use up the new token before the replay, whose 401 is then returned.
             let response = response.unwrap();
             assert!(response.status() == 200 || matches!(report(&response), RefreshReport::ReplayRefused));
         }
@@ -207,8 +208,8 @@ impl Town {
     }
 }
 
-/// A moment of random length, so that no two rounds are alike.
-async fn linger() {
+/// Waits for a random time, so that rounds differ.
+async fn random_pause() {
     if fastrand::bool() {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(0..20))).await;
     }
@@ -221,18 +222,18 @@ async fn linger() {
 async fn tokens_of_two_users_never_cross_in_many_random_rounds() {
     for seed in 0..100 {
         fastrand::seed(seed);
-        let refreshes = Town::default().live(2, 40, 5).await;
-        assert!(refreshes >= 2, "seed {seed}: both had to refresh");
+        let refreshes = Servers::default().run(2, 40, 5).await;
+        assert!(refreshes >= 2, "seed {seed}: each user has to refresh");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_of_many_users_never_cross_on_several_threads() {
-    assert!(Town::default().live(20, 50, 12).await >= 20);
+    assert!(Servers::default().run(20, 50, 12).await >= 20);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_session_of_a_request_goes_no_further_than_the_layer() {
+async fn the_session_of_a_request_is_not_passed_to_the_inner_service() {
     let (session, mut auth) = session().await;
     let (service, mut api) = script();
     let client = AuthRefreshLayer::per_request(origin()).layer(service);
@@ -262,7 +263,7 @@ async fn a_request_without_a_session_of_its_own_passes_untouched() {
     assert!(api.is_idle().await && auth.is_idle().await);
 }
 
-// No origin but ours.
+// Foreign origins.
 
 #[tokio::test(start_paused = true)]
 async fn a_redirect_to_a_foreign_origin_carries_no_token_and_its_401_triggers_nothing() {
@@ -287,7 +288,7 @@ async fn a_redirect_to_a_foreign_origin_carries_no_token_and_its_401_triggers_no
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replay_that_is_redirected_to_a_foreign_origin_leaves_the_new_token_behind() {
+async fn a_replay_that_is_redirected_to_a_foreign_origin_carries_no_token_there() {
     let (session, mut auth) = session().await;
     let (service, mut api) = script();
     let client = following(&AuthRefreshLayer::new(session, origin()), service);
@@ -322,7 +323,7 @@ async fn every_hop_within_the_origin_carries_the_token_and_may_be_refreshed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_detour_over_a_foreign_origin_gets_the_token_at_home_alone() {
+async fn a_redirect_to_a_foreign_origin_and_back_carries_the_token_to_the_own_origin_only() {
     let (session, _auth) = session().await;
     let (service, mut api) = script();
     let client = following(&AuthRefreshLayer::new(session, origin()), service);
@@ -337,7 +338,7 @@ async fn a_detour_over_a_foreign_origin_gets_the_token_at_home_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_of_one_request_stays_behind_on_cross_origin_hops_even_to_another_origin_of_ours() {
+async fn the_session_of_a_request_is_dropped_on_a_cross_origin_redirect_even_to_another_own_origin() {
     let (session, mut auth) = session().await;
     let (service, mut api) = script();
     let ours = [origin(), Origin::parse("https://files.example.com").unwrap()];
@@ -360,7 +361,7 @@ async fn a_session_of_one_request_stays_behind_on_cross_origin_hops_even_to_anot
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_redirect_policy_lets_pass_is_heeded_and_the_origin_still_checked_on_every_hop() {
+async fn extensions_that_a_redirect_policy_keeps_are_used_and_the_origin_is_still_checked_on_every_hop() {
     let (session, mut auth) = session().await;
     let ours = [origin(), Origin::parse("https://files.example.com").unwrap()];
     let lenient = FilterCredentials::new().allow_extension::<Session>().allow_extension::<SkipAuth>();
@@ -384,7 +385,7 @@ async fn what_a_redirect_policy_lets_pass_is_heeded_and_the_origin_still_checked
     assert!(auth.is_idle().await);
 }
 
-/// Whether a request for `uri` through this layer carries the token.
+/// Returns true if the request carries the token after this layer.
 async fn carries_token<S>(layer: &AuthRefreshLayer<S>, request: Request<Full<Bytes>>) -> bool
 where
     S: SessionSource,
@@ -400,7 +401,7 @@ where
     token.is_some()
 }
 
-/// To be told from `https://api.example.com`.
+/// URIs of origins that resemble `https://api.example.com`.
 const RESEMBLING: [&str; 14] = [
     "http://api.example.com/",
     "http://api.example.com:443/",
@@ -419,7 +420,7 @@ const RESEMBLING: [&str; 14] = [
 ];
 
 #[tokio::test(start_paused = true)]
-async fn an_origin_that_merely_resembles_ours_gets_no_token() {
+async fn an_origin_that_only_resembles_the_own_one_gets_no_token() {
     let (session, mut auth) = session().await;
     let layer = AuthRefreshLayer::new(session, origin());
     for ours in [
@@ -438,7 +439,7 @@ async fn an_origin_that_merely_resembles_ours_gets_no_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_redirect_to_an_origin_that_merely_resembles_ours_carries_no_token() {
+async fn a_redirect_to_an_origin_that_only_resembles_the_own_one_carries_no_token() {
     let (session, mut auth) = session().await;
     let layer = AuthRefreshLayer::new(session, origin());
     for foreign in RESEMBLING {
@@ -454,7 +455,7 @@ async fn a_redirect_to_an_origin_that_merely_resembles_ours_carries_no_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_host_header_makes_no_origin() {
+async fn a_host_header_does_not_define_the_origin() {
     let (session, _auth) = session().await;
     let layer = AuthRefreshLayer::new(session, origin());
     let mut request = get("https://evil.example/");
@@ -466,7 +467,7 @@ async fn a_host_header_makes_no_origin() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layer_without_origins_shows_the_token_to_nobody() {
+async fn a_layer_without_origins_attaches_no_token() {
     let (session, _auth) = session().await;
     let layer = AuthRefreshLayer::new(session, Origins::default());
     for uri in [ORIGIN, "/"] {
@@ -475,25 +476,25 @@ async fn a_layer_without_origins_shows_the_token_to_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_uri_without_authority_passes_bare_unless_the_leaf_fixes_the_origin() {
+async fn a_uri_without_authority_gets_no_token_unless_the_origin_is_assumed() {
     let (session, mut auth) = session().await;
     let named = AuthRefreshLayer::new(session.clone(), origin());
-    let fixed = AuthRefreshLayer::new(session.clone(), Origins::assume(origin()));
+    let assumed = AuthRefreshLayer::new(session.clone(), Origins::assume(origin()));
     for uri in ["/", "/package.Service/Method", "*"] {
         assert!(!carries_token(&named, get(uri)).await, "{uri}");
-        assert!(carries_token(&fixed, get(uri)).await, "{uri}");
+        assert!(carries_token(&assumed, get(uri)).await, "{uri}");
     }
-    assert!(carries_token(&fixed, get(ORIGIN)).await);
+    assert!(carries_token(&assumed, get(ORIGIN)).await);
     for foreign in ["https://evil.example/", "http://api.example.com/", "https://api.example.com:8443/"] {
-        assert!(!carries_token(&fixed, get(foreign)).await, "{foreign}");
+        assert!(!carries_token(&assumed, get(foreign)).await, "{foreign}");
     }
     let connect = Request::connect("api.example.com:443").body(Full::default()).unwrap();
-    assert!(!carries_token(&fixed, connect).await);
+    assert!(!carries_token(&assumed, connect).await);
     assert!(auth.is_idle().await);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_without_authority_is_refreshed_and_replayed_where_the_leaf_fixes_the_origin() {
+async fn a_request_without_authority_is_refreshed_and_replayed_if_the_origin_is_assumed() {
     let (session, mut auth) = session().await;
     let (service, mut api) = script();
     let client = AuthRefreshLayer::new(session, Origins::assume(origin())).layer(service);
@@ -508,7 +509,7 @@ async fn a_request_without_authority_is_refreshed_and_replayed_where_the_leaf_fi
 }
 
 #[tokio::test(start_paused = true)]
-async fn plain_http_is_refused_when_the_layer_is_built_unless_it_is_loopback_or_allowed_in_so_many_words() {
+async fn a_plain_http_origin_is_refused_unless_it_is_loopback_or_explicitly_allowed() {
     for refused in ["http://api.example.com", "http://10.0.0.1:8080", "http://localhost.example.com", "http://[::2]"] {
         let error = Origin::parse(refused).unwrap_err();
         assert!(error.to_string().contains("parse_allowing_http"), "{refused}: {error}");
@@ -528,17 +529,17 @@ async fn plain_http_is_refused_when_the_layer_is_built_unless_it_is_loopback_or_
     }
 }
 
-// The caller's own word.
+// Requests with their own credentials, and `SkipAuth`.
 
-/// The API refuses a request that the layer is to leave alone.
-async fn is_left_alone<S>(layer: &AuthRefreshLayer<S>, auth: &mut AuthCalls, request: Request<Full<Bytes>>)
+/// Asserts that the layer passes this request and its 401 through unchanged, and does not refresh.
+async fn assert_passes_through<S>(layer: &AuthRefreshLayer<S>, auth: &mut AuthCalls, request: Request<Full<Bytes>>)
 where
     S: SessionSource,
 {
     let (headers, has_session) = (request.headers().clone(), request.extensions().get::<Session>().is_some());
     let (service, mut api) = script();
     let mut client = layer.layer(service);
-    // From the third request on it has the token ready.
+    // From the third request on, the service uses a cached token.
     for _ in 0..3 {
         let response = client.ready().await.unwrap().call(get(ORIGIN));
         let response = tokio::spawn(response);
@@ -558,22 +559,22 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_callers_own_token_is_left_alone_and_its_401_triggers_nothing() {
+async fn a_callers_own_token_is_kept_and_its_401_triggers_nothing() {
     let (session, mut auth) = session().await;
     let layer = AuthRefreshLayer::new(session.clone(), origin());
     for value in ["Bearer mine", "Basic dXNlcjpwYXNz", ""] {
         let mut request = get(ORIGIN);
         request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static(value));
-        is_left_alone(&layer, &mut auth, request).await;
+        assert_passes_through(&layer, &mut auth, request).await;
     }
     let layer = layer.header(API_TOKEN).without_scheme();
     let mut request = get(ORIGIN);
     request.headers_mut().insert(API_TOKEN, HeaderValue::from_static("mine"));
-    is_left_alone(&layer, &mut auth, request).await;
+    assert_passes_through(&layer, &mut auth, request).await;
     let layer = AuthRefreshLayer::<PerRequest>::per_request(origin());
     let mut request = get_as(&session, ORIGIN);
     request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Bearer mine"));
-    is_left_alone(&layer, &mut auth, request).await;
+    assert_passes_through(&layer, &mut auth, request).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -589,10 +590,10 @@ async fn a_request_with_as_many_headers_as_fit_passes_untouched_and_its_401_trig
     assert!(full.clone().try_append(AUTHORIZATION, HeaderValue::from_static("")).is_err());
     let mut request = get(ORIGIN);
     *request.headers_mut() = full.clone();
-    is_left_alone(&AuthRefreshLayer::new(session.clone(), origin()), &mut auth, request).await;
+    assert_passes_through(&AuthRefreshLayer::new(session.clone(), origin()), &mut auth, request).await;
     let mut request = get_as(&session, ORIGIN);
     *request.headers_mut() = full;
-    is_left_alone(&AuthRefreshLayer::per_request(origin()), &mut auth, request).await;
+    assert_passes_through(&AuthRefreshLayer::per_request(origin()), &mut auth, request).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -607,7 +608,7 @@ async fn the_body_of_a_request_with_the_callers_own_token_arrives_frame_by_frame
         Ok::<_, BoxError>(Response::new(frames.join(" ")))
     });
     let mut client = AuthRefreshLayer::new(session, origin()).layer(inner);
-    // From the third request on the service has the token ready.
+    // From the third request on, the service uses a cached token.
     for own in [false, false, false, true, true] {
         let trailers = HeaderMap::from_iter([(API_TOKEN, HeaderValue::from_static("t"))]);
         let frames = [Frame::data(Bytes::from("one")), Frame::data(Bytes::from("two")), Frame::trailers(trailers)];
@@ -622,7 +623,7 @@ async fn the_body_of_a_request_with_the_callers_own_token_arrives_frame_by_frame
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_authorization_of_the_callers_own_stands_beside_a_token_in_another_header() {
+async fn a_callers_own_authorization_header_is_kept_beside_a_token_in_another_header() {
     let (session, mut auth) = session().await;
     let (service, mut api) = script();
     let client = AuthRefreshLayer::new(session, origin()).header(API_TOKEN).without_scheme().layer(service);
@@ -646,10 +647,10 @@ async fn a_request_that_opts_out_passes_untouched_and_its_401_triggers_nothing()
     let (session, mut auth) = session().await;
     let mut request = get(ORIGIN);
     request.extensions_mut().insert(SkipAuth);
-    is_left_alone(&AuthRefreshLayer::new(session.clone(), origin()), &mut auth, request).await;
+    assert_passes_through(&AuthRefreshLayer::new(session.clone(), origin()), &mut auth, request).await;
     let mut request = get_as(&session, ORIGIN);
     request.extensions_mut().insert(SkipAuth);
-    is_left_alone(&AuthRefreshLayer::per_request(origin()), &mut auth, request).await;
+    assert_passes_through(&AuthRefreshLayer::per_request(origin()), &mut auth, request).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -660,9 +661,9 @@ async fn a_request_that_opts_out_does_not_wait_for_a_refresh() {
     let mut request = get(ORIGIN);
     request.extensions_mut().insert(SkipAuth);
     let response = it.send(request);
-    let asked = Instant::now();
+    let begun = Instant::now();
     let call = it.api.next().await;
-    assert!(asked.elapsed() < Duration::from_secs(1));
+    assert!(begun.elapsed() < Duration::from_secs(1));
     assert_eq!(call.token(), None);
     call.reply(200).await;
     assert_eq!(response.await.unwrap().status(), 200);
@@ -676,15 +677,15 @@ async fn a_request_with_a_token_of_its_own_does_not_wait_for_a_refresh() {
     let mut request = get(ORIGIN);
     request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Bearer mine"));
     let response = it.send(request);
-    let asked = Instant::now();
+    let begun = Instant::now();
     let call = it.api.next().await;
-    assert!(asked.elapsed() < Duration::from_secs(1));
+    assert!(begun.elapsed() < Duration::from_secs(1));
     assert_eq!(call.request.headers()[AUTHORIZATION], "Bearer mine");
     call.reply(200).await;
     assert_eq!(response.await.unwrap().status(), 200);
 }
 
-// How the token is written.
+// The header that carries the token.
 
 #[tokio::test(start_paused = true)]
 async fn header_and_scheme_are_the_same_in_the_replay_and_the_value_is_marked_sensitive() {
@@ -719,7 +720,7 @@ async fn header_and_scheme_are_the_same_in_the_replay_and_the_value_is_marked_se
 }
 
 #[test]
-fn a_scheme_that_would_break_the_header_is_refused_without_being_repeated() {
+fn an_invalid_scheme_is_refused_and_not_repeated_in_the_panic_message() {
     for bad in ["", "Bearer ", "Bear er", "Bearer\r\nX-Evil: 1", "Bearer:", "Bearér", "\0", "Bearer hunter2"] {
         let layer = AuthRefreshLayer::per_request(origin());
         let panic = catch_unwind(AssertUnwindSafe(|| layer.scheme(bad))).unwrap_err();
@@ -730,7 +731,7 @@ fn a_scheme_that_would_break_the_header_is_refused_without_being_repeated() {
 }
 
 #[test]
-fn a_token_that_could_not_stand_in_a_header_is_refused_where_it_enters_with_a_clear_error() {
+fn a_token_that_is_no_valid_header_value_is_refused_at_construction_with_a_clear_error() {
     for bad in ["a\rb", "a\nb", "a\r\nX-Evil: 1", "a\0b", "a\tb", "a\u{7f}b", "tök", "\u{2028}", ""] {
         for error in [AccessToken::new(bad).unwrap_err(), RefreshToken::new(bad).unwrap_err()] {
             let message = error.to_string();

@@ -1,5 +1,5 @@
-//! How often the authorization server is called: the cool-down after a failure, and the guard against an API that
-//! refuses every fresh token.
+//! The rate of refresh calls: the cool-down after a failure, and the guard against an API that refuses every fresh
+//! token.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,16 +20,16 @@ use crate::support::*;
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
-/// A stack whose API and authorization server answer by themselves, at once, by a rule.
-struct World {
+/// A client stack whose API and authorization server answer at once, by a rule.
+struct Stack {
     session: Session,
     client: Client,
-    /// All refresh calls, and those that bought tokens.
+    /// The time of each refresh call, and whether it returned tokens.
     refreshes: Arc<Mutex<Vec<(Instant, bool)>>>,
 }
 
-impl World {
-    /// `api` is asked with the token that a request carries. `auth` is asked with the number of the call, from 1.
+impl Stack {
+    /// `api` gets the token of each request, `auth` the number of each refresh call, from 1.
     async fn new(
         configure: impl FnOnce(SessionBuilder) -> SessionBuilder,
         mut api: impl FnMut(&str) -> Response<Full<Bytes>> + Send + 'static,
@@ -51,7 +51,7 @@ impl World {
         Self { session: it.session, client: it.client, refreshes }
     }
 
-    /// An API that refuses every token, beside an authorization server that issues them for ever.
+    /// An API that refuses every token, and an authorization server that always issues new ones.
     async fn refusing() -> Self {
         Self::new(|builder| builder.tokens(pair(1)), |_| response(401), fresh).await
     }
@@ -60,7 +60,7 @@ impl World {
         self.send(Request::get(ORIGIN).body(Full::default()).unwrap()).await
     }
 
-    /// A request that can't be sent twice.
+    /// Sends a request that can't be replayed.
     async fn upload(&self) -> Response<Full<Bytes>> {
         self.send(Request::put(ORIGIN).extension(ReplayLimit(0)).body(Full::from("data")).unwrap()).await
     }
@@ -73,20 +73,21 @@ impl World {
         self.refreshes.lock().unwrap().len()
     }
 
-    /// The most refreshes in any hour so far.
+    /// The largest number of successful refreshes in any hour so far.
     fn busiest_hour(&self) -> usize {
-        self.busiest_hour_of(|bought| bought)
+        self.busiest_hour_of(|succeeded| succeeded)
     }
 
     fn busiest_hour_of(&self, counts: impl Fn(bool) -> bool) -> usize {
         let log = self.refreshes.lock().unwrap();
-        let refreshes: Vec<Instant> = log.iter().filter(|(_, bought)| counts(*bought)).map(|(at, _)| *at).collect();
+        let refreshes: Vec<Instant> =
+            log.iter().filter(|(_, succeeded)| counts(*succeeded)).map(|(at, _)| *at).collect();
         let in_the_hour_from =
             |first: Instant| refreshes.iter().filter(|at| (first..first + HOUR).contains(at)).count();
         refreshes.iter().copied().map(in_the_hour_from).max().unwrap_or_default()
     }
 
-    /// One request after another, so close together that none of them finds a pause much longer than it is.
+    /// Sends a request every quarter of a second, so that no pause is exceeded by much.
     async fn hammer(&self, time: Duration) {
         let end = Instant::now() + time;
         while Instant::now() < end {
@@ -95,7 +96,7 @@ impl World {
         }
     }
 
-    /// How long it takes until a request causes a refresh again.
+    /// Sends requests until one causes a refresh, and returns the time until then.
     async fn pause(&self) -> Duration {
         let (begun, before) = (Instant::now(), self.refreshes());
         loop {
@@ -118,8 +119,8 @@ impl World {
     }
 }
 
-/// What an authorization server answers to its `n`th call: the tokens after those that the session began with.
-#[expect(clippy::unnecessary_wraps, reason = "it is what a refresh service returns")]
+/// The answer to the `n`th refresh call: the next tokens after those that the session started with.
+#[expect(clippy::unnecessary_wraps, reason = "the return type of a refresh service")]
 fn fresh(n: u32) -> Result<Tokens, RefreshError> {
     Ok(pair(n + 1))
 }
@@ -136,7 +137,7 @@ fn is_looping(response: &Response<Full<Bytes>>) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn a_401_in_the_cool_down_gets_the_cached_failure_without_a_call_or_a_wait() {
-    let it = World::new(|builder| builder.tokens(pair(1)), |_| response(401), |_| Err(misconfigured())).await;
+    let it = Stack::new(|builder| builder.tokens(pair(1)), |_| response(401), |_| Err(misconfigured())).await;
     let failed = failure(&it.get().await);
     let begun = Instant::now();
     for _ in 0..50 {
@@ -156,7 +157,7 @@ async fn a_401_in_the_cool_down_gets_the_cached_failure_without_a_call_or_a_wait
 
 #[tokio::test(start_paused = true)]
 async fn the_cool_down_doubles_from_a_second_to_a_minute_with_jitter() {
-    let it = World::new(|builder| builder.tokens(pair(1)), |_| response(401), |_| Err(misconfigured())).await;
+    let it = Stack::new(|builder| builder.tokens(pair(1)), |_| response(401), |_| Err(misconfigured())).await;
     it.get().await;
     let mut exact = 0;
     for doublings in 0..9 {
@@ -170,7 +171,7 @@ async fn the_cool_down_doubles_from_a_second_to_a_minute_with_jitter() {
 
 #[tokio::test(start_paused = true)]
 async fn after_a_thousand_failures_the_cool_down_is_a_minute_at_most() {
-    let it = World::new(|builder| builder.tokens(pair(1)), |_| response(401), |_| Err(misconfigured())).await;
+    let it = Stack::new(|builder| builder.tokens(pair(1)), |_| response(401), |_| Err(misconfigured())).await;
     for _ in 0..1_000 {
         it.get().await;
         sleep(61 * SECOND).await;
@@ -182,9 +183,9 @@ async fn after_a_thousand_failures_the_cool_down_is_a_minute_at_most() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_cool_down_ends_at_the_moment_that_the_server_asked_for() {
+async fn the_cool_down_ends_at_the_time_that_the_server_requested() {
     let busy = |_| Err(RefreshError::unavailable("too many requests").with_retry_after(2 * 60 * SECOND));
-    let it = World::new(|builder| builder.tokens(pair(1)), |_| response(401), busy).await;
+    let it = Stack::new(|builder| builder.tokens(pair(1)), |_| response(401), busy).await;
     it.get().await;
     sleep(Duration::from_millis(119_999)).await;
     it.get().await;
@@ -195,10 +196,10 @@ async fn the_cool_down_ends_at_the_moment_that_the_server_asked_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_succeeds_begins_the_cool_downs_anew() {
+async fn a_successful_refresh_resets_the_cool_down() {
     let auth = |n| if n == 6 { Ok(pair(2)) } else { Err(misconfigured()) };
     let api = |token: &str| response(if token == "a2" { 200 } else { 401 });
-    let it = World::new(|builder| builder.tokens(pair(1)), api, auth).await;
+    let it = Stack::new(|builder| builder.tokens(pair(1)), api, auth).await;
     for _ in 0..5 {
         it.get().await;
         sleep(61 * SECOND).await;
@@ -211,10 +212,10 @@ async fn a_refresh_that_succeeds_begins_the_cool_downs_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn new_tokens_lift_the_cool_down_at_once() {
+async fn new_tokens_end_the_cool_down_at_once() {
     let auth = |n| if n == 1 { Err(misconfigured()) } else { Ok(pair(8)) };
     let api = |token: &str| response(if token == "a8" { 200 } else { 401 });
-    let it = World::new(|builder| builder.tokens(pair(1)), api, auth).await;
+    let it = Stack::new(|builder| builder.tokens(pair(1)), api, auth).await;
     assert_eq!(failure(&it.get().await).kind(), RefreshErrorKind::Misconfigured);
     assert!(matches!(not_refreshed(&it.get().await), NotRefreshed::CoolingDown(_)));
     it.session.sign_in(pair(2)).await.unwrap();
@@ -223,10 +224,10 @@ async fn new_tokens_lift_the_cool_down_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refreshing_by_hand_needs_not_wait_for_the_cool_down_and_lifts_it() {
+async fn a_manual_refresh_ignores_the_cool_down_and_ends_it() {
     let auth = |n| if n < 3 { Err(misconfigured()) } else { Ok(pair(n)) };
     let api = |token: &str| response(if token == "a4" { 200 } else { 401 });
-    let it = World::new(|builder| builder.tokens(pair(1)), api, auth).await;
+    let it = Stack::new(|builder| builder.tokens(pair(1)), api, auth).await;
     it.get().await;
     assert!(matches!(it.session.refresh().await, Err(NotRefreshed::Failed(_))));
     assert!(matches!(not_refreshed(&it.get().await), NotRefreshed::CoolingDown(_)));
@@ -237,9 +238,9 @@ async fn refreshing_by_hand_needs_not_wait_for_the_cool_down_and_lifts_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rejection_latches_until_new_tokens_come() {
+async fn a_rejection_is_final_until_the_next_sign_in() {
     let api = |token: &str| response(if token == "a5" { 200 } else { 401 });
-    let it = World::new(|builder| builder.tokens(pair(1)), api, |_| Err(RefreshError::rejected("revoked"))).await;
+    let it = Stack::new(|builder| builder.tokens(pair(1)), api, |_| Err(RefreshError::rejected("revoked"))).await;
     for _ in 0..20 {
         assert!(matches!(not_refreshed(&it.get().await), NotRefreshed::Ended(_)));
         assert!(matches!(it.session.refresh().await, Err(NotRefreshed::Ended(_))));
@@ -254,7 +255,7 @@ async fn a_rejection_latches_until_new_tokens_come() {
 
 #[tokio::test(start_paused = true)]
 async fn an_api_that_refuses_every_fresh_token_is_looping_from_the_sixth_strike_on() {
-    let it = World::refusing().await;
+    let it = Stack::refusing().await;
     for refreshes in 1..=6 {
         assert!(matches!(report(&it.get().await), RefreshReport::ReplayRefused));
         assert_eq!(it.refreshes(), refreshes);
@@ -270,8 +271,8 @@ async fn an_api_that_refuses_every_fresh_token_is_looping_from_the_sixth_strike_
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_pauses_of_a_loop_double_from_a_second_to_a_minute_with_jitter_upward_alone() {
-    let it = World::refusing().await;
+async fn the_pauses_of_a_loop_double_from_a_second_to_a_minute_with_upward_jitter_only() {
+    let it = Stack::refusing().await;
     for _ in 0..6 {
         it.get().await;
     }
@@ -287,26 +288,26 @@ async fn the_pauses_of_a_loop_double_from_a_second_to_a_minute_with_jitter_upwar
 
 #[tokio::test(start_paused = true)]
 async fn an_api_that_refuses_every_token_causes_at_most_75_refreshes_in_any_hour() {
-    World::refusing().await.assert_at_most_75_refreshes_in_any_hour().await;
+    Stack::refusing().await.assert_at_most_75_refreshes_in_any_hour().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_most_75_refreshes_in_any_hour_when_each_other_one_fails() {
+async fn at_most_75_refreshes_in_any_hour_when_every_second_one_fails() {
     let auth = |n| if n % 2 == 0 { Err(misconfigured()) } else { Ok(pair(n + 1)) };
-    let it = World::new(|builder| builder.tokens(pair(1)), |_| response(401), auth).await;
+    let it = Stack::new(|builder| builder.tokens(pair(1)), |_| response(401), auth).await;
     it.assert_at_most_75_refreshes_in_any_hour().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn at_most_75_refreshes_in_any_hour_when_two_of_three_fail() {
     let auth = |n| if n % 3 == 0 { Ok(pair(n + 1)) } else { Err(misconfigured()) };
-    let it = World::new(|builder| builder.tokens(pair(1)), |_| response(401), auth).await;
+    let it = Stack::new(|builder| builder.tokens(pair(1)), |_| response(401), auth).await;
     it.assert_at_most_75_refreshes_in_any_hour().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_most_75_refreshes_in_any_hour_that_bring_the_same_token_over_and_over() {
-    let it = World::new(|builder| builder.tokens(pair(1)), |_| response(401), |_| Ok(pair(1))).await;
+async fn at_most_75_refreshes_in_any_hour_that_return_the_same_token_each_time() {
+    let it = Stack::new(|builder| builder.tokens(pair(1)), |_| response(401), |_| Ok(pair(1))).await;
     for _ in 0..6 {
         assert!(matches!(not_refreshed(&it.get().await), NotRefreshed::SameToken));
     }
@@ -318,14 +319,14 @@ async fn at_most_75_refreshes_in_any_hour_that_bring_the_same_token_over_and_ove
 async fn at_most_75_refreshes_in_any_hour_of_tokens_that_are_refreshed_early() {
     let lifetime = 20 * SECOND;
     let early = move |builder: SessionBuilder| builder.tokens(pair(1).with_expires_in(lifetime)).refresh_early(HOUR);
-    let it = World::new(early, |_| response(401), move |n| Ok(pair(n + 1).with_expires_in(lifetime))).await;
+    let it = Stack::new(early, |_| response(401), move |n| Ok(pair(n + 1).with_expires_in(lifetime))).await;
     it.assert_at_most_75_refreshes_in_any_hour().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_most_75_refreshes_in_any_hour_of_a_session_that_began_with_a_refresh_token() {
+async fn at_most_75_refreshes_in_any_hour_of_a_session_that_started_with_a_refresh_token() {
     let tokens = Tokens::from_refresh_token(refresh("r1"));
-    let it = World::new(|builder| builder.tokens(tokens), |_| response(401), fresh).await;
+    let it = Stack::new(|builder| builder.tokens(tokens), |_| response(401), fresh).await;
     it.assert_at_most_75_refreshes_in_any_hour().await;
 }
 
@@ -340,13 +341,13 @@ async fn at_most_75_refreshes_in_any_hour_of_an_api_that_refuses_a_token_for_ano
         }
         refusal
     };
-    let it = World::new(|builder| builder.tokens(pair(1)), api, fresh).await;
+    let it = Stack::new(|builder| builder.tokens(pair(1)), api, fresh).await;
     it.assert_at_most_75_refreshes_in_any_hour().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_most_75_refreshes_in_any_hour_of_requests_that_cannot_be_sent_twice() {
-    let it = World::refusing().await;
+async fn at_most_75_refreshes_in_any_hour_of_requests_that_cannot_be_replayed() {
+    let it = Stack::refusing().await;
     let end = Instant::now() + 2 * HOUR;
     while Instant::now() < end {
         assert!(matches!(report(&it.upload().await), RefreshReport::NotReplayable(_)));
@@ -357,8 +358,8 @@ async fn at_most_75_refreshes_in_any_hour_of_requests_that_cannot_be_sent_twice(
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_most_75_refreshes_in_any_hour_of_requests_that_come_many_at_a_time() {
-    let it = World::refusing().await;
+async fn at_most_75_refreshes_in_any_hour_of_concurrent_requests() {
+    let it = Stack::refusing().await;
     let end = Instant::now() + HOUR;
     while Instant::now() < end {
         let many = (0..10).map(|_| it.get());
@@ -370,9 +371,9 @@ async fn at_most_75_refreshes_in_any_hour_of_requests_that_come_many_at_a_time()
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_most_75_refreshes_in_any_hour_of_requests_that_come_slowly() {
+async fn at_most_75_refreshes_in_any_hour_of_infrequent_requests() {
     for interval in [7, 30, 55, 59, 61, 90] {
-        let it = World::refusing().await;
+        let it = Stack::refusing().await;
         let end = Instant::now() + 3 * HOUR;
         while Instant::now() < end {
             it.get().await;
@@ -385,8 +386,8 @@ async fn at_most_75_refreshes_in_any_hour_of_requests_that_come_slowly() {
 
 #[tokio::test(start_paused = true)]
 async fn an_api_that_refuses_a_token_that_another_accepts_is_looping() {
-    // Two APIs in one session, one of which wants another audience.
-    let it = World::new(
+    // Two APIs in one session, one of which requires another audience.
+    let it = Stack::new(
         |builder| builder.tokens(pair(1)),
         {
             let mut calls = 0;
@@ -402,7 +403,7 @@ async fn an_api_that_refuses_a_token_that_another_accepts_is_looping() {
     for _ in 0..100 {
         assert_eq!(it.get().await.status(), 200);
         looping += u32::from(is_looping(&it.get().await));
-        // An odd one out, where no replay was made.
+        // Without a replay, the pattern of calls shifts.
         if looping > 0 {
             break;
         }
@@ -414,7 +415,7 @@ async fn an_api_that_refuses_a_token_that_another_accepts_is_looping() {
 #[tokio::test(start_paused = true)]
 async fn a_token_that_is_refused_within_a_minute_and_was_never_accepted_is_a_strike() {
     for (interval, slowed_down) in [(59, true), (60, false), (61, false)] {
-        let it = World::refusing().await;
+        let it = Stack::refusing().await;
         for _ in 0..40 {
             assert_eq!(it.upload().await.status(), 401);
             sleep(interval * SECOND).await;
@@ -424,7 +425,7 @@ async fn a_token_that_is_refused_within_a_minute_and_was_never_accepted_is_a_str
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_was_a_strike_already_is_not_redeemed_by_a_replay_that_is_accepted_later() {
+async fn a_strike_is_not_cleared_by_a_replay_with_its_token_that_is_accepted_later() {
     let mut it = Fixture::new().await;
     let mut newest = 1;
     for strikes in (1..30).step_by(2) {
@@ -433,7 +434,7 @@ async fn a_token_that_was_a_strike_already_is_not_redeemed_by_a_replay_that_is_a
         settle().await;
         if refused.is_finished() {
             assert!(is_looping(&refused.await.unwrap()));
-            // What the session was signed in with is no strike, nor is what makes it loop another one.
+            // The token of the sign-in is no strike, and the refusal that reports the loop adds none.
             assert_eq!(strikes, 7);
             return;
         }
@@ -447,7 +448,7 @@ async fn a_token_that_was_a_strike_already_is_not_redeemed_by_a_replay_that_is_a
         it.auth.next().await.answer(Ok(pair(newest)));
         it.api.reply(1, &format!("a{newest}"), 401).await;
         assert!(matches!(report(&striking.await.unwrap()), RefreshReport::ReplayRefused));
-        // Slow, and content with the token that is a strike.
+        // A slow API that accepts the token that is a strike.
         second.reply(200).await;
         for response in [refused, accepted] {
             response.await.unwrap();
@@ -457,12 +458,12 @@ async fn a_token_that_was_a_strike_already_is_not_redeemed_by_a_replay_that_is_a
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_is_refused_is_not_redeemed_by_requests_that_were_no_replays() {
-    // Of two APIs the one that takes uploads is content with no token.
+async fn a_refused_token_is_not_cleared_by_accepted_requests_that_were_no_replays() {
+    // Of two APIs, the one for uploads accepts no token.
     let uploads = Arc::new(Mutex::new(false));
     let uploading = Arc::clone(&uploads);
     let api = move |_: &str| response(if *uploading.lock().unwrap() { 401 } else { 200 });
-    let it = World::new(|builder| builder.tokens(pair(1)), api, fresh).await;
+    let it = Stack::new(|builder| builder.tokens(pair(1)), api, fresh).await;
     for _ in 0..10 {
         assert_eq!(it.get().await.status(), 200);
         *uploads.lock().unwrap() = true;
@@ -474,7 +475,7 @@ async fn a_token_that_is_refused_is_not_redeemed_by_requests_that_were_no_replay
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_is_refused_is_not_redeemed_by_an_upload_that_fails_or_is_refused_for_another_reason() {
+async fn a_refused_token_is_not_cleared_by_an_upload_that_fails_or_is_refused_for_another_reason() {
     let mut other_reason = response(401);
     let value = HeaderValue::from_static("Bearer error=\"insufficient_scope\"");
     other_reason.headers_mut().insert(WWW_AUTHENTICATE, value);
@@ -484,7 +485,7 @@ async fn a_token_that_is_refused_is_not_redeemed_by_an_upload_that_fails_or_is_r
             calls += 1;
             if calls % 2 == 1 { other.clone() } else { response(401) }
         };
-        let it = World::new(|builder| builder.tokens(pair(1)), api, fresh).await;
+        let it = Stack::new(|builder| builder.tokens(pair(1)), api, fresh).await;
         for _ in 0..10 {
             it.upload().await;
             it.upload().await;
@@ -495,12 +496,12 @@ async fn a_token_that_is_refused_is_not_redeemed_by_an_upload_that_fails_or_is_r
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_a_replay_was_refused_with_is_not_redeemed_by_an_upload() {
-    // Of two APIs the one that takes uploads is content with any token.
+async fn a_token_refused_in_a_replay_is_not_cleared_by_an_accepted_upload() {
+    // Of two APIs, the one for uploads accepts every token.
     let uploads = Arc::new(Mutex::new(false));
     let uploading = Arc::clone(&uploads);
     let api = move |_: &str| response(if *uploading.lock().unwrap() { 200 } else { 401 });
-    let it = World::new(|builder| builder.tokens(pair(1)), api, fresh).await;
+    let it = Stack::new(|builder| builder.tokens(pair(1)), api, fresh).await;
     for _ in 0..6 {
         assert!(!is_looping(&it.get().await));
         *uploads.lock().unwrap() = true;
@@ -513,15 +514,15 @@ async fn a_token_that_a_replay_was_refused_with_is_not_redeemed_by_an_upload() {
 
 #[tokio::test(start_paused = true)]
 async fn an_accepted_replay_clears_the_strikes() {
-    let good = |token: &str| ["a6", "a12"].contains(&token);
+    let valid = |token: &str| ["a6", "a12"].contains(&token);
     let mut spent = Vec::new();
-    // The sixth and the twelfth token are accepted once, which is in a replay.
+    // The sixth and the twelfth token are accepted once, in a replay.
     let api = move |token: &str| {
-        let accepted = good(token) && !spent.contains(&token.to_owned());
+        let accepted = valid(token) && !spent.contains(&token.to_owned());
         spent.push(token.to_owned());
         response(if accepted { 200 } else { 401 })
     };
-    let it = World::new(|builder| builder.tokens(pair(1)), api, fresh).await;
+    let it = Stack::new(|builder| builder.tokens(pair(1)), api, fresh).await;
     for n in 1..=15 {
         let response = it.get().await;
         assert!(!is_looping(&response), "request {n}");
@@ -533,7 +534,7 @@ async fn an_accepted_replay_clears_the_strikes() {
 #[tokio::test(start_paused = true)]
 async fn a_failed_refresh_does_not_clear_the_strikes() {
     let auth = |n| if n == 4 { Err(misconfigured()) } else { Ok(pair(n + 1)) };
-    let it = World::new(|builder| builder.tokens(pair(1)), |_| response(401), auth).await;
+    let it = Stack::new(|builder| builder.tokens(pair(1)), |_| response(401), auth).await;
     for _ in 0..3 {
         assert!(matches!(report(&it.get().await), RefreshReport::ReplayRefused));
     }
@@ -547,8 +548,8 @@ async fn a_failed_refresh_does_not_clear_the_strikes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_looping_session_takes_new_tokens_at_once() {
-    let it = World::new(
+async fn a_looping_session_uses_new_tokens_at_once() {
+    let it = Stack::new(
         |builder| builder.tokens(pair(1)),
         |token| response(if ["a50", "b"].contains(&token) { 200 } else { 401 }),
         |n| Ok(if n == 7 { Tokens::new(access("b"), refresh("b")) } else { pair(n + 1) }),
@@ -567,8 +568,8 @@ async fn a_looping_session_takes_new_tokens_at_once() {
     assert_eq!(it.get().await.status(), 200);
 }
 
-/// A stack whose tokens work for two seconds.
-async fn short_lived() -> World {
+/// A stack whose tokens are valid for two seconds.
+async fn short_lived() -> Stack {
     let issued = Arc::new(Mutex::new((pair(1), Instant::now())));
     let newest = Arc::clone(&issued);
     let api = move |token: &str| {
@@ -580,11 +581,11 @@ async fn short_lived() -> World {
         *issued.lock().unwrap() = (pair(n + 1), Instant::now());
         Ok(pair(n + 1))
     };
-    World::new(|builder| builder.tokens(pair(1)), api, auth).await
+    Stack::new(|builder| builder.tokens(pair(1)), api, auth).await
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_that_live_two_seconds_and_work_are_never_looping() {
+async fn tokens_that_are_valid_for_two_seconds_never_loop() {
     let it = short_lived().await;
     for n in 0..6_000 {
         assert_eq!(it.get().await.status(), 200, "request {n}");
@@ -594,7 +595,7 @@ async fn tokens_that_live_two_seconds_and_work_are_never_looping() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_that_live_two_seconds_and_work_for_many_requests_at_once_are_never_looping() {
+async fn tokens_that_are_valid_for_two_seconds_never_loop_under_concurrent_requests() {
     let it = short_lived().await;
     for _ in 0..600 {
         let many = (0..10).map(|_| it.get());
@@ -605,12 +606,12 @@ async fn tokens_that_live_two_seconds_and_work_for_many_requests_at_once_are_nev
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_that_live_two_seconds_and_work_are_never_looping_where_no_request_can_be_sent_twice() {
+async fn tokens_that_are_valid_for_two_seconds_never_loop_if_no_request_can_be_replayed() {
     let it = short_lived().await;
     for _ in 0..6_000 {
         let response = it.upload().await;
-        let fine = response.status() == 200 || matches!(report(&response), RefreshReport::NotReplayable(_));
-        assert!(fine, "{:?}", report(&response));
+        let accepted = response.status() == 200 || matches!(report(&response), RefreshReport::NotReplayable(_));
+        assert!(accepted, "{:?}", report(&response));
         sleep(SECOND / 10).await;
     }
     assert!((270..=300).contains(&it.refreshes()), "{} refreshes in ten minutes", it.refreshes());

@@ -1,4 +1,4 @@
-//! The 401: read to its end before a replay, within bounds, and intact when it is returned.
+//! The body of a 401: drained before a replay, within limits, and intact if the 401 is returned.
 
 use std::collections::VecDeque;
 use std::marker::PhantomPinned;
@@ -21,10 +21,10 @@ use crate::strict::{Broken, Contract};
 use crate::support::*;
 
 pin_project! {
-    /// The body of a response, watched: what is read of it, and when.
+    /// A response body that records how much of it is read, and when it is dropped.
     pub struct Watched {
         steps: VecDeque<Step>,
-        // Repeated for ever, when the steps are done.
+        // Repeated without end after the steps.
         forever: Option<Bytes>,
         pause: Option<Pin<Box<Sleep>>>,
         watcher: Arc<Watcher>,
@@ -92,7 +92,7 @@ impl Body for Watched {
     }
 }
 
-/// A 401 with such a body.
+/// A 401 with a body of these steps.
 pub fn refusal(steps: impl IntoIterator<Item = Step>, forever: Option<Bytes>) -> (Response<Watched>, Arc<Watcher>) {
     let watcher = Arc::new(Watcher::default());
     let steps = steps.into_iter().collect();
@@ -100,19 +100,19 @@ pub fn refusal(steps: impl IntoIterator<Item = Step>, forever: Option<Bytes>) ->
     (response(401).map(|_| body), watcher)
 }
 
-/// Has a request refused with such a body, and a refresh succeed. Returns how long the replay took to come after it.
+/// Answers a request with such a 401, and its refresh with tokens. Returns the time from the refresh to the replay.
 async fn time_to_replay(steps: impl IntoIterator<Item = Step>, forever: Option<Bytes>) -> (Duration, Arc<Watcher>) {
     let mut it = Contract::new().await;
     let request = it.get();
     let (refused, watcher) = refusal(steps, forever);
     it.answer("a1", Ok(refused)).await;
     let refresh = it.auth.next().await;
-    assert_eq!(watcher.frames.load(Ordering::SeqCst), 0, "nothing is read while it may yet be returned");
+    assert_eq!(watcher.frames.load(Ordering::SeqCst), 0, "nothing is read while the 401 may still be returned");
     refresh.answer(Ok(pair(2)));
     let refreshed = Instant::now();
     let replay = it.api.next().await;
     let elapsed = refreshed.elapsed();
-    assert!(watcher.dropped.load(Ordering::SeqCst), "it holds its connection no longer than the replay needs one");
+    assert!(watcher.dropped.load(Ordering::SeqCst), "the 401 releases its connection before the replay is sent");
     let (mut ok, _) = refusal([], None);
     *ok.status_mut() = StatusCode::OK;
     replay.answer(Ok(ok));
@@ -124,7 +124,7 @@ const SOON: Duration = Duration::from_millis(5);
 const LONGEST: Duration = Duration::from_millis(50);
 
 #[tokio::test(start_paused = true)]
-async fn the_401_is_read_to_its_end_before_the_replay_so_that_its_connection_can_serve_it() {
+async fn the_401_is_read_to_its_end_before_the_replay_which_can_then_reuse_its_connection() {
     for steps in [vec![], vec![Step::Data("a"), Step::After(SOON), Step::Data("b"), Step::Data(""), Step::Trailers]] {
         let expected = steps.iter().filter(|step| !matches!(step, Step::After(_))).count();
         let (elapsed, watcher) = time_to_replay(steps, None).await;
@@ -135,25 +135,25 @@ async fn the_401_is_read_to_its_end_before_the_replay_so_that_its_connection_can
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_401_that_stalls_holds_the_replay_up_for_50_ms_at_most() {
+async fn a_401_that_stalls_delays_the_replay_by_50_ms_at_most() {
     let (elapsed, watcher) = time_to_replay([Step::Data("a"), Step::Stall], None).await;
     assert_eq!(watcher.frames.load(Ordering::SeqCst), 1);
     assert!((LONGEST..LONGEST + SOON).contains(&elapsed), "{elapsed:?}");
-    // However often something comes.
-    let drops = (0..1000).flat_map(|_| [Step::Data("."), Step::After(SOON)]);
-    let (elapsed, _) = time_to_replay(drops, None).await;
+    // The limit also holds if data keeps arriving.
+    let frames = (0..1000).flat_map(|_| [Step::Data("."), Step::After(SOON)]);
+    let (elapsed, _) = time_to_replay(frames, None).await;
     assert!((LONGEST..LONGEST + SOON).contains(&elapsed), "{elapsed:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_a_401_without_end_64_kib_are_read_at_most() {
+async fn at_most_64_kib_of_an_endless_401_are_read() {
     for size in [1024, 1, 1000, 100_000] {
         let (elapsed, watcher) = time_to_replay([], Some(Bytes::from(vec![b'.'; size]))).await;
         let read = watcher.bytes.load(Ordering::SeqCst);
         assert!(read + size > 64 * 1024 && read <= 64 * 1024 + size, "{read} bytes of frames of {size}");
         assert!(elapsed < SOON);
     }
-    // Frames with nothing in them count too.
+    // Empty frames count too.
     let (_, watcher) = time_to_replay([], Some(Bytes::new())).await;
     assert!(watcher.frames.load(Ordering::SeqCst) <= 64 * 1024 + 1);
 }
@@ -167,12 +167,12 @@ async fn a_401_of_exactly_64_kib_is_read_to_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_401_whose_body_fails_is_no_obstacle_to_the_replay() {
+async fn a_401_whose_body_fails_does_not_prevent_the_replay() {
     let (elapsed, _) = time_to_replay([Step::Data("a"), Step::Fail], None).await;
     assert!(elapsed < SOON);
 }
 
-/// The 401 reached the caller as the server sent it.
+/// Asserts that the 401 reached the caller as the server sent it.
 async fn assert_intact(response: Response<Watched>, watcher: &Watcher) {
     assert_eq!(response.status(), 401);
     assert_eq!(response.headers()[WWW_AUTHENTICATE], "Bearer error=\"invalid_token\"");
@@ -183,14 +183,14 @@ async fn assert_intact(response: Response<Watched>, watcher: &Watcher) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_401_is_intact_when_it_is_returned_for_whatever_reason() {
+async fn the_401_is_intact_when_it_is_returned_for_any_reason() {
     let explained = || {
         let steps = [Step::Data("a long "), Step::After(SOON), Step::Data("explanation"), Step::Trailers];
         refusal(steps, None)
     };
     let mut it = Contract::new().await;
 
-    // It can't be replayed.
+    // The request can't be replayed.
     let request = Request::post(ORIGIN).extension(ReplayLimit(3)).body(Full::from("long")).unwrap();
     let request = it.send(request);
     let (refused, watcher) = explained();
@@ -211,7 +211,7 @@ async fn the_401_is_intact_when_it_is_returned_for_whatever_reason() {
     assert!(matches!(report(&response), RefreshReport::ReplayRefused));
     assert_intact(response, &watcher).await;
 
-    // Somebody signs in meanwhile.
+    // Another user signs in meanwhile.
     let request = it.get();
     let (refused, watcher) = explained();
     it.answer("a3", Ok(refused)).await;
@@ -243,14 +243,14 @@ async fn the_401_is_intact_when_it_is_returned_for_whatever_reason() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_whose_401_is_being_read_is_not_repeated_as_the_user_who_signs_in_meanwhile() {
+async fn a_request_whose_401_is_being_read_is_not_replayed_as_the_user_who_signs_in_meanwhile() {
     let mut it = Contract::new().await;
     let request = it.get();
     it.answer("a1", Ok(refusal([Step::Stall], None).0)).await;
     it.auth.next().await.answer(Ok(pair(2)));
     settle().await;
     it.session.sign_in(pair(3)).await.unwrap();
-    // The 401 can't be returned any more, so that another has to be had for it.
+    // The 401 is partly read and can't be returned, so the request is sent again without a token.
     let call = it.api.next().await;
     assert!(call.request.headers().is_empty());
     call.answer(Ok(refusal([], None).0));
@@ -258,7 +258,7 @@ async fn a_request_whose_401_is_being_read_is_not_repeated_as_the_user_who_signs
     assert!(matches!(report(&response), RefreshReport::NotRefreshed(NotRefreshed::SessionChanged)));
 }
 
-/// A 401 that asks for a stronger authentication.
+/// A 401 that demands a step-up authentication.
 fn step_up() -> Response<Full<Bytes>> {
     let challenge = "Bearer error=\"insufficient_user_authentication\", acr_values=\"gold\"";
     let mut response = response(401);
@@ -267,7 +267,7 @@ fn step_up() -> Response<Full<Bytes>> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_demand_for_a_stronger_authentication_is_reported_as_such_in_the_answer_to_a_replay_too() {
+async fn a_step_up_demand_is_reported_as_such_in_the_answer_to_a_replay_too() {
     let mut it = Contract::new().await;
     let request = it.get();
     it.answer("a1", Ok(step_up())).await;
@@ -280,9 +280,9 @@ async fn a_demand_for_a_stronger_authentication_is_reported_as_such_in_the_answe
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_demand_for_a_stronger_authentication_is_no_refusal_of_the_fresh_token() {
+async fn a_step_up_demand_is_no_refusal_of_the_fresh_token() {
     let mut it = Contract::new().await;
-    // Tokens that outlive their probation, and meet such a demand first of all: the API never refuses a fresh one.
+    // Each token outlives its probation and first meets such a demand: the API never refuses a fresh token.
     for n in 1..20 {
         let request = it.get();
         it.answer(&format!("a{n}"), Ok(response(401))).await;

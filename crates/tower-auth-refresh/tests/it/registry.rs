@@ -1,4 +1,4 @@
-//! Many sessions by key: found, loaded, forgotten, and refreshed a few at a time.
+//! The session registry: lookup, loading, eviction, and the limit on concurrent refreshes.
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -32,14 +32,14 @@ use crate::support::*;
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// How long a refresh may take, unless the builder says otherwise.
+/// The default refresh time-out.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a call to the store may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The time-out of a store call.
+const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A client of many users, over an API and an authorization server whose every answer the test decides.
-struct Many {
+/// A client for many users, over an API and an authorization server that the test answers call by call.
+struct ManyUsers {
     sessions: SessionRegistry<u32>,
     stores: Arc<Database>,
     client: AuthRefresh<Api, PerRequest>,
@@ -58,13 +58,13 @@ impl Database {
     }
 }
 
-impl Many {
-    /// Whose sessions are in memory alone.
+impl ManyUsers {
+    /// Keeps the sessions in memory only.
     fn in_memory(configure: impl FnOnce(SessionRegistryBuilder<u32>) -> SessionRegistryBuilder<u32>) -> Self {
         Self::new(|_, builder| configure(builder))
     }
 
-    /// Whose sessions are in durable stores.
+    /// Keeps the sessions in durable stores.
     fn durable(configure: impl FnOnce(SessionRegistryBuilder<u32>) -> SessionRegistryBuilder<u32>) -> Self {
         Self::new(|database, builder| configure(builder.store_factory(move |user| database.of(*user))))
     }
@@ -84,17 +84,17 @@ impl Many {
         Self { sessions, stores, client, api, auth, revoked }
     }
 
-    /// Users sign in, each with the [`pair`] of his number; nobody holds their sessions.
+    /// Signs users in, each with the [`pair`] of that user's number, and keeps no handle on their sessions.
     async fn sign_in(&self, users: impl IntoIterator<Item = u32>) {
         for user in users {
             self.sessions.sign_in(user, pair(user)).await.unwrap();
         }
-        // What was done for it is over.
+        // Waits for the background work of the sign-ins.
         self.sessions.wait_idle().await;
         settle().await;
     }
 
-    /// Somebody signed in elsewhere: the store has it.
+    /// Stores the sign-ins of these users, as another process would.
     async fn store(&self, users: impl IntoIterator<Item = u32>) {
         for user in users {
             let store = self.stores.of(user);
@@ -106,33 +106,33 @@ impl Many {
         self.sessions.get(&user).await.unwrap().unwrap()
     }
 
-    /// Asks for a session, in a task of its own.
-    fn ask(&self, user: u32) -> JoinHandle<Session> {
+    /// Looks up a session in a new task.
+    fn spawn_get(&self, user: u32) -> JoinHandle<Session> {
         let sessions = self.sessions.clone();
         tokio::spawn(async move { sessions.get(&user).await.unwrap().unwrap() })
     }
 
-    /// Refreshes a session, in a task of its own.
+    /// Refreshes a session in a new task.
     async fn refresh(&self, user: u32) -> JoinHandle<Result<(), NotRefreshed>> {
         let session = self.get(user).await;
         tokio::spawn(async move { session.refresh().await })
     }
 
-    /// Waits for all sessions to land, in a task of its own.
-    fn land(&self) -> JoinHandle<()> {
+    /// Calls [`SessionRegistry::wait_idle`] in a new task.
+    fn spawn_wait_idle(&self) -> JoinHandle<()> {
         let sessions = self.sessions.clone();
         tokio::spawn(async move { sessions.wait_idle().await })
     }
 
-    /// Asks for a session, and tells how often its store was read for it.
+    /// Looks up a session, and returns the number of reads of its store.
     async fn loads(&self, user: u32) -> usize {
         self.stores.of(user).calls();
         self.sessions.get(&user).await.unwrap();
         self.stores.of(user).calls().into_iter().filter(|op| *op == Op::Load).count()
     }
 
-    /// Whether a session is in memory, found out without touching it: its store can't be read.
-    async fn has(&self, user: u32) -> bool {
+    /// Returns true if a session is in memory. Nothing is loaded: the store can't be read during the lookup.
+    async fn is_in_memory(&self, user: u32) -> bool {
         let store = self.stores.of(user);
         store.fault(Op::Load, Fault::Fail);
         let found = self.sessions.get(&user).await;
@@ -140,7 +140,7 @@ impl Many {
         found.is_ok()
     }
 
-    /// A request with this session.
+    /// Sends a request with this session.
     fn send(&self, session: Session) -> JoinHandle<Response<Full<Bytes>>> {
         let request = Request::get(format!("{ORIGIN}/")).extension(session).body(Full::default()).unwrap();
         let client = self.client.clone();
@@ -152,17 +152,17 @@ fn is_full<T>(result: &Result<T, SessionRegistryError>) -> bool {
     matches!(result, Err(SessionRegistryError::Full))
 }
 
-/// What one holder does with a session the other sees: it is one and the same.
+/// Asserts that both handles share one session: a sign-in through one is visible through the other.
 async fn assert_same(one: &Session, other: &Session) {
     one.sign_in(pair(4711)).await.unwrap();
     assert_eq!(other.tokens(), pair(4711));
 }
 
-// Found and loaded.
+// Lookup and loading.
 
 #[tokio::test]
-async fn who_signed_in_is_found_by_his_key_and_nobody_else() {
-    let it = Many::in_memory(|builder| builder);
+async fn a_user_who_signed_in_is_found_by_key_and_no_other() {
+    let it = ManyUsers::in_memory(|builder| builder);
     let session = it.sessions.sign_in(1, pair(1)).await.unwrap();
     assert!(it.sessions.get(&2).await.unwrap().is_none());
     assert_same(&session, &it.get(1).await).await;
@@ -170,8 +170,8 @@ async fn who_signed_in_is_found_by_his_key_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn another_sign_in_goes_on_in_the_same_session() {
-    let it = Many::durable(|builder| builder);
+async fn a_second_sign_in_reuses_the_session() {
+    let it = ManyUsers::durable(|builder| builder);
     let held = it.sessions.sign_in(1, pair(1)).await.unwrap();
     let again = it.sessions.sign_in(1, pair(2)).await.unwrap();
     assert_eq!(held.tokens(), pair(2));
@@ -180,29 +180,29 @@ async fn another_sign_in_goes_on_in_the_same_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_ask_for_a_missing_session_and_it_is_loaded_once() {
-    let it = Many::durable(|builder| builder);
+async fn a_thousand_lookups_of_a_session_load_it_once() {
+    let it = ManyUsers::durable(|builder| builder);
     it.store([1]).await;
     let store = it.stores.of(1);
     store.fault(Op::Load, Fault::Hang);
-    let asking: Vec<_> = (0..1_000).map(|_| it.ask(1)).collect();
+    let lookup: Vec<_> = (0..1_000).map(|_| it.spawn_get(1)).collect();
     settle().await;
     store.heal();
-    let sessions: Vec<_> = join_all(asking).await.into_iter().map(Result::unwrap).collect();
+    let sessions: Vec<_> = join_all(lookup).await.into_iter().map(Result::unwrap).collect();
     assert_eq!(store.calls(), [Op::Load]);
     sessions[0].sign_in(pair(7)).await.unwrap();
     assert!(sessions.iter().all(|session| session.tokens() == pair(7)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_asked_first_goes_away_and_the_session_is_still_loaded_once() {
-    let it = Many::durable(|builder| builder);
+async fn a_session_is_loaded_once_although_the_first_lookup_is_dropped() {
+    let it = ManyUsers::durable(|builder| builder);
     it.store([1]).await;
     let store = it.stores.of(1);
     store.fault(Op::Load, Fault::Hang);
     let first = it.sessions.get(&1).now_or_never();
     assert!(first.is_none());
-    let second = it.ask(1);
+    let second = it.spawn_get(1);
     settle().await;
     store.heal();
     assert_eq!(second.await.unwrap().tokens(), pair(1));
@@ -211,16 +211,16 @@ async fn who_asked_first_goes_away_and_the_session_is_still_loaded_once() {
 
 #[tokio::test]
 async fn a_session_in_memory_is_found_without_waiting() {
-    let it = Many::durable(|builder| builder);
+    let it = ManyUsers::durable(|builder| builder);
     it.sign_in([1]).await;
     let found = it.sessions.get(&1).now_or_never().expect("at the first poll");
     assert_eq!(found.unwrap().unwrap().tokens(), pair(1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_fails_fails_all_who_asked_and_the_next_to_ask_tries_again() {
+async fn a_store_failure_fails_all_waiting_lookups_and_the_next_lookup_tries_again() {
     for fault in [Fault::Fail, Fault::Hang, Fault::Panic, Fault::PanicNow] {
-        let it = Many::durable(|builder| builder);
+        let it = ManyUsers::durable(|builder| builder);
         it.store([1]).await;
         let store = it.stores.of(1);
         store.fault(Op::Load, fault);
@@ -235,8 +235,8 @@ async fn a_store_that_fails_fails_all_who_asked_and_the_next_to_ask_tries_again(
 }
 
 #[tokio::test]
-async fn who_is_missing_in_the_store_too_is_looked_for_anew_each_time() {
-    let it = Many::durable(|builder| builder);
+async fn a_user_missing_in_the_store_is_looked_up_there_each_time() {
+    let it = ManyUsers::durable(|builder| builder);
     assert_eq!(it.loads(1).await, 1);
     assert_eq!(it.loads(1).await, 1);
     it.store([1]).await;
@@ -245,13 +245,13 @@ async fn who_is_missing_in_the_store_too_is_looked_for_anew_each_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sign_in_is_quicker_than_a_load_and_what_was_read_is_out_of_date() {
-    let it = Many::durable(|builder| builder);
+async fn a_sign_in_during_a_load_overrides_the_loaded_record() {
+    let it = ManyUsers::durable(|builder| builder);
     it.store([1]).await;
     let store = it.stores.of(1);
-    // It has read the old record, and hangs.
+    // The load has read the old record, and hangs.
     store.fault(Op::Load, Fault::HangLate);
-    let asking = it.ask(1);
+    let lookup = it.spawn_get(1);
     settle().await;
     let signing_in = {
         let sessions = it.sessions.clone();
@@ -259,33 +259,33 @@ async fn a_sign_in_is_quicker_than_a_load_and_what_was_read_is_out_of_date() {
     };
     settle().await;
     store.heal();
-    let (asked, signed_in) = (asking.await.unwrap(), signing_in.await.unwrap());
-    assert_eq!(asked.tokens(), pair(2));
-    assert_same(&asked, &signed_in).await;
+    let (found, signed_in) = (lookup.await.unwrap(), signing_in.await.unwrap());
+    assert_eq!(found.tokens(), pair(2));
+    assert_same(&found, &signed_in).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_read_before_a_sign_in_does_not_come_back_after_that_is_forgotten() {
-    let it = Many::durable(|builder| builder.max_sessions(1));
+async fn a_record_read_before_a_sign_in_is_not_used_after_the_session_is_evicted() {
+    let it = ManyUsers::durable(|builder| builder.max_sessions(1));
     it.store([1]).await;
     let store = it.stores.of(1);
     let release = store.hold(Op::Load);
-    let asking = it.ask(1);
+    let lookup = it.spawn_get(1);
     settle().await;
     it.sessions.sign_in(1, pair(2)).await.unwrap();
-    // There is room for one alone.
+    // Evicts user 1: the capacity is 1.
     it.sign_in([9]).await;
     drop(release);
-    assert_eq!(asking.await.unwrap().tokens(), pair(2));
+    assert_eq!(lookup.await.unwrap().tokens(), pair(2));
     assert_eq!(it.sessions.len(), 1);
 }
 
 #[tokio::test]
-async fn in_memory_alone_a_new_user_is_signed_in_without_waiting() {
-    let it = Many::in_memory(|builder| builder);
+async fn without_a_store_a_new_user_is_signed_in_without_waiting() {
+    let it = ManyUsers::in_memory(|builder| builder);
     let session = it.sessions.sign_in(1, pair(1)).now_or_never().expect("at the first poll").unwrap();
-    assert!(it.sessions.wait_idle().now_or_never().is_some(), "nothing is to be saved");
-    // What is in its store is what it says.
+    assert!(it.sessions.wait_idle().now_or_never().is_some(), "no write is pending");
+    // The session's own store holds its tokens, so a refresh can claim them.
     let refreshing = it.refresh(1).await;
     let mut auth = it.auth;
     auth.next().await.answer(Ok(pair(11)));
@@ -294,50 +294,50 @@ async fn in_memory_alone_a_new_user_is_signed_in_without_waiting() {
 }
 
 thread_local! {
-    /// Whose key may be hashed, if not everybody's.
+    /// If set, the only user whose key may be hashed.
     static HASHED: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
 #[derive(Clone, PartialEq, Eq)]
-struct Moody(u32);
+struct PanickingKey(u32);
 
-impl Hash for Moody {
+impl Hash for PanickingKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        assert!(HASHED.get().is_none_or(|user| user == self.0), "the key panics, as the test wants it to");
+        assert!(HASHED.get().is_none_or(|user| user == self.0), "the key panics, as injected");
         self.0.hash(state);
     }
 }
 
 #[tokio::test]
-async fn a_key_that_panics_costs_nobody_else_his_place() {
+async fn a_key_that_panics_does_not_affect_other_sessions() {
     let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
     let sessions = SessionRegistry::builder(Session::builder(refresh)).build().unwrap();
-    // They come and go, so that the table grows, and is tidied up.
+    // Users sign in and out, so that the table grows and is compacted.
     for user in 0..10_000 {
         HASHED.set(Some(user));
-        sessions.sign_in(Moody(user), pair(user)).await.unwrap();
+        sessions.sign_in(PanickingKey(user), pair(user)).await.unwrap();
         if let Some(gone) = user.checked_sub(3_000).filter(|gone| gone % 100 != 0) {
             HASHED.set(Some(gone));
-            sessions.sign_out(&Moody(gone)).await.unwrap();
+            sessions.sign_out(&PanickingKey(gone)).await.unwrap();
         }
     }
     HASHED.set(None);
     for user in (0..7_000).step_by(100).chain(7_000..10_000) {
-        assert_eq!(sessions.get(&Moody(user)).await.unwrap().unwrap().tokens(), pair(user));
+        assert_eq!(sessions.get(&PanickingKey(user)).await.unwrap().unwrap().tokens(), pair(user));
     }
 }
 
 #[tokio::test]
-async fn where_no_refresh_token_is_needed_a_session_is_begun_with_what_tells_whose_it_is() {
+async fn without_refresh_tokens_a_session_can_start_with_extra_members_that_identify_its_user() {
     let refresh = service_fn(|request: RefreshRequest| {
         let tenant = request.tokens().extra("tenant").and_then(|tenant| tenant.as_str()).map(access);
-        std::future::ready(tenant.map(Tokens::from_access_token).ok_or(RefreshError::misconfigured("whose?")))
+        std::future::ready(tenant.map(Tokens::from_access_token).ok_or(RefreshError::misconfigured("no tenant")))
     });
     let sessions = SessionRegistry::builder(Session::builder(refresh).client_credentials()).build().unwrap();
     assert!(sessions.get(&1).await.unwrap().is_none());
     for (user, tenant) in [(1, "one"), (2, "two")] {
-        let whose = serde_json::from_value(serde_json::json!({ "tenant": tenant })).unwrap();
-        let session = sessions.sign_in(user, Tokens::default().with_extra(whose)).await.unwrap();
+        let extra = serde_json::from_value(serde_json::json!({ "tenant": tenant })).unwrap();
+        let session = sessions.sign_in(user, Tokens::default().with_extra(extra)).await.unwrap();
         for _ in 0..2 {
             session.refresh().await.ok();
             assert_eq!(session.tokens().access_token(), Some(&access(tenant)));
@@ -345,11 +345,11 @@ async fn where_no_refresh_token_is_needed_a_session_is_begun_with_what_tells_who
     }
 }
 
-// Signed out.
+// Sign-out.
 
 #[tokio::test]
-async fn a_sign_out_touches_no_other() {
-    let it = Many::durable(|builder| builder);
+async fn a_sign_out_affects_no_other_session() {
+    let it = ManyUsers::durable(|builder| builder);
     it.sign_in(1..=100).await;
     it.sessions.sign_out(&50).await.unwrap();
     assert_eq!(it.sessions.len(), 99);
@@ -363,20 +363,20 @@ async fn a_sign_out_touches_no_other() {
 }
 
 #[tokio::test]
-async fn who_is_not_in_memory_is_signed_out_of_his_store() {
-    let it = Many::durable(|builder| builder);
+async fn a_user_who_is_not_in_memory_is_signed_out_in_the_store() {
+    let it = ManyUsers::durable(|builder| builder);
     it.store([1]).await;
     it.sessions.sign_out(&1).await.unwrap();
     assert_eq!(it.stores.of(1).tokens().await, None);
     assert_eq!(*it.revoked.lock().unwrap(), [pair(1)]);
     assert!(it.sessions.is_empty());
-    // Nor is it an error to sign out nobody.
+    // Signing out an unknown user is no error.
     it.sessions.sign_out(&2).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_sign_out_needs_no_room() {
-    let it = Many::durable(|builder| builder.max_sessions(1));
+async fn a_sign_out_needs_no_free_place() {
+    let it = ManyUsers::durable(|builder| builder.max_sessions(1));
     let _held = it.sessions.sign_in(1, pair(1)).await.unwrap();
     it.store([2]).await;
     assert!(is_full(&it.sessions.get(&2).await));
@@ -386,19 +386,19 @@ async fn a_sign_out_needs_no_room() {
 }
 
 #[tokio::test]
-async fn a_sign_out_of_somebody_who_is_not_in_memory_forgets_nobody_else() {
-    let it = Many::durable(|builder| builder.max_sessions(1));
+async fn a_sign_out_of_a_user_who_is_not_in_memory_evicts_no_session() {
+    let it = ManyUsers::durable(|builder| builder.max_sessions(1));
     it.sign_in([1]).await;
     it.store([2]).await;
     it.sessions.sign_out(&2).await.unwrap();
     assert_eq!(it.stores.of(2).tokens().await, None);
-    assert!(it.has(1).await);
+    assert!(it.is_in_memory(1).await);
     assert_eq!(it.sessions.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_asks_during_a_sign_out_that_found_no_room_has_the_same_session() {
-    let it = Many::durable(|builder| builder.max_sessions(1));
+async fn a_lookup_during_a_sign_out_that_found_no_free_place_gets_the_same_session() {
+    let it = ManyUsers::durable(|builder| builder.max_sessions(1));
     let held = it.sessions.sign_in(1, pair(1)).await.unwrap();
     it.store([2]).await;
     it.stores.of(2).fault(Op::Clear, Fault::Hang);
@@ -407,7 +407,7 @@ async fn whoever_asks_during_a_sign_out_that_found_no_room_has_the_same_session(
         tokio::spawn(async move { sessions.sign_out(&2).await })
     };
     settle().await;
-    // There is room now.
+    // Frees a place.
     drop(held);
     assert_eq!(it.get(2).await.state(), SessionState::SignedOut);
     it.stores.of(2).heal();
@@ -416,8 +416,8 @@ async fn whoever_asks_during_a_sign_out_that_found_no_room_has_the_same_session(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sign_out_that_is_given_up_takes_nobodys_room_for_good() {
-    let it = Many::durable(|builder| builder.max_sessions(1));
+async fn a_sign_out_that_is_aborted_keeps_no_place() {
+    let it = ManyUsers::durable(|builder| builder.max_sessions(1));
     it.sign_in([1]).await;
     it.store([2, 3]).await;
     for user in [2, 3] {
@@ -437,8 +437,8 @@ async fn a_sign_out_that_is_given_up_takes_nobodys_room_for_good() {
 }
 
 #[tokio::test]
-async fn whoever_holds_a_session_that_was_signed_out_has_the_same_after_the_next_sign_in() {
-    let it = Many::in_memory(|builder| builder);
+async fn a_held_session_that_was_signed_out_is_reused_by_the_next_sign_in() {
+    let it = ManyUsers::in_memory(|builder| builder);
     let held = it.sessions.sign_in(1, pair(1)).await.unwrap();
     it.sessions.sign_out(&1).await.unwrap();
     assert_eq!(held.state(), SessionState::SignedOut);
@@ -448,22 +448,22 @@ async fn whoever_holds_a_session_that_was_signed_out_has_the_same_after_the_next
 }
 
 #[tokio::test]
-async fn a_session_that_is_over_is_looked_for_in_its_store_again() {
-    let it = Many::durable(|builder| builder);
+async fn a_session_that_is_over_is_looked_up_in_its_store_again() {
+    let it = ManyUsers::durable(|builder| builder);
     let session = it.sessions.sign_in(1, pair(1)).await.unwrap();
     session.sign_out().await.unwrap();
     drop(session);
     assert!(it.sessions.get(&1).await.unwrap().is_none());
-    // In another process.
+    // A sign-in in another process.
     it.store([1]).await;
     assert_eq!(it.get(1).await.tokens(), pair(1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sign_out_beats_the_eviction_of_the_same_session() {
-    let it = Many::durable(|builder| builder.max_sessions(1));
+async fn a_sign_out_prevents_the_eviction_of_its_session() {
+    let it = ManyUsers::durable(|builder| builder.max_sessions(1));
     it.sign_in([1]).await;
-    // The sign-out has the session and waits for its store; there is no room for another user meanwhile.
+    // The sign-out holds the session while it waits for the store, so there is no place for another user.
     it.stores.of(1).fault(Op::Clear, Fault::Hang);
     let signing_out = {
         let sessions = it.sessions.clone();
@@ -475,19 +475,19 @@ async fn a_sign_out_beats_the_eviction_of_the_same_session() {
     signing_out.await.unwrap().unwrap();
     it.sign_in([2]).await;
     assert_eq!(it.stores.of(1).tokens().await, None);
-    // The other way round: forgotten first, then signed out.
+    // The other order: evicted first, then signed out.
     it.sign_in([3]).await;
-    assert!(!it.has(2).await);
+    assert!(!it.is_in_memory(2).await);
     it.sessions.sign_out(&2).await.unwrap();
     assert_eq!(it.stores.of(2).tokens().await, None);
     assert_eq!(*it.revoked.lock().unwrap(), [pair(1), pair(2)]);
 }
 
-// As many as fit.
+// Capacity and eviction.
 
 #[tokio::test]
-async fn there_are_never_more_than_fit_and_whoever_was_forgotten_comes_back() {
-    let it = Many::durable(|builder| builder.max_sessions(100));
+async fn the_capacity_is_never_exceeded_and_evicted_sessions_are_loaded_again() {
+    let it = ManyUsers::durable(|builder| builder.max_sessions(100));
     it.sign_in(1..=1_000).await;
     assert_eq!(it.sessions.len(), 100);
     for user in 1..=1_000 {
@@ -498,26 +498,26 @@ async fn there_are_never_more_than_fit_and_whoever_was_forgotten_comes_back() {
 }
 
 #[tokio::test]
-async fn the_longest_unused_is_forgotten_first() {
-    let it = Many::durable(|builder| builder.max_sessions(3));
+async fn the_least_recently_used_session_is_evicted_first() {
+    let it = ManyUsers::durable(|builder| builder.max_sessions(3));
     it.sign_in(1..=3).await;
     it.get(1).await;
     it.sign_in([4]).await;
-    assert!(!it.has(2).await);
+    assert!(!it.is_in_memory(2).await);
     for user in [1, 3, 4] {
-        assert!(it.has(user).await, "{user}");
+        assert!(it.is_in_memory(user).await, "{user}");
     }
 }
 
 #[tokio::test]
-async fn who_is_refused_finds_the_only_one_that_may_go_when_he_tries_again() {
+async fn a_refused_sign_in_finds_the_only_evictable_session_when_it_is_retried() {
     const USERS: u32 = 20_000;
-    let it = Many::in_memory(|builder| builder.max_sessions(USERS as usize));
+    let it = ManyUsers::in_memory(|builder| builder.max_sessions(USERS as usize));
     for user in 0..USERS {
         it.sessions.sign_in(user, pair(user)).await.unwrap();
     }
     it.get(4711).await.sign_out().await.unwrap();
-    // Each attempt looks at some thousands, and the next goes on from there: the others wait for nobody who looks longer.
+    // Each attempt scans some thousands of sessions, and the next continues there: no scan blocks other users longer.
     let mut refused = 0;
     while is_full(&it.sessions.sign_in(USERS, pair(USERS)).await) {
         refused += 1;
@@ -528,8 +528,8 @@ async fn who_is_refused_finds_the_only_one_that_may_go_when_he_tries_again() {
 }
 
 #[tokio::test]
-async fn a_full_house_of_sessions_in_memory_alone_refuses_the_sign_in_and_forgets_nobody() {
-    let it = Many::in_memory(|builder| builder.max_sessions(100));
+async fn a_registry_full_of_sessions_without_a_store_refuses_a_sign_in_and_evicts_none() {
+    let it = ManyUsers::in_memory(|builder| builder.max_sessions(100));
     it.sign_in(1..=100).await;
     for user in 101..=200 {
         let refused = it.sessions.sign_in(user, pair(user)).await;
@@ -540,7 +540,7 @@ async fn a_full_house_of_sessions_in_memory_alone_refuses_the_sign_in_and_forget
     for user in 1..=100 {
         assert_eq!(it.get(user).await.tokens(), pair(user));
     }
-    // Whoever is there may sign in again, and whoever goes makes room.
+    // A user with a session can sign in again, and a sign-out frees a place.
     it.sessions.sign_in(1, pair(300)).await.unwrap();
     it.sessions.sign_out(&2).await.unwrap();
     it.sessions.sign_in(101, pair(101)).await.unwrap();
@@ -548,8 +548,8 @@ async fn a_full_house_of_sessions_in_memory_alone_refuses_the_sign_in_and_forget
 }
 
 #[tokio::test]
-async fn whoever_is_held_is_never_forgotten_and_found_again() {
-    let it = Many::durable(|builder| builder.max_sessions(100));
+async fn a_held_session_is_never_evicted() {
+    let it = ManyUsers::durable(|builder| builder.max_sessions(100));
     let mut held = Vec::new();
     for user in 1..=99 {
         held.push(it.sessions.sign_in(user, pair(user)).await.unwrap());
@@ -559,7 +559,7 @@ async fn whoever_is_held_is_never_forgotten_and_found_again() {
         assert_eq!(it.loads(user).await, 0);
         assert_same(held, &it.get(user).await).await;
     }
-    // Among them the only one that may go is found, wherever it is.
+    // The only evictable session among them is found, at any position.
     assert_eq!(it.sessions.len(), 100);
     held.push(it.get(5_000).now_or_never().unwrap_or(it.sessions.sign_in(5_000, pair(1)).await.unwrap()));
     assert!(is_full(&it.sessions.sign_in(5_001, pair(1)).await));
@@ -568,26 +568,26 @@ async fn whoever_is_held_is_never_forgotten_and_found_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_is_watched_is_held() {
-    let it = Many::durable(|builder| builder.max_sessions(1).idle_timeout(8 * MINUTE));
+async fn a_watched_session_is_never_evicted() {
+    let it = ManyUsers::durable(|builder| builder.max_sessions(1).idle_timeout(8 * MINUTE));
     let mut watcher = it.sessions.sign_in(1, pair(1)).await.unwrap().subscribe();
     sleep(60 * MINUTE).await;
     assert!(is_full(&it.sessions.sign_in(2, pair(2)).await));
     it.sessions.sign_out(&1).await.unwrap();
     it.sessions.sign_in(1, pair(3)).await.unwrap().sign_out().await.unwrap();
-    watcher.changed().await.expect("it is the same session");
+    watcher.changed().await.expect("the watcher has the same session");
     assert_eq!(*watcher.borrow_and_update(), SessionState::SignedOut);
     drop(watcher);
     it.sign_in([2]).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_with_a_flight_up_is_never_forgotten() {
-    let mut it = Many::durable(|builder| builder.max_sessions(1));
+async fn a_session_with_a_flight_is_never_evicted() {
+    let mut it = ManyUsers::durable(|builder| builder.max_sessions(1));
     it.sign_in([1]).await;
     let refreshing = it.refresh(1).await;
     let refresh = it.auth.next().await;
-    // Even when nobody waits for it.
+    // Even if the flight has no waiter.
     refreshing.abort();
     settle().await;
     assert!(is_full(&it.sessions.sign_in(2, pair(2)).await));
@@ -595,13 +595,13 @@ async fn one_with_a_flight_up_is_never_forgotten() {
     it.sessions.wait_idle().await;
     settle().await;
     it.sign_in([2]).await;
-    assert!(!it.has(1).await);
+    assert!(!it.is_in_memory(1).await);
     assert_eq!(it.get(1).await.tokens(), pair(11));
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_with_unsaved_tokens_is_never_forgotten() {
-    let mut it = Many::durable(|builder| builder.max_sessions(1));
+async fn a_session_with_unsaved_tokens_is_never_evicted() {
+    let mut it = ManyUsers::durable(|builder| builder.max_sessions(1));
     it.sign_in([1]).await;
     let store = it.stores.of(1);
     store.fault(Op::Commit, Fault::Fail);
@@ -619,8 +619,8 @@ async fn one_with_unsaved_tokens_is_never_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sign_in_that_was_not_saved_is_found_and_never_forgotten() {
-    let it = Many::durable(|builder| builder.max_sessions(1));
+async fn a_sign_in_that_was_not_saved_is_found_and_never_evicted() {
+    let it = ManyUsers::durable(|builder| builder.max_sessions(1));
     it.stores.of(1).fault(Op::Replace, Fault::Fail);
     let error = it.sessions.sign_in(1, pair(1)).await.unwrap_err();
     assert_eq!(error.to_string(), "the session's store failed");
@@ -634,8 +634,8 @@ async fn a_sign_in_that_was_not_saved_is_found_and_never_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_cools_down_is_not_forgotten_or_it_would_call_again() {
-    let mut it = Many::durable(|builder| builder.max_sessions(1));
+async fn a_session_in_its_cool_down_is_not_evicted_which_would_allow_another_call() {
+    let mut it = ManyUsers::durable(|builder| builder.max_sessions(1));
     it.sign_in([1]).await;
     let refreshing = it.refresh(1).await;
     it.auth.next().await.answer(Err(RefreshError::misconfigured("no")));
@@ -647,15 +647,15 @@ async fn one_that_cools_down_is_not_forgotten_or_it_would_call_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_api_that_refuses_fresh_tokens_is_not_forgotten_with_a_session() {
-    let mut it = Many::durable(|builder| builder.max_sessions(1));
+async fn the_loop_guard_against_an_api_is_not_lost_by_eviction() {
+    let mut it = ManyUsers::durable(|builder| builder.max_sessions(1));
     it.sign_in([1]).await;
     let begun = Instant::now();
     let mut refreshes = 0;
     while begun.elapsed() < 60 * MINUTE {
-        // Each request finds the session forgotten, if it may be.
+        // Evicts the session before each request, if that is possible.
         let _ = it.sessions.sign_in(2, pair(2)).await;
-        let Ok(Some(session)) = it.sessions.get(&1).await else { panic!("its place was taken for good") };
+        let Ok(Some(session)) = it.sessions.get(&1).await else { panic!("its place can't be freed") };
         let response = it.send(session);
         while !response.is_finished() {
             tokio::select! {
@@ -673,8 +673,8 @@ async fn an_api_that_refuses_fresh_tokens_is_not_forgotten_with_a_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_has_ended_makes_room() {
-    let mut it = Many::in_memory(|builder| builder.max_sessions(1));
+async fn a_session_that_has_ended_frees_its_place() {
+    let mut it = ManyUsers::in_memory(|builder| builder.max_sessions(1));
     it.sign_in([1]).await;
     let refreshing = it.refresh(1).await;
     it.auth.next().await.answer(Err(RefreshError::rejected("expired")));
@@ -684,16 +684,16 @@ async fn a_session_that_has_ended_makes_room() {
     assert!(it.sessions.get(&1).await.unwrap().is_none());
 }
 
-// Idle.
+// Idle time-out.
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_session_is_forgotten_where_its_store_brings_it_back() {
-    let it = Many::durable(|builder| builder.idle_timeout(8 * MINUTE));
+async fn an_idle_session_is_evicted_if_its_store_can_restore_it() {
+    let it = ManyUsers::durable(|builder| builder.idle_timeout(8 * MINUTE));
     it.sign_in(1..=3).await;
     let _held = it.get(1).await;
     for _ in 0..16 {
         sleep(MINUTE).await;
-        // One that is asked for isn't idle.
+        // A session that is looked up isn't idle.
         it.get(2).await;
     }
     assert_eq!(it.sessions.len(), 2);
@@ -703,8 +703,8 @@ async fn an_idle_session_is_forgotten_where_its_store_brings_it_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_session_in_memory_alone_is_signed_out_and_its_tokens_are_revoked() {
-    let it = Many::in_memory(|builder| builder.idle_timeout(8 * MINUTE));
+async fn an_idle_session_without_a_store_is_signed_out_and_its_tokens_are_revoked() {
+    let it = ManyUsers::in_memory(|builder| builder.idle_timeout(8 * MINUTE));
     it.sign_in(1..=3).await;
     let held = it.get(1).await;
     for minute in 1..=16 {
@@ -723,7 +723,7 @@ async fn an_idle_session_in_memory_alone_is_signed_out_and_its_tokens_are_revoke
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_revoke_service_that_hangs_keeps_nobody_from_going() {
+async fn a_revoke_service_that_hangs_does_not_keep_idle_sessions() {
     // Just within the time-out.
     const NEARLY: Duration = Duration::from_secs(29);
     let [hanging, most] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
@@ -747,40 +747,40 @@ async fn a_revoke_service_that_hangs_keeps_nobody_from_going() {
     sleep(5 * MINUTE).await;
     sessions.sign_in(1_000, pair(1_000)).await.unwrap();
     sleep(5 * MINUTE + SECOND).await;
-    assert_eq!(sessions.len(), 1, "all are gone whose time it is");
+    assert_eq!(sessions.len(), 1, "all idle sessions are removed");
     sleep(5 * MINUTE).await;
     assert!(sessions.is_empty());
-    // The authorization server is spared all the same, and told of everybody.
+    // At most 16 revocations run at a time, and all tokens are revoked.
     sessions.wait_idle().await;
     assert_eq!([hanging, most].map(|it| it.load(Ordering::SeqCst)), [0, 16]);
     assert!(begun.elapsed() > NEARLY * 1_000 / 16);
 }
 
-/// A key that is an object: it tells whether somebody holds it.
+/// A key that is compared by identity, and whose references are counted.
 #[derive(Clone)]
-struct Held(Arc<()>);
+struct CountedKey(Arc<()>);
 
-impl PartialEq for Held {
+impl PartialEq for CountedKey {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
-impl Eq for Held {}
+impl Eq for CountedKey {}
 
-impl Hash for Held {
+impl Hash for CountedKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         Arc::as_ptr(&self.0).hash(state);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn they_go_with_their_last_handle_even_while_a_revocation_hangs() {
+async fn sessions_are_freed_with_the_last_registry_handle_even_while_a_revocation_hangs() {
     let revoke = service_fn(|_: RevokeRequest| std::future::pending::<Result<(), BoxError>>());
     let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
     let sessions =
         SessionRegistry::builder(Session::builder(refresh).revoke(revoke)).idle_timeout(8 * MINUTE).build().unwrap();
-    let [idle, used] = [(); 2].map(|()| Held(Arc::new(())));
+    let [idle, used] = [(); 2].map(|()| CountedKey(Arc::new(())));
     sessions.sign_in(idle.clone(), pair(1)).await.unwrap();
     sessions.sign_in(used.clone(), pair(2)).await.unwrap();
     for _ in 0..9 {
@@ -794,30 +794,30 @@ async fn they_go_with_their_last_handle_even_while_a_revocation_hangs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_limit_on_idle_time_nobody_is_ever_signed_out() {
-    let it = Many::in_memory(|builder| builder);
+async fn without_an_idle_timeout_no_session_is_ever_signed_out() {
+    let it = ManyUsers::in_memory(|builder| builder);
     it.sign_in([1]).await;
     sleep(24 * 60 * MINUTE).await;
     assert_eq!(it.get(1).await.tokens(), pair(1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_over_is_swept() {
-    let it = Many::in_memory(|builder| builder);
+async fn a_session_that_is_over_is_removed() {
+    let it = ManyUsers::in_memory(|builder| builder);
     let session = it.sessions.sign_in(1, pair(1)).await.unwrap();
     session.sign_out().await.unwrap();
     sleep(5 * MINUTE).await;
-    assert_eq!(it.sessions.len(), 1, "somebody holds it");
+    assert_eq!(it.sessions.len(), 1, "a handle is held");
     drop(session);
     sleep(2 * MINUTE).await;
     assert!(it.sessions.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_session_has_no_task_and_all_have_one_that_ends_with_them() {
+async fn an_idle_session_has_no_task_and_the_registry_has_one_that_ends_with_it() {
     let tasks = || Handle::current().metrics().num_alive_tasks();
     let before = tasks();
-    let it = Many::in_memory(|builder| builder.idle_timeout(MINUTE));
+    let it = ManyUsers::in_memory(|builder| builder.idle_timeout(MINUTE));
     it.sign_in(1..=1_000).await;
     assert_eq!(tasks(), before + 1);
     drop(it);
@@ -826,27 +826,27 @@ async fn an_idle_session_has_no_task_and_all_have_one_that_ends_with_them() {
 }
 
 #[test]
-fn they_are_not_built_outside_a_runtime() {
+fn a_registry_is_not_built_outside_a_runtime() {
     let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
     let error = SessionRegistry::<u32>::builder(Session::builder(refresh)).build().unwrap_err();
     assert_eq!(error.to_string(), "the session has no running tokio runtime");
 }
 
-// A few refreshes at a time.
+// The limit on concurrent refreshes.
 
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_expire_together_and_no_more_are_refreshed_at_a_time_than_may_be() {
+async fn ten_thousand_sessions_expire_together_and_the_limit_on_refreshes_holds() {
     const USERS: u32 = 10_000;
     const LIMIT: usize = 100;
-    let [flying, most, calls] = [(); 3].map(|()| Arc::new(AtomicUsize::new(0)));
-    let counters = [&flying, &most, &calls].map(Arc::clone);
+    let [running, most, calls] = [(); 3].map(|()| Arc::new(AtomicUsize::new(0)));
+    let counters = [&running, &most, &calls].map(Arc::clone);
     let refresh = service_fn(move |request: RefreshRequest| {
-        let [flying, most, calls] = counters.clone();
+        let [running, most, calls] = counters.clone();
         async move {
             calls.fetch_add(1, Ordering::SeqCst);
-            most.fetch_max(flying.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             sleep(Duration::from_millis(50)).await;
-            flying.fetch_sub(1, Ordering::SeqCst);
+            running.fetch_sub(1, Ordering::SeqCst);
             let user: u32 = request.refresh_token().unwrap().expose_secret()[1..].parse().unwrap();
             Ok::<_, RefreshError>(pair(user + USERS))
         }
@@ -863,8 +863,8 @@ async fn ten_thousand_expire_together_and_no_more_are_refreshed_at_a_time_than_m
     for refreshed in join_all(refreshing).await {
         refreshed.unwrap().unwrap();
     }
-    assert_eq!([flying, most, calls].map(|it| it.load(Ordering::SeqCst)), [0, LIMIT, USERS as usize]);
-    // As soon as the limit allows, but for what they are spread by.
+    assert_eq!([running, most, calls].map(|it| it.load(Ordering::SeqCst)), [0, LIMIT, USERS as usize]);
+    // As fast as the limit allows, plus the jitter that spreads the calls.
     let rounds = u32::try_from(USERS as usize / LIMIT).unwrap();
     let elapsed = begun.elapsed();
     assert!((rounds * Duration::from_millis(50)..rounds * Duration::from_millis(65)).contains(&elapsed), "{elapsed:?}");
@@ -873,8 +873,11 @@ async fn ten_thousand_expire_together_and_no_more_are_refreshed_at_a_time_than_m
     }
 }
 
-/// Users refresh, one after the other.
-async fn begin_refreshes(it: &Many, users: impl IntoIterator<Item = u32>) -> Vec<JoinHandle<Result<(), NotRefreshed>>> {
+/// Starts the refreshes of these users, one after the other.
+async fn begin_refreshes(
+    it: &ManyUsers,
+    users: impl IntoIterator<Item = u32>,
+) -> Vec<JoinHandle<Result<(), NotRefreshed>>> {
     let mut refreshing = Vec::new();
     for user in users {
         refreshing.push(it.refresh(user).await);
@@ -884,8 +887,8 @@ async fn begin_refreshes(it: &Many, users: impl IntoIterator<Item = u32>) -> Vec
 }
 
 #[tokio::test(start_paused = true)]
-async fn turns_come_in_the_order_of_arrival() {
-    let mut it = Many::in_memory(|builder| builder.max_concurrent_refreshes(1));
+async fn permits_are_granted_in_the_order_of_arrival() {
+    let mut it = ManyUsers::in_memory(|builder| builder.max_concurrent_refreshes(1));
     it.sign_in(1..=100).await;
     let refreshing = begin_refreshes(&it, 1..=100).await;
     for user in 1..=100 {
@@ -900,12 +903,12 @@ async fn turns_come_in_the_order_of_arrival() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_who_waited_together_do_not_call_together() {
-    let mut it = Many::in_memory(|builder| builder.max_concurrent_refreshes(50));
+async fn refreshes_that_waited_together_do_not_call_together() {
+    let mut it = ManyUsers::in_memory(|builder| builder.max_concurrent_refreshes(50));
     it.sign_in(1..=100).await;
     let refreshing = begin_refreshes(&it, 1..=100).await;
     let begun = Instant::now();
-    // Who finds his turn free is not held up.
+    // A refresh that finds a free permit is not delayed.
     let first = it.auth.take(50).await;
     assert_eq!(begun.elapsed(), Duration::ZERO);
     for refresh in first {
@@ -922,14 +925,14 @@ async fn those_who_waited_together_do_not_call_together() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiting_for_a_turn_is_no_attempt_and_takes_nothing_of_the_refresh_time() {
-    let mut it = Many::in_memory(|builder| builder.max_concurrent_refreshes(1));
+async fn waiting_for_a_permit_is_no_attempt_and_does_not_shorten_the_refresh_time_out() {
+    let mut it = ManyUsers::in_memory(|builder| builder.max_concurrent_refreshes(1));
     it.sign_in([1, 2]).await;
     begin_refreshes(&it, [1, 2]).await;
     let first = it.auth.next().await;
     sleep(Duration::from_secs(29)).await;
     first.answer(Ok(pair(11)));
-    // It takes nearly all of its own time now, and two attempts before that fail.
+    // The second refresh fails twice, and its third attempt takes nearly all of its own time.
     for _ in 0..2 {
         it.auth.next().await.answer(Err(RefreshError::unavailable("later")));
     }
@@ -941,11 +944,11 @@ async fn waiting_for_a_turn_is_no_attempt_and_takes_nothing_of_the_refresh_time(
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_for_a_turn_beyond_his_deadline_and_his_session_keeps_its_place() {
-    let mut it = Many::in_memory(|builder| builder.max_concurrent_refreshes(1));
+async fn no_request_waits_for_a_permit_beyond_its_deadline_and_its_session_keeps_its_place() {
+    let mut it = ManyUsers::in_memory(|builder| builder.max_concurrent_refreshes(1));
     it.sign_in([1, 2]).await;
     begin_refreshes(&it, [1]).await;
-    // It is never answered.
+    // Never answered.
     drop(it.auth.next().await);
     sleep(TIMEOUT / 2).await;
     let begun = Instant::now();
@@ -954,9 +957,9 @@ async fn nobody_waits_for_a_turn_beyond_his_deadline_and_his_session_keeps_its_p
     let second = it.auth.next().await;
     assert_eq!(second.presented(), "r2");
     assert!((TIMEOUT / 2..TIMEOUT / 2 + SECOND).contains(&begun.elapsed()));
-    // Neither is this one in time.
+    // The second refresh is not answered in time either.
     let response = response.await.unwrap();
-    assert_eq!(begun.elapsed(), TIMEOUT + PATIENCE);
+    assert_eq!(begun.elapsed(), TIMEOUT + STORE_TIMEOUT);
     assert_eq!(failure(&response).kind(), RefreshErrorKind::InDoubt);
     second.answer(Ok(pair(12)));
     it.sessions.wait_idle().await;
@@ -964,23 +967,23 @@ async fn nobody_waits_for_a_turn_beyond_his_deadline_and_his_session_keeps_its_p
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_answered_before_his_turn_comes_is_told_that_nothing_was_sent() {
-    let mut it = Many::in_memory(|builder| builder.max_concurrent_refreshes(1));
+async fn a_request_that_is_answered_before_its_permit_is_granted_reports_that_nothing_was_sent() {
+    let mut it = ManyUsers::in_memory(|builder| builder.max_concurrent_refreshes(1));
     it.sign_in(1..=4).await;
     begin_refreshes(&it, 1..=3).await;
-    // Each takes all of its time.
+    // Each refresh runs until its time-out.
     let first = it.auth.next().await;
     let begun = Instant::now();
     let response = it.send(it.get(4).await);
     it.api.next().await.reply(401).await;
     let response = response.await.unwrap();
-    assert_eq!(begun.elapsed(), TIMEOUT + PATIENCE);
+    assert_eq!(begun.elapsed(), TIMEOUT + STORE_TIMEOUT);
     assert!(matches!(failure(&response).kind(), RefreshErrorKind::Unavailable));
     drop(first);
     for _ in 2..=3 {
         drop(it.auth.next().await);
     }
-    // Its turn comes all the same, for the requests to come.
+    // The refresh still gets its permit, for later requests.
     let last = it.auth.next().await;
     assert_eq!(last.presented(), "r4");
     last.answer(Ok(pair(14)));
@@ -989,16 +992,16 @@ async fn who_is_answered_before_his_turn_comes_is_told_that_nothing_was_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_comes_after_others_were_sent_away_waits_his_own_time_for_the_same_refresh() {
-    let mut it = Many::in_memory(|builder| builder.max_concurrent_refreshes(1));
+async fn a_waiter_that_arrives_after_others_timed_out_waits_its_own_time_for_the_same_refresh() {
+    let mut it = ManyUsers::in_memory(|builder| builder.max_concurrent_refreshes(1));
     it.sign_in(1..=4).await;
     begin_refreshes(&it, 1..=3).await;
     let begun = Instant::now();
     let early = it.send(it.get(4).await);
     it.api.next().await.reply(401).await;
-    // Each takes all of its time: the fourth turn comes after 90 s.
+    // Each refresh runs until its time-out: the fourth permit is granted after 90 s.
     failure(&early.await.unwrap());
-    assert_eq!(begun.elapsed(), TIMEOUT + PATIENCE);
+    assert_eq!(begun.elapsed(), TIMEOUT + STORE_TIMEOUT);
     sleep(TIMEOUT).await;
     let late = it.send(it.get(4).await);
     let by_hand = it.refresh(4).await;
@@ -1012,15 +1015,15 @@ async fn who_comes_after_others_were_sent_away_waits_his_own_time_for_the_same_r
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_comes_is_sent_away_at_the_end_of_his_own_time_or_a_second_before() {
-    let it = Many::in_memory(|builder| builder.max_concurrent_refreshes(1));
+async fn every_waiter_is_answered_at_its_own_deadline_or_up_to_a_second_before() {
+    let it = ManyUsers::in_memory(|builder| builder.max_concurrent_refreshes(1));
     it.sign_in(1..=5).await;
     begin_refreshes(&it, 1..=4).await;
     let begun = Instant::now();
     let mut waits = Vec::new();
-    // His turn would come after 120 s.
-    for came in [0, 500, 999, 1_001, 20_000, 34_999, 35_001, 50_000].map(Duration::from_millis) {
-        sleep(came.saturating_sub(begun.elapsed())).await;
+    // The permit of user 5 would be granted after 120 s.
+    for arrival in [0, 500, 999, 1_001, 20_000, 34_999, 35_001, 50_000].map(Duration::from_millis) {
+        sleep(arrival.saturating_sub(begun.elapsed())).await;
         let refresh = it.refresh(5).await;
         waits.push(tokio::spawn(async move {
             let begun = Instant::now();
@@ -1029,13 +1032,13 @@ async fn whoever_comes_is_sent_away_at_the_end_of_his_own_time_or_a_second_befor
     }
     for (refreshed, waited) in join_all(waits).await.into_iter().map(Result::unwrap) {
         assert!(matches!(refreshed, Err(NotRefreshed::Failed(_))), "{refreshed:?}");
-        assert!((TIMEOUT + 4 * SECOND..=TIMEOUT + PATIENCE).contains(&waited), "{waited:?}");
+        assert!((TIMEOUT + 4 * SECOND..=TIMEOUT + STORE_TIMEOUT).contains(&waited), "{waited:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_has_waited_for_its_turn_before_it_was_sent_is_not_kept_waiting_again() {
-    let mut it = Many::in_memory(|builder| builder.max_concurrent_refreshes(1));
+async fn a_request_that_waited_for_a_permit_before_it_was_sent_does_not_wait_again() {
+    let mut it = ManyUsers::in_memory(|builder| builder.max_concurrent_refreshes(1));
     it.sign_in(1..=4).await;
     begin_refreshes(&it, 1..=3).await;
     let refused = it.send(it.get(4).await);
@@ -1044,23 +1047,23 @@ async fn a_request_that_has_waited_for_its_turn_before_it_was_sent_is_not_kept_w
     let begun = Instant::now();
     let held_back = it.send(it.get(4).await);
     it.api.reply(1, "a4", 401).await;
-    assert_eq!(begun.elapsed(), TIMEOUT + PATIENCE);
+    assert_eq!(begun.elapsed(), TIMEOUT + STORE_TIMEOUT);
     for response in [refused, held_back] {
         let response = response.await.unwrap();
         assert!(matches!(failure(&response).kind(), RefreshErrorKind::Unavailable));
     }
-    assert_eq!(begun.elapsed(), TIMEOUT + PATIENCE);
+    assert_eq!(begun.elapsed(), TIMEOUT + STORE_TIMEOUT);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_signs_out_while_he_waits_for_his_turn_is_not_refreshed() {
-    let mut it = Many::in_memory(|builder| builder.max_concurrent_refreshes(1));
+async fn a_session_that_is_signed_out_while_it_waits_for_a_permit_is_not_refreshed() {
+    let mut it = ManyUsers::in_memory(|builder| builder.max_concurrent_refreshes(1));
     it.sign_in(1..=3).await;
     let refreshing = begin_refreshes(&it, 1..=3).await;
     let first = it.auth.next().await;
     it.sessions.sign_out(&2).await.unwrap();
     first.answer(Ok(pair(11)));
-    // The next turn is the next one's.
+    // The next permit is granted to user 3.
     let third = it.auth.next().await;
     assert_eq!(third.presented(), "r3");
     third.answer(Ok(pair(13)));
@@ -1069,45 +1072,45 @@ async fn who_signs_out_while_he_waits_for_his_turn_is_not_refreshed() {
     assert!(it.auth.is_idle().await);
 }
 
-// At the end.
+// Waiting until the registry is idle.
 
 #[tokio::test(start_paused = true)]
-async fn they_have_landed_once_no_flight_is_up_and_nothing_is_unsaved() {
-    let mut it = Many::durable(|builder| builder);
+async fn wait_idle_returns_once_no_flight_is_up_and_nothing_is_unsaved() {
+    let mut it = ManyUsers::durable(|builder| builder);
     it.sign_in([1]).await;
     it.sessions.wait_idle().await;
     it.stores.of(1).fault(Op::Commit, Fault::Fail);
-    // Nobody waits for it.
+    // The flight has no waiter.
     begin_refreshes(&it, [1]).await[0].abort();
-    let landed = it.land();
+    let idle = it.spawn_wait_idle();
     settle().await;
-    assert!(!landed.is_finished(), "a flight is up");
+    assert!(!idle.is_finished(), "a flight is up");
     it.auth.next().await.answer(Ok(pair(11)));
     sleep(MINUTE).await;
-    assert!(!landed.is_finished(), "its tokens are not saved");
+    assert!(!idle.is_finished(), "the tokens are not saved");
     it.stores.of(1).heal();
-    landed.await.unwrap();
+    idle.await.unwrap();
     assert_eq!(it.stores.of(1).tokens().await, Some(pair(11)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn they_have_not_landed_while_tokens_may_arrive_that_are_to_be_revoked() {
-    let mut it = Many::in_memory(|builder| builder);
+async fn wait_idle_waits_for_late_tokens_that_have_to_be_revoked() {
+    let mut it = ManyUsers::in_memory(|builder| builder);
     it.sign_in([1]).await;
     begin_refreshes(&it, [1]).await;
     let refresh = it.auth.next().await;
     it.sessions.sign_out(&1).await.unwrap();
-    let landed = it.land();
+    let idle = it.spawn_wait_idle();
     settle().await;
-    assert!(!landed.is_finished());
+    assert!(!idle.is_finished());
     refresh.answer(Ok(pair(11)));
-    landed.await.unwrap();
+    idle.await.unwrap();
     assert_eq!(*it.revoked.lock().unwrap(), [pair(1), pair(11)]);
 }
 
-// Whose token, to whom.
+// Isolation of users.
 
-/// Whose token it is: "a{user}-{n}" or "r{user}-{n}".
+/// The user of a token `a{user}-{n}` or `r{user}-{n}`.
 fn user_of(token: &str) -> &str {
     token[1..].split_once('-').unwrap().0
 }
@@ -1142,12 +1145,12 @@ async fn two_users_never_get_each_others_tokens() {
         if let Some(token) = &token {
             assert_eq!(user_of(token), user);
         }
-        // A token is good for one request.
+        // A token is valid for one request.
         let good = token.is_some_and(|token| expired.lock().unwrap().insert(token));
         async move { Ok::<_, Infallible>(response(if good { 200 } else { 401 })) }
     });
     let client = AuthRefreshLayer::per_request(origin()).layer(api);
-    // Fewer than there are users, so that they come and go.
+    // Fewer places than users, so that sessions are evicted and loaded.
     let database = Arc::<Database>::default();
     let stores = Arc::clone(&database);
     let sessions = SessionRegistry::builder(Session::builder(refresh))
@@ -1200,29 +1203,29 @@ async fn two_users_never_get_each_others_tokens() {
 }
 
 #[tokio::test]
-async fn landed_waits_for_a_sign_in_whose_caller_has_gone() {
-    let it = Many::durable(|builder| builder);
+async fn wait_idle_waits_for_a_sign_in_whose_caller_was_dropped() {
+    let it = ManyUsers::durable(|builder| builder);
     let mut sign_in = Box::pin(it.sessions.sign_in(1, pair(1)));
     assert!((&mut sign_in).now_or_never().is_none());
     drop(sign_in);
     assert!(it.sessions.wait_idle().now_or_never().is_none());
 }
 
-/// Panics when it is dropped, if it is live.
-struct Bomb(bool);
+/// Panics when it is dropped, if it is armed.
+struct PanicOnDrop(bool);
 
-impl Drop for Bomb {
+impl Drop for PanicOnDrop {
     fn drop(&mut self) {
-        assert!(!self.0, "the service panics, as the test wants it to");
+        assert!(!self.0, "the service panics, as injected");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_dies_after_its_waiters_were_sent_away_frees_its_session() {
+async fn a_refresh_that_dies_after_its_waiters_timed_out_frees_its_session() {
     let service = service_fn(|request: RefreshRequest| {
-        let bomb = Bomb(*request.tokens() == pair(2));
+        let panics = PanicOnDrop(*request.tokens() == pair(2));
         async move {
-            let _bomb = bomb;
+            let _panics = panics;
             std::future::pending::<()>().await;
             Err::<Tokens, _>(RefreshError::unavailable("never"))
         }
@@ -1234,7 +1237,7 @@ async fn a_refresh_that_dies_after_its_waiters_were_sent_away_frees_its_session(
         tokio::spawn(async move { session.refresh().await });
         settle().await;
     }
-    // The second waits for its turn, flies, and dies at its time-out.
+    // The second refresh waits for its permit, runs, and panics at its time-out.
     sleep(300 * SECOND).await;
     sessions.wait_idle().await;
     let begun = Instant::now();

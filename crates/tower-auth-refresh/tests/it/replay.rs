@@ -1,5 +1,5 @@
-//! Replays at their edges: a head without room for the token, a body at the limit, paused, or failed, a future that is
-//! held on to.
+//! Edge cases of replays: a head without room for the token; a body at the limit, paused or failed; a future kept after
+//! it has completed.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -22,7 +22,7 @@ use tower_layer::Layer;
 
 use crate::support::*;
 
-/// Where `http`'s header map looks for a name at first (FNV-1a, 15 bits of it).
+/// The first slot that `http`'s header map probes for a name (15 bits of FNV-1a).
 fn slot(name: &HeaderName) -> usize {
     struct Fnv(u64);
     impl Hasher for Fnv {
@@ -40,10 +40,10 @@ fn slot(name: &HeaderName) -> usize {
     usize::try_from(fnv.finish()).unwrap()
 }
 
-/// Headers that have room for one more, while a map into which the same are put in the same order has none.
+/// Headers with room for one more, while a map built from the same headers in the same order has none.
 ///
-/// A map whose slots are crowded wants to grow at the next insertion, and fails it when it can't; but then it takes
-/// another. So this is one that has refused one.
+/// A map with crowded slots tries to grow at the next insertion, and fails that insertion if it can't; the insertion
+/// after it succeeds. This map has already failed one.
 fn headers_with_room_only_once() -> HeaderMap {
     const CROWD: usize = 400;
     let names = (0_u32..).map(|number| HeaderName::try_from(format!("x-{number}")).unwrap());
@@ -82,14 +82,14 @@ async fn a_head_without_room_for_the_token_on_the_replay_is_not_replayed_and_its
     assert!(matches!(report(&response), RefreshReport::NotReplayable(NotReplayable::Head)), "{:?}", report(&response));
     assert_eq!(text(response).await, "status 401");
     assert!(it.api.is_idle().await);
-    // It was refreshed for the others' sake.
+    // The tokens were refreshed for the other requests.
     let response = it.get();
     it.api.reply(1, "a2", 200).await;
     assert_eq!(response.await.unwrap().status(), 200);
 }
 
-/// A buffer whose life is counted.
-struct Buffer(#[expect(dead_code, reason = "held to be counted")] Arc<()>);
+/// A buffer whose instances are counted.
+struct Buffer(#[expect(dead_code, reason = "kept for its reference count")] Arc<()>);
 
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
@@ -97,8 +97,8 @@ impl AsRef<[u8]> for Buffer {
     }
 }
 
-/// How many of two frames that were sent are still held, once an answer has come while the rest is being sent, and
-/// its future is held on to.
+/// Sends two frames of an unfinished body and completes the request with this answer. Returns the number of frames
+/// still in memory while the completed future is kept.
 async fn held_after(answer: impl Fn() -> Result<Response<String>, BoxError> + Clone) -> usize {
     let refresh = service_fn(async |_: RefreshRequest| Ok::<_, RefreshError>(pair(2)));
     let session = Session::builder(refresh).tokens(pair(1)).build().await.unwrap();
@@ -127,13 +127,13 @@ async fn held_after(answer: impl Fn() -> Result<Response<String>, BoxError> + Cl
 }
 
 #[tokio::test]
-async fn a_record_is_freed_by_the_answer_even_if_its_future_is_held_on_to() {
+async fn the_recorded_frames_are_freed_by_the_answer_even_if_its_future_is_kept() {
     assert_eq!(held_after(|| Ok(Response::new(String::new()))).await, 0);
     assert_eq!(held_after(|| Err("the connection is gone".into())).await, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_the_limit_a_request_is_replayed_and_one_byte_over_it_only_the_others_profit_from_the_refresh() {
+async fn a_body_at_the_limit_is_replayed_and_one_byte_over_it_only_other_requests_use_the_refresh() {
     let mut it = Fixture::new().await;
     let post = |limit| Request::post(ORIGIN).extension(ReplayLimit(limit)).body(Full::from("four")).unwrap();
 
@@ -158,7 +158,7 @@ type Streamed = StreamBody<Pin<Box<dyn Stream<Item = io::Result<Frame<Bytes>>> +
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send>>;
 
-/// A request whose body is such frames, one of which is sent when the answer comes: a challenge.
+/// A request that is challenged after the first frame of its body was sent.
 struct Challenged {
     attempt: ReplayBody<Streamed>,
     response: Answer,
@@ -187,11 +187,11 @@ impl Challenged {
 const WHOLE: [io::Result<&str>; 3] = [Ok("first, "), Ok("second, "), Ok("third")];
 
 #[tokio::test(start_paused = true)]
-async fn a_challenged_attempt_waits_and_goes_on_when_the_refresh_fails() {
+async fn a_challenged_attempt_pauses_and_resumes_when_the_refresh_fails() {
     let mut it = Challenged::new(WHOLE).await;
     assert!(it.response.as_mut().now_or_never().is_none());
     let mut rest = Box::pin(it.attempt.collect());
-    assert!(rest.as_mut().now_or_never().is_none(), "nothing more is sent while newer tokens are coming");
+    assert!(rest.as_mut().now_or_never().is_none(), "nothing more is sent while a refresh is under way");
     it.auth.next().await.answer(Err(RefreshError::misconfigured("no")));
     let response = it.response.await.unwrap();
     failure(&response);
@@ -200,7 +200,7 @@ async fn a_challenged_attempt_waits_and_goes_on_when_the_refresh_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_challenged_attempt_goes_on_when_its_caller_leaves() {
+async fn a_challenged_attempt_resumes_when_its_caller_is_dropped() {
     let mut it = Challenged::new(WHOLE).await;
     assert!(it.response.as_mut().now_or_never().is_none());
     let mut rest = Box::pin(it.attempt.collect());

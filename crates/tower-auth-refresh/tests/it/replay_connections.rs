@@ -1,4 +1,4 @@
-//! Connections are kept over HTTP/1: a refusal is read to its end, so that the replay can follow on its connection.
+//! Connection reuse over HTTP/1: a 401 is drained, so that the replay can use the same connection.
 
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
@@ -27,7 +27,7 @@ use crate::support::*;
 
 type HttpClient = Client<HttpConnector, ReplayBody<Full<Bytes>>>;
 
-/// How long a refusal's body is, and whether it says so.
+/// The length of a refusal's body, and its framing.
 #[derive(Clone, Copy, Debug)]
 enum Refusal {
     Sized(usize),
@@ -53,7 +53,7 @@ impl Refusal {
     }
 }
 
-/// Accepts each token once, and the body that came with it; counts connections, and requests.
+/// Accepts each token once, and echoes the body. Counts connections and requests.
 #[derive(Clone)]
 struct Server {
     url: String,
@@ -96,7 +96,7 @@ impl Server {
         Ok(Response::new(Full::new(body).boxed_unsync()))
     }
 
-    /// A client whose first request is accepted, and each one after it refused at first.
+    /// A client whose first request is accepted, and whose later requests are each refused once.
     async fn client(
         &self,
         mut refresh: impl FnMut() -> Result<u32, RefreshError> + Clone + Send + Sync + 'static,
@@ -152,7 +152,7 @@ async fn a_401_whose_refresh_fails_is_returned_whole_over_the_wire() {
             let mut client = server.client(|| Err(RefreshError::misconfigured("no"))).await;
             let first = client.ready().await.unwrap().call(post(&server, body.clone())).await.unwrap();
             assert_eq!(first.into_body().collect().await.unwrap().to_bytes(), body);
-            // The connection serves on, whatever becomes of the refresh.
+            // The connection is reused although the refresh fails.
             for _ in 0..3 {
                 let response = client.ready().await.unwrap().call(post(&server, body.clone())).await.unwrap();
                 assert_eq!(response.status(), 401);

@@ -1,5 +1,5 @@
-//! Replays over real sockets: hyper's server refuses the first attempt early, before its body is read or in the
-//! middle of it, and closes, drops the rest, reads on, or never reads. What comes next is gated: no order is left to luck.
+//! Replays over real sockets: hyper's server refuses the first attempt before, while or after it reads the body, and
+//! then closes, drops the rest, reads on, or never reads. Gates fix the order of all later steps.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -30,24 +30,24 @@ mod tap;
 #[path = "replay_wire/upload.rs"]
 mod upload;
 
-/// More than the sockets' buffers and a stream's window hold, so that a server that doesn't read it stops it; and
+/// More than the socket buffers and a stream's window hold, so that a server that doesn't read blocks the upload; and
 /// little enough that a server that closes doesn't lose its own 401.
 const LENGTH: usize = 192 * 1024;
 
-/// What each side asks for its socket; the system takes the double.
+/// The buffer size that each side requests for its socket; the system doubles it.
 pub const BUFFER: u32 = 16 * 1024;
 
-/// A deadlock fails its cell.
+/// The time-out of a cell, which fails on a deadlock.
 const LONG: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Http {
-    /// Over a transport that takes many buffers in one write, as sockets do, and rustls.
+    /// Over a transport with vectored writes, such as a socket or rustls.
     H1,
-    /// Over one that doesn't, such as native-tls: hyper copies what it writes into one buffer.
+    /// Over a transport without vectored writes, such as native-tls: hyper copies its output into one buffer.
     H1Copied,
     H2,
-    /// The server allows one stream at a time.
+    /// Over a connection whose server allows one stream at a time.
     H2Narrow,
 }
 
@@ -57,21 +57,21 @@ impl Http {
     }
 }
 
-/// What the server does about the rest of a request that it has refused.
+/// The server's handling of the rest of a refused request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
-    /// Cuts the connection, as soon as the client has seen the 401.
+    /// Cuts the connection once the client has seen the 401.
     Closes,
-    /// Lets go of it, as handlers do: hyper closes the connection then, or resets the stream without an error.
+    /// Drops the body, as handlers do: hyper then closes the connection, or resets the stream without an error.
     Drops,
-    /// Once the client has seen the 401.
+    /// Reads the rest once the client has seen the 401.
     ReadsOn,
-    /// Once the client's next request has been given a connection.
+    /// Reads the rest once the client's next request has a connection.
     ReadsLate,
     NeverReads,
 }
 
-/// When the server refuses.
+/// The point at which the server refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
     /// Before it has read any of the body.
@@ -86,15 +86,15 @@ pub enum When {
 enum Kind {
     /// In one frame.
     Fast,
-    /// Of unknown length, in a long frame and two short ones, all of them there from the start.
+    /// Of unknown length, in a long frame and two short ones, all available from the start.
     Ready,
-    /// Of known length, frame by frame; half of it isn't there before the client has seen the 401.
+    /// Of known length, frame by frame; the second half is available once the client has seen the 401.
     Slow,
-    /// The same, of unknown length.
+    /// As `Slow`, of unknown length.
     Unsized,
-    /// The same, and with trailers.
+    /// As `Unsized`, with trailers.
     Chunked,
-    /// Of known length; half of it isn't there before the server has read the other half of the replay.
+    /// Of known length; the second half is available once the server has read the first half of the replay.
     Gated,
 }
 
@@ -107,7 +107,7 @@ struct Cell {
 }
 
 impl Cell {
-    /// Each kind of body, refused at each moment that makes a difference.
+    /// Each kind of body, refused at each point that makes a difference.
     fn all(http: Http, manner: Manner) -> Vec<Self> {
         let mut cells = Vec::new();
         for kind in [Kind::Fast, Kind::Ready, Kind::Slow, Kind::Unsized, Kind::Chunked, Kind::Gated] {
@@ -121,64 +121,66 @@ impl Cell {
         cells
     }
 
-    /// What is read to its end is read; and half of a gated body is all there is before the replay.
+    /// Excludes impossible cells: a body read to its end can't be dropped or left unread, and a gated body doesn't end
+    /// before the replay.
     fn exists(self) -> bool {
         self.when != When::End || !matches!(self.manner, Manner::Drops | Manner::NeverReads) && self.kind != Kind::Gated
     }
 
-    /// Whether the client has taken in all of the body before it has an answer, though not all of it can be sent.
-    fn is_taken_in(self) -> bool {
+    /// Returns true if the client has buffered the whole body before it has an answer, although not all of it can be
+    /// sent.
+    fn is_buffered(self) -> bool {
         match self.kind {
             Kind::Fast => true,
-            // A stream's window holds it up.
+            // Limited by the stream's window.
             Kind::Ready => self.http.is_1(),
             Kind::Slow | Kind::Unsized | Kind::Chunked | Kind::Gated => false,
         }
     }
 
-    /// Whether the replay waits for the server to read the first attempt, as the next request of a client without the
-    /// middleware does: see `a_replay_waits_where_the_next_request_of_a_bare_client_does`.
+    /// Returns true if the replay waits until the server reads the first attempt. So does the next request of a client
+    /// without the middleware: see `a_replay_waits_where_the_next_request_of_a_plain_client_waits`.
     fn waits(self) -> bool {
         self.manner == Manner::NeverReads
             && match self.http {
                 Http::H1 | Http::H2 => false,
-                Http::H1Copied => self.is_taken_in(),
-                // The client looks at the body again when the window opens.
+                Http::H1Copied => self.is_buffered(),
+                // The client polls the body again only when the window opens.
                 Http::H2Narrow => matches!(self.kind, Kind::Fast | Kind::Ready),
             }
     }
 
-    /// What the server is to do: a replay that waits for it would wait for good, if it never read.
-    fn manner_of_the_server(self) -> Manner {
+    /// The manner of the server in this cell. A replay that waits for the server would deadlock if it never read.
+    fn server_manner(self) -> Manner {
         if self.waits() { Manner::ReadsLate } else { self.manner }
     }
 
-    /// Whether all of the first attempt reaches the server. What has been taken in isn't stopped.
-    fn goes_out(self) -> bool {
-        self.when == When::End || self.is_taken_in() && (self.manner == Manner::ReadsOn || self.waits())
+    /// Returns true if all of the first attempt reaches the server. A buffered body isn't stopped.
+    fn is_sent_whole(self) -> bool {
+        self.when == When::End || self.is_buffered() && (self.manner == Manner::ReadsOn || self.waits())
     }
 
     fn connections(self) -> usize {
         match self.manner {
-            // The first one is gone.
+            // The first connection is closed.
             Manner::Closes => 2,
-            // A stream is reset, its connection goes on.
+            // The stream is reset, and its connection stays open.
             _ if !self.http.is_1() => 1,
-            // Written out after the refusal was over: hyper doesn't look again whether the connection is free.
-            _ if self.http == Http::H1 && self.is_taken_in() && self.when != When::End => 2,
-            // Request and refusal are over: the next request may follow them.
-            _ if self.goes_out() => 1,
-            // After half a request comes the other half, or the end of the connection.
+            // Flushed after the end of the refusal: hyper doesn't check again whether the connection is idle.
+            _ if self.http == Http::H1 && self.is_buffered() && self.when != When::End => 2,
+            // Request and refusal are complete: the next request can follow them.
+            _ if self.is_sent_whole() => 1,
+            // A partly sent request can only be completed, or its connection closed.
             _ => 2,
         }
     }
 
-    /// Whether the request says how long it is.
+    /// Returns true if the request declares its length.
     fn is_sized(self) -> bool {
         !matches!(self.kind, Kind::Ready | Kind::Unsized | Kind::Chunked)
     }
 
-    /// The stage at which the second half of the body is there.
+    /// The stage at which the second half of the body becomes available.
     fn held_until(self) -> Stage {
         match self.kind {
             Kind::Slow | Kind::Unsized | Kind::Chunked if self.when != When::End => Stage::Seen,
@@ -188,10 +190,10 @@ impl Cell {
     }
 }
 
-/// Names the cell that fails.
-struct Named(Cell);
+/// Prints the cell in which a test panics.
+struct PrintOnPanic(Cell);
 
-impl Drop for Named {
+impl Drop for PrintOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("failed: {:?}", self.0);
@@ -201,15 +203,15 @@ impl Drop for Named {
 
 fn assert_framed(cell: Cell, headers: &HeaderMap) {
     let length = headers.get(CONTENT_LENGTH).map(|value| value.to_str().unwrap().to_owned());
-    assert_eq!(length, cell.is_sized().then(|| LENGTH.to_string()), "the length, to the byte or not at all");
+    assert_eq!(length, cell.is_sized().then(|| LENGTH.to_string()), "an exact length, or none");
     let chunked = headers.get(TRANSFER_ENCODING).is_some_and(|value| value == "chunked");
     assert_eq!(chunked, cell.http.is_1() && !cell.is_sized());
 }
 
-/// Sends a body of its kind; `limit`: how much of it is kept.
+/// Sends a body of the cell's kind, of which at most `limit` bytes are kept, and checks both attempts.
 async fn run(cell: Cell, limit: usize, check: impl AsyncFnOnce(&Server, http::Response<hyper::body::Incoming>)) {
-    let _named = Named(cell);
-    let server = Server::start(cell.http, cell.manner_of_the_server(), cell.when);
+    let _print = PrintOnPanic(cell);
+    let server = Server::start(cell.http, cell.server_manner(), cell.when);
     let whole = Whole::new(LENGTH);
     let request = Request::post(server.url("/upload")).header("x-repeated", "1").header("x-repeated", "2");
     let request = request.extension(ReplayLimit(limit));
@@ -239,11 +241,11 @@ async fn run(cell: Cell, limit: usize, check: impl AsyncFnOnce(&Server, http::Re
     timeout(LONG, check(&server, response)).await.expect("no deadlock");
 
     server.reach(Stage::Over);
-    timeout(LONG, freed).await.expect("nothing holds on to the body").unwrap_err();
+    timeout(LONG, freed).await.expect("the body is freed").unwrap_err();
     let first = timeout(LONG, server.first()).await.expect("the first attempt is over");
     assert_framed(cell, &first.headers);
     if let Attempt::Whole(read) = &first.attempt {
-        assert!(whole.is(read), "a clean end is the end of all of it: {} bytes", read.len());
+        assert!(whole.is(read), "a clean end after only {} bytes", read.len());
     }
     if let Some(replay) = server.replay() {
         assert_framed(cell, &replay.headers);
@@ -256,7 +258,7 @@ async fn run(cell: Cell, limit: usize, check: impl AsyncFnOnce(&Server, http::Re
     }
 }
 
-/// Sends the request through a client of its own, whose refresh is answered as late as the cell needs it.
+/// Sends the request through a new client, whose refresh is answered as late as the cell requires.
 async fn sent<B>(
     server: &Server,
     origin: &str,
@@ -268,7 +270,7 @@ where
     B: Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
 {
     let (client, open) = client::client(cell.http);
-    // Its connections with it: else they might be closed before the server has read what is on them.
+    // Keeps the connections open until the server has read the data on them.
     tokio::spawn({
         let (client, over) = (client.clone(), server.stage(Stage::Over));
         async move {
@@ -284,22 +286,22 @@ where
                 if replayable {
                     server.reach(Stage::Seen);
                 } else {
-                    // The 401 is returned without it.
+                    // The 401 is returned without waiting for the refresh.
                     server.stage(Stage::Over).await;
                 }
                 match cell.manner {
-                    // A request may be lost on a connection that nobody has found to be dead yet.
+                    // A request may be lost on a dead connection that the client has not noticed yet.
                     Manner::Closes if !cell.http.is_1() => {
                         open.wait_for(|open| *open == 0).await.unwrap();
                         settle().await;
                     }
-                    // It takes itself to be free, once it has taken in all of a body.
-                    Manner::Drops if cell.http.is_1() && cell.is_taken_in() => {
+                    // The connection considers itself idle once it has buffered the whole body.
+                    Manner::Drops if cell.http.is_1() && cell.is_buffered() => {
                         open.wait_for(|open| *open == 0).await.unwrap();
                         settle().await;
                     }
                     Manner::Closes => drop(server.first().await),
-                    Manner::ReadsOn if cell.goes_out() => {
+                    Manner::ReadsOn if cell.is_sent_whole() => {
                         drop(server.first().await);
                         settle().await;
                     }
@@ -314,13 +316,13 @@ where
     let client = client.map_request({
         let server = server.clone();
         move |request: Request<_>| {
-            if is_refused(request.headers()) { request } else { server.tells_when_assigned(request) }
+            if is_refused(request.headers()) { request } else { server.report_when_assigned(request) }
         }
     });
     Ok(layer.layer(client).oneshot(request).await?)
 }
 
-/// Nothing is replayed of what was sent past the limit; the 401 is returned whole, and before the refresh is over.
+/// Asserts that a body past the limit is not replayed, and that its 401 is returned whole before the refresh ends.
 async fn nothing_is_replayed(http: Http, manner: Manner) {
     for (kind, when, limit) in [(Kind::Fast, When::Start, LENGTH - 1), (Kind::Unsized, When::Middle, 4 * 1024)] {
         let cell = Cell { http, manner, kind, when };
@@ -329,10 +331,10 @@ async fn nothing_is_replayed(http: Http, manner: Manner) {
             assert!(matches!(report(&response), RefreshReport::NotReplayable(NotReplayable::TooLarge)));
             assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), server::REFUSED);
             assert_eq!(server.connections(), 1);
-            // The rest of an unsized body is there from here on.
+            // Releases the rest of an unsized body.
             server.reach(Stage::Seen);
             if manner == Manner::ReadsOn {
-                // The attempt goes on, to its end.
+                // The attempt is completed.
                 assert!(matches!(server.first().await.attempt, Attempt::Whole(_)));
             }
         })
@@ -347,10 +349,10 @@ async fn all_are_replayed(http: Http, manner: Manner) {
             assert!(matches!(report(&response), RefreshReport::Replayed));
             assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), server::ACCEPTED);
             assert_eq!(server.connections(), cell.connections());
-            if cell.goes_out() {
+            if cell.is_sent_whole() {
                 assert!(matches!(server.first().await.attempt, Attempt::Whole(_)));
             } else if manner == Manner::ReadsOn || cell.waits() {
-                // It sees that this is not all there is.
+                // The server sees that the body is incomplete.
                 assert!(matches!(server.first().await.attempt, Attempt::Broken));
             }
         })
@@ -379,22 +381,22 @@ async fn over_http_1_a_server_that_closes_gets_the_whole_replay() {
 }
 
 #[tokio::test]
-async fn over_http_1_by_copying_a_server_that_reads_on_gets_the_whole_replay() {
+async fn over_http_1_without_vectored_writes_a_server_that_reads_on_gets_the_whole_replay() {
     all_are_replayed(Http::H1Copied, Manner::ReadsOn).await;
 }
 
 #[tokio::test]
-async fn over_http_1_by_copying_a_server_that_never_reads_gets_the_whole_replay() {
+async fn over_http_1_without_vectored_writes_a_server_that_never_reads_gets_the_whole_replay() {
     all_are_replayed(Http::H1Copied, Manner::NeverReads).await;
 }
 
 #[tokio::test]
-async fn over_http_1_by_copying_a_server_that_drops_the_rest_gets_the_whole_replay() {
+async fn over_http_1_without_vectored_writes_a_server_that_drops_the_rest_gets_the_whole_replay() {
     all_are_replayed(Http::H1Copied, Manner::Drops).await;
 }
 
 #[tokio::test]
-async fn over_http_1_by_copying_a_server_that_closes_gets_the_whole_replay() {
+async fn over_http_1_without_vectored_writes_a_server_that_closes_gets_the_whole_replay() {
     all_are_replayed(Http::H1Copied, Manner::Closes).await;
 }
 
@@ -447,7 +449,7 @@ async fn a_body_past_the_limit_is_not_replayed_and_its_401_is_returned_whole_at_
     }
 }
 
-/// What each connection carries when the attempt is superseded in mid-upload, and then replayed.
+/// Returns the bytes on each connection when an attempt is superseded in mid-upload and then replayed.
 async fn carried(http: Http) -> Vec<Vec<u8>> {
     let cell = Cell { http, manner: Manner::ReadsOn, kind: Kind::Chunked, when: When::Middle };
     let server = Server::start(http, cell.manner, cell.when);
@@ -457,7 +459,7 @@ async fn carried(http: Http) -> Vec<Vec<u8>> {
     let request = request.body(upload.of_unknown_length().with_trailers()).unwrap();
     let response = timeout(LONG, sent(&server, &tap.url(""), cell, true, request)).await.expect("no deadlock").unwrap();
     assert_eq!(response.status(), 200);
-    // By then the victim's end has come through.
+    // By then the end of the superseded attempt has arrived.
     let first = timeout(LONG, server.first()).await.expect("the first attempt is over");
     assert!(matches!(first.attempt, Attempt::Broken));
     tap.connections()
@@ -471,13 +473,13 @@ fn in_three_frames() -> impl Body<Data = Bytes, Error = Infallible> + Send + Unp
     Whole::new(LENGTH).frames().0
 }
 
-/// How many connections a client without the middleware makes of the same body, refused in the same way, and of its
-/// next request; and how the body looked to the server.
+/// Sends the same body without the middleware, refused in the same way, and then another request. Returns the number
+/// of connections, and the first attempt as the server saw it.
 async fn without_the_middleware<B>(cell: Cell, drained: bool, body: impl Fn() -> B) -> (usize, Attempt)
 where
     B: Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
 {
-    let server = Server::start(cell.http, cell.manner_of_the_server(), cell.when);
+    let server = Server::start(cell.http, cell.server_manner(), cell.when);
     let (client, _) = client::client(cell.http);
     let request = |token: &str| {
         let request = Request::post(server.url("/upload")).header(AUTHORIZATION, format!("Bearer {token}"));
@@ -495,31 +497,31 @@ where
         drop(server.first().await);
         settle().await;
     }
-    let accepted = client.request(server.tells_when_assigned(request("a2"))).await.unwrap();
+    let accepted = client.request(server.report_when_assigned(request("a2"))).await.unwrap();
     assert_eq!(accepted.status(), 200);
     server.reach(Stage::Over);
     (server.connections(), server.first().await.attempt)
 }
 
 #[tokio::test]
-async fn a_replay_waits_where_the_next_request_of_a_bare_client_does() {
+async fn a_replay_waits_where_the_next_request_of_a_plain_client_waits() {
     let mut waiting = 0;
     for http in [Http::H1, Http::H1Copied, Http::H2, Http::H2Narrow] {
         for cell in [Cell::all(http, Manner::ReadsOn), Cell::all(http, Manner::NeverReads)].concat() {
-            let _named = Named(cell);
+            let _print = PrintOnPanic(cell);
             for drained in [true, false] {
-                let bare = match cell.kind {
+                let plain = match cell.kind {
                     Kind::Fast => timeout(LONG, without_the_middleware(cell, drained, in_one_frame)).await,
                     Kind::Ready => timeout(LONG, without_the_middleware(cell, drained, in_three_frames)).await,
-                    // Of these, half comes after the refusal has been seen.
+                    // The second half of these comes after the client has seen the refusal.
                     Kind::Slow | Kind::Unsized | Kind::Chunked | Kind::Gated => continue,
                 };
-                let bare = bare.expect("no deadlock");
-                assert_eq!(bare.0, cell.connections());
+                let plain = plain.expect("no deadlock");
+                assert_eq!(plain.0, cell.connections());
                 if cell.waits() {
-                    // The server hadn't begun to read it before the next request had been given this one connection.
-                    assert_eq!(bare.0, 1);
-                    assert!(matches!(bare.1, Attempt::Whole(_)));
+                    // The server started to read only after the next request had been given this connection.
+                    assert_eq!(plain.0, 1);
+                    assert!(matches!(plain.1, Attempt::Whole(_)));
                     waiting += 1;
                 }
             }
@@ -529,7 +531,7 @@ async fn a_replay_waits_where_the_next_request_of_a_bare_client_does() {
 }
 
 /// Sends two requests through the middleware, one after the other, to a server that never reads the first of them. The
-/// inner service ends the replay of it once it has a connection, as a time-out would.
+/// inner service ends the first one's replay once that has a connection, as a time-out would.
 async fn ended<B>(http: Http, body: impl Fn() -> B)
 where
     B: Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
@@ -544,7 +546,7 @@ where
                 if is_refused(request.headers()) || server.has_reached(Stage::Assigned) {
                     return client.request(request).await.map_err(BoxError::from);
                 }
-                let request = server.tells_when_assigned(request);
+                let request = server.report_when_assigned(request);
                 tokio::select! {
                     answer = client.request(request) => Ok(answer?),
                     () = async { server.stage(Stage::Assigned).await; settle().await } => Err("timed out".into()),
@@ -566,24 +568,24 @@ where
     let next = tokio::spawn(client.oneshot(request()));
     if !http.is_1() {
         settle().await;
-        // The stream that nobody reads takes up all the room there is, until the server lets go of it.
+        // The unread stream takes the only slot until the server drops it.
         assert!(!next.is_finished());
         server.reach(Stage::Over);
     }
     let accepted = timeout(LONG, next).await.expect("no deadlock").unwrap().unwrap();
     assert_eq!(accepted.status(), 200);
     assert_eq!(server.connections(), if http.is_1() { 2 } else { 1 });
-    timeout(LONG, open.wait_for(|open| *open == 1)).await.expect("what nobody reads is not held on to").unwrap();
+    timeout(LONG, open.wait_for(|open| *open == 1)).await.expect("the unread connection is closed").unwrap();
 }
 
 #[tokio::test]
-async fn over_http_1_a_time_out_within_ends_a_replay_that_waits_and_its_connection() {
+async fn over_http_1_an_inner_time_out_ends_a_waiting_replay_and_its_connection() {
     ended(Http::H1Copied, in_one_frame).await;
     ended(Http::H1Copied, in_three_frames).await;
 }
 
 #[tokio::test]
-async fn over_http_2_a_time_out_within_ends_a_replay_that_waits_and_leaves_the_connection() {
+async fn over_http_2_an_inner_time_out_ends_a_waiting_replay_and_keeps_the_connection() {
     ended(Http::H2Narrow, in_one_frame).await;
     ended(Http::H2Narrow, in_three_frames).await;
 }
@@ -593,7 +595,7 @@ fn contains(bytes: &[u8], part: &str) -> bool {
 }
 
 #[tokio::test]
-async fn over_http_1_a_superseded_attempt_never_carries_its_last_chunk() {
+async fn over_http_1_a_superseded_attempt_never_sends_its_last_chunk() {
     let connections = carried(Http::H1).await;
     let [attempt, replay] = &connections[..] else { panic!("{} connections", connections.len()) };
     for carried in [attempt, replay] {

@@ -1,4 +1,4 @@
-//! No byte of a token in anything that is printed: traces, `Debug`, errors, panics.
+//! No part of a token is printed, in traces, `Debug` output, errors or panics.
 
 use std::cell::RefCell;
 use std::error::Error;
@@ -32,7 +32,7 @@ use tracing_subscriber::fmt::format::FmtSpan;
 use crate::faulty::{Fault, FaultyStore, Op};
 use crate::support::*;
 
-/// Secrets that can be told from everything else, and all that was printed while they were about.
+/// Canaries, which are random secrets, and everything that was printed while they were in use.
 #[derive(Clone, Default)]
 struct Watch {
     canaries: Arc<Mutex<Vec<String>>>,
@@ -40,7 +40,7 @@ struct Watch {
 }
 
 impl Watch {
-    /// Listens to every trace and every panic of this thread.
+    /// Captures every trace and every panic message of this thread.
     fn start() -> (Self, impl Drop) {
         let watch = Self::default();
         let subscriber = tracing_subscriber::fmt()
@@ -49,12 +49,12 @@ impl Watch {
             .with_writer(watch.clone())
             .with_ansi(false)
             .finish();
-        watch.listen_to_panics();
+        watch.capture_panics();
         let guard = tracing::subscriber::set_default(subscriber);
         (watch, guard)
     }
 
-    fn listen_to_panics(&self) {
+    fn capture_panics(&self) {
         thread_local!(static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) });
         static HOOK: Once = Once::new();
         WATCH.set(Some(self.clone()));
@@ -113,7 +113,7 @@ impl Watch {
         self.text(&text);
     }
 
-    /// What a response says of itself, and the errors in it.
+    /// Records the `Debug` output of a response, and the report and errors in it.
     fn response<B: Debug>(&self, response: &http::Response<B>) {
         self.debug(response);
         if let Some(report) = response.extensions().get::<RefreshReport>() {
@@ -129,14 +129,14 @@ impl Watch {
         self.printed.lock().unwrap().contains(text)
     }
 
-    /// So that the next look at what was printed is as quick as the first.
-    fn forget_what_did_not_leak(&self) {
+    /// Asserts that nothing leaked and clears the output, which keeps the next check fast.
+    fn check_and_clear(&self) {
         self.assert_nothing_leaked();
         self.canaries.lock().unwrap().clear();
         self.printed.lock().unwrap().clear();
     }
 
-    /// No eight bytes in a row of any canary, in any of the ways that bytes are commonly printed.
+    /// Asserts that no eight consecutive bytes of a canary were printed in any common encoding.
     fn assert_nothing_leaked(&self) {
         let printed = self.printed.lock().unwrap().clone();
         let plain = printed.to_ascii_lowercase();
@@ -184,7 +184,7 @@ fn base64(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn a_leak_would_be_seen_in_any_of_its_guises() {
+fn a_leak_is_detected_in_every_encoding() {
     for print in [
         |canary: &str| canary.to_owned(),
         |canary: &str| canary.to_uppercase(),
@@ -204,15 +204,15 @@ fn a_leak_would_be_seen_in_any_of_its_guises() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_secret_is_in_the_debug_of_any_public_type() {
-    let (watch, _listening) = Watch::start();
+async fn no_secret_is_in_the_debug_output_of_any_public_type() {
+    let (watch, _capture) = Watch::start();
     let tokens = watch.tokens();
     watch.debug(tokens.access_token().unwrap());
     watch.debug(tokens.refresh_token().unwrap());
     watch.debug(&tokens);
-    assert!(watch.has("id_token"), "names may be shown");
+    assert!(watch.has("id_token"), "member names may be printed");
 
-    // What a refresh and a revocation are asked.
+    // The requests to a refresh service and a revoke service.
     let seen = watch.clone();
     let refresh = tower::service_fn(move |request: RefreshRequest| {
         seen.debug(&request);
@@ -231,7 +231,7 @@ async fn no_secret_is_in_the_debug_of_any_public_type() {
     watch.debug(&session);
     watch.debug((session.state(), session.generation(), session.tokens(), session.subscribe()));
 
-    // The middleware, and what it passes on.
+    // The middleware, and the requests that it forwards.
     let bodies = watch.canary();
     let seen = watch.clone();
     let inner = tower::service_fn(move |request: Request<tower_auth_refresh::ReplayBody<String>>| {
@@ -256,7 +256,7 @@ async fn no_secret_is_in_the_debug_of_any_public_type() {
     let response = future.await.unwrap();
     watch.response(&response);
     assert!(matches!(report(&response), RefreshReport::Replayed));
-    // Once it has made several requests.
+    // The service after several requests.
     for _ in 0..3 {
         let request = Request::post(ORIGIN).body(String::new()).unwrap();
         assert_eq!(service.ready().await.unwrap().call(request).await.unwrap().status(), 200);
@@ -295,7 +295,7 @@ async fn no_secret_is_in_the_debug_of_any_public_type() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn debug_shows_what_is_no_secret() {
+async fn debug_output_shows_the_parts_that_are_no_secret() {
     let it = Fixture::new().await;
     assert_eq!(format!("{:?}", it.session), "Session { state: Active, generation: 1, .. }");
     let (refresh, _auth): (_, AuthCalls) = script();
@@ -305,7 +305,7 @@ async fn debug_shows_what_is_no_secret() {
     assert_eq!(format!("{future:?}"), "ResponseFuture { .. }");
 }
 
-/// A client with traces of its own within the layer, headers included.
+/// A client with trace layers inside and around the middleware, headers included.
 struct Traced {
     watch: Watch,
     session: Session,
@@ -347,7 +347,7 @@ impl Traced {
         Self { watch: watch.clone(), session, api, auth, store, client }
     }
 
-    /// Sends a request that the API refuses; every refresh call is answered so, and a replay with 200.
+    /// Sends a request that the API refuses. Answers every refresh call by `refresh`, and a replay with 200.
     async fn refused(&mut self, refresh: impl Fn() -> Result<Tokens, RefreshError>) {
         let mut request = tokio::spawn(self.client.clone().oneshot(post("a body")));
         self.api.next().await.respond(response(401)).await;
@@ -370,8 +370,8 @@ fn post(body: &'static str) -> Request<Full<Bytes>> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_secret_is_traced_or_in_an_error_whatever_becomes_of_a_refresh() {
-    let (watch, _listening) = Watch::start();
+async fn no_secret_is_in_traces_or_errors_for_any_outcome_of_a_refresh() {
+    let (watch, _capture) = Watch::start();
     let mut it = Traced::new(&watch).await;
     it.refused(|| Ok(watch.tokens())).await;
     assert!(watch.has("outcome=\"refreshed\"") && watch.has("replaying"));
@@ -384,7 +384,7 @@ async fn no_secret_is_traced_or_in_an_error_whatever_becomes_of_a_refresh() {
         || RefreshError::in_doubt(io::Error::other("reset")),
     ] {
         it.refused(|| Err(error())).await;
-        it.refused(|| panic!("it cools down")).await;
+        it.refused(|| panic!("a refresh call in the cool-down")).await;
         tokio::time::sleep(Duration::from_secs(3600)).await;
     }
     assert!(watch.has("refresh attempt failed") && watch.has("report=\"cooling_down\""));
@@ -406,7 +406,7 @@ async fn no_secret_is_traced_or_in_an_error_whatever_becomes_of_a_refresh() {
     it.store.heal();
     tokio::time::sleep(Duration::from_secs(60)).await;
 
-    // The same token again, and one that arrives after a sign-out and can't be revoked.
+    // The same token again, and a token that arrives after a sign-out and can't be revoked.
     let same = it.session.tokens();
     let request = tokio::spawn(it.client.clone().oneshot(post("")));
     it.api.next().await.reply(401).await;
@@ -425,26 +425,25 @@ async fn no_secret_is_traced_or_in_an_error_whatever_becomes_of_a_refresh() {
     assert!(watch.has("tokens not revoked"));
     watch.error(&it.session.refresh().await.unwrap_err());
 
-    // The end.
+    // The end of the session.
     it.session.sign_in(watch.tokens()).await.unwrap();
     it.refused(|| Err(RefreshError::rejected("invalid_grant"))).await;
     assert!(watch.has("session ended"));
-    it.refused(|| panic!("it has ended")).await;
+    it.refused(|| panic!("a refresh call after the end")).await;
     assert!(watch.has("report=\"session_ended\""));
     watch.debug(&it.session);
 
     watch.assert_nothing_leaked();
 }
 
-/// What an authorization server answers, around a secret.
-type Said = fn(&str) -> io::Result<(u16, String)>;
+/// Builds the answer of an authorization server around a secret.
+type BuildAnswer = fn(&str) -> io::Result<(u16, String)>;
 
-/// A client for refresh calls, within traces of its own, headers included. Each of its calls, and each answer, has a
-/// secret in it.
-fn traced_auth(watch: &Watch, says: Said) -> AuthClient {
+/// A client for refresh calls inside a trace layer, headers included. Every call and every answer contains a secret.
+fn traced_auth(watch: &Watch, build_answer: BuildAnswer) -> AuthClient {
     let canaries = watch.clone();
     let server = tower::service_fn(move |_: Request<Full<Bytes>>| {
-        let answer = says(&canaries.canary()).map(|(status, text)| {
+        let answer = build_answer(&canaries.canary()).map(|(status, text)| {
             let set_cookie = format!("rt={}; Path=/", canaries.canary());
             let response = http::Response::builder().status(status).header("set-cookie", set_cookie);
             let challenge = format!("Bearer error=\"{}\"", canaries.canary());
@@ -462,8 +461,8 @@ fn traced_auth(watch: &Watch, says: Said) -> AuthClient {
     client
 }
 
-/// A session refreshes, is refused, and signs out.
-async fn live<R>(watch: &Watch, refresh: R, revoke: impl RevokeService + Debug)
+/// Creates a session, which refreshes twice and signs out.
+async fn exercise<R>(watch: &Watch, refresh: R, revoke: impl RevokeService + Debug)
 where
     R: RefreshService + Debug,
 {
@@ -481,27 +480,29 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_secret_is_traced_or_in_an_error_of_the_ready_made_calls() {
+async fn no_secret_is_in_traces_or_errors_of_the_http_crates_services() {
     const URL: &str = "https://auth.example.com/auth/refresh";
-    let (watch, _listening) = Watch::start();
-    let says: [Said; 10] = [
-        |it| Ok((200, format!(r#"{{"access_token":"{it}","refresh_token":"r{it}","id_token":"{it}"}}"#))),
-        |it| Ok((200, format!(r#"{{"access_token":"{it}\r\n","refresh_token":"{it}"}}"#))),
-        |it| Ok((200, format!(r#"{{"access_token":"a","refresh_token":["{it}"]}}"#))),
-        |it| Ok((200, format!(r#"{{"access_token":"{it}","token_type":"{it}"}}"#))),
-        |it| Ok((200, format!(r#"{{"access_token":"{it}"#))),
-        |it| Ok((302, it.to_owned())),
-        |it| Ok((400, format!(r#"{{"error":"{it}","error_description":"{it}"}}"#))),
-        |it| Ok((401, format!(r#"{{"error":"invalid_grant","error_description":"{it}"}}"#))),
-        |it| Ok((503, it.to_owned())),
+    let (watch, _capture) = Watch::start();
+    let answers: [BuildAnswer; 10] = [
+        |secret| {
+            Ok((200, format!(r#"{{"access_token":"{secret}","refresh_token":"r{secret}","id_token":"{secret}"}}"#)))
+        },
+        |secret| Ok((200, format!(r#"{{"access_token":"{secret}\r\n","refresh_token":"{secret}"}}"#))),
+        |secret| Ok((200, format!(r#"{{"access_token":"a","refresh_token":["{secret}"]}}"#))),
+        |secret| Ok((200, format!(r#"{{"access_token":"{secret}","token_type":"{secret}"}}"#))),
+        |secret| Ok((200, format!(r#"{{"access_token":"{secret}"#))),
+        |secret| Ok((302, secret.to_owned())),
+        |secret| Ok((400, format!(r#"{{"error":"{secret}","error_description":"{secret}"}}"#))),
+        |secret| Ok((401, format!(r#"{{"error":"invalid_grant","error_description":"{secret}"}}"#))),
+        |secret| Ok((503, secret.to_owned())),
         |_| Err(io::Error::other("reset")),
     ];
-    for says in says {
-        let client = || traced_auth(&watch, says);
+    for build_answer in answers {
+        let client = || traced_auth(&watch, build_answer);
         for auth in [ClientAuth::basic("app", watch.canary()), ClientAuth::post("app", watch.canary())] {
             watch.debug(&auth);
             let revoke = OAuthRevoke::new(client(), URL, auth.clone()).unwrap();
-            live(&watch, OAuthRefresh::new(client(), URL, auth.clone()).unwrap(), revoke).await;
+            exercise(&watch, OAuthRefresh::new(client(), URL, auth.clone()).unwrap(), revoke).await;
             let grant = ClientCredentials::new(client(), URL, auth).unwrap();
             watch.debug(&grant);
             if let Err(error) = grant.request_tokens().await {
@@ -509,13 +510,13 @@ async fn no_secret_is_traced_or_in_an_error_of_the_ready_made_calls() {
             }
         }
         assert!(watch.has("\"authorization\": Sensitive") && watch.has("\"x-api-key\": Sensitive"));
-        watch.forget_what_did_not_leak();
+        watch.check_and_clear();
         let logout = || JsonLogout::new(client(), URL).unwrap().with_access_token();
-        live(&watch, JsonRefresh::new(client(), URL).unwrap(), logout()).await;
-        watch.forget_what_did_not_leak();
-        live(&watch, CookieRefresh::new(client(), URL, "rt").unwrap(), logout()).await;
+        exercise(&watch, JsonRefresh::new(client(), URL).unwrap(), logout()).await;
+        watch.check_and_clear();
+        exercise(&watch, CookieRefresh::new(client(), URL, "rt").unwrap(), logout()).await;
         assert!(watch.has("\"cookie\": Sensitive"));
-        watch.forget_what_did_not_leak();
+        watch.check_and_clear();
 
         let login = JsonLogin::new(client(), URL).unwrap();
         watch.debug(&login);
@@ -524,13 +525,13 @@ async fn no_secret_is_traced_or_in_an_error_of_the_ready_made_calls() {
         if let Err(error) = login.sign_in(&session, &serde_json::json!({ "password": watch.canary() })).await {
             watch.error(&error);
         }
-        watch.forget_what_did_not_leak();
+        watch.check_and_clear();
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_secret_is_traced_of_requests_that_are_held_back_refused_again_or_too_long_to_replay() {
-    let (watch, _listening) = Watch::start();
+async fn no_secret_is_in_traces_of_requests_that_are_held_back_refused_again_or_too_long_to_replay() {
+    let (watch, _capture) = Watch::start();
     let mut it = Traced::new(&watch).await;
     it.session.sign_in(Tokens::from_refresh_token(watch.refresh())).await.unwrap();
     let request = tokio::spawn(it.client.clone().oneshot(post("")));
@@ -548,7 +549,7 @@ async fn no_secret_is_traced_of_requests_that_are_held_back_refused_again_or_too
     assert!(watch.has("not_replayable"));
     it.auth.next().await.answer(Ok(watch.tokens()));
 
-    // Refused again and again.
+    // Refused until the session loops.
     for _ in 0..10 {
         let request = tokio::spawn(it.client.clone().oneshot(post("")));
         it.api.next().await.reply(401).await;
@@ -564,8 +565,8 @@ async fn no_secret_is_traced_of_requests_that_are_held_back_refused_again_or_too
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_secret_is_in_an_error_about_what_was_refused_where_it_entered() {
-    let (watch, _listening) = Watch::start();
+async fn no_secret_is_in_an_error_about_invalid_input() {
+    let (watch, _capture) = Watch::start();
     for end in ["\r\n", "\0", "é", "\u{7f}"] {
         let bad = format!("{}{end}", watch.canary());
         watch.error(&AccessToken::new(bad.clone()).unwrap_err());
@@ -588,8 +589,8 @@ async fn no_secret_is_in_an_error_about_what_was_refused_where_it_entered() {
 
 #[tokio::test(start_paused = true)]
 async fn no_secret_is_in_a_panic() {
-    let (watch, _listening) = Watch::start();
-    // A scheme that somebody took for the whole header.
+    let (watch, _capture) = Watch::start();
+    // The whole header value, passed as the scheme.
     let mistaken = format!("Bearer {}", watch.canary());
     assert!(catch_unwind(AssertUnwindSafe(|| AuthRefreshLayer::per_request(origin()).scheme(&mistaken))).is_err());
 
@@ -614,7 +615,7 @@ async fn no_secret_is_in_a_panic() {
 
     let unready = tower::service_fn(|_: Request<tower_auth_refresh::ReplayBody<String>>| async {
         panic!("the client panics");
-        #[expect(unreachable_code, reason = "says which type it would have")]
+        #[expect(unreachable_code, reason = "states the type of the response")]
         Ok::<http::Response<String>, RefreshError>(http::Response::default())
     });
     let client = AuthRefreshLayer::new(session.clone(), origin()).layer(unready);

@@ -1,4 +1,4 @@
-//! The layer among those of tower and tower-http, within them and around them: every stack answers, none deadlocks.
+//! The layer combined with those of tower and tower-http, inside and around them: every stack answers, none deadlocks.
 
 use std::fmt::Debug;
 use std::future::{Future, Ready, ready};
@@ -38,7 +38,7 @@ use tower_layer::Layer;
 use crate::strict::Strict;
 use crate::support::*;
 
-/// What takes any of the bodies that these stacks send.
+/// A boxed body, for every body that these stacks send.
 type AnyBody = UnsyncBoxBody<Bytes, BoxError>;
 type Call<B = Full<Bytes>> = Request<B>;
 type Answer = Response<Full<Bytes>>;
@@ -54,29 +54,29 @@ where
 #[derive(Clone, Default)]
 struct Server(Arc<State>);
 
-/// That client. It panics when it is called without being ready.
+/// The client of a [`Server`]. Panics if it is called without being ready.
 type Leaf = Strict<Server>;
 
 #[derive(Default)]
 struct State {
-    /// The number of the access token that is good.
-    good: AtomicU32,
+    /// The number of the valid access token.
+    valid: AtomicU32,
     refreshes: AtomicU32,
-    /// How many calls are answered 503 from here on.
-    hiccups: AtomicU32,
-    /// Whether the client is ready at the first attempt.
+    /// The number of calls that are still answered 503.
+    failures: AtomicU32,
+    /// Set if the client is ready at the first poll.
     prompt: bool,
 }
 
 impl Server {
-    /// With a client that load shedding takes for ready.
+    /// A server whose client is ready at the first poll, as load shedding requires.
     fn prompt() -> Self {
         Self(Arc::new(State { prompt: true, ..State::default() }))
     }
 
-    /// That answers so many calls with 503 first.
-    fn with_hiccups(calls: u32) -> Self {
-        Self(Arc::new(State { hiccups: calls.into(), ..State::default() }))
+    /// A server that answers this many calls with 503 first.
+    fn failing_first(calls: u32) -> Self {
+        Self(Arc::new(State { failures: calls.into(), ..State::default() }))
     }
 
     fn leaf(&self) -> Leaf {
@@ -84,9 +84,9 @@ impl Server {
         if self.0.prompt { leaf.prompt() } else { leaf }
     }
 
-    /// The access token in force is good no longer.
+    /// Expires the access token in force.
     fn expire(&self) {
-        self.0.good.fetch_add(1, Ordering::SeqCst);
+        self.0.valid.fetch_add(1, Ordering::SeqCst);
     }
 
     fn refreshes(&self) -> u32 {
@@ -94,19 +94,19 @@ impl Server {
     }
 
     fn answer(&self, request: &Call<AnyBody>) -> Answer {
-        let hiccup = |left: u32| left.checked_sub(1);
-        if self.0.hiccups.fetch_update(Ordering::SeqCst, Ordering::SeqCst, hiccup).is_ok() {
+        let count_down = |left: u32| left.checked_sub(1);
+        if self.0.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, count_down).is_ok() {
             return response(503);
         }
-        let good = self.0.good.load(Ordering::SeqCst);
+        let valid = self.0.valid.load(Ordering::SeqCst);
         match request.uri().path() {
             "/auth/refresh" => {
                 self.0.refreshes.fetch_add(1, Ordering::SeqCst);
-                Response::new(Full::from(format!("a{good}")))
+                Response::new(Full::from(format!("a{valid}")))
             }
             "/moved" => Response::builder().status(307).header(LOCATION, "/").body(Full::default()).unwrap(),
             _ => {
-                let token = format!("Bearer a{good}");
+                let token = format!("Bearer a{valid}");
                 let accepted = request.headers().get(AUTHORIZATION).is_some_and(|value| *value == token);
                 zipped(request, response(if accepted { 200 } else { 401 }))
             }
@@ -114,7 +114,7 @@ impl Server {
     }
 }
 
-/// As the request accepts it.
+/// Compresses the response if the request accepts gzip.
 fn zipped(request: &Call<AnyBody>, mut response: Answer) -> Answer {
     const STATUS: &[u8] = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\x2b\x2e\x49\x2c\x29\x2d\x56\x30";
     const IS_200: &[u8] = b"\x32\x30\x00\x00\xdb\x0e\x02\xcc\x0a\x00\x00\x00";
@@ -165,25 +165,25 @@ fn get(path: &str) -> Call {
     Request::get(format!("{ORIGIN}{path}")).body(Full::default()).unwrap()
 }
 
-/// A session whose refresh calls go through this client too.
+/// A session whose refresh calls are sent through this client.
 async fn session_over<C, ResB>(client: C) -> Session
 where
     C: Service<Call, Response = Response<ResB>, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
     ResB: Body<Error: Debug, Data: Send> + Send + 'static,
 {
-    // Some clients aren't `Sync`, as the service of a session has to be.
+    // The service of a session has to be `Sync`, which some clients are not.
     let client = Arc::new(Mutex::new(client));
     let service = tower::service_fn(move |_: RefreshRequest| refresh_through(client.lock().unwrap().clone()));
     Session::builder(service).tokens(Tokens::from_refresh_token(refresh("r1"))).build().await.unwrap()
 }
 
-/// How far a stack bears requests that come at once.
+/// The number of concurrent requests that a stack supports.
 const MANY: usize = 20;
 const ONE: usize = 1;
 
-/// All requests for `path` are answered 200, and every expiry costs one refresh; first of all the session has no access
-/// token at all.
-async fn assert_mends<C, ResB>(server: &Server, client: C, at_once: usize, path: &str)
+/// Asserts that all requests for `path` are answered 200, and that every expiry causes one refresh. The session starts
+/// without an access token.
+async fn assert_recovers<C, ResB>(server: &Server, client: C, at_once: usize, path: &str)
 where
     C: Service<Call, Response = Response<ResB>, Error: Debug + Send, Future: Send> + Clone + Send + 'static,
     ResB: Body<Error: Debug, Data: Send> + Send + 'static,
@@ -202,7 +202,7 @@ where
         assert!(begun.elapsed() < Duration::from_secs(10), "round {round} took {:?}", begun.elapsed());
         assert_eq!(server.refreshes(), round);
     }
-    // Through one and the same handle.
+    // Through one handle.
     let mut handle = client;
     for round in 4..7 {
         server.expire();
@@ -221,8 +221,8 @@ async fn assert_ok<ResB: Body<Error: Debug>>(response: Response<ResB>) {
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "status 200");
 }
 
-/// The layer around a stack, through which the refresh calls go too.
-async fn assert_mends_around<C, ResB>(server: &Server, inner: C, at_once: usize, path: &str)
+/// Tests the layer around a stack, through which the refresh calls are sent too.
+async fn assert_recovers_around<C, ResB>(server: &Server, inner: C, at_once: usize, path: &str)
 where
     C: Service<Call<AnyBody>, Response = Response<ResB>, Error: Into<BoxError> + Debug + Send, Future: Send>,
     C: Clone + Send + 'static,
@@ -230,11 +230,11 @@ where
 {
     let session = session_over(inner.clone().map_request(any::<Full<Bytes>>)).await;
     let client = AuthRefreshLayer::new(session, origin()).layer(inner.map_request(any));
-    assert_mends(server, client, at_once, path).await;
+    assert_recovers(server, client, at_once, path).await;
 }
 
-/// The layer within a stack; refresh calls go to the leaf.
-async fn assert_mends_within<C, ResB>(
+/// Tests the layer within a stack. Refresh calls are sent to the leaf.
+async fn assert_recovers_within<C, ResB>(
     server: &Server,
     build: impl FnOnce(AuthRefresh<BoxedLeaf, Session>) -> C,
     at_once: usize,
@@ -245,11 +245,11 @@ async fn assert_mends_within<C, ResB>(
 {
     let session = session_over(server.leaf().map_request(any::<Full<Bytes>>)).await;
     let leaf = BoxCloneSyncService::new(server.leaf().map_request(any));
-    assert_mends(server, build(AuthRefreshLayer::new(session, origin()).layer(leaf)), at_once, path).await;
+    assert_recovers(server, build(AuthRefreshLayer::new(session, origin()).layer(leaf)), at_once, path).await;
 }
 
-/// The layer within a stack; refresh calls go through the whole of it.
-async fn assert_mends_within_itself<C>(
+/// Tests the layer within a stack. Refresh calls are sent through the whole stack.
+async fn assert_recovers_within_itself<C>(
     server: &Server,
     build: impl FnOnce(AuthRefresh<BoxedLeaf, Session>) -> C,
     at_once: usize,
@@ -264,7 +264,7 @@ async fn assert_mends_within_itself<C>(
     let leaf = BoxCloneSyncService::new(server.leaf().map_request(any));
     let client = build(AuthRefreshLayer::new(session, origin()).layer(leaf));
     assert!(whole.set(BoxCloneSyncService::new(client.clone().map_err(Into::into))).is_ok());
-    assert_mends(server, client, at_once, path).await;
+    assert_recovers(server, client, at_once, path).await;
 }
 
 type BoxedLeaf = BoxCloneSyncService<Request<tower_auth_refresh::ReplayBody<Full<Bytes>>>, Answer, BoxError>;
@@ -274,13 +274,13 @@ type BoxedLeaf = BoxCloneSyncService<Request<tower_auth_refresh::ReplayBody<Full
 #[tokio::test(start_paused = true)]
 async fn a_concurrency_limit_of_one_within_the_layer_that_refresh_calls_share() {
     let server = Server::default();
-    assert_mends_around(&server, ConcurrencyLimit::new(server.leaf(), 1), MANY, "/").await;
+    assert_recovers_around(&server, ConcurrencyLimit::new(server.leaf(), 1), MANY, "/").await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_concurrency_limit_of_one_around_the_layer() {
     let server = Server::default();
-    assert_mends_within(&server, |client| ConcurrencyLimit::new(client, 1), MANY, "/").await;
+    assert_recovers_within(&server, |client| ConcurrencyLimit::new(client, 1), MANY, "/").await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -304,39 +304,39 @@ async fn a_refresh_call_that_waits_for_a_limit_around_the_layer_ends_by_its_time
 #[tokio::test(start_paused = true)]
 async fn a_buffer_within_the_layer_and_around_it() {
     let server = Server::default();
-    assert_mends_around(&server, Buffer::new(server.leaf(), 1), MANY, "/").await;
+    assert_recovers_around(&server, Buffer::new(server.leaf(), 1), MANY, "/").await;
     let server = Server::default();
-    assert_mends_around(&server, Buffer::new(ConcurrencyLimit::new(server.leaf(), 1), 1), MANY, "/").await;
+    assert_recovers_around(&server, Buffer::new(ConcurrencyLimit::new(server.leaf(), 1), 1), MANY, "/").await;
     let server = Server::default();
-    assert_mends_within(&server, |client| Buffer::new(client, 1), MANY, "/").await;
+    assert_recovers_within(&server, |client| Buffer::new(client, 1), MANY, "/").await;
     let server = Server::default();
-    assert_mends_within_itself(&server, |client| Buffer::new(client, 1), MANY, "/").await;
+    assert_recovers_within_itself(&server, |client| Buffer::new(client, 1), MANY, "/").await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn load_shedding_within_the_layer_and_around_it() {
     let server = Server::prompt();
-    assert_mends_around(&server, LoadShed::new(server.leaf()), MANY, "/").await;
-    // One request at a time is never shed: its permit is back when the refresh call and the replay need one.
+    assert_recovers_around(&server, LoadShed::new(server.leaf()), MANY, "/").await;
+    // A single request is never shed: its permit is returned before the refresh call and the replay need one.
     let server = Server::prompt();
-    assert_mends_around(&server, LoadShed::new(ConcurrencyLimit::new(server.leaf(), 1)), ONE, "/").await;
+    assert_recovers_around(&server, LoadShed::new(ConcurrencyLimit::new(server.leaf(), 1)), ONE, "/").await;
     let server = Server::prompt();
-    assert_mends_within(&server, LoadShed::new, MANY, "/").await;
+    assert_recovers_within(&server, LoadShed::new, MANY, "/").await;
     let server = Server::prompt();
-    assert_mends_within(&server, |client| LoadShed::new(ConcurrencyLimit::new(client, 1)), ONE, "/").await;
+    assert_recovers_within(&server, |client| LoadShed::new(ConcurrencyLimit::new(client, 1)), ONE, "/").await;
     let server = Server::prompt();
-    assert_mends_within_itself(&server, LoadShed::new, MANY, "/").await;
+    assert_recovers_within_itself(&server, LoadShed::new, MANY, "/").await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_rate_limit_within_the_layer_and_around_it() {
     let rate = Rate::new(50, Duration::from_secs(1));
     let server = Server::default();
-    assert_mends_around(&server, Buffer::new(RateLimit::new(server.leaf(), rate), 1), MANY, "/").await;
+    assert_recovers_around(&server, Buffer::new(RateLimit::new(server.leaf(), rate), 1), MANY, "/").await;
     let server = Server::default();
-    assert_mends_within(&server, |client| Buffer::new(RateLimit::new(client, rate), 1), MANY, "/").await;
+    assert_recovers_within(&server, |client| Buffer::new(RateLimit::new(client, rate), 1), MANY, "/").await;
     let server = Server::default();
-    assert_mends_within_itself(&server, |client| Buffer::new(RateLimit::new(client, rate), 1), MANY, "/").await;
+    assert_recovers_within_itself(&server, |client| Buffer::new(RateLimit::new(client, rate), 1), MANY, "/").await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -344,8 +344,8 @@ async fn steering_within_the_layer_to_clients_with_limits_of_their_own() {
     let server = Server::default();
     let clients = [(); 2].map(|()| ConcurrencyLimit::new(server.leaf(), 1));
     let by_path = |call: &Call<AnyBody>, _: &[_]| usize::from(call.uri().path() == "/auth/refresh");
-    // It reserves a place with both for a call that takes one of them: a request that kept the other would stand in
-    // the way of its own refresh.
+    // `Steer` reserves both clients for a call to one of them. A request that kept the other reservation would block
+    // its own refresh.
     let steer = Steer::new(clients, by_path);
     let session = session_over(steer.clone().map_request(any::<Full<Bytes>>)).await;
     session.sign_in(pair(9)).await.unwrap();
@@ -363,10 +363,10 @@ async fn steering_within_a_buffer_and_around_the_layer() {
     let server = Server::default();
     let clients = [(); 2].map(|()| ConcurrencyLimit::new(server.leaf(), 1));
     let by_path = |call: &Call<AnyBody>, _: &[_]| usize::from(call.uri().path() == "/auth/refresh");
-    assert_mends_around(&server, Buffer::new(Steer::new(clients, by_path), 1), MANY, "/").await;
+    assert_recovers_around(&server, Buffer::new(Steer::new(clients, by_path), 1), MANY, "/").await;
     let server = Server::default();
     let by_path = |call: &Call, _: &[_]| usize::from(call.uri().path() == "/other");
-    assert_mends_within(&server, |client| Steer::new([client.clone(), client], by_path), MANY, "/").await;
+    assert_recovers_within(&server, |client| Steer::new([client.clone(), client], by_path), MANY, "/").await;
 }
 
 // Time-outs and retries.
@@ -375,11 +375,11 @@ async fn steering_within_a_buffer_and_around_the_layer() {
 async fn a_time_out_within_the_layer_and_around_it() {
     let second = Duration::from_secs(1);
     let server = Server::default();
-    assert_mends_around(&server, Timeout::new(server.leaf(), second), MANY, "/").await;
+    assert_recovers_around(&server, Timeout::new(server.leaf(), second), MANY, "/").await;
     let server = Server::default();
-    assert_mends_within(&server, |client| Timeout::new(client, second), MANY, "/").await;
+    assert_recovers_within(&server, |client| Timeout::new(client, second), MANY, "/").await;
     let server = Server::default();
-    assert_mends_within_itself(&server, |client| Timeout::new(client, second), MANY, "/").await;
+    assert_recovers_within_itself(&server, |client| Timeout::new(client, second), MANY, "/").await;
 }
 
 /// A session whose refresh takes ten seconds.
@@ -419,20 +419,20 @@ async fn a_time_out_around_the_layer_cuts_the_wait_short_and_not_the_refresh() {
     assert_eq!(server.refreshes(), 1);
 }
 
-/// Tries again when it is answered 503, and where it can: with an empty body.
+/// Retries requests with an empty body that are answered 503.
 #[derive(Clone)]
-struct OnHiccup(u32);
+struct RetryOn503(u32);
 
-impl<B, Res, E> Policy<Request<B>, Response<Res>, E> for OnHiccup
+impl<B, Res, E> Policy<Request<B>, Response<Res>, E> for RetryOn503
 where
     B: Body + Default,
 {
     type Future = Ready<()>;
 
     fn retry(&mut self, _: &mut Request<B>, result: &mut Result<Response<Res>, E>) -> Option<Ready<()>> {
-        let hiccup = result.as_ref().is_ok_and(|response| response.status() == 503);
-        self.0 = self.0.checked_sub(u32::from(hiccup))?;
-        hiccup.then(|| ready(()))
+        let failed = result.as_ref().is_ok_and(|response| response.status() == 503);
+        self.0 = self.0.checked_sub(u32::from(failed))?;
+        failed.then(|| ready(()))
     }
 
     fn clone_request(&mut self, request: &Request<B>) -> Option<Request<B>> {
@@ -449,32 +449,32 @@ where
 
 #[tokio::test(start_paused = true)]
 async fn retries_within_the_layer_and_around_it() {
-    let server = Server::with_hiccups(2);
-    assert_mends_around(&server, Retry::new(OnHiccup(2), server.leaf()), MANY, "/").await;
-    let server = Server::with_hiccups(2);
-    assert_mends_within(&server, |client| Retry::new(OnHiccup(2), client), MANY, "/").await;
-    let server = Server::with_hiccups(2);
-    assert_mends_within_itself(&server, |client| Retry::new(OnHiccup(2), client), MANY, "/").await;
+    let server = Server::failing_first(2);
+    assert_recovers_around(&server, Retry::new(RetryOn503(2), server.leaf()), MANY, "/").await;
+    let server = Server::failing_first(2);
+    assert_recovers_within(&server, |client| Retry::new(RetryOn503(2), client), MANY, "/").await;
+    let server = Server::failing_first(2);
+    assert_recovers_within_itself(&server, |client| Retry::new(RetryOn503(2), client), MANY, "/").await;
 }
 
-// What tower-http brings.
+// Middleware of tower-http.
 
 #[tokio::test(start_paused = true)]
 async fn redirects_are_followed_within_the_layer_and_around_it() {
     let server = Server::default();
-    assert_mends_around(&server, FollowRedirect::new(server.leaf()), MANY, "/moved").await;
+    assert_recovers_around(&server, FollowRedirect::new(server.leaf()), MANY, "/moved").await;
     let server = Server::default();
-    assert_mends_within(&server, FollowRedirect::new, MANY, "/moved").await;
+    assert_recovers_within(&server, FollowRedirect::new, MANY, "/moved").await;
     let server = Server::default();
-    assert_mends_within_itself(&server, FollowRedirect::new, MANY, "/moved").await;
+    assert_recovers_within_itself(&server, FollowRedirect::new, MANY, "/moved").await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn responses_are_decompressed_within_the_layer_and_around_it() {
     let server = Server::default();
-    assert_mends_around(&server, Decompression::new(server.leaf()), MANY, "/").await;
+    assert_recovers_around(&server, Decompression::new(server.leaf()), MANY, "/").await;
     let server = Server::default();
-    assert_mends_within(&server, Decompression::new, MANY, "/").await;
+    assert_recovers_within(&server, Decompression::new, MANY, "/").await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -490,7 +490,7 @@ async fn a_401_that_was_decompressed_within_the_layer_is_intact_when_it_is_retur
 
 type Change = fn(Call<AnyBody>) -> Call<AnyBody>;
 
-/// Compresses whatever it is answered for those who accept it; the server leaves that to it.
+/// Compresses every response whose request accepts gzip. The server does not see that header.
 fn compressing<S>(inner: S) -> Compression<MapRequest<S, Change>, SizeAbove> {
     fn plain(mut call: Call<AnyBody>) -> Call<AnyBody> {
         call.headers_mut().remove(ACCEPT_ENCODING);
@@ -528,12 +528,12 @@ async fn responses_are_compressed_within_the_layer_and_around_it() {
 #[tokio::test(start_paused = true)]
 async fn traces_within_the_layer_and_around_it() {
     let server = Server::default();
-    assert_mends_around(&server, Trace::new_for_http(server.leaf()), MANY, "/").await;
+    assert_recovers_around(&server, Trace::new_for_http(server.leaf()), MANY, "/").await;
     let server = Server::default();
-    assert_mends_within(&server, Trace::new_for_http, MANY, "/").await;
+    assert_recovers_within(&server, Trace::new_for_http, MANY, "/").await;
 }
 
-// Each with each.
+// All pairs.
 
 type AnyClient = BoxCloneService<Call<AnyBody>, Response<AnyBody>, BoxError>;
 
@@ -589,9 +589,9 @@ impl Middleware {
             Self::LoadShed => boxed(LoadShed::new(inner)),
             Self::RateLimit => boxed(Buffer::new(RateLimit::new(inner, Rate::new(50, Duration::from_secs(1))), 1)),
             Self::RequestDecompression => boxed(RequestDecompression::new(inner.map_request(any))),
-            Self::Retry => boxed(Retry::new(OnHiccup(2), inner)),
+            Self::Retry => boxed(Retry::new(RetryOn503(2), inner)),
             Self::Steer => {
-                let other = boxed(tower::service_fn(|_| async { Err::<Answer, BoxError>("the wrong one".into()) }));
+                let other = boxed(tower::service_fn(|_| async { Err::<Answer, BoxError>("the wrong service".into()) }));
                 boxed(Buffer::new(Steer::new([other, inner], |_: &Call<AnyBody>, _: &[_]| 1), 1))
             }
             Self::Timeout => boxed(Timeout::new(inner, Duration::from_secs(5))),
@@ -601,12 +601,12 @@ impl Middleware {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_middleware_within_the_layer_goes_with_every_one_around_it() {
+async fn every_middleware_within_the_layer_works_with_every_one_around_it() {
     for within in Middleware::ALL {
         for around in Middleware::ALL {
             let stack = [within, around];
             let server = Server::prompt();
-            // Refresh calls share what is within.
+            // Refresh calls share the inner middleware.
             let inner = within.around(boxed(server.leaf()));
             let session = session_over(inner.clone().map_request(any::<Full<Bytes>>)).await;
             let client = AuthRefreshLayer::new(session, origin()).layer(inner.map_request(any));
@@ -614,28 +614,28 @@ async fn every_middleware_within_the_layer_goes_with_every_one_around_it() {
             let at_once = if stack.contains(&Middleware::LoadShed) { ONE } else { MANY };
             let path = if stack.contains(&Middleware::FollowRedirect) { "/moved" } else { "/" };
             println!("{around:?} around the layer around {within:?}");
-            assert_mends(&server, client, at_once, path).await;
+            assert_recovers(&server, client, at_once, path).await;
         }
     }
 }
 
-// All at once.
+// Whole stacks.
 
 #[tokio::test(start_paused = true)]
 async fn a_whole_stack_within_the_layer() {
     let server = Server::default();
     let limited = Buffer::new(ConcurrencyLimit::new(server.leaf(), 1), 1);
-    let patient = Retry::new(OnHiccup(3), Timeout::new(limited, Duration::from_secs(1)));
-    let stack = Trace::new_for_http(Decompression::new(FollowRedirect::new(patient)));
-    assert_mends_around(&server, stack, MANY, "/moved").await;
+    let retrying = Retry::new(RetryOn503(3), Timeout::new(limited, Duration::from_secs(1)));
+    let stack = Trace::new_for_http(Decompression::new(FollowRedirect::new(retrying)));
+    assert_recovers_around(&server, stack, MANY, "/moved").await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_whole_stack_around_the_layer() {
     let server = Server::default();
     let build = |client| {
-        let patient = Retry::new(OnHiccup(3), Timeout::new(FollowRedirect::new(client), Duration::from_secs(1)));
-        Trace::new_for_http(Decompression::new(Buffer::new(ConcurrencyLimit::new(patient, 1), 1)))
+        let retrying = Retry::new(RetryOn503(3), Timeout::new(FollowRedirect::new(client), Duration::from_secs(1)));
+        Trace::new_for_http(Decompression::new(Buffer::new(ConcurrencyLimit::new(retrying, 1), 1)))
     };
-    assert_mends_within(&server, build, MANY, "/moved").await;
+    assert_recovers_within(&server, build, MANY, "/moved").await;
 }

@@ -1,4 +1,4 @@
-//! Sessions and their store: peers that share it, and a store that fails.
+//! Sessions and their store: peers on the same store, and stores that fail.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -28,16 +28,16 @@ use crate::support::*;
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// How long a refresh may take, unless the builder says otherwise.
+/// The default refresh time-out.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a call to the store may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The time-out of a store call.
+const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What fails at once, without effect.
+/// Faults that leave the store unchanged.
 const FAILURES: [Fault; 4] = [Fault::Fail, Fault::Hang, Fault::PanicNow, Fault::Panic];
 
-/// What takes effect, although it seems to fail.
+/// Faults after the effect of a call, whose answer is lost.
 const LOST_ANSWERS: [Fault; 2] = [Fault::FailLate, Fault::HangLate];
 
 /// A client over a session that was signed in with [`pair`]`(1)`, and its store.
@@ -53,13 +53,13 @@ async fn stored_with(configure: impl FnOnce(SessionBuilder) -> SessionBuilder) -
     (it, store)
 }
 
-/// Another process on the same store: no fault of the store is in its way.
+/// Another process on the same store, which the faults do not affect.
 async fn peer_on(store: &FaultyStore) -> Fixture {
     let store = store.without_faults();
     Fixture::with(|builder| builder.shared_store(store)).await
 }
 
-/// A revoke service that takes everything, and what it took.
+/// A revoke service that accepts everything, and the tokens that it was sent.
 fn revocations() -> (impl RevokeService, Arc<Mutex<Vec<Tokens>>>) {
     let revoked = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&revoked);
@@ -82,7 +82,7 @@ fn is_unavailable(why: &NotRefreshed) -> bool {
 }
 
 impl Fixture {
-    /// A request is refused, a refresh with `r{n}` brings the next tokens, and the replay is accepted.
+    /// Sends a request that is refused, refreshes with `r{n}`, and accepts the replay.
     async fn refreshes_from(&mut self, n: u32, in_doubt: bool) {
         let response = self.get_refused().await;
         let refresh = self.auth.next().await;
@@ -92,7 +92,7 @@ impl Fixture {
         self.accepts(response, n + 1).await;
     }
 
-    /// The next request to arrive carries `a{n}` and is accepted: it is the replay that `response` waits for.
+    /// Asserts that the next call carries `a{n}` and accepts it, which completes `response`.
     async fn accepts(&mut self, response: JoinHandle<Response<Full<Bytes>>>, n: u32) {
         let call = self.api.next().await;
         assert_eq!(call.token(), Some(&*format!("a{n}")));
@@ -100,14 +100,14 @@ impl Fixture {
         assert_eq!(response.await.unwrap().status(), 200);
     }
 
-    /// A new request carries `a{n}`.
+    /// Asserts that a new request carries `a{n}`.
     async fn sends(&mut self, n: u32) {
         let response = self.get();
         self.accepts(response, n).await;
     }
 
-    /// A new request goes bare.
-    async fn sends_bare(&mut self) {
+    /// Asserts that a new request carries no token.
+    async fn sends_no_token(&mut self) {
         let response = self.get();
         let call = self.api.next().await;
         assert_eq!(call.token(), None);
@@ -135,7 +135,7 @@ async fn of_two_sessions_that_are_refused_at_once_one_refreshes_and_the_other_ad
     assert!(two.auth.is_idle().await && one.auth.is_idle().await);
     assert_eq!(two.session.tokens(), pair(2));
     assert_eq!(store.tokens().await, Some(pair(2)));
-    // The one that adopted can refresh in its turn, and the other adopts.
+    // The session that adopted can refresh next, and the other adopts.
     two.refreshes_from(2, false).await;
     let response = one.get_refused().await;
     one.accepts(response, 3).await;
@@ -143,7 +143,7 @@ async fn of_two_sessions_that_are_refused_at_once_one_refreshes_and_the_other_ad
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_comes_late_adopts_without_a_call() {
+async fn a_session_that_is_refused_after_a_peers_refresh_adopts_without_a_call() {
     let (mut one, store) = stored().await;
     let mut two = peer_on(&store).await;
     one.refreshes_from(1, false).await;
@@ -153,7 +153,7 @@ async fn a_session_that_comes_late_adopts_without_a_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn session_refresh_adopts_what_a_peer_has_stored() {
+async fn session_refresh_adopts_the_tokens_that_a_peer_has_stored() {
     let (mut one, store) = stored().await;
     let mut two = peer_on(&store).await;
     one.refreshes_from(1, false).await;
@@ -163,7 +163,7 @@ async fn session_refresh_adopts_what_a_peer_has_stored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peers_tokens_that_have_expired_are_refreshed_rather_than_adopted() {
+async fn a_peers_expired_tokens_are_refreshed_instead_of_adopted() {
     let (mut it, store) = stored().await;
     store.refresh_as_peer(&pair(2).with_expires_at(SystemTime::UNIX_EPOCH)).await;
     let response = it.get_refused().await;
@@ -175,7 +175,7 @@ async fn a_peers_tokens_that_have_expired_are_refreshed_rather_than_adopted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_successor_that_a_peer_stored_is_presented_where_the_access_token_is_still_the_refused_one() {
+async fn a_peers_refresh_token_is_presented_if_its_access_token_is_the_refused_one() {
     let (mut it, store) = stored().await;
     store.refresh_as_peer(&Tokens::new(access("a1"), refresh("r2"))).await;
     let response = it.get_refused().await;
@@ -186,7 +186,7 @@ async fn the_successor_that_a_peer_stored_is_presented_where_the_access_token_is
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_signed_out_is_noticed_before_its_token_is_presented() {
+async fn a_peers_sign_out_is_noticed_before_a_refresh_token_is_presented() {
     let (one, store) = stored().await;
     let mut two = peer_on(&store).await;
     one.session.sign_out().await.unwrap();
@@ -195,11 +195,11 @@ async fn a_peer_that_signed_out_is_noticed_before_its_token_is_presented() {
     assert!(matches!(not_refreshed(&response), NotRefreshed::SignedOut | NotRefreshed::SessionChanged));
     assert_eq!(two.session.state(), SessionState::SignedOut);
     assert!(two.auth.is_idle().await);
-    two.sends_bare().await;
+    two.sends_no_token().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_signed_another_user_in_is_noticed_and_nothing_is_replayed_as_him() {
+async fn a_peers_sign_in_is_noticed_and_nothing_is_replayed_as_the_new_user() {
     let (one, store) = stored().await;
     let mut two = peer_on(&store).await;
     one.session.sign_in(pair(5)).await.unwrap();
@@ -213,7 +213,7 @@ async fn a_peer_that_signed_another_user_in_is_noticed_and_nothing_is_replayed_a
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_signs_out_during_the_call_has_the_late_tokens_discarded_and_revoked() {
+async fn late_tokens_are_discarded_and_revoked_if_a_peer_signs_out_during_the_call() {
     let (revoke, revoked) = revocations();
     let (mut it, store) = stored_with(|builder| builder.revoke(revoke)).await;
     let response = it.get_refused().await;
@@ -229,7 +229,7 @@ async fn a_peer_that_signs_out_during_the_call_has_the_late_tokens_discarded_and
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_signs_another_user_in_during_the_call_keeps_the_store_and_late_tokens_are_revoked() {
+async fn late_tokens_are_revoked_and_not_stored_if_a_peer_signs_another_user_in_during_the_call() {
     let (revoke, revoked) = revocations();
     let (mut it, store) = stored_with(|builder| builder.revoke(revoke)).await;
     let response = it.get_refused().await;
@@ -246,11 +246,11 @@ async fn a_peer_that_signs_another_user_in_during_the_call_keeps_the_store_and_l
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_commit_that_finds_a_newer_generation_adopts_it_and_drops_its_own() {
+async fn a_commit_that_finds_a_newer_generation_adopts_it_and_discards_its_own() {
     let (mut it, store) = stored().await;
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
-    // A peer whose clock runs ahead took the claim for expired, and was faster.
+    // A peer whose clock is ahead considered the claim expired, and refreshed first.
     let record = store.record().await.unwrap();
     store.without_faults().replace(record.epoch, &pair(7)).await.unwrap();
     refresh.answer(Ok(pair(2)));
@@ -260,11 +260,11 @@ async fn a_commit_that_finds_a_newer_generation_adopts_it_and_drops_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_commit_that_finds_the_very_tokens_that_it_brings_ends_the_refresh() {
+async fn a_commit_that_finds_the_same_tokens_ends_the_refresh() {
     let (mut it, store) = stored().await;
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
-    // A peer whose clock runs ahead was faster, and the server answers a repeated call with the same successor.
+    // A peer whose clock is ahead refreshed first, and the server answers a repeated call with the same tokens.
     let record = store.record().await.unwrap();
     store.without_faults().replace(record.epoch, &pair(2)).await.unwrap();
     refresh.answer(Ok(pair(2)));
@@ -274,7 +274,7 @@ async fn a_commit_that_finds_the_very_tokens_that_it_brings_ends_the_refresh() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn newer_tokens_that_are_found_while_ours_are_written_spare_the_call() {
+async fn newer_tokens_that_are_found_while_writing_make_a_call_unnecessary() {
     let (mut it, store) = stored().await;
     store.fault(Op::Commit, Fault::Fail);
     store.fault(Op::Renew, Fault::Fail);
@@ -282,7 +282,7 @@ async fn newer_tokens_that_are_found_while_ours_are_written_spare_the_call() {
     sleep(5 * MINUTE).await;
     store.refresh_as_peer(&pair(7)).await;
     store.heal();
-    // At once, before the write has its turn in the background.
+    // At once, before the background retry of the write.
     let response = it.get_refused().await;
     it.accepts(response, 7).await;
     assert!(it.auth.is_idle().await);
@@ -290,7 +290,7 @@ async fn newer_tokens_that_are_found_while_ours_are_written_spare_the_call() {
     it.refreshes_from(7, false).await;
 }
 
-/// An API refuses every fresh token: how many refreshes it takes until the session says that it is looping.
+/// Refuses every fresh token, and returns the number of refreshes until the session reports a loop.
 async fn refreshes_until_looping(it: &mut Fixture, mut first: u32, store: &FaultyStore, fault: Option<Fault>) -> u32 {
     for refreshes in 0.. {
         let response = it.get_refused().await;
@@ -309,11 +309,11 @@ async fn refreshes_until_looping(it: &mut Fixture, mut first: u32, store: &Fault
         assert_eq!(response.await.unwrap().status(), 401);
         store.heal();
     }
-    unreachable!("it would have looped for ever")
+    unreachable!("the loop guard ends the loop")
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_that_was_made_although_it_seemed_to_fail_is_no_strike() {
+async fn a_write_that_took_effect_although_its_answer_was_lost_is_no_strike() {
     let (mut it, store) = stored().await;
     assert_eq!(refreshes_until_looping(&mut it, 1, &store, None).await, 6);
     // The answer to each commit is lost.
@@ -327,7 +327,7 @@ async fn a_write_that_was_made_although_it_seemed_to_fail_is_no_strike() {
         async move { session.sign_in(pair(5)).await }
     });
     settle().await;
-    // That it was made is found once the token has been refused, before the write has its turn in the background.
+    // The write is found once the token has been refused, before its background retry.
     store.fault(Op::Load, Fault::Fail);
     assert!(signed_in.await.unwrap().is_err());
     settle().await;
@@ -338,7 +338,7 @@ async fn a_write_that_was_made_although_it_seemed_to_fail_is_no_strike() {
 // Claims.
 
 #[tokio::test(start_paused = true)]
-async fn a_claim_that_is_given_back_unused_is_taken_up_unmarked() {
+async fn a_claim_that_is_released_unused_can_be_claimed_without_doubt() {
     let (mut it, store) = stored().await;
     let claim = store.claim_as_peer(MINUTE).await;
     let response = it.get_refused().await;
@@ -352,7 +352,7 @@ async fn a_claim_that_is_given_back_unused_is_taken_up_unmarked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_claim_that_is_given_back_in_doubt_is_taken_up_marked() {
+async fn a_claim_that_is_released_in_doubt_is_claimed_in_doubt() {
     let (mut it, store) = stored().await;
     let claim = store.claim_as_peer(MINUTE).await;
     let response = it.get_refused().await;
@@ -364,7 +364,7 @@ async fn a_claim_that_is_given_back_in_doubt_is_taken_up_marked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_claim_whose_holder_died_is_taken_up_marked_when_its_lease_ends() {
+async fn a_claim_whose_holder_died_is_claimed_in_doubt_when_its_lease_ends() {
     let (mut it, store) = stored().await;
     let _claim = store.claim_as_peer(10 * SECOND).await;
     let begun = Instant::now();
@@ -386,7 +386,7 @@ async fn a_claim_that_is_held_for_longer_than_a_refresh_may_take_is_respected() 
     assert!((29 * SECOND..31 * SECOND).contains(&begun.elapsed()));
     assert!(it.auth.is_idle().await);
     it.sends(1).await;
-    // Until its holder is done.
+    // Until its holder commits.
     store.without_faults().commit(&claim, &pair(2)).await.unwrap();
     sleep(MINUTE).await;
     let response = it.get_refused().await;
@@ -395,18 +395,18 @@ async fn a_claim_that_is_held_for_longer_than_a_refresh_may_take_is_respected() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_says_busy_until_now_is_not_asked_without_a_pause() {
+async fn a_store_that_reports_busy_until_now_is_not_called_without_a_pause() {
     let (mut it, store) = stored().await;
     let _claim = store.claim_as_peer(10 * MINUTE).await;
     store.fault(Op::Claim, Fault::Hasty);
     let response = it.get_refused().await.await.unwrap();
     assert!(is_unavailable(not_refreshed(&response)));
-    let asked = store.calls().len();
-    assert!(asked < 10_000, "asked {asked} times in 30 seconds");
+    let calls = store.calls().len();
+    assert!(calls < 10_000, "{calls} calls in 30 seconds");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_one_session_left_in_doubt_is_marked_when_the_next_process_presents_it() {
+async fn a_token_left_in_doubt_is_marked_when_the_next_process_presents_it() {
     let (mut one, store) = stored().await;
     let response = one.get_refused().await;
     one.auth.next().await.answer(Err(RefreshError::in_doubt("connection reset")));
@@ -417,7 +417,7 @@ async fn what_one_session_left_in_doubt_is_marked_when_the_next_process_presents
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_presented_in_vain_but_not_used_is_not_marked_in_the_next_process() {
+async fn a_token_that_was_presented_but_not_used_is_not_marked_in_the_next_process() {
     let (mut one, store) = stored().await;
     let response = one.get_refused().await;
     one.auth.next().await.answer(Err(RefreshError::misconfigured("invalid_client")));
@@ -428,7 +428,7 @@ async fn what_was_presented_in_vain_but_not_used_is_not_marked_in_the_next_proce
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_record_that_is_written_anew_does_not_take_the_doubt_from_its_refresh_token() {
+async fn a_record_that_is_rewritten_does_not_clear_the_doubt_about_its_refresh_token() {
     let (mut it, store) = stored().await;
     for error in [RefreshError::in_doubt("connection reset"), RefreshError::misconfigured("a firewall's page")] {
         let response = it.get_refused().await;
@@ -436,7 +436,7 @@ async fn a_record_that_is_written_anew_does_not_take_the_doubt_from_its_refresh_
         response.await.unwrap();
         sleep(MINUTE).await;
     }
-    // Restored from a backup, say: the store knows of no claim any more.
+    // For example restored from a backup: the store no longer has a claim.
     let record = store.record().await.unwrap();
     store.without_faults().replace(record.epoch, &record.tokens).await.unwrap();
     it.refreshes_from(1, true).await;
@@ -490,7 +490,7 @@ async fn a_claim_whose_answer_was_lost_is_in_doubt_when_its_lease_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_serve_on_from_memory_while_they_cannot_be_committed_and_are_written_later() {
+async fn tokens_are_used_from_memory_while_they_cannot_be_committed_and_are_written_later() {
     for fault in [FAILURES.as_slice(), &LOST_ANSWERS].concat() {
         let (mut it, store) = stored().await;
         store.fault(Op::Commit, fault);
@@ -499,7 +499,7 @@ async fn tokens_serve_on_from_memory_while_they_cannot_be_committed_and_are_writ
         let begun = Instant::now();
         refresh.answer(Ok(pair(2)));
         it.accepts(response, 2).await;
-        assert!(begun.elapsed() <= PATIENCE + SECOND, "{fault:?}");
+        assert!(begun.elapsed() <= STORE_TIMEOUT + SECOND, "{fault:?}");
         assert_eq!(it.session.state(), SessionState::Active);
         sleep(10 * MINUTE).await;
         it.sends(2).await;
@@ -509,14 +509,14 @@ async fn tokens_serve_on_from_memory_while_they_cannot_be_committed_and_are_writ
         assert_eq!(store.tokens().await, Some(pair(2)), "{fault:?}");
         store.calls();
         it.refreshes_from(2, false).await;
-        // Nothing was outstanding any more.
+        // No write was pending.
         assert_eq!(store.calls(), [Op::Claim, Op::Commit]);
         assert_eq!(store.tokens().await, Some(pair(3)));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn new_tokens_are_stored_before_anybody_uses_them() {
+async fn new_tokens_are_stored_before_they_are_used() {
     let (mut it, store) = stored().await;
     store.fault(Op::Commit, Fault::Hang);
     let response = it.get_refused().await;
@@ -535,7 +535,7 @@ async fn tokens_are_written_before_their_refresh_token_is_presented() {
     store.fault(Op::Commit, Fault::Fail);
     it.refreshes_from(1, false).await;
     sleep(MINUTE).await;
-    // Nobody is to present r2 while the store says r1: it would be lost with the process.
+    // r2 is not presented while the store holds r1: its successor would be lost with the process.
     let response = it.get_refused().await.await.unwrap();
     assert!(is_unavailable(not_refreshed(&response)));
     assert!(it.auth.is_idle().await);
@@ -547,14 +547,14 @@ async fn tokens_are_written_before_their_refresh_token_is_presented() {
     it.refreshes_from(2, false).await;
     store.heal();
     store.calls();
-    // The write need not wait for its turn in the background.
+    // The write does not wait for its background retry.
     it.refreshes_from(3, false).await;
     assert_eq!(store.calls(), [Op::Commit, Op::Renew, Op::Claim, Op::Commit]);
     assert_eq!(store.tokens().await, Some(pair(4)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_hangs_does_not_hold_a_refresh_of_unsaved_tokens_past_its_time_out() {
+async fn a_store_that_hangs_does_not_delay_a_refresh_of_unsaved_tokens_past_its_time_out() {
     let (mut it, store) = stored().await;
     store.fault(Op::Commit, Fault::Hang);
     it.refreshes_from(1, false).await;
@@ -567,12 +567,12 @@ async fn a_store_that_hangs_does_not_hold_a_refresh_of_unsaved_tokens_past_its_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_tokens_are_unsaved_no_peer_gets_at_the_refresh_token_that_is_used_up() {
+async fn while_tokens_are_unsaved_no_peer_can_claim_the_used_refresh_token() {
     for (fault, answered_after) in [
         (Fault::Fail, Duration::ZERO),
         (Fault::Hang, Duration::ZERO),
         (Fault::Fail, 29 * SECOND),
-        // The call, the commit and its repetition take all the time that they may.
+        // The call, the commit and its retry take the longest possible time.
         (Fault::Hang, Duration::from_millis(29_999)),
     ] {
         let (mut it, store) = stored().await;
@@ -585,7 +585,7 @@ async fn while_tokens_are_unsaved_no_peer_gets_at_the_refresh_token_that_is_used
         it.accepts(response, 2).await;
         let version = store.record().await.unwrap().version;
         for tenth in 0..12_000 {
-            // Renewing takes its time too.
+            // The renewal hangs at first too.
             if tenth == 40 {
                 store.lift(Op::Renew);
             }
@@ -600,11 +600,11 @@ async fn while_tokens_are_unsaved_no_peer_gets_at_the_refresh_token_that_is_used
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_claim_of_unsaved_tokens_is_renewed_at_once_however_far_off_the_next_retry_was() {
+async fn the_claim_of_unsaved_tokens_is_renewed_at_once_even_if_the_next_retry_is_far_off() {
     let (mut it, store) = stored().await;
     store.fault(Op::Replace, Fault::Fail);
     it.session.sign_in(pair(2)).await.unwrap_err();
-    // By now it is tried once a minute.
+    // By now the write is retried once a minute.
     sleep(Duration::from_secs(300)).await;
     store.heal();
     store.fault(Op::Commit, Fault::Fail);
@@ -614,14 +614,14 @@ async fn the_claim_of_unsaved_tokens_is_renewed_at_once_however_far_off_the_next
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_a_claim_cannot_be_renewed_either_the_peer_that_takes_over_is_yielded_to() {
+async fn if_the_claim_cannot_be_renewed_either_the_tokens_of_the_peer_that_takes_over_are_adopted() {
     for fault in [Fault::Fail, Fault::Hang, Fault::Panic, Fault::PanicNow] {
         let (mut it, store) = stored().await;
         store.fault(Op::Commit, fault);
         store.fault(Op::Renew, fault);
         it.refreshes_from(1, false).await;
         sleep(5 * MINUTE).await;
-        // The server answers a repeated call within its grace with tokens of its own.
+        // Within its grace period, the server answers a repeated call with other tokens.
         store.refresh_as_peer(&pair(7)).await;
         store.heal();
         sleep(2 * MINUTE).await;
@@ -632,7 +632,7 @@ async fn where_a_claim_cannot_be_renewed_either_the_peer_that_takes_over_is_yiel
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_peer_bought_beside_the_same_access_token_is_presented_next() {
+async fn a_refresh_token_that_a_peer_stored_with_the_same_access_token_is_presented_next() {
     let (mut it, store) = stored().await;
     store.fault(Op::Commit, Fault::Fail);
     store.fault(Op::Renew, Fault::Fail);
@@ -640,7 +640,7 @@ async fn what_a_peer_bought_beside_the_same_access_token_is_presented_next() {
     sleep(5 * MINUTE).await;
     store.refresh_as_peer(&Tokens::new(access("a2"), refresh("r7"))).await;
     store.heal();
-    // At once, before the write has its turn in the background.
+    // At once, before the background retry of the write.
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
     assert_eq!(refresh.presented(), "r7");
@@ -649,7 +649,7 @@ async fn what_a_peer_bought_beside_the_same_access_token_is_presented_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_claim_that_cannot_be_given_back_delays_the_answer_by_five_seconds_at_most() {
+async fn a_claim_that_cannot_be_released_delays_the_answer_by_five_seconds_at_most() {
     for fault in FAILURES {
         let (mut it, store) = stored().await;
         store.fault(Op::Release, fault);
@@ -658,16 +658,16 @@ async fn a_claim_that_cannot_be_given_back_delays_the_answer_by_five_seconds_at_
         it.auth.next().await.answer(Err(RefreshError::misconfigured("invalid_client")));
         let response = response.await.unwrap();
         assert_eq!(kind(not_refreshed(&response)), RefreshErrorKind::Misconfigured, "{fault:?}");
-        assert!(begun.elapsed() <= PATIENCE + SECOND);
+        assert!(begun.elapsed() <= STORE_TIMEOUT + SECOND);
         store.heal();
         sleep(MINUTE).await;
-        // It was never given back: its lease has ended.
+        // The claim was never released: its lease has expired.
         it.refreshes_from(1, true).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sign_in_counts_at_once_and_is_written_when_the_store_recovers() {
+async fn a_sign_in_is_in_force_at_once_and_is_written_when_the_store_recovers() {
     for fault in [FAILURES.as_slice(), &LOST_ANSWERS].concat() {
         for op in [Op::Load, Op::Replace] {
             let (mut it, store) = stored().await;
@@ -680,9 +680,9 @@ async fn a_sign_in_counts_at_once_and_is_written_when_the_store_recovers() {
             settle().await;
             it.sends(5).await;
             assert!(signed_in.await.unwrap().is_err(), "{op:?}, {fault:?}");
-            assert!(begun.elapsed() <= PATIENCE + SECOND);
+            assert!(begun.elapsed() <= STORE_TIMEOUT + SECOND);
             it.sends(5).await;
-            // Not to be presented while the store knows nothing of it.
+            // r5 is not presented while the store doesn't hold it.
             if op == Op::Load || !LOST_ANSWERS.contains(&fault) {
                 let response = it.get_refused().await.await.unwrap();
                 assert!(is_unavailable(not_refreshed(&response)), "{op:?}, {fault:?}");
@@ -699,7 +699,7 @@ async fn a_sign_in_counts_at_once_and_is_written_when_the_store_recovers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sign_in_whose_answer_was_lost_does_not_undo_what_a_peer_made_of_it() {
+async fn a_sign_in_whose_answer_was_lost_does_not_undo_a_peers_refresh_of_it() {
     for fault in LOST_ANSWERS {
         let (mut it, store) = stored().await;
         store.fault(Op::Replace, fault);
@@ -739,7 +739,7 @@ async fn signing_in_again_with_the_same_tokens_is_written_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sign_in_while_the_sign_out_deletes_is_written() {
+async fn a_sign_in_during_the_deletion_by_a_sign_out_is_written() {
     let (it, store) = stored().await;
     store.fault(Op::Clear, Fault::HangLate);
     let signed_out = tokio::spawn({
@@ -759,15 +759,15 @@ async fn a_sign_in_while_the_sign_out_deletes_is_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_down_is_asked_less_and_less_often_to_take_a_sign_in() {
+async fn the_write_of_a_sign_in_is_retried_with_growing_delays() {
     let (it, store) = stored().await;
     store.fault(Op::Replace, Fault::Fail);
     assert!(it.session.sign_in(pair(5)).await.is_err());
     store.calls();
     sleep(60 * MINUTE).await;
     let writes = store.calls().into_iter().filter(|op| *op == Op::Replace).count();
-    // Once in 30 to 60 s, and a few times more at first.
-    assert!((60..=130).contains(&writes), "{writes} in an hour");
+    // Once in 30 to 60 s, and more often at first.
+    assert!((60..=130).contains(&writes), "{writes} writes in an hour");
 }
 
 #[tokio::test(start_paused = true)]
@@ -785,7 +785,7 @@ async fn a_sign_in_that_is_written_late_does_not_undo_a_later_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sign_in_counts_where_a_peer_had_signed_in_before_it() {
+async fn a_sign_in_overrides_a_peers_earlier_sign_in() {
     for fault in FAILURES {
         let (mut it, store) = stored().await;
         store.without_faults().replace(Epoch::random(), &pair(5)).await.unwrap();
@@ -799,7 +799,7 @@ async fn a_sign_in_counts_where_a_peer_had_signed_in_before_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sign_out_counts_at_once_and_is_carried_out_when_the_store_recovers() {
+async fn a_sign_out_is_in_force_at_once_and_is_written_when_the_store_recovers() {
     for op in [Op::Load, Op::Clear] {
         for fault in [FAILURES.as_slice(), &LOST_ANSWERS].concat() {
             let (mut it, store) = stored().await;
@@ -810,9 +810,9 @@ async fn a_sign_out_counts_at_once_and_is_carried_out_when_the_store_recovers() 
                 async move { session.sign_out().await }
             });
             settle().await;
-            it.sends_bare().await;
+            it.sends_no_token().await;
             assert!(signed_out.await.unwrap().is_err(), "{op:?}, {fault:?}");
-            assert!(begun.elapsed() <= PATIENCE + SECOND);
+            assert!(begun.elapsed() <= STORE_TIMEOUT + SECOND);
             assert_eq!(it.session.state(), SessionState::SignedOut);
 
             store.heal();
@@ -820,7 +820,7 @@ async fn a_sign_out_counts_at_once_and_is_carried_out_when_the_store_recovers() 
             assert_eq!(store.tokens().await, None, "{op:?}, {fault:?}");
             store.calls();
             sleep(10 * MINUTE).await;
-            assert_eq!(store.calls(), [], "nothing is outstanding any more");
+            assert_eq!(store.calls(), [], "no write is pending");
         }
     }
 }
@@ -853,13 +853,13 @@ async fn a_session_is_not_built_on_a_store_that_fails() {
             let error = session.expect_err("the store failed");
             assert_eq!(error.to_string(), "the session's store failed", "{op:?}, {fault:?}");
             assert_eq!(error.source().unwrap().to_string(), "the token store failed");
-            assert!(begun.elapsed() <= PATIENCE + SECOND);
+            assert!(begun.elapsed() <= STORE_TIMEOUT + SECOND);
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_store_holds_comes_before_what_the_builder_is_given() {
+async fn stored_tokens_take_precedence_over_those_of_the_builder() {
     let (mut one, store) = stored().await;
     one.refreshes_from(1, false).await;
     let shared = store.clone();
@@ -871,7 +871,7 @@ async fn what_the_store_holds_comes_before_what_the_builder_is_given() {
 // Signing in and out.
 
 #[tokio::test(start_paused = true)]
-async fn a_sign_out_deletes_what_a_peer_has_made_of_the_session() {
+async fn a_sign_out_deletes_the_tokens_that_a_peer_has_refreshed() {
     let (it, store) = stored().await;
     store.refresh_as_peer(&pair(2)).await;
     it.session.sign_out().await.unwrap();
@@ -879,7 +879,7 @@ async fn a_sign_out_deletes_what_a_peer_has_made_of_the_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sign_out_leaves_the_user_alone_whom_a_peer_has_signed_in() {
+async fn a_sign_out_does_not_sign_out_a_user_whom_a_peer_has_signed_in() {
     let (it, store) = stored().await;
     store.without_faults().replace(Epoch::random(), &pair(5)).await.unwrap();
     it.session.sign_out().await.unwrap();
@@ -888,7 +888,7 @@ async fn a_sign_out_leaves_the_user_alone_whom_a_peer_has_signed_in() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_refreshes_while_the_sign_out_deletes_is_deleted_too() {
+async fn tokens_that_a_peer_refreshes_during_the_deletion_by_a_sign_out_are_deleted_too() {
     let (it, store) = stored().await;
     store.fault(Op::Clear, Fault::Hang);
     let signed_out = tokio::spawn({
@@ -903,7 +903,7 @@ async fn a_peer_that_refreshes_while_the_sign_out_deletes_is_deleted_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_user_whom_a_peer_signs_in_while_the_sign_out_deletes_stays() {
+async fn a_user_whom_a_peer_signs_in_during_the_deletion_by_a_sign_out_stays_signed_in() {
     let (it, store) = stored().await;
     store.fault(Op::Clear, Fault::Hang);
     let signed_out = tokio::spawn({
@@ -918,7 +918,7 @@ async fn a_user_whom_a_peer_signs_in_while_the_sign_out_deletes_stays() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sign_out_after_a_sign_in_that_was_never_written_brings_nobody_back() {
+async fn a_sign_out_after_a_sign_in_that_was_never_written_does_not_restore_the_first_user() {
     let (it, store) = stored().await;
     store.fault(Op::Replace, Fault::Fail);
     assert!(it.session.sign_in(pair(5)).await.is_err());
@@ -931,7 +931,7 @@ async fn a_sign_out_after_a_sign_in_that_was_never_written_brings_nobody_back() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sign_out_that_was_never_written_is_not_forgotten_over_a_sign_in_that_was_not_either() {
+async fn an_unwritten_sign_out_is_still_written_after_an_unwritten_sign_in() {
     let (it, store) = stored().await;
     store.fault(Op::Clear, Fault::Fail);
     store.fault(Op::Replace, Fault::Fail);
@@ -946,7 +946,7 @@ async fn a_sign_out_that_was_never_written_is_not_forgotten_over_a_sign_in_that_
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_sign_ins_and_sign_outs_at_once_the_store_ends_with_what_the_session_says() {
+async fn after_concurrent_sign_ins_and_sign_outs_the_store_matches_the_session() {
     for fault in [None, Some(Fault::Fail), Some(Fault::FailLate), Some(Fault::Hang)] {
         let (it, store) = stored().await;
         if let Some(fault) = fault {
@@ -976,7 +976,7 @@ async fn of_sign_ins_and_sign_outs_at_once_the_store_ends_with_what_the_session_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sign_out_revokes_the_tokens_and_reports_where_that_fails() {
+async fn a_sign_out_revokes_the_tokens_and_reports_a_failure() {
     let (revoke, mut revocations) = script::<RevokeRequest, (), BoxError>();
     let (it, store) = stored_with(|builder| builder.revoke(revoke)).await;
     let signed_out = tokio::spawn({
@@ -985,7 +985,7 @@ async fn a_sign_out_revokes_the_tokens_and_reports_where_that_fails() {
     });
     let call = revocations.next().await;
     assert_eq!(*call.request.tokens(), pair(1));
-    // Neither waits for the other.
+    // Deletion and revocation do not wait for each other.
     settle().await;
     assert_eq!(store.tokens().await, None);
     call.answer(Err("it is down".into()));
@@ -997,7 +997,7 @@ async fn a_sign_out_revokes_the_tokens_and_reports_where_that_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_revoke_service_that_hangs_ends_by_the_time_out() {
+async fn a_revoke_service_that_hangs_is_abandoned_at_the_time_out() {
     let (revoke, mut revocations) = script::<RevokeRequest, (), BoxError>();
     let (it, _store) = stored_with(|builder| builder.revoke(revoke)).await;
     let begun = Instant::now();
@@ -1013,7 +1013,7 @@ async fn a_revoke_service_that_hangs_ends_by_the_time_out() {
 #[tokio::test(start_paused = true)]
 async fn a_revoke_service_that_panics_does_not_keep_the_tokens_in_the_store() {
     let revoke = tower::service_fn(|_: RevokeRequest| -> std::future::Ready<Result<(), BoxError>> {
-        panic!("the revoke service panics, as the test wants it to")
+        panic!("the revoke service panics, as injected")
     });
     let (it, store) = stored_with(|builder| builder.revoke(revoke)).await;
     // The store is slower than the panic.
@@ -1031,27 +1031,27 @@ async fn a_revoke_service_that_panics_does_not_keep_the_tokens_in_the_store() {
 
 // Signing in and out while a refresh is under way, at each of its stages.
 
-/// How far a refresh has got.
+/// The stage that a refresh has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    ClaimOutcome,
-    /// The claim is marked in the store, its answer is on its way.
+    Claiming,
+    /// The claim is stored, and its answer is pending.
     Claimed,
     Calling,
     /// Between two attempts.
     BackingOff,
     /// The server has rejected the token, and the store is read again.
     Rejected,
-    /// The refresh failed, and the claim is being given back.
+    /// The refresh failed, and the claim is being released.
     Releasing,
     Committing,
-    /// The tokens are stored, but the answer is on its way.
+    /// The tokens are stored, and the answer is pending.
     Committed,
 }
 
 impl Stage {
     const ALL: [Self; 8] = [
-        Self::ClaimOutcome,
+        Self::Claiming,
         Self::Claimed,
         Self::Calling,
         Self::BackingOff,
@@ -1062,8 +1062,8 @@ impl Stage {
     ];
 }
 
-/// A request that was refused, and whose refresh stands at `stage`. What the refresh still needs to end comes when
-/// the store is healed, or is in `call`.
+/// A refused request whose refresh has reached a [`Stage`]. The refresh completes once the faults are cleared and
+/// `call`, if any, is answered.
 struct Midway {
     it: Fixture,
     store: Arc<FaultyStore>,
@@ -1076,7 +1076,7 @@ async fn midway(stage: Stage) -> Midway {
     let (revoke, revoked) = revocations();
     let (mut it, store) = stored_with(|builder| builder.revoke(revoke)).await;
     let fault = match stage {
-        Stage::ClaimOutcome => Some((Op::Claim, Fault::Hang)),
+        Stage::Claiming => Some((Op::Claim, Fault::Hang)),
         Stage::Claimed => Some((Op::Claim, Fault::HangLate)),
         Stage::Rejected => Some((Op::Load, Fault::Hang)),
         Stage::Releasing => Some((Op::Release, Fault::Hang)),
@@ -1090,7 +1090,7 @@ async fn midway(stage: Stage) -> Midway {
     let response = it.get_refused().await;
     let mut call = None;
     match stage {
-        Stage::ClaimOutcome | Stage::Claimed => {}
+        Stage::Claiming | Stage::Claimed => {}
         Stage::Calling => call = Some(it.auth.next().await),
         Stage::BackingOff => {
             let later = RefreshError::unavailable("too many requests").with_retry_after(10 * SECOND);
@@ -1106,7 +1106,7 @@ async fn midway(stage: Stage) -> Midway {
 }
 
 impl Midway {
-    /// Lets the refresh end, and returns the response to the request that began it.
+    /// Completes the refresh, and returns the response to the request that started it.
     async fn end(&mut self) -> Response<Full<Bytes>> {
         self.store.heal();
         if let Some(call) = self.call.take() {
@@ -1127,8 +1127,8 @@ async fn a_sign_out_beats_the_refresh_at_each_of_its_stages() {
         });
         settle().await;
         assert_eq!(midway.it.session.state(), SessionState::SignedOut, "{stage:?}");
-        assert!(midway.response.is_finished(), "{stage:?}: kept waiting for another's tokens");
-        midway.it.sends_bare().await;
+        assert!(midway.response.is_finished(), "{stage:?}: the request waits for another user's tokens");
+        midway.it.sends_no_token().await;
 
         let response = midway.end().await;
         assert_eq!(response.status(), 401);
@@ -1137,9 +1137,9 @@ async fn a_sign_out_beats_the_refresh_at_each_of_its_stages() {
         signed_out.await.unwrap().unwrap();
         assert_eq!(midway.it.session.state(), SessionState::SignedOut, "{stage:?}");
         assert_eq!(midway.store.tokens().await, None, "{stage:?}");
-        // What was in force is revoked, and what came late. No refresh token is presented after that.
-        let bought = matches!(stage, Stage::Calling | Stage::Committing | Stage::Committed);
-        let expected = if bought { [pair(1), pair(2)].to_vec() } else { [pair(1)].to_vec() };
+        // The tokens in force are revoked, and late tokens too. No refresh token is presented after that.
+        let obtained = matches!(stage, Stage::Calling | Stage::Committing | Stage::Committed);
+        let expected = if obtained { [pair(1), pair(2)].to_vec() } else { [pair(1)].to_vec() };
         assert_eq!(*midway.revoked.lock().unwrap(), expected, "{stage:?}");
         assert!(midway.it.auth.is_idle().await, "{stage:?}: presented after the sign-out");
         assert!(midway.it.api.is_idle().await);
@@ -1156,7 +1156,7 @@ async fn a_sign_in_beats_the_refresh_at_each_of_its_stages() {
         });
         settle().await;
         assert_eq!(midway.it.session.state(), SessionState::Active, "{stage:?}");
-        assert!(midway.response.is_finished(), "{stage:?}: kept waiting for another's tokens");
+        assert!(midway.response.is_finished(), "{stage:?}: the request waits for another user's tokens");
         midway.it.sends(5).await;
 
         let response = midway.end().await;
@@ -1165,12 +1165,12 @@ async fn a_sign_in_beats_the_refresh_at_each_of_its_stages() {
         signed_in.await.unwrap().unwrap();
         assert_eq!(midway.it.session.tokens(), pair(5), "{stage:?}");
         assert_eq!(midway.store.tokens().await, Some(pair(5)), "{stage:?}");
-        let bought = matches!(stage, Stage::Calling | Stage::Committing | Stage::Committed);
-        let expected = if bought { [pair(2)].to_vec() } else { Vec::new() };
+        let obtained = matches!(stage, Stage::Calling | Stage::Committing | Stage::Committed);
+        let expected = if obtained { [pair(2)].to_vec() } else { Vec::new() };
         assert_eq!(*midway.revoked.lock().unwrap(), expected, "{stage:?}");
         assert!(midway.it.auth.is_idle().await, "{stage:?}: presented after the sign-in");
         assert!(midway.it.api.is_idle().await);
-        // The first user's refresh is in nobody's way.
+        // The first user's refresh does not affect the next user's.
         midway.it.refreshes_from(5, false).await;
     }
 }
@@ -1190,7 +1190,7 @@ async fn tokens_that_arrive_after_a_sign_out_are_never_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_failure_of_a_refresh_that_is_over_does_not_cool_the_next_user_down() {
+async fn the_failure_of_an_earlier_users_refresh_starts_no_cool_down() {
     let (mut it, _store) = stored().await;
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
@@ -1210,7 +1210,7 @@ async fn a_refresh_that_finds_the_store_emptied_by_a_sign_out_does_not_sign_the_
     store.fault(Op::Load, Fault::HangLate);
     refresh.answer(Err(RefreshError::rejected("invalid_grant")));
     settle().await;
-    // What the store holds is on its way to the refresh.
+    // The answer of the store is on its way to the refresh.
     let signed_in = tokio::spawn({
         let session = it.session.clone();
         async move { session.sign_in(pair(5)).await }
@@ -1225,16 +1225,16 @@ async fn a_refresh_that_finds_the_store_emptied_by_a_sign_out_does_not_sign_the_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_finds_the_next_users_record_leaves_his_own_alone() {
+async fn a_refresh_that_finds_the_next_users_record_does_not_affect_that_users_refresh() {
     let (mut it, store) = stored().await;
     store.fault(Op::Claim, Fault::Hang);
-    let over = it.get_refused().await;
+    let first = it.get_refused().await;
     settle().await;
     it.session.sign_in(pair(5)).await.unwrap();
-    assert_eq!(over.await.unwrap().status(), 401);
+    assert_eq!(first.await.unwrap().status(), 401);
     let response = it.get_refused().await;
     settle().await;
-    // Both claim: the one finds that the record has changed, the other has it.
+    // Both refreshes claim: the first finds that the record has changed, the second gets the claim.
     store.heal();
     let refresh = it.auth.next().await;
     assert_eq!(refresh.presented(), "r5");
@@ -1245,11 +1245,11 @@ async fn a_refresh_that_finds_the_next_users_record_leaves_his_own_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refresh_that_is_overtaken_by_the_next_user_leaves_his_own_alone() {
+async fn a_refresh_that_is_overtaken_by_a_sign_in_does_not_affect_the_next_users_refresh() {
     let (mut it, store) = stored().await;
     store.fault(Op::Commit, Fault::Fail);
     it.refreshes_from(1, false).await;
-    // The tokens are to be written before they are refreshed.
+    // The unsaved tokens are written before they are refreshed.
     store.fault(Op::Commit, Fault::HangLate);
     let overtaken = it.get_refused().await;
     settle().await;
@@ -1283,7 +1283,7 @@ async fn the_next_user_refreshes_while_the_first_users_refresh_is_still_under_wa
     assert_eq!(*midway.revoked.lock().unwrap(), [pair(2)]);
 }
 
-/// An API that can be made to keep its callers waiting before they may call.
+/// An API whose readiness the test can withhold.
 #[derive(Clone)]
 struct Gated {
     open: Arc<AtomicBool>,
@@ -1309,7 +1309,7 @@ impl Service<Request<ReplayBody<Full<Bytes>>>> for Gated {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replay_is_nobodys_where_somebody_signs_in_while_it_is_made_ready() {
+async fn a_replay_carries_no_token_if_another_user_signs_in_while_it_waits_for_readiness() {
     let (mut it, _store) = stored().await;
     let (api, mut calls) = script();
     let gated = Gated { open: Arc::new(AtomicBool::new(true)), api };
@@ -1323,7 +1323,7 @@ async fn a_replay_is_nobodys_where_somebody_signs_in_while_it_is_made_ready() {
     assert_eq!(it.session.tokens(), pair(2));
     it.session.sign_in(pair(5)).await.unwrap();
     gated.open.store(true, Ordering::Relaxed);
-    // Its 401 is read already and can't be given back: so it goes out, without anybody's token.
+    // The 401 is already drained and can't be returned, so the replay is sent without a token.
     let call = calls.next().await;
     assert_eq!(call.token(), None);
     call.reply(401).await;
@@ -1332,19 +1332,19 @@ async fn a_replay_is_nobodys_where_somebody_signs_in_while_it_is_made_ready() {
     assert!(matches!(not_refreshed(&response), NotRefreshed::SessionChanged));
 }
 
-// All of it at once.
+// Random operations and faults.
 
-/// An authorization server that rotates refresh tokens, takes a second use for a theft, and is not always there.
-struct Rotating {
+/// An authorization server that rotates refresh tokens, treats a second use as theft, and is sometimes unavailable.
+struct RotatingServer {
     random: fastrand::Rng,
     reliable: bool,
-    /// How often each user's tokens have been rotated; `None`: revoked.
+    /// The number of rotations of each user's tokens; `None`: revoked.
     users: Vec<Option<u32>>,
     /// The refresh tokens that were used, or may have been.
     doubtful: HashSet<String>,
 }
 
-impl Rotating {
+impl RotatingServer {
     fn tokens(user: usize, rotated: u32) -> Tokens {
         Tokens::new(access(&format!("a{user}.{rotated}")), refresh(&format!("r{user}.{rotated}")))
     }
@@ -1354,7 +1354,7 @@ impl Rotating {
         Self::tokens(self.users.len() - 1, 0)
     }
 
-    /// How long it takes to answer, and the answer; `None` for one that is lost on the way.
+    /// Returns the delay of the answer, and the answer; `None` if it is lost.
     fn answer(&mut self, request: &RefreshRequest) -> (Duration, Option<Result<Tokens, RefreshError>>) {
         let delay = Duration::from_millis(self.random.u64(0..3_000));
         let fate = if self.reliable { 0 } else { self.random.u8(0..12) };
@@ -1367,9 +1367,9 @@ impl Rotating {
         let (user, rotated) = presented[1..].split_once('.').unwrap();
         let (user, rotated) = (user.parse::<usize>().unwrap(), rotated.parse().unwrap());
         let fresh = self.doubtful.insert(presented);
-        assert!(fresh || request.is_in_doubt(), "presented again as if nothing had been");
+        assert!(fresh || request.is_in_doubt(), "a token in doubt was presented again unmarked");
         if fate == 10 {
-            // Lost on its way there.
+            // The request is lost.
             return (delay, None);
         }
         let answer = if self.users[user] == Some(rotated) {
@@ -1383,12 +1383,12 @@ impl Rotating {
     }
 }
 
-/// Three processes on one store, each of which does what it likes while everything fails.
-async fn pandemonium(seed: u64) {
-    // The jitter of the sessions too.
+/// Runs three processes on one store, with random operations and random faults.
+async fn run_random_faults(seed: u64) {
+    // Seeds the jitter of the sessions too.
     fastrand::seed(seed);
     let mut random = fastrand::Rng::with_seed(seed);
-    let server = Rotating { random: random.fork(), reliable: false, users: Vec::new(), doubtful: HashSet::new() };
+    let server = RotatingServer { random: random.fork(), reliable: false, users: Vec::new(), doubtful: HashSet::new() };
     let server = Arc::new(Mutex::new(server));
     let first = server.lock().unwrap().sign_in();
     let store = FaultyStore::new();
@@ -1426,8 +1426,8 @@ async fn pandemonium(seed: u64) {
                 let op = [Op::Load, Op::Replace, Op::Claim, Op::Renew, Op::Release, Op::Commit, Op::Clear];
                 let fault = [Fault::Fail, Fault::Hang, Fault::FailLate, Fault::HangLate, Fault::Panic];
                 let (op, fault) = (*random.choice(&op).unwrap(), *random.choice(&fault).unwrap());
-                // A sign-in whose answer was lost, and whose record a peer's sign-out has deleted since, can't be told
-                // from one that was never written.
+                // A sign-in whose answer was lost, and whose record a peer's sign-out has deleted since, can't be
+                // distinguished from one that was never written.
                 let lost_sign_in = op == Op::Replace && LOST_ANSWERS.contains(&fault);
                 store.fault(op, if lost_sign_in { Fault::Fail } else { fault });
             }
@@ -1440,7 +1440,7 @@ async fn pandemonium(seed: u64) {
     }
     store.heal();
     server.lock().unwrap().reliable = true;
-    // Whatever is outstanding is written, whatever is claimed runs out, and then they all come to an understanding.
+    // Pending writes are made and claims expire; after that, the sessions agree.
     sleep(20 * MINUTE).await;
     for _ in 0..2 {
         for session in &sessions {
@@ -1457,16 +1457,16 @@ async fn pandemonium(seed: u64) {
     assert!(sessions.iter().any(|session| session.tokens() == stored));
     let live = |user: usize| {
         let server = server.lock().unwrap();
-        server.users[user].is_some_and(|rotated| Rotating::tokens(user, rotated) == stored)
+        server.users[user].is_some_and(|rotated| RotatingServer::tokens(user, rotated) == stored)
     };
     let users = server.lock().unwrap().users.len();
-    assert!((0..users).any(live), "what is stored is used up");
+    assert!((0..users).any(live), "the stored tokens are used up");
 }
 
 #[tokio::test(start_paused = true)]
-async fn whatever_fails_no_refresh_token_is_presented_twice_unmarked_and_all_ends_well() {
+async fn under_random_faults_no_refresh_token_is_presented_twice_unmarked_and_all_sessions_recover() {
     for seed in 0..300 {
-        let failed = std::panic::AssertUnwindSafe(pandemonium(seed)).catch_unwind().await;
+        let failed = std::panic::AssertUnwindSafe(run_random_faults(seed)).catch_unwind().await;
         if let Err(panic) = failed {
             eprintln!("with seed {seed}");
             std::panic::resume_unwind(panic);

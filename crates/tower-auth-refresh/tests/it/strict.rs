@@ -1,4 +1,4 @@
-//! An inner service that holds its callers to the letter of tower's contract, and a client over it.
+//! An inner service that strictly enforces tower's contract, and a client over it.
 
 use std::error::Error;
 use std::fmt;
@@ -18,8 +18,8 @@ use tower_layer::Layer;
 
 use crate::support::*;
 
-/// Panics when it is called without having been made ready, and is made ready at the second attempt only. Clones are
-/// not ready.
+/// A service that panics if it is called without being ready, and that becomes ready only at the second poll. Clones
+/// are not ready.
 pub struct Strict<S> {
     inner: S,
     prompt: bool,
@@ -30,11 +30,11 @@ pub struct Strict<S> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Readiness {
     Idle,
-    Asked,
+    Polled,
     Ready,
 }
 
-/// What the clones of a [`Strict`] service have in common.
+/// The state shared by the clones of a [`Strict`] service.
 #[derive(Default)]
 pub struct Shared {
     reserved: AtomicUsize,
@@ -42,12 +42,12 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// How many of them are ready, and not called yet.
+    /// The number of clones that are ready and not yet called.
     pub fn reserved(&self) -> usize {
         self.reserved.load(Ordering::SeqCst)
     }
 
-    /// The next that is asked fails to become ready.
+    /// Makes the next clone that is polled fail to become ready.
     pub fn break_one(&self) {
         self.broken.store(true, Ordering::SeqCst);
     }
@@ -58,7 +58,7 @@ impl<S> Strict<S> {
         Self { inner, prompt: false, readiness: Readiness::Idle, shared: Arc::default() }
     }
 
-    /// One that is made ready at the first attempt.
+    /// Makes the service ready at the first poll.
     pub fn prompt(mut self) -> Self {
         self.prompt = true;
         self
@@ -68,7 +68,7 @@ impl<S> Strict<S> {
         Arc::clone(&self.shared)
     }
 
-    fn leave(&mut self) {
+    fn give_up_readiness(&mut self) {
         if std::mem::replace(&mut self.readiness, Readiness::Idle) == Readiness::Ready {
             self.shared.reserved.fetch_sub(1, Ordering::SeqCst);
         }
@@ -83,11 +83,11 @@ impl<S: Clone> Clone for Strict<S> {
 
 impl<S> Drop for Strict<S> {
     fn drop(&mut self) {
-        self.leave();
+        self.give_up_readiness();
     }
 }
 
-/// What goes wrong within the inner service.
+/// An error of the inner service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
     Unready,
@@ -113,11 +113,11 @@ where
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         match self.readiness {
             Readiness::Idle if !self.prompt => {
-                self.readiness = Readiness::Asked;
+                self.readiness = Readiness::Polled;
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            Readiness::Idle | Readiness::Asked => {
+            Readiness::Idle | Readiness::Polled => {
                 if self.shared.broken.swap(false, Ordering::SeqCst) {
                     return Poll::Ready(Err(Broken::Unready.into()));
                 }
@@ -132,14 +132,14 @@ where
 
     fn call(&mut self, request: Req) -> S::Future {
         assert!(self.readiness == Readiness::Ready, "called without having been made ready");
-        self.leave();
+        self.give_up_readiness();
         self.inner.call(request)
     }
 }
 
 pub type Req = Request<ReplayBody<Full<Bytes>>>;
 
-/// A client over a strict service, and all its ends.
+/// A client over a strict service, with its API and authorization server.
 pub struct Contract<ResB> {
     pub session: Session,
     pub client: AuthRefresh<Strict<Script<Req, Response<ResB>, Broken>>, Session>,
@@ -172,7 +172,7 @@ impl<ResB: Body + Send + 'static> Contract<ResB> {
         tokio::spawn(self.client.clone().oneshot(request))
     }
 
-    /// The next call carries this token, and is answered so.
+    /// Waits for the next call, asserts that it carries this token, and answers it.
     pub async fn answer(&mut self, token: &str, answer: Result<Response<ResB>, Broken>) {
         let call = self.api.next().await;
         let value = call.request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);

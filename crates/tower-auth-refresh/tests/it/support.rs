@@ -1,4 +1,4 @@
-//! A client stack over an API and an authorization server whose every answer the test decides.
+//! A client stack over an API and an authorization server that the test answers call by call.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -78,12 +78,12 @@ where
 
     fn call(&mut self, request: Req) -> Self::Future {
         let (answer, answered) = oneshot::channel();
-        // Where the test has ended already, nobody looks at the call any more.
+        // Fails if the test has ended and dropped the receiver.
         let _ = self.calls.send(Call { request, answer });
         Box::pin(async move {
             match answered.await {
                 Ok(answer) => answer,
-                // Dropped unanswered: for ever under way.
+                // Dropped unanswered: the call never completes.
                 Err(_) => std::future::pending().await,
             }
         })
@@ -91,13 +91,13 @@ where
 }
 
 impl<Req, Res, E> Calls<Req, Res, E> {
-    /// The next call, waited for.
+    /// Waits for the next call.
     pub async fn next(&mut self) -> Call<Req, Res, E> {
         let call = tokio::time::timeout(Duration::from_secs(3600), self.0.recv()).await;
         call.expect("a call within the hour").expect("the script is alive")
     }
 
-    /// The next `n` calls, waited for.
+    /// Waits for the next `n` calls.
     pub async fn take(&mut self, n: usize) -> Vec<Call<Req, Res, E>> {
         let mut calls = Vec::with_capacity(n);
         for _ in 0..n {
@@ -106,7 +106,7 @@ impl<Req, Res, E> Calls<Req, Res, E> {
         calls
     }
 
-    /// Whether no call is waiting, once every task has come to rest.
+    /// Returns true if no call is waiting after all tasks have settled.
     pub async fn is_idle(&mut self) -> bool {
         settle().await;
         self.0.is_empty()
@@ -119,7 +119,7 @@ where
     Res: Send + 'static,
     E: Send + 'static,
 {
-    /// Answers every call from here on at once.
+    /// Answers every call from now on, at once.
     pub fn serve(mut self, mut answer: impl FnMut(&Req) -> Result<Res, E> + Send + 'static) {
         tokio::spawn(async move {
             while let Some(call) = self.0.recv().await {
@@ -149,7 +149,7 @@ impl ApiCall {
         Some(value.to_str().unwrap().strip_prefix("Bearer ").unwrap())
     }
 
-    /// Reads the body, as a server would, and answers.
+    /// Reads the body, as a server would, and answers with this status.
     pub async fn reply(self, status: u16) {
         self.respond(response(status)).await;
     }
@@ -162,7 +162,7 @@ impl ApiCall {
     }
 }
 
-/// What the API answers with this status; a 401 says that the token has expired.
+/// The API's response with this status. A 401 carries an `invalid_token` challenge.
 pub fn response(status: u16) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(format!("status {status}")));
     *response.status_mut() = StatusCode::from_u16(status).unwrap();
@@ -173,7 +173,7 @@ pub fn response(status: u16) -> Response<Full<Bytes>> {
 }
 
 impl ApiCalls {
-    /// The next `n` calls, waited for, carry this token and are answered with this status.
+    /// Waits for the next `n` calls, asserts that they carry this token, and answers them with this status.
     pub async fn reply(&mut self, n: usize, token: &str, status: u16) {
         for call in self.take(n).await {
             assert_eq!(call.token(), Some(token));
@@ -189,7 +189,7 @@ impl Call<RefreshRequest, Tokens, RefreshError> {
     }
 }
 
-/// Lets every task run until it waits for something that only the test, or time, can bring. For paused runtimes.
+/// Lets every task run until it waits for the test or for a timer. For paused runtimes.
 pub async fn settle() {
     for _ in 0..200 {
         tokio::task::yield_now().await;
@@ -214,7 +214,7 @@ impl Fixture {
         Self::over(service, auth, configure).await
     }
 
-    /// With a refresh service that stands before the scripted one, or in its place.
+    /// Uses this refresh service before, or instead of, the scripted one.
     pub async fn over(
         service: impl RefreshService,
         auth: AuthCalls,
@@ -226,12 +226,12 @@ impl Fixture {
         Self { session, client, api, auth }
     }
 
-    /// Sends `GET /` in a task of its own.
+    /// Sends `GET /` in a new task.
     pub fn get(&self) -> tokio::task::JoinHandle<Response<Full<Bytes>>> {
         self.send(Request::get(format!("{ORIGIN}/")).body(Full::default()).unwrap())
     }
 
-    /// Sends `GET /` and has it refused: newer tokens are wanted for it.
+    /// Sends `GET /` and answers it with 401, so that the request needs newer tokens.
     pub async fn get_refused(&mut self) -> tokio::task::JoinHandle<Response<Full<Bytes>>> {
         let response = self.get();
         self.api.next().await.reply(401).await;
@@ -240,7 +240,7 @@ impl Fixture {
 
     pub fn send(&self, request: Request<Full<Bytes>>) -> tokio::task::JoinHandle<Response<Full<Bytes>>> {
         let client = self.client.clone();
-        // A response that never comes fails the test, rather than hanging it.
+        // A missing response fails the test instead of hanging it.
         let day = Duration::from_secs(24 * 60 * 60);
         tokio::spawn(async move { tokio::time::timeout(day, client.oneshot(request)).await.unwrap().unwrap() })
     }
@@ -250,7 +250,7 @@ pub fn report<B>(response: &Response<B>) -> &RefreshReport {
     response.extensions().get().expect("a report")
 }
 
-/// Why a challenged request was not sent again.
+/// The reason for which a challenged request was not replayed.
 pub fn not_refreshed<B>(response: &Response<B>) -> &NotRefreshed {
     match report(response) {
         RefreshReport::NotRefreshed(why) => why,
@@ -258,7 +258,7 @@ pub fn not_refreshed<B>(response: &Response<B>) -> &NotRefreshed {
     }
 }
 
-/// Why the refresh that this response waited for failed.
+/// The error of the failed refresh that this response waited for.
 pub fn failure<B>(response: &Response<B>) -> Arc<RefreshError> {
     match report(response) {
         RefreshReport::NotRefreshed(NotRefreshed::Failed(error)) => Arc::clone(error),

@@ -1,4 +1,4 @@
-//! Over real sockets: hyper's client and server, and the testkit's oracle.
+//! Scenarios over real sockets, with hyper's client and server and the testkit's oracle.
 
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ async fn ten_revocations_in_a_row_under_two_hundred_staggered_401s_cost_one_refr
         for number in 0..200 {
             let (client, url) = (client.clone(), server.url(&format!("/api/notes/{number}")));
             calls.spawn(async move {
-                // Spread over the refresh: some find the old token, some the flight, some the new token.
+                // Spread over the refresh: requests use the old token, join the flight, or use the new token.
                 tokio::time::sleep(Duration::from_micros(number * 300)).await;
                 get(client, url).await.unwrap()
             });

@@ -1,5 +1,6 @@
-//! What a server that means harm answers takes no memory, however long it goes on, and its connection is dropped: that
-//! of the token endpoint in the refresh call of `tower-auth-refresh-http`, and an API's 401.
+//! Responses of a malicious server take no memory, however long they are, and their connection is dropped.
+//!
+//! Covers the token endpoint's response to the refresh call of `tower-auth-refresh-http`, and an API's 401.
 
 use std::env;
 use std::net::Ipv4Addr;
@@ -24,89 +25,92 @@ use tower_auth_refresh_http::{AuthClient, JsonRefresh};
 use tower_http::decompression::Decompression;
 use tower_layer::Layer;
 
-use crate::{MARGIN, MEBIBYTE, alone, peak, tell};
+use crate::{MARGIN, MEBIBYTE, peak_memory, report, run_in_own_process};
 
 const GIBIBYTE: usize = 1 << 30;
 
-/// What goes out before a server notices that nobody reads: the buffers of a socket.
+/// The most that a server can send to a client that doesn't read: the buffers of a socket.
 const BUFFERED: usize = 64 * MEBIBYTE;
 
-/// What an answer consists of after its status line, and how it goes on.
+/// The shape of a response: the bytes after the status line, and the bytes that are then repeated.
 #[derive(Clone)]
-struct Guise {
+struct Shape {
     name: &'static str,
     head: Vec<u8>,
-    again: Vec<u8>,
+    repeated: Vec<u8>,
 }
 
-fn guises(length: usize) -> Vec<Guise> {
+fn shapes(length: usize) -> Vec<Shape> {
     const JSON: &str = r#"{"access_token":"a9","refresh_token":"r9","long":""#;
-    let guise = |name, head: String, again: Vec<u8>| Guise { name, head: head.into_bytes(), again };
+    let shape = |name, head: String, repeated: Vec<u8>| Shape { name, head: head.into_bytes(), repeated };
     let text = vec![b'y'; 0x10000];
     let chunk = [b"10000\r\n".as_slice(), &text, b"\r\n"].concat();
-    let [bomb, again] = bomb();
+    let [bomb, repeated] = bomb();
     vec![
-        guise("of that length", format!("content-length: {length}\r\n\r\n{JSON}"), text.clone()),
-        guise("of a length that is a lie", format!("content-length: {}\r\n\r\n{JSON}", 1_u64 << 62), text.clone()),
-        guise("in chunks", "transfer-encoding: chunked\r\n\r\n".to_owned(), chunk),
-        guise("until the connection ends", format!("\r\n{JSON}"), text.clone()),
-        Guise { name: "zipped", head: [b"content-encoding: gzip\r\n\r\n".as_slice(), &bomb].concat(), again },
-        guise("one header", "x-long: ".to_owned(), text),
-        guise("headers", String::new(), b"x-many: headers\r\n".repeat(4_000)),
+        shape("the declared length", format!("content-length: {length}\r\n\r\n{JSON}"), text.clone()),
+        shape("a false length", format!("content-length: {}\r\n\r\n{JSON}", 1_u64 << 62), text.clone()),
+        shape("chunked", "transfer-encoding: chunked\r\n\r\n".to_owned(), chunk),
+        shape("until the connection ends", format!("\r\n{JSON}"), text.clone()),
+        Shape { name: "gzip bomb", head: [b"content-encoding: gzip\r\n\r\n".as_slice(), &bomb].concat(), repeated },
+        shape("one header", "x-long: ".to_owned(), text),
+        shape("headers", String::new(), b"x-many: headers\r\n".repeat(4_000)),
     ]
 }
 
-/// How a gzip stream of spaces begins, and how it goes on: 13 bytes for 2,064 spaces.
+/// Returns the head of a gzip stream of spaces, and bytes to repeat: 13 bytes stand for 2,064 spaces.
 fn bomb() -> [Vec<u8>; 2] {
     // A block with fixed codes (RFC 1951 §3.2.6): a space, then "the last byte 258 times more", again and again.
     let (block, space, more) = ("110", "01010000", "11000101 00000");
     let bits = format!("{block}{space}{}", more.repeat(16)).replace(' ', "");
     let bits = bits.as_bytes().chunks_exact(8);
     let bytes = bits.map(|bits| bits.iter().rev().fold(0, |byte, bit| byte << 1 | (bit - b'0'))).collect::<Vec<u8>>();
-    // They repeat from the second on.
+    // The bytes repeat from the second on.
     let head = [b"\x1f\x8b\x08\0\0\0\0\0\x02\xff".as_slice(), &bytes[..2]].concat();
     [head, bytes[2..15].repeat(5_000)]
 }
 
-/// A server of so long an answer, and how much of each was sent before its connection was gone.
+/// A server of a long response. It reports how much of each was sent before the connection was closed.
 struct Server {
     url: String,
     sent: mpsc::UnboundedReceiver<usize>,
 }
 
 impl Server {
-    async fn start(guise: Guise, length: usize) -> Self {
+    async fn start(shape: Shape, length: usize) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let (tell, sent) = mpsc::unbounded_channel();
-        let guise = Arc::new(guise);
+        let (report, sent) = mpsc::unbounded_channel();
+        let shape = Arc::new(shape);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, Arc::clone(&guise), length, tell.clone()));
+                tokio::spawn(serve(stream, Arc::clone(&shape), length, report.clone()));
             }
         });
         Self { url, sent }
     }
 
-    /// Somebody was sent no more of it than what nobody reads.
-    async fn assert_dropped(&mut self, guise: &str) {
-        let sent = timeout(Duration::from_secs(60), self.sent.recv()).await.expect("it notices at once").unwrap();
-        assert!(sent < BUFFERED, "{guise}: {} MiB were sent", sent / MEBIBYTE);
+    /// Asserts that the client dropped the connection: no more was sent than the socket buffers hold.
+    async fn assert_dropped(&mut self, shape: &str) {
+        let sent = timeout(Duration::from_secs(60), self.sent.recv())
+            .await
+            .expect("the server notices the dropped connection")
+            .unwrap();
+        assert!(sent < BUFFERED, "{shape}: {} MiB were sent", sent / MEBIBYTE);
     }
 }
 
-/// Answers `a2` and the refresh call briefly, and everything else at length.
-async fn serve(mut stream: TcpStream, guise: Arc<Guise>, length: usize, tell: mpsc::UnboundedSender<usize>) {
+/// Sends a short response to `a2` and to the refresh call, and the long one to every other request.
+async fn serve(mut stream: TcpStream, shape: Arc<Shape>, length: usize, report: mpsc::UnboundedSender<usize>) {
     while let Some(request) = read(&mut stream).await {
-        let brief = if request.contains("Bearer a2") {
+        let short = if request.contains("Bearer a2") {
             "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
         } else if request.starts_with("POST /auth/refresh") {
             "HTTP/1.1 200 OK\r\ncontent-length: 43\r\n\r\n{\"access_token\":\"a2\",\"refresh_token\":\"r2\"} "
         } else {
             ""
         };
-        if !brief.is_empty() {
-            stream.write_all(brief.as_bytes()).await.unwrap();
+        if !short.is_empty() {
+            stream.write_all(short.as_bytes()).await.unwrap();
             continue;
         }
         let status: &[u8] = if request.starts_with("POST") {
@@ -115,17 +119,17 @@ async fn serve(mut stream: TcpStream, guise: Arc<Guise>, length: usize, tell: mp
             b"HTTP/1.1 401 Unauthorized\r\nwww-authenticate: Bearer error=\"invalid_token\"\r\n"
         };
         let mut sent = 0;
-        let mut written = stream.write_all(&[status, &guise.head].concat()).await;
+        let mut written = stream.write_all(&[status, &shape.head].concat()).await;
         while written.is_ok() && sent < length {
-            written = stream.write_all(&guise.again).await;
-            sent += guise.again.len();
+            written = stream.write_all(&shape.repeated).await;
+            sent += shape.repeated.len();
         }
-        let _ = tell.send(sent);
+        let _ = report.send(sent);
         return;
     }
 }
 
-/// The next request, its body too.
+/// Reads the next request with its body, and returns its head.
 async fn read(stream: &mut TcpStream) -> Option<String> {
     let mut request = Vec::new();
     loop {
@@ -153,15 +157,16 @@ where
     Client::builder(TokioExecutor::new()).build_http()
 }
 
-/// The clients that a refresh call may go through.
+/// The clients for the refresh call.
 fn clients() -> [AuthClient; 2] {
     [AuthClient::new(client()), AuthClient::new(Decompression::new(client()))]
 }
 
-/// A refresh call is answered at length: it is in doubt, the session stays as it was, and the connection is dropped.
-async fn refresh(client: AuthClient, guise: Guise, length: usize) {
-    let name = guise.name;
-    let mut server = Server::start(guise, length).await;
+/// Sends a refresh call that gets a long response: the outcome is in doubt, the session keeps its tokens, and the
+/// connection is dropped.
+async fn refresh(client: AuthClient, shape: Shape, length: usize) {
+    let name = shape.name;
+    let mut server = Server::start(shape, length).await;
     let call = JsonRefresh::new(client, &format!("{}/long", server.url)).unwrap();
     let session = Session::builder(call).tokens(tokens()).build().await.unwrap();
     match session.refresh().await {
@@ -174,7 +179,7 @@ async fn refresh(client: AuthClient, guise: Guise, length: usize) {
     }
 }
 
-/// A request is refused at length: it is replayed all the same, and the connection is dropped.
+/// Sends a request that gets a long 401: it is still replayed, and the connection is dropped.
 async fn refused<B>(
     client: impl Service<
         Request<ReplayBody<Full<Bytes>>>,
@@ -184,19 +189,19 @@ async fn refused<B>(
     > + Clone
     + Send
     + 'static,
-    guise: Guise,
+    shape: Shape,
     length: usize,
 ) where
     B: http_body::Body<Error: std::fmt::Debug>,
 {
-    let (name, headless) = (guise.name, guise.name.contains("header"));
-    let mut server = Server::start(guise, length).await;
+    let (name, in_headers) = (shape.name, shape.name.contains("header"));
+    let mut server = Server::start(shape, length).await;
     let call = JsonRefresh::new(AuthClient::new(self::client()), &format!("{}/auth/refresh", server.url)).unwrap();
     let session = Session::builder(call).tokens(tokens()).build().await.unwrap();
     let client = AuthRefreshLayer::new(session, Origin::parse(&server.url).unwrap()).layer(client);
     let request = Request::get(&server.url).body(Full::default()).unwrap();
     let response = timeout(Duration::from_secs(10), client.oneshot(request)).await.unwrap();
-    if headless {
+    if in_headers {
         assert!(response.is_err(), "{name}");
     } else {
         let response = response.map_err(Into::into).unwrap();
@@ -209,29 +214,30 @@ async fn refused<B>(
     }
 }
 
-/// How much the peak of a process grows when answers of a mebibyte become answers of a gibibyte, where the system tells.
+/// Returns the growth of a process's peak from responses of a mebibyte to responses of a gibibyte. `None` if the system
+/// doesn't report memory.
 ///
-/// Called by the test of that name, which is run again, in a process of its own.
+/// Runs the calling test, named `test`, again in a process of its own.
 fn growth(test: &str, mut answers: impl AsyncFnMut(usize)) -> Option<usize> {
     if env::var_os("ANSWERED").is_none() {
-        return alone(&format!("answers::{test}"), [("ANSWERED", "yes")]);
+        return run_in_own_process(&format!("answers::{test}"), [("ANSWERED", "yes")]);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         answers(MEBIBYTE).await;
-        let before = peak();
+        let before = peak_memory();
         answers(GIBIBYTE).await;
-        tell(peak().zip(before).map(|(now, before)| now - before));
+        report(peak_memory().zip(before).map(|(now, before)| now - before));
     });
     None
 }
 
 #[test]
-fn an_endless_answer_to_the_refresh_call() {
-    let grown = growth("an_endless_answer_to_the_refresh_call", async |length| {
+fn an_endless_response_to_the_refresh_call() {
+    let grown = growth("an_endless_response_to_the_refresh_call", async |length| {
         for client in clients() {
-            for guise in guises(length) {
-                refresh(client.clone(), guise, length).await;
+            for shape in shapes(length) {
+                refresh(client.clone(), shape, length).await;
             }
         }
     });
@@ -242,22 +248,22 @@ fn an_endless_answer_to_the_refresh_call() {
 #[test]
 fn an_endless_401() {
     let grown = growth("an_endless_401", async |length| {
-        for guise in guises(length) {
-            refused(client(), guise.clone(), length).await;
-            refused(Decompression::new(client()), guise, length).await;
+        for shape in shapes(length) {
+            refused(client(), shape.clone(), length).await;
+            refused(Decompression::new(client()), shape, length).await;
         }
     });
     println!("{grown:?} bytes");
     assert!(grown.is_none_or(|grown| grown <= MARGIN), "{grown:?} bytes");
 }
 
-/// What the others are worth: were an answer read, it would show. What is zipped takes two hundred times its length.
+/// Validates the other tests: a response that is buffered shows in the peak. The gzip bomb grows to 200 times its size.
 #[test]
-fn an_answer_that_is_read_shows() {
-    let grown = growth("an_answer_that_is_read_shows", async |length| {
+fn a_response_that_is_buffered_shows_in_the_peak() {
+    let grown = growth("a_response_that_is_buffered_shows_in_the_peak", async |length| {
         for client in clients() {
-            for guise in guises(length).into_iter().take(5) {
-                refresh(client.clone().answer_limit(64 * MEBIBYTE), guise, length / 64).await;
+            for shape in shapes(length).into_iter().take(5) {
+                refresh(client.clone().answer_limit(64 * MEBIBYTE), shape, length / 64).await;
             }
         }
     });
@@ -265,14 +271,14 @@ fn an_answer_that_is_read_shows() {
     assert!(grown.is_none_or(|grown| grown > 16 * MEBIBYTE - MARGIN), "{grown:?} bytes");
 }
 
-/// It is what it seems: as many spaces as it says.
+/// Validates [`bomb`]: it decompresses to the stated number of spaces.
 #[tokio::test]
-async fn the_bomb_is_one() {
-    let [mut zipped, again] = bomb();
-    zipped.extend_from_slice(&again[..13]);
+async fn the_gzip_bomb_decompresses_to_spaces() {
+    let [mut compressed, repeated] = bomb();
+    compressed.extend_from_slice(&repeated[..13]);
     let service = tower::service_fn(move |_: Request<Full<Bytes>>| {
         let response = http::Response::builder().header("content-encoding", "gzip");
-        std::future::ready(Ok::<_, RefreshError>(response.body(Full::new(Bytes::from(zipped.clone()))).unwrap()))
+        std::future::ready(Ok::<_, RefreshError>(response.body(Full::new(Bytes::from(compressed.clone()))).unwrap()))
     });
     let response = Decompression::new(service).oneshot(Request::new(Full::default())).await.unwrap();
     let (mut body, mut spaces) = (response.into_body(), 0);

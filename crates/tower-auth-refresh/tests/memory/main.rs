@@ -1,5 +1,6 @@
-//! Large uploads and endless answers take no memory, and a session among many takes little. Each is measured in a process
-//! of its own, whose memory the system tells.
+//! Memory bounds: large uploads and endless responses take no memory, and a session in a registry takes little.
+//!
+//! Each is measured in a process of its own, from the memory figures of the operating system.
 
 #![expect(clippy::unwrap_used, reason = "a test binary: a panic is a failed test")]
 
@@ -12,35 +13,36 @@ use std::process::Command;
 
 const MEBIBYTE: usize = 1 << 20;
 
-/// What anything may add to a peak.
+/// The allowed growth of a peak.
 const MARGIN: usize = 8 * MEBIBYTE;
 
-/// Runs this test again, in a process of its own with these variables, and returns what it [`tell`]s.
-fn alone<'a>(test: &str, variables: impl IntoIterator<Item = (&'a str, &'a str)>) -> Option<usize> {
+/// Runs this test again in a process of its own, with these variables, and returns the number that it [`report`]s.
+fn run_in_own_process<'a>(test: &str, variables: impl IntoIterator<Item = (&'a str, &'a str)>) -> Option<usize> {
     let mut process = Command::new(env::current_exe().unwrap());
     process.args(["--exact", test, "--nocapture"]).envs(variables);
     let output = process.output().unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
-    let bytes = told.lines().find_map(|line| line.strip_prefix("bytes: ")).expect("it was this very test");
+    let output_text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output_text}{}", String::from_utf8_lossy(&output.stderr));
+    let bytes =
+        output_text.lines().find_map(|line| line.strip_prefix("bytes: ")).expect("the child process ran this test");
     let bytes = bytes.parse::<usize>().ok();
     if bytes.is_none() {
-        println!("skipped: this system doesn't tell how much memory a process has used");
+        println!("skipped: this system doesn't report the memory of a process");
     }
     bytes
 }
 
-/// Tells a number of bytes to the process that started this one.
-fn tell(bytes: Option<usize>) {
+/// Reports a number of bytes to the parent process.
+fn report(bytes: Option<usize>) {
     println!("\nbytes: {}", bytes.map_or(String::new(), |bytes| bytes.to_string()));
 }
 
-/// The most memory that this process has used, in bytes.
-fn peak() -> Option<usize> {
+/// Returns the peak memory of this process, in bytes.
+fn peak_memory() -> Option<usize> {
     memory("VmHWM:")
 }
 
-/// What the system tells of this process's memory under this name, in bytes.
+/// Returns a memory figure of this process from `/proc/self/status`, in bytes.
 fn memory(name: &str) -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;

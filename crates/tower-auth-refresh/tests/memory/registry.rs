@@ -1,19 +1,22 @@
-//! A session among many takes a kibibyte at most, of all that their process takes.
+//! A session in a large registry takes at most one kibibyte of its process's memory.
 
 use std::env;
 use std::time::Duration;
 
 use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Session, SessionRegistry, Tokens};
 
-use crate::{alone, memory, tell};
+use crate::{memory, report, run_in_own_process};
 
 const SESSIONS: usize = 100_000;
 
-/// All in: what the allocator rounds up and leaves unused, the table and the store too.
+/// Measured in all: the table, the store, and the allocator's rounding and unused memory.
 #[test]
-fn a_session_among_many_takes_a_kibibyte_at_most() {
+fn a_session_in_a_large_registry_takes_at_most_one_kibibyte() {
     if env::var_os("SIGN_IN").is_none() {
-        if let Some(grown) = alone("registry::a_session_among_many_takes_a_kibibyte_at_most", [("SIGN_IN", "yes")]) {
+        if let Some(grown) = run_in_own_process(
+            "registry::a_session_in_a_large_registry_takes_at_most_one_kibibyte",
+            [("SIGN_IN", "yes")],
+        ) {
             let each = grown / SESSIONS;
             println!("{each} bytes for each of {SESSIONS} sessions");
             assert!((600..=1024).contains(&each), "{each} bytes");
@@ -25,18 +28,18 @@ fn a_session_among_many_takes_a_kibibyte_at_most() {
         let refresh = tower::service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
         let sessions = SessionRegistry::builder(Session::builder(refresh)).max_sessions(SESSIONS).build().unwrap();
         let sign_in = async |user: u128| {
-            // As long as a small JWT, and as an opaque refresh token.
+            // The lengths of a small JWT and of an opaque refresh token.
             let access = AccessToken::new(format!("{user:0>230}")).unwrap();
             let refresh = RefreshToken::new(format!("{user:0>64}")).unwrap();
             let tokens = Tokens::new(access, refresh).with_expires_in(Duration::from_secs(300));
             drop(sessions.sign_in(user, tokens).await.unwrap());
         };
-        // What is made once is made by then.
+        // One-time allocations are made by the first sign-in.
         sign_in(0).await;
         let before = memory("VmRSS:");
         for user in 1..SESSIONS {
             sign_in(user as u128).await;
         }
-        tell(before.zip(memory("VmRSS:")).map(|(before, after)| after - before));
+        report(before.zip(memory("VmRSS:")).map(|(before, after)| after - before));
     });
 }

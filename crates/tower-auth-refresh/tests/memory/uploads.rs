@@ -1,5 +1,6 @@
-//! A large upload takes no more memory with the middleware than without it. The server is in the process that compares
-//! them.
+//! A large upload takes no more memory with the middleware than without it.
+//!
+//! The server runs in the parent process, each client in a process of its own.
 
 use std::convert::Infallible;
 use std::env;
@@ -29,18 +30,18 @@ use tower_auth_refresh::{
 };
 use tower_layer::Layer;
 
-use crate::{MARGIN, MEBIBYTE, alone, peak, tell};
+use crate::{MARGIN, MEBIBYTE, peak_memory, report, run_in_own_process};
 
 const LENGTH: usize = 256 * MEBIBYTE;
 const FRAME: usize = 64 * 1024;
 
-/// How much the server reads before it refuses an upload late.
+/// The bytes that the server reads before it refuses an upload late.
 const LATE: usize = 100 * MEBIBYTE;
 
 #[test]
 fn an_upload_of_known_length() {
     compare("an_upload_of_known_length", MARGIN, async |client| {
-        let response = client.send("/swallow", Upload::new(LENGTH).sized()).await;
+        let response = client.send("/drain", Upload::new(LENGTH).sized()).await;
         assert_eq!(client.read(response).await, LENGTH.to_string());
     });
 }
@@ -48,7 +49,7 @@ fn an_upload_of_known_length() {
 #[test]
 fn an_upload_of_unknown_length() {
     compare("an_upload_of_unknown_length", MARGIN, async |client| {
-        let response = client.send("/swallow", Upload::new(LENGTH)).await;
+        let response = client.send("/drain", Upload::new(LENGTH)).await;
         assert_eq!(client.read(response).await, LENGTH.to_string());
     });
 }
@@ -62,7 +63,7 @@ fn an_upload_of_unknown_length_that_is_refused_late_and_not_replayed() {
             let report = response.extensions().get();
             assert!(matches!(report, Some(RefreshReport::NotReplayable(NotReplayable::TooLarge))));
         }
-        // The upload goes on to its end.
+        // The upload continues to its end.
         assert_eq!(client.read(response).await, LENGTH.to_string());
     });
 }
@@ -72,7 +73,7 @@ fn an_upload_that_is_refused_early_and_replayed_from_its_source() {
     compare("an_upload_that_is_refused_early_and_replayed_from_its_source", MARGIN, async |client| {
         let (opened, gate) = watch::channel(false);
         client.open_when_refreshed(opened);
-        let path = if client.layered { "/early" } else { "/swallow" };
+        let path = if client.layered { "/early" } else { "/drain" };
         let response = client.send(path, Upload::new(LENGTH).gated(gate)).await;
         assert_eq!(client.read(response).await, LENGTH.to_string());
     });
@@ -90,22 +91,22 @@ fn a_bidirectional_stream_that_is_accepted_early_frees_its_record() {
     });
 }
 
-/// What the others are worth: were a record kept, it would show.
+/// Validates the other tests: a record that is kept shows in the peak.
 #[test]
-fn a_record_that_is_kept_shows() {
+fn a_record_that_is_kept_shows_in_the_peak() {
     const LENGTH: usize = 32 * MEBIBYTE;
-    let grown = grown("a_record_that_is_kept_shows", async |client| {
-        let response = client.send_limited("/swallow", Upload::new(LENGTH), usize::MAX).await;
+    let grown = grown("a_record_that_is_kept_shows_in_the_peak", async |client| {
+        let response = client.send_limited("/drain", Upload::new(LENGTH), usize::MAX).await;
         assert_eq!(client.read(response).await, LENGTH.to_string());
     });
     assert!(grown.is_none_or(|grown| grown > LENGTH - MARGIN), "{grown:?} bytes");
 }
 
-/// A body of frames that are made as they go.
+/// A body whose frames are allocated when they are polled.
 struct Upload {
     left: usize,
     sized: bool,
-    /// Of all frames but the first.
+    /// Holds back all frames but the first.
     gate: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     begun: bool,
 }
@@ -152,34 +153,34 @@ impl Body for Upload {
     }
 }
 
-/// The peaks of a bare client and of one with the middleware; the latter may be so much higher.
+/// Checks that the peak with the middleware is at most `margin` above the peak of a bare client.
 fn compare(test: &str, margin: usize, upload: impl AsyncFnOnce(&Uploader)) {
     let grown = grown(test, upload);
     assert!(grown.is_none_or(|grown| grown <= margin), "{grown:?} bytes");
 }
 
-/// How many bytes more the middleware takes, where the system tells.
+/// Returns how many bytes the middleware adds to the peak. `None` if the system doesn't report memory.
 ///
-/// Called by the test of that name, which is run again, in two processes, to make the uploads.
+/// Runs the calling test, named `test`, again in two processes, which make the uploads.
 fn grown(test: &str, upload: impl AsyncFnOnce(&Uploader)) -> Option<usize> {
     if let Ok(url) = env::var("UPLOAD_TO") {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async { upload(&Uploader::new(url, env::var_os("LAYERED").is_some()).await).await });
-        tell(peak());
+        report(peak_memory());
         return None;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let url = runtime.block_on(serve());
-    let peak = |layered: bool| {
+    let peak_of = |layered: bool| {
         let layered = layered.then_some(("LAYERED", "yes"));
-        alone(&format!("uploads::{test}"), [("UPLOAD_TO", &*url)].into_iter().chain(layered))
+        run_in_own_process(&format!("uploads::{test}"), [("UPLOAD_TO", &*url)].into_iter().chain(layered))
     };
-    let (bare, layered) = (peak(false)?, peak(true)?);
+    let (bare, layered) = (peak_of(false)?, peak_of(true)?);
     println!("{test}: {} KiB bare, {} KiB with the middleware", bare / 1024, layered / 1024);
     Some(layered.saturating_sub(bare))
 }
 
-/// The one who uploads.
+/// The client of an upload.
 struct Uploader {
     url: String,
     layered: bool,
@@ -207,7 +208,7 @@ impl Uploader {
         Self { url, layered, session, refreshed }
     }
 
-    /// Opens a gate once there are new tokens; at once where nobody refreshes.
+    /// Opens a gate at the refresh, or at once in a client without the middleware.
     fn open_when_refreshed(&self, gate: watch::Sender<bool>) {
         if !self.layered {
             gate.send_replace(true);
@@ -236,7 +237,7 @@ impl Uploader {
     }
 }
 
-/// Of HTTP/2 for what goes both ways.
+/// Builds a client: of HTTP/2 for the bidirectional `/echo`, otherwise of HTTP/1.
 fn client<B>(path: &str) -> Client<HttpConnector, B>
 where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
@@ -244,7 +245,7 @@ where
     Client::builder(TokioExecutor::new()).http2_only(path == "/echo").build_http()
 }
 
-/// A server that counts the bytes of each upload, and tells them in a body that ends when the upload does.
+/// Starts a server that counts the bytes of each upload. The response body ends with the upload and holds the count.
 async fn serve() -> String {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

@@ -1,19 +1,20 @@
-//! The middleware against a plain reference model of a session, through its public surface: whatever requests, expiry,
-//! revocation, failures of network and store, sign-ins and sign-outs, peers and time do, in any order.
+//! Model-based tests: the middleware's public API against a plain reference model of a session.
 //!
-//! `script` has the words of a script, `model` says what has to be seen after each of its lines, `world` carries it out
-//! and looks. A script that they don't agree on is shrunk to a short one.
+//! A random script orders requests, expiry, revocation, failures of network and store, sign-ins, sign-outs, a peer and
+//! the passing of time. `script` defines the scripts, `model` predicts the observable state after each line, and
+//! `driver` executes the line and observes. `regressions` holds scripts that once failed. A script on which model and
+//! driver disagree is shrunk.
 //!
-//! The ordinary run tries the same scripts each time. With `PROPTEST_CASES=20000` it tries so many new ones, by
-//! `PROPTEST_RNG_SEED` where that is set.
+//! The ordinary run takes the same scripts each time. `PROPTEST_CASES=20000` takes that many new ones, seeded by
+//! `PROPTEST_RNG_SEED` if it is set.
 
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test binary: a panic is a failed test")]
 
-mod found;
+mod driver;
 mod model;
+mod regressions;
 mod script;
-mod world;
 
 use std::cell::Cell;
 
@@ -22,48 +23,48 @@ use proptest::test_runner::{RngSeed, TestError, TestRunner};
 
 use script::Script;
 
-/// How far a script was compared: to its end, or to where jitter leaves open which of two things is first.
+/// The extent of a comparison: the whole script, or up to a point where jitter decides the order of two events.
 #[derive(PartialEq, Eq)]
 enum Compared {
-    ToItsEnd,
-    InPart,
+    Fully,
+    Partly,
 }
 
-/// Carries out a script; what is seen after each line has to be what the model says.
+/// Executes a script and compares the observable state with the model's after each line.
 fn compare(script: &Script) -> Result<Compared, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let mut model = model::Model::new(script.rotates);
-        let mut world = world::World::new(script.rotates, script.seed).await;
+        let mut driver = driver::Driver::new(script.rotates, script.seed).await;
         for (number, line) in script.lines.iter().enumerate() {
             model.line(number, line);
-            world.line(number, line).await;
-            // Wherever jitter leaves it open whether something has happened, it is waited for.
-            let until = model.wait_until(world.now());
-            world.wait_until(until).await;
-            if model.is_unsure() {
-                return Ok(Compared::InPart);
+            driver.line(number, line).await;
+            // Waits past each moment at which jitter decides whether an event has happened.
+            let until = model.wait_until(driver.now());
+            driver.wait_until(until).await;
+            if model.is_undetermined() {
+                return Ok(Compared::Partly);
             }
-            let (expected, seen) = (model.seen(), world.seen().await);
-            if let Some(difference) = expected.difference(&seen) {
+            let (expected, observed) = (model.observed(), driver.observed().await);
+            if let Some(difference) = expected.difference(&observed) {
                 return Err(format!("after line {number}, {line:?}: {difference}"));
             }
         }
-        Ok(Compared::ToItsEnd)
+        Ok(Compared::Fully)
     })
 }
 
 #[test]
-fn whatever_happens_is_what_the_model_says() {
+fn the_session_behaves_as_the_model_for_any_script() {
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
     let config = match std::env::var_os("PROPTEST_CASES") {
         Some(_) => config,
         None => ProptestConfig { cases: 4_000, rng_seed: RngSeed::Fixed(1), ..config },
     };
     let cases = config.cases;
-    let whole = Cell::new(0);
+    let complete = Cell::new(0);
     let agree = |script: Script| {
-        whole.set(whole.get() + u32::from(compare(&script).map_err(TestCaseError::fail)? == Compared::ToItsEnd));
+        complete.set(complete.get() + u32::from(compare(&script).map_err(TestCaseError::fail)? == Compared::Fully));
         Ok(())
     };
     match TestRunner::new(config).run(&script::script(), agree) {
@@ -71,6 +72,6 @@ fn whatever_happens_is_what_the_model_says() {
         Err(TestError::Fail(reason, script)) => panic!("{reason}\n{script}"),
         Err(TestError::Abort(reason)) => panic!("{reason}"),
     }
-    println!("{cases} scripts, {} of them compared to their ends", whole.get());
-    assert!(whole.get() >= cases / 2, "only {} of {cases} scripts were compared to their ends", whole.get());
+    println!("{cases} scripts, {} of them compared completely", complete.get());
+    assert!(complete.get() >= cases / 2, "only {} of {cases} scripts were compared completely", complete.get());
 }

@@ -1,24 +1,27 @@
-//! The reference model: two sessions on one store, one thing after another, in whole milliseconds.
+//! The reference model: two sessions on one store, as a sequential simulation in whole milliseconds.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::script::{Answer, Call, Fault, Kind, Line, Pair, Request, Seen, What, Who, Why, issued_to, signed_in_with};
+use crate::script::{
+    Answer, Call, FailureKind, Fault, Line, Observed, Pair, Reason, Request, RequestKind, SessionIndex, issued_to,
+    signed_in_with,
+};
 
 const REFRESH_TIMEOUT: u64 = 30_000;
 const SAVE_TIMEOUT: u64 = 5_000;
-/// How long a claim outlasts the refresh that it is for.
+/// A claim's lease outlasts the refresh's deadline by this.
 const LEASE_MARGIN: u64 = 10_000;
-/// A claim of tokens that can't be saved is renewed this far, at least once in the time that is taken off.
+/// The lease that a claim has left when renewals stop, at least and at most, while tokens can't be saved.
 const RENEWED: (u64, u64) = (264_000, 330_000);
-/// How long a claim holds once its refresh token was rejected.
+/// The lease of a claim whose refresh token was rejected.
 const END_LEASE: u64 = 15_000;
-/// By then, what could not be written is written once the store is well.
+/// Once a store works again, a pending write is done within this.
 const WRITTEN_BY: u64 = 66_000;
 const CLAIM_POLL: u64 = 201;
 const PROBATION: u64 = 60_000;
 
-/// A moment, known to lie between two: jitter is what is not known of it.
+/// A moment within an interval. The width of the interval is the jitter.
 #[derive(Clone, Copy, PartialEq)]
 struct Moment {
     lo: u64,
@@ -33,9 +36,9 @@ struct Record {
 }
 
 #[derive(Clone, Copy)]
-struct Mark {
+struct Lease {
     id: u32,
-    /// `None`: it was given back in doubt.
+    /// `None`: released in doubt.
     until: Option<Moment>,
     in_doubt: bool,
 }
@@ -50,63 +53,63 @@ struct Claim {
 struct Store {
     last: u32,
     record: Option<Record>,
-    mark: Option<Mark>,
+    lease: Option<Lease>,
 }
 
-/// What a session has not been able to write.
+/// A write that a session still owes the store.
 #[derive(Clone, Default)]
-enum Owed {
+enum PendingWrite {
     #[default]
     Nothing,
     Tokens(Claim),
-    /// A sign-in, over records of these epochs.
+    /// A sign-in, to be written over records of these epochs.
     SignIn(Vec<u32>),
-    /// A sign-out from these epochs.
+    /// A sign-out: records of these epochs are to be deleted.
     SignOut(Vec<u32>),
 }
 
 #[derive(Default)]
 struct Session {
-    /// What one signed-in stretch knows; forgotten with it.
+    // Reset with each epoch:
     active: bool,
     epoch: u32,
     tokens: Pair,
     version: Option<u32>,
-    /// The stretch that the authorization server ended.
+    /// The epoch that the authorization server ended.
     ended: Option<u32>,
     rejected: bool,
     in_doubt: bool,
     failures: u32,
     strikes: u32,
-    struck: u32,
+    last_refusal: u32,
     issued: Option<Moment>,
-    cooling: Option<(Moment, Why)>,
-    owed: Owed,
-    /// What outlives it.
+    cooling: Option<(Moment, Reason)>,
+    pending: PendingWrite,
+    // Kept across epochs:
     generation: u32,
-    proven: u32,
+    accepted: u32,
     refused: u32,
     written_over: Option<(u32, Option<u32>)>,
-    bought: u32,
+    issued_count: u32,
     next: VecDeque<Answer>,
     faults: BTreeMap<Call, Fault>,
 }
 
 struct Flight {
-    who: Who,
+    session: SessionIndex,
     epoch: u32,
     generation: u32,
-    /// What it is to replace, and what it presents: the same, unless a peer has stored better.
+    /// The tokens to replace, and those presented. They differ if a peer has stored newer ones.
     base: Pair,
     tokens: Pair,
     version: Option<u32>,
     claim: Option<Claim>,
-    /// Whether the base, or the claim, was in doubt; whether this flight is.
+    /// `doubted`: the base or the claim was in doubt. `in_doubt`: this flight's own call is.
     doubted: bool,
     in_doubt: bool,
     attempts: u32,
     deadline: Moment,
-    /// The line in which it began.
+    /// The script line that started the flight.
     line: usize,
     stage: Stage,
 }
@@ -123,63 +126,63 @@ enum Stage {
     Over,
 }
 
-/// Whether somebody may be before a write outside of a flight, and make it.
+/// The position of a write outside a flight in the queue of writers.
 #[derive(Clone, Copy, PartialEq)]
-enum Turn {
+enum WriteOrder {
     First,
     Unknown,
 }
 
-/// A request, or a refresh by hand.
+/// A request, or a manual call on a session.
 struct Caller {
-    who: Who,
-    what: Option<What>,
+    session: SessionIndex,
+    kind: Option<RequestKind>,
     epoch: u32,
     generation: u32,
     slow: bool,
-    place: Place,
+    progress: Progress,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Place {
+enum Progress {
     Unsent(usize),
     AtApi { attempt: Attempt, good: bool },
     Challenged(usize),
     Waiting(usize),
-    Gone,
+    Done,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Attempt {
-    Bare,
+    Unauthenticated,
     First,
     Replay,
 }
 
-enum Demand {
+enum Decision {
     Newer,
     Join(usize),
     Start,
-    No(Why),
+    No(Reason),
 }
 
-/// What comes next, in its order, while no time goes by.
-enum Todo {
+/// Work that is due at the current moment, in order.
+enum Work {
     ApiAnswers(usize),
-    /// For the sake of others.
+    /// Refreshes without a waiter, for later requests.
     Refresh(usize),
-    Fly(usize),
+    Run(usize),
     Answer(usize, Answer),
 }
 
 pub(crate) struct Model {
     rotates: bool,
     now: u64,
-    /// When what happens now happens.
+    /// The moment of the current event.
     at: Moment,
-    /// Not before this may the next line be carried out.
+    /// The next line is executed no earlier than this.
     busy_until: u64,
-    unsure: Cell<bool>,
+    undetermined: Cell<bool>,
     refuses_all: bool,
     expired: BTreeSet<u32>,
     last_epoch: u32,
@@ -188,8 +191,8 @@ pub(crate) struct Model {
     sessions: [Session; 2],
     flights: Vec<Flight>,
     callers: Vec<Caller>,
-    todo: VecDeque<Todo>,
-    seen: Seen,
+    work: VecDeque<Work>,
+    observed: Observed,
 }
 
 impl Moment {
@@ -201,7 +204,7 @@ impl Moment {
 
     fn plus(self, lo: u64, hi: u64) -> Self {
         let (lo, hi) = (self.lo + lo, self.hi + hi);
-        // Timers go by whole milliseconds.
+        // Timers have a resolution of one millisecond.
         Self { lo, hi: if lo == hi { hi } else { hi + 1 } }
     }
 
@@ -211,7 +214,7 @@ impl Moment {
 }
 
 impl Model {
-    /// Both sessions hold what the first was built with.
+    /// Both sessions hold the tokens that the first was built with.
     pub(crate) fn new(rotates: bool) -> Self {
         let tokens = Pair { access: Some(1), refresh: Some(1) };
         let session =
@@ -221,86 +224,89 @@ impl Model {
             now: 0,
             at: Moment::of(0),
             busy_until: 0,
-            unsure: Cell::new(false),
+            undetermined: Cell::new(false),
             refuses_all: false,
             expired: BTreeSet::new(),
             last_epoch: 1,
             line: 0,
-            store: Store { last: 1, record: Some(Record { version: 1, epoch: 1, tokens }), mark: None },
+            store: Store { last: 1, record: Some(Record { version: 1, epoch: 1, tokens }), lease: None },
             sessions: [session(), session()],
             flights: Vec::new(),
             callers: Vec::new(),
-            todo: VecDeque::new(),
-            seen: Seen::default(),
+            work: VecDeque::new(),
+            observed: Observed::default(),
         }
     }
 
-    // A script's lines.
+    // Script lines.
 
     pub(crate) fn line(&mut self, number: usize, line: &Line) {
         self.at = Moment::of(self.now);
         self.line = number;
         match *line {
-            Line::Send { who, what, times, slow } => {
+            Line::Send { session, kind, times, slow } => {
                 for _ in 0..times {
-                    let id = self.caller(who, Some(what), slow);
-                    self.depart(id);
+                    let id = self.caller(session, Some(kind), slow);
+                    self.dispatch(id);
                 }
             }
             Line::ApiAnswers => {
-                let waiting = |id: &usize| matches!(self.callers[*id].place, Place::AtApi { .. });
-                let waiting = (0..self.callers.len()).filter(waiting).map(Todo::ApiAnswers).collect::<Vec<_>>();
-                self.todo.extend(waiting);
+                let waiting = |id: &usize| matches!(self.callers[*id].progress, Progress::AtApi { .. });
+                let waiting = (0..self.callers.len()).filter(waiting).map(Work::ApiAnswers).collect::<Vec<_>>();
+                self.work.extend(waiting);
             }
-            Line::CallerGoes => {
-                if let Some(id) = self.callers.iter().position(|caller| caller.place != Place::Gone) {
-                    self.end(id, "gone".to_owned());
+            Line::CancelCaller => {
+                if let Some(id) = self.callers.iter().position(|caller| caller.progress != Progress::Done) {
+                    self.end(id, "cancelled".to_owned());
                 }
             }
-            Line::Expire { who } => self.expired.extend(self.sessions[who].tokens.access),
+            Line::Expire { session } => self.expired.extend(self.sessions[session].tokens.access),
             Line::ApiRefusesAll(all) => self.refuses_all = all,
-            Line::Next { who, answer } => self.sessions[who].next.push_back(answer),
-            Line::Answers { who, answer } => {
-                let called = self.flights.iter().position(|it| it.who == who && it.stage == Stage::Called);
-                self.todo.extend(called.filter(|_| answer != Answer::Nothing).map(|f| Todo::Answer(f, answer)));
+            Line::NextAnswer { session, answer } => self.sessions[session].next.push_back(answer),
+            Line::AuthAnswers { session, answer } => {
+                let called = self.flights.iter().position(|it| it.session == session && it.stage == Stage::Called);
+                self.work.extend(called.filter(|_| answer != Answer::Nothing).map(|f| Work::Answer(f, answer)));
             }
-            Line::SignIn { who, with } => {
-                let id = self.caller(who, None, false);
-                let turn = self.wait_for_the_last_write(who);
-                let over = self.leftovers(who);
+            Line::SignIn { session, held } => {
+                let id = self.caller(session, None, false);
+                let order = self.wait_for_current_write(session);
+                let replaced = self.epochs_in_store(session);
                 let epoch = self.new_epoch();
-                self.begin(who, epoch, with.pair(signed_in_with(number)));
-                self.owe(who, Owed::SignIn(over));
-                let written = self.write_in_turn(who, turn);
+                self.begin_epoch(session, epoch, held.pair(signed_in_with(number)));
+                self.set_pending(session, PendingWrite::SignIn(replaced));
+                let written = self.write_in_order(session, order);
                 self.end(id, format!("signed in, written: {written}"));
             }
-            Line::SignOut { who } => {
-                let id = self.caller(who, None, false);
-                let turn = self.wait_for_the_last_write(who);
-                let (of, tokens) = (self.leftovers(who), self.sessions[who].tokens);
-                self.over(who);
-                self.owe(who, if of.is_empty() { Owed::Nothing } else { Owed::SignOut(of) });
-                let written = self.write_in_turn(who, turn);
+            Line::SignOut { session } => {
+                let id = self.caller(session, None, false);
+                let order = self.wait_for_current_write(session);
+                let (of, tokens) = (self.epochs_in_store(session), self.sessions[session].tokens);
+                self.end_epoch(session);
+                self.set_pending(
+                    session,
+                    if of.is_empty() { PendingWrite::Nothing } else { PendingWrite::SignOut(of) },
+                );
+                let written = self.write_in_order(session, order);
                 self.revoke(tokens);
                 self.end(id, format!("signed out, written: {written}"));
             }
-            Line::RefreshByHand { who } => self.refresh_by_hand(who),
+            Line::Refresh { session } => self.manual_refresh(session),
             Line::Wait(time) => self.run_until(self.now + time),
-            Line::Break { who, call, fault } => {
-                self.sessions[who].faults.entry(call).or_insert(fault);
+            Line::Inject { session, call, fault } => {
+                self.sessions[session].faults.entry(call).or_insert(fault);
                 match call {
-                    // One that only seems to fail renews.
-                    Call::Renew if self.fault(who, Call::Renew) == Some(Fault::Fail) => self.no_longer_renewed(who),
+                    // A renewal that fails after its effect still renews.
+                    Call::Renew if self.fault(session, Call::Renew) == Some(Fault::Fail) => self.stop_renewing(session),
                     Call::Claim => self.store_changed(),
                     _ => {}
                 }
             }
-            Line::Heal { who } => self.heal(who),
+            Line::ClearFaults { session } => self.clear_faults(session),
         }
         self.settle();
     }
 
-    /// Carries on to `now`, and says until when to wait.
+    /// Advances to `now` and returns the moment until which the driver has to wait.
     pub(crate) fn wait_until(&mut self, now: u64) -> u64 {
         self.run_until(now.max(self.busy_until));
         loop {
@@ -313,15 +319,15 @@ impl Model {
         }
     }
 
-    /// Whether jitter has left open more than can be waited for.
-    pub(crate) fn is_unsure(&self) -> bool {
-        self.unsure.get()
+    /// Returns whether the outcome depends on jitter in a way that waiting doesn't resolve.
+    pub(crate) fn is_undetermined(&self) -> bool {
+        self.undetermined.get()
     }
 
-    pub(crate) fn seen(&mut self) -> &Seen {
-        let describe = |who: Who| {
-            let it = &self.sessions[who];
-            let state = match (it.active, it.ended, self.up(who)) {
+    pub(crate) fn observed(&mut self) -> &Observed {
+        let describe = |session: SessionIndex| {
+            let it = &self.sessions[session];
+            let state = match (it.active, it.ended, self.in_flight(session)) {
                 (true, _, None) => "Active",
                 (true, _, Some(_)) => "Refreshing",
                 (false, Some(_), _) => "Ended",
@@ -329,32 +335,35 @@ impl Model {
             };
             format!("{state}, {}: {:?}", it.generation, it.tokens)
         };
-        self.seen.sessions = [0, 1].map(describe).into();
-        self.seen.stored = self.store.record.map(|record| record.tokens);
-        self.seen.revoked.sort();
-        &self.seen
+        self.observed.sessions = [0, 1].map(describe).into();
+        self.observed.stored = self.store.record.map(|record| record.tokens);
+        self.observed.revoked.sort();
+        &self.observed
     }
 
-    /// What is due by then happens, each when it is due.
+    /// Processes all timers up to `then`, each at its own moment.
     fn run_until(&mut self, then: u64) {
         loop {
             let next = (0..self.flights.len()).min_by_key(|f| self.flights[*f].due().hi);
             let Some(f) = next.filter(|f| self.flights[*f].due().hi <= then) else { break };
             self.at = self.flights[f].due();
-            // Which of two sessions is first at the store is not to be known where jitter decides.
-            let (at, who) = (self.at, self.flights[f].who);
-            let clashes = |it: &Flight| it.who != who && it.due().lo <= at.hi && (at.lo < at.hi || it.due().lo < at.lo);
-            self.unsure.set(self.is_unsure() || self.flights.iter().any(clashes));
+            // Jitter decides which of two sessions reaches the store first.
+            let (at, session) = (self.at, self.flights[f].session);
+            let clashes =
+                |it: &Flight| it.session != session && it.due().lo <= at.hi && (at.lo < at.hi || it.due().lo < at.lo);
+            self.undetermined.set(self.is_undetermined() || self.flights.iter().any(clashes));
             match self.flights[f].stage {
-                Stage::Begun | Stage::Over => unreachable!("it waits for nothing"),
+                Stage::Begun | Stage::Over => unreachable!("the flight has no timer"),
                 Stage::Queueing(look) if look.hi < self.flights[f].deadline.lo => self.claim(f),
-                Stage::SavingFirst(_) | Stage::Queueing(_) | Stage::ClaimHangs => self.fail(f, Kind::Unavailable, 0),
+                Stage::SavingFirst(_) | Stage::Queueing(_) | Stage::ClaimHangs => {
+                    self.fail(f, FailureKind::Unavailable, 0)
+                }
                 Stage::Called => {
                     self.flights[f].in_doubt = true;
-                    self.fail(f, Kind::InDoubt, 0);
+                    self.fail(f, FailureKind::InDoubt, 0);
                 }
                 Stage::Pausing(_) => self.call(f),
-                Stage::Committing(_, bought) => self.publish(f, bought, None),
+                Stage::Committing(_, new_tokens) => self.publish(f, new_tokens, None),
             }
             self.settle();
         }
@@ -362,129 +371,131 @@ impl Model {
         self.at = Moment::of(self.now);
     }
 
-    /// The authorization server is the slowest.
+    /// Processes all due work. The authorization server's answers come last.
     fn settle(&mut self) {
         loop {
-            let quick = self.todo.iter().position(|todo| !matches!(todo, Todo::Answer(..)));
-            let Some(next) = self.todo.remove(quick.unwrap_or(0)) else { return };
+            let quick = self.work.iter().position(|work| !matches!(work, Work::Answer(..)));
+            let Some(next) = self.work.remove(quick.unwrap_or(0)) else { return };
             match next {
-                Todo::ApiAnswers(id) => self.api_answers(id),
-                Todo::Refresh(id) => _ = self.challenged(id),
-                Todo::Fly(f) => self.fly(f),
-                Todo::Answer(f, answer) => self.answer(f, answer),
+                Work::ApiAnswers(id) => self.api_answers(id),
+                Work::Refresh(id) => _ = self.challenged(id),
+                Work::Run(f) => self.run(f),
+                Work::Answer(f, answer) => self.answer(f, answer),
             }
         }
     }
 
-    /// A write outside of a flight waits for the one that hangs: that of a flight, or of who retries. Where both are at
-    /// it, the one that doesn't hang waits too, and is next.
-    fn wait_for_the_last_write(&mut self, who: Who) -> Turn {
-        if matches!(self.sessions[who].owed, Owed::Tokens(_)) && self.fault(who, Call::Commit) == Some(Fault::Hang) {
+    /// A write outside a flight waits for the write that hangs: a flight's or a background retry's. If both exist, the
+    /// one that doesn't hang waits too, and is next.
+    fn wait_for_current_write(&mut self, session: SessionIndex) -> WriteOrder {
+        if matches!(self.sessions[session].pending, PendingWrite::Tokens(_))
+            && self.fault(session, Call::Commit) == Some(Fault::Hang)
+        {
             self.at.hi = self.at.lo + SAVE_TIMEOUT;
-            let waits = |it: &Flight| it.who == who && matches!(it.stage, Stage::SavingFirst(_));
+            let waits = |it: &Flight| it.session == session && matches!(it.stage, Stage::SavingFirst(_));
             if self.flights.iter().any(waits) {
-                return Turn::Unknown;
+                return WriteOrder::Unknown;
             }
         }
-        Turn::First
+        WriteOrder::First
     }
 
-    /// Whoever comes to write, writes what is owed then.
-    fn write_in_turn(&mut self, who: Who, turn: Turn) -> bool {
-        let written = self.sync(who);
-        if turn == Turn::Unknown && self.sync(who) != written {
-            self.unsure.set(true);
+    /// Writes what is pending when the writer's turn comes.
+    fn write_in_order(&mut self, session: SessionIndex, order: WriteOrder) -> bool {
+        let written = self.sync(session);
+        if order == WriteOrder::Unknown && self.sync(session) != written {
+            self.undetermined.set(true);
         }
         written
     }
 
-    // A request.
+    // Requests.
 
-    fn caller(&mut self, who: Who, what: Option<What>, slow: bool) -> usize {
-        let Session { epoch, generation, .. } = self.sessions[who];
-        self.callers.push(Caller { who, what, epoch, generation, slow, place: Place::Gone });
-        self.seen.requests.push(Request::default());
+    fn caller(&mut self, session: SessionIndex, kind: Option<RequestKind>, slow: bool) -> usize {
+        let Session { epoch, generation, .. } = self.sessions[session];
+        self.callers.push(Caller { session, kind, epoch, generation, slow, progress: Progress::Done });
+        self.observed.requests.push(Request::default());
         self.callers.len() - 1
     }
 
     fn end(&mut self, id: usize, end: String) {
-        self.callers[id].place = Place::Gone;
-        self.seen.requests[id].end = Some(end);
+        self.callers[id].progress = Progress::Done;
+        self.observed.requests[id].end = Some(end);
     }
 
-    /// It goes out, unless it is known that that is no use.
-    fn depart(&mut self, id: usize) {
-        let who = self.callers[id].who;
-        let it = &self.sessions[who];
-        let hopeless = it.tokens.access.is_none() || it.rejected && self.up(who).is_some();
+    /// Sends the request, unless its token is known to be useless.
+    fn dispatch(&mut self, id: usize) {
+        let session = self.callers[id].session;
+        let it = &self.sessions[session];
+        let useless = it.tokens.access.is_none() || it.rejected && self.in_flight(session).is_some();
         if it.active
-            && hopeless
-            && let Some(f) = self.board(id, false).1
+            && useless
+            && let Some(f) = self.join_or_start(id, false).1
         {
-            self.callers[id].place = Place::Unsent(f);
+            self.callers[id].progress = Progress::Unsent(f);
             return;
         }
         self.send(id);
     }
 
     fn send(&mut self, id: usize) {
-        let it = &self.sessions[self.callers[id].who];
-        let ours = it.epoch == self.callers[id].epoch;
-        let token = it.tokens.access.filter(|_| ours);
-        if ours {
+        let it = &self.sessions[self.callers[id].session];
+        let same_epoch = it.epoch == self.callers[id].epoch;
+        let token = it.tokens.access.filter(|_| same_epoch);
+        if same_epoch {
             self.callers[id].generation = it.generation;
         }
-        self.reach(id, token, if token.is_some() { Attempt::First } else { Attempt::Bare });
+        self.send_attempt(id, token, if token.is_some() { Attempt::First } else { Attempt::Unauthenticated });
     }
 
     fn replay(&mut self, id: usize) {
-        let it = &self.sessions[self.callers[id].who];
+        let it = &self.sessions[self.callers[id].session];
         let token = it.tokens.access;
         self.callers[id].generation = it.generation;
         self.callers[id].slow = false;
-        self.reach(id, token, Attempt::Replay);
+        self.send_attempt(id, token, Attempt::Replay);
     }
 
-    fn reach(&mut self, id: usize, token: Option<u32>, attempt: Attempt) {
+    fn send_attempt(&mut self, id: usize, token: Option<u32>, attempt: Attempt) {
         let good = token.is_some_and(|token| !self.refuses_all && !self.expired.contains(&token));
-        let token = token.map_or_else(|| "bare".to_owned(), |token| format!("a{token}"));
-        self.seen.requests[id].attempts.push(format!("{token}: {}", if good { 200 } else { 401 }));
-        self.callers[id].place = Place::AtApi { attempt, good };
+        let token = token.map_or_else(|| "no token".to_owned(), |token| format!("a{token}"));
+        self.observed.requests[id].attempts.push(format!("{token}: {}", if good { 200 } else { 401 }));
+        self.callers[id].progress = Progress::AtApi { attempt, good };
         if !self.callers[id].slow {
-            self.todo.push_back(Todo::ApiAnswers(id));
+            self.work.push_back(Work::ApiAnswers(id));
         }
     }
 
     fn api_answers(&mut self, id: usize) {
-        let Caller { who, what, epoch, generation, place, .. } = self.callers[id];
-        let Place::AtApi { attempt, good } = place else { return };
-        let it = &mut self.sessions[who];
+        let Caller { session, kind, epoch, generation, progress, .. } = self.callers[id];
+        let Progress::AtApi { attempt, good } = progress else { return };
+        let it = &mut self.sessions[session];
         match (attempt, good) {
-            (Attempt::Bare, _) => {
+            (Attempt::Unauthenticated, _) => {
                 let generation = it.generation;
-                let end = match self.demand(who, epoch, generation, false) {
-                    Demand::No(why) => format!("401 {why:?}"),
+                let end = match self.decide(session, epoch, generation, false) {
+                    Decision::No(reason) => format!("401 {reason:?}"),
                     _ => "401".to_owned(),
                 };
                 self.end(id, end);
             }
             (Attempt::First, true) => {
-                if what == Some(What::Upload) && it.refused < generation {
-                    it.proven = it.proven.max(generation);
+                if kind == Some(RequestKind::Upload) && it.refused < generation {
+                    it.accepted = it.accepted.max(generation);
                 }
                 self.end(id, "200".to_owned());
             }
-            (Attempt::First, false) if what == Some(What::Upload) => {
+            (Attempt::First, false) if kind == Some(RequestKind::Upload) => {
                 self.end(id, "401 NotReplayable".to_owned());
-                self.todo.push_back(Todo::Refresh(id));
+                self.work.push_back(Work::Refresh(id));
             }
             (Attempt::First, false) => match self.challenged(id) {
-                (_, Some(f)) => self.callers[id].place = Place::Challenged(f),
-                (Demand::No(why), _) => self.end(id, format!("401 {why:?}")),
+                (_, Some(f)) => self.callers[id].progress = Progress::Challenged(f),
+                (Decision::No(reason), _) => self.end(id, format!("401 {reason:?}")),
                 _ => self.replay(id),
             },
             (Attempt::Replay, true) => {
-                it.proven = it.proven.max(generation);
+                it.accepted = it.accepted.max(generation);
                 self.end(id, "200 Replayed".to_owned());
             }
             (Attempt::Replay, false) => {
@@ -494,138 +505,150 @@ impl Model {
         }
     }
 
-    /// Its token was refused: newer ones are wanted.
-    fn challenged(&mut self, id: usize) -> (Demand, Option<usize>) {
-        let Caller { who, epoch, generation, .. } = self.callers[id];
-        let it = &mut self.sessions[who];
+    /// Requests newer tokens after a 401.
+    fn challenged(&mut self, id: usize) -> (Decision, Option<usize>) {
+        let Caller { session, epoch, generation, .. } = self.callers[id];
+        let it = &mut self.sessions[session];
         if it.epoch == epoch && it.generation == generation {
-            if it.proven > it.struck {
+            if it.accepted > it.last_refusal {
                 it.strikes = 0;
             }
             if let (false, Some(issued)) = (std::mem::replace(&mut it.rejected, true), it.issued) {
                 let fresh = self.before(issued.plus(PROBATION, PROBATION));
-                let it = &self.sessions[who];
-                if it.proven < generation && (fresh || it.refused >= generation) {
-                    self.strike(who);
+                let it = &self.sessions[session];
+                if it.accepted < generation && (fresh || it.refused >= generation) {
+                    self.strike(session);
                 }
             }
         }
-        self.board(id, false)
+        self.join_or_start(id, false)
     }
 
-    fn refresh_by_hand(&mut self, who: Who) {
-        let id = self.caller(who, None, false);
-        match self.board(id, true) {
-            (_, Some(f)) => self.callers[id].place = Place::Waiting(f),
-            (Demand::No(why), _) => self.end(id, format!("{why:?}")),
-            _ => unreachable!("nothing is newer than what is in force"),
+    fn manual_refresh(&mut self, session: SessionIndex) {
+        let id = self.caller(session, None, false);
+        match self.join_or_start(id, true) {
+            (_, Some(f)) => self.callers[id].progress = Progress::Waiting(f),
+            (Decision::No(reason), _) => self.end(id, format!("{reason:?}")),
+            _ => unreachable!("no tokens are newer than those in force"),
         }
     }
 
-    /// A flight that it waited for has landed, or its stretch is over.
-    fn wake(&mut self, id: usize, outcome: Result<(), Why>) {
-        let Caller { who, epoch, place, .. } = self.callers[id];
-        let it = &self.sessions[who];
+    /// Wakes a caller: its flight has finished, or its epoch is over.
+    fn wake(&mut self, id: usize, outcome: Result<(), Reason>) {
+        let Caller { session, epoch, progress, .. } = self.callers[id];
+        let it = &self.sessions[session];
         let outcome = match outcome {
-            _ if it.epoch != epoch && it.ended == Some(epoch) => Err(Why::Ended),
-            _ if it.epoch != epoch => Err(Why::SessionChanged),
+            _ if it.epoch != epoch && it.ended == Some(epoch) => Err(Reason::Ended),
+            _ if it.epoch != epoch => Err(Reason::SessionChanged),
             outcome => outcome,
         };
-        match (place, outcome) {
-            (Place::Unsent(_), _) => self.send(id),
-            (Place::Challenged(_), Ok(())) => self.replay(id),
-            (Place::Challenged(_), Err(why)) => self.end(id, format!("401 {why:?}")),
+        match (progress, outcome) {
+            (Progress::Unsent(_), _) => self.send(id),
+            (Progress::Challenged(_), Ok(())) => self.replay(id),
+            (Progress::Challenged(_), Err(reason)) => self.end(id, format!("401 {reason:?}")),
             (_, Ok(())) => self.end(id, "refreshed".to_owned()),
-            (_, Err(why)) => self.end(id, format!("{why:?}")),
+            (_, Err(reason)) => self.end(id, format!("{reason:?}")),
         }
     }
 
-    // A session.
+    // Sessions.
 
-    fn up(&self, who: Who) -> Option<usize> {
-        let epoch = self.sessions[who].epoch;
-        self.flights.iter().position(|it| it.who == who && it.epoch == epoch && it.stage != Stage::Over)
+    fn in_flight(&self, session: SessionIndex) -> Option<usize> {
+        let epoch = self.sessions[session].epoch;
+        self.flights.iter().position(|it| it.session == session && it.epoch == epoch && it.stage != Stage::Over)
     }
 
-    /// What may be done for somebody who wants newer tokens than those of `generation`.
-    fn demand(&self, who: Who, epoch: u32, generation: u32, by_hand: bool) -> Demand {
-        let it = &self.sessions[who];
+    /// Decides about a demand for tokens newer than `generation`.
+    fn decide(&self, session: SessionIndex, epoch: u32, generation: u32, manual: bool) -> Decision {
+        let it = &self.sessions[session];
         match it.cooling {
-            _ if it.ended.is_some_and(|of| epoch == of || epoch == it.epoch) => Demand::No(Why::Ended),
-            _ if it.epoch != epoch => Demand::No(Why::SessionChanged),
-            _ if !it.active => Demand::No(Why::SignedOut),
-            _ if generation < it.generation && (!it.rejected || by_hand) => Demand::Newer,
-            _ if self.up(who).is_some() => Demand::Join(self.up(who).unwrap()),
-            _ if it.tokens.refresh.is_none() => Demand::No(Why::NoRefreshToken),
-            Some((until, why)) if !by_hand && self.before(until) => Demand::No(why),
-            _ => Demand::Start,
+            _ if it.ended.is_some_and(|of| epoch == of || epoch == it.epoch) => Decision::No(Reason::Ended),
+            _ if it.epoch != epoch => Decision::No(Reason::SessionChanged),
+            _ if !it.active => Decision::No(Reason::SignedOut),
+            _ if generation < it.generation && (!it.rejected || manual) => Decision::Newer,
+            _ if self.in_flight(session).is_some() => Decision::Join(self.in_flight(session).unwrap()),
+            _ if it.tokens.refresh.is_none() => Decision::No(Reason::NoRefreshToken),
+            Some((until, reason)) if !manual && self.before(until) => Decision::No(reason),
+            _ => Decision::Start,
         }
     }
 
-    /// What may be done, and the flight to wait for, which is started where there is none.
-    fn board(&mut self, id: usize, by_hand: bool) -> (Demand, Option<usize>) {
-        let Caller { who, epoch, generation, .. } = self.callers[id];
-        let demand = self.demand(who, epoch, generation, by_hand);
-        let flight = match demand {
-            Demand::Join(f) => Some(f),
-            Demand::Start => Some(self.start(who)),
+    /// Returns the decision and the flight to wait for. Starts a flight if none is in progress.
+    fn join_or_start(&mut self, id: usize, manual: bool) -> (Decision, Option<usize>) {
+        let Caller { session, epoch, generation, .. } = self.callers[id];
+        let decide = self.decide(session, epoch, generation, manual);
+        let flight = match decide {
+            Decision::Join(f) => Some(f),
+            Decision::Start => Some(self.start(session)),
             _ => None,
         };
-        (demand, flight)
+        (decide, flight)
     }
 
-    /// New tokens come into force, of the same stretch.
-    fn take(&mut self, who: Who, tokens: Pair) {
-        let it = &mut self.sessions[who];
+    /// Puts new tokens of the same epoch into force.
+    fn apply_tokens(&mut self, session: SessionIndex, tokens: Pair) {
+        let it = &mut self.sessions[session];
         let same = tokens.access == it.tokens.access;
         (it.tokens, it.in_doubt, it.failures, it.cooling) = (tokens, false, 0, None);
         if !same {
             it.generation += 1;
             (it.rejected, it.issued) = (false, Some(self.at));
         } else if it.rejected {
-            self.strike(who);
+            self.strike(session);
         }
     }
 
-    fn strike(&mut self, who: Who) {
+    fn strike(&mut self, session: SessionIndex) {
         let at = self.at;
-        let it = &mut self.sessions[who];
+        let it = &mut self.sessions[session];
         it.strikes += 1;
-        it.struck = it.generation;
+        it.last_refusal = it.generation;
         if let Some((lo, hi)) = it.loop_pause() {
-            it.cooling = Some((at.plus(lo, hi), Why::Looping));
+            it.cooling = Some((at.plus(lo, hi), Reason::Looping));
         }
     }
 
-    /// Another stretch, without tokens.
-    fn over(&mut self, who: Who) {
+    /// Begins an epoch without tokens.
+    fn end_epoch(&mut self, session: SessionIndex) {
         let epoch = self.new_epoch();
-        self.reset(who, epoch);
-        self.give_up(who);
+        self.reset(session, epoch);
+        self.wake_waiters(session);
     }
 
-    /// Another stretch, with tokens.
-    fn begin(&mut self, who: Who, epoch: u32, tokens: Pair) {
-        self.reset(who, epoch);
-        let it = &mut self.sessions[who];
+    /// Begins an epoch with tokens.
+    fn begin_epoch(&mut self, session: SessionIndex, epoch: u32, tokens: Pair) {
+        self.reset(session, epoch);
+        let it = &mut self.sessions[session];
         (it.active, it.tokens) = (true, tokens);
         it.generation += 1;
-        self.give_up(who);
+        self.wake_waiters(session);
     }
 
-    fn reset(&mut self, who: Who, epoch: u32) {
-        self.no_longer_renewed(who);
-        let old = std::mem::take(&mut self.sessions[who]);
-        let Session { generation, proven, refused, written_over, bought, next, faults, .. } = old;
-        self.sessions[who] =
-            Session { epoch, generation, proven, refused, written_over, bought, next, faults, ..Session::default() };
+    fn reset(&mut self, session: SessionIndex, epoch: u32) {
+        self.stop_renewing(session);
+        let old = std::mem::take(&mut self.sessions[session]);
+        let Session { generation, accepted, refused, written_over, issued_count, next, faults, .. } = old;
+        self.sessions[session] = Session {
+            epoch,
+            generation,
+            accepted,
+            refused,
+            written_over,
+            issued_count,
+            next,
+            faults,
+            ..Session::default()
+        };
     }
 
-    /// Nobody is kept waiting for what another stretch began.
-    fn give_up(&mut self, who: Who) {
+    /// Wakes the callers that wait for a flight of the previous epoch.
+    fn wake_waiters(&mut self, session: SessionIndex) {
         for id in 0..self.callers.len() {
-            let waits = matches!(self.callers[id].place, Place::Unsent(_) | Place::Challenged(_) | Place::Waiting(_));
-            if waits && self.callers[id].who == who {
+            let waits = matches!(
+                self.callers[id].progress,
+                Progress::Unsent(_) | Progress::Challenged(_) | Progress::Waiting(_)
+            );
+            if waits && self.callers[id].session == session {
                 self.wake(id, Ok(()));
             }
         }
@@ -637,20 +660,20 @@ impl Model {
     }
 
     fn revoke(&mut self, tokens: Pair) {
-        self.seen.revoked.extend(Some(tokens).filter(|it| *it != Pair::default()));
+        self.observed.revoked.extend(Some(tokens).filter(|it| *it != Pair::default()));
     }
 
-    // A flight: claim, call, save, publish.
+    // Flights: claim, call, save, publish.
 
-    fn start(&mut self, who: Who) -> usize {
+    fn start(&mut self, session: SessionIndex) -> usize {
         let deadline = self.at.plus(REFRESH_TIMEOUT, REFRESH_TIMEOUT);
-        // Of two sessions that begin at one moment, either may be first at the store.
-        let side_by_side = |it: &Flight| it.who != who && it.line == self.line && it.deadline == deadline;
-        self.unsure.set(self.is_unsure() || self.flights.iter().any(side_by_side));
-        let it = &mut self.sessions[who];
+        // If two sessions start at one moment, either may reach the store first.
+        let side_by_side = |it: &Flight| it.session != session && it.line == self.line && it.deadline == deadline;
+        self.undetermined.set(self.is_undetermined() || self.flights.iter().any(side_by_side));
+        let it = &mut self.sessions[session];
         it.cooling = None;
         self.flights.push(Flight {
-            who,
+            session,
             epoch: it.epoch,
             generation: it.generation,
             base: it.tokens,
@@ -664,46 +687,46 @@ impl Model {
             line: self.line,
             stage: Stage::Begun,
         });
-        self.todo.push_back(Todo::Fly(self.flights.len() - 1));
+        self.work.push_back(Work::Run(self.flights.len() - 1));
         self.flights.len() - 1
     }
 
-    /// What the store lacks comes first.
-    fn fly(&mut self, f: usize) {
-        let who = self.flights[f].who;
-        match self.sessions[who].owed {
-            Owed::Nothing => return self.claim(f),
-            Owed::Tokens(_) if self.fault(who, Call::Commit) == Some(Fault::Hang) => {
+    /// Writes what is pending before it claims.
+    fn run(&mut self, f: usize) {
+        let session = self.flights[f].session;
+        match self.sessions[session].pending {
+            PendingWrite::Nothing => return self.claim(f),
+            PendingWrite::Tokens(_) if self.fault(session, Call::Commit) == Some(Fault::Hang) => {
                 self.flights[f].stage = Stage::SavingFirst(self.at.plus(SAVE_TIMEOUT, 2 * SAVE_TIMEOUT));
                 return;
             }
             _ => {}
         }
-        if !self.sync(who) {
-            return self.fail(f, Kind::Unavailable, 0);
+        if !self.sync(session) {
+            return self.fail(f, FailureKind::Unavailable, 0);
         }
-        let (it, flight) = (&self.sessions[who], &mut self.flights[f]);
+        let (it, flight) = (&self.sessions[session], &mut self.flights[f]);
         if (it.epoch, it.generation) != (flight.epoch, flight.generation) {
-            return self.land(f, Ok(()));
+            return self.finish(f, Ok(()));
         }
         (flight.base, flight.tokens, flight.version) = (it.tokens, it.tokens, it.version);
         self.claim(f);
     }
 
     fn claim(&mut self, f: usize) {
-        let Flight { who, epoch, base, version, deadline, .. } = self.flights[f];
-        let fault = self.fault(who, Call::Claim);
+        let Flight { session, epoch, base, version, deadline, .. } = self.flights[f];
+        let fault = self.fault(session, Call::Claim);
         match (fault, self.store.record) {
-            (Some(Fault::Fail), _) => self.fail(f, Kind::Unavailable, 0),
+            (Some(Fault::Fail), _) => self.fail(f, FailureKind::Unavailable, 0),
             (Some(Fault::Hang), _) => self.flights[f].stage = Stage::ClaimHangs,
             (Some(Fault::FailLate), record) => {
                 if record.is_some_and(|it| Some(it.version) == version) && !self.is_claimed() {
-                    self.mark(deadline);
+                    self.lease(deadline);
                 }
-                self.fail(f, Kind::Unavailable, 0);
+                self.fail(f, FailureKind::Unavailable, 0);
             }
-            // A peer has signed out.
-            (None, None) => self.vanish(f),
+            // A peer signed out.
+            (None, None) => self.record_deleted(f),
             (None, Some(record)) if Some(record.version) != version => {
                 if record.epoch != epoch || record.tokens.access != base.access {
                     self.adopt(f, record);
@@ -713,17 +736,17 @@ impl Model {
                 }
             }
             (None, Some(_)) if self.is_claimed() => {
-                let until = self.store.mark.and_then(|it| it.until).unwrap();
+                let until = self.store.lease.and_then(|it| it.until).unwrap();
                 let look = if until.lo >= deadline.hi { deadline } else { until.plus(0, 10) };
-                self.unsure.set(self.is_unsure() || until.lo < deadline.hi && look.hi >= deadline.lo);
+                self.undetermined.set(self.is_undetermined() || until.lo < deadline.hi && look.hi >= deadline.lo);
                 let early = if look == deadline { CLAIM_POLL } else { 0 };
                 self.flights[f].stage = Stage::Queueing(Moment { lo: look.lo - early, ..look });
             }
             (None, Some(record)) => {
-                let mark = self.mark(deadline);
+                let lease = self.lease(deadline);
                 let flight = &mut self.flights[f];
-                flight.claim = Some(Claim { version: record.version, id: mark.id });
-                flight.doubted = mark.in_doubt || flight.doubted && flight.tokens.refresh == base.refresh;
+                flight.claim = Some(Claim { version: record.version, id: lease.id });
+                flight.doubted = lease.in_doubt || flight.doubted && flight.tokens.refresh == base.refresh;
                 self.call(f);
             }
         }
@@ -731,173 +754,179 @@ impl Model {
 
     fn call(&mut self, f: usize) {
         let flight = &mut self.flights[f];
-        let it = &mut self.sessions[flight.who];
+        let it = &mut self.sessions[flight.session];
         flight.attempts += 1;
         if it.epoch != flight.epoch {
-            return self.again(f, Kind::Unavailable, 0);
+            return self.retry(f, FailureKind::Unavailable, 0);
         }
         let doubt = if flight.doubted || flight.in_doubt { " in doubt" } else { "" };
-        self.seen.presented[flight.who].push(format!("{}: {:?}{doubt}", flight.generation, flight.tokens));
+        self.observed.presented[flight.session].push(format!("{}: {:?}{doubt}", flight.generation, flight.tokens));
         flight.stage = Stage::Called;
         match it.next.pop_front().unwrap_or(Answer::Tokens) {
             Answer::Nothing => {}
-            answer => self.todo.push_back(Todo::Answer(f, answer)),
+            answer => self.work.push_back(Work::Answer(f, answer)),
         }
     }
 
     fn answer(&mut self, f: usize, answer: Answer) {
         match answer {
             Answer::Tokens | Answer::WithoutRefreshToken | Answer::SameAccessToken => {
-                let Flight { who, tokens: old, .. } = self.flights[f];
-                let it = &mut self.sessions[who];
-                it.bought += 1;
-                let new = Some(issued_to(who, it.bought));
+                let Flight { session, tokens: old, .. } = self.flights[f];
+                let it = &mut self.sessions[session];
+                it.issued_count += 1;
+                let new = Some(issued_to(session, it.issued_count));
                 let access = if answer == Answer::SameAccessToken { old.access.or(new) } else { new };
                 let refresh = if answer == Answer::WithoutRefreshToken { old.refresh } else { new };
                 self.save(f, Pair { access, refresh });
             }
             Answer::Rejected => self.rejected(f),
-            Answer::Misconfigured => self.fail(f, Kind::Misconfigured, 0),
-            Answer::Unavailable => self.again(f, Kind::Unavailable, 0),
-            Answer::UnavailableFor(seconds) => self.again(f, Kind::Unavailable, 1_000 * seconds.min(300)),
+            Answer::Misconfigured => self.fail(f, FailureKind::Misconfigured, 0),
+            Answer::Unavailable => self.retry(f, FailureKind::Unavailable, 0),
+            Answer::UnavailableFor(seconds) => self.retry(f, FailureKind::Unavailable, 1_000 * seconds.min(300)),
             Answer::InDoubt => {
                 self.flights[f].in_doubt = true;
-                self.again(f, Kind::InDoubt, 0);
+                self.retry(f, FailureKind::InDoubt, 0);
             }
             Answer::Nothing => {}
         }
     }
 
-    /// Another attempt, where that is allowed and there is time.
-    fn again(&mut self, f: usize, kind: Kind, patience: u64) {
+    /// Makes another attempt if that is allowed and there is time; otherwise fails.
+    fn retry(&mut self, f: usize, kind: FailureKind, retry_after: u64) {
         let flight = &mut self.flights[f];
-        let next = self.at.plus(patience, patience.max(200 << (flight.attempts - 1)));
+        let next = self.at.plus(retry_after, retry_after.max(200 << (flight.attempts - 1)));
         let allowed = flight.attempts < 3 && !(flight.in_doubt && self.rotates);
         if !allowed || next.lo >= flight.deadline.hi {
-            self.fail(f, kind, patience);
+            self.fail(f, kind, retry_after);
         } else {
-            self.unsure.set(self.unsure.get() || next.hi >= flight.deadline.lo);
+            self.undetermined.set(self.undetermined.get() || next.hi >= flight.deadline.lo);
             flight.stage = Stage::Pausing(next);
         }
     }
 
-    /// The authorization server's own word, unless the store knows better, or nothing.
+    /// Ends the session after `invalid_grant`, unless the store holds newer tokens or can't be read.
     fn rejected(&mut self, f: usize) {
-        let Flight { who, epoch, claim, .. } = self.flights[f];
-        let renews = self.fault(who, Call::Renew) != Some(Fault::Fail);
+        let Flight { session, epoch, claim, .. } = self.flights[f];
+        let renews = self.fault(session, Call::Renew) != Some(Fault::Fail);
         let until = self.at.plus(END_LEASE, END_LEASE);
         let held = renews && self.renew(claim.unwrap(), until);
         if held {
-            self.claim_ends(until);
+            self.lease_shortened(until);
         }
-        if self.fault(who, Call::Renew).is_some() || self.fault(who, Call::Load).is_some() {
-            return self.fail(f, Kind::Unavailable, 0);
+        if self.fault(session, Call::Renew).is_some() || self.fault(session, Call::Load).is_some() {
+            return self.fail(f, FailureKind::Unavailable, 0);
         }
         match self.store.record {
-            None => self.vanish(f),
+            None => self.record_deleted(f),
             Some(record) if record.version != claim.unwrap().version => self.adopt(f, record),
-            Some(_) if !held => self.fail(f, Kind::Unavailable, 0),
+            Some(_) if !held => self.fail(f, FailureKind::Unavailable, 0),
             Some(_) => {
-                if self.sessions[who].epoch == epoch {
-                    self.reset(who, epoch);
-                    self.sessions[who].ended = Some(epoch);
-                    self.sessions[who].epoch = self.new_epoch();
-                    self.owe(who, Owed::SignOut(vec![epoch]));
-                    self.sync(who);
-                    self.give_up(who);
+                if self.sessions[session].epoch == epoch {
+                    self.reset(session, epoch);
+                    self.sessions[session].ended = Some(epoch);
+                    self.sessions[session].epoch = self.new_epoch();
+                    self.set_pending(session, PendingWrite::SignOut(vec![epoch]));
+                    self.sync(session);
+                    self.wake_waiters(session);
                 }
-                self.land(f, Err(Why::Ended));
+                self.finish(f, Err(Reason::Ended));
             }
         }
     }
 
-    fn save(&mut self, f: usize, bought: Pair) {
-        let Flight { who, epoch, claim, .. } = self.flights[f];
+    fn save(&mut self, f: usize, new_tokens: Pair) {
+        let Flight { session, epoch, claim, .. } = self.flights[f];
         let current = self.store.record.filter(|it| it.version == claim.unwrap().version);
-        match (self.fault(who, Call::Commit), current) {
-            _ if self.sessions[who].epoch != epoch => self.publish(f, bought, None),
+        match (self.fault(session, Call::Commit), current) {
+            _ if self.sessions[session].epoch != epoch => self.publish(f, new_tokens, None),
             (Some(Fault::Hang), _) => {
-                self.flights[f].stage = Stage::Committing(self.at.plus(SAVE_TIMEOUT, SAVE_TIMEOUT), bought);
+                self.flights[f].stage = Stage::Committing(self.at.plus(SAVE_TIMEOUT, SAVE_TIMEOUT), new_tokens);
             }
-            (Some(Fault::Fail), _) | (Some(Fault::FailLate), None) => self.publish(f, bought, None),
+            (Some(Fault::Fail), _) | (Some(Fault::FailLate), None) => self.publish(f, new_tokens, None),
             (Some(Fault::FailLate), Some(_)) => {
-                self.write(who, epoch, bought);
-                self.publish(f, bought, None);
+                self.write(session, epoch, new_tokens);
+                self.publish(f, new_tokens, None);
             }
             (None, Some(_)) => {
-                let version = self.write(who, epoch, bought);
-                self.publish(f, bought, Some(version));
+                let version = self.write(session, epoch, new_tokens);
+                self.publish(f, new_tokens, Some(version));
             }
             (None, None) => {
-                self.yield_to(who, epoch, bought);
-                self.land(f, Ok(()));
+                self.adopt_conflicting_write(session, epoch, new_tokens);
+                self.finish(f, Ok(()));
             }
         }
     }
 
-    /// In force, whether it is stored or not; unless nobody wants it any more.
-    fn publish(&mut self, f: usize, bought: Pair, version: Option<u32>) {
-        let Flight { who, epoch, claim, .. } = self.flights[f];
-        if self.sessions[who].epoch == epoch {
-            self.take(who, bought);
-            self.sessions[who].version = version;
-            self.owe(who, if version.is_some() { Owed::Nothing } else { Owed::Tokens(claim.unwrap()) });
-            self.sync(who);
+    /// Puts tokens into force, stored or not, or revokes them if their epoch is over.
+    fn publish(&mut self, f: usize, new_tokens: Pair, version: Option<u32>) {
+        let Flight { session, epoch, claim, .. } = self.flights[f];
+        if self.sessions[session].epoch == epoch {
+            self.apply_tokens(session, new_tokens);
+            self.sessions[session].version = version;
+            self.set_pending(
+                session,
+                if version.is_some() { PendingWrite::Nothing } else { PendingWrite::Tokens(claim.unwrap()) },
+            );
+            self.sync(session);
         } else {
-            self.revoke(bought);
+            self.revoke(new_tokens);
         }
-        self.land(f, Ok(()));
+        self.finish(f, Ok(()));
     }
 
-    fn fail(&mut self, f: usize, kind: Kind, patience: u64) {
-        let Flight { who, epoch, claim, in_doubt, .. } = self.flights[f];
-        let release = self.fault(who, Call::Release) != Some(Fault::Fail);
-        if let Some(mark) = claim.filter(|_| release).and_then(|claim| self.held(claim)) {
-            mark.until = None;
-            mark.in_doubt |= in_doubt;
-            if !mark.in_doubt {
-                self.store.mark = None;
+    fn fail(&mut self, f: usize, kind: FailureKind, retry_after: u64) {
+        let Flight { session, epoch, claim, in_doubt, .. } = self.flights[f];
+        let release = self.fault(session, Call::Release) != Some(Fault::Fail);
+        if let Some(lease) = claim.filter(|_| release).and_then(|claim| self.held(claim)) {
+            lease.until = None;
+            lease.in_doubt |= in_doubt;
+            if !lease.in_doubt {
+                self.store.lease = None;
             }
             self.store_changed();
         }
         let at = self.at;
-        let it = &mut self.sessions[who];
+        let it = &mut self.sessions[session];
         if it.epoch == epoch {
             it.in_doubt |= in_doubt;
             it.failures += 1;
             let full = (1_000 << (it.failures - 1).min(10)).min(60_000_u64);
-            let pause =
-                Moment { lo: full / 2, hi: full }.max((patience, patience)).max(it.loop_pause().unwrap_or_default());
-            it.cooling = Some((at.plus(pause.lo, pause.hi), Why::CoolingDown(kind)));
+            let pause = Moment { lo: full / 2, hi: full }
+                .max((retry_after, retry_after))
+                .max(it.loop_pause().unwrap_or_default());
+            it.cooling = Some((at.plus(pause.lo, pause.hi), Reason::CoolingDown(kind)));
         }
-        self.land(f, Err(Why::Failed(kind)));
+        self.finish(f, Err(Reason::Failed(kind)));
     }
 
-    /// The store holds a peer's tokens.
+    /// Handles a record that a peer has written.
     fn adopt(&mut self, f: usize, record: Record) {
-        let Flight { who, epoch, .. } = self.flights[f];
+        let Flight { session, epoch, .. } = self.flights[f];
         self.flights[f].stage = Stage::Over;
-        self.take_over(who, epoch, record);
-        self.land(f, Ok(()));
+        self.adopt_record(session, epoch, record);
+        self.finish(f, Ok(()));
     }
 
-    /// The store holds nothing any more.
-    fn vanish(&mut self, f: usize) {
-        let Flight { who, epoch, .. } = self.flights[f];
-        if self.sessions[who].epoch == epoch {
-            self.over(who);
+    /// Handles an empty store.
+    fn record_deleted(&mut self, f: usize) {
+        let Flight { session, epoch, .. } = self.flights[f];
+        if self.sessions[session].epoch == epoch {
+            self.end_epoch(session);
         }
-        self.land(f, Err(Why::SignedOut));
+        self.finish(f, Err(Reason::SignedOut));
     }
 
-    fn land(&mut self, f: usize, outcome: Result<(), Why>) {
+    fn finish(&mut self, f: usize, outcome: Result<(), Reason>) {
         self.flights[f].stage = Stage::Over;
-        let Flight { who, generation, .. } = self.flights[f];
-        let brought = self.sessions[who].generation > generation;
-        let outcome = outcome.and_then(|()| brought.then_some(()).ok_or(Why::SameToken));
+        let Flight { session, generation, .. } = self.flights[f];
+        let brought = self.sessions[session].generation > generation;
+        let outcome = outcome.and_then(|()| brought.then_some(()).ok_or(Reason::SameToken));
         for id in 0..self.callers.len() {
-            match self.callers[id].place {
-                Place::Unsent(of) | Place::Challenged(of) | Place::Waiting(of) if of == f => self.wake(id, outcome),
+            match self.callers[id].progress {
+                Progress::Unsent(of) | Progress::Challenged(of) | Progress::Waiting(of) if of == f => {
+                    self.wake(id, outcome)
+                }
                 _ => {}
             }
         }
@@ -905,217 +934,219 @@ impl Model {
 
     // The store.
 
-    fn fault(&self, who: Who, call: Call) -> Option<Fault> {
-        self.sessions[who].faults.get(&call).copied()
+    fn fault(&self, session: SessionIndex, call: Call) -> Option<Fault> {
+        self.sessions[session].faults.get(&call).copied()
     }
 
-    fn write(&mut self, who: Who, epoch: u32, tokens: Pair) -> u32 {
-        let over = self.store.record.map(|it| it.epoch);
-        let peer = &self.sessions[1 - who];
-        // A peer that can read, but not write, sees that when it tries again: at a time that nobody knows.
-        let concerned = match &peer.owed {
-            Owed::SignIn(_) => true,
-            Owed::SignOut(of) => !of.contains(&epoch),
-            Owed::Nothing | Owed::Tokens(_) => false,
+    fn write(&mut self, session: SessionIndex, epoch: u32, tokens: Pair) -> u32 {
+        let replaced = self.store.record.map(|it| it.epoch);
+        let peer = &self.sessions[1 - session];
+        // A peer that can read but not write sees this write at its next retry, at a time that isn't known.
+        let concerned = match &peer.pending {
+            PendingWrite::SignIn(_) => true,
+            PendingWrite::SignOut(of) => !of.contains(&epoch),
+            PendingWrite::Nothing | PendingWrite::Tokens(_) => false,
         };
-        let sees = concerned && self.fault(1 - who, Call::Load).is_none();
-        self.unsure.set(self.is_unsure() || sees && over != Some(epoch));
+        let sees = concerned && self.fault(1 - session, Call::Load).is_none();
+        self.undetermined.set(self.is_undetermined() || sees && replaced != Some(epoch));
         self.store.last += 1;
         let version = self.store.last;
-        (self.store.record, self.store.mark) = (Some(Record { version, epoch, tokens }), None);
+        (self.store.record, self.store.lease) = (Some(Record { version, epoch, tokens }), None);
         self.store_changed();
         version
     }
 
     fn is_claimed(&self) -> bool {
-        self.store.mark.is_some_and(|mark| mark.until.is_some_and(|until| self.before(until)))
+        self.store.lease.is_some_and(|lease| lease.until.is_some_and(|until| self.before(until)))
     }
 
-    fn mark(&mut self, deadline: Moment) -> Mark {
+    fn lease(&mut self, deadline: Moment) -> Lease {
         self.store.last += 1;
         let until = Some(deadline.plus(LEASE_MARGIN, LEASE_MARGIN));
-        let mark = Mark { id: self.store.last, until, in_doubt: self.store.mark.is_some() };
-        *self.store.mark.insert(mark)
+        let lease = Lease { id: self.store.last, until, in_doubt: self.store.lease.is_some() };
+        *self.store.lease.insert(lease)
     }
 
-    fn held(&mut self, claim: Claim) -> Option<&mut Mark> {
+    fn held(&mut self, claim: Claim) -> Option<&mut Lease> {
         let current = self.store.record.is_some_and(|it| it.version == claim.version);
-        self.store.mark.as_mut().filter(|mark| current && mark.id == claim.id)
+        self.store.lease.as_mut().filter(|lease| current && lease.id == claim.id)
     }
 
     fn renew(&mut self, claim: Claim, until: Moment) -> bool {
         match self.held(claim) {
-            Some(mark) if mark.until.is_some() => {
-                mark.until = Some(until);
+            Some(lease) if lease.until.is_some() => {
+                lease.until = Some(until);
                 true
             }
             _ => false,
         }
     }
 
-    /// Who waits for a claim hears in time that it ends sooner.
-    fn claim_ends(&mut self, until: Moment) {
+    /// Moves the next look of each flight that waits for the claim, whose lease was shortened.
+    fn lease_shortened(&mut self, until: Moment) {
         let then = until.plus(0, 10);
         for flight in &mut self.flights {
             if let Stage::Queueing(look) = flight.stage
                 && then.hi < look.hi
             {
-                self.unsure.set(self.unsure.get() || then.hi >= flight.deadline.lo);
+                self.undetermined.set(self.undetermined.get() || then.hi >= flight.deadline.lo);
                 flight.stage = Stage::Queueing(then);
             }
         }
     }
 
-    /// Who waits for a claim looks again and again.
+    /// Schedules the next poll of each flight that waits for a claim.
     fn store_changed(&mut self) {
         let soon = self.at.plus(0, CLAIM_POLL);
         for flight in &mut self.flights {
             if let Stage::Queueing(look) = flight.stage {
-                // It may have looked for the last time before.
+                // Its last poll may already have happened.
                 let before = self.at.lo < self.at.hi && look.lo <= self.at.hi;
-                self.unsure.set(self.unsure.get() || before || soon.hi >= flight.deadline.lo);
+                self.undetermined.set(self.undetermined.get() || before || soon.hi >= flight.deadline.lo);
                 flight.stage = Stage::Queueing(if soon.hi < look.hi { soon } else { look });
             }
         }
     }
 
-    fn owe(&mut self, who: Who, owed: Owed) {
-        self.no_longer_renewed(who);
-        self.sessions[who].owed = owed;
+    fn set_pending(&mut self, session: SessionIndex, pending: PendingWrite) {
+        self.stop_renewing(session);
+        self.sessions[session].pending = pending;
     }
 
-    fn no_longer_renewed(&mut self, who: Who) {
+    fn stop_renewing(&mut self, session: SessionIndex) {
         let until = self.at.plus(RENEWED.0, RENEWED.1);
-        if let Owed::Tokens(claim) = self.sessions[who].owed
-            && let Some(mark) = self.held(claim).filter(|mark| mark.until == Some(Moment::NEVER))
+        if let PendingWrite::Tokens(claim) = self.sessions[session].pending
+            && let Some(lease) = self.held(claim).filter(|lease| lease.until == Some(Moment::NEVER))
         {
-            mark.until = Some(until);
+            lease.until = Some(until);
         }
     }
 
-    /// The stretches of which the store may hold something.
-    fn leftovers(&self, who: Who) -> Vec<u32> {
-        let it = &self.sessions[who];
-        match &it.owed {
-            Owed::Nothing => it.version.map(|_| it.epoch).into_iter().collect(),
-            Owed::Tokens(_) => vec![it.epoch],
-            Owed::SignIn(over) => over.iter().copied().chain([it.epoch]).collect(),
-            Owed::SignOut(of) => of.clone(),
+    /// The epochs of which the store may hold a record.
+    fn epochs_in_store(&self, session: SessionIndex) -> Vec<u32> {
+        let it = &self.sessions[session];
+        match &it.pending {
+            PendingWrite::Nothing => it.version.map(|_| it.epoch).into_iter().collect(),
+            PendingWrite::Tokens(_) => vec![it.epoch],
+            PendingWrite::SignIn(replaced) => replaced.iter().copied().chain([it.epoch]).collect(),
+            PendingWrite::SignOut(of) => of.clone(),
         }
     }
 
-    /// Writes what is owed. `false` if that fails.
-    fn sync(&mut self, who: Who) -> bool {
-        let Session { epoch, tokens, .. } = self.sessions[who];
-        match self.sessions[who].owed.clone() {
-            Owed::Nothing => return true,
-            Owed::Tokens(claim) => {
-                let fault = self.fault(who, Call::Commit);
+    /// Does the pending write. Returns `false` if it fails.
+    fn sync(&mut self, session: SessionIndex) -> bool {
+        let Session { epoch, tokens, .. } = self.sessions[session];
+        match self.sessions[session].pending.clone() {
+            PendingWrite::Nothing => return true,
+            PendingWrite::Tokens(claim) => {
+                let fault = self.fault(session, Call::Commit);
                 let current = self.store.record.filter(|it| it.version == claim.version);
                 match (fault, current) {
                     (Some(fault), _) => {
                         if fault == Fault::FailLate && current.is_some() {
-                            self.write(who, epoch, tokens);
+                            self.write(session, epoch, tokens);
                         }
-                        if !matches!(self.fault(who, Call::Renew), Some(Fault::Fail)) {
+                        if !matches!(self.fault(session, Call::Renew), Some(Fault::Fail)) {
                             self.renew(claim, Moment::NEVER);
                         }
                         return false;
                     }
-                    (None, Some(_)) => self.sessions[who].version = Some(self.write(who, epoch, tokens)),
-                    (None, None) => return self.yield_to(who, epoch, tokens),
+                    (None, Some(_)) => self.sessions[session].version = Some(self.write(session, epoch, tokens)),
+                    (None, None) => return self.adopt_conflicting_write(session, epoch, tokens),
                 }
             }
-            Owed::SignIn(_) | Owed::SignOut(_) if self.fault(who, Call::Load).is_some() => return false,
-            Owed::SignIn(_) => match self.store.record {
-                Some(record) if record.epoch == epoch => return self.yield_to(who, epoch, tokens),
+            PendingWrite::SignIn(_) | PendingWrite::SignOut(_) if self.fault(session, Call::Load).is_some() => {
+                return false;
+            }
+            PendingWrite::SignIn(_) => match self.store.record {
+                Some(record) if record.epoch == epoch => return self.adopt_conflicting_write(session, epoch, tokens),
                 Some(record)
-                    if self.sessions[who]
+                    if self.sessions[session]
                         .written_over
-                        .is_some_and(|(of, over)| of == epoch && over != Some(record.epoch)) =>
+                        .is_some_and(|(of, replaced)| of == epoch && replaced != Some(record.epoch)) =>
                 {
-                    self.take_over(who, epoch, record);
+                    self.adopt_record(session, epoch, record);
                     return true;
                 }
                 found => {
-                    self.sessions[who].written_over = Some((epoch, found.map(|it| it.epoch)));
-                    let fault = self.fault(who, Call::Replace);
+                    self.sessions[session].written_over = Some((epoch, found.map(|it| it.epoch)));
+                    let fault = self.fault(session, Call::Replace);
                     if fault == Some(Fault::Fail) {
                         return false;
                     }
-                    self.sessions[who].version = Some(self.write(who, epoch, tokens));
-                    self.owe(who, Owed::Nothing);
+                    self.sessions[session].version = Some(self.write(session, epoch, tokens));
+                    self.set_pending(session, PendingWrite::Nothing);
                     return fault.is_none();
                 }
             },
-            Owed::SignOut(of) => {
-                let fault = self.fault(who, Call::Clear);
+            PendingWrite::SignOut(of) => {
+                let fault = self.fault(session, Call::Clear);
                 if self.store.record.is_some_and(|it| of.contains(&it.epoch)) {
                     if fault == Some(Fault::Fail) {
                         return false;
                     }
-                    (self.store.record, self.store.mark) = (None, None);
+                    (self.store.record, self.store.lease) = (None, None);
                     self.store_changed();
-                    self.owe(who, Owed::Nothing);
+                    self.set_pending(session, PendingWrite::Nothing);
                     return fault.is_none();
                 }
             }
         }
-        self.owe(who, Owed::Nothing);
+        self.set_pending(session, PendingWrite::Nothing);
         true
     }
 
-    /// What is stored counts, not `ours`.
-    fn yield_to(&mut self, who: Who, epoch: u32, ours: Pair) -> bool {
+    /// Resolves a conflict in favour of the stored record, and revokes `ours` if it is of another epoch.
+    fn adopt_conflicting_write(&mut self, session: SessionIndex, epoch: u32, same_epoch: Pair) -> bool {
         let found = self.store.record;
         if found.is_none_or(|record| record.epoch != epoch) {
-            self.revoke(ours);
+            self.revoke(same_epoch);
         }
         if let Some(record) = found {
-            self.take_over(who, epoch, record);
-        } else if self.sessions[who].epoch == epoch {
-            self.over(who);
+            self.adopt_record(session, epoch, record);
+        } else if self.sessions[session].epoch == epoch {
+            self.end_epoch(session);
         }
         true
     }
 
-    fn take_over(&mut self, who: Who, epoch: u32, record: Record) {
-        if self.sessions[who].epoch != epoch {
+    fn adopt_record(&mut self, session: SessionIndex, epoch: u32, record: Record) {
+        if self.sessions[session].epoch != epoch {
             return;
         }
-        self.owe(who, Owed::Nothing);
+        self.set_pending(session, PendingWrite::Nothing);
         if record.epoch != epoch {
-            self.begin(who, record.epoch, record.tokens);
-        } else if record.tokens != self.sessions[who].tokens {
-            self.take(who, record.tokens);
+            self.begin_epoch(session, record.epoch, record.tokens);
+        } else if record.tokens != self.sessions[session].tokens {
+            self.apply_tokens(session, record.tokens);
         }
-        self.sessions[who].version = Some(record.version);
+        self.sessions[session].version = Some(record.version);
     }
 
-    fn heal(&mut self, who: Who) {
-        self.sessions[who].faults.clear();
-        if !matches!(self.sessions[who].owed, Owed::Nothing) {
+    fn clear_faults(&mut self, session: SessionIndex) {
+        self.sessions[session].faults.clear();
+        if !matches!(self.sessions[session].pending, PendingWrite::Nothing) {
             self.busy_until = self.now + WRITTEN_BY;
-            // Whether that is before or after what else is due is not to be known.
+            // The order of this write and the other timers isn't known.
             let due = self.flights.iter().any(|it| it.due().lo <= self.busy_until);
-            self.unsure.set(self.is_unsure() || due);
+            self.undetermined.set(self.is_undetermined() || due);
             self.at = Moment { lo: self.now, hi: self.busy_until };
-            self.sync(who);
+            self.sync(session);
         }
     }
 
-    /// Whether it is before `then`.
+    /// Returns whether the current moment is before `then`.
     fn before(&self, then: Moment) -> bool {
-        self.unsure.set(self.is_unsure() || self.at.hi >= then.lo && self.at.lo < then.hi);
+        self.undetermined.set(self.is_undetermined() || self.at.hi >= then.lo && self.at.lo < then.hi);
         self.at.hi < then.lo
     }
 }
 
 impl Session {
-    /// From the sixth strike on.
+    /// The loop guard's cool-down, from the sixth strike on.
     fn loop_pause(&self) -> Option<(u64, u64)> {
-        let over = self.strikes.checked_sub(6)?;
-        let pause = (1_000 << over.min(10)).min(60_000_u64);
+        let excess = self.strikes.checked_sub(6)?;
+        let pause = (1_000 << excess.min(10)).min(60_000_u64);
         Some((pause, pause + pause / 4))
     }
 }

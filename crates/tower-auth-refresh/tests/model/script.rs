@@ -1,82 +1,82 @@
-//! The words of a script.
+//! The language of the scripts, and their generator.
 
 use std::fmt;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// What happens, line by line, to two sessions on one store, in a world of its own.
+/// A list of actions on two sessions that share one store.
 #[derive(Clone, Debug)]
 pub(crate) struct Script {
-    /// Whether the authorization server rotates refresh tokens: the sessions' rotation policy.
+    /// The authorization server rotates refresh tokens: the sessions' rotation policy.
     pub(crate) rotates: bool,
-    /// Of all that is random in the sessions.
+    /// The seed of the sessions' jitter and epochs.
     pub(crate) seed: u64,
     pub(crate) lines: Vec<Line>,
 }
 
-/// Which of the two sessions.
-pub(crate) type Who = usize;
+/// The index of one of the two sessions.
+pub(crate) type SessionIndex = usize;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Line {
-    /// This many requests of one kind, at once. Slow: the API's answer waits for [`Answer`](Line::ApiAnswers).
+    /// Sends requests of one kind concurrently. If `slow`, the API's response waits for [`Line::ApiAnswers`].
     Send {
-        who: Who,
-        what: What,
+        session: SessionIndex,
+        kind: RequestKind,
         times: usize,
         slow: bool,
     },
-    /// The API answers all that wait for it.
+    /// The API answers all requests that wait for it.
     ApiAnswers,
-    /// The caller who waits longest goes away.
-    CallerGoes,
-    /// The API refuses the access token in force from now on.
+    /// Cancels the oldest unfinished call.
+    CancelCaller,
+    /// From here on, the API refuses the access token in force.
     Expire {
-        who: Who,
+        session: SessionIndex,
     },
-    /// The API refuses every token, or no longer.
+    /// Sets whether the API refuses every token.
     ApiRefusesAll(bool),
-    /// What the authorization server says to a coming refresh call of this session; if nothing is said, `Tokens`.
-    Next {
-        who: Who,
+    /// Queues the authorization server's answer to a later refresh call of this session; the default is `Tokens`.
+    NextAnswer {
+        session: SessionIndex,
         answer: Answer,
     },
-    /// The authorization server answers the call of this session that waits longest.
-    Answers {
-        who: Who,
+    /// The authorization server answers the oldest waiting call of this session.
+    AuthAnswers {
+        session: SessionIndex,
         answer: Answer,
     },
     SignIn {
-        who: Who,
-        with: With,
+        session: SessionIndex,
+        held: Held,
     },
     SignOut {
-        who: Who,
+        session: SessionIndex,
     },
-    RefreshByHand {
-        who: Who,
+    Refresh {
+        session: SessionIndex,
     },
-    /// This many milliseconds go by.
+    /// Advances the clock by this many milliseconds.
     Wait(u64),
-    /// From now on this call to the store goes wrong for this session.
-    Break {
-        who: Who,
+    /// From here on, this store call has this fault for this session.
+    Inject {
+        session: SessionIndex,
         call: Call,
         fault: Fault,
     },
-    /// The store is well again.
-    Heal {
-        who: Who,
+    /// Removes all store faults of this session.
+    ClearFaults {
+        session: SessionIndex,
     },
 }
 
 /// A kind of request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
+pub(crate) enum RequestKind {
     Get,
     Post,
-    /// It can't be sent twice.
+    /// A POST whose body can't be replayed.
     Upload,
 }
 
@@ -90,13 +90,13 @@ pub(crate) enum Answer {
     Unavailable,
     UnavailableFor(u64),
     InDoubt,
-    /// None, until [`Answers`](Line::Answers).
+    /// No answer until [`Line::AuthAnswers`].
     Nothing,
 }
 
-/// What a user signs in with.
+/// The tokens that a user signs in with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum With {
+pub(crate) enum Held {
     Both,
     RefreshToken,
     AccessToken,
@@ -116,43 +116,43 @@ pub(crate) enum Call {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     Fail,
-    /// It takes effect, and fails.
+    /// Takes effect, then fails.
     FailLate,
-    /// It never returns.
+    /// Never returns.
     Hang,
 }
 
-/// What is seen from outside.
+/// The state that is observable from outside.
 #[derive(Debug, Default, PartialEq)]
-pub(crate) struct Seen {
+pub(crate) struct Observed {
     pub(crate) sessions: Vec<String>,
     pub(crate) stored: Option<Pair>,
     /// The refresh calls of each session.
     pub(crate) presented: [Vec<String>; 2],
-    /// What became of each request, and of each call to a session.
+    /// The outcome of each request and of each call on a session.
     pub(crate) requests: Vec<Request>,
     pub(crate) revoked: Vec<Pair>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Request {
-    /// The token of each attempt, and how the API took it.
+    /// The token and the response status of each attempt.
     pub(crate) attempts: Vec<String>,
     pub(crate) end: Option<String>,
 }
 
-/// An access token and a refresh token, by their numbers.
+/// The numbers of an access token and a refresh token.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Pair {
     pub(crate) access: Option<u32>,
     pub(crate) refresh: Option<u32>,
 }
 
-/// Why there are no newer tokens: [`NotRefreshed`](tower_auth_refresh::NotRefreshed), without the errors' texts.
+/// A [`NotRefreshed`](tower_auth_refresh::NotRefreshed) without the errors' messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Why {
-    Failed(Kind),
-    CoolingDown(Kind),
+pub(crate) enum Reason {
+    Failed(FailureKind),
+    CoolingDown(FailureKind),
     Ended,
     SignedOut,
     SessionChanged,
@@ -162,51 +162,51 @@ pub(crate) enum Why {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Never: then the session has ended.
+pub(crate) enum FailureKind {
+    /// Never observed: a rejection ends the session.
     Rejected,
     Misconfigured,
     Unavailable,
     InDoubt,
 }
 
-impl With {
-    /// The tokens of this number.
+impl Held {
+    /// Returns the tokens with this number.
     pub(crate) fn pair(self, n: u32) -> Pair {
         Pair { access: (self != Self::RefreshToken).then_some(n), refresh: (self != Self::AccessToken).then_some(n) }
     }
 }
 
-/// The number of the tokens that a user signs in with, in this line.
+/// The number of the tokens that a user signs in with on this line.
 pub(crate) fn signed_in_with(line: usize) -> u32 {
     1000 + u32::try_from(line).unwrap()
 }
 
-/// The number of the tokens that the authorization server issues to a session, the `n`th time.
-pub(crate) fn issued_to(who: Who, n: u32) -> u32 {
-    10 * n + u32::try_from(who).unwrap()
+/// The number of the `n`th tokens that the authorization server issues to a session.
+pub(crate) fn issued_to(session: SessionIndex, n: u32) -> u32 {
+    10 * n + u32::try_from(session).unwrap()
 }
 
-impl Seen {
-    /// What the model says beside what is, where they differ.
-    pub(crate) fn difference(&self, is: &Self) -> Option<String> {
+impl Observed {
+    /// Describes the differences between the model's state (`self`) and the `actual` one.
+    pub(crate) fn difference(&self, actual: &Self) -> Option<String> {
         let mut differences = String::new();
-        let mut compare = |what: &str, expected: &dyn fmt::Debug, is: &dyn fmt::Debug| {
-            // Of requests at one moment, a store that fails at once leaves open which come in its cool-down.
+        let mut compare = |label: &str, expected: &dyn fmt::Debug, actual: &dyn fmt::Debug| {
+            // With concurrent requests, a store that fails at once leaves open which of them meet the cool-down.
             let either = |it: String| it.replace("CoolingDown(Unavailable)", "Failed(Unavailable)");
-            let [expected, is] = [expected, is].map(|it| either(format!("{it:?}")));
-            if expected != is {
-                differences.extend(["\n", what, "\n  expected ", &expected, "\n  but is   ", &is]);
+            let [expected, actual] = [expected, actual].map(|it| either(format!("{it:?}")));
+            if expected != actual {
+                differences.extend(["\n", label, "\n  expected ", &expected, "\n  actual   ", &actual]);
             }
         };
-        compare("stored", &self.stored, &is.stored);
-        compare("revoked", &self.revoked, &is.revoked);
-        for who in [0, 1] {
-            compare(&format!("session {who}"), &self.sessions[who], &is.sessions[who]);
-            compare(&format!("presented by {who}"), &self.presented[who], &is.presented[who]);
+        compare("stored", &self.stored, &actual.stored);
+        compare("revoked", &self.revoked, &actual.revoked);
+        for session in [0, 1] {
+            compare(&format!("session {session}"), &self.sessions[session], &actual.sessions[session]);
+            compare(&format!("presented by {session}"), &self.presented[session], &actual.presented[session]);
         }
-        for (id, (expected, is)) in self.requests.iter().zip(&is.requests).enumerate() {
-            compare(&format!("request {id}"), expected, is);
+        for (id, (expected, actual)) in self.requests.iter().zip(&actual.requests).enumerate() {
+            compare(&format!("request {id}"), expected, actual);
         }
         (!differences.is_empty()).then_some(differences)
     }
@@ -235,13 +235,13 @@ pub(crate) fn script() -> impl Strategy<Value = Script> {
 }
 
 fn line() -> impl Strategy<Value = Line> {
-    // Mostly the first, so that it finds the world as it left it.
-    let who = || prop_oneof![3 => Just(0_usize), 1 => Just(1_usize)];
-    let what = prop_oneof![4 => Just(What::Get), 2 => Just(What::Post), 2 => Just(What::Upload)];
-    let with = prop_oneof![6 => Just(With::Both), 1 => Just(With::RefreshToken), 1 => Just(With::AccessToken)];
+    // Mostly the first session, so that consecutive lines affect the same state.
+    let session = || prop_oneof![3 => Just(0_usize), 1 => Just(1_usize)];
+    let kind = prop_oneof![4 => Just(RequestKind::Get), 2 => Just(RequestKind::Post), 2 => Just(RequestKind::Upload)];
+    let held = prop_oneof![6 => Just(Held::Both), 1 => Just(Held::RefreshToken), 1 => Just(Held::AccessToken)];
     let times = prop_oneof![4 => Just(1_usize), 1 => 2_usize..5];
     let wait = prop_oneof![1_u64..10, 10_u64..70, 70_u64..600, 600_u64..72_000].prop_map(|tenths| 100 * tenths);
-    let on_the_way = prop_oneof![Just(Call::Claim), Just(Call::Commit)];
+    let call_of_flight = prop_oneof![Just(Call::Claim), Just(Call::Commit)];
     let call = prop_oneof![
         Just(Call::Load),
         Just(Call::Replace),
@@ -252,22 +252,22 @@ fn line() -> impl Strategy<Value = Line> {
         Just(Call::Clear)
     ];
     prop_oneof![
-        14 => (who(), what, times, prop::bool::weighted(0.2))
-            .prop_map(|(who, what, times, slow)| Line::Send { who, what, times, slow }),
+        14 => (session(), kind, times, prop::bool::weighted(0.2))
+            .prop_map(|(session, kind, times, slow)| Line::Send { session, kind, times, slow }),
         3 => Just(Line::ApiAnswers),
-        1 => Just(Line::CallerGoes),
-        8 => who().prop_map(|who| Line::Expire { who }),
+        1 => Just(Line::CancelCaller),
+        8 => session().prop_map(|session| Line::Expire { session }),
         1 => prop::bool::weighted(0.5).prop_map(Line::ApiRefusesAll),
-        6 => (who(), answer()).prop_map(|(who, answer)| Line::Next { who, answer }),
-        3 => (who(), answer()).prop_map(|(who, answer)| Line::Answers { who, answer }),
-        2 => (who(), with).prop_map(|(who, with)| Line::SignIn { who, with }),
-        1 => who().prop_map(|who| Line::SignOut { who }),
-        2 => who().prop_map(|who| Line::RefreshByHand { who }),
+        6 => (session(), answer()).prop_map(|(session, answer)| Line::NextAnswer { session, answer }),
+        3 => (session(), answer()).prop_map(|(session, answer)| Line::AuthAnswers { session, answer }),
+        2 => (session(), held).prop_map(|(session, held)| Line::SignIn { session, held }),
+        1 => session().prop_map(|session| Line::SignOut { session }),
+        2 => session().prop_map(|session| Line::Refresh { session }),
         5 => wait.prop_map(Line::Wait),
-        2 => (who(), call, prop_oneof![Just(Fault::Fail), Just(Fault::FailLate)])
-            .prop_map(|(who, call, fault)| Line::Break { who, call, fault }),
-        1 => (who(), on_the_way).prop_map(|(who, call)| Line::Break { who, call, fault: Fault::Hang }),
-        2 => who().prop_map(|who| Line::Heal { who }),
+        2 => (session(), call, prop_oneof![Just(Fault::Fail), Just(Fault::FailLate)])
+            .prop_map(|(session, call, fault)| Line::Inject { session, call, fault }),
+        1 => (session(), call_of_flight).prop_map(|(session, call)| Line::Inject { session, call, fault: Fault::Hang }),
+        2 => session().prop_map(|session| Line::ClearFaults { session }),
     ]
 }
 

@@ -1,10 +1,10 @@
-//! [`Gates`]: where everything that a session's tasks wait for is held until the schedule opens it.
+//! [`Gates`]: suspends everything that a session's tasks wait for until the schedule opens the gate.
 
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
 
-/// Where somebody stands.
+/// A point at which a task is suspended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Gate {
     /// A call to the store, before it takes effect, and before it is answered.
@@ -21,52 +21,52 @@ pub(crate) enum Gate {
     ApiAnswer(usize),
 }
 
-/// How a gate opens.
+/// The outcome that the schedule gives to a gated operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Pass {
-    Go,
-    /// What was to be done isn't, or its answer is lost.
+pub(crate) enum Outcome {
+    Proceed,
+    /// The operation isn't done, or its answer is lost.
     Fail,
     Panic,
-    /// The authorization server's own word.
+    /// The authorization server rejects the refresh token.
     Reject,
     Misconfigured,
 }
 
 /// Clones share their gates.
 #[derive(Clone, Default)]
-pub(crate) struct Gates(Arc<Mutex<Vec<Closed>>>);
+pub(crate) struct Gates(Arc<Mutex<Vec<Waiting>>>);
 
-type Closed = (Gate, oneshot::Sender<Pass>);
+type Waiting = (Gate, oneshot::Sender<Outcome>);
 
 impl Gates {
     /// Resolves when the schedule opens the gate.
-    pub(crate) fn stand_at(&self, gate: Gate) -> oneshot::Receiver<Pass> {
+    pub(crate) fn wait_at(&self, gate: Gate) -> oneshot::Receiver<Outcome> {
         let (open, opened) = oneshot::channel();
         self.0.lock().unwrap().push((gate, open));
         opened
     }
 
-    pub(crate) async fn pass(&self, gate: Gate) -> Pass {
-        let pass = self.stand_at(gate).await;
-        if pass == Ok(Pass::Panic) {
-            // Without a word on stderr.
-            std::panic::resume_unwind(Box::new("as the schedule wants it"));
+    pub(crate) async fn pass(&self, gate: Gate) -> Outcome {
+        let outcome = self.wait_at(gate).await;
+        if outcome == Ok(Outcome::Panic) {
+            // Skips the panic hook, which would print to stderr.
+            std::panic::resume_unwind(Box::new("a panic that the schedule asked for"));
         }
-        pass.unwrap_or(Pass::Fail)
+        outcome.unwrap_or(Outcome::Fail)
     }
 
-    /// Where somebody stands now.
-    pub(crate) fn closed(&self) -> Vec<Gate> {
+    /// The gates at which a task waits now.
+    pub(crate) fn waiting(&self) -> Vec<Gate> {
         let mut gates = self.0.lock().unwrap();
-        // Who timed out, or was dropped, stands there no more.
+        // Removes waiters that timed out or were dropped.
         gates.retain(|(_, open)| !open.is_closed());
         gates.iter().map(|(gate, _)| *gate).collect()
     }
 
-    /// Opens one of those that `closed` named.
-    pub(crate) fn open(&self, index: usize, pass: Pass) {
+    /// Opens the gate at this index of `waiting()`.
+    pub(crate) fn open(&self, index: usize, outcome: Outcome) {
         let (_, open) = self.0.lock().unwrap().remove(index);
-        let _ = open.send(pass);
+        let _ = open.send(outcome);
     }
 }

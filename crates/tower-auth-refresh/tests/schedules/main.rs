@@ -1,30 +1,31 @@
-//! A session and its layer under a seeded scheduler: callers, sign-ins, sign-outs, refreshes by hand, lost answers,
-//! store failures, time-outs and callers that go away, in an order that a random number decides.
+//! A session and its layer under a seeded scheduler: callers, sign-ins, sign-outs, manual refreshes, lost answers,
+//! store failures, time-outs and cancelled callers, in an order that a random number decides.
 //!
-//! The runtime polls its tasks in the order in which they wake, always the same. So nothing is left to it: callers and
-//! the app are polled by the schedule, and whatever the session's own tasks wait for (the refresh call, the store, the
-//! revocation, the API) is a gate that the schedule opens. Time stands still until the schedule lets it pass. The
-//! `judge` watches the authorization server and the API, and looks at the session and its store in the end.
+//! The runtime polls its tasks in the order in which they wake, which is always the same. So the schedule decides
+//! instead: it polls the callers and the app, and everything that the session's own tasks wait for (the refresh call,
+//! the store, the revocation, the API) is a gate that the schedule opens. Time is paused until the schedule advances
+//! it. The `oracle` records what the authorization server and the API see; at the end, the session and its store are
+//! checked against that record.
 //!
-//! The ordinary run takes a few thousand schedules. For more of them:
+//! The ordinary run takes a few thousand schedules. To run more:
 //!
 //! ```text
 //! SCHEDULES=100000 cargo test --release -p tower-auth-refresh --test schedules -- --nocapture
 //! ```
 //!
-//! A failure names its seed and prints its trace; `SEED=…` takes that schedule alone.
+//! A failure names its seed and prints its trace; `SEED=…` runs that schedule alone.
 //!
-//! In one of four, tokens expire by themselves and are refreshed early. Their expiry is by the wall clock, which is read
-//! when they are issued and again when they come into force, microseconds later: from there on it is counted in the time
-//! of the schedule.
+//! In one of four schedules, tokens expire by themselves and are refreshed early. The wall clock decides about expiry
+//! only between issue and coming into force, which takes microseconds. From there on, expiry follows the schedule's
+//! time.
 //!
-//! On one thread nobody ever waits for the session's lock, so what only threads can do to one another isn't seen here.
+//! On one thread no task ever waits for the session's lock, so races between threads are not covered here.
 
 #![expect(clippy::unwrap_used, reason = "a test binary: a panic is a failed test")]
 
+mod actors;
 mod gates;
-mod judge;
-mod people;
+mod oracle;
 mod schedule;
 mod servers;
 mod store;
@@ -35,7 +36,7 @@ use std::time::Instant;
 
 use self::schedule::Schedule;
 
-/// How many schedules, unless `SCHEDULES` says otherwise.
+/// The number of schedules, unless `SCHEDULES` is set.
 const SCHEDULES: u64 = 5_000;
 
 fn setting(name: &str) -> Option<u64> {
@@ -64,7 +65,7 @@ fn no_order_of_tasks_breaks_an_invariant() {
 }
 
 #[test]
-fn the_order_is_not_the_same_twice() {
+fn the_orders_of_one_scenario_differ() {
     for scenario in 0..10 {
         let traces: HashSet<_> = (0..100).map(|order| Schedule::run(scenario, order).trace).collect();
         assert!(traces.len() > 90, "{} orders of scenario {scenario} in 100 schedules", traces.len());

@@ -1,4 +1,4 @@
-//! The authorization server and the API, which tell the [`Judge`] what they see.
+//! The authorization server and the API. Both report what they see to the [`Oracle`].
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -13,8 +13,8 @@ use tokio::sync::oneshot;
 use tower::Service;
 use tower_auth_refresh::{RefreshError, RefreshRequest, ReplayBody, RevokeRequest, Tokens};
 
-use crate::gates::{Gate, Gates, Pass};
-use crate::judge::{Judge, Pair, Sent};
+use crate::gates::{Gate, Gates, Outcome};
+use crate::oracle::{Oracle, Pair, Sent};
 
 type Answering<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
 
@@ -22,13 +22,13 @@ type Answering<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
 pub(crate) struct Auth {
     pub(crate) session: usize,
     pub(crate) gates: Gates,
-    pub(crate) judge: Judge,
-    pub(crate) ready: Option<oneshot::Receiver<Pass>>,
+    pub(crate) oracle: Oracle,
+    pub(crate) ready: Option<oneshot::Receiver<Outcome>>,
 }
 
 impl Clone for Auth {
     fn clone(&self) -> Self {
-        Self { session: self.session, gates: self.gates.clone(), judge: self.judge.clone(), ready: None }
+        Self { session: self.session, gates: self.gates.clone(), oracle: self.oracle.clone(), ready: None }
     }
 }
 
@@ -39,33 +39,33 @@ impl Service<RefreshRequest> for Auth {
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RefreshError>> {
         let gates = &self.gates;
-        let opened = self.ready.get_or_insert_with(|| gates.stand_at(Gate::RefreshReady));
+        let opened = self.ready.get_or_insert_with(|| gates.wait_at(Gate::RefreshReady));
         Pin::new(opened).poll(cx).map(|pass| match pass {
-            Ok(Pass::Go) => Ok(()),
-            _ => Err(RefreshError::unavailable("not now")),
+            Ok(Outcome::Proceed) => Ok(()),
+            _ => Err(RefreshError::unavailable("the service is not ready")),
         })
     }
 
     fn call(&mut self, request: RefreshRequest) -> Self::Future {
-        let Self { session, gates, judge, .. } = self.clone();
+        let Self { session, gates, oracle, .. } = self.clone();
         let presented = Pair::of(request.tokens()).unwrap();
-        // From the moment of the call, for as long as somebody waits for it.
-        let mut call = judge.called(session, presented, &request);
+        // Lasts from the call until its future is dropped.
+        let mut call = oracle.called(session, presented, &request);
         Box::pin(async move {
             match gates.pass(Gate::Refresh).await {
-                Pass::Go => {}
-                Pass::Reject => {
-                    judge.revoke_family(presented.user);
+                Outcome::Proceed => {}
+                Outcome::Reject => {
+                    oracle.revoke_family(presented.user);
                     return Err(RefreshError::rejected("invalid_grant"));
                 }
-                Pass::Misconfigured => return Err(RefreshError::misconfigured("invalid_client")),
-                Pass::Fail | Pass::Panic => return Err(RefreshError::unavailable("nothing was sent")),
+                Outcome::Misconfigured => return Err(RefreshError::misconfigured("invalid_client")),
+                Outcome::Fail | Outcome::Panic => return Err(RefreshError::unavailable("the request was not sent")),
             }
-            let Some(bought) = call.rotate(&request) else {
+            let Some(successor) = call.rotate(&request) else {
                 return Err(RefreshError::rejected("invalid_grant"));
             };
             match gates.pass(Gate::RefreshAnswer).await {
-                Pass::Go => Ok(call.deliver(bought)),
+                Outcome::Proceed => Ok(call.deliver(successor)),
                 _ => Err(RefreshError::in_doubt("the answer was lost")),
             }
         })
@@ -76,7 +76,7 @@ impl Service<RefreshRequest> for Auth {
 #[derive(Clone)]
 pub(crate) struct Revoke {
     pub(crate) gates: Gates,
-    pub(crate) judge: Judge,
+    pub(crate) oracle: Oracle,
 }
 
 impl Service<RevokeRequest> for Revoke {
@@ -90,7 +90,7 @@ impl Service<RevokeRequest> for Revoke {
 
     fn call(&mut self, request: RevokeRequest) -> Self::Future {
         let gates = self.gates.clone();
-        self.judge.revoked(Pair::of(request.tokens()).unwrap());
+        self.oracle.revoked(Pair::of(request.tokens()).unwrap());
         Box::pin(async move {
             gates.pass(Gate::Revoke).await;
             Ok(())
@@ -102,13 +102,13 @@ impl Service<RevokeRequest> for Revoke {
 pub(crate) struct Api {
     pub(crate) caller: usize,
     pub(crate) gates: Gates,
-    pub(crate) judge: Judge,
-    pub(crate) ready: Option<oneshot::Receiver<Pass>>,
+    pub(crate) oracle: Oracle,
+    pub(crate) ready: Option<oneshot::Receiver<Outcome>>,
 }
 
 impl Clone for Api {
     fn clone(&self) -> Self {
-        Self { caller: self.caller, gates: self.gates.clone(), judge: self.judge.clone(), ready: None }
+        Self { caller: self.caller, gates: self.gates.clone(), oracle: self.oracle.clone(), ready: None }
     }
 }
 
@@ -119,23 +119,23 @@ impl Service<Request<ReplayBody<Full<Bytes>>>> for Api {
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         let gates = &self.gates;
-        let opened = self.ready.get_or_insert_with(|| gates.stand_at(Gate::ApiReady(self.caller)));
+        let opened = self.ready.get_or_insert_with(|| gates.wait_at(Gate::ApiReady(self.caller)));
         Pin::new(opened).poll(cx).map(|_| Ok(()))
     }
 
     fn call(&mut self, request: Request<ReplayBody<Full<Bytes>>>) -> Self::Future {
         self.ready = None;
-        let Self { caller, gates, judge, .. } = self.clone();
+        let Self { caller, gates, oracle, .. } = self.clone();
         let token = request.headers().get(AUTHORIZATION).map(|value| {
             let token = value.to_str().unwrap().strip_prefix("Bearer a").unwrap();
             Pair::parse(token).unwrap()
         });
         let sent: Sent = *request.extensions().get().unwrap();
-        judge.sent(sent, token);
+        oracle.sent(sent, token);
         Box::pin(async move {
             gates.pass(Gate::Api(caller)).await;
             let _ = request.into_body().collect().await;
-            let accepted = judge.accepts(sent, token);
+            let accepted = oracle.accepts(sent, token);
             gates.pass(Gate::ApiAnswer(caller)).await;
             let mut response = Response::new(Full::default());
             if !accepted {

@@ -1,4 +1,4 @@
-//! A store in memory, behind gates: each call waits before it takes effect, and again before it is answered.
+//! An in-memory store behind gates: each call waits before it takes effect, and again before it returns.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,17 +9,17 @@ use tower_auth_refresh::store::{
     TokenStore, Version,
 };
 
-use crate::gates::{Gate, Gates, Pass};
-use crate::judge::Judge;
+use crate::gates::{Gate, Gates, Outcome};
+use crate::oracle::Oracle;
 
 pub(crate) struct GatedStore {
     pub(crate) inner: Arc<MemoryStore>,
     pub(crate) gates: Gates,
-    pub(crate) judge: Judge,
+    pub(crate) oracle: Oracle,
 }
 
-/// Tells the judge of tokens that are as good as saved: the store was given its chance.
-struct Saved<'a>(&'a Judge, &'a Tokens);
+/// Reports tokens to the oracle as saved when the commit ends, even if the store failed or the commit was dropped.
+struct Saved<'a>(&'a Oracle, &'a Tokens);
 
 impl Drop for Saved<'_> {
     fn drop(&mut self) {
@@ -34,11 +34,11 @@ impl GatedStore {
         call: impl FnOnce() -> StoreFuture<'a, T> + Send + 'a,
     ) -> StoreFuture<'a, T> {
         Box::pin(async move {
-            if self.gates.pass(Gate::Store(name)).await != Pass::Go {
-                return Err(StoreError::new("it is down"));
+            if self.gates.pass(Gate::Store(name)).await != Outcome::Proceed {
+                return Err(StoreError::new("the store is down"));
             }
             let done = call().await;
-            if self.gates.pass(Gate::StoreAnswer(name)).await != Pass::Go {
+            if self.gates.pass(Gate::StoreAnswer(name)).await != Outcome::Proceed {
                 return Err(StoreError::new("the answer was lost"));
             }
             done
@@ -69,10 +69,10 @@ impl TokenStore for GatedStore {
 
     fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome> {
         let committed = self.call("commit", move || {
-            self.judge.saved(tokens);
+            self.oracle.saved(tokens);
             self.inner.commit(claim, tokens)
         });
-        let saved = Saved(&self.judge, tokens);
+        let saved = Saved(&self.oracle, tokens);
         Box::pin(async move {
             let _saved = saved;
             committed.await

@@ -1,38 +1,38 @@
-//! Sessions on a simulated network: an authorization server that rotates refresh tokens and takes every reuse for a
-//! theft, APIs whose tokens live for seconds, and a fleet of processes that share a store; with latency, partitions,
-//! held and lost messages, and crashes of anybody at any moment, those around the rotation above all.
+//! Sessions on a simulated network: an authorization server that rotates refresh tokens and treats every reuse as
+//! theft, APIs whose tokens live for seconds, and a fleet of processes that share a store. Faults are latency,
+//! partitions, held and lost messages, and crashes of any host at any moment, in particular around the rotation.
 //!
-//! Each seed is a world of its own, and always the same one; but for those in which tokens are refreshed early. When
-//! these expire is counted in the world's own time from when they come into force, and by the wall clock before, which
-//! goes on by microseconds meanwhile.
+//! Each seed is one simulation and is reproducible, except where tokens are refreshed early: between issue and coming
+//! into force, expiry is read from the wall clock, which advances by microseconds meanwhile. Afterwards it follows the
+//! simulated time.
 //!
 //! ```console
 //! cargo test -p tower-auth-refresh --test sim                          # seeds 0 to 999
-//! SEED=7 cargo test -p tower-auth-refresh --test sim                   # one seed, told in full
-//! SEEDS=5000 cargo test -p tower-auth-refresh --test sim               # more of them
-//! SOAK_SECONDS=600 cargo test -p tower-auth-refresh --test sim -- --soak   # new ones, until then or for ever
+//! SEED=7 cargo test -p tower-auth-refresh --test sim                   # one seed, with its trace
+//! SEEDS=5000 cargo test -p tower-auth-refresh --test sim               # seeds 0 to 4,999
+//! SOAK_SECONDS=600 cargo test -p tower-auth-refresh --test sim -- --soak   # new seeds; without a limit, for ever
 //! ```
 
 #![expect(unreachable_pub, clippy::unwrap_used, reason = "a test binary: a panic is a failed test")]
 
-mod judge;
 mod net;
+mod oracle;
 mod plan;
 mod process;
 mod servers;
+mod simulation;
 mod store;
-mod world;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use self::world::{PANICS, Verdict};
+use self::simulation::{PANICS, Verdict};
 
-/// As a test, it has a name to be chosen by.
+/// The name by which test filters select the run.
 const NAME: &str = "simulated_network";
 
-/// What has to have happened in a full run: or it would show nothing.
+/// The events that a full run has to contain, or it would prove nothing.
 const EXPECTED: [&str; 27] = [
     "access tokens refused",
     "answered 2xx",
@@ -52,26 +52,26 @@ const EXPECTED: [&str; 27] = [
     "refresh calls that were not sent",
     "refreshed",
     "refreshed early",
+    "repeated within the grace period",
     "replays",
-    "repeated within the grace",
     "requests that were dropped",
     "sessions that ended",
-    "sign-ins lost with an answer",
+    "sign-ins lost with a response",
     "sign-outs",
     "silent crashes",
-    "worlds of OAuth",
-    "worlds over HTTP/2",
+    "simulations over HTTP/2",
+    "simulations with OAuth",
 ];
 
-/// One seed in so many is lived through twice.
+/// One seed in this many is run twice and compared.
 const COMPARED: u64 = 25;
 
-/// How many failed seeds are told.
-const TOLD: usize = 5;
+/// The number of failed seeds that are printed.
+const PRINTED: usize = 5;
 
 #[derive(Default)]
 struct Tally {
-    worlds: u64,
+    simulations: u64,
     compared: u64,
     counts: BTreeMap<&'static str, u64>,
     /// Failed seeds, by rule.
@@ -86,13 +86,13 @@ fn main() -> ExitCode {
     let (seed, seeds, seconds) = (number("SEED"), number("SEEDS"), number("SOAK_SECONDS"));
     std::panic::set_hook(Box::new(|panic| PANICS.with_borrow_mut(|panics| panics.push(panic.to_string()))));
     if let Some(seed) = seed {
-        return tell(seed);
+        return print_seed(seed);
     }
     let begun = Instant::now();
     let tally = if arguments.soak {
         let first = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() << 20);
         let end = seconds.map(|seconds| begun + Duration::from_secs(seconds));
-        println!("soaking from seed {first} on");
+        println!("soak run from seed {first} on");
         run(|n| end.is_none_or(|end| Instant::now() < end).then_some(first + n))
     } else {
         let seeds = seeds.unwrap_or(1_000);
@@ -106,7 +106,7 @@ struct Arguments {
 }
 
 impl Arguments {
-    /// Those of a test binary, and one more. `None`: there is nothing to run.
+    /// Reads a test binary's arguments and `--soak`. `None`: the arguments select no test.
     fn read() -> Option<Self> {
         let (mut soak, mut lists, mut filters, mut skipped, mut ignored) = (false, false, Vec::new(), false, false);
         let mut arguments = std::env::args().skip(1);
@@ -138,10 +138,10 @@ fn number(variable: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} is not a number: {text}")))
 }
 
-/// One seed, in full.
-fn tell(seed: u64) -> ExitCode {
-    let verdict = world::run(seed);
-    println!("{:#?}", world::plan(seed));
+/// Runs one seed and prints its plan and trace.
+fn print_seed(seed: u64) -> ExitCode {
+    let verdict = simulation::run(seed);
+    println!("{:#?}", simulation::plan(seed));
     for line in &verdict.trace {
         println!("{line}");
     }
@@ -153,21 +153,21 @@ fn tell(seed: u64) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Lives through worlds, one at a time.
+/// Runs simulations, one at a time.
 fn run(seed_of: impl Fn(u64) -> Option<u64>) -> Tally {
     let mut tally = Tally::default();
-    while let Some(seed) = seed_of(tally.worlds) {
+    while let Some(seed) = seed_of(tally.simulations) {
         let begun = Instant::now();
-        let mut verdict = world::run(seed);
+        let mut verdict = simulation::run(seed);
         let took = begun.elapsed();
-        // A seed that isn't always the same world is of no use.
-        if tally.worlds % COMPARED == 0 && world::plan(seed).early.is_none() {
-            verdict.compare(&world::run(seed));
+        // A seed that isn't reproducible is of no use.
+        if tally.simulations % COMPARED == 0 && simulation::plan(seed).early.is_none() {
+            verdict.compare(&simulation::run(seed));
             tally.compared += 1;
         }
         tally.add(seed, took, &verdict);
-        if tally.worlds % 1_000 == 0 {
-            println!("{} worlds, {} with a violation", tally.worlds, tally.failures);
+        if tally.simulations % 1_000 == 0 {
+            println!("{} simulations, {} with a violation", tally.simulations, tally.failures);
         }
     }
     tally
@@ -175,7 +175,7 @@ fn run(seed_of: impl Fn(u64) -> Option<u64>) -> Tally {
 
 impl Tally {
     fn add(&mut self, seed: u64, took: Duration, verdict: &Verdict) {
-        self.worlds += 1;
+        self.simulations += 1;
         self.slowest = self.slowest.max(took);
         self.longest_recovery = self.longest_recovery.max((verdict.recovery, seed));
         for (what, count) in &verdict.counts {
@@ -191,7 +191,7 @@ impl Tally {
                 seeds.push(seed);
             }
         }
-        if self.failures <= TOLD as u64 {
+        if self.failures <= PRINTED as u64 {
             println!("\nSEED={seed} cargo test -p tower-auth-refresh --test sim");
             for violation in &verdict.violations {
                 println!("  {}: {}", violation.rule, violation.detail);
@@ -202,14 +202,14 @@ impl Tally {
 
 fn report(tally: &Tally, took: Duration) -> ExitCode {
     println!(
-        "\n{} worlds in {:.1} s, the slowest in {:.2} s",
-        tally.worlds,
+        "\n{} simulations in {:.1} s, the slowest in {:.2} s",
+        tally.simulations,
         took.as_secs_f64(),
         tally.slowest.as_secs_f64()
     );
-    println!("{} of them were lived through twice and compared", tally.compared);
+    println!("{} of them were run twice and compared", tally.compared);
     let (longest, seed) = tally.longest_recovery;
-    println!("the slowest recovery took {:.1} s of its world (seed {seed})", longest.as_secs_f64());
+    println!("the slowest recovery took {:.1} s of simulated time (seed {seed})", longest.as_secs_f64());
     for (what, count) in &tally.counts {
         println!("  {count:>8} {what}");
     }
@@ -217,10 +217,10 @@ fn report(tally: &Tally, took: Duration) -> ExitCode {
         println!("violated in {} seeds: {rule}; first: {:?}", seeds.len(), &seeds[..seeds.len().min(8)]);
     }
     let missing = EXPECTED.iter().filter(|what| !tally.counts.contains_key(*what)).collect::<Vec<_>>();
-    if tally.worlds >= 1_000 && !missing.is_empty() {
-        println!("never happened: {missing:?}");
+    if tally.simulations >= 1_000 && !missing.is_empty() {
+        println!("events that never happened: {missing:?}");
         return ExitCode::FAILURE;
     }
-    println!("{} of {} worlds with a violation", tally.failures, tally.worlds);
+    println!("{} of {} simulations with a violation", tally.failures, tally.simulations);
     if tally.failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -1,4 +1,4 @@
-//! The simulated network as `hyper` wants it: a connector for its client, a loop for its server.
+//! The simulated network for `hyper`: a connector for its client, and an accept loop for its server.
 
 use std::future::{Future, pending};
 use std::io;
@@ -67,8 +67,7 @@ impl Write for Stream {
     }
 }
 
-/// How often a connection over HTTP/2 is tried, and how long it may take to answer: messages get lost, and nobody else
-/// would notice.
+/// The interval and the time-out of HTTP/2 pings. Without them, a lost message would go unnoticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// A client of HTTP/1 or HTTP/2.
@@ -88,7 +87,7 @@ where
     builder.build(Connector)
 }
 
-/// Serves HTTP/1 or HTTP/2 on port 80 until the host dies.
+/// Serves HTTP/1 or HTTP/2 on port 80 until the host crashes.
 pub async fn serve<F>(http2: bool, answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static) -> turmoil::Result
 where
     F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
@@ -98,10 +97,10 @@ where
         let (stream, _) = listener.accept().await?;
         let answer = answer.clone();
         let service = hyper::service::service_fn(move |request| {
-            let answered = answer(request);
-            async move { Ok::<_, std::convert::Infallible>(answered.await) }
+            let response = answer(request);
+            async move { Ok::<_, std::convert::Infallible>(response.await) }
         });
-        // A connection that breaks is what this is about.
+        // The result is ignored: connections are expected to break.
         let stream = TokioIo::new(stream);
         if http2 {
             let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
@@ -112,7 +111,7 @@ where
     }
 }
 
-/// For who is about to die, or waits for the end of the world.
+/// Never resolves: for a host that is about to crash, or that runs until the simulation ends.
 pub async fn forever<T>() -> T {
     pending().await
 }

@@ -1,84 +1,84 @@
-//! What a seed decides before its world begins: who lives in it, how its servers behave, and what goes wrong when.
+//! The plan of a simulation: its hosts and users, the behaviour of its servers, and a schedule of faults.
 
 use std::time::Duration;
 
 use fastrand::Rng;
 use tower_auth_refresh::Rotation;
 
-/// Everything that a seed decides beforehand. Latencies and the choices of users are drawn as the world goes on.
+/// Everything that a seed decides beforehand. Latencies and the choices of users are drawn during the simulation.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub processes: usize,
     pub users: usize,
     pub apis: usize,
     pub rotation: Rotation,
-    /// How long the authorization server goes on answering a superseded token with its successor.
+    /// The time in which the authorization server answers a superseded token with its successor.
     pub grace: Duration,
     pub access_lifetime: Duration,
     pub latency: (Duration, Duration),
     pub refresh_timeout: Duration,
     pub call_timeout: Duration,
-    /// How often a call to the store fails, before or after its effect.
+    /// The rate at which store calls fail, before or after their effect.
     pub store_faults: f64,
-    /// How often the authorization server answers 500, before or after the rotation.
+    /// The rate at which the authorization server answers 500, before or after the rotation.
     pub auth_faults: f64,
-    /// How often a user signs out between two requests.
+    /// The rate at which a user signs out between two requests.
     pub sign_outs: f64,
-    /// How long before their expiry tokens are refreshed, where they are.
+    /// The window of the early refresh, if tokens are refreshed early.
     pub early: Option<Duration>,
-    /// Over HTTP/2, not HTTP/1.
+    /// Uses HTTP/2 instead of HTTP/1.
     pub http2: bool,
-    /// By `OAuthRefresh`, not by `JsonRefresh`.
+    /// Uses `OAuthRefresh` instead of `JsonRefresh`.
     pub oauth: bool,
     pub chaos: Duration,
     pub events: Vec<(Duration, Event)>,
 }
 
-/// Something that goes wrong, or begins to.
+/// A fault, or the start of one.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// No message gets through between these two; what is under way is lost.
+    /// Messages between these two hosts are lost, those in flight too.
     Partition(Link, Duration),
-    /// No message gets through from the first to the second.
+    /// Messages from the first host to the second are lost.
     OneWay(Link, Duration),
-    /// Messages are delivered when it is over.
+    /// Messages are held, and delivered at the end.
     Hold(Link, Duration),
-    /// Messages get lost, and connections with them.
+    /// Messages are lost at this rate, and break their connections.
     Loss(f64, Duration),
-    /// A host dies, and starts again later. `silent`: its peers get no word of it.
+    /// A host crashes and restarts later. `silent`: its peers see no reset.
     Crash { host: String, silent: bool, down: Duration },
-    /// The next to pass this point dies there.
-    Trap(Trap),
+    /// The next host that reaches this point crashes there.
+    CrashPoint(CrashPoint),
     /// The authorization server revokes a user's newest sign-in.
     Revoke(usize),
 }
 
 pub type Link = (String, String);
 
-/// A moment at which a host can die.
+/// A point in the protocol at which a host can crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trap {
-    /// The authorization server: it was asked, and has done nothing yet.
+pub enum CrashPoint {
+    /// The authorization server has received a refresh call and not processed it.
     AuthBeforeRotation,
-    /// The authorization server: it has rotated, and not answered yet.
+    /// The authorization server has rotated the token and not answered.
     AuthAfterRotation,
-    /// A process: it has claimed the refresh token, and not presented it.
+    /// A process has claimed the refresh token and not presented it.
     BeforePresenting,
-    /// A process: its refresh call is under way.
+    /// A process's refresh call is in flight.
     WhilePresenting,
-    /// A process: it has got new tokens, and not stored them.
+    /// A process has received new tokens and not stored them.
     AfterAnswer,
-    /// A process: its store has taken the new tokens, and it has not heard so.
+    /// A process's store has committed the new tokens, and the process has no answer yet.
     AfterCommit,
 }
 
-pub const TRAPS: [Trap; 6] = [
-    Trap::AuthBeforeRotation,
-    Trap::AuthAfterRotation,
-    Trap::BeforePresenting,
-    Trap::WhilePresenting,
-    Trap::AfterAnswer,
-    Trap::AfterCommit,
+pub const CRASH_POINTS: [CrashPoint; 6] = [
+    CrashPoint::AuthBeforeRotation,
+    CrashPoint::AuthAfterRotation,
+    CrashPoint::BeforePresenting,
+    CrashPoint::WhilePresenting,
+    CrashPoint::AfterAnswer,
+    CrashPoint::AfterCommit,
 ];
 
 impl Plan {
@@ -139,12 +139,12 @@ impl Plan {
                 let host = if rng.bool() { process } else { server };
                 Event::Crash { host, silent: rng.bool(), down: millis(rng, 100..3_000) }
             }
-            13..19 => Event::Trap(rng.choice(TRAPS).expect("it isn't empty")),
+            13..19 => Event::CrashPoint(rng.choice(CRASH_POINTS).expect("not empty")),
             _ => Event::Revoke(rng.usize(..self.users)),
         }
     }
 
-    /// Of a process and a server; the authorization server as often as all others.
+    /// Draws a process and a server. The authorization server is drawn as often as all APIs together.
     fn link(&self, rng: &mut Rng) -> Link {
         let process = format!("process-{}", rng.usize(..self.processes));
         let server = if rng.bool() { "auth".to_owned() } else { format!("api-{}", rng.usize(..self.apis)) };

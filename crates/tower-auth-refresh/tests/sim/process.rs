@@ -1,4 +1,4 @@
-//! A process of the fleet: real sessions, the real layer and `hyper`'s client, on the simulated network.
+//! A process of the fleet: real sessions, the real layer and `hyper`'s client on the simulated network.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -25,33 +25,33 @@ use tower_auth_refresh::{
 };
 use tower_auth_refresh_http::{AuthClient, ClientAuth, JsonRefresh, OAuthRefresh};
 
-use crate::judge::{Outcome, Presented, Ticket, body_of};
 use crate::net::{self, Connector, forever};
-use crate::plan::{Trap, millis};
+use crate::oracle::{CallRecord, Outcome, Ticket, body_of};
+use crate::plan::{CrashPoint, millis};
 use crate::servers::Token;
+use crate::simulation::{Environment, Phase};
 use crate::store::{SharedStore, access_token, family, refresh_token};
-use crate::world::{Phase, World};
 
-/// How long an API may take for one attempt.
+/// The time-out of one attempt at an API.
 const ATTEMPT: Duration = Duration::from_secs(2);
 
-/// How long the session may take for what was bought to be stored, over the refresh itself.
+/// The time that a session may take to store new tokens, after the refresh itself.
 const STORING: Duration = Duration::from_secs(5);
 
 type ApiClient = BoxCloneSyncService<Request<Full<Bytes>>, Response<Incoming>, BoxError>;
 
-/// One life of a process.
+/// One incarnation of a process: from its start to its crash.
 struct Process {
-    world: Arc<World>,
+    env: Arc<Environment>,
     name: String,
-    life: usize,
+    incarnation: usize,
     refresh: RefreshCall,
     client: ApiClient,
-    /// By user.
+    /// Indexed by user.
     sessions: RefCell<Vec<Option<Session>>>,
 }
 
-/// The refresh call of this world.
+/// The refresh call of this simulation.
 #[derive(Clone)]
 enum RefreshCall {
     Json(JsonRefresh),
@@ -67,44 +67,42 @@ impl RefreshCall {
     }
 }
 
-/// Calls the authorization server, and tells the judge.
+/// Calls the authorization server and reports to the oracle.
 #[derive(Clone)]
 struct Refresher {
-    world: Arc<World>,
+    env: Arc<Environment>,
     process: String,
-    life: usize,
+    incarnation: usize,
     user: usize,
     call: RefreshCall,
 }
 
-/// One attempt of a request, bounded in time and counted.
+/// Sends one attempt of a request, with a time-out, and reports it to the oracle.
 #[derive(Clone)]
 struct Attempts {
-    world: Arc<World>,
+    env: Arc<Environment>,
     inner: Timeout<Client<Connector, ReplayBody<Full<Bytes>>>>,
 }
 
-/// The number of a request, in its extensions.
+/// A request's number, stored in its extensions.
 #[derive(Clone, Copy)]
 struct Id(usize);
 
-/// A refresh call that is dropped is left in doubt.
+/// Reports a refresh call that is dropped as abandoned.
 struct Pending {
-    world: Arc<World>,
+    env: Arc<Environment>,
     ticket: Ticket,
 }
 
-pub async fn run(world: Arc<World>, name: String) -> turmoil::Result {
-    let life = world.born(&name);
-    let plan = &world.plan;
-    let never_left = |error: &(dyn std::error::Error + 'static)| {
+pub async fn run(env: Arc<Environment>, name: String) -> turmoil::Result {
+    let incarnation = env.process_started(&name);
+    let plan = &env.plan;
+    let not_sent = |error: &(dyn std::error::Error + 'static)| {
         error.downcast_ref().is_some_and(legacy::Error::is_connect)
             || error.downcast_ref().is_some_and(hyper::Error::is_canceled)
     };
-    let auth = AuthClient::new(net::client(plan.http2))
-        .allow_plain_http()
-        .timeout(plan.call_timeout)
-        .not_sent_when(never_left);
+    let auth =
+        AuthClient::new(net::client(plan.http2)).allow_plain_http().timeout(plan.call_timeout).not_sent_when(not_sent);
     let refresh = if plan.oauth {
         RefreshCall::OAuth(OAuthRefresh::new(auth, "http://auth/auth/refresh", ClientAuth::public("app"))?)
     } else {
@@ -114,22 +112,22 @@ pub async fn run(world: Arc<World>, name: String) -> turmoil::Result {
     let origins = (0..plan.apis).map(|n| Origin::parse_allowing_http(&format!("http://api-{n}")).unwrap());
     let client = ServiceBuilder::new()
         .layer(AuthRefreshLayer::per_request(origins.collect::<Origins>()))
-        .service(Attempts { world: Arc::clone(&world), inner });
+        .service(Attempts { env: Arc::clone(&env), inner });
     let sessions = RefCell::new(vec![None; plan.users]);
     let client = BoxCloneSyncService::new(client);
-    let process = Rc::new(Process { world: Arc::clone(&world), name, life, refresh, client, sessions });
+    let process = Rc::new(Process { env: Arc::clone(&env), name, incarnation, refresh, client, sessions });
     for user in 0..plan.users {
-        task::spawn_local(Rc::clone(&process).keep(user));
-        task::spawn_local(Rc::clone(&process).work(user));
-        task::spawn_local(Rc::clone(&process).work(user));
-        task::spawn_local(Rc::clone(&process).finish(user));
+        task::spawn_local(Rc::clone(&process).maintain_session(user));
+        task::spawn_local(Rc::clone(&process).send_requests(user));
+        task::spawn_local(Rc::clone(&process).send_requests(user));
+        task::spawn_local(Rc::clone(&process).send_until_success(user));
     }
     forever().await
 }
 
 impl Process {
-    /// Keeps a session for a user, who signs in again whenever it has ended.
-    async fn keep(self: Rc<Self>, user: usize) {
+    /// Maintains a user's session. After its end, the user signs in again.
+    async fn maintain_session(self: Rc<Self>, user: usize) {
         loop {
             let session = self.build(user).await;
             self.sessions.borrow_mut()[user] = Some(session.clone());
@@ -137,14 +135,14 @@ impl Process {
             let mut held = None;
             loop {
                 let state = *changes.borrow_and_update();
-                let now = self.world.now();
+                let now = self.env.now();
                 match (state, held) {
-                    (SessionState::Ended, _) => self.world.state().judge.ended(now, self.life, user),
+                    (SessionState::Ended, _) => self.env.state().oracle.session_ended(now, self.incarnation, user),
                     (SessionState::SignedOut, None) => {}
                     (SessionState::SignedOut, Some(held)) => {
-                        let state = &mut *self.world.state();
+                        let state = &mut *self.env.state();
                         let kept = state.slots[user].family() == Some(held);
-                        state.judge.vanished(now, self.life, held, kept);
+                        state.oracle.record_deleted(now, self.incarnation, held, kept);
                     }
                     _ => {
                         held = Some(session.tokens()).filter(|it| it.refresh_token().is_some()).map(|it| family(&it));
@@ -152,26 +150,26 @@ impl Process {
                         continue;
                     }
                 }
-                sleep(self.world.pause(200..2_000)).await;
+                sleep(self.env.pause(200..2_000)).await;
                 if session.state() != state {
                     continue;
                 }
-                if self.world.is_signed_in_elsewhere(user, held) {
+                if self.env.is_signed_in_elsewhere(user, held) {
                     break;
                 }
-                let tokens = self.world.sign_in(user, &self.name);
+                let tokens = self.env.sign_in(user, &self.name);
                 let _ = session.sign_in(tokens).await;
             }
         }
     }
 
     async fn build(&self, user: usize) -> Session {
-        let (world, plan) = (&self.world, &self.world.plan);
-        let store = SharedStore { world: Arc::clone(world), process: self.name.clone(), user };
+        let (env, plan) = (&self.env, &self.env.plan);
+        let store = SharedStore { env: Arc::clone(env), process: self.name.clone(), user };
         let store: Arc<dyn TokenStore> = Arc::new(store);
         loop {
             let (process, call) = (self.name.clone(), self.refresh.clone());
-            let refresh = Refresher { world: Arc::clone(world), process, life: self.life, user, call };
+            let refresh = Refresher { env: Arc::clone(env), process, incarnation: self.incarnation, user, call };
             let session = Session::builder(refresh)
                 .shared_store(Arc::clone(&store))
                 .rotation(plan.rotation)
@@ -191,17 +189,17 @@ impl Process {
         self.sessions.borrow()[user].clone()
     }
 
-    /// Sends requests for a user, as long as things go wrong.
-    async fn work(self: Rc<Self>, user: usize) {
+    /// Sends requests for a user during the chaos phase.
+    async fn send_requests(self: Rc<Self>, user: usize) {
         loop {
-            sleep(self.world.pause(20..900)).await;
-            if self.world.phase() == Phase::Finale {
+            sleep(self.env.pause(20..900)).await;
+            if self.env.phase() == Phase::Recovery {
                 return;
             }
             let Some(session) = self.session(user) else { continue };
             let (burst, signs_out, refreshes) = {
-                let mut state = self.world.state();
-                let signs_out = state.faulty(self.world.plan.sign_outs);
+                let mut state = self.env.state();
+                let signs_out = state.faulty(self.env.plan.sign_outs);
                 (state.rng.usize(1..=3), signs_out, state.faulty(0.02))
             };
             if refreshes || signs_out {
@@ -209,7 +207,7 @@ impl Process {
                 task::spawn_local(async move { session.refresh().await });
             }
             if signs_out {
-                sleep(self.world.pause(0..200)).await;
+                sleep(self.env.pause(0..200)).await;
                 self.sign_out(user, session).await;
                 continue;
             }
@@ -220,87 +218,91 @@ impl Process {
         }
     }
 
-    /// Signs a user out. From when the session says so no request goes out for him.
+    /// Signs a user out. Once the session is signed out, no request may be sent for that user.
     async fn sign_out(&self, user: usize, session: Session) {
-        let held = self.world.sign_out(user, self.life, &session);
+        let held = self.env.sign_out(user, self.incarnation, &session);
         let mut states = session.subscribe();
         let signed_out = task::spawn_local(async move { session.sign_out().await });
         let is_over = |state: &SessionState| matches!(state, SessionState::SignedOut | SessionState::Ended);
         let _ = states.wait_for(is_over).await;
-        self.world.state().judge.left(self.life, held);
+        self.env.state().oracle.sign_out_observed(self.incarnation, held);
         let _ = signed_out.await;
     }
 
-    /// Once the world has healed, a request has to succeed.
-    async fn finish(self: Rc<Self>, user: usize) {
+    /// Sends requests in the recovery phase until one succeeds.
+    async fn send_until_success(self: Rc<Self>, user: usize) {
         loop {
             sleep(Duration::from_millis(300)).await;
-            if self.world.phase() == Phase::Finale
+            if self.env.phase() == Phase::Recovery
                 && let Some(session) = self.session(user)
                 && Rc::clone(&self).request(user, session).await == Some(StatusCode::OK)
             {
-                self.world.state().done.insert((self.name.clone(), user));
+                self.env.state().done.insert((self.name.clone(), user));
                 return;
             }
         }
     }
 
-    /// One request, and what came of it.
+    /// Sends one request and reports its outcome.
     async fn request(self: Rc<Self>, user: usize, session: Session) -> Option<StatusCode> {
-        let world = &self.world;
-        let longest_wait = world.plan.refresh_timeout + STORING;
+        let env = &self.env;
+        let longest_wait = env.plan.refresh_timeout + STORING;
         let limit = 2 * longest_wait + 2 * ATTEMPT + Duration::from_secs(1);
         let mut client = self.client.clone();
-        let (id, called, patience) = {
+        let (id, called, cancel_after) = {
             let tokens = session.tokens();
             let family = tokens.refresh_token().map(|_| family(&tokens));
-            let now = world.now();
-            let (id, request, patience) = {
-                let state = &mut *world.state();
+            let now = env.now();
+            let (id, request, cancel_after) = {
+                let state = &mut *env.state();
                 let method = if state.rng.bool() { Method::POST } else { Method::GET };
-                let patience = state.faulty(0.1).then(|| millis(&mut state.rng, 5..3_000));
-                let api = state.rng.usize(..world.plan.apis);
-                let id = state.judge.asks(now, self.life, family, &method, limit);
+                let cancel_after = state.faulty(0.1).then(|| millis(&mut state.rng, 5..3_000));
+                let api = state.rng.usize(..env.plan.apis);
+                let id = state.oracle.request_started(now, self.incarnation, family, &method, limit);
                 let body = Full::from(body_of(id, &method));
                 let request = Request::builder().method(method).uri(format!("http://api-{api}/user-{user}"));
-                (id, request.header("x-request", id).extension(Id(id)).extension(session).body(body).unwrap(), patience)
+                (
+                    id,
+                    request.header("x-request", id).extension(Id(id)).extension(session).body(body).unwrap(),
+                    cancel_after,
+                )
             };
-            // Always ready; nothing is awaited between the look at the session and this.
+            // Always ready. No await between reading the session and this call.
             let _ = futures_util::FutureExt::now_or_never(client.ready());
-            (id, client.call(request), patience)
+            (id, client.call(request), cancel_after)
         };
-        let had_token = world.state().judge.family_of(id).is_some();
-        let answer = timeout(patience.unwrap_or(limit + Duration::from_secs(60)), called).await;
-        let now = world.now();
+        let had_token = env.state().oracle.family_of(id).is_some();
+        let answer = timeout(cancel_after.unwrap_or(limit + Duration::from_secs(60)), called).await;
+        let now = env.now();
         let mut status = None;
         let body = {
-            let state = &mut *world.state();
+            let state = &mut *env.state();
             match answer {
                 Err(_) => {
-                    state.judge.count("requests that were dropped");
-                    state.judge.answered(now, id, format_args!("dropped"));
+                    state.oracle.count("requests that were dropped");
+                    state.oracle.request_ended(now, id, format_args!("dropped"));
                     None
                 }
                 Ok(Err(error)) => {
-                    state.judge.count("requests that failed");
-                    state.judge.answered(now, id, format_args!("{error}"));
+                    state.oracle.count("requests that failed");
+                    state.oracle.request_ended(now, id, format_args!("{error}"));
                     None
                 }
                 Ok(Ok(response)) => {
                     let report = response.extensions().get::<RefreshReport>();
                     if response.status() == StatusCode::UNAUTHORIZED && had_token && report.is_none() {
-                        state.judge.violation(now, "a refusal comes with a report", format!("request {id}"));
+                        state.oracle.violation(now, "a refusal comes with a report", format!("request {id}"));
                     }
                     let report = report.map(ToString::to_string).unwrap_or_default();
-                    state.judge.count(if response.status().is_success() { "answered 2xx" } else { "answered 401" });
-                    state.judge.answered(now, id, format_args!("{} {report}", response.status()));
+                    state.oracle.count(if response.status().is_success() { "answered 2xx" } else { "answered 401" });
+                    state.oracle.request_ended(now, id, format_args!("{} {report}", response.status()));
                     status = Some(response.status());
                     Some(response.into_body())
                 }
             }
         };
         if let Some(body) = body {
-            // So that the connection can be used again.
+            // Reads the body, so that the connection can be reused.
             let _ = timeout(ATTEMPT, body.collect()).await;
         }
         status
@@ -318,9 +320,9 @@ impl Service<Request<ReplayBody<Full<Bytes>>>> for Attempts {
     }
 
     fn call(&mut self, request: Request<ReplayBody<Full<Bytes>>>) -> Self::Future {
-        let Id(id) = *request.extensions().get().expect("every request has one, and so has its replay");
-        let now = self.world.now();
-        self.world.state().judge.attempts(now, id, Token::bearer(request.headers()));
+        let Id(id) = *request.extensions().get().expect("every request and every replay has an id");
+        let now = self.env.now();
+        self.env.state().oracle.attempt_sent(now, id, Token::bearer(request.headers()));
         self.inner.call(request)
     }
 }
@@ -337,43 +339,43 @@ impl Service<RefreshRequest> for Refresher {
     fn call(&mut self, request: RefreshRequest) -> Self::Future {
         let this = self.clone();
         Box::pin(async move {
-            let world = this.world;
-            if world.springs(Trap::BeforePresenting, &this.process) {
+            let env = this.env;
+            if env.crashes_at(CrashPoint::BeforePresenting, &this.process) {
                 return forever().await;
             }
             let ticket = {
-                let at = world.now();
-                let state = &mut *world.state();
+                let at = env.now();
+                let state = &mut *env.state();
                 let token = refresh_token(request.tokens());
                 let superseded = state.authority.is_superseded(token);
-                let call = Presented {
-                    life: this.life,
+                let call = CallRecord {
+                    incarnation: this.incarnation,
                     user: this.user,
                     token,
                     access: access_token(request.tokens()),
                     marked: request.is_in_doubt(),
                     manual: request.trigger() == Trigger::Manual,
                     due: (request.trigger() == Trigger::Early).then(|| {
-                        let window = world.plan.early.expect("nobody else refreshes early");
+                        let window = env.plan.early.expect("only a plan with a window refreshes early");
                         let expiry = state.authority.expiry(access_token(request.tokens()));
-                        expiry.saturating_sub(window.min(world.plan.access_lifetime / 2))
+                        expiry.saturating_sub(window.min(env.plan.access_lifetime / 2))
                     }),
                     flight: task::try_id(),
                     at,
                     ended: None,
                 };
-                state.judge.presents(call, world.plan.rotation, superseded)
+                state.oracle.call_started(call, env.plan.rotation, superseded)
             };
-            world.springs_later(Trap::WhilePresenting, &this.process);
-            let pending = Pending { world, ticket };
+            env.crashes_soon_after(CrashPoint::WhilePresenting, &this.process);
+            let pending = Pending { env, ticket };
             let answer = this.call.refresh(ticket, request.tokens()).await;
             let outcome = match &answer {
                 Ok(tokens) => Outcome::Tokens(access_token(tokens)),
                 Err(error) => Outcome::Failed(error.kind()),
             };
-            let now = pending.world.now();
-            pending.world.state().judge.presented(now, ticket, outcome);
-            if answer.is_ok() && pending.world.springs(Trap::AfterAnswer, &this.process) {
+            let now = pending.env.now();
+            pending.env.state().oracle.call_ended(now, ticket, outcome);
+            if answer.is_ok() && pending.env.crashes_at(CrashPoint::AfterAnswer, &this.process) {
                 return forever().await;
             }
             answer
@@ -383,8 +385,8 @@ impl Service<RefreshRequest> for Refresher {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        // The clock of a host that dies has stopped.
-        let state = &mut *self.world.state();
-        state.judge.presented(state.clock, self.ticket, Outcome::Abandoned);
+        // The clock of a crashed host has stopped.
+        let state = &mut *self.env.state();
+        state.oracle.call_ended(state.clock, self.ticket, Outcome::Abandoned);
     }
 }

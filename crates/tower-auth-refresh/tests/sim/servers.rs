@@ -1,4 +1,4 @@
-//! The authorization server, whose records outlive a crash as a database would, and the APIs that check its tokens.
+//! The authorization server, whose records survive a crash like a database, and the APIs that check its tokens.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 use tower_auth_refresh::{AccessToken, RefreshToken, Rotation, Tokens};
 
-use crate::judge::Ticket;
 use crate::net::forever;
-use crate::plan::{Plan, Trap, millis};
-use crate::world::World;
+use crate::oracle::Ticket;
+use crate::plan::{CrashPoint, Plan, millis};
+use crate::simulation::Environment;
 
 /// The `number`th access or refresh token of a sign-in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,27 +31,27 @@ impl Token {
         Some(Self { family: parts.next()??, number: parts.next()?? })
     }
 
-    /// The one that a request carries.
+    /// Reads the token of a request.
     pub fn bearer(headers: &HeaderMap) -> Option<Self> {
         let value = headers.get(AUTHORIZATION)?.to_str().unwrap();
         Some(Self::read(value.strip_prefix("Bearer ").unwrap()).unwrap())
     }
 }
 
-/// What the authorization server has on disk.
+/// The authorization server's records on disk.
 pub struct Authority {
     families: Vec<Family>,
     rotation: Rotation,
     grace: Duration,
     lifetime: Duration,
-    /// Whether it says when its tokens expire.
-    tells: bool,
+    /// Responses carry `expires_in`.
+    sends_expiry: bool,
 }
 
-/// One sign-in and all that came of it.
+/// One sign-in and the tokens that descend from it.
 pub struct Family {
     pub user: usize,
-    /// When each access token expires; the last is the newest.
+    /// The expiry of each access token, the newest last.
     expiries: Vec<Duration>,
     /// The refresh token in force.
     pub refresh: usize,
@@ -62,7 +62,7 @@ pub struct Family {
 impl Authority {
     pub fn new(plan: &Plan) -> Self {
         let (rotation, grace, lifetime) = (plan.rotation, plan.grace, plan.access_lifetime);
-        Self { families: Vec::new(), rotation, grace, lifetime, tells: plan.early.is_some() }
+        Self { families: Vec::new(), rotation, grace, lifetime, sends_expiry: plan.early.is_some() }
     }
 
     pub fn family(&self, id: usize) -> &Family {
@@ -75,14 +75,14 @@ impl Authority {
         self.issued(self.families.len() - 1, now)
     }
 
-    /// The newest tokens, as they are issued.
+    /// Returns the newest tokens, with their expiry if it is sent.
     fn issued(&self, family: usize, now: Duration) -> Tokens {
-        let expiry = self.families[family].expiries.last().expect("one at least");
+        let expiry = self.families[family].expiries.last().expect("at least one access token");
         let tokens = self.newest(family);
-        if self.tells { tokens.with_expires_in(expiry.saturating_sub(now)) } else { tokens }
+        if self.sends_expiry { tokens.with_expires_in(expiry.saturating_sub(now)) } else { tokens }
     }
 
-    /// When an access token expires.
+    /// Returns the expiry of an access token.
     pub fn expiry(&self, access: Token) -> Duration {
         self.families[access.family].expiries[access.number - 1]
     }
@@ -112,12 +112,12 @@ impl Authority {
         }
     }
 
-    /// Trades a refresh token for new ones.
+    /// Exchanges a refresh token for new tokens.
     fn refresh(&mut self, token: Token, now: Duration) -> Result<Tokens, &'static str> {
         let (rotation, grace, lifetime) = (self.rotation, self.grace, self.lifetime);
         let family = self.families.get_mut(token.family).ok_or("unknown")?;
-        if let Some(why) = family.ended {
-            return Err(why);
+        if let Some(reason) = family.ended {
+            return Err(reason);
         }
         if token.number < family.refresh {
             let repeated = token.number + 1 == family.refresh && now <= family.superseded_at + grace;
@@ -145,14 +145,14 @@ impl Authority {
     }
 }
 
-/// `POST /auth/refresh`, of JSON or a form.
-pub async fn refresh(world: Arc<World>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+/// Serves `POST /auth/refresh`, with JSON or a form.
+pub async fn refresh(env: Arc<Environment>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let Ok(body) = request.into_body().collect().await else {
         return answer(StatusCode::BAD_REQUEST, &json!({}));
     };
     let body = body.to_bytes();
-    let body: Value = if world.plan.oauth {
-        // Nothing in it needs to be escaped.
+    let body: Value = if env.plan.oauth {
+        // No value in the form needs escaping.
         let form = std::str::from_utf8(&body).unwrap().split('&').map(|pair| pair.split_once('=').unwrap());
         form.map(|(name, value)| (name.to_owned(), value.into())).collect::<serde_json::Map<_, _>>().into()
     } else {
@@ -160,45 +160,44 @@ pub async fn refresh(world: Arc<World>, request: Request<Incoming>) -> Response<
     };
     let token = Token::read(body["refresh_token"].as_str().unwrap()).unwrap();
     let ticket = Ticket::read(body["ticket"].as_str().unwrap());
-    sleep(world.pause(0..30)).await;
-    if world.springs(Trap::AuthBeforeRotation, "auth") {
+    sleep(env.pause(0..30)).await;
+    if env.crashes_at(CrashPoint::AuthBeforeRotation, "auth") {
         return forever().await;
     }
     let (outcome, fault) = {
-        let now = world.now();
-        let mut state = world.state();
-        let fault = state.faulty(world.plan.auth_faults).then(|| state.rng.u8(0..3));
+        let now = env.now();
+        let mut state = env.state();
+        let fault = state.faulty(env.plan.auth_faults).then(|| state.rng.u8(0..3));
         match fault {
             Some(0) => {
-                state.judge.note(now, format_args!("auth: 503 to call {ticket}"));
+                state.oracle.note(now, format_args!("auth: 503 to call {ticket}"));
                 let mut later = answer(StatusCode::SERVICE_UNAVAILABLE, &json!({"error": "temporarily_unavailable"}));
                 later.headers_mut().insert(RETRY_AFTER, http::HeaderValue::from_static("1"));
                 return later;
             }
             Some(1) => {
-                state.judge.note(now, format_args!("auth: 500 to call {ticket}, nothing done"));
+                state.oracle.note(now, format_args!("auth: 500 to call {ticket}, nothing done"));
                 return answer(StatusCode::INTERNAL_SERVER_ERROR, &json!({}));
             }
             _ => {}
         }
         let reused = state.authority.is_superseded(token);
         let outcome = state.authority.refresh(token, now);
-        state.judge.exchanged(now, ticket, token, reused, outcome.as_ref().err().copied());
+        state.oracle.call_processed(now, ticket, token, reused, outcome.as_ref().err().copied());
         (outcome, fault)
     };
-    if world.springs(Trap::AuthAfterRotation, "auth") {
+    if env.crashes_at(CrashPoint::AuthAfterRotation, "auth") {
         return forever().await;
     }
-    sleep(world.pause(0..30)).await;
+    sleep(env.pause(0..30)).await;
     match outcome {
         _ if fault.is_some() => answer(StatusCode::INTERNAL_SERVER_ERROR, &json!({})),
-        Err(_) if world.plan.oauth => answer(StatusCode::BAD_REQUEST, &json!({"error": "invalid_grant"})),
+        Err(_) if env.plan.oauth => answer(StatusCode::BAD_REQUEST, &json!({"error": "invalid_grant"})),
         Err(_) => answer(StatusCode::UNAUTHORIZED, &json!({"error": "invalid_grant"})),
         Ok(tokens) => {
             let access = tokens.access_token().unwrap().expose_secret();
             let refresh = tokens.refresh_token().unwrap().expose_secret();
-            let lifetime =
-                tokens.expires_at().map(|_| world.lifetime(crate::store::access_token(&tokens)).as_secs_f64());
+            let lifetime = tokens.expires_at().map(|_| env.lifetime(crate::store::access_token(&tokens)).as_secs_f64());
             let granted = json!({
                 "access_token": access, "refresh_token": refresh, "token_type": "Bearer", "expires_in": lifetime,
             });
@@ -207,23 +206,23 @@ pub async fn refresh(world: Arc<World>, request: Request<Incoming>) -> Response<
     }
 }
 
-/// What the APIs answer to everything.
-pub async fn api(world: Arc<World>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+/// Serves every request to an API.
+pub async fn api(env: Arc<Environment>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     let Ok(body) = body.collect().await else {
         return answer(StatusCode::BAD_REQUEST, &json!({}));
     };
-    sleep(world.pause(0..40)).await;
+    sleep(env.pause(0..40)).await;
     let id = head.headers["x-request"].to_str().unwrap().parse().unwrap();
     let token = Token::bearer(&head.headers);
     let verdict = {
-        let now = world.now();
-        let mut state = world.state();
+        let now = env.now();
+        let mut state = env.state();
         let verdict = token.ok_or("no token").and_then(|token| state.authority.accepts(token, now));
-        state.judge.arrived(now, id, token, &body.to_bytes(), verdict);
+        state.oracle.request_arrived(now, id, token, &body.to_bytes(), verdict);
         verdict
     };
-    sleep(world.pause(0..40)).await;
+    sleep(env.pause(0..40)).await;
     if verdict.is_ok() {
         return answer(StatusCode::OK, &json!({"request": id}));
     }
@@ -239,14 +238,14 @@ fn answer(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
     response
 }
 
-impl World {
-    /// How long an access token has yet to live.
+impl Environment {
+    /// Returns the remaining lifetime of an access token.
     fn lifetime(&self, access: Token) -> Duration {
         let now = self.now();
         self.state().authority.expiry(access).saturating_sub(now)
     }
 
-    /// How long a host takes to think.
+    /// Draws a processing time in milliseconds.
     pub fn pause(&self, range: std::ops::Range<u64>) -> Duration {
         millis(&mut self.state().rng, range)
     }

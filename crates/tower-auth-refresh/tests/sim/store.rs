@@ -1,4 +1,4 @@
-//! The store that the processes share: it survives them all, keeps the world's own time, and fails now and then.
+//! The store that the processes share. It survives crashes, uses the simulated time, and fails at a given rate.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,40 +11,40 @@ use tower_auth_refresh::store::{
 };
 
 use crate::net::forever;
-use crate::plan::{Trap, millis};
+use crate::plan::{CrashPoint, millis};
 use crate::servers::Token;
-use crate::world::{State, World};
+use crate::simulation::{Environment, State};
 
-/// What is on the disk, for one user.
+/// One user's entry on disk.
 #[derive(Default)]
 pub struct Slot {
     last: u64,
     pub record: Option<Record>,
     /// The sign-in whose record was deleted last.
     pub cleared: Option<usize>,
-    claim: Option<Mark>,
+    claim: Option<Lease>,
 }
 
-struct Mark {
+struct Lease {
     id: u64,
-    /// `None`: ended in doubt.
+    /// `None`: released in doubt.
     until: Option<Duration>,
     in_doubt: bool,
 }
 
-/// One process's way to it.
+/// One process's client of the store.
 pub struct SharedStore {
-    pub world: Arc<World>,
+    pub env: Arc<Environment>,
     pub process: String,
     pub user: usize,
 }
 
-/// What becomes of a call.
+/// The fault of a call.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Done,
-    FailsBefore,
-    FailsAfter,
+enum Fault {
+    None,
+    BeforeEffect,
+    AfterEffect,
 }
 
 impl Slot {
@@ -53,7 +53,7 @@ impl Slot {
         self.last
     }
 
-    /// The sign-in whose tokens it holds.
+    /// The sign-in whose tokens are stored.
     pub fn family(&self) -> Option<usize> {
         self.record.as_ref().map(|record| family(&record.tokens))
     }
@@ -69,9 +69,9 @@ impl Slot {
         version
     }
 
-    fn held(&mut self, claim: &Claim) -> Option<&mut Mark> {
+    fn held(&mut self, claim: &Claim) -> Option<&mut Lease> {
         let current = self.is(claim.version);
-        self.claim.as_mut().filter(|mark| current && mark.id == claim.id)
+        self.claim.as_mut().filter(|lease| current && lease.id == claim.id)
     }
 
     fn claim(&mut self, version: Version, lease: Duration, now: Duration) -> ClaimOutcome {
@@ -80,13 +80,13 @@ impl Slot {
         }
         let in_doubt = match self.claim {
             None => false,
-            Some(Mark { until: Some(until), .. }) if now < until => {
+            Some(Lease { until: Some(until), .. }) if now < until => {
                 return ClaimOutcome::Busy { until: Instant::now() + until.saturating_sub(now) };
             }
             Some(_) => true,
         };
         let id = self.next();
-        self.claim = Some(Mark { id, until: Some(now + lease), in_doubt });
+        self.claim = Some(Lease { id, until: Some(now + lease), in_doubt });
         ClaimOutcome::Claimed(Claim { version, id, in_doubt })
     }
 }
@@ -95,40 +95,40 @@ impl SharedStore {
     fn call<'a, T: Send + 'a>(
         &'a self,
         name: &'static str,
-        bought: Option<&'a Tokens>,
+        new_tokens: Option<&'a Tokens>,
         effect: impl FnOnce(&mut State, usize, Duration) -> T + Send + 'a,
     ) -> StoreFuture<'a, T> {
-        let world = &self.world;
+        let env = &self.env;
         Box::pin(async move {
-            let (before, after, fate) = {
-                let mut state = world.state();
+            let (before, after, fault) = {
+                let mut state = env.state();
                 let [before, after] = [(); 2].map(|()| millis(&mut state.rng, 0..50));
-                // Longer than anybody waits for a store.
-                let hangs = state.faulty(world.plan.store_faults / 5.0);
+                // Longer than any caller waits for a store.
+                let hangs = state.faulty(env.plan.store_faults / 5.0);
                 let before = if hangs { before + Duration::from_secs(6) } else { before };
-                let fate = match state.faulty(world.plan.store_faults) {
-                    false => Fate::Done,
-                    true if state.rng.bool() => Fate::FailsBefore,
-                    true => Fate::FailsAfter,
+                let fault = match state.faulty(env.plan.store_faults) {
+                    false => Fault::None,
+                    true if state.rng.bool() => Fault::BeforeEffect,
+                    true => Fault::AfterEffect,
                 };
-                if (hangs || fate != Fate::Done)
-                    && let Some(tokens) = bought
+                if (hangs || fault != Fault::None)
+                    && let Some(tokens) = new_tokens
                 {
-                    state.judge.not_taken(tokens);
+                    state.oracle.not_saved(tokens);
                 }
-                (before, after, fate)
+                (before, after, fault)
             };
             sleep(before).await;
-            if fate == Fate::FailsBefore {
+            if fault == Fault::BeforeEffect {
                 return Err(self.fail(name, "before its effect"));
             }
-            let done = effect(&mut world.state(), self.user, world.now());
-            let dies = name == "commit" && world.springs(Trap::AfterCommit, &self.process);
+            let done = effect(&mut env.state(), self.user, env.now());
+            let dies = name == "commit" && env.crashes_at(CrashPoint::AfterCommit, &self.process);
             if dies {
                 return forever().await;
             }
             sleep(after).await;
-            if fate == Fate::FailsAfter {
+            if fault == Fault::AfterEffect {
                 return Err(self.fail(name, "after its effect"));
             }
             Ok(done)
@@ -136,8 +136,8 @@ impl SharedStore {
     }
 
     fn fail(&self, name: &'static str, when: &str) -> StoreError {
-        let now = self.world.now();
-        self.world.state().judge.store_failed(now, &self.process, name, when);
+        let now = self.env.now();
+        self.env.state().oracle.store_failed(now, &self.process, name, when);
         StoreError::new("the disk is full")
     }
 }
@@ -149,7 +149,7 @@ impl TokenStore for SharedStore {
 
     fn replace<'a>(&'a self, epoch: Epoch, tokens: &'a Tokens) -> StoreFuture<'a, Version> {
         self.call("replace", None, move |state, user, now| {
-            state.judge.stored(now, &self.process, tokens);
+            state.oracle.stored(now, &self.process, tokens);
             state.slots[user].write(epoch, tokens.clone())
         })
     }
@@ -163,17 +163,17 @@ impl TokenStore for SharedStore {
                 ClaimOutcome::Busy { .. } => "busy",
                 ClaimOutcome::Changed(_) => "changed",
             };
-            state.judge.note(now, format_args!("{}: claim on version {}: {what}", self.process, version.0));
+            state.oracle.note(now, format_args!("{}: claim on version {}: {what}", self.process, version.0));
             found
         })
     }
 
     fn renew<'a>(&'a self, claim: &'a Claim, lease: Duration) -> StoreFuture<'a, bool> {
         self.call("renew", None, move |state, user, now| {
-            let mark = state.slots[user].held(claim).filter(|mark| mark.until.is_some());
-            let held = mark.is_some();
-            if let Some(mark) = mark {
-                mark.until = Some(now + lease);
+            let current = state.slots[user].held(claim).filter(|current| current.until.is_some());
+            let held = current.is_some();
+            if let Some(current) = current {
+                current.until = Some(now + lease);
             }
             held
         })
@@ -181,11 +181,11 @@ impl TokenStore for SharedStore {
 
     fn release<'a>(&'a self, claim: &'a Claim, presented: Presented) -> StoreFuture<'a, ()> {
         self.call("release", None, move |state, user, now| {
-            state.judge.note(now, format_args!("{}: released, presented: {presented:?}", self.process));
+            state.oracle.note(now, format_args!("{}: released, presented: {presented:?}", self.process));
             let slot = &mut state.slots[user];
-            let Some(mark) = slot.held(claim) else { return };
-            mark.until = None;
-            if presented == Presented::Unused && !mark.in_doubt {
+            let Some(lease) = slot.held(claim) else { return };
+            lease.until = None;
+            if presented == Presented::Unused && !lease.in_doubt {
                 slot.claim = None;
             }
         })
@@ -195,7 +195,7 @@ impl TokenStore for SharedStore {
         self.call("commit", Some(tokens), move |state, user, now| match &state.slots[user].record {
             Some(record) if record.version == claim.version => {
                 let epoch = record.epoch;
-                state.judge.stored(now, &self.process, tokens);
+                state.oracle.stored(now, &self.process, tokens);
                 CommitOutcome::Stored(state.slots[user].write(epoch, tokens.clone()))
             }
             other => CommitOutcome::Conflict(other.clone()),
@@ -209,7 +209,7 @@ impl TokenStore for SharedStore {
                 if let Some(record) = found {
                     let family = family(&record.tokens);
                     let alive = state.authority.family(family).ended.is_none();
-                    state.judge.cleared(now, &self.process, family, alive);
+                    state.oracle.cleared(now, &self.process, family, alive);
                     state.slots[user].cleared = Some(family);
                 }
                 let slot = &mut state.slots[user];
@@ -221,7 +221,7 @@ impl TokenStore for SharedStore {
     }
 }
 
-/// The sign-in that tokens came of.
+/// The sign-in that the tokens descend from.
 pub fn family(tokens: &Tokens) -> usize {
     refresh_token(tokens).family
 }

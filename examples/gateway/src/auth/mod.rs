@@ -1,4 +1,4 @@
-//! The authorization server: how users sign in and out, and how sessions renew their tokens.
+//! Calls to the authorization server: sign-in, refresh and sign-out.
 
 mod password_grant;
 
@@ -15,23 +15,23 @@ use tower_auth_refresh_http::{
 use self::password_grant::PasswordGrant;
 use crate::config::{AuthServer, InvalidSetting, Settings};
 
-/// The calls to the authorization server.
+/// A client of the authorization server.
 #[derive(Clone)]
 pub(crate) enum Auth {
     Json { login: JsonLogin, refresh: JsonRefresh, logout: JsonLogout },
     OAuth { login: PasswordGrant, refresh: OAuthRefresh, revoke: Option<OAuthRevoke> },
 }
 
-/// Why nobody was signed in.
+/// The reason for a failed login.
 #[derive(Debug)]
 pub(crate) enum LoginFailed {
-    /// The server's own word.
+    /// The server rejected the credentials.
     WrongCredentials,
-    /// The credentials lack what the server must be told.
+    /// The credentials lack a field that the server requires.
     Incomplete,
-    /// For now: the server is not there, or says "later".
+    /// The server can't be reached, or asks to retry later.
     Unavailable { retry_after: Option<Duration> },
-    /// The call went wrong, and trying again is no use.
+    /// The call failed, and a retry would fail too.
     Failed(BoxError),
 }
 
@@ -44,7 +44,7 @@ impl Auth {
         match &settings.auth {
             AuthServer::Json(base) => {
                 if base.contains('?') {
-                    return Err(InvalidSetting::of("--auth", "the URL has a query"));
+                    return Err(InvalidSetting::of("--auth", "the URL must not have a query"));
                 }
                 let url = |path: &str| format!("{}{path}", base.trim_end_matches('/'));
                 Ok(Self::Json {
@@ -71,8 +71,8 @@ impl Auth {
         }
     }
 
-    /// What every user's session is built from.
-    pub(crate) fn sessions(&self) -> SessionBuilder {
+    /// Returns the template of every user's session.
+    pub(crate) fn session_template(&self) -> SessionBuilder {
         match self {
             Self::Json { refresh, logout, .. } => Session::builder(refresh.clone()).revoke(logout.clone()),
             Self::OAuth { refresh, revoke: Some(revoke), .. } => {
@@ -82,7 +82,7 @@ impl Auth {
         }
     }
 
-    /// Credentials in, tokens out.
+    /// Exchanges credentials for tokens.
     pub(crate) async fn login(&self, credentials: &Map<String, Value>) -> Result<Tokens, LoginFailed> {
         match self {
             Self::Json { login, .. } => Ok(login.request_tokens(credentials).await?),
@@ -90,7 +90,7 @@ impl Auth {
         }
     }
 
-    /// Gives tokens back that no session could be made for.
+    /// Revokes tokens for which no session could be created.
     pub(crate) async fn revoke(&self, tokens: &Tokens) -> Result<(), AuthServerError> {
         match self {
             Self::Json { logout, .. } => logout.revoke(tokens).await,
@@ -100,7 +100,7 @@ impl Auth {
     }
 }
 
-/// Makes a call to the URL of a setting. Where plain HTTP is all that is wrong with it, that is told by the setting's name.
+/// Creates a call to the URL of a setting. If the URL would be valid with plain HTTP allowed, the error says so.
 fn checked<C>(
     flag: &str,
     client: &AuthClient,
@@ -119,8 +119,8 @@ impl From<AuthServerError> for LoginFailed {
         } else if error.is_misconfigured() {
             Self::Failed(error.into())
         } else {
-            // A login that is in doubt leaves at worst a session that nobody uses.
-            tracing::warn!(%error, "a login failed");
+            // A login in doubt leaves at worst an unused session at the authorization server.
+            tracing::warn!(%error, "login failed");
             Self::Unavailable { retry_after: error.retry_after() }
         }
     }

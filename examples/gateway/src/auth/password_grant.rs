@@ -1,7 +1,7 @@
-//! Credentials for tokens at an OAuth token endpoint: the resource owner password grant (RFC 6749 §4.3).
+//! The resource owner password grant (RFC 6749 §4.3).
 //!
-//! OAuth 2.1 leaves it out, rightly, for apps of third parties. A gateway in front of one's own login form and one's
-//! own authorization server has no third party in it.
+//! OAuth 2.1 removes this grant, because third-party apps must not see passwords. Here the login form, the gateway and
+//! the authorization server belong to the same party.
 
 use std::time::Duration;
 
@@ -22,25 +22,25 @@ use crate::proxy::{HttpsClient, https};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// More than any honest answer has.
-const ANSWER_LIMIT: usize = 64 * 1024;
+/// The maximum size of a token response; real ones are far smaller.
+const RESPONSE_LIMIT: usize = 64 * 1024;
 
-/// The call to a token endpoint.
+/// A client of a token endpoint.
 #[derive(Clone)]
 pub(crate) struct PasswordGrant {
     client: HttpsClient<Full<Bytes>>,
     url: String,
     client_id: String,
-    /// The `Authorization` header of a client that has a secret.
+    /// The `Authorization` header of a confidential client.
     authorization: Option<HeaderValue>,
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct TokenResponse {
     access_token: Option<String>,
     refresh_token: Option<String>,
     token_type: Option<String>,
-    /// In seconds: a number, if all is well.
+    /// Seconds. A number by the standard; some servers send a string.
     expires_in: Option<Value>,
     error: Option<String>,
 }
@@ -59,8 +59,8 @@ impl PasswordGrant {
 
     pub(super) async fn request_tokens(&self, credentials: &Map<String, Value>) -> Result<Tokens, LoginFailed> {
         let request = self.request(credentials)?;
-        match tokio::time::timeout(TIMEOUT, self.ask(request)).await {
-            Ok(answer) => answer,
+        match tokio::time::timeout(TIMEOUT, self.send(request)).await {
+            Ok(result) => result,
             Err(_elapsed) => Err(LoginFailed::Unavailable { retry_after: None }),
         }
     }
@@ -87,42 +87,42 @@ impl PasswordGrant {
         Ok(request)
     }
 
-    async fn ask(&self, request: Request<Full<Bytes>>) -> Result<Tokens, LoginFailed> {
-        let later = |retry_after| LoginFailed::Unavailable { retry_after };
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Tokens, LoginFailed> {
+        let unavailable = |retry_after| LoginFailed::Unavailable { retry_after };
         let response = self.client.request(request).await.map_err(|error| {
-            tracing::warn!(%error, "a login failed");
-            later(None)
+            tracing::warn!(%error, "login failed");
+            unavailable(None)
         })?;
         let (status, retry_after) = (response.status(), retry_after(&response));
-        let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await.map_err(failed)?.to_bytes();
-        // Not the parser's own error, which quotes what it read.
-        let answer: Option<Answer> = serde_json::from_slice(&body).ok();
-        match (status, answer) {
-            (StatusCode::OK, Some(answer)) if answer.error.is_none() => answer.into_tokens(),
-            (StatusCode::OK | StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED, Some(answer))
-                if answer.error.as_deref() == Some("invalid_grant") =>
+        let body = Limited::new(response.into_body(), RESPONSE_LIMIT).collect().await.map_err(failed)?.to_bytes();
+        // The parser's error is discarded: it quotes the response, tokens included.
+        let parsed: Option<TokenResponse> = serde_json::from_slice(&body).ok();
+        match (status, parsed) {
+            (StatusCode::OK, Some(parsed)) if parsed.error.is_none() => parsed.into_tokens(),
+            (StatusCode::OK | StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED, Some(parsed))
+                if parsed.error.as_deref() == Some("invalid_grant") =>
             {
                 Err(LoginFailed::WrongCredentials)
             }
-            (StatusCode::TOO_MANY_REQUESTS, _) => Err(later(retry_after)),
-            (status, _) if status.is_server_error() => Err(later(retry_after)),
-            (status, _) => Err(failed(format!("the token endpoint answered {status}"))),
+            (StatusCode::TOO_MANY_REQUESTS, _) => Err(unavailable(retry_after)),
+            (status, _) if status.is_server_error() => Err(unavailable(retry_after)),
+            (status, _) => Err(failed(format!("the token endpoint returned {status}"))),
         }
     }
 }
 
-impl Answer {
+impl TokenResponse {
     fn into_tokens(self) -> Result<Tokens, LoginFailed> {
         if self.token_type.as_ref().is_some_and(|name| !name.eq_ignore_ascii_case("bearer")) {
-            return Err(failed("the answer holds a token of another type than Bearer"));
+            return Err(failed("the token response has a token type other than Bearer"));
         }
-        let access = self.access_token.ok_or_else(|| failed("the answer holds no access token"))?;
+        let access = self.access_token.ok_or_else(|| failed("the token response has no access token"))?;
         let access = AccessToken::new(access).map_err(failed)?;
         let tokens = match self.refresh_token.filter(|token| !token.is_empty()) {
             Some(refresh) => Tokens::new(access, RefreshToken::new(refresh).map_err(failed)?),
             None => Tokens::from_access_token(access),
         };
-        // What makes no sense isn't known: it fails no login.
+        // An invalid lifetime counts as unknown and does not fail the login.
         let lifetime = match self.expires_in {
             Some(Value::Number(seconds)) => seconds.as_f64(),
             Some(Value::String(seconds)) => seconds.trim().parse().ok(),

@@ -1,4 +1,4 @@
-//! The command line ([`Args`]) and what it comes to ([`Settings`]): each setting is checked once, before anything starts.
+//! The command line ([`Args`]) and the checked settings ([`Settings`]), validated once before the start.
 
 mod args;
 mod units;
@@ -14,87 +14,88 @@ use tower_auth_refresh::Origin;
 
 pub use self::args::{Args, LogFormat};
 
-/// What a gateway is told: checked, and complete.
+/// The settings of a gateway, validated and complete.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Settings {
-    /// Where to listen.
+    /// The address to listen on.
     pub listen: SocketAddr,
-    /// What browsers call this gateway.
+    /// The origin under which browsers reach the gateway.
     pub public: PublicOrigin,
     /// The API.
     pub upstream: Upstream,
     /// The authorization server.
     pub auth: AuthServer,
-    /// How many users may be signed in. Default: 100,000.
+    /// The maximum number of sessions. Default: 100,000.
     pub max_sessions: usize,
-    /// How long a session may go unused. Default: 12 h.
+    /// The time without requests after which a session is signed out. Default: 12 h.
     pub idle: Duration,
-    /// How many refreshes may be under way at the same time. Default: 256.
+    /// The maximum number of concurrent refreshes. Default: 256.
     pub refreshes_in_flight: usize,
-    /// How long before its expiry a token is refreshed. Default: `None`, when the API refuses it.
+    /// The time before its expiry at which a token is refreshed. Default: `None`, only after a 401.
     pub refresh_early: Option<Duration>,
-    /// How long a refresh may take. Default: 15 s.
+    /// The time-out of a refresh. Default: 15 s.
     pub refresh_timeout: Duration,
-    /// The longest request body, in bytes. Default: 64 MiB.
+    /// The maximum size of a request body, in bytes. Default: 64 MiB.
     pub body_limit: u64,
-    /// How long the upstream may be silent. Default: 30 s.
+    /// The longest time without progress of the upstream. Default: 30 s.
     pub upstream_timeout: Duration,
-    /// How long a client may be silent in mid-request, or take nothing of its answer. Default: 30 s.
+    /// The longest time in which a client sends nothing of its request, or reads nothing of its response.
+    /// Default: 30 s.
     pub client_timeout: Duration,
-    /// How long a shutdown waits for requests and refreshes that are under way. Default: 30 s.
+    /// The longest time that a shutdown waits for open requests, refreshes and sign-outs. Default: 30 s.
     pub shutdown_timeout: Duration,
-    /// Whether `http://` is allowed off loopback. Default: no.
+    /// Allows `http://` to hosts other than loopback. Default: `false`.
     pub allow_plain_http: bool,
 }
 
-/// What browsers call a gateway.
+/// The origin under which browsers reach a gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PublicOrigin {
-    /// By this origin.
+    /// This origin.
     Named(Origin),
-    /// By any name of this machine's own, over plain HTTP: for development.
+    /// Any loopback host over plain HTTP, for development.
     Loopback,
 }
 
-/// Where the API is.
+/// The API behind a gateway.
 #[derive(Clone, Debug)]
 pub struct Upstream {
-    /// Who may be shown the tokens.
+    /// The origin that receives access tokens.
     pub(crate) origin: Origin,
     pub(crate) uri: Uri,
 }
 
-/// How users sign in, and their tokens are refreshed.
+/// The endpoints for sign-in, refresh and sign-out.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum AuthServer {
-    /// `/auth/login`, `/auth/refresh` and `/auth/logout` below this URL.
+    /// JSON endpoints `/auth/login`, `/auth/refresh` and `/auth/logout` below this URL.
     Json(String),
     /// OAuth 2.0.
     OAuth {
-        /// RFC 6749 §3.2.
+        /// The token endpoint (RFC 6749 §3.2).
         token_endpoint: String,
-        /// RFC 7009.
+        /// The revocation endpoint (RFC 7009), called on sign-out.
         revocation_endpoint: Option<String>,
-        /// Who the gateway is.
+        /// The client ID of the gateway.
         client_id: String,
-        /// How it proves it.
+        /// The client secret. `None`: a public client.
         client_secret: Option<String>,
     },
 }
 
-/// A setting is wrong. The message is one line, and names it.
+/// An invalid setting. The message is one line and names the setting.
 #[derive(Debug)]
 pub struct InvalidSetting(String);
 
 impl Args {
-    /// Checks the settings.
+    /// Validates the settings.
     ///
     /// # Errors
     ///
-    /// [`InvalidSetting`], also where neither an upstream nor an authorization server is set: fill them in first for
-    /// a demo.
+    /// Returns [`InvalidSetting`] if a value is invalid, or if the upstream or the authorization server is missing: for
+    /// a demo, [`Demo::start`](crate::Demo::start) sets both.
     pub fn into_settings(self) -> Result<Settings, InvalidSetting> {
         let missing = |flag: &str| InvalidSetting(format!("{flag} is missing"));
         let upstream = self.upstream.ok_or_else(|| missing("--upstream (or --demo)"))?;
@@ -109,10 +110,10 @@ impl Args {
             _ => return Err(missing("--auth (or --token-endpoint, or --demo)")),
         };
         if self.max_sessions == 0 {
-            return Err(InvalidSetting::of("--max-sessions", "nobody could sign in"));
+            return Err(InvalidSetting::of("--max-sessions", "must be at least 1"));
         }
         if self.refreshes_in_flight == 0 {
-            return Err(InvalidSetting::of("--refreshes-in-flight", "no token could be refreshed"));
+            return Err(InvalidSetting::of("--refreshes-in-flight", "must be at least 1"));
         }
         Ok(Settings {
             listen: self.listen,
@@ -134,11 +135,11 @@ impl Args {
 }
 
 impl Settings {
-    /// The defaults, on a free port of loopback.
+    /// Returns the default settings, with a free port on loopback.
     ///
     /// # Errors
     ///
-    /// [`InvalidSetting`] if the upstream is not a URL that tokens may be sent to.
+    /// Returns [`InvalidSetting`] if tokens must not be sent to the upstream's URL.
     pub fn new(upstream: &str, auth: AuthServer) -> Result<Self, InvalidSetting> {
         let flags = ["gateway", "--listen=127.0.0.1:0", "--upstream", upstream, "--auth=unset"];
         let args = Args::try_parse_from(flags).map_err(|error| InvalidSetting(error.to_string()))?;
@@ -151,11 +152,11 @@ impl PublicOrigin {
         match origin {
             Some(origin) => self::origin("--public-origin", origin, allow_plain_http).map(Self::Named),
             None if listen.ip().is_loopback() => Ok(Self::Loopback),
-            None => Err(InvalidSetting::of("--public-origin", "needed when not listening on loopback")),
+            None => Err(InvalidSetting::of("--public-origin", "required when not listening on loopback")),
         }
     }
 
-    /// Whether browsers come over TLS.
+    /// Checks if browsers connect over TLS.
     pub(crate) fn is_https(&self) -> bool {
         matches!(self, Self::Named(origin) if origin.to_string().starts_with("https:"))
     }
@@ -163,10 +164,10 @@ impl PublicOrigin {
 
 impl Upstream {
     fn read(url: &str, allow_plain_http: bool) -> Result<Self, InvalidSetting> {
-        let wrong = |what: &dyn fmt::Display| InvalidSetting::of("--upstream", what);
-        let uri = Uri::try_from(url).map_err(|invalid| wrong(&invalid))?;
+        let invalid = |reason: &dyn fmt::Display| InvalidSetting::of("--upstream", reason);
+        let uri = Uri::try_from(url).map_err(|error| invalid(&error))?;
         if uri.query().is_some() || url.contains('#') {
-            return Err(wrong(&"the URL has a query or a fragment"));
+            return Err(invalid(&"the URL must not have a query or a fragment"));
         }
         let origin = url.split_inclusive('/').take(3).collect::<String>();
         let origin = self::origin("--upstream", &origin, allow_plain_http)?;
@@ -200,14 +201,14 @@ impl InvalidSetting {
         Self(message.to_owned())
     }
 
-    /// What is wrong with a setting.
-    pub fn of(flag: &str, what: impl fmt::Display) -> Self {
-        Self(format!("{flag}: {what}"))
+    /// Creates the error of a setting from its flag and the reason.
+    pub fn of(flag: &str, reason: impl fmt::Display) -> Self {
+        Self(format!("{flag}: {reason}"))
     }
 
-    /// A setting would be right if plain HTTP were allowed.
+    /// Creates the error of a URL that is valid apart from plain HTTP.
     pub(crate) fn plain_http(flag: &str) -> Self {
-        Self::of(flag, "tokens would cross the network in clear: use https, or --allow-plain-http")
+        Self::of(flag, "tokens would be sent unencrypted: use https, or --allow-plain-http")
     }
 }
 
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn the_upstream_must_be_fit_for_tokens() {
+    fn an_upstream_url_must_be_safe_for_tokens() {
         let refused =
             |url| settings(&["--upstream", url, "--auth", "https://auth.example.com"]).unwrap_err().to_string();
         assert!(refused("http://api.example.com").starts_with("--upstream: "));
@@ -237,13 +238,13 @@ mod tests {
         assert!(refused("https://api.example.com/?a=b").starts_with("--upstream: "));
         assert!(refused("https://a:b@api.example.com").starts_with("--upstream: "));
         assert!(refused("/api").starts_with("--upstream: "));
-        let fine =
+        let valid =
             settings(&["--upstream", "https://api.example.com/v1/", "--auth", "https://auth.example.com"]).unwrap();
-        assert_eq!(fine.upstream.origin.to_string(), "https://api.example.com");
+        assert_eq!(valid.upstream.origin.to_string(), "https://api.example.com");
     }
 
     #[test]
-    fn off_loopback_the_public_origin_is_needed() {
+    fn the_public_origin_is_required_off_loopback() {
         let rest = ["--upstream=https://api.example.com", "--auth=https://auth.example.com", "--listen=0.0.0.0:80"];
         assert!(settings(&rest).unwrap_err().to_string().starts_with("--public-origin: "));
         let named = settings(&[&rest[..], &["--public-origin=https://app.example.com"]].concat()).unwrap();
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_stay_out_of_debug() {
+    fn debug_output_holds_no_client_secret() {
         let flags = ["--upstream=https://a.example", "--token-endpoint=https://b.example", "--client-id=id"];
         let settings = settings(&[&flags[..], &["--client-secret=hush"]].concat()).unwrap();
         assert!(!format!("{settings:?}").contains("hush"));

@@ -1,8 +1,8 @@
-//! Times and sizes as people write them: `1.5` needs a unit, `90s` and `64MiB` have one.
+//! Parses durations (`90s`) and sizes (`64MiB`): a whole number with a unit.
 
 use std::time::Duration;
 
-/// Reads `250ms`, `30s`, `5m`, `12h` or `7d`.
+/// Parses `250ms`, `30s`, `5m`, `12h` or `7d`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split(text)?;
     let milliseconds: u64 = match unit {
@@ -11,16 +11,16 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         "m" => 60 * 1000,
         "h" => 60 * 60 * 1000,
         "d" => 24 * 60 * 60 * 1000,
-        _ => return Err("a time has one of the units ms, s, m, h, d: 30s".to_owned()),
+        _ => return Err("expected a number with one of the units ms, s, m, h, d, as in 30s".to_owned()),
     };
     match number.checked_mul(milliseconds) {
         Some(0) => Err("must be more than 0".to_owned()),
         Some(milliseconds) if milliseconds <= 366 * 24 * 60 * 60 * 1000 => Ok(Duration::from_millis(milliseconds)),
-        _ => Err("more than a year".to_owned()),
+        _ => Err("must be at most 366d".to_owned()),
     }
 }
 
-/// Reads `4096`, `64KiB`, `10MB` or `2GiB`.
+/// Parses `4096`, `64KiB`, `10MB` or `2GiB`.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     let (number, unit) = split(text)?;
     let bytes: u64 = match unit {
@@ -33,11 +33,11 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
         "GiB" | "G" => 1 << 30,
         _ => {
             return Err(
-                "a size is a number of bytes, or has one of the units kB, MB, GB, KiB, MiB, GiB: 64MiB".to_owned()
+                "expected a number of bytes, or one of the units kB, MB, GB, KiB, MiB, GiB, as in 64MiB".to_owned()
             );
         }
     };
-    number.checked_mul(bytes).ok_or_else(|| "too large".to_owned())
+    number.checked_mul(bytes).ok_or_else(|| "must be less than 2^64 bytes".to_owned())
 }
 
 fn split(text: &str) -> Result<(u64, &str), String> {
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn units_are_read_and_nonsense_is_refused() {
+    fn units_are_parsed_and_invalid_values_are_rejected() {
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration(" 12 h "), Ok(Duration::from_secs(12 * 60 * 60)));
         assert_eq!(size("4096"), Ok(4096));

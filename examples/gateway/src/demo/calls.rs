@@ -1,4 +1,4 @@
-//! `POST /demo/calls`: a user's calls, all at once. A browser opens no more than six connections to a server.
+//! `POST /demo/calls`: makes many calls at once for a user. A browser opens at most six connections to a server.
 
 use axum::Json;
 use axum::body::Body;
@@ -13,8 +13,8 @@ use crate::app::App;
 use crate::problem::Kind;
 use crate::proxy::proxy;
 
-/// More would be no clearer.
-const MOST: u32 = 200;
+/// The maximum number of calls: the page can't draw more of them legibly.
+const MAX_CALLS: u32 = 200;
 
 #[derive(Deserialize)]
 pub(super) struct Burst {
@@ -22,7 +22,7 @@ pub(super) struct Burst {
     size: u32,
 }
 
-/// Makes them as if the browser had, with its cookie, counts them, and answers the statuses that it would have seen.
+/// Makes the calls with the browser's cookie, counts them, and returns the statuses that the browser would have seen.
 pub(super) async fn calls(
     State(app): State<App>,
     headers: HeaderMap,
@@ -38,10 +38,10 @@ pub(super) async fn calls(
         let (app, path) = (app.clone(), request.uri().path().to_owned());
         Ok(async move {
             let status = proxy(State(app.clone()), request).await.status();
-            app.metrics.answered(&path, status);
+            app.metrics.count_response(&path, status);
             status.as_u16()
         })
     };
-    let calls: FuturesUnordered<_> = (1..=size.min(MOST)).map(call).collect::<Result<_, Kind>>()?;
+    let calls: FuturesUnordered<_> = (1..=size.min(MAX_CALLS)).map(call).collect::<Result<_, Kind>>()?;
     Ok(Json(calls.collect().await))
 }

@@ -1,4 +1,4 @@
-//! `GET /demo/events`: what the authorization server and the API see, as server-sent events.
+//! `GET /demo/events`: the requests to the authorization server and the API, as server-sent events.
 
 use std::convert::Infallible;
 
@@ -11,13 +11,13 @@ use tower_auth_refresh_testkit::{Entry, TestKit};
 
 use crate::app::App;
 
-/// One event for each request that they have answered, until the gateway stops.
+/// Sends an event for each request that the two servers have answered, until the gateway stops.
 pub(super) fn events(kit: &TestKit, app: &App) -> Sse<impl Stream<Item = Result<Event, Infallible>> + use<>> {
     let mut stopping = app.stopping.clone();
     let entries = stream::unfold(kit.subscribe(), async |mut entries| Some((next(&mut entries).await?, entries)));
     let events = entries.map(|entry| Ok(Event::default().json_data(entry).unwrap_or_default()));
     let stopped = async move {
-        // An error means that the gateway is gone already.
+        // An error means that the gateway has stopped already.
         let _ = stopping.wait_for(|stopping| *stopping).await;
     };
     Sse::new(events.take_until(stopped)).keep_alive(KeepAlive::default())
@@ -27,7 +27,7 @@ async fn next(entries: &mut Receiver<Entry>) -> Option<Entry> {
     loop {
         match entries.recv().await {
             Ok(entry) => return Some(entry),
-            // The page is too slow: it goes on with what comes now.
+            // The page reads too slowly: skip the lost entries.
             Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => return None,
         }

@@ -1,4 +1,4 @@
-//! `--demo`: an authorization server and an API inside, and a page that shows what silently happens.
+//! `--demo`: a built-in authorization server and API, and a page that draws refreshes and replays.
 
 mod calls;
 mod events;
@@ -17,13 +17,13 @@ use crate::app::App;
 use crate::config::Args;
 use crate::gateway::StartError;
 
-/// Slow enough to be seen.
-const API_TAKES: Duration = Duration::from_millis(40);
+/// The latency of the API: long enough to be visible.
+const API_LATENCY: Duration = Duration::from_millis(40);
 
-/// A refresh crosses half the internet.
-const REFRESH_TAKES: Duration = Duration::from_millis(150);
+/// The latency of a refresh, as over a long network path.
+const REFRESH_LATENCY: Duration = Duration::from_millis(150);
 
-/// The servers that a demo brings along.
+/// The built-in servers of a demo.
 #[derive(Debug)]
 pub struct Demo {
     server: TestServer,
@@ -35,21 +35,21 @@ struct User {
 }
 
 impl Demo {
-    /// Starts the servers, and tells the gateway where they are.
+    /// Starts the servers and sets their origin as `upstream` and `auth`.
     ///
     /// # Errors
     ///
-    /// If there is no free port.
+    /// Returns [`StartError::Demo`] if no port is free.
     pub async fn start(args: &mut Args) -> Result<Self, StartError> {
         let server = TestServer::start().await.map_err(StartError::Demo)?;
-        server.inject(Route::Api, Fault::delay(API_TAKES));
-        server.inject(Route::Refresh, Fault::delay(REFRESH_TAKES));
+        server.inject(Route::Api, Fault::delay(API_LATENCY));
+        server.inject(Route::Refresh, Fault::delay(REFRESH_LATENCY));
         args.upstream = Some(server.origin());
         args.auth = Some(server.origin());
         Ok(Self { server })
     }
 
-    /// The servers themselves.
+    /// Returns the handle that controls the servers.
     #[must_use]
     pub fn kit(&self) -> &TestKit {
         self.server.kit()
@@ -72,13 +72,13 @@ impl Demo {
     }
 }
 
-/// The API refuses the user's access tokens from now on, as expired.
+/// Expires all access tokens of a user at the API.
 async fn expire(State(kit): State<TestKit>, Json(User { user }): Json<User>) -> StatusCode {
     kit.expire_access_tokens_of(&user);
     StatusCode::NO_CONTENT
 }
 
-/// The authorization server refuses his refresh tokens too.
+/// Revokes all tokens of a user at the authorization server.
 async fn revoke(State(kit): State<TestKit>, Json(User { user }): Json<User>) -> StatusCode {
     kit.revoke(&user);
     StatusCode::NO_CONTENT

@@ -1,10 +1,10 @@
-//! The page: three files, as they are.
+//! The demo page: three static files.
 
 use axum::response::{Html, IntoResponse};
 use http::HeaderName;
 use http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 
-/// Only what this gateway serves itself.
+/// Allows only resources of this origin.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; \
                       base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 

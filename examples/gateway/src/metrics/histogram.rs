@@ -1,15 +1,15 @@
-//! A histogram of seconds.
+//! A Prometheus histogram of durations.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Page, increment, load};
+use super::{Exposition, increment, load};
 
 const BOUNDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0];
 
 #[derive(Debug, Default)]
 pub(super) struct Histogram {
-    /// Not cumulated; what is above the last bound comes last.
+    /// One count per bucket, not cumulative. The last bucket has no bound.
     counts: [AtomicU64; BOUNDS.len() + 1],
     microseconds: AtomicU64,
 }
@@ -18,19 +18,19 @@ impl Histogram {
     pub(super) fn observe(&self, seconds: f64) {
         let at = BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(BOUNDS.len());
         increment(&self.counts[at]);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time is positive, and short")]
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a duration is positive and short")]
         let microseconds = (seconds * 1e6) as u64;
         self.microseconds.fetch_add(microseconds, Ordering::Relaxed);
     }
 
-    pub(super) fn render(&self, page: &mut Page, name: &str) {
+    pub(super) fn render(&self, page: &mut Exposition, name: &str) {
         let mut total = 0;
         for (at, count) in self.counts.iter().enumerate() {
             total += load(count);
             let bound = BOUNDS.get(at).map_or_else(|| "+Inf".to_owned(), f64::to_string);
             let _ = writeln!(page.0, "{name}_bucket{{le=\"{bound}\"}} {total}");
         }
-        #[expect(clippy::cast_precision_loss, reason = "microseconds enough for centuries")]
+        #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 microseconds, 285 years")]
         let seconds = load(&self.microseconds) as f64 / 1e6;
         let _ = writeln!(page.0, "{name}_sum {seconds}\n{name}_count {total}");
     }

@@ -1,4 +1,4 @@
-//! What is counted, told to Prometheus in its text format.
+//! Counters, exposed in Prometheus' text format.
 
 mod histogram;
 mod refreshes;
@@ -17,10 +17,10 @@ use self::histogram::Histogram;
 pub use self::refreshes::RefreshWatch;
 use crate::app::App;
 
-/// The first segments of paths that requests are told apart by; the last stands for all others.
+/// Values of the `route` label: first path segments, and one value for all others.
 const ROUTES: [&str; 7] = ["api", "login", "logout", "session", "healthz", "metrics", "other"];
 
-/// Statuses are 100 to 599.
+/// The number of statuses from 100 to 599.
 const STATUSES: usize = 500;
 
 const OUTCOMES: [&str; 9] = [
@@ -32,7 +32,7 @@ const OUTCOMES: [&str; 9] = [
     "session_changed",
     "no_refresh_token",
     "same_token",
-    // The task was aborted or panicked.
+    // The refresh task was aborted or has panicked.
     "died",
 ];
 
@@ -54,7 +54,7 @@ const NOT_REPLAYED: [&str; 13] = [
     "step_up",
 ];
 
-/// The counters. Shared by a gateway and the [`RefreshWatch`] in its process.
+/// Counters shared by a gateway and the [`RefreshWatch`] in its process.
 #[derive(Debug)]
 pub struct Metrics {
     requests: Box<[[AtomicU64; STATUSES]; ROUTES.len()]>,
@@ -81,33 +81,33 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Counts a request.
-    pub(crate) fn answered(&self, path: &str, status: StatusCode) {
+    /// Counts a response.
+    pub(crate) fn count_response(&self, path: &str, status: StatusCode) {
         let first = path.split('/').nth(1).unwrap_or_default();
         let route = ROUTES.iter().position(|route| *route == first).unwrap_or(ROUTES.len() - 1);
         let status = usize::from(status.as_u16()) - 100;
-        // Statuses go up to 999, the sensible ones to 599.
+        // Statuses from 600 to 999, which no standard defines, count as 599.
         increment(&self.requests[route][status.min(STATUSES - 1)]);
     }
 
-    /// Counts what became of a request that the API refused.
-    pub(crate) fn reported(&self, report: &RefreshReport) {
-        let why = match report {
+    /// Counts the outcome of a request that got a 401 from the API.
+    pub(crate) fn count_report(&self, report: &RefreshReport) {
+        let reason = match report {
             RefreshReport::Replayed => return increment(&self.replays[0]),
             RefreshReport::ReplayRefused => return increment(&self.replays[1]),
             RefreshReport::NotReplayable(NotReplayable::TooLarge) => "too_large",
             RefreshReport::NotReplayable(NotReplayable::SourceFailed) => "source_failed",
             RefreshReport::NotReplayable(NotReplayable::UnknownFrame) => "unknown_frame",
             RefreshReport::NotReplayable(_) => "head",
-            RefreshReport::NotRefreshed(why) => refreshes::name(why),
+            RefreshReport::NotRefreshed(cause) => refreshes::name(cause),
             _ => "step_up",
         };
-        if let Some(at) = NOT_REPLAYED.iter().position(|reason| *reason == why) {
+        if let Some(at) = NOT_REPLAYED.iter().position(|name| *name == reason) {
             increment(&self.not_replayed[at]);
         }
     }
 
-    fn refresh_began(&self) {
+    fn refresh_started(&self) {
         increment(&self.refreshes_in_flight);
     }
 
@@ -115,15 +115,15 @@ impl Metrics {
         self.refreshes_in_flight.fetch_sub(1, Ordering::Relaxed);
         let at = OUTCOMES.iter().position(|name| *name == outcome).unwrap_or(OUTCOMES.len() - 1);
         increment(&self.refreshes[at]);
-        // One of them began it.
+        // The first waiter is the request that started the refresh.
         self.waiters.fetch_add(waiters.saturating_sub(1), Ordering::Relaxed);
         self.latency.observe(seconds);
     }
 
-    /// Prometheus' text format, 0.0.4.
+    /// Renders all metrics in Prometheus' text format, version 0.0.4.
     pub(crate) fn render(&self, sessions: usize) -> String {
-        let mut page = Page(String::with_capacity(8 * 1024));
-        page.family("gateway_requests_total", "counter", "Requests answered, by first path segment and status.");
+        let mut page = Exposition(String::with_capacity(8 * 1024));
+        page.family("gateway_requests_total", "counter", "Responses, by first path segment and status.");
         for (route, statuses) in ROUTES.iter().zip(&*self.requests) {
             for (status, count) in (100..).zip(statuses).filter(|(_, count)| load(count) > 0) {
                 let labels = format_args!("route=\"{route}\",code=\"{status}\"");
@@ -134,19 +134,25 @@ impl Metrics {
         page.single(
             "gateway_refreshes_in_flight",
             "gauge",
-            "Refreshes under way, and those that wait for their turn.",
+            "Refreshes that are running or waiting for a permit.",
             load(&self.refreshes_in_flight),
         );
         page.single(
             "gateway_coalesced_waiters_total",
             "counter",
-            "Requests that waited for a refresh, the first of each refresh aside.",
+            "Requests that waited for a refresh started by another request.",
             load(&self.waiters),
         );
-        page.labelled("gateway_replays_total", "Requests sent again, by result.", "result", &REPLAYS, &self.replays);
+        page.labelled(
+            "gateway_replays_total",
+            "Requests replayed after a refresh, by result.",
+            "result",
+            &REPLAYS,
+            &self.replays,
+        );
         page.labelled(
             "gateway_not_replayed_total",
-            "Requests refused by the API and not sent again, by reason.",
+            "Requests with a 401 from the API that were not replayed, by reason.",
             "reason",
             &NOT_REPLAYED,
             &self.not_replayed,
@@ -154,33 +160,37 @@ impl Metrics {
         page.single(
             "gateway_sessions",
             "gauge",
-            "Users signed in, and those whose sessions are over and not swept yet: once a minute, when no request is using them.",
+            "Sessions, including ended ones until the sweep removes them: once a minute, unless a request uses them.",
             sessions as u64,
         );
-        page.family("gateway_refresh_duration_seconds", "histogram", "How long refreshes took, from the first 401 to the new token: waiting for their turn and storing included.");
+        page.family(
+            "gateway_refresh_duration_seconds",
+            "histogram",
+            "Duration of refreshes from the first 401 to the new token, including the wait for a permit and the store.",
+        );
         self.latency.render(&mut page, "gateway_refresh_duration_seconds");
         page.0
     }
 }
 
-/// Counts a request and writes a line about it.
+/// Counts and logs each response.
 pub(crate) async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
-    let begun = Instant::now();
+    let started = Instant::now();
     let method = request.method().clone();
     let uri = request.uri().clone();
     let response = next.run(request).await;
     let status = response.status();
-    app.metrics.answered(uri.path(), status);
-    let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    // Without its query: it may hold what is nobody's business.
-    tracing::info!(%method, path = uri.path(), status = status.as_u16(), milliseconds, "answered");
+    app.metrics.count_response(uri.path(), status);
+    let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    // Without the query, which may hold private data.
+    tracing::info!(%method, path = uri.path(), status = status.as_u16(), milliseconds, "request completed");
     response
 }
 
-/// A page of metrics.
-struct Page(String);
+/// A document in Prometheus' text format.
+struct Exposition(String);
 
-impl Page {
+impl Exposition {
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
@@ -194,7 +204,7 @@ impl Page {
         let _ = writeln!(self.0, "{name} {value}");
     }
 
-    /// All values of a label, those that are zero too: a rate over a series that appears later would miss its start.
+    /// Writes all values of a label, zeros too: a rate over a series that appears later would miss its first increment.
     fn labelled(&mut self, name: &str, help: &str, label: &str, values: &[&str], counts: &[AtomicU64]) {
         self.family(name, "counter", help);
         for (value, count) in values.iter().zip(counts) {
@@ -216,15 +226,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_is_what_prometheus_reads() {
+    fn metrics_are_rendered_in_the_prometheus_text_format() {
         let metrics = Metrics::default();
-        metrics.answered("/api/notes", StatusCode::OK);
-        metrics.answered("/api", StatusCode::OK);
-        metrics.answered("/apian", StatusCode::from_u16(999).unwrap());
-        metrics.refresh_began();
+        metrics.count_response("/api/notes", StatusCode::OK);
+        metrics.count_response("/api", StatusCode::OK);
+        metrics.count_response("/apian", StatusCode::from_u16(999).unwrap());
+        metrics.refresh_started();
         metrics.refresh_ended("refreshed", 3, 0.03);
-        metrics.reported(&RefreshReport::Replayed);
-        metrics.reported(&RefreshReport::NotReplayable(NotReplayable::TooLarge));
+        metrics.count_report(&RefreshReport::Replayed);
+        metrics.count_report(&RefreshReport::NotReplayable(NotReplayable::TooLarge));
         let page = metrics.render(7);
         for line in [
             "gateway_requests_total{route=\"api\",code=\"200\"} 2",
@@ -241,7 +251,7 @@ mod tests {
             "gateway_refresh_duration_seconds_bucket{le=\"+Inf\"} 1",
             "gateway_refresh_duration_seconds_count 1",
         ] {
-            assert!(page.lines().any(|said| said == line), "{line} is not in:\n{page}");
+            assert!(page.lines().any(|found| found == line), "{line} is not in:\n{page}");
         }
     }
 }

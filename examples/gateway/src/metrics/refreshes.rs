@@ -1,4 +1,4 @@
-//! [`RefreshWatch`]: counts refreshes by the spans that `tower-auth-refresh` documents.
+//! [`RefreshWatch`]: counts refreshes from the documented spans of `tower-auth-refresh`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,15 +22,15 @@ pub struct RefreshWatch {
     metrics: Arc<Metrics>,
 }
 
-/// What is known of a refresh under way.
+/// The data of a running refresh, kept in the extensions of its span.
 struct Refresh {
-    begun: Instant,
+    started: Instant,
     outcome: String,
     waiters: u64,
 }
 
 impl RefreshWatch {
-    /// The layer, to be added to a registry. It hears of refreshes whatever the log's own filter says.
+    /// Creates the layer, with a filter of its own: it counts refreshes whatever the filter of the log.
     pub fn layer<S>(metrics: &Arc<Metrics>) -> impl Layer<S> + use<S>
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
@@ -50,8 +50,8 @@ where
 {
     fn on_new_span(&self, _: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         if let Some(span) = context.span(id) {
-            span.extensions_mut().insert(Refresh { begun: Instant::now(), outcome: String::new(), waiters: 0 });
-            self.metrics.refresh_began();
+            span.extensions_mut().insert(Refresh { started: Instant::now(), outcome: String::new(), waiters: 0 });
+            self.metrics.refresh_started();
         }
     }
 
@@ -67,7 +67,7 @@ where
         if let Some(span) = context.span(&id)
             && let Some(refresh) = span.extensions_mut().remove::<Refresh>()
         {
-            let seconds = refresh.begun.elapsed().as_secs_f64();
+            let seconds = refresh.started.elapsed().as_secs_f64();
             self.metrics.refresh_ended(&refresh.outcome, refresh.waiters, seconds);
         }
     }
@@ -89,9 +89,9 @@ impl Visit for Refresh {
     fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
 }
 
-/// A reason, as the spans call it.
-pub(super) fn name(why: &NotRefreshed) -> &'static str {
-    match why {
+/// Returns the name of a reason in the spans' `outcome` field.
+pub(super) fn name(reason: &NotRefreshed) -> &'static str {
+    match reason {
         NotRefreshed::Failed(_) => "refresh_failed",
         NotRefreshed::CoolingDown(_) => "cooling_down",
         NotRefreshed::Ended(_) => "session_ended",

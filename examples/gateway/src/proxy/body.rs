@@ -1,4 +1,4 @@
-//! Bodies on their way through: never collected, bounded in length and in silence.
+//! Streamed bodies, with limits on their length and on stalls.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,32 +15,32 @@ use tower::BoxError;
 use super::headers::drop_credentials;
 use crate::problem::Kind;
 
-/// The body of a response, whoever sends it.
+/// A response body of any source.
 pub(crate) type BoxBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
 
-/// A client's body: at most so long, and never silent for long.
+/// A client's body, which fails if it is too long or stalls.
 pub(crate) struct UploadBody {
     body: ClientBody,
-    left: u64,
-    silence: Silence,
-    fate: Fate,
+    remaining: u64,
+    stall: StallTimer,
+    failure: UploadFailure,
 }
 
-/// What became of an [`UploadBody`], for whoever has to explain the upstream's failure.
+/// The failure of an [`UploadBody`], shared with the code that maps the upstream's error to a response.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Fate(Arc<AtomicU8>);
+pub(crate) struct UploadFailure(Arc<AtomicU8>);
 
 const TOO_LARGE: u8 = 1;
 const TOO_SLOW: u8 = 2;
 const BROKEN: u8 = 3;
 
-impl Fate {
-    /// What the client is to hear of it, if it was the client's fault.
+impl UploadFailure {
+    /// Returns the problem that the client caused, if any.
     pub(super) fn problem(&self) -> Option<Kind> {
         match self.0.load(Ordering::Relaxed) {
             TOO_LARGE => Some(Kind::BodyTooLarge),
             TOO_SLOW => Some(Kind::RequestTooSlow),
-            // It may also have gone away, and then hears nothing.
+            // Or the client has disconnected, and gets no response.
             BROKEN => Some(Kind::MalformedRequest),
             _ => None,
         }
@@ -48,13 +48,13 @@ impl Fate {
 }
 
 impl UploadBody {
-    pub(crate) fn new(body: ClientBody, limit: u64, patience: Duration) -> (Self, Fate) {
-        let fate = Fate::default();
-        (Self { body, left: limit, silence: Silence::new(patience), fate: fate.clone() }, fate)
+    pub(crate) fn new(body: ClientBody, limit: u64, timeout: Duration) -> (Self, UploadFailure) {
+        let failure = UploadFailure::default();
+        (Self { body, remaining: limit, stall: StallTimer::new(timeout), failure: failure.clone() }, failure)
     }
 
-    fn fail(&self, fate: u8, error: impl Into<BoxError>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        self.fate.0.store(fate, Ordering::Relaxed);
+    fn fail(&self, failure: u8, error: impl Into<BoxError>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.failure.0.store(failure, Ordering::Relaxed);
         Poll::Ready(Some(Err(error.into())))
     }
 }
@@ -65,19 +65,19 @@ impl Body for UploadBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
-            ready!(self.silence.poll(cx));
-            return self.fail(TOO_SLOW, "the client sends too slowly");
+            ready!(self.stall.poll(cx));
+            return self.fail(TOO_SLOW, "the client stalled during the upload");
         };
-        self.silence.broken();
+        self.stall.reset();
         let mut frame = match frame {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => return self.fail(BROKEN, error),
             None => return Poll::Ready(None),
         };
         if let Some(data) = frame.data_ref() {
-            match self.left.checked_sub(data.len() as u64) {
-                Some(left) => self.left = left,
-                None => return self.fail(TOO_LARGE, "the client sends too much"),
+            match self.remaining.checked_sub(data.len() as u64) {
+                Some(remaining) => self.remaining = remaining,
+                None => return self.fail(TOO_LARGE, "the request body is over the limit"),
             }
         }
         if let Some(trailers) = frame.trailers_mut() {
@@ -95,15 +95,15 @@ impl Body for UploadBody {
     }
 }
 
-/// An upstream's body: never silent for long.
+/// An upstream's body, which fails if it stalls.
 pub(super) struct DownloadBody<B> {
     body: B,
-    silence: Silence,
+    stall: StallTimer,
 }
 
 impl<B> DownloadBody<B> {
-    pub(super) fn new(body: B, patience: Duration) -> Self {
-        Self { body, silence: Silence::new(patience) }
+    pub(super) fn new(body: B, timeout: Duration) -> Self {
+        Self { body, stall: StallTimer::new(timeout) }
     }
 }
 
@@ -117,12 +117,12 @@ where
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(frame) => {
-                self.silence.broken();
+                self.stall.reset();
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
             }
             Poll::Pending => {
-                ready!(self.silence.poll(cx));
-                Poll::Ready(Some(Err("the upstream sends too slowly".into())))
+                ready!(self.stall.poll(cx));
+                Poll::Ready(Some(Err("the upstream stalled during the response".into())))
             }
         }
     }
@@ -136,33 +136,33 @@ where
     }
 }
 
-/// How long nothing has come, while somebody waited for it. A timer is only made once somebody has to wait.
-struct Silence {
-    patience: Duration,
+/// Measures how long a body has been pending. The timer is allocated on the first wait.
+struct StallTimer {
+    timeout: Duration,
     since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Silence {
-    fn new(patience: Duration) -> Self {
-        Self { patience, since: None, timer: None }
+impl StallTimer {
+    fn new(timeout: Duration) -> Self {
+        Self { timeout, since: None, timer: None }
     }
 
-    /// Ready when it has lasted too long.
+    /// Completes when the body has been pending for the time-out.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let patience = self.patience;
-        let until = *self.since.get_or_insert_with(Instant::now) + patience;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(patience)));
+        let timeout = self.timeout;
+        let deadline = *self.since.get_or_insert_with(Instant::now) + timeout;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
         while timer.as_mut().poll(cx).is_ready() {
-            if timer.deadline() >= until {
+            if timer.deadline() >= deadline {
                 return Poll::Ready(());
             }
-            timer.as_mut().reset(until);
+            timer.as_mut().reset(deadline);
         }
         Poll::Pending
     }
 
-    fn broken(&mut self) {
+    fn reset(&mut self) {
         self.since = None;
     }
 }

@@ -1,4 +1,4 @@
-//! Which headers cross the gateway.
+//! Rewrites the headers that cross the gateway.
 
 use http::header::{
     ALT_SVC, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, LOCATION, PROXY_AUTHENTICATE,
@@ -12,7 +12,7 @@ use crate::config::PublicOrigin;
 use crate::cookie::SessionCookie;
 use crate::server::Peer;
 
-/// RFC 9110 §7.6.1, and what is between a client and its next proxy (§11.7).
+/// Hop-by-hop headers (RFC 9110 §7.6.1) and proxy authentication (§11.7).
 const HOP_BY_HOP: [HeaderName; 9] = [
     CONNECTION,
     TE,
@@ -25,7 +25,8 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     HeaderName::from_static("http2-settings"),
 ];
 
-/// What gateways and proxies say of a client: an upstream that believes one must not hear it from the client itself.
+/// Headers in which proxies and identity providers describe the client. Upstreams may trust them, so a client must not
+/// set them.
 const IDENTITY: [&str; 33] = [
     "client-ip",
     "x-client-ip",
@@ -62,7 +63,7 @@ const IDENTITY: [&str; 33] = [
     "remote-user",
 ];
 
-/// The same, for whole families of names.
+/// Prefixes of such headers.
 const IDENTITY_PREFIXES: [&str; 25] = [
     "x-remote-",
     "x-auth-",
@@ -91,19 +92,19 @@ const IDENTITY_PREFIXES: [&str; 25] = [
     "tailscale-user-",
 ];
 
-/// Makes the headers of a client's request those of the gateway's.
+/// Rewrites the headers of a client's request for the upstream.
 pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicOrigin) {
     let Parts { headers, uri, version, .. } = head;
     let host = match (public, headers.get(HOST)) {
-        // Not what the client calls it: an upstream may make links of it.
+        // Not the client's `Host`: the upstream may build links from it.
         (PublicOrigin::Named(origin), _) => HeaderValue::from_str(authority(&origin.to_string())).ok(),
         (PublicOrigin::Loopback, Some(host)) => Some(host.clone()),
-        // HTTP/2 says it in its pseudo-header.
+        // HTTP/2 sends the host in a pseudo-header.
         (PublicOrigin::Loopback, None) => uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok()),
     };
     drop_hop_by_hop(headers);
     drop_credentials(headers);
-    // The upstream has a name of its own.
+    // The HTTP client sets the upstream's host.
     headers.remove(HOST);
     if let Some(value) = peer.and_then(|Peer(address)| HeaderValue::from_str(&address.ip().to_string()).ok()) {
         headers.insert(HeaderName::from_static("x-forwarded-for"), value);
@@ -113,7 +114,7 @@ pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicO
     }
     let proto = HeaderValue::from_static(if public.is_https() { "https" } else { "http" });
     headers.insert(HeaderName::from_static("x-forwarded-proto"), proto);
-    // RFC 9110 §7.6.3: how it came, and by whom.
+    // RFC 9110 §7.6.3: the received protocol and this proxy's name.
     let via = match *version {
         Version::HTTP_2 => "2.0 gateway",
         Version::HTTP_10 => "1.0 gateway",
@@ -126,30 +127,30 @@ fn authority(origin: &str) -> &str {
     origin.split_once("://").map_or(origin, |(_, authority)| authority)
 }
 
-/// Who a client says it is, is for the gateway alone to hear. Trailers are no way round it either.
+/// Removes credentials and identity headers that only the gateway may set. Applies to trailers too.
 pub(super) fn drop_credentials(headers: &mut HeaderMap) {
     remove_all(headers, is_credential);
 }
 
-/// Makes the headers of an upstream's response those of the gateway's.
+/// Rewrites the headers of an upstream's response for the client.
 pub(super) fn to_client(headers: &mut HeaderMap, upstream: &Uri, cookie: SessionCookie) {
     drop_hop_by_hop(headers);
-    // It was meant for requests that bring their token themselves.
+    // The upstream's CORS policy is for clients with a token of their own, not for ones with a cookie.
     remove_all(headers, |name| name.as_str().starts_with("access-control-"));
-    // It is about the upstream's own host, and would be taken for this one's.
+    // `Alt-Svc` names alternatives of the upstream's host, which a browser would apply to the gateway's.
     headers.remove(ALT_SVC);
-    // A browser can't go to the upstream itself.
-    let location = headers.get(LOCATION).and_then(|location| path::at_gateway(upstream, location.to_str().ok()?));
+    // A browser has no token for the upstream itself.
+    let location = headers.get(LOCATION).and_then(|location| path::to_gateway(upstream, location.to_str().ok()?));
     if let Some(location) = location.and_then(|location| HeaderValue::try_from(location).ok()) {
         headers.insert(LOCATION, location);
     }
-    // It answered to a token, but a cache before the gateway sees none (RFC 9111 §3.5).
-    if !headers.get_all(CACHE_CONTROL).iter().any(settles_sharing) {
+    // The response depends on a token, but a cache in front of the gateway sees no `Authorization` (RFC 9111 §3.5).
+    if !headers.get_all(CACHE_CONTROL).iter().any(decides_sharing) {
         headers.append(CACHE_CONTROL, HeaderValue::from_static("private"));
     }
-    if headers.get_all(SET_COOKIE).iter().any(|value| cookie.is_named_in(value)) {
+    if headers.get_all(SET_COOKIE).iter().any(|value| cookie.is_set_by(value)) {
         let kept: Vec<_> =
-            headers.get_all(SET_COOKIE).iter().filter(|value| !cookie.is_named_in(value)).cloned().collect();
+            headers.get_all(SET_COOKIE).iter().filter(|value| !cookie.is_set_by(value)).cloned().collect();
         headers.remove(SET_COOKIE);
         for value in kept {
             headers.append(SET_COOKIE, value);
@@ -157,13 +158,13 @@ pub(super) fn to_client(headers: &mut HeaderMap, upstream: &Uri, cookie: Session
     }
 }
 
-/// Whether a `Cache-Control` says that no other user may be given the answer, or in so many words that he may.
-fn settles_sharing(value: &HeaderValue) -> bool {
+/// Checks if a `Cache-Control` explicitly forbids or allows a shared cache to store the response.
+fn decides_sharing(value: &HeaderValue) -> bool {
     let directives = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
     directives.filter_map(|directive| str::from_utf8(directive).ok()).any(|directive| {
         let (name, fields) = directive.split_once('=').unwrap_or((directive, ""));
         match &*name.trim_end().to_ascii_lowercase() {
-            // With fields, it is only they that are.
+            // With field names, `private` covers only those fields.
             "private" => fields.is_empty(),
             "no-store" | "public" | "s-maxage" | "must-revalidate" => true,
             _ => false,
@@ -171,16 +172,16 @@ fn settles_sharing(value: &HeaderValue) -> bool {
     })
 }
 
-fn remove_all(headers: &mut HeaderMap, doomed: impl Fn(&HeaderName) -> bool) {
-    let doomed: Vec<_> = headers.keys().filter(|name| doomed(name)).cloned().collect();
-    for name in doomed {
+fn remove_all(headers: &mut HeaderMap, predicate: impl Fn(&HeaderName) -> bool) {
+    let names: Vec<_> = headers.keys().filter(|name| predicate(name)).cloned().collect();
+    for name in names {
         headers.remove(name);
     }
 }
 
 fn drop_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(TRANSFER_ENCODING) {
-        // It goes by the chunks: the length is another's, and wrong (RFC 9112 §6.3).
+        // The transfer coding overrides the length, which may be wrong (RFC 9112 §6.3).
         headers.remove(CONTENT_LENGTH);
     }
     let named: Vec<HeaderName> = headers
@@ -204,7 +205,7 @@ fn is_credential(name: &HeaderName) -> bool {
             || IDENTITY.contains(&name)
             || IDENTITY_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
     };
-    // Upstreams of the CGI kind read `x_real_ip` as `x-real-ip`.
+    // CGI and WSGI upstreams can't tell `x_real_ip` from `x-real-ip`.
     if name.contains('_') {
         let name = name.replace('_', "-");
         return is(&name) || matches!(&*name, "authorization" | "cookie");
@@ -233,8 +234,8 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_says_of_itself_stays_here() {
-        let said = map(&[
+    fn client_identity_headers_are_removed() {
+        let sent = map(&[
             ("authorization", "Bearer stolen"),
             ("cookie", "session=1"),
             ("forwarded", "for=1.2.3.4"),
@@ -282,7 +283,7 @@ mod tests {
         let peer = Peer("192.0.2.7:1234".parse().unwrap());
         let public = PublicOrigin::Named(Origin::parse("https://app.example.com:8443").unwrap());
         let (mut head, ()) = http::Request::get("/api/x").version(Version::HTTP_2).body(()).unwrap().into_parts();
-        head.headers = said;
+        head.headers = sent;
         to_upstream(&mut head, Some(peer), &public);
         let headers = head.headers;
         assert_eq!(
@@ -296,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_sets_cookies_but_not_ours() {
+    fn an_upstream_sets_cookies_except_the_session_cookie() {
         let mut headers = map(&[
             ("set-cookie", "theme=dark"),
             ("set-cookie", "session=fixed; Path=/"),

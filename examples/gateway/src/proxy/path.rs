@@ -1,29 +1,30 @@
-//! Which path a request asks the upstream for, and where a redirection of it leads.
+//! Maps paths to the upstream, and the upstream's redirects back to the gateway.
 
 use http::Uri;
 
-/// Whether a path says what it means: no `.` or `..` segment, however it is spelled, could lead out of `/api`.
-pub(super) fn is_plain(path: &str) -> bool {
-    let once = decoded(path.as_bytes());
-    // A proxy behind this gateway may decode it before the upstream does.
-    let twice = decoded(&once);
-    ![path.as_bytes(), &once, &twice].into_iter().any(leads_elsewhere)
+/// Checks that a path has no `.` or `..` segment, in any encoding, that could lead out of `/api`.
+pub(super) fn has_no_dot_segments(path: &str) -> bool {
+    let once = percent_decode(path.as_bytes());
+    // A proxy between this gateway and the upstream may decode the path once more.
+    let twice = percent_decode(&once);
+    ![path.as_bytes(), &once, &twice].into_iter().any(has_dot_segment)
 }
 
-fn leads_elsewhere(path: &[u8]) -> bool {
+fn has_dot_segment(path: &[u8]) -> bool {
     path.split(|byte| matches!(byte, b'/' | b'\\')).any(|segment| {
-        // Some servers drop a segment's parameters, some what follows a zero byte, some blanks.
-        let meant = segment.iter().take_while(|byte| !matches!(byte, b';' | 0)).filter(|byte| **byte > b' ');
+        // Some servers drop the parameters of a segment, some everything after a zero byte, some blanks.
+        let effective = segment.iter().take_while(|byte| !matches!(byte, b';' | 0)).filter(|byte| **byte > b' ');
         let (mut dots, mut others) = (0, 0);
-        meant.for_each(|byte| *(if *byte == b'.' { &mut dots } else { &mut others }) += 1);
+        effective.for_each(|byte| *(if *byte == b'.' { &mut dots } else { &mut others }) += 1);
         others == 0 && matches!(dots, 1 | 2)
     })
 }
 
-/// Percent-encoding undone once; what is none stays as it is.
-fn decoded(path: &[u8]) -> Vec<u8> {
-    let digit =
-        |at: usize| path.get(at).and_then(|byte| char::from(*byte).to_digit(16)).and_then(|it| u8::try_from(it).ok());
+/// Undoes percent-encoding once. Invalid escapes stay as they are.
+fn percent_decode(path: &[u8]) -> Vec<u8> {
+    let digit = |at: usize| {
+        path.get(at).and_then(|byte| char::from(*byte).to_digit(16)).and_then(|digit| u8::try_from(digit).ok())
+    };
     let mut decoded = Vec::with_capacity(path.len());
     let mut at = 0;
     while let Some(&byte) = path.get(at) {
@@ -38,8 +39,8 @@ fn decoded(path: &[u8]) -> Vec<u8> {
     decoded
 }
 
-/// The request's path and query, at the upstream. `None` if together they are too long for a URI.
-pub(super) fn at_upstream(upstream: &Uri, request: &Uri) -> Option<Uri> {
+/// Appends the path and query of a request to the upstream's URL. Returns `None` if the result is too long for a URI.
+pub(super) fn to_upstream(upstream: &Uri, request: &Uri) -> Option<Uri> {
     let base = upstream.path().trim_end_matches('/');
     let mut parts = upstream.clone().into_parts();
     let path = request.path_and_query().filter(|path| path.as_str().starts_with('/'))?;
@@ -48,14 +49,14 @@ pub(super) fn at_upstream(upstream: &Uri, request: &Uri) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-/// What a URL within the upstream's API is called here. `None` for every other.
-pub(super) fn at_gateway(upstream: &Uri, url: &str) -> Option<String> {
+/// Returns the gateway's path for a URL within the upstream's API, and `None` for any other URL.
+pub(super) fn to_gateway(upstream: &Uri, url: &str) -> Option<String> {
     let (url, fragment) = url.split_at(url.find('#').unwrap_or(url.len()));
     let url = url.parse::<Uri>().ok()?;
     let path = url.path_and_query()?.as_str().strip_prefix(upstream.path().trim_end_matches('/'))?;
     let rest = path.strip_prefix("/api")?;
-    let is_there = url.scheme() == upstream.scheme() && url.authority() == upstream.authority();
-    (is_there && (rest.is_empty() || rest.starts_with(['/', '?']))).then(|| format!("{path}{fragment}"))
+    let same_origin = url.scheme() == upstream.scheme() && url.authority() == upstream.authority();
+    (same_origin && (rest.is_empty() || rest.starts_with(['/', '?']))).then(|| format!("{path}{fragment}"))
 }
 
 #[cfg(test)]
@@ -63,8 +64,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_that_lead_elsewhere_are_none() {
-        for plain in [
+    fn paths_with_dot_segments_are_rejected() {
+        for path in [
             "/api",
             "/api/",
             "/api/a.b/..c",
@@ -78,15 +79,16 @@ mod tests {
             "/api/%zz%e2%82%ac",
             "/api/100%25",
         ] {
-            assert!(is_plain(plain), "{plain}");
+            assert!(has_no_dot_segments(path), "{path}");
         }
-        for not in
+        for path in
             ["/api/..", "/api/../admin", "/api/%2e%2E/x", "/api/.%2e/x", "/api/a%2f..%2fb", "/api/..%5Cx", "/api/./x"]
         {
-            assert!(!is_plain(not), "{not}");
+            assert!(!has_no_dot_segments(path), "{path}");
         }
-        // What some servers make `..` of: they drop parameters, what follows a zero byte, and blanks, or decode twice.
-        for not in [
+        // Some servers read these as `..`: they drop parameters, blanks, or everything after a zero byte, or decode
+        // twice.
+        for path in [
             "/api/..;/admin",
             "/api/..;a=b/admin",
             "/api/%2e%2e%3ba/admin",
@@ -98,14 +100,14 @@ mod tests {
             "/api/..%252fadmin",
             "/api/..%255cadmin",
         ] {
-            assert!(!is_plain(not), "{not}");
+            assert!(!has_no_dot_segments(path), "{path}");
         }
     }
 
     #[test]
-    fn path_and_query_stand_behind_the_upstreams_own() {
+    fn path_and_query_are_appended_to_the_upstreams_url() {
         let to = |upstream: &'static str, request: &'static str| {
-            at_upstream(&Uri::from_static(upstream), &Uri::from_static(request)).unwrap().to_string()
+            to_upstream(&Uri::from_static(upstream), &Uri::from_static(request)).unwrap().to_string()
         };
         assert_eq!(to("https://api.example.com", "/api/a?b=c"), "https://api.example.com/api/a?b=c");
         assert_eq!(to("https://api.example.com/v1/", "/api/a?"), "https://api.example.com/v1/api/a?");
@@ -113,11 +115,11 @@ mod tests {
     }
 
     #[test]
-    fn within_the_api_the_upstream_is_called_as_the_gateway_is() {
-        let here = |upstream: &'static str, url| at_gateway(&Uri::from_static(upstream), url);
+    fn urls_within_the_upstreams_api_map_to_the_gateway() {
+        let mapped = |upstream: &'static str, url| to_gateway(&Uri::from_static(upstream), url);
         let path = |path: &str| Some(path.to_owned());
-        assert_eq!(here("https://api.example.com", "https://api.example.com/api/a?b#c"), path("/api/a?b#c"));
-        assert_eq!(here("https://api.example.com/v1/", "https://API.example.com/v1/api?b"), path("/api?b"));
+        assert_eq!(mapped("https://api.example.com", "https://api.example.com/api/a?b#c"), path("/api/a?b#c"));
+        assert_eq!(mapped("https://api.example.com/v1/", "https://API.example.com/v1/api?b"), path("/api?b"));
         for url in [
             "http://api.example.com/v1/api/a",
             "https://api.example.com:8443/v1/api/a",
@@ -128,7 +130,7 @@ mod tests {
             "//api.example.com/v1/api/a",
             "",
         ] {
-            assert_eq!(here("https://api.example.com/v1", url), None, "{url}");
+            assert_eq!(mapped("https://api.example.com/v1", url), None, "{url}");
         }
     }
 }

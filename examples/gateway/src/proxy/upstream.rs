@@ -1,4 +1,4 @@
-//! The client stack: [`AuthRefreshLayer`] around a time-out around an HTTP client.
+//! The client stack: [`AuthRefreshLayer`] around [`StallTimeout`] around an HTTP client.
 
 use std::error::Error;
 use std::fmt;
@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::header::AUTHORIZATION;
 use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -16,52 +17,50 @@ use tower::{BoxError, ServiceBuilder, ServiceExt};
 use tower_auth_refresh::AuthRefreshLayer;
 
 use super::body::{BoxBody, DownloadBody, UploadBody};
-use super::patience::Patience;
+use super::stall_timeout::StallTimeout;
 use crate::config::Settings;
 
-/// Any stack that takes a user's request to the upstream. His session is in the request's extensions.
+/// A stack that sends requests to the upstream. Each request has its user's session in its extensions.
 pub(crate) type UpstreamClient = BoxCloneSyncService<Request<UploadBody>, Response<BoxBody>, BoxError>;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Shorter than most servers keep a connection: one that is closed just when it is used again fails a POST.
+/// Shorter than the keep-alive of most servers: a POST fails if the server closes its reused connection at that moment.
 const POOL_IDLE: Duration = Duration::from_secs(20);
 
-/// The stack of the gateway.
+/// Builds the stack of the gateway.
 pub(crate) fn client(settings: &Settings) -> UpstreamClient {
-    let silence = settings.upstream_timeout;
+    let timeout = settings.upstream_timeout;
     let stack = ServiceBuilder::new()
-        .map_response(move |response: Response<_>| {
-            response.map(|body| Box::pin(DownloadBody::new(body, silence)) as BoxBody)
-        })
+        .map_response(move |response| limit_stalls(response, timeout))
         .layer(AuthRefreshLayer::per_request(settings.upstream.origin.clone()))
         .filter(carries_token)
-        .service(Patience::new(https(), silence));
+        .service(StallTimeout::new(https(), timeout));
     BoxCloneSyncService::new(stack)
 }
 
-/// A user's request must not go out as a stranger's: it has no token where his session has ended since it was admitted.
+/// Rejects a request without a token: its session has ended since the request was admitted, and the upstream must not
+/// take it for an anonymous one.
 fn carries_token<B>(request: Request<B>) -> Result<Request<B>, NoToken> {
     if request.headers().contains_key(AUTHORIZATION) { Ok(request) } else { Err(NoToken) }
 }
 
-/// A request was not sent: there is no token for it.
+/// The request was not sent, because its session has no token.
 #[derive(Debug)]
 pub(super) struct NoToken;
 
 impl fmt::Display for NoToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("there is no token for the request")
+        f.write_str("the session has no access token")
     }
 }
 
 impl Error for NoToken {}
 
-/// The same stack with a user's access token attached and no [`AuthRefreshLayer`]: what the layer costs is measured
-/// against it.
+/// Builds a stack that attaches the access token without [`AuthRefreshLayer`], the baseline for the layer's cost.
 pub(crate) fn client_without_refresh(settings: &Settings) -> UpstreamClient {
-    let silence = settings.upstream_timeout;
-    let stack = Patience::new(https(), silence)
+    let timeout = settings.upstream_timeout;
+    let stack = StallTimeout::new(https(), timeout)
         .map_request(|mut request: Request<UploadBody>| {
             let session = request.extensions_mut().remove::<tower_auth_refresh::Session>();
             let tokens = session.map(|session| session.tokens()).unwrap_or_default();
@@ -73,16 +72,18 @@ pub(crate) fn client_without_refresh(settings: &Settings) -> UpstreamClient {
             }
             request
         })
-        .map_response(move |response: Response<_>| {
-            response.map(|body| Box::pin(DownloadBody::new(body, silence)) as BoxBody)
-        });
+        .map_response(move |response| limit_stalls(response, timeout));
     BoxCloneSyncService::new(stack)
 }
 
-/// See [`https`].
+fn limit_stalls(response: Response<Incoming>, timeout: Duration) -> Response<BoxBody> {
+    response.map(|body| Box::pin(DownloadBody::new(body, timeout)) as BoxBody)
+}
+
+/// The client that [`https`] builds.
 pub(crate) type HttpsClient<B> = Client<HttpsConnector<HttpConnector>, B>;
 
-/// hyper-util's client: pooled, HTTP/1 and, where TLS agrees on it, HTTP/2.
+/// Builds a pooled client for HTTP/1 and, if negotiated by TLS, HTTP/2.
 pub(crate) fn https<B>() -> HttpsClient<B>
 where
     B: http_body::Body<Data: Send> + Send,

@@ -1,6 +1,6 @@
-//! `GET /healthz`: whether the gateway runs. It says nothing of those behind it: restarting it would not mend them.
+//! `GET /healthz`: liveness only. A restart of the gateway would not repair the servers behind it.
 
-/// Says so.
+/// Returns `ok`.
 pub(crate) async fn healthz() -> &'static str {
     "ok\n"
 }

@@ -1,4 +1,4 @@
-//! `POST /login`: credentials for a session.
+//! `POST /login`: exchanges credentials for a session.
 
 use std::error::Error;
 
@@ -14,25 +14,26 @@ use tower_auth_refresh::SessionRegistryError;
 use crate::app::App;
 use crate::auth::LoginFailed;
 use crate::cookie::SessionId;
-use crate::problem::{Kind, Problem, TRY_AGAIN};
+use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
 
-/// More than any credentials need.
-const LIMIT: usize = 16 * 1024;
+/// The maximum size of the credentials.
+const BODY_LIMIT: usize = 16 * 1024;
 
-/// Passes the credentials, a JSON object, to the authorization server. The browser gets a cookie, never a token.
+/// Sends the credentials, a JSON object, to the authorization server. The browser gets a cookie, never a token.
 ///
-/// The login is made by an errand: tokens that are on their way when the browser leaves are given back.
+/// The login runs in a tracked task: if the browser disconnects, the new session is signed out, which revokes its
+/// tokens.
 pub(crate) async fn login(State(app): State<App>, request: Request) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
     let credentials = credentials(&app, &head.headers, body).await?;
-    let errand = app.errands.begin(sign_in(app.clone(), credentials));
-    let (signed_in, _under_way) = errand.await.map_err(|_panic| Kind::Internal)?;
-    let signed_in = signed_in?;
-    if let Some(before) = app.cookie.read(&head.headers) {
-        app.sign_out(before).await;
+    let task = app.tasks.spawn(sign_in(app.clone(), credentials));
+    let (session, _guard) = task.await.map_err(|_panic| Kind::Internal)?;
+    let session = session?;
+    if let Some(previous) = app.cookie.read(&head.headers) {
+        app.sign_out(previous).await;
     }
     let mut response = StatusCode::NO_CONTENT.into_response();
-    app.cookie.set(response.headers_mut(), signed_in.claim());
+    app.cookie.set(response.headers_mut(), session.keep());
     Ok(response)
 }
 
@@ -42,7 +43,7 @@ async fn credentials(app: &App, headers: &HeaderMap, body: Body) -> Result<Map<S
     if !essence.eq_ignore_ascii_case("application/json") {
         return Err(Kind::WrongMediaType.into());
     }
-    let body = match tokio::time::timeout(app.client_timeout, to_bytes(body, LIMIT)).await {
+    let body = match tokio::time::timeout(app.client_timeout, to_bytes(body, BODY_LIMIT)).await {
         Ok(Ok(body)) => body,
         Ok(Err(error)) if error.source().is_some_and(<dyn Error>::is::<LengthLimitError>) => {
             return Err(Kind::BodyTooLarge.into());
@@ -53,10 +54,10 @@ async fn credentials(app: &App, headers: &HeaderMap, body: Body) -> Result<Map<S
     serde_json::from_slice(&body).map_err(|_| Kind::MalformedRequest.into())
 }
 
-async fn sign_in(app: App, credentials: Map<String, Value>) -> Result<SignedIn, Problem> {
-    // Always a new number: one that was there before may be known to somebody else.
+async fn sign_in(app: App, credentials: Map<String, Value>) -> Result<PendingSession, Problem> {
+    // Always a new number, against session fixation: an existing one may be known to an attacker.
     let id = SessionId::random().map_err(|error| {
-        tracing::error!(%error, "no randomness");
+        tracing::error!(%error, "random number generation failed");
         Kind::Internal
     })?;
     let tokens = app.auth.login(&credentials).await.map_err(|failed| match failed {
@@ -64,48 +65,48 @@ async fn sign_in(app: App, credentials: Map<String, Value>) -> Result<SignedIn, 
         LoginFailed::Incomplete => Kind::MalformedRequest.into(),
         LoginFailed::Unavailable { retry_after } => {
             let problem = Problem::from(Kind::AuthServerUnavailable);
-            problem.retry_after(retry_after.unwrap_or(TRY_AGAIN))
+            problem.retry_after(retry_after.unwrap_or(DEFAULT_RETRY_AFTER))
         }
         LoginFailed::Failed(error) => {
-            tracing::error!(%error, "a login failed");
+            tracing::error!(%error, "login failed");
             Problem::from(Kind::AuthServerFailed)
         }
     })?;
     match app.sessions.sign_in(id, tokens.clone()).await {
         Ok(_) => {}
         Err(SessionRegistryError::Session(error)) => {
-            // He is signed in all the same; what could not be stored is stored later.
-            tracing::warn!(%error, "a user's tokens could not be stored");
+            // The user is signed in all the same. The session retries the write.
+            tracing::warn!(%error, "storing the tokens of a login failed");
         }
         Err(error) => {
             if let Err(error) = app.auth.revoke(&tokens).await {
-                tracing::warn!(%error, "the tokens of a user who could not be signed in could not be revoked");
+                tracing::warn!(%error, "revoking the tokens of a failed login failed");
             }
             return Err(error.into());
         }
     }
-    Ok(SignedIn { app, id, claimed: false })
+    Ok(PendingSession { app, id, kept: false })
 }
 
-/// A session whose cookie nobody has yet. Dropped unclaimed, it is signed out.
-struct SignedIn {
+/// A new session whose cookie has not been sent. Its drop signs the session out, unless [kept](Self::keep).
+struct PendingSession {
     app: App,
     id: SessionId,
-    claimed: bool,
+    kept: bool,
 }
 
-impl SignedIn {
-    /// Says that somebody gets it.
-    fn claim(mut self) -> SessionId {
-        self.claimed = true;
+impl PendingSession {
+    /// Keeps the session and returns its number for the cookie.
+    fn keep(mut self) -> SessionId {
+        self.kept = true;
         self.id
     }
 }
 
-impl Drop for SignedIn {
+impl Drop for PendingSession {
     fn drop(&mut self) {
-        if !self.claimed {
-            self.app.sign_out_later(self.id);
+        if !self.kept {
+            self.app.sign_out_detached(self.id);
         }
     }
 }

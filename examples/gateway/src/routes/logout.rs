@@ -1,4 +1,4 @@
-//! `POST /logout`: the session is over, here and at the authorization server.
+//! `POST /logout`: ends the session, here and at the authorization server.
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -6,7 +6,7 @@ use http::{HeaderMap, StatusCode};
 
 use crate::app::App;
 
-/// Whoever asks, with or without a session, is signed out afterwards.
+/// Signs the user out and clears the cookie. Succeeds without a session too.
 pub(crate) async fn logout(State(app): State<App>, headers: HeaderMap) -> Response {
     if let Some(id) = app.cookie.read(&headers) {
         app.sign_out(id).await;

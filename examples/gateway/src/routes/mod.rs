@@ -1,4 +1,4 @@
-//! The gateway's own routes, and the way of every request through them.
+//! The gateway's own routes, and the layers around all routes.
 
 mod health;
 mod login;
@@ -16,16 +16,16 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 
-use crate::ambiguity::refuse_ambiguous;
 use crate::app::App;
 use crate::csrf;
 use crate::metrics::observe;
 use crate::problem::Kind;
 use crate::proxy::proxy;
+use crate::reject_ambiguous::reject_ambiguous;
 
-/// All routes of a gateway; `demo` has those of the page.
+/// Builds the router. `demo` has the routes of the demo page.
 pub(crate) fn router(app: &App, demo: Router<App>) -> Router {
-    let not_framed = HeaderName::from_static("x-frame-options");
+    let x_frame_options = HeaderName::from_static("x-frame-options");
     let own = Router::new()
         .route("/login", post(login::login))
         .route("/logout", post(logout::logout))
@@ -36,14 +36,14 @@ pub(crate) fn router(app: &App, demo: Router<App>) -> Router {
         .fallback(async || Kind::NotFound)
         .method_not_allowed_fallback(async || Kind::MethodNotAllowed)
         .layer(SetResponseHeaderLayer::overriding(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
-        .layer(SetResponseHeaderLayer::overriding(not_framed, HeaderValue::from_static("DENY")));
+        .layer(SetResponseHeaderLayer::overriding(x_frame_options, HeaderValue::from_static("DENY")));
     Router::new()
         .route("/api", any(proxy))
         .route("/api/", any(proxy))
         .route("/api/{*path}", any(proxy))
         .merge(own)
-        .layer(from_fn_with_state(app.public.clone(), csrf::refuse_cross_origin))
-        .layer(from_fn(refuse_ambiguous))
+        .layer(from_fn_with_state(app.public.clone(), csrf::reject_cross_origin))
+        .layer(from_fn(reject_ambiguous))
         .layer(CatchPanicLayer::custom(|_| -> Response { Kind::Internal.into_response() }))
         .layer(SetSensitiveRequestHeadersLayer::new([AUTHORIZATION, COOKIE]))
         .layer(from_fn_with_state(app.clone(), observe))

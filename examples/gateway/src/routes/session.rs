@@ -1,4 +1,4 @@
-//! `GET /session`: where the browser's session stands.
+//! `GET /session`: the state of the browser's session.
 
 use std::time::SystemTime;
 
@@ -13,8 +13,8 @@ use tower_auth_refresh::{Session, SessionState};
 use crate::app::App;
 use crate::problem::Problem;
 
-/// As JSON: `state` (`signed_out`, `active`, `refreshing`, `ended`), and where there are tokens, the number of those in
-/// force and the seconds until they expire, if that is known.
+/// Returns JSON: `state` (`signed_out`, `active`, `refreshing` or `ended`) and, while the session has tokens, their
+/// `generation` and the seconds until their expiry, `expires_in`, if known.
 pub(crate) async fn session(State(app): State<App>, headers: HeaderMap) -> Response {
     let session = match app.cookie.read(&headers) {
         None => None,
@@ -23,11 +23,11 @@ pub(crate) async fn session(State(app): State<App>, headers: HeaderMap) -> Respo
             Err(error) => return Problem::from(error).into_response(),
         },
     };
-    let told = session.map_or_else(|| json!({ "state": "signed_out" }), |session| tell(&session));
-    ([(CACHE_CONTROL, "no-store")], Json(told)).into_response()
+    let body = session.map_or_else(|| json!({ "state": "signed_out" }), |session| to_json(&session));
+    ([(CACHE_CONTROL, "no-store")], Json(body)).into_response()
 }
 
-fn tell(session: &Session) -> Value {
+fn to_json(session: &Session) -> Value {
     let state = match session.state() {
         SessionState::Active => "active",
         SessionState::Refreshing => "refreshing",

@@ -1,9 +1,9 @@
-//! Gateways in this process, on real sockets.
+//! Tests of gateways in this process, over real sockets.
 
-#![expect(clippy::unwrap_used, reason = "what fails in a test, fails the test")]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "../support/world.rs"]
-mod support;
+#[path = "../support/test_gateway.rs"]
+mod test_gateway;
 
 mod cancellation;
 mod credentials;

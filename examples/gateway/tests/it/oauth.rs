@@ -1,4 +1,4 @@
-//! `--token-endpoint`: OAuth 2.0 in place of the JSON endpoints.
+//! `--token-endpoint`: OAuth 2.0 instead of the JSON endpoints.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -10,13 +10,12 @@ use axum::{Form, Json, Router};
 use gateway::{AuthServer, Gateway, Settings};
 use http::{HeaderMap, StatusCode};
 use serde_json::json;
-use tokio::net::TcpListener;
 
-use crate::support::{Browser, spawn};
+use crate::test_gateway::{Browser, serve, spawn};
 
 type Forms = Arc<Mutex<Vec<HashMap<String, String>>>>;
 
-/// A token endpoint that issues numbers, and an API that refuses the first.
+/// Starts a token endpoint that issues numbered tokens, and an API that rejects the first.
 async fn server() -> (String, Forms) {
     async fn token(
         State(forms): State<Forms>,
@@ -33,11 +32,11 @@ async fn server() -> (String, Forms) {
         if form.get("password").is_some_and(|password| password == "wrong") {
             return (StatusCode::BAD_REQUEST, Json(json!({ "error": "invalid_grant" }))).into_response();
         }
-        let answer = json!({
+        let response = json!({
             "access_token": format!("a{count}"), "refresh_token": format!("r{count}"),
             "token_type": "Bearer", "expires_in": 300,
         });
-        Json(answer).into_response()
+        Json(response).into_response()
     }
     async fn revoke(State(forms): State<Forms>, Form(form): Form<HashMap<String, String>>) {
         forms.lock().unwrap().push(form);
@@ -56,10 +55,7 @@ async fn server() -> (String, Forms) {
         .route("/revoke", post(revoke))
         .route("/api/whoami", axum::routing::get(api))
         .with_state(forms.clone());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let origin = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, routes).await });
-    (origin, forms)
+    (serve(routes).await, forms)
 }
 
 #[tokio::test]
@@ -78,7 +74,7 @@ async fn a_user_signs_in_refreshes_and_signs_out() {
     assert_eq!(browser.login("ada", "correct horse").await.status, 204);
     assert_eq!(browser.get("/api/whoami").await.body, "Bearer a2");
     assert_eq!(browser.post("/logout", "").await.status, 204);
-    browser.login("ada", "wrong").await.is_problem(401, "wrong-credentials");
+    browser.login("ada", "wrong").await.assert_problem(401, "wrong-credentials");
     let forms = forms.lock().unwrap();
     let form = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
@@ -88,15 +84,12 @@ async fn a_user_signs_in_refreshes_and_signs_out() {
     assert_eq!(forms[2], form(&[("token", "r2"), ("token_type_hint", "refresh_token")]));
 }
 
-/// What doesn't matter to a login doesn't fail it.
 #[tokio::test]
-async fn a_token_endpoint_may_be_careless() {
+async fn a_login_ignores_invalid_optional_fields_of_the_token_response() {
     async fn token(Form(form): Form<HashMap<String, String>>) -> Response {
         Json(serde_json::from_str::<serde_json::Value>(&form["username"]).unwrap()).into_response()
     }
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let origin = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, Router::new().route("/token", post(token))).await });
+    let origin = serve(Router::new().route("/token", post(token))).await;
     let auth = AuthServer::OAuth {
         token_endpoint: format!("{origin}/token"),
         revocation_endpoint: None,
@@ -114,26 +107,26 @@ async fn a_token_endpoint_may_be_careless() {
         (json!("soon"), None),
         (json!(null), None),
     ] {
-        let answer =
+        let response =
             json!({ "access_token": "a", "refresh_token": "r", "token_type": "bearer", "expires_in": lifetime });
-        assert_eq!(browser.login(&answer.to_string(), "x").await.status, 204, "{lifetime}");
-        let told = browser.get("/session").await.json();
-        let told = told["expires_in"].as_u64();
-        assert!(told == left || told == left.map(|left| left - 1), "{lifetime}: {told:?}");
+        assert_eq!(browser.login(&response.to_string(), "x").await.status, 204, "{lifetime}");
+        let session = browser.get("/session").await.json();
+        let expires_in = session["expires_in"].as_u64();
+        assert!(expires_in == left || expires_in == left.map(|left| left - 1), "{lifetime}: {expires_in:?}");
     }
-    for answer in [
+    for response in [
         json!({ "access_token": "a", "refresh_token": null }),
         json!({ "access_token": "a", "refresh_token": "", "token_type": null }),
     ] {
-        assert_eq!(browser.login(&answer.to_string(), "x").await.status, 204, "{answer}");
+        assert_eq!(browser.login(&response.to_string(), "x").await.status, 204, "{response}");
     }
-    for answer in [
+    for response in [
         json!({}),
         json!([]),
         json!({ "access_token": "" }),
         json!({ "access_token": "a", "refresh_token": "r", "token_type": "mac" }),
         json!({ "access_token": "a", "refresh_token": "r", "error": "server_error" }),
     ] {
-        browser.login(&answer.to_string(), "x").await.is_problem(502, "auth-server-failed");
+        browser.login(&response.to_string(), "x").await.assert_problem(502, "auth-server-failed");
     }
 }

@@ -1,4 +1,4 @@
-//! Bodies are passed on as they come, at the pace of whoever takes them.
+//! Streaming and backpressure in both directions.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,28 +18,28 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use crate::support::World;
+use crate::test_gateway::TestGateway;
 
-/// What is sent at once.
+/// The data of one frame.
 static PART: [u8; 64 * 1024] = [0; 64 * 1024];
 
 const MEBIBYTE: usize = 1 << 20;
 
 #[tokio::test]
-async fn a_body_is_passed_on_part_by_part_both_ways() {
-    let world = World::start().await;
-    let browser = world.browser("ada").await;
+async fn bodies_are_streamed_in_both_directions() {
+    let gateway = TestGateway::start().await;
+    let browser = gateway.browser("ada").await;
     let (parts, coming) = mpsc::channel::<Bytes>(1);
     let body = stream::unfold(coming, async |mut coming| Some((Ok::<_, std::io::Error>(coming.recv().await?), coming)));
     let request = browser.request(Method::POST, "/api/echo").body(Body::from_stream(body)).unwrap();
-    let answer = tokio::spawn({
+    let response = tokio::spawn({
         let browser = browser.clone();
         async move { browser.send(request).await }
     });
     parts.send("part 0".into()).await.unwrap();
-    let mut echo = timeout(Duration::from_secs(5), answer).await.unwrap().unwrap().into_body();
+    let mut echo = timeout(Duration::from_secs(5), response).await.unwrap().unwrap().into_body();
     for number in 1..10 {
-        // The part before came back before this one is sent.
+        // Each part comes back before the next is sent.
         let back = timeout(Duration::from_secs(5), echo.frame()).await.unwrap().unwrap().unwrap();
         assert_eq!(back.into_data().unwrap(), format!("part {}", number - 1));
         parts.send(format!("part {number}").into()).await.unwrap();
@@ -49,7 +49,7 @@ async fn a_body_is_passed_on_part_by_part_both_ways() {
 }
 
 #[tokio::test]
-async fn an_upstream_is_not_read_faster_than_the_client_reads() {
+async fn the_clients_backpressure_reaches_the_upstream() {
     let sent = Arc::new(AtomicUsize::new(0));
     let count = sent.clone();
     let endless = async move || {
@@ -59,11 +59,11 @@ async fn an_upstream_is_not_read_faster_than_the_client_reads() {
             Ok::<_, std::io::Error>(Bytes::from_static(&PART))
         }))
     };
-    let world = World::with_upstream(Router::new().fallback(any(endless)), |_| {}).await;
-    let browser = world.browser("ada").await;
+    let gateway = TestGateway::with_upstream(Router::new().fallback(any(endless)), |_| {}).await;
+    let browser = gateway.browser("ada").await;
     let mut body = browser.send(browser.request(Method::GET, "/api/x").body(Body::empty()).unwrap()).await.into_body();
     body.frame().await.unwrap().unwrap();
-    // What is on its way then fits the sockets' buffers.
+    // Only the buffers of the sockets are filled.
     let settled = settled(&sent).await;
     assert!(settled < 32 * MEBIBYTE, "{settled}");
     let mut read = 0;
@@ -72,21 +72,21 @@ async fn an_upstream_is_not_read_faster_than_the_client_reads() {
     }
     assert!(sent.load(Ordering::Relaxed) < read + 32 * MEBIBYTE);
     drop(body);
-    // A client that leaves takes the upstream's request with it.
+    // The client's disconnect ends the request to the upstream.
     self::settled(&sent).await;
 }
 
 #[tokio::test]
-async fn a_client_is_not_read_faster_than_the_upstream_reads() {
+async fn the_upstreams_backpressure_reaches_the_client() {
     let never_reads = async |body: Body| -> Body {
         std::future::pending::<()>().await;
         body
     };
-    let world = World::with_upstream(Router::new().fallback(any(never_reads)), |settings| {
+    let gateway = TestGateway::with_upstream(Router::new().fallback(any(never_reads)), |settings| {
         settings.body_limit = u64::MAX;
     });
-    let world = world.await;
-    let browser = world.browser("ada").await;
+    let gateway = gateway.await;
+    let browser = gateway.browser("ada").await;
     let sent = Arc::new(AtomicUsize::new(0));
     let count = sent.clone();
     let endless = Body::from_stream(stream::repeat_with(move || {
@@ -100,7 +100,7 @@ async fn a_client_is_not_read_faster_than_the_upstream_reads() {
     call.abort();
 }
 
-/// Waits until a counter stands still.
+/// Waits until a counter stops growing.
 async fn settled(counter: &AtomicUsize) -> usize {
     loop {
         let before = counter.load(Ordering::Relaxed);
@@ -111,26 +111,26 @@ async fn settled(counter: &AtomicUsize) -> usize {
     }
 }
 
-/// Who takes nothing of his answer doesn't keep the upstream busy for ever.
+/// A client that does not read its response must not occupy the upstream without limit.
 #[tokio::test]
 async fn a_client_that_stops_reading_is_cut_off() {
-    let (world, open) = endless_answers().await;
-    let cookie = world.browser("ada").await.cookie.unwrap();
-    let mut stream = TcpStream::connect(world.address).await.unwrap();
-    let request = format!("GET /api/x HTTP/1.1\r\nhost: {}\r\ncookie: {cookie}\r\n\r\n", world.address);
+    let (gateway, open) = endless_responses().await;
+    let cookie = gateway.browser("ada").await.cookie.unwrap();
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    let request = format!("GET /api/x HTTP/1.1\r\nhost: {}\r\ncookie: {cookie}\r\n\r\n", gateway.address);
     stream.write_all(request.as_bytes()).await.unwrap();
     reached(&open, 1).await;
     reached(&open, 0).await;
 }
 
-/// Though its connection is alive, and other streams on it go on.
+/// The connection stays alive, and its other streams continue.
 #[tokio::test]
-async fn a_client_that_stops_reading_one_of_many_streams_is_cut_off() {
-    let (world, open) = endless_answers().await;
-    let cookie = world.browser("ada").await.cookie.unwrap();
+async fn a_stream_that_its_client_stops_reading_is_cut_off() {
+    let (gateway, open) = endless_responses().await;
+    let cookie = gateway.browser("ada").await.cookie.unwrap();
     let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Body>();
     let get = |path: &str| {
-        let request = Request::get(format!("http://{}{path}", world.address)).header("cookie", &cookie);
+        let request = Request::get(format!("http://{}{path}", gateway.address)).header("cookie", &cookie);
         client.request(request.body(Body::empty()).unwrap())
     };
     let (unread, read) = (get("/api/x").await.unwrap(), get("/api/x").await.unwrap());
@@ -141,13 +141,13 @@ async fn a_client_that_stops_reading_one_of_many_streams_is_cut_off() {
     reached(&open, 1).await;
     assert!(!reading.is_finished());
     reading.abort();
-    // What had arrived was more than nothing, and it is told that it is not the whole.
+    // The truncated body ends in an error.
     assert!(unread.into_body().collect().await.is_err());
     assert_eq!(get("/healthz").await.unwrap().status(), 200);
 }
 
-/// A gateway that gives its clients little time, and how many endless answers its upstream has under way.
-async fn endless_answers() -> (World, Arc<AtomicUsize>) {
+/// Starts a gateway with a short client time-out, and counts the open endless responses of its upstream.
+async fn endless_responses() -> (TestGateway, Arc<AtomicUsize>) {
     struct Held(Arc<AtomicUsize>);
     impl Drop for Held {
         fn drop(&mut self) {
@@ -164,10 +164,10 @@ async fn endless_answers() -> (World, Arc<AtomicUsize>) {
             Ok::<_, std::io::Error>(Bytes::from_static(&PART))
         }))
     };
-    let world = World::with_upstream(Router::new().fallback(any(endless)), |settings| {
+    let gateway = TestGateway::with_upstream(Router::new().fallback(any(endless)), |settings| {
         settings.client_timeout = Duration::from_millis(300);
     });
-    (world.await, open)
+    (gateway.await, open)
 }
 
 async fn reached(counter: &AtomicUsize, count: usize) {
@@ -180,27 +180,27 @@ async fn reached(counter: &AtomicUsize, count: usize) {
 }
 
 #[tokio::test]
-async fn http_2_is_served_too() {
-    let world = World::start().await;
-    let cookie = world.browser("ada").await.cookie.unwrap();
+async fn http_2_requests_are_served() {
+    let gateway = TestGateway::start().await;
+    let cookie = gateway.browser("ada").await.cookie.unwrap();
     let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Body>();
-    world.kit.expire_access_tokens();
+    gateway.kit.expire_access_tokens();
     let calls = (0..20).map(|number| {
-        let request = Request::post(format!("http://{}/api/headers?{number}", world.address))
-            .header("origin", format!("http://{}", world.address))
-            // HTTP/2 may split them.
+        let request = Request::post(format!("http://{}/api/headers?{number}", gateway.address))
+            .header("origin", format!("http://{}", gateway.address))
+            // HTTP/2 may split cookies into several headers.
             .header("cookie", "theme=dark")
             .header("cookie", &cookie);
         client.request(request.body(Body::from("data")).unwrap())
     });
-    for answer in futures_util::future::join_all(calls).await {
-        let answer = answer.unwrap();
-        assert_eq!(answer.status(), 200);
-        let seen = answer.into_body().collect().await.unwrap().to_bytes();
+    for response in futures_util::future::join_all(calls).await {
+        let response = response.unwrap();
+        assert_eq!(response.status(), 200);
+        let seen = response.into_body().collect().await.unwrap().to_bytes();
         let seen: serde_json::Value = serde_json::from_slice(&seen).unwrap();
-        assert_eq!(seen["headers"]["x-forwarded-host"][0], world.address.to_string());
+        assert_eq!(seen["headers"]["x-forwarded-host"][0], gateway.address.to_string());
         assert!(seen["headers"].get("cookie").is_none());
         assert_eq!(seen["body_length"], 4);
     }
-    assert_eq!(world.kit.counters().granted, 1);
+    assert_eq!(gateway.kit.counters().granted, 1);
 }

@@ -1,16 +1,18 @@
-//! Load, with `wrk`: 500 users whose tokens live 2 s, and the same proxy without the layer beside it.
+//! Load tests with `wrk`: 500 users whose tokens live 2 s, and the same proxy without the layer as a baseline.
 //!
 //! ```console
 //! cargo test -p gateway --release --test load -- --ignored --nocapture
 //! ```
 //!
-//! `LOAD_SECONDS` says how long, 60 by default.
+//! `LOAD_SECONDS` sets the duration, 60 by default.
 
-#![expect(clippy::unwrap_used, reason = "what fails in a test, fails the test")]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-#[path = "../support/world.rs"]
-#[expect(dead_code, reason = "made for more than this")]
-mod world;
+#[path = "../support/resident.rs"]
+mod resident;
+#[path = "../support/test_gateway.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
+mod test_gateway;
 
 use std::env;
 use std::net::SocketAddr;
@@ -24,10 +26,11 @@ use tokio::time::sleep;
 use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
 use tower_auth_refresh_testkit::TestServer;
 
-use self::world::{Browser, spawn};
+use self::resident::resident_memory;
+use self::test_gateway::{Browser, spawn};
 
 const USERS: usize = 500;
-const TURNS: u64 = 6;
+const ROUNDS: u64 = 6;
 
 #[derive(Default)]
 struct Figures {
@@ -40,7 +43,7 @@ struct Figures {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes two minutes, and wrk"]
+#[ignore = "takes two minutes and requires wrk"]
 async fn users_whose_tokens_live_two_seconds() {
     let seconds: u64 = env::var("LOAD_SECONDS").map_or(60, |text| text.parse().unwrap());
     let kit = TestServer::start().await.unwrap();
@@ -57,18 +60,18 @@ async fn users_whose_tokens_live_two_seconds() {
     kit.reset();
 
     let (mut without, mut with) = (Figures::default(), Figures::default());
-    for _ in 0..TURNS {
-        without.add(&wrk(bare, &bare_cookies, seconds / TURNS).await);
-        with.add(&wrk(gateway, &cookies, seconds / TURNS).await);
+    for _ in 0..ROUNDS {
+        without.add(&wrk(bare, &bare_cookies, seconds / ROUNDS).await);
+        with.add(&wrk(gateway, &cookies, seconds / ROUNDS).await);
     }
-    finish(gateway, &cookies).await;
+    settle(gateway, &cookies).await;
     let counters = kit.counters();
     with.print("with the layer");
     without.print("without it    ");
     let share = with.rate() / without.rate();
-    println!("throughput with the layer: {:.1} % of that without", share * 100.0);
+    println!("throughput with the layer: {:.1} % of the baseline", share * 100.0);
     println!(
-        "refreshes {}, generations challenged {}, 401s {}, violations {}, most at once for a user {}",
+        "refreshes {}, generations challenged {}, 401s {}, violations {}, most concurrent refreshes of a user {}",
         counters.granted,
         counters.generations_challenged,
         counters.unauthorized(),
@@ -82,9 +85,9 @@ async fn users_whose_tokens_live_two_seconds() {
     assert_eq!(counters.max_concurrent_refreshes, 1);
 }
 
-/// A million users are signed in, and 500 of them call.
+/// Signs a million users in, 500 of which make calls.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes a minute, a few GiB, and wrk"]
+#[ignore = "takes a minute and a few GiB, and requires wrk"]
 async fn a_million_sessions() {
     const SESSIONS: usize = 1_000_000;
     let kit = TestServer::start().await.unwrap();
@@ -95,17 +98,17 @@ async fn a_million_sessions() {
         settings.access_lifetime = Duration::from_secs(2);
     });
     let gateway = Gateway::new(settings).listen().unwrap();
-    let before = resident();
-    let begun = Instant::now();
+    let before = resident_memory().unwrap();
+    let started = Instant::now();
     for number in 0..SESSIONS {
-        // As long as a small JWT, and as an opaque refresh token.
+        // The lengths of a small JWT and of an opaque refresh token.
         let access = AccessToken::new(format!("{number:0>230}")).unwrap();
         let refresh = RefreshToken::new(format!("{number:0>64}")).unwrap();
         let tokens = Tokens::new(access, refresh).with_expires_in(Duration::from_secs(300));
         gateway.sign_in(tokens).await.unwrap();
     }
-    let took = begun.elapsed();
-    let each = (resident() - before) / SESSIONS as u64;
+    let took = started.elapsed();
+    let each = (resident_memory().unwrap() - before) / SESSIONS as u64;
     println!("{SESSIONS} sessions: {each} bytes each, {:.1?} us to sign one in", took.as_secs_f64());
     assert!(each <= 1024, "{each} bytes each");
     let address = gateway.address().unwrap();
@@ -114,21 +117,14 @@ async fn a_million_sessions() {
     kit.reset();
     let mut figures = Figures::default();
     figures.add(&wrk(address, &cookies, 20).await);
-    finish(address, &cookies).await;
+    settle(address, &cookies).await;
     figures.print("with a million sessions");
     assert_eq!(figures.failed, 0);
     assert_eq!(kit.counters().refreshes, kit.counters().generations_challenged);
     assert_eq!(kit.violations(), []);
 }
 
-/// The memory of this process, in bytes.
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
-}
-
-/// Signs users in, and writes their cookies to a file.
+/// Signs users in and writes their cookies to a file.
 async fn sign_in(address: SocketAddr, name: &str) -> PathBuf {
     let mut cookies = Vec::new();
     for user in 0..USERS {
@@ -141,9 +137,9 @@ async fn sign_in(address: SocketAddr, name: &str) -> PathBuf {
     path
 }
 
-/// Finishes what wrk left behind when it stopped: a call that it left when the API was just refusing its token began no
-/// refresh, and the next call of its user does.
-async fn finish(address: SocketAddr, cookies: &PathBuf) {
+/// Makes a call for each user after wrk has stopped. A call that wrk dropped just before its 401 has started no
+/// refresh; the next call of that user does.
+async fn settle(address: SocketAddr, cookies: &PathBuf) {
     sleep(Duration::from_secs(1)).await;
     for cookie in std::fs::read_to_string(cookies).unwrap().lines() {
         let mut browser = Browser::at(address);
@@ -162,9 +158,9 @@ async fn wrk(address: SocketAddr, cookies: &PathBuf, seconds: u64) -> Value {
 }
 
 impl Figures {
-    fn add(&mut self, told: &Value) {
-        let count = |name: &str| told[name].as_u64().unwrap();
-        let figure = |name: &str| told[name].as_f64().unwrap();
+    fn add(&mut self, report: &Value) {
+        let count = |name: &str| report[name].as_u64().unwrap();
+        let figure = |name: &str| report[name].as_f64().unwrap();
         self.requests += count("requests");
         self.seconds += figure("seconds");
         self.p50.push(figure("p50_ms"));
@@ -181,7 +177,7 @@ impl Figures {
 
     fn print(&self, name: &str) {
         let Self { requests, seconds, p50, p99, max, failed } = self;
-        println!("{name}: {requests} requests in {seconds:.0} s, {:.0}/s, {failed} failed; turn by turn:", self.rate());
+        println!("{name}: {requests} requests in {seconds:.0} s, {:.0}/s, {failed} failed; by round:", self.rate());
         println!("    p50 {p50:.1?} ms, p99 {p99:.1?} ms, max {max:.0} ms");
     }
 }

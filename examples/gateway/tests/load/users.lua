@@ -1,4 +1,4 @@
--- Each request is a random user's. Their cookies are in the file that COOKIES names, one a line.
+-- Sends each request as a random user. COOKIES names the file with the users' cookies, one per line.
 local cookies = {}
 
 function init()

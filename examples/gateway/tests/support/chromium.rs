@@ -1,4 +1,4 @@
-//! A headless Chromium, driven over its debugging pipe: JSON messages that end in a zero byte, on descriptors 3 and 4.
+//! Headless Chromium, driven over its debugging pipe: JSON messages that end in a zero byte, on descriptors 3 and 4.
 
 use std::env;
 use std::io::{BufRead, BufReader, Write};
@@ -10,9 +10,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A browser of its own, with nothing in it.
+/// A browser with an empty profile.
 pub(crate) struct Chromium {
     child: Child,
     input: ChildStdin,
@@ -29,7 +29,7 @@ pub(crate) struct Page<'a> {
 }
 
 impl Chromium {
-    /// Starts the browser. Where there is none, says so and returns `None`, which on a CI machine is a failure.
+    /// Starts the browser, or returns `None` if it is not installed. On CI a missing browser is a failure.
     pub(crate) fn find() -> Option<Self> {
         let program = env::var("CHROMIUM").unwrap_or_else(|_| "chromium".to_owned());
         let found = Command::new(&program).arg("--version").stderr(Stdio::null()).output();
@@ -43,11 +43,11 @@ impl Chromium {
 
     fn start(program: &str) -> Self {
         let profile = env::temp_dir().join(format!("gateway-chromium-{}", std::process::id()));
-        // The shell lends its own input and output as the descriptors that the pipe needs.
+        // The shell duplicates its stdin and stdout to descriptors 3 and 4.
         let script = "exec \"$0\" \"$@\" 3<&0 4>&1 0</dev/null 1>/dev/null 2>/dev/null";
         let mut command = Command::new("sh");
         command.args(["-c", script, program, "--headless=new", "--remote-debugging-pipe", "--window-size=1200,1100"]);
-        // As root, and in a container, the sandbox can't be had; the only page is our own.
+        // The sandbox is unavailable to root and in containers. Only the demo page is loaded.
         command.args(["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--no-first-run"]);
         command.arg("--disable-background-networking").arg("--hide-scrollbars");
         command.arg(format!("--user-data-dir={}", profile.display()));
@@ -72,7 +72,7 @@ impl Chromium {
         self.try_call(session, method, parameters).unwrap_or_else(|error| panic!("{method}: {error}"))
     }
 
-    /// What the browser answers, or its complaint about the call.
+    /// Sends a command and returns its result or its error.
     fn try_call(&mut self, session: Option<&str>, method: &str, parameters: &Value) -> Result<Value, Value> {
         self.last += 1;
         let mut message = json!({ "id": self.last, "method": method, "params": parameters });
@@ -85,15 +85,15 @@ impl Chromium {
         loop {
             let mut bytes = Vec::new();
             self.output.read_until(0, &mut bytes).unwrap();
-            assert_eq!(bytes.pop(), Some(0), "the browser is gone");
-            let mut answer: Value = serde_json::from_slice(&bytes).unwrap();
-            if answer["id"] == self.last {
-                return match answer.get_mut("error") {
+            assert_eq!(bytes.pop(), Some(0), "the browser has exited");
+            let mut response: Value = serde_json::from_slice(&bytes).unwrap();
+            if response["id"] == self.last {
+                return match response.get_mut("error") {
                     Some(error) => Err(error.take()),
-                    None => Ok(answer["result"].take()),
+                    None => Ok(response["result"].take()),
                 };
             }
-            self.events.push(answer);
+            self.events.push(response);
         }
     }
 }
@@ -107,14 +107,14 @@ impl Drop for Chromium {
 }
 
 impl Page<'_> {
-    /// Loads the page anew.
+    /// Reloads the page and waits for the new document.
     pub(crate) fn reload(&mut self) {
         self.run("window.isOld = true");
         self.browser.call(Some(&self.session), "Page.reload", &json!({}));
         self.wait_for("!window.isOld");
     }
 
-    /// What an expression comes to.
+    /// Returns the value of an expression.
     pub(crate) fn evaluate(&mut self, expression: &str) -> Value {
         self.try_evaluate(expression).unwrap_or_else(|error| panic!("{expression}: {error}"))
     }
@@ -122,9 +122,9 @@ impl Page<'_> {
     fn try_evaluate(&mut self, expression: &str) -> Result<Value, Value> {
         let parameters =
             json!({ "expression": expression, "returnByValue": true, "awaitPromise": true, "userGesture": true });
-        let mut answer = self.browser.try_call(Some(&self.session), "Runtime.evaluate", &parameters)?;
-        assert!(answer.get("exceptionDetails").is_none(), "{expression}: {answer}");
-        Ok(answer["result"]["value"].take())
+        let mut response = self.browser.try_call(Some(&self.session), "Runtime.evaluate", &parameters)?;
+        assert!(response.get("exceptionDetails").is_none(), "{expression}: {response}");
+        Ok(response["result"]["value"].take())
     }
 
     pub(crate) fn run(&mut self, statement: &str) {
@@ -132,12 +132,12 @@ impl Page<'_> {
     }
 
     pub(crate) fn wait_for(&mut self, condition: &str) {
-        let deadline = Instant::now() + PATIENCE;
-        // There is nothing to ask while one page gives way to the next.
+        let deadline = Instant::now() + TIMEOUT;
+        // Between two documents the evaluation fails.
         while self.try_evaluate(condition) != Ok(Value::Bool(true)) {
             if Instant::now() > deadline {
                 let page = self.evaluate("document.body?.innerText ?? 'no page'");
-                panic!("{condition} never came true; complaints: {:?}; the page:\n{page}", self.complaints());
+                panic!("{condition} did not become true; errors: {:?}; page:\n{page}", self.errors());
             }
             sleep(Duration::from_millis(20));
         }
@@ -147,34 +147,34 @@ impl Page<'_> {
         self.evaluate(&format!("document.querySelector('{selector}').textContent")).as_str().unwrap().to_owned()
     }
 
-    /// The numbers in the tiles.
+    /// Returns the numbers in the tiles.
     pub(crate) fn totals(&mut self) -> Vec<String> {
         ["#browser-ok", "#browser-bad", "#refused", "#refreshes", "#replays"].map(|tile| self.text(tile)).to_vec()
     }
 
-    /// Makes the window so wide, in the colours that its user likes.
+    /// Sets the width of the window and the preferred colour scheme.
     pub(crate) fn resize(&mut self, width: u32, colours: &str) {
         let size = json!({ "width": width, "height": 800, "deviceScaleFactor": 1, "mobile": false });
         self.browser.call(Some(&self.session), "Emulation.setDeviceMetricsOverride", &size);
-        let likes = json!({ "features": [{ "name": "prefers-color-scheme", "value": colours }] });
-        self.browser.call(Some(&self.session), "Emulation.setEmulatedMedia", &likes);
+        let media = json!({ "features": [{ "name": "prefers-color-scheme", "value": colours }] });
+        self.browser.call(Some(&self.session), "Emulation.setEmulatedMedia", &media);
     }
 
-    /// A picture of the page, as PNG.
+    /// Returns a screenshot of the page as PNG.
     pub(crate) fn screenshot(&mut self) -> Vec<u8> {
         let parameters = json!({ "format": "png", "captureBeyondViewport": true });
-        let answer = self.browser.call(Some(&self.session), "Page.captureScreenshot", &parameters);
-        STANDARD.decode(answer["data"].as_str().unwrap()).unwrap()
+        let response = self.browser.call(Some(&self.session), "Page.captureScreenshot", &parameters);
+        STANDARD.decode(response["data"].as_str().unwrap()).unwrap()
     }
 
-    /// What the browser itself complains of, failed calls aside: exceptions, and what the page's policy blocked.
-    pub(crate) fn complaints(&mut self) -> Vec<String> {
+    /// Returns uncaught exceptions and violations of the page's policy, without failed calls.
+    pub(crate) fn errors(&mut self) -> Vec<String> {
         self.evaluate("0");
-        let of_note = |event: &&Value| match event["method"].as_str() {
+        let is_error = |event: &&Value| match event["method"].as_str() {
             Some("Runtime.exceptionThrown") => true,
             Some("Log.entryAdded") => event["params"]["entry"]["source"] != "network",
             _ => false,
         };
-        self.browser.events.iter().filter(of_note).map(Value::to_string).collect()
+        self.browser.events.iter().filter(is_error).map(Value::to_string).collect()
     }
 }

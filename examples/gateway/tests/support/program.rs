@@ -1,31 +1,31 @@
-//! The gateway as a program of its own.
+//! The gateway as a child process.
 
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// A gateway that runs. It is killed with the test.
+/// A running gateway, killed on drop.
 pub(crate) struct Program {
     child: Child,
     pub(crate) address: SocketAddr,
 }
 
-/// The program, to be started with nothing from this process' environment.
+/// Returns the command of the program, with nothing from the environment of this process.
 pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
     command.args(arguments).env_clear().env("RUST_LOG", "info");
     command
 }
 
-/// Runs a program that should not start, and says what it said instead.
-pub(crate) fn refuse(command: &mut Command) -> Output {
+/// Runs a program that should exit with an error, and returns its output.
+pub(crate) fn run_to_failure(command: &mut Command) -> Output {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     while child.try_wait().unwrap().is_none() {
         if Instant::now() > deadline {
             let _ = child.kill();
-            panic!("it has started: {command:?}");
+            panic!("the program has started: {command:?}");
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -33,7 +33,7 @@ pub(crate) fn refuse(command: &mut Command) -> Output {
 }
 
 impl Program {
-    /// Starts it on a free port, and waits until it listens.
+    /// Starts the program on a free port and waits until it listens.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         Self::start_command(command(arguments).args(["--listen", "127.0.0.1:0"]))
     }
@@ -42,7 +42,8 @@ impl Program {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening on http://").unwrap_or_else(|| panic!("it said {line:?}"));
+        let address =
+            line.trim().strip_prefix("listening on http://").unwrap_or_else(|| panic!("unexpected output: {line:?}"));
         Self { child, address: address.parse().unwrap() }
     }
 
@@ -55,30 +56,39 @@ impl Program {
         assert!(killed.success());
     }
 
+    /// Waits until the program refuses connections.
+    pub(crate) async fn stops_accepting(&self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while TcpStream::connect(self.address).is_ok() {
+            assert!(Instant::now() < deadline);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Waits for its end.
+    /// Waits until the program has exited.
     pub(crate) async fn exit(&mut self, within: Duration) -> ExitStatus {
         let deadline = Instant::now() + within;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(Instant::now() < deadline, "it is still running");
+            assert!(Instant::now() < deadline, "the program is still running");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// Reads its stderr, which was piped, until its end.
+    /// Reads the piped stderr in a thread.
     pub(crate) fn take_log(&mut self) -> Log {
         let stderr = self.child.stderr.take().unwrap();
         Log(std::thread::spawn(|| std::io::read_to_string(stderr).unwrap()))
     }
 }
 
-/// What a program writes to stderr.
+/// The stderr of a program.
 pub(crate) struct Log(std::thread::JoinHandle<String>);
 
 impl Log {

@@ -1,114 +1,114 @@
-//! Who may present a refresh token, and for how long.
+//! Claims: exclusion, leases, and refresh tokens in doubt.
 
 use tokio::time::{Instant, sleep};
 use tower_auth_refresh::store::{Claim, Presented};
 
-use super::{Bench, cleared, stored};
+use super::{Fixture, expect_cleared, expect_stored};
 
-pub(super) async fn a_claim_excludes_every_other(bench: Bench) {
-    let version = bench.sign_in("1").await;
+pub(super) async fn a_claim_excludes_all_others(fixture: Fixture) {
+    let version = fixture.sign_in("1").await;
     let before = Instant::now();
-    let claim = bench.claimed(&bench.a, version).await;
-    assert!(!claim.in_doubt, "nobody has presented the token before");
-    for store in [&bench.b, &bench.a] {
-        let until = bench.busy(store, version).await;
-        let spare = bench.lease / 4;
-        let expected = before + bench.lease - spare..=Instant::now() + bench.lease + spare;
+    let claim = fixture.expect_claimed(&fixture.a, version).await;
+    assert!(!claim.in_doubt, "the token has not been presented");
+    for store in [&fixture.b, &fixture.a] {
+        let until = fixture.expect_busy(store, version).await;
+        let spare = fixture.lease / 4;
+        let expected = before + fixture.lease - spare..=Instant::now() + fixture.lease + spare;
         assert!(expected.contains(&until), "the lease ends at {until:?}, not within {expected:?}");
     }
 }
 
-pub(super) async fn a_claim_that_expires_is_in_doubt_ever_after(bench: Bench) {
-    let version = bench.sign_in("1").await;
-    let first = bench.claimed(&bench.a, version).await;
-    bench.expire().await;
-    let second = bench.claimed(&bench.b, version).await;
-    assert!(second.in_doubt, "an expired claim was handed on as unclaimed");
-    assert_ne!(first.id, second.id, "two claims can't be told apart");
-    bench.busy(&bench.a, version).await;
+pub(super) async fn a_token_stays_in_doubt_after_a_claim_has_expired(fixture: Fixture) {
+    let version = fixture.sign_in("1").await;
+    let first = fixture.expect_claimed(&fixture.a, version).await;
+    fixture.expire().await;
+    let second = fixture.expect_claimed(&fixture.b, version).await;
+    assert!(second.in_doubt, "the doubt after an expired claim was lost");
+    assert_ne!(first.id, second.id, "two claims have the same id");
+    fixture.expect_busy(&fixture.a, version).await;
 
-    // It isn't the second one's to say that the first hadn't presented it.
-    bench.b.release(&second, Presented::Unused).await.expect("release");
-    let third = bench.claimed(&bench.a, version).await;
-    assert!(third.in_doubt, "the doubt was forgotten at a release");
-    bench.expire().await;
-    let fourth = bench.claimed(&bench.b, version).await;
-    assert!(fourth.in_doubt, "the doubt was forgotten when another claim expired");
+    // The holder of the second claim can't know whether the first holder presented the token.
+    fixture.b.release(&second, Presented::Unused).await.expect("release");
+    let third = fixture.expect_claimed(&fixture.a, version).await;
+    assert!(third.in_doubt, "the doubt was lost at a release");
+    fixture.expire().await;
+    let fourth = fixture.expect_claimed(&fixture.b, version).await;
+    assert!(fourth.in_doubt, "the doubt was lost when another claim expired");
 
-    // New tokens leave it behind.
-    let version = stored(&bench.b, &fourth, "2").await;
-    assert!(!bench.claimed(&bench.a, version).await.in_doubt, "the doubt outlived the token");
+    // A new token is not in doubt.
+    let version = expect_stored(&fixture.b, &fourth, "2").await;
+    assert!(!fixture.expect_claimed(&fixture.a, version).await.in_doubt, "the doubt was carried over to the new token");
 }
 
-pub(super) async fn a_renewed_claim_lasts_longer(bench: Bench) {
-    let version = bench.sign_in("1").await;
-    let claim = bench.claimed(&bench.a, version).await;
+pub(super) async fn a_renewed_claim_lasts_longer(fixture: Fixture) {
+    let version = fixture.sign_in("1").await;
+    let claim = fixture.expect_claimed(&fixture.a, version).await;
     for _ in 0..3 {
-        sleep(bench.lease / 2).await;
-        assert!(bench.a.renew(&claim, bench.lease).await.expect("renew"), "the claim is held");
-        bench.busy(&bench.b, version).await;
+        sleep(fixture.lease / 2).await;
+        assert!(fixture.a.renew(&claim, fixture.lease).await.expect("renew"), "the claim is held");
+        fixture.expect_busy(&fixture.b, version).await;
     }
-    bench.expire().await;
-    assert!(bench.claimed(&bench.b, version).await.in_doubt);
+    fixture.expire().await;
+    assert!(fixture.expect_claimed(&fixture.b, version).await.in_doubt);
 }
 
-pub(super) async fn a_claim_that_is_lost_is_not_renewed(bench: Bench) {
-    let renewed = async |claim: &Claim| bench.a.renew(claim, bench.lease).await.expect("renew");
+pub(super) async fn a_lost_claim_is_not_renewed(fixture: Fixture) {
+    let renewed = async |claim: &Claim| fixture.a.renew(claim, fixture.lease).await.expect("renew");
 
-    let version = bench.sign_in("1").await;
-    let expired = bench.claimed(&bench.a, version).await;
-    bench.expire().await;
-    let second = bench.claimed(&bench.b, version).await;
-    assert!(!renewed(&expired).await, "somebody else holds the claim");
+    let version = fixture.sign_in("1").await;
+    let expired = fixture.expect_claimed(&fixture.a, version).await;
+    fixture.expire().await;
+    let second = fixture.expect_claimed(&fixture.b, version).await;
+    assert!(!renewed(&expired).await, "another handle holds the claim");
 
-    let version = stored(&bench.b, &second, "2").await;
+    let version = expect_stored(&fixture.b, &second, "2").await;
     assert!(!renewed(&second).await, "the claim was committed");
 
     for presented in [Presented::InDoubt, Presented::Unused] {
-        let released = bench.claimed(&bench.a, version).await;
-        bench.a.release(&released, presented).await.expect("release");
+        let released = fixture.expect_claimed(&fixture.a, version).await;
+        fixture.a.release(&released, presented).await.expect("release");
         assert!(!renewed(&released).await, "the claim was released");
     }
 
-    let replaced = bench.claimed(&bench.a, version).await;
-    let version = bench.sign_in("3").await;
+    let replaced = fixture.expect_claimed(&fixture.a, version).await;
+    let version = fixture.sign_in("3").await;
     assert!(!renewed(&replaced).await, "the record was replaced");
 
-    let claim = bench.claimed(&bench.a, version).await;
-    cleared(&bench.b, version).await;
+    let claim = fixture.expect_claimed(&fixture.a, version).await;
+    expect_cleared(&fixture.b, version).await;
     assert!(!renewed(&claim).await, "the record was cleared");
-    assert_eq!(bench.load().await, None);
+    assert_eq!(fixture.load().await, None);
 }
 
-pub(super) async fn a_token_that_was_not_presented_is_free_again(bench: Bench) {
-    let version = bench.sign_in("1").await;
-    let claim = bench.claimed(&bench.a, version).await;
-    bench.a.release(&claim, Presented::Unused).await.expect("release");
-    let next = bench.claimed(&bench.b, version).await;
-    assert!(!next.in_doubt, "nobody has presented the token");
-    assert_ne!(claim.id, next.id, "two claims can't be told apart");
+pub(super) async fn a_token_released_unused_is_claimed_without_doubt(fixture: Fixture) {
+    let version = fixture.sign_in("1").await;
+    let claim = fixture.expect_claimed(&fixture.a, version).await;
+    fixture.a.release(&claim, Presented::Unused).await.expect("release");
+    let next = fixture.expect_claimed(&fixture.b, version).await;
+    assert!(!next.in_doubt, "the token has not been presented");
+    assert_ne!(claim.id, next.id, "two claims have the same id");
 }
 
-pub(super) async fn a_token_released_in_doubt_is_claimed_in_doubt(bench: Bench) {
-    let version = bench.sign_in("1").await;
-    let claim = bench.claimed(&bench.a, version).await;
-    bench.a.release(&claim, Presented::InDoubt).await.expect("release");
-    assert_eq!(bench.load().await.map(|record| record.version), Some(version));
-    assert!(bench.claimed(&bench.b, version).await.in_doubt, "the token may have been presented");
+pub(super) async fn a_token_released_in_doubt_is_claimed_in_doubt(fixture: Fixture) {
+    let version = fixture.sign_in("1").await;
+    let claim = fixture.expect_claimed(&fixture.a, version).await;
+    fixture.a.release(&claim, Presented::InDoubt).await.expect("release");
+    assert_eq!(fixture.load().await.map(|record| record.version), Some(version));
+    assert!(fixture.expect_claimed(&fixture.b, version).await.in_doubt, "the token may have been presented");
 }
 
-pub(super) async fn a_release_that_comes_too_late_frees_nobody_elses_claim(bench: Bench) {
-    let version = bench.sign_in("1").await;
-    let late = bench.claimed(&bench.a, version).await;
-    bench.expire().await;
-    let claim = bench.claimed(&bench.b, version).await;
+pub(super) async fn a_late_release_does_not_free_another_claim(fixture: Fixture) {
+    let version = fixture.sign_in("1").await;
+    let late = fixture.expect_claimed(&fixture.a, version).await;
+    fixture.expire().await;
+    let claim = fixture.expect_claimed(&fixture.b, version).await;
     for presented in [Presented::Unused, Presented::InDoubt] {
-        bench.a.release(&late, presented).await.expect("release");
-        bench.busy(&bench.a, version).await;
+        fixture.a.release(&late, presented).await.expect("release");
+        fixture.expect_busy(&fixture.a, version).await;
     }
-    let version = stored(&bench.b, &claim, "2").await;
-    let claim = bench.claimed(&bench.b, version).await;
-    bench.a.release(&late, Presented::Unused).await.expect("release");
-    bench.busy(&bench.a, version).await;
-    assert!(bench.b.renew(&claim, bench.lease).await.expect("renew"), "the claim is held");
+    let version = expect_stored(&fixture.b, &claim, "2").await;
+    let claim = fixture.expect_claimed(&fixture.b, version).await;
+    fixture.a.release(&late, Presented::Unused).await.expect("release");
+    fixture.expect_busy(&fixture.a, version).await;
+    assert!(fixture.b.renew(&claim, fixture.lease).await.expect("renew"), "the claim is held");
 }

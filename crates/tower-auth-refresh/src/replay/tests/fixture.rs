@@ -1,4 +1,4 @@
-//! A body that does what a script says, and ways to poll it and to look at what came.
+//! A scripted body, and helpers that poll a body and describe the result.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,29 +11,29 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 
-/// What a [`Script`] does next.
+/// One step of a [`Script`].
 pub(super) enum Step {
     Data(Bytes),
     Trailers(HeaderMap),
-    /// Pending, until the gate lets one through.
+    /// Returns pending until the gate lets one step pass.
     Wait(Gate),
     Fail,
     Panic,
 }
 
-/// A body that goes through its steps. Polled after its end, it panics: it needn't be asked twice.
+/// A body that executes its steps. Panics if it is polled after its end.
 pub(super) struct Script {
     steps: VecDeque<Step>,
     size: SizeHint,
-    /// Whether `is_end_stream` tells the end, or only the last poll does.
-    tells_end: bool,
+    /// `is_end_stream` reports the end before the last poll does.
+    reports_end: bool,
     ended: bool,
 }
 
 impl Script {
-    /// A body of unknown length that doesn't tell its end beforehand.
+    /// Creates a body of unknown length that doesn't report its end beforehand.
     pub(super) fn new(steps: impl IntoIterator<Item = Step>) -> Self {
-        Self { steps: steps.into_iter().collect(), size: SizeHint::default(), tells_end: false, ended: false }
+        Self { steps: steps.into_iter().collect(), size: SizeHint::default(), reports_end: false, ended: false }
     }
 
     pub(super) fn chunks(chunks: impl IntoIterator<Item = &'static str>) -> Self {
@@ -45,14 +45,14 @@ impl Script {
         self
     }
 
-    /// The exact size, as the steps have it.
+    /// Sets the exact size, as computed from the steps.
     pub(super) fn exact(self) -> Self {
         let size = self.steps.iter().map(|step| if let Step::Data(data) = step { data.len() as u64 } else { 0 }).sum();
         self.size(SizeHint::with_exact(size))
     }
 
-    pub(super) fn tells_end(mut self) -> Self {
-        self.tells_end = true;
+    pub(super) fn reports_end(mut self) -> Self {
+        self.reports_end = true;
         self
     }
 }
@@ -62,7 +62,7 @@ impl Body for Script {
     type Error = io::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        assert!(!self.ended, "polled after its end");
+        assert!(!self.ended, "the script was polled after its end");
         if let Some(Step::Wait(gate)) = self.steps.front() {
             if !gate.poll_pass(cx) {
                 return Poll::Pending;
@@ -83,7 +83,7 @@ impl Body for Script {
             Some(Step::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
             Some(Step::Fail) => Some(Err(io::Error::other("the disk is gone"))),
             Some(Step::Panic) => panic!("the source panics"),
-            Some(Step::Wait(_)) => unreachable!("passed above"),
+            Some(Step::Wait(_)) => unreachable!("a wait is handled above"),
             None => {
                 self.ended = true;
                 None
@@ -92,7 +92,7 @@ impl Body for Script {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.tells_end && self.steps.is_empty()
+        self.reports_end && self.steps.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -100,7 +100,7 @@ impl Body for Script {
     }
 }
 
-/// Lets waiting steps pass, one for each time it is opened.
+/// Lets one waiting step pass for each call of `open`.
 #[derive(Clone, Default)]
 pub(super) struct Gate(Arc<Mutex<(usize, Option<Waker>)>>);
 
@@ -126,7 +126,7 @@ impl Gate {
     }
 }
 
-/// A task's waker that counts.
+/// A waker that counts wake-ups.
 #[derive(Default)]
 pub(super) struct Task(AtomicUsize);
 
@@ -146,7 +146,7 @@ impl Wake for Task {
     }
 }
 
-/// A frame, or what came in its place.
+/// The result of a poll.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Seen {
     Data(Bytes),
@@ -156,7 +156,7 @@ pub(super) enum Seen {
     Pending,
 }
 
-/// One poll by `task`.
+/// Polls once, with `task`'s waker.
 pub(super) fn poll<B>(body: &mut B, task: &Arc<Task>) -> Seen
 where
     B: Body<Data = Bytes> + Unpin,
@@ -174,7 +174,7 @@ where
     }
 }
 
-/// Polls until there is no further frame; what comes then is the last of what was seen.
+/// Polls until there is no further frame. The last element is the end, an error or pending.
 pub(super) fn drain<B>(body: &mut B) -> Vec<Seen>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -204,7 +204,7 @@ pub(super) fn trailers() -> HeaderMap {
     trailers
 }
 
-/// Whether two views are of the same memory.
+/// Returns whether two data frames share their memory.
 pub(super) fn same_memory(one: &Seen, other: &Seen) -> bool {
     match (one, other) {
         (Seen::Data(one), Seen::Data(other)) => one.as_ptr() == other.as_ptr() && one.len() == other.len(),
@@ -212,7 +212,7 @@ pub(super) fn same_memory(one: &Seen, other: &Seen) -> bool {
     }
 }
 
-/// The bounds of what is still to come.
+/// Returns the bounds of the size hint.
 pub(super) fn bounds<B: Body>(body: &B) -> (u64, Option<u64>) {
     (body.size_hint().lower(), body.size_hint().upper())
 }

@@ -1,5 +1,5 @@
-//! Any order of events against a model so simple that it can be seen to be right: a script, how far it has been read,
-//! and who has it.
+//! A property test: any order of events against a model that is simple enough to be obviously right. The model is a
+//! script, the read position, and the owner of the source.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::fixture::*;
 use crate::replay::{NotReplayable, Replay, ReplayBody};
 
-/// What the source does, as the model has it.
+/// One step of the source, in the model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Move {
     Data(usize),
@@ -23,7 +23,7 @@ enum Move {
 enum Event {
     /// One of three tasks polls the attempt.
     Poll(usize),
-    /// The source may get past a wait.
+    /// Lets the source pass one wait.
     Open,
     Pause,
     Resume,
@@ -36,14 +36,14 @@ enum Event {
 struct Case {
     moves: Vec<Move>,
     exact: bool,
-    tells_end: bool,
+    reports_end: bool,
     limit: usize,
     events: Vec<Event>,
 }
 
-/// Where a slot stands.
+/// The phase of a slot.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Fate {
+enum Phase {
     Recording,
     Paused,
     Released,
@@ -53,14 +53,14 @@ enum Fate {
 
 struct Model {
     case: Case,
-    fate: Fate,
-    /// How many moves the source has made, and how many waits it may pass.
+    phase: Phase,
+    /// The number of moves that the source has made, and of waits that it may pass.
     made: usize,
     permits: usize,
     recorded: usize,
-    /// The attempt knows that nothing more will come.
+    /// The attempt has seen the end.
     ended: bool,
-    /// The attempt has the source for itself and tells what that tells.
+    /// The attempt owns the source, and reports the source's own size and end.
     streaming: bool,
 }
 
@@ -68,44 +68,44 @@ impl Model {
     fn new(case: &Case) -> Self {
         let mut model = Self {
             case: case.clone(),
-            fate: Fate::Recording,
+            phase: Phase::Recording,
             made: 0,
             permits: 0,
             recorded: 0,
             ended: false,
             streaming: false,
         };
-        if model.case.exact && model.bytes(0) > model.case.limit && !model.tells_its_end() {
-            model.fate = Fate::Lost(NotReplayable::TooLarge);
+        if model.case.exact && model.bytes(0) > model.case.limit && !model.is_end_reported() {
+            model.phase = Phase::Lost(NotReplayable::TooLarge);
         }
-        model.ended = model.tells_its_end();
+        model.ended = model.is_end_reported();
         model
     }
 
-    /// The bytes of data from a move on.
+    /// Returns the number of data bytes from a move on.
     fn bytes(&self, from: usize) -> usize {
         self.case.moves[from..].iter().map(|one| if let Move::Data(len) = one { *len } else { 0 }).sum()
     }
 
     fn empty_from_the_start(&self) -> bool {
-        self.case.tells_end && self.case.moves.is_empty()
+        self.case.reports_end && self.case.moves.is_empty()
     }
 
-    fn tells_its_end(&self) -> bool {
-        self.case.tells_end && self.made == self.case.moves.len()
+    fn is_end_reported(&self) -> bool {
+        self.case.reports_end && self.made == self.case.moves.len()
     }
 
-    /// The frame that move number `index` yields: its bytes tell it from the others.
+    /// The frame of move number `index`. Its bytes identify it.
     fn frame(&self, index: usize) -> Seen {
         match self.case.moves[index] {
             Move::Data(len) => Seen::Data(vec![u8::try_from(index).unwrap(); len].into()),
             Move::Trailers => Seen::Trailers(trailers()),
             Move::Fail => Seen::Error("the disk is gone".to_owned()),
-            Move::Wait => unreachable!("yields nothing"),
+            Move::Wait => unreachable!("a wait yields no frame"),
         }
     }
 
-    /// What a poll of the source yields.
+    /// Returns the result of a poll of the source.
     fn read(&mut self) -> Seen {
         while self.case.moves.get(self.made) == Some(&Move::Wait) {
             if self.permits == 0 {
@@ -121,36 +121,36 @@ impl Model {
         self.frame(self.made - 1)
     }
 
-    /// What a poll of the attempt yields.
+    /// Returns the result of a poll of the attempt.
     fn poll(&mut self) -> Seen {
         if self.ended {
             return Seen::End;
         }
-        match self.fate {
-            Fate::Paused => return Seen::Pending,
-            Fate::Stolen => return superseded(),
-            Fate::Recording | Fate::Released | Fate::Lost(_) => {}
+        match self.phase {
+            Phase::Paused => return Seen::Pending,
+            Phase::Stolen => return superseded(),
+            Phase::Recording | Phase::Released | Phase::Lost(_) => {}
         }
         let seen = self.read();
-        if self.fate == Fate::Recording {
+        if self.phase == Phase::Recording {
             self.recorded += match &seen {
                 Seen::Data(data) => data.len().max(1),
                 Seen::Trailers(_) => "grpc-status0".len(),
                 _ => 0,
             };
             if self.recorded > self.case.limit {
-                self.fate = Fate::Lost(NotReplayable::TooLarge);
+                self.phase = Phase::Lost(NotReplayable::TooLarge);
             }
             if matches!(seen, Seen::Error(_)) {
-                self.fate = Fate::Lost(NotReplayable::SourceFailed);
+                self.phase = Phase::Lost(NotReplayable::SourceFailed);
             }
         }
-        self.streaming = self.fate != Fate::Recording;
-        self.ended = seen == Seen::End || (seen != Seen::Pending && self.tells_its_end());
+        self.streaming = self.phase != Phase::Recording;
+        self.ended = seen == Seen::End || (seen != Seen::Pending && self.is_end_reported());
         seen
     }
 
-    /// Everything from the first frame to the end or an error.
+    /// Returns everything from the first frame to the end or an error.
     fn whole(&self) -> Vec<Seen> {
         let mut whole = Vec::new();
         for (index, one) in self.case.moves.iter().enumerate() {
@@ -181,7 +181,7 @@ fn script(case: &Case, gate: &Gate, alive: &Arc<()>) -> Script {
         Move::Wait => Step::Wait(gate.clone()),
         Move::Fail => Step::Fail,
     }));
-    let script = if case.tells_end { script.tells_end() } else { script };
+    let script = if case.reports_end { script.reports_end() } else { script };
     if case.exact { script.exact() } else { script }
 }
 
@@ -193,7 +193,7 @@ struct Run {
     attempt: Option<ReplayBody<Script>>,
     handle: Option<Replay<Script>>,
     replay: Option<ReplayBody<Script>>,
-    /// The task whose poll of the attempt was the last, if that was pending, and how often it had been woken.
+    /// The task of the attempt's last poll, if that was pending, and the number of its wake-ups at that time.
     waiting: Option<(usize, usize)>,
 }
 
@@ -201,9 +201,9 @@ impl Run {
     fn new(case: &Case) -> Self {
         let (gate, alive) = (Gate::default(), Arc::new(()));
         let source = script(case, &gate, &alive);
-        let told = (source.is_end_stream(), bounds(&source));
+        let reported = (source.is_end_stream(), bounds(&source));
         let (attempt, handle) = ReplayBody::recording(source, case.limit);
-        assert_eq!((attempt.is_end_stream(), bounds(&attempt)), told);
+        assert_eq!((attempt.is_end_stream(), bounds(&attempt)), reported);
         Self {
             model: Model::new(case),
             gate,
@@ -226,11 +226,11 @@ impl Run {
             Event::Pause => {
                 let Some(handle) = &mut self.handle else { return };
                 let paused = handle.pause();
-                if let Fate::Lost(reason) = self.model.fate {
+                if let Phase::Lost(reason) = self.model.phase {
                     assert_eq!(paused, Err(reason));
                 } else {
                     assert_eq!(paused, Ok(()));
-                    self.model.fate = Fate::Paused;
+                    self.model.phase = Phase::Paused;
                 }
             }
             Event::Resume | Event::DropHandle => {
@@ -240,23 +240,23 @@ impl Run {
                 } else {
                     drop(handle);
                 }
-                if self.model.fate == Fate::Paused {
-                    self.woken();
+                if self.model.phase == Phase::Paused {
+                    self.assert_woken();
                 }
-                if matches!(self.model.fate, Fate::Recording | Fate::Paused) {
-                    self.model.fate = Fate::Released;
+                if matches!(self.model.phase, Phase::Recording | Phase::Paused) {
+                    self.model.phase = Phase::Released;
                 }
-                self.no_record();
+                self.assert_no_record();
             }
             Event::Steal => {
                 let Some(handle) = self.handle.take() else { return };
                 let replay = handle.into_replay();
-                if let Fate::Lost(reason) = self.model.fate {
+                if let Phase::Lost(reason) = self.model.phase {
                     assert_eq!(replay.err(), Some(reason));
                 } else {
-                    self.model.fate = Fate::Stolen;
+                    self.model.phase = Phase::Stolen;
                     self.replay = Some(replay.unwrap());
-                    self.woken();
+                    self.assert_woken();
                 }
             }
             Event::DropAttempt => {
@@ -277,9 +277,9 @@ impl Run {
         self.waiting = (seen == Seen::Pending).then_some((task, wakes));
         drop(seen);
 
-        // Length and end, at each step.
+        // Checks length and end at each step.
         let model = &self.model;
-        let knows_end = if model.streaming { model.tells_its_end() } else { model.ended };
+        let knows_end = if model.streaming { model.is_end_reported() } else { model.ended };
         assert_eq!(attempt.is_end_stream(), knows_end);
         let to_come = model.bytes(model.made) as u64;
         let exact = if model.ended && !model.streaming && !model.empty_from_the_start() {
@@ -287,24 +287,24 @@ impl Run {
         } else {
             model.case.exact.then_some(to_come)
         };
-        if model.fate != Fate::Stolen {
+        if model.phase != Phase::Stolen {
             assert_eq!(attempt.size_hint().exact(), exact);
         }
-        if matches!(model.fate, Fate::Released | Fate::Lost(_)) {
-            self.no_record();
+        if matches!(model.phase, Phase::Released | Phase::Lost(_)) {
+            self.assert_no_record();
         }
     }
 
-    /// Whoever waits for the attempt has been woken since.
-    fn woken(&self) {
-        // A task that polled an attempt which ended later is not waiting.
+    /// Asserts that the task that waits for the attempt has been woken since.
+    fn assert_woken(&self) {
+        // A task whose attempt has ended meanwhile is not waiting.
         if let Some((task, wakes)) = self.waiting {
-            assert!(self.tasks[task].wakes() > wakes, "task {task} isn't woken");
+            assert!(self.tasks[task].wakes() > wakes, "task {task} was not woken");
         }
     }
 
-    /// Of the frames, only those are in memory that the source hasn't yielded yet.
-    fn no_record(&self) {
+    /// Asserts that only the frames that the source hasn't yielded yet are in memory.
+    fn assert_no_record(&self) {
         let to_come = match (&self.attempt, &self.replay) {
             (None, None) => 0,
             _ => self.model.case.moves[self.model.made..].iter().filter(|one| matches!(one, Move::Data(_))).count(),
@@ -312,9 +312,9 @@ impl Run {
         assert_eq!(Arc::strong_count(&self.alive) - 1, to_come);
     }
 
-    /// Whatever is left runs to its end, and nothing of it is missing, doubled or left behind.
+    /// Runs attempt and replay to their ends, and asserts that no frame is missing, duplicated or leaked.
     fn finish(mut self) {
-        if self.model.fate == Fate::Paused {
+        if self.model.phase == Phase::Paused {
             self.step(Event::DropHandle);
         }
         for _ in 0..self.model.case.moves.len() {
@@ -336,20 +336,20 @@ impl Run {
                     assert_eq!(replay.size_hint().exact(), Some(size - sent));
                 }
             }
-            // The source has been moved on.
+            // The replay has read the source to its end.
             self.model.made = self.model.case.moves.len();
         }
         while self.attempt.is_some() {
             let before = self.model.made;
             self.poll(0);
-            let over = self.model.ended || self.model.fate == Fate::Stolen;
+            let over = self.model.ended || self.model.phase == Phase::Stolen;
             if over {
                 break;
             }
-            assert!(self.model.made > before, "the attempt doesn't get on");
+            assert!(self.model.made > before, "the attempt makes no progress");
         }
         drop((self.attempt.take(), self.handle.take()));
-        assert_eq!(Arc::strong_count(&self.alive), 1, "something is left behind");
+        assert_eq!(Arc::strong_count(&self.alive), 1, "a frame is still alive");
     }
 }
 
@@ -371,14 +371,14 @@ fn cases() -> impl Strategy<Value = Case> {
     ];
     let moves = prop::collection::vec(one, 0..24);
     (moves, any::<bool>(), any::<bool>(), prop_oneof![0..24_usize, Just(1000)], prop::collection::vec(event, 0..32))
-        .prop_map(|(moves, exact, tells_end, limit, events)| Case { moves, exact, tells_end, limit, events })
+        .prop_map(|(moves, exact, reports_end, limit, events)| Case { moves, exact, reports_end, limit, events })
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(12_000) })]
 
     #[test]
-    fn whatever_happens_in_whatever_order_nothing_is_lost_doubled_or_left_waiting(case in cases()) {
+    fn no_order_of_events_loses_or_duplicates_a_frame_or_leaves_a_task_waiting(case in cases()) {
         let mut run = Run::new(&case);
         for event in case.events {
             run.step(event);

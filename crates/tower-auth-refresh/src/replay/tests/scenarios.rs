@@ -30,7 +30,7 @@ fn chunk(chunk: &'static str) -> Step {
     Step::Data(Bytes::from_static(chunk.as_bytes()))
 }
 
-/// How a connection frames a body: what it asks before the first frame and after each.
+/// The framing of a body: end and exact length before the first frame and after each.
 fn framing<B>(body: &mut B) -> Vec<(bool, Option<u64>, Option<Seen>)>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -49,17 +49,17 @@ where
     framing
 }
 
-// What is replayed
+// The content of a replay
 
 #[test]
-fn a_body_takes_no_more_to_move_than_its_bytes() {
+fn a_replay_body_is_no_larger_than_bytes() {
     assert_eq!(size_of::<ReplayBody<Full<Bytes>>>(), size_of::<Bytes>());
     assert_eq!(size_of::<ReplayBody<[u8; 1024]>>(), size_of::<Bytes>());
 }
 
 #[test]
 fn an_empty_body_is_replayed_as_it_was_framed() {
-    for source in [Script::new([]).tells_end(), Script::new([]).tells_end().exact()] {
+    for source in [Script::new([]).reports_end(), Script::new([]).reports_end().exact()] {
         let size = bounds(&source);
         let (attempt, mut handle) = ReplayBody::recording(source, 0);
         assert!(attempt.is_end_stream());
@@ -93,7 +93,7 @@ fn a_full_body_is_replayed_from_the_same_memory() {
 }
 
 #[test]
-fn a_body_that_is_kept_whole_goes_out_while_it_is_paused_and_is_replayed_all_the_same() {
+fn a_body_that_is_kept_whole_is_sent_while_it_is_paused_and_still_replayed() {
     fn check<B: Body<Error = Infallible> + Unpin + 'static>(body: B) {
         let (mut attempt, mut handle) = ReplayBody::recording(body, LIMIT);
         assert_eq!(handle.pause(), Ok(()));
@@ -120,7 +120,7 @@ fn a_body_is_lost_once_more_of_it_was_sent_than_is_kept() {
 }
 
 #[test]
-fn each_reason_against_a_replay_has_its_own_words() {
+fn each_reason_not_to_replay_has_its_own_message() {
     let reasons =
         [NotReplayable::TooLarge, NotReplayable::SourceFailed, NotReplayable::UnknownFrame, NotReplayable::Head];
     let words: HashSet<_> = reasons.iter().map(ToString::to_string).collect();
@@ -147,7 +147,7 @@ fn trailers_are_replayed_alone_and_after_data() {
     for script in [
         || Script::new([Step::Trailers(trailers())]),
         || Script::new([chunk("data"), Step::Trailers(trailers())]),
-        || Script::new([chunk("data"), Step::Trailers(trailers())]).tells_end(),
+        || Script::new([chunk("data"), Step::Trailers(trailers())]).reports_end(),
         || Script::new([chunk("data"), Step::Trailers(trailers())]).exact(),
     ] {
         let (mut attempt, handle) = ReplayBody::recording(script(), LIMIT);
@@ -158,25 +158,25 @@ fn trailers_are_replayed_alone_and_after_data() {
 }
 
 #[test]
-fn length_and_end_are_told_alike_at_each_step_of_both_attempts() {
+fn length_and_end_are_the_same_at_each_step_of_both_attempts() {
     let chunks = || Script::chunks(["1", "22", "333"]);
-    for (script, exact, tells_end) in [
+    for (script, exact, reports_end) in [
         (chunks(), false, false),
         (chunks().exact(), true, false),
-        (chunks().tells_end(), false, true),
-        (chunks().exact().tells_end(), true, true),
+        (chunks().reports_end(), false, true),
+        (chunks().exact().reports_end(), true, true),
     ] {
         let (mut attempt, handle) = ReplayBody::recording(script, LIMIT);
         let first = framing(&mut attempt);
         let size = |size| exact.then_some(size);
-        let last = if tells_end { Some(0) } else { size(0) };
+        let last = if reports_end { Some(0) } else { size(0) };
         let mut expected = vec![
             (false, size(6), None),
             (false, size(5), Some(data("1"))),
             (false, size(3), Some(data("22"))),
-            (tells_end, last, Some(data("333"))),
+            (reports_end, last, Some(data("333"))),
         ];
-        if !tells_end {
+        if !reports_end {
             expected.push((true, Some(0), Some(Seen::End)));
         }
         assert_eq!(first, expected);
@@ -185,8 +185,8 @@ fn length_and_end_are_told_alike_at_each_step_of_both_attempts() {
 }
 
 #[test]
-fn a_body_that_turns_out_to_be_empty_is_framed_alike_on_the_replay() {
-    // Chunked, say: on the replay, too, it must neither have ended before the first poll nor have got a length.
+fn a_body_that_turns_out_to_be_empty_has_the_same_framing_on_the_replay() {
+    // A chunked body, for instance: the replay, too, must neither have ended before the first poll nor have a length.
     let (mut attempt, handle) = ReplayBody::recording(Script::new([]), LIMIT);
     let first = framing(&mut attempt);
     assert_eq!(first, [(false, None, None), (true, Some(0), Some(Seen::End))]);
@@ -194,7 +194,7 @@ fn a_body_that_turns_out_to_be_empty_is_framed_alike_on_the_replay() {
 }
 
 #[test]
-fn an_end_that_comes_without_a_poll_changes_no_framing() {
+fn a_source_that_ends_without_a_poll_does_not_change_the_framing() {
     struct Ending(Arc<AtomicUsize>);
     impl Body for Ending {
         type Data = Bytes;
@@ -237,7 +237,7 @@ fn a_body_exactly_at_the_limit_is_replayed_and_one_byte_over_is_not() {
 }
 
 #[test]
-fn unless_set_otherwise_64_kib_are_kept() {
+fn the_default_limit_is_64_kib() {
     assert_eq!((ReplayLimit::default().0, ReplayLimit::DEFAULT.0), (65_536, 65_536));
 }
 
@@ -275,10 +275,10 @@ fn past_the_limit_the_record_is_freed_and_the_attempt_owns_the_source() {
     assert_eq!(drain(&mut attempt), [data("5"), data("6"), Seen::End]);
 }
 
-// Stolen in mid-upload
+// A steal during the upload
 
 #[test]
-fn stolen_in_mid_upload_the_replay_sends_the_record_and_then_the_remainder() {
+fn a_replay_during_the_upload_sends_the_record_and_then_the_remainder() {
     let script = || Script::chunks(["1", "22", "333", "4444"]).exact();
     let whole = framing(&mut script());
     for sent in 0..4 {
@@ -324,7 +324,7 @@ fn the_replay_waits_for_the_remainder_with_its_own_waker() {
 
 #[test]
 fn a_source_that_ended_is_not_polled_again_by_the_replay() {
-    // `Script` panics if it is.
+    // `Script` panics if it is polled after its end.
     let (mut attempt, handle) = ReplayBody::recording(Script::chunks(["1"]), LIMIT);
     assert_eq!(drain(&mut attempt), [data("1"), Seen::End]);
     let mut replay = handle.into_replay().unwrap();
@@ -332,10 +332,10 @@ fn a_source_that_ended_is_not_polled_again_by_the_replay() {
     assert_eq!(drain(&mut replay), [Seen::End]);
 }
 
-// The victim
+// The superseded attempt
 
 #[test]
-fn the_victim_is_woken_and_errs_for_good() {
+fn a_superseded_attempt_is_woken_and_returns_an_error_at_every_poll() {
     let gate = Gate::default();
     let (mut attempt, handle) = ReplayBody::recording(Script::new([chunk("1"), wait(&gate)]), LIMIT);
     let task = Task::new();
@@ -352,17 +352,17 @@ fn the_victim_is_woken_and_errs_for_good() {
 }
 
 #[test]
-fn a_victim_that_was_never_polled_errs_when_it_is() {
+fn a_superseded_attempt_that_was_never_polled_returns_an_error_at_its_first_poll() {
     let (mut attempt, handle) = ReplayBody::recording(Script::chunks(["1"]).exact(), LIMIT);
     let mut replay = handle.into_replay().unwrap();
-    // Its head may be written yet: with the length of the whole, which is never reached.
+    // The head may still be written, with the length of the whole body, which is never reached.
     assert_eq!((attempt.is_end_stream(), attempt.size_hint().exact()), (false, Some(1)));
     assert_eq!(poll(&mut attempt, &Task::new()), superseded());
     assert_eq!(drain(&mut replay), [data("1"), Seen::End]);
 }
 
 #[test]
-fn a_victim_that_sent_all_but_has_not_seen_the_end_errs() {
+fn a_superseded_attempt_that_sent_every_frame_but_has_not_seen_the_end_returns_an_error() {
     let (mut attempt, handle) = ReplayBody::recording(Script::chunks(["1"]), LIMIT);
     assert_eq!(poll(&mut attempt, &Task::new()), data("1"));
     assert!(!attempt.is_end_stream());
@@ -371,10 +371,10 @@ fn a_victim_that_sent_all_but_has_not_seen_the_end_errs() {
 }
 
 #[test]
-fn an_attempt_that_has_seen_the_end_is_no_victim() {
+fn an_attempt_that_has_seen_the_end_is_not_superseded() {
     for (script, last) in [
         (Script::chunks(["1"]), [data("1"), Seen::End].as_slice()),
-        (Script::chunks(["1"]).tells_end(), [data("1")].as_slice()),
+        (Script::chunks(["1"]).reports_end(), [data("1")].as_slice()),
     ] {
         let (mut attempt, handle) = ReplayBody::recording(script, LIMIT);
         for seen in last {
@@ -414,7 +414,7 @@ fn a_body_dropped_by_the_connection_first_is_replayed_whole() {
 }
 
 #[test]
-fn a_victim_dropped_after_the_theft_takes_nothing_along() {
+fn a_superseded_attempt_that_is_dropped_does_not_affect_the_replay() {
     let (attempt, handle) = ReplayBody::recording(Script::chunks(["1", "22"]), LIMIT);
     let mut replay = handle.into_replay().unwrap();
     drop(attempt);
@@ -422,7 +422,7 @@ fn a_victim_dropped_after_the_theft_takes_nothing_along() {
 }
 
 #[test]
-fn paused_before_the_first_poll_and_then_replayed() {
+fn an_attempt_that_is_paused_before_its_first_poll_is_replayed() {
     let (mut attempt, mut handle) = ReplayBody::recording(Script::chunks(["1", "22"]), LIMIT);
     let task = Task::new();
     handle.pause().unwrap();
@@ -444,12 +444,12 @@ fn a_paused_attempt_does_not_read_the_source() {
     gate.open();
     assert_eq!(task.wakes(), 1);
     assert_eq!(poll(&mut attempt, &task), Seen::Pending);
-    // Else the frame would have outgrown the record.
+    // Otherwise the frame would have exceeded the limit.
     assert!(handle.into_replay().is_ok());
 }
 
 #[test]
-fn resumed_the_attempt_is_woken_and_sends_the_rest_without_a_record() {
+fn a_resumed_attempt_is_woken_and_sends_the_rest_without_a_record() {
     let owned = Owned::default();
     let source = Script::new([owned.data("1"), owned.data("22"), owned.data("333")]);
     let (mut attempt, mut handle) = ReplayBody::recording(source, LIMIT);
@@ -465,7 +465,7 @@ fn resumed_the_attempt_is_woken_and_sends_the_rest_without_a_record() {
 }
 
 #[test]
-fn resumed_before_the_first_poll() {
+fn an_attempt_that_is_resumed_before_its_first_poll_sends_everything() {
     let (mut attempt, mut handle) = ReplayBody::recording(Script::chunks(["1", "22"]).exact(), LIMIT);
     handle.pause().unwrap();
     handle.resume();
@@ -474,7 +474,7 @@ fn resumed_before_the_first_poll() {
 }
 
 #[test]
-fn dropped_while_paused_the_handle_lets_the_attempt_go_on() {
+fn a_handle_that_is_dropped_while_paused_resumes_the_attempt() {
     let (mut attempt, mut handle) = ReplayBody::recording(Script::chunks(["1", "22"]), LIMIT);
     let task = Task::new();
     handle.pause().unwrap();
@@ -485,7 +485,7 @@ fn dropped_while_paused_the_handle_lets_the_attempt_go_on() {
 }
 
 #[test]
-fn an_early_success_frees_the_record_while_the_upload_goes_on() {
+fn an_early_success_frees_the_record_while_the_upload_continues() {
     let (owned, gate) = (Owned::default(), Gate::default());
     let source = Script::new([owned.data("1"), owned.data("22"), wait(&gate), owned.data("333")]);
     let (mut attempt, handle) = ReplayBody::recording(source, LIMIT);
@@ -496,7 +496,7 @@ fn an_early_success_frees_the_record_while_the_upload_goes_on() {
     assert_eq!(owned.alive(), 3);
     drop(handle);
     assert_eq!(owned.alive(), 1);
-    // The source is still waited for by the same waker: to wake it twice would be idle.
+    // The source still holds the same waker, so no wake-up is needed.
     assert_eq!(task.wakes(), 0);
     gate.open();
     assert_eq!(task.wakes(), 1);
@@ -526,11 +526,11 @@ fn everything_is_freed_with_attempt_and_handle_in_either_order() {
 
 #[test]
 fn a_passing_body_is_the_source_itself() {
-    let mut passing = ReplayBody::passing(Script::chunks(["1", "22"]).exact().tells_end());
-    assert_eq!(framing(&mut passing), framing(&mut Script::chunks(["1", "22"]).exact().tells_end()));
+    let mut passing = ReplayBody::passing(Script::chunks(["1", "22"]).exact().reports_end());
+    assert_eq!(framing(&mut passing), framing(&mut Script::chunks(["1", "22"]).exact().reports_end()));
 }
 
-// Sources that fail, and odd frames
+// Sources that fail, and unusual frames
 
 #[test]
 fn a_source_error_is_forwarded_with_its_cause_and_ends_replayability() {
@@ -542,7 +542,7 @@ fn a_source_error_is_forwarded_with_its_cause_and_ends_replayability() {
     assert_eq!(error.downcast_ref::<io::Error>().unwrap().kind(), io::ErrorKind::Other);
     assert_eq!(handle.pause(), Err(NotReplayable::SourceFailed));
     assert_eq!(handle.into_replay().err(), Some(NotReplayable::SourceFailed));
-    // What comes after an error is the source's to say.
+    // After an error, the source decides what follows.
     assert_eq!(drain(&mut attempt), [data("2"), Seen::End]);
 }
 
@@ -603,7 +603,7 @@ fn buffers_other_than_bytes_are_copied_into_bytes() {
     assert_eq!(drain(&mut attempt), [data("12345"), Seen::End]);
     assert_eq!(drain(&mut handle.into_replay().unwrap()), [data("12345"), Seen::End]);
 
-    // In more than one piece.
+    // Data in more than one piece.
     let chain = || Buf::chain(&b"12"[..], &b"345"[..]);
     let (mut attempt, handle) = ReplayBody::recording(Full::new(chain()), LIMIT);
     assert_eq!(drain(&mut attempt), [data("12345"), Seen::End]);
@@ -612,8 +612,8 @@ fn buffers_other_than_bytes_are_copied_into_bytes() {
 }
 
 #[test]
-fn zero_length_frames_are_frames() {
-    let script = || Script::chunks(["", "1", "", "", "2", ""]).exact().tells_end();
+fn zero_length_frames_are_replayed() {
+    let script = || Script::chunks(["", "1", "", "", "2", ""]).exact().reports_end();
     let (mut attempt, handle) = ReplayBody::recording(script(), LIMIT);
     let first = framing(&mut attempt);
     assert_eq!(first, framing(&mut script()));
@@ -621,14 +621,14 @@ fn zero_length_frames_are_frames() {
 }
 
 #[test]
-fn zero_length_frames_without_end_are_not_recorded_without_end() {
+fn zero_length_frames_count_towards_the_limit() {
     let (mut attempt, handle) = ReplayBody::recording(Script::chunks([""; 101]), 100);
     assert_eq!(drain(&mut attempt).len(), 102);
     assert_eq!(handle.into_replay().err(), Some(NotReplayable::TooLarge));
 }
 
 #[test]
-fn a_frame_with_nothing_in_it_counts_as_one_byte_be_it_data_or_trailers() {
+fn an_empty_frame_of_data_or_trailers_counts_as_one_byte() {
     for nothing in [|| chunk(""), || Step::Trailers(HeaderMap::new())] {
         for (limit, replayable) in [(3, true), (2, false)] {
             let (mut attempt, handle) = ReplayBody::recording(Script::new([chunk("12"), nothing()]), limit);
@@ -668,9 +668,9 @@ fn the_waker_of_the_last_poll_is_the_one_that_is_woken() {
     }
 }
 
-// The user's code and the lock
+// User code and the lock
 
-/// Polls the body it holds, there and then, on whichever occasion it is told to.
+/// Polls the body that it holds, synchronously, when it is run.
 #[derive(Default)]
 struct Inline(Mutex<Option<ReplayBody<Script>>>, Mutex<Vec<Seen>>);
 
@@ -690,7 +690,7 @@ impl Wake for Inline {
 }
 
 #[test]
-fn a_waker_may_poll_the_attempt_there_and_then() {
+fn a_waker_may_poll_the_attempt_synchronously() {
     for steal in [true, false] {
         let inline = Arc::new(Inline::default());
         let (mut attempt, mut handle) = ReplayBody::recording(Script::chunks(["1"]), LIMIT);
@@ -729,7 +729,7 @@ fn a_buffer_may_poll_the_attempt_when_it_is_dropped() {
     assert_eq!(*inline.1.lock().unwrap(), [data("2")]);
 }
 
-/// A body of one frame, whose data does something when it is dropped.
+/// A body of one frame, whose data runs a callback when it is dropped.
 struct Dropping(Option<Droppable>);
 
 struct Droppable {
@@ -768,15 +768,15 @@ impl Body for Dropping {
     }
 }
 
-/// Polls a [`Dropping`] body once, whose data does `what` with the handle when it is dropped. Fails on a deadlock.
-fn dropping(panics: bool, what: fn(Replay<Dropping>) -> Option<ReplayBody<Dropping>>) -> (Vec<Seen>, Vec<Seen>) {
+/// Polls a [`Dropping`] body whose data calls `callback` with the handle when it is dropped. Panics on a deadlock.
+fn dropping(panics: bool, callback: fn(Replay<Dropping>) -> Option<ReplayBody<Dropping>>) -> (Vec<Seen>, Vec<Seen>) {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         let handle = Arc::new(Mutex::new(None));
         let replay = Arc::new(Mutex::new(None));
         let dropped = Arc::new({
             let (handle, replay) = (Arc::clone(&handle), Arc::clone(&replay));
-            move || *replay.lock().unwrap() = handle.lock().unwrap().take().and_then(what)
+            move || *replay.lock().unwrap() = handle.lock().unwrap().take().and_then(callback)
         });
         let body = Dropping(Some(Droppable { left: b"data", panics, dropped }));
         let (mut attempt, keeper) = ReplayBody::recording(body, LIMIT);
@@ -786,7 +786,7 @@ fn dropping(panics: bool, what: fn(Replay<Dropping>) -> Option<ReplayBody<Droppi
         let replay = replay.lock().unwrap().take();
         sender.send((attempt, replay.map_or(Vec::new(), |mut replay| drain(&mut replay)))).unwrap();
     });
-    receiver.recv_timeout(Duration::from_secs(20)).expect("no deadlock")
+    receiver.recv_timeout(Duration::from_secs(20)).expect("deadlock")
 }
 
 #[test]
@@ -805,10 +805,10 @@ fn data_that_was_copied_may_use_the_handle_when_it_is_dropped() {
     assert_eq!(panicked.0[1], Seen::Error("the request body panicked".to_owned()));
 }
 
-// The type
+// The types
 
 #[test]
-fn the_body_is_send_and_unpin_and_shows_nothing_of_itself() {
+fn the_body_is_send_and_unpin_and_its_debug_output_shows_no_content() {
     // Neither `Sync` nor `Clone`.
     type Boxed = UnsyncBoxBody<Bytes, Infallible>;
     fn body<T: Body<Data = Bytes, Error = BoxError> + Send>(_: &T) {}
@@ -823,7 +823,7 @@ fn the_body_is_send_and_unpin_and_shows_nothing_of_itself() {
     assert!(!format!("{:?}", handle.into_replay().unwrap()).contains("secret"));
 }
 
-/// Buffers whose lives are counted.
+/// Counts the buffers that are alive.
 #[derive(Clone, Default)]
 struct Owned(Arc<()>);
 

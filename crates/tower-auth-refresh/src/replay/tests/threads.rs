@@ -1,5 +1,5 @@
-//! A connection that polls the attempt on one thread and a caller that uses the handle on another, in every order that
-//! their steps can take. A wake-up that is missed shows as a deadlock.
+//! Under loom: a connection polls the attempt on one thread while a caller uses the handle on another, in every
+//! interleaving. A lost wake-up shows as a deadlock.
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" cargo test -p tower-auth-refresh --lib --release --target-dir target/loom replay::tests
@@ -16,7 +16,7 @@ use loom::thread::{self, Thread};
 
 use crate::replay::{ReplayBody, Superseded};
 
-/// Yields its frames and then ends, or waits for ever.
+/// A body that yields its frames and then ends or stays pending.
 struct Source {
     frames: std::vec::IntoIter<&'static str>,
     ends: bool,
@@ -53,7 +53,7 @@ enum Last {
     Superseded,
 }
 
-/// Polls to the end, parked whenever that is pending.
+/// Polls to the end, and parks the thread while the body is pending.
 fn run(mut body: ReplayBody<Source>) -> (String, Last) {
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     let mut sent = String::new();
@@ -71,7 +71,7 @@ fn run(mut body: ReplayBody<Source>) -> (String, Last) {
 }
 
 #[test]
-fn a_theft_loses_and_doubles_nothing() {
+fn a_steal_loses_and_duplicates_no_frame() {
     for pause in [false, true] {
         loom::model(move || {
             let (attempt, mut handle) = ReplayBody::recording(source(&["1", "2"], true), 10);
@@ -90,7 +90,7 @@ fn a_theft_loses_and_doubles_nothing() {
 }
 
 #[test]
-fn a_victim_that_waits_for_its_source_is_woken() {
+fn a_superseded_attempt_that_waits_for_its_source_is_woken() {
     for pause in [false, true] {
         loom::model(move || {
             let (attempt, mut handle) = ReplayBody::recording(source(&["1"], false), 10);
@@ -107,7 +107,7 @@ fn a_victim_that_waits_for_its_source_is_woken() {
 }
 
 #[test]
-fn a_paused_attempt_goes_on_when_it_is_resumed() {
+fn a_paused_attempt_continues_when_it_is_resumed() {
     loom::model(|| {
         let (attempt, mut handle) = ReplayBody::recording(source(&["1", "2"], true), 10);
         let connection = thread::spawn(move || run(attempt));
@@ -118,7 +118,7 @@ fn a_paused_attempt_goes_on_when_it_is_resumed() {
 }
 
 #[test]
-fn a_handle_dropped_while_the_attempt_is_polled_changes_nothing_for_it() {
+fn a_handle_that_is_dropped_while_the_attempt_is_polled_does_not_affect_the_attempt() {
     loom::model(|| {
         let (attempt, handle) = ReplayBody::recording(source(&["1", "2"], true), 10);
         let connection = thread::spawn(move || run(attempt));
@@ -128,7 +128,7 @@ fn a_handle_dropped_while_the_attempt_is_polled_changes_nothing_for_it() {
 }
 
 #[test]
-fn past_the_limit_either_the_theft_or_the_attempt_has_the_source() {
+fn past_the_limit_either_the_steal_or_the_attempt_gets_the_source() {
     loom::model(|| {
         let (attempt, handle) = ReplayBody::recording(source(&["1", "2"], true), 1);
         let connection = thread::spawn(move || run(attempt));
@@ -145,7 +145,7 @@ fn past_the_limit_either_the_theft_or_the_attempt_has_the_source() {
 }
 
 #[test]
-fn a_connection_that_drops_the_attempt_leaves_it_to_the_replay() {
+fn a_connection_that_drops_the_attempt_leaves_the_source_to_the_replay() {
     loom::model(|| {
         let (mut attempt, handle) = ReplayBody::recording(source(&["1", "2"], true), 10);
         let connection = thread::spawn(move || {
@@ -159,7 +159,7 @@ fn a_connection_that_drops_the_attempt_leaves_it_to_the_replay() {
 }
 
 #[test]
-fn attempt_and_handle_may_be_dropped_at_once() {
+fn attempt_and_handle_may_be_dropped_concurrently() {
     loom::model(|| {
         let (attempt, handle) = ReplayBody::recording(source(&["1"], true), 10);
         let connection = thread::spawn(move || drop(attempt));

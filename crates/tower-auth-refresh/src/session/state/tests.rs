@@ -1,11 +1,11 @@
-//! The state machine under every order of events that its surroundings can produce.
+//! Exhaustive tests of the state machine: every order of events that its environment can produce.
 //!
-//! `world.rs` is a model of those surroundings: the cell, the flight that is up and those that go on after their epoch,
-//! the writes to the store, the requests, the app, the clock. `rules.rs` says what must hold in each state and of each
-//! step. `canon.rs` tells which worlds behave alike, so that each is looked at once, and far more steps can be taken
-//! than by trying one sequence after the other.
+//! `environment.rs` models that environment: the cell, the current flight, flights of earlier epochs, the writes to the
+//! store, the requests, the app and the clock. `rules.rs` checks the invariants of each state and of each step.
+//! `canon.rs` maps environments that behave alike to one key, so that each is visited once. This reaches far more steps
+//! than trying one sequence after the other.
 //!
-//! The ordinary run ends at a few steps. To go to the end where there is one, and elsewhere as deep as 60 s allow:
+//! The ordinary run has a small depth. To run to the end where there is one, and otherwise for 60 s:
 //!
 //! ```text
 //! DEPTH=99 cargo test --release -p tower-auth-refresh --lib session::state::tests -- --nocapture
@@ -14,10 +14,10 @@
 mod action;
 mod canon;
 mod due;
+mod environment;
 mod pace;
 mod rest;
 mod rules;
-mod world;
 
 use std::collections::HashSet;
 use std::env;
@@ -26,12 +26,12 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use self::action::Action;
-use self::world::World;
+use self::environment::Environment;
 
-/// How long to go on, at any depth.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The time limit of an exploration.
+const TIME_LIMIT: Duration = Duration::from_secs(60);
 
-/// How a world came about.
+/// The actions that led to an environment.
 struct Path {
     last: Action,
     before: Option<Rc<Path>>,
@@ -50,22 +50,22 @@ impl Path {
     }
 }
 
-/// Takes these actions in every order, so many of them one after the other at most. Whether nothing was left to try.
-fn explore(what: &str, beginnings: Vec<World>, actions: &[Action], depth: u32) -> bool {
+/// Explores every sequence of these actions, up to a depth. Returns whether all sequences of any length were covered.
+fn explore(what: &str, initial: Vec<Environment>, actions: &[Action], depth: u32) -> bool {
     let begun = Instant::now();
     let mut seen = HashSet::new();
-    let mut frontier: Vec<(World, Option<Rc<Path>>)> = beginnings.into_iter().map(|it| (it, None)).collect();
+    let mut frontier: Vec<(Environment, Option<Rc<Path>>)> = initial.into_iter().map(|it| (it, None)).collect();
     let (mut steps, mut reached) = (0_u64, 0);
     'deeper: while reached < depth && !frontier.is_empty() {
         let mut next = Vec::new();
-        for (world, path) in frontier {
-            if begun.elapsed() > PATIENCE {
+        for (environment, path) in frontier {
+            if begun.elapsed() > TIME_LIMIT {
                 frontier = next;
                 break 'deeper;
             }
             for &action in actions {
                 let step = || {
-                    let after = world.after(action)?;
+                    let after = environment.after(action)?;
                     let is_new = seen.insert(after.canon());
                     if is_new {
                         after.check_state();
@@ -74,7 +74,7 @@ fn explore(what: &str, beginnings: Vec<World>, actions: &[Action], depth: u32) -
                 };
                 let taken = catch_unwind(AssertUnwindSafe(step)).unwrap_or_else(|panic| {
                     let before = path.as_ref().map(|path| path.actions()).unwrap_or_default();
-                    eprintln!("from {:?}, after {before:?}, then {action:?}", world.beginning);
+                    eprintln!("from {:?}, after {before:?}, then {action:?}", environment.initial_state);
                     resume_unwind(panic)
                 });
                 steps += u64::from(taken.is_some());
@@ -93,27 +93,28 @@ fn explore(what: &str, beginnings: Vec<World>, actions: &[Action], depth: u32) -
     all
 }
 
-/// What the run was asked for, if it isn't the ordinary one.
-fn asked_depth() -> Option<u32> {
+/// The depth that `DEPTH` asks for. `None` in the ordinary run.
+fn requested_depth() -> Option<u32> {
     env::var("DEPTH").ok().map(|depth| depth.parse().unwrap())
 }
 
 #[test]
 fn no_order_of_events_breaks_an_invariant() {
-    explore("everything", World::beginnings(), &Action::all(), asked_depth().unwrap_or(6));
+    explore("all actions", Environment::initial(), &Action::all(), requested_depth().unwrap_or(6));
 }
 
 #[test]
-fn no_order_of_refusals_failures_and_pauses_breaks_an_invariant_however_many() {
-    let (depth, must_end) = asked_depth().map_or((12, false), |_| (u32::MAX, true));
-    let beginnings = vec![World::ordinary(), World::ordinary().refused_often(), World::ordinary().failed_often()];
-    let ended = explore("pace", beginnings, &Action::of_pace(), depth);
+fn no_order_of_refusals_failures_and_pauses_breaks_an_invariant() {
+    let (depth, must_end) = requested_depth().map_or((12, false), |_| (u32::MAX, true));
+    let initial =
+        vec![Environment::ordinary(), Environment::ordinary().refused_often(), Environment::ordinary().failed_often()];
+    let ended = explore("pace", initial, &Action::of_pace(), depth);
     assert!(ended || !must_end);
 }
 
 #[test]
-fn no_order_of_sign_ins_writes_and_late_flights_breaks_an_invariant_however_many() {
-    let (depth, must_end) = asked_depth().map_or((8, false), |_| (u32::MAX, true));
-    let ended = explore("epochs", World::beginnings(), &Action::of_epochs(), depth);
+fn no_order_of_sign_ins_writes_and_late_flights_breaks_an_invariant() {
+    let (depth, must_end) = requested_depth().map_or((8, false), |_| (u32::MAX, true));
+    let ended = explore("epochs", Environment::initial(), &Action::of_epochs(), depth);
     assert!(ended || !must_end);
 }

@@ -1,4 +1,4 @@
-//! hyper-util's client, over sockets with small buffers, which tells how many connections it holds.
+//! hyper-util's client over sockets with small buffers, and the number of its open connections.
 
 use std::io;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use tower::{BoxError, ServiceExt};
 
 use super::Http;
 
-/// A client, and how many connections it holds at any moment.
+/// Returns a client, and the current number of its open connections.
 pub fn client<B>(http: Http) -> (Client<impl Connect + Clone + Send + Sync + 'static, B>, watch::Receiver<usize>)
 where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
@@ -32,7 +32,7 @@ where
     (Client::builder(TokioExecutor::new()).http2_only(!http.is_1()).build(connector), receiver)
 }
 
-/// A connection that counts for as long as it lives.
+/// A connection that is counted while it is open.
 struct Counted {
     stream: TokioIo<TcpStream>,
     copied: bool,

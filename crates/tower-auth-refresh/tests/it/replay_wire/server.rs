@@ -1,4 +1,4 @@
-//! hyper's server: it refuses the first attempt as the test wants it, and reads the replay to its end.
+//! hyper's server, which refuses the first attempt in a given manner and reads the replay to its end.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -28,7 +28,7 @@ pub const ACCEPTED: &str = "status 200";
 /// The body of the refusal.
 pub const REFUSED: &str = "status 401";
 
-/// How far the exchange has come.
+/// The progress of the exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     Begun,
@@ -42,12 +42,12 @@ pub enum Stage {
     Over,
 }
 
-/// Whether the server refuses what has these headers.
+/// Returns true if the server refuses a request with these headers.
 pub fn is_refused(headers: &HeaderMap) -> bool {
     headers[AUTHORIZATION] == "Bearer a1"
 }
 
-/// How the first attempt looked to the server.
+/// The first attempt as the server saw it.
 #[derive(Clone)]
 pub struct First {
     pub headers: HeaderMap,
@@ -56,15 +56,15 @@ pub struct First {
 
 #[derive(Clone)]
 pub enum Attempt {
-    /// It was read to its end, which was a clean one.
+    /// Read to its end, which was clean.
     Whole(Bytes),
-    /// It was read until it broke off.
+    /// Read until it broke off.
     Broken,
-    /// It was not read any further.
+    /// Not read any further.
     Unread,
 }
 
-/// The replay as the server got it.
+/// The replay as the server saw it.
 #[derive(Clone)]
 pub struct Replayed {
     pub headers: HeaderMap,
@@ -121,12 +121,12 @@ impl Server {
         format!("http://{}{path}", self.0.address)
     }
 
-    /// How many have been opened.
+    /// The number of connections accepted so far.
     pub fn connections(&self) -> usize {
         self.0.connections.load(Ordering::SeqCst)
     }
 
-    /// The exchange has come this far, at least.
+    /// Records that the exchange has reached this stage, at least.
     pub fn reach(&self, stage: Stage) {
         self.0.stage.send_if_modified(|reached| {
             let is_new = *reached < stage;
@@ -139,7 +139,7 @@ impl Server {
         *self.0.stage.borrow() >= stage
     }
 
-    /// Waits until the exchange has come this far.
+    /// Waits until the exchange has reached this stage.
     pub fn stage(&self, stage: Stage) -> impl Future<Output = ()> + Send + use<> {
         let mut stages = self.0.stage.subscribe();
         async move {
@@ -147,14 +147,14 @@ impl Server {
         }
     }
 
-    /// The first attempt, waited for until the server is done with it.
+    /// Waits until the server is done with the first attempt, and returns it.
     pub async fn first(&self) -> First {
         let first = self.0.first.subscribe().wait_for(Option::is_some).await.unwrap().clone();
         first.unwrap()
     }
 
-    /// The exchange has come to [`Stage::Assigned`] when this request has a connection.
-    pub fn tells_when_assigned<B>(&self, mut request: Request<B>) -> Request<B> {
+    /// Records [`Stage::Assigned`] once this request has a connection.
+    pub fn report_when_assigned<B>(&self, mut request: Request<B>) -> Request<B> {
         let (server, mut assigned) = (self.clone(), capture_connection(&mut request));
         tokio::spawn(async move {
             assigned.wait_for_connection_metadata().await;
@@ -180,10 +180,10 @@ impl Server {
                 Http::H1 | Http::H1Copied => http1::Builder::new().serve_connection(stream, service).await,
                 Http::H2 | Http::H2Narrow => {
                     let mut builder = http2::Builder::new(TokioExecutor::new());
-                    // A stream that isn't read takes a part of the connection's window only.
+                    // A stream that isn't read takes only a part of the connection's window.
                     builder.initial_stream_window_size(64 * 1024).initial_connection_window_size(1024 * 1024);
                     if http == Http::H2Narrow {
-                        // The first half of a body fits in.
+                        // Holds the first half of a body.
                         builder.initial_stream_window_size(128 * 1024).max_concurrent_streams(1);
                     }
                     builder.serve_connection(stream, service).await
@@ -191,7 +191,7 @@ impl Server {
             }
         };
         tokio::select! {
-            // The client may close it at any moment.
+            // The client may close the connection at any moment.
             _ = connection => {}
             () = cut.notified() => {}
         }
@@ -232,20 +232,20 @@ impl Server {
         refusal
     }
 
-    /// What comes after the refusal.
+    /// Handles the rest of the body after the refusal.
     async fn follow_up(&self, mut read: Vec<u8>, whole: bool, mut body: Incoming, cut: Arc<Notify>) -> Attempt {
         match self.0.manner {
             Manner::Closes => {
                 self.stage(Stage::Seen).await;
                 cut.notify_one();
-                // Once the connection is cut, nothing more comes of the body; nor does it, if it was read before.
+                // The body ends once the connection is cut, or has been read before.
                 while let Some(Ok(_)) = body.frame().await {}
             }
             Manner::Drops => drop(body),
             Manner::NeverReads => self.stage(Stage::Over).await,
             Manner::ReadsOn | Manner::ReadsLate if !whole => {
                 self.stage(if self.0.manner == Manner::ReadsOn { Stage::Seen } else { Stage::Assigned }).await;
-                // hyper doesn't tell the end to those who wait for it, once the response is out.
+                // Once the response is sent, hyper doesn't wake a reader that waits for the end of the body.
                 while !body.is_end_stream()
                     && let Some(frame) = body.frame().await
                 {
@@ -264,7 +264,7 @@ impl Server {
     async fn accept(&self, headers: HeaderMap, mut body: Incoming) -> Response<Full<Bytes>> {
         let (mut read, mut trailers) = (Vec::new(), None);
         while let Some(frame) = body.frame().await {
-            // The client may give it up.
+            // The client may abort the replay.
             let Ok(frame) = frame else { return response(400) };
             match frame.into_data() {
                 Ok(data) => read.extend_from_slice(&data),

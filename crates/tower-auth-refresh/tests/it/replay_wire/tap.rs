@@ -1,4 +1,4 @@
-//! A relay before a server, which records what each connection carries to it.
+//! A relay before a server, which records the bytes that each connection carries to the server.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -36,7 +36,7 @@ impl Tap {
         format!("http://{}{path}", self.address)
     }
 
-    /// What has been carried so far.
+    /// The bytes recorded so far, by connection.
     pub fn connections(&self) -> Vec<Vec<u8>> {
         self.connections.lock().unwrap().clone()
     }

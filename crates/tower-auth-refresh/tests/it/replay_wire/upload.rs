@@ -1,4 +1,4 @@
-//! A body whose frames come one by one, the later half of them when the test lets it; and whose end is observed.
+//! A body whose frames come one by one, the second half of them once a gate opens, and whose release is observed.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -14,13 +14,13 @@ use tokio::sync::oneshot;
 
 const FRAME: usize = 4 * 1024;
 
-/// What is uploaded.
+/// The content of an upload.
 pub struct Whole(Vec<u8>);
 
-/// Memory whose freeing is observed.
+/// A buffer whose release is observed.
 struct Observed(Vec<u8>, #[expect(dead_code, reason = "dropped with it")] oneshot::Sender<Infallible>);
 
-/// Resolves, to an error, when nothing holds on to the body any more: neither its source, nor a record, nor a socket's buffer.
+/// Resolves to an error once the body is freed: its source, its record and the socket buffers have dropped it.
 pub type Freed = oneshot::Receiver<Infallible>;
 
 impl AsRef<[u8]> for Observed {
@@ -43,7 +43,7 @@ impl Whole {
         (Bytes::from_owner(Observed(self.0.clone(), sender)), freed)
     }
 
-    /// In a frame that is longer than a stream's window, and two short ones.
+    /// Splits the content into a frame that is longer than a stream's window, and two short ones.
     pub fn frames(&self) -> (impl Body<Data = Bytes, Error = Infallible> + Send + Unpin + use<>, Freed) {
         let (mut data, freed) = self.shared();
         let long = data.split_to(data.len() - 2 * FRAME);
@@ -56,21 +56,21 @@ impl Whole {
     }
 }
 
-/// The body.
+/// The request body.
 pub struct Upload {
     frames: VecDeque<Frame<Bytes>>,
     left: usize,
     sized: bool,
-    /// Before this many frames are left, it has to be passed.
+    /// The number of frames left at which the gate is awaited.
     gate: Option<(usize, Gate)>,
-    /// Each frame is waited for.
+    /// Set while the next frame is ready: each frame is pending once before.
     waited: bool,
 }
 
 type Gate = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Upload {
-    /// Of known length; the second half of it is there once `gate` has resolved.
+    /// Creates a body of known length, whose second half is available once `gate` has resolved.
     pub fn new(whole: &Whole, gate: impl Future<Output = ()> + Send + 'static) -> (Self, Freed) {
         let (mut data, freed) = whole.shared();
         let (mut frames, left) = (VecDeque::new(), data.len());

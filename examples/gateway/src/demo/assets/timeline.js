@@ -1,29 +1,30 @@
-// The page: fires calls, and draws what the servers behind the gateway tell of them.
+// The demo page: sends bursts of calls and draws the requests that the servers behind the gateway report.
 
 const $ = (id) => document.getElementById(id);
-const MOST = 200; // as many as the gateway makes at once
-const DENSE = 50; // so many rows are drawn as thin lines
+const MAX_CALLS = 200; // the gateway's limit for a burst
+const UNREACHABLE = "the gateway can't be reached";
+const DENSE_ABOVE = 50; // more rows than this are drawn as thin lines
 const totals = { ok: 0, bad: 0, refused: 0, refreshes: 0, replays: 0 };
-const bursts = []; // the newest first
-// The session says nothing of its user. A name is no secret, so it may outlive a reload.
+const bursts = []; // newest first
+// GET /session returns no user name. The name is not secret and is kept across reloads.
 let user = sessionStorage.getItem("user");
 
 class Burst {
   constructor(number, size) {
-    Object.assign(this, { number, size, entries: [], seen: [], finished: null, begun: performance.now() });
+    Object.assign(this, { number, size, entries: [], statuses: [], finished: null, started: performance.now() });
     this.article = $("burst").content.firstElementChild.cloneNode(true);
     $("bursts").querySelector(".empty")?.remove();
     $("bursts").prepend(this.article);
-    this.article.classList.toggle("dense", size > DENSE);
+    this.article.classList.toggle("dense", size > DENSE_ABOVE);
     this.draw();
   }
 
-  // Draws it once for all that is told before the next frame.
+  // Coalesces all entries before the next frame into one drawing.
   drawSoon() {
     this.frame ??= requestAnimationFrame(() => this.draw());
   }
 
-  // What a row shows: the refreshes first, then the browser's calls, each with all its attempts.
+  // Groups the entries into rows: the refreshes first, then each call with its attempts.
   rows() {
     const rows = new Map();
     for (const entry of this.entries) {
@@ -43,21 +44,22 @@ class Burst {
 
   heading() {
     const all = this.rows().flatMap(([, entries]) => entries.map((entry, attempt) => Burst.kind(entry, attempt)));
-    const count = (kind) => all.filter((it) => it === kind).length;
+    const count = (kind) => all.filter((other) => other === kind).length;
     const refused = this.entries.filter((entry) => entry.route === "refresh" && entry.status !== 200).length;
     const behind = [
-      [count("ok"), "answered"],
+      [count("ok"), "succeeded"],
       [count("refused"), "401"],
       [count("refresh"), "refresh"],
       [refused, "refresh refused"],
-      [count("replay"), "sent again"],
+      [count("replay"), "replayed"],
       [count("failed") - refused, "failed"],
     ];
-    const told = behind.filter(([count]) => count > 0).map(([count, what]) => `${count} × ${what}`);
-    const seen = Object.entries(Object.groupBy(this.seen, (status) => status));
-    const browser = this.problem ?? (seen.map(([status, of]) => `${of.length} × ${status}`).join(", ") || "waits");
-    const took = this.finished === null ? "" : ` in ${Math.round(this.finished - this.begun)}\u00a0ms`;
-    return [`Burst ${this.number}: ${this.size} calls`, told.join(" → ") || "nothing yet", `${browser}${took}`];
+    const summary = behind.filter(([count]) => count > 0).map(([count, label]) => `${count} × ${label}`);
+    const groups = Object.entries(Object.groupBy(this.statuses, (status) => status));
+    const received = groups.map(([status, group]) => `${group.length} × ${status}`).join(", ");
+    const browser = this.problem ?? (received || "waiting");
+    const took = this.finished === null ? "" : ` in ${Math.round(this.finished - this.started)}\u00a0ms`;
+    return [`Burst ${this.number}: ${this.size} calls`, summary.join(" → ") || "no requests yet", `${browser}${took}`];
   }
 
   draw() {
@@ -80,7 +82,7 @@ class Burst {
       entries.forEach((entry, attempt) => {
         const bar = document.createElement("i");
         bar.className = Burst.kind(entry, attempt);
-        bar.title = `${entry.method} ${entry.path}: ${entry.status ?? "no answer"}, token ${entry.generation ?? "-"}, `
+        bar.title = `${entry.method} ${entry.path}: ${entry.status ?? "no response"}, token ${entry.generation ?? "-"}, `
           + `${entry.took.toFixed(1)} ms${entry.note ? `, ${entry.note}` : ""}`;
         bar.style.left = `${(100 * (entry.at - from)) / span}%`;
         bar.style.width = `${(100 * entry.took) / span}%`;
@@ -92,7 +94,7 @@ class Burst {
   }
 }
 
-function show() {
+function showTotals() {
   $("browser-ok").textContent = totals.ok;
   $("browser-bad").textContent = totals.bad;
   $("refused").textContent = totals.refused;
@@ -100,55 +102,55 @@ function show() {
   $("replays").textContent = totals.replays;
 }
 
-async function learnState() {
+async function updateState() {
   const { state, generation } = await (await fetch("/session")).json();
   const signedIn = state === "active" || state === "refreshing";
-  say(signedIn ? `${user ?? "signed in"}: ${state}, token ${generation}` : state.replace("_", " "));
+  showStatus(signedIn ? `${user ?? "signed in"}: ${state}, token ${generation}` : state.replace("_", " "));
   $("state").dataset.state = state;
   for (const id of ["fire", "logout"]) $(id).disabled = !signedIn;
   for (const id of ["expire", "revoke"]) $(id).disabled = !signedIn || user === null;
 }
 
-function say(text) {
+function showStatus(text) {
   $("state").textContent = text;
 }
 
 async function fire() {
-  const size = Math.min(Math.max(Math.trunc(Number($("count").value)) || 1, 1), MOST);
+  const size = Math.min(Math.max(Math.trunc(Number($("count").value)) || 1, 1), MAX_CALLS);
   $("count").value = size;
-  const mine = new Burst((bursts[0]?.number ?? 0) + 1, size);
-  bursts.unshift(mine);
+  const burst = new Burst((bursts[0]?.number ?? 0) + 1, size);
+  bursts.unshift(burst);
   try {
-    const response = await post("/demo/calls", { number: mine.number, size });
-    mine.seen = response.ok ? await response.json() : [];
-    if (!response.ok) mine.problem = `the gateway answered ${response.status}`;
-  } catch (unreachable) {
-    mine.problem = "the gateway can't be reached";
-    throw unreachable;
+    const response = await post("/demo/calls", { number: burst.number, size });
+    burst.statuses = response.ok ? await response.json() : [];
+    if (!response.ok) burst.problem = `the gateway returned ${response.status}`;
+  } catch (error) {
+    burst.problem = UNREACHABLE;
+    throw error;
   } finally {
-    mine.finished = performance.now();
-    for (const status of mine.seen) totals[status < 400 ? "ok" : "bad"] += 1;
-    show();
-    mine.draw();
-    mine.article.dataset.finished = "";
+    burst.finished = performance.now();
+    for (const status of burst.statuses) totals[status < 400 ? "ok" : "bad"] += 1;
+    showTotals();
+    burst.draw();
+    burst.article.dataset.finished = "";
   }
-  await learnState();
-  if (mine.seen.includes(401)) say("the session has ended: log in again");
+  await updateState();
+  if (burst.statuses.includes(401)) showStatus("session ended: log in again");
 }
 
-function told(entry) {
+function addEntry(entry) {
   if (entry.user !== user) return;
-  // A call says which burst it is of; a refresh is that of the newest.
+  // A call has the number of its burst in its query; a refresh is assigned to the newest burst.
   const number = new URLSearchParams(entry.path.split("?")[1]).get("burst");
-  const mine = entry.route === "refresh" ? bursts[0] : bursts.find((burst) => String(burst.number) === number);
-  if (mine === undefined) return;
+  const burst = entry.route === "refresh" ? bursts[0] : bursts.find((other) => String(other.number) === number);
+  if (burst === undefined) return;
   if (entry.route === "refresh") totals.refreshes += 1;
   else if (entry.route !== "api") return;
   else if (entry.status === 401) totals.refused += 1;
-  else if (mine.entries.some((before) => before.path === entry.path && before.status === 401)) totals.replays += 1;
-  mine.entries.push(entry);
-  mine.drawSoon();
-  show();
+  else if (burst.entries.some((earlier) => earlier.path === entry.path && earlier.status === 401)) totals.replays += 1;
+  burst.entries.push(entry);
+  burst.drawSoon();
+  showTotals();
 }
 
 function post(path, body) {
@@ -156,35 +158,35 @@ function post(path, body) {
   return fetch(path, { method: "POST", headers, body: body && JSON.stringify(body) });
 }
 
-// What a button does; what comes of it otherwise is said.
-function act(work) {
-  return (event) => work(event).catch(() => say("the gateway can't be reached"));
+// Wraps an event handler: a failure is shown as the status.
+function handler(work) {
+  return (event) => work(event).catch(() => showStatus(UNREACHABLE));
 }
 
 $("login").addEventListener("submit", (event) => {
   event.preventDefault();
-  act(async () => {
+  handler(async () => {
     const credentials = Object.fromEntries(new FormData(event.target));
     const response = await post("/login", credentials);
     if (response.ok) sessionStorage.setItem("user", (user = credentials.username));
-    await learnState();
-    if (!response.ok) say((await response.json()).title);
+    await updateState();
+    if (!response.ok) showStatus((await response.json()).title);
   })(event);
 });
-$("fire").addEventListener("click", act(fire));
-$("expire").addEventListener("click", act(async () => {
+$("fire").addEventListener("click", handler(fire));
+$("expire").addEventListener("click", handler(async () => {
   await post("/demo/expire", { user });
-  say(`${user}: the API refuses the token from now on`);
+  showStatus(`${user}: access token expired`);
 }));
-$("revoke").addEventListener("click", act(async () => {
+$("revoke").addEventListener("click", handler(async () => {
   await post("/demo/revoke", { user });
-  say(`${user}: revoked, the next call will find out`);
+  showStatus(`${user}: tokens revoked, the next call ends the session`);
 }));
-$("logout").addEventListener("click", act(async () => { await post("/logout"); await learnState(); }));
+$("logout").addEventListener("click", handler(async () => { await post("/logout"); await updateState(); }));
 
 const events = new EventSource("/demo/events");
-events.addEventListener("message", (event) => told(JSON.parse(event.data)));
+events.addEventListener("message", (event) => addEntry(JSON.parse(event.data)));
 events.addEventListener("open", () => { document.body.dataset.live = ""; });
-// It is opened again by itself; what happens meanwhile is not drawn.
+// The browser reconnects by itself. Requests in between are not drawn.
 events.addEventListener("error", () => { delete document.body.dataset.live; });
-act(learnState)();
+handler(updateState)();

@@ -1,15 +1,15 @@
-//! What can happen to a session, in abstract: each action is one event, or a few under one lock.
+//! The actions on a session, in abstract form: each is one event, or a few under one lock.
 
 use crate::refresh::Trigger;
 
-/// What a session starts from.
+/// The initial state of a session.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Beginning {
+pub(super) enum Initial {
     Nothing,
     Stored(Held),
 }
 
-/// Which tokens somebody has.
+/// The tokens that are present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Held {
     Both,
@@ -18,25 +18,25 @@ pub(super) enum Held {
     Neither,
 }
 
-/// Which tokens somebody comes with, compared with those in force.
+/// New tokens, compared with those in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Brought {
+pub(super) enum Received {
     New,
-    TheSameAccessToken,
-    TheSame,
+    SameAccessToken,
+    Unchanged,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Whose {
-    ThisEpoch(Brought),
-    /// Somebody who has signed in elsewhere.
-    Anothers(Held),
+pub(super) enum RecordEpoch {
+    ThisEpoch(Received),
+    /// Another epoch: a sign-in elsewhere.
+    AnotherEpoch(Held),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     Unavailable,
-    /// The server asks for this many seconds.
+    /// Unavailable, with a `Retry-After` of this many seconds.
     Later(u64),
     Misconfigured,
     InDoubt,
@@ -45,114 +45,114 @@ pub(super) enum Failure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Written {
     Saved,
-    Found(Whose),
+    Found(RecordEpoch),
     FoundNothing,
     Failed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lately {
+pub(super) enum LateEnd {
     Refreshed,
     RefreshedUnsaved,
     Failed,
     Rejected,
     FoundItsOwnEpoch,
     FoundThisEpoch,
-    FoundAnothers,
+    FoundAnotherEpoch,
     Landed,
     Vanished,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
-    /// For the end of a cool-down.
+    /// Until the end of the cool-down.
     Cooled,
-    /// Until tokens are to be refreshed early.
+    /// Until the early refresh is due.
     Due,
     AlmostProbation,
     Probation,
 }
 
-/// One thing that happens.
+/// One action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Somebody wants newer tokens than those of so many generations ago.
-    Board(Trigger, u64),
-    // The flight:
+    /// A caller asks for newer tokens than those of this many generations ago.
+    Request(Trigger, u64),
+    // The current flight:
     Claims,
-    Refreshed(Brought, bool),
+    Refreshed(Received, bool),
     Fails(Failure),
     IsRejected,
-    Finds(Whose),
+    Finds(RecordEpoch),
     FindsNothing,
-    IsOvertaken,
+    IsSuperseded,
     Dies,
-    /// A flight of an epoch that is over.
-    Late(Lately),
-    // The write outside of flights:
+    /// A flight of an earlier epoch ends.
+    Late(LateEnd),
+    // The write outside flights:
     Reads,
     Writes(Written),
     // The app:
     SignsIn(Held),
-    /// With the tokens that are in force already.
+    /// Signs in with the tokens that are in force already.
     SignsInAgain,
     SignsOut,
-    /// A replay with the generation of so many ago was accepted, or not.
+    /// A replay with the generation of this many ago was accepted, or refused.
     Replayed(bool, u64),
-    Passes(Wait),
+    Advance(Wait),
 }
 
 impl Action {
     pub(super) fn all() -> Vec<Self> {
-        use Brought::{New, TheSame, TheSameAccessToken};
         use Held::{Both, OnlyAccess, OnlyRefresh};
-        use Lately::{FoundAnothers, FoundItsOwnEpoch, FoundThisEpoch, RefreshedUnsaved};
-        use Whose::{Anothers, ThisEpoch};
-        let mut all = vec![Self::Claims, Self::IsRejected, Self::FindsNothing, Self::IsOvertaken, Self::Dies];
+        use LateEnd::{FoundAnotherEpoch, FoundItsOwnEpoch, FoundThisEpoch, RefreshedUnsaved};
+        use Received::{New, SameAccessToken, Unchanged};
+        use RecordEpoch::{AnotherEpoch, ThisEpoch};
+        let mut all = vec![Self::Claims, Self::IsRejected, Self::FindsNothing, Self::IsSuperseded, Self::Dies];
         all.extend([Self::Reads, Self::SignsInAgain, Self::SignsOut]);
         for trigger in [Trigger::Challenge, Trigger::Early, Trigger::Acquire, Trigger::Manual] {
-            all.extend([Self::Board(trigger, 0), Self::Board(trigger, 1)]);
+            all.extend([Self::Request(trigger, 0), Self::Request(trigger, 1)]);
         }
-        for brought in [New, TheSameAccessToken, TheSame] {
-            all.extend([Self::Refreshed(brought, true), Self::Refreshed(brought, false)]);
+        for received in [New, SameAccessToken, Unchanged] {
+            all.extend([Self::Refreshed(received, true), Self::Refreshed(received, false)]);
         }
         let failures = [Failure::Unavailable, Failure::Later(5), Failure::Later(9999), Failure::Misconfigured];
         all.extend(failures.map(Self::Fails));
         all.push(Self::Fails(Failure::InDoubt));
-        let found = [ThisEpoch(New), ThisEpoch(TheSameAccessToken), Anothers(Both), Anothers(OnlyRefresh)];
+        let found = [ThisEpoch(New), ThisEpoch(SameAccessToken), AnotherEpoch(Both), AnotherEpoch(OnlyRefresh)];
         all.extend(found.map(Self::Finds));
-        all.extend(found.map(|whose| Self::Writes(Written::Found(whose))));
+        all.extend(found.map(|record_epoch| Self::Writes(Written::Found(record_epoch))));
         all.extend([Written::Saved, Written::FoundNothing, Written::Failed].map(Self::Writes));
-        let late = [Lately::Refreshed, RefreshedUnsaved, Lately::Failed, Lately::Rejected, FoundItsOwnEpoch];
+        let late = [LateEnd::Refreshed, RefreshedUnsaved, LateEnd::Failed, LateEnd::Rejected, FoundItsOwnEpoch];
         all.extend(late.map(Self::Late));
-        all.extend([FoundThisEpoch, FoundAnothers, Lately::Landed, Lately::Vanished].map(Self::Late));
+        all.extend([FoundThisEpoch, FoundAnotherEpoch, LateEnd::Landed, LateEnd::Vanished].map(Self::Late));
         all.extend([Both, OnlyAccess, OnlyRefresh].map(Self::SignsIn));
         for age in [0, 1] {
             all.extend([Self::Replayed(true, age), Self::Replayed(false, age)]);
         }
-        all.extend([Wait::Cooled, Wait::Due, Wait::AlmostProbation, Wait::Probation].map(Self::Passes));
+        all.extend([Wait::Cooled, Wait::Due, Wait::AlmostProbation, Wait::Probation].map(Self::Advance));
         all
     }
 
-    /// Those of one user whose store works: refusals, failures, time.
+    /// The actions of one user with a working store: refusals, failures, time.
     pub(super) fn of_pace() -> Vec<Self> {
         let of_pace = |action: &Self| match action {
-            Self::Board(trigger, age) => *trigger == Trigger::Challenge && *age == 0,
-            Self::Refreshed(brought, saved) => *brought != Brought::TheSameAccessToken && *saved,
+            Self::Request(trigger, age) => *trigger == Trigger::Challenge && *age == 0,
+            Self::Refreshed(received, saved) => *received != Received::SameAccessToken && *saved,
             Self::Fails(failure) => *failure == Failure::Unavailable,
             Self::Replayed(_, age) => *age == 0,
-            Self::Passes(wait) => matches!(wait, Wait::Cooled | Wait::Probation),
+            Self::Advance(wait) => matches!(wait, Wait::Cooled | Wait::Probation),
             _ => *action == Self::Claims,
         };
         Self::all().into_iter().filter(of_pace).collect()
     }
 
-    /// Those of users who come and go at one moment: sign-ins, peers, writes, late flights.
+    /// The actions that change epochs, at one moment: sign-ins, peers, writes, late flights.
     pub(super) fn of_epochs() -> Vec<Self> {
         let of_epochs = |action: &Self| match action {
-            Self::Board(trigger, age) => *trigger == Trigger::Manual && *age == 0,
+            Self::Request(trigger, age) => *trigger == Trigger::Manual && *age == 0,
             Self::Fails(failure) => *failure == Failure::InDoubt,
-            _ => !matches!(action, Self::Replayed(..) | Self::Passes(_)),
+            _ => !matches!(action, Self::Replayed(..) | Self::Advance(_)),
         };
         Self::all().into_iter().filter(of_epochs).collect()
     }

@@ -1,4 +1,5 @@
-//! When two worlds behave alike: what is compared in them, relative to now, to the epoch and to the generation in force.
+//! The canonical key of an environment, relative to the current time, epoch and generation. Environments with equal
+//! keys behave alike.
 
 use std::hash::{Hash, Hasher};
 use std::time::Duration;
@@ -6,17 +7,17 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::super::{State, Stored};
-use super::world::World;
+use super::environment::Environment;
 use crate::refresh::NotRefreshed;
 use crate::session::pace;
 use crate::store::Epoch;
 
-/// From here on one more makes no difference to any pause.
+/// Beyond these counts, one more doesn't change any pause.
 const MANY_FAILURES: u32 = 7;
 const MANY_STRIKES: u32 = pace::LOOPING + 6;
 
-impl World {
-    /// Equal for worlds that behave alike.
+impl Environment {
+    /// Returns a key that is equal for environments that behave alike.
     pub(super) fn canon(&self) -> u128 {
         let mut digest = Digest(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d);
         self.hash_state(&mut digest);
@@ -64,8 +65,8 @@ impl World {
         }
     }
 
-    /// How the generations lie. They are only compared with one another and with the last two, so that a gap of two is
-    /// as good as a wider one.
+    /// Hashes the order of the generations. They are only compared with one another and with the last two, so a gap of
+    /// two is equivalent to a wider one.
     fn hash_order(&self, digest: &mut Digest) {
         let marks = [self.state.generation, self.state.struck, self.struck, self.proven, self.refused].map(|it| it.0);
         let mut sorted = marks;
@@ -74,12 +75,12 @@ impl World {
         for i in 1..5 {
             narrowed[i] = narrowed[i - 1] + (sorted[i - 1] - sorted[i]).min(2);
         }
-        let place = |mark| narrowed[sorted.iter().position(|it| *it == mark).expect("it is one of them")];
+        let place = |mark| narrowed[sorted.iter().position(|it| *it == mark).expect("each mark is in the list")];
         marks.map(place).hash(digest);
     }
 }
 
-/// Epochs by the order in which they come up: they are only compared for equality.
+/// Numbers epochs in the order of their appearance. Epochs are only compared for equality.
 struct Epochs(Vec<Epoch>);
 
 impl Epochs {
@@ -95,7 +96,7 @@ impl Epochs {
     }
 }
 
-/// FNV-1a with 128 bits: two worlds out of many millions don't collide.
+/// FNV-1a with 128 bits: a collision among many millions of environments is practically impossible.
 struct Digest(u128);
 
 impl Hasher for Digest {
@@ -106,6 +107,6 @@ impl Hasher for Digest {
     }
 
     fn finish(&self) -> u64 {
-        unreachable!("all of its bits are read")
+        unreachable!("the digest is read as 128 bits")
     }
 }

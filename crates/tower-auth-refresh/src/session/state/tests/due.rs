@@ -1,4 +1,4 @@
-//! When a token is to be replaced early.
+//! Tests of the moment at which a token is replaced early.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::super::{At, Due};
 
-/// When a token of this lifetime is to be replaced early and at the latest, in seconds from now.
+/// Returns when a token of this lifetime is due for an early refresh and when it expires, in seconds from now.
 fn due(lifetime: Duration, window: u64, roll: f64) -> (f64, f64) {
     let at = At { now: Instant::now(), roll };
     let due = Due::before_expiry(lifetime, Duration::from_secs(window), at);
@@ -14,7 +14,7 @@ fn due(lifetime: Duration, window: u64, roll: f64) -> (f64, f64) {
 }
 
 #[test]
-fn a_token_is_due_a_window_before_its_expiry_spread_by_a_quarter_of_it() {
+fn a_token_is_due_one_window_before_its_expiry_with_a_quarter_of_jitter() {
     let lifetime = Duration::from_secs(100);
     assert_eq!(due(lifetime, 40, 0.0), (60.0, 100.0));
     assert_eq!(due(lifetime, 40, 0.5), (65.0, 100.0));
@@ -22,14 +22,14 @@ fn a_token_is_due_a_window_before_its_expiry_spread_by_a_quarter_of_it() {
 }
 
 #[test]
-fn a_token_is_not_due_in_the_first_half_of_its_life_nor_in_its_first_second() {
+fn a_token_is_not_due_in_the_first_half_of_its_lifetime_nor_in_its_first_second() {
     assert_eq!(due(Duration::from_secs(30), 60, 0.0), (15.0, 30.0));
     assert_eq!(due(Duration::from_secs(1), 60, 0.0), (1.0, 1.0));
     assert_eq!(due(Duration::ZERO, 60, 0.0), (1.0, 0.0));
 }
 
 #[test]
-fn a_token_that_lives_for_ever_is_due_within_a_year() {
+fn a_token_without_a_bounded_lifetime_is_due_within_a_year() {
     let year = 31_536_000.0;
     assert_eq!(due(Duration::MAX, 0, 0.0), (year, year));
     assert_eq!(due(Duration::MAX, u64::MAX, 0.0), (year / 2.0, year));

@@ -1,45 +1,49 @@
-//! An hour of an API that refuses, and of one that works.
+//! Tests of the number of refreshes in an hour, for an API that refuses every token and for one that works.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use super::super::Demand;
-use super::action::{Action, Brought, Failure, Wait};
-use super::world::World;
+use super::action::{Action, Failure, Received, Wait};
+use super::environment::Environment;
 use crate::refresh::{NotRefreshed, Trigger};
 use crate::session::pace;
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
-/// The most refreshes that an API can cause within what is left of the hour, if it never accepts a token and chooses
-/// the moments of its refusals, and whether the authorization server fails in between.
-fn most_refreshes(world: &World, end: tokio::time::Instant, known: &mut HashMap<(Duration, u128), u32>) -> u32 {
-    let left = end.saturating_duration_since(world.now);
+/// Returns the most refreshes that an API can cause until `end` if it never accepts a token, over every timing of its
+/// refusals and of failures of the authorization server in between.
+fn most_refreshes(
+    environment: &Environment,
+    end: tokio::time::Instant,
+    known: &mut HashMap<(Duration, u128), u32>,
+) -> u32 {
+    let left = end.saturating_duration_since(environment.now);
     if left.is_zero() {
         return 0;
     }
-    let key = (left, world.canon());
+    let key = (left, environment.canon());
     if let Some(most) = known.get(&key) {
         return *most;
     }
     let mut most = 0;
-    let refused = world.after(Action::Board(Trigger::Challenge, 0)).unwrap();
+    let refused = environment.after(Action::Request(Trigger::Challenge, 0)).unwrap();
     if refused.flight.is_some() {
         let claimed = refused.after(Action::Claims).unwrap();
-        let refreshed = claimed.after(Action::Refreshed(Brought::New, true)).unwrap();
+        let refreshed = claimed.after(Action::Refreshed(Received::New, true)).unwrap();
         most = 1 + most_refreshes(&refreshed, end, known);
-        // Before the loop guard bites, a failure only costs time.
-        if world.failures == 0 && world.state.strikes >= pace::LOOPING {
+        // Before the loop guard applies, a failure only costs time.
+        if environment.failures == 0 && environment.state.strikes >= pace::LOOPING {
             let failed = claimed.after(Action::Fails(Failure::Unavailable)).unwrap();
             most = most.max(most_refreshes(&failed, end, known));
         }
     } else {
-        let cooled = refused.after(Action::Passes(Wait::Cooled)).expect("nothing but a cool-down holds it up");
+        let cooled = refused.after(Action::Advance(Wait::Cooled)).expect("only a cool-down prevents the refresh");
         most = most.max(most_refreshes(&cooled, end, known));
     }
-    if !world.challenged {
-        // Or it refuses this token when it is no longer on probation.
-        let later = world.after(Action::Passes(Wait::Probation)).unwrap();
+    if !environment.challenged {
+        // Alternatively, the API refuses this token after its probation.
+        let later = environment.after(Action::Advance(Wait::Probation)).unwrap();
         most = most.max(most_refreshes(&later, end, known));
     }
     known.insert(key, most);
@@ -47,48 +51,48 @@ fn most_refreshes(world: &World, end: tokio::time::Instant, known: &mut HashMap<
 }
 
 #[test]
-fn an_api_that_answers_401_for_ever_causes_at_most_75_refreshes_in_an_hour_whatever_its_timing() {
-    let world = World::ordinary();
-    let end = world.now + HOUR;
+fn an_api_that_always_answers_401_causes_at_most_75_refreshes_in_an_hour_at_any_timing() {
+    let environment = Environment::ordinary();
+    let end = environment.now + HOUR;
     let mut known = HashMap::new();
-    let most = most_refreshes(&world, end, &mut known);
+    let most = most_refreshes(&environment, end, &mut known);
     println!("{most} refreshes at most, over {} states", known.len());
     assert!((60..=75).contains(&most), "{most}");
 }
 
 #[test]
-fn tokens_that_live_two_seconds_and_work_are_refreshed_for_an_hour() {
-    let mut world = World::ordinary();
-    let end = world.now + HOUR;
+fn accepted_tokens_with_a_lifetime_of_two_seconds_are_refreshed_for_an_hour() {
+    let mut environment = Environment::ordinary();
+    let end = environment.now + HOUR;
     let mut refreshes = 0;
-    while world.now < end {
+    while environment.now < end {
         for action in [
-            Action::Board(Trigger::Challenge, 0),
+            Action::Request(Trigger::Challenge, 0),
             Action::Claims,
-            Action::Refreshed(Brought::New, true),
+            Action::Refreshed(Received::New, true),
             Action::Replayed(true, 0),
         ] {
-            world = world.after(action).unwrap_or_else(|| panic!("{action:?} after {refreshes}"));
+            environment = environment.after(action).unwrap_or_else(|| panic!("{action:?} after {refreshes}"));
         }
-        world.now += Duration::from_secs(2);
+        environment.now += Duration::from_secs(2);
         refreshes += 1;
     }
     assert_eq!(refreshes, 1800);
 }
 
 #[test]
-fn an_app_may_refresh_by_hand_while_the_api_loops() {
-    let mut world = World::ordinary();
+fn a_manual_refresh_is_allowed_while_the_loop_guard_refuses_others() {
+    let mut environment = Environment::ordinary();
     let mut refused = None;
     while refused.is_none() {
-        world = world.after(Action::Board(Trigger::Challenge, 0)).unwrap();
-        if world.flight.is_none() {
-            refused = Some(world.demand(Trigger::Challenge, world.state.generation));
+        environment = environment.after(Action::Request(Trigger::Challenge, 0)).unwrap();
+        if environment.flight.is_none() {
+            refused = Some(environment.demand(Trigger::Challenge, environment.state.generation));
             break;
         }
-        world = world.after(Action::Claims).unwrap().after(Action::Refreshed(Brought::New, true)).unwrap();
+        environment = environment.after(Action::Claims).unwrap().after(Action::Refreshed(Received::New, true)).unwrap();
     }
     assert!(matches!(refused, Some(Demand::Refused(NotRefreshed::Looping))));
-    let by_hand = world.after(Action::Board(Trigger::Manual, 0)).unwrap();
-    assert!(by_hand.flight.is_some());
+    let manual = environment.after(Action::Request(Trigger::Manual, 0)).unwrap();
+    assert!(manual.flight.is_some());
 }

@@ -1,4 +1,4 @@
-//! When a session may be forgotten.
+//! Tests of the conditions under which a session may be evicted.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn after(at: At, events: impl IntoIterator<Item = Event>) -> State {
 }
 
 #[test]
-fn a_session_rests_when_nothing_is_under_way_or_outstanding() {
+fn a_session_is_at_rest_without_a_flight_and_without_a_pending_write() {
     let at = At { now: Instant::now(), roll: 0.0 };
     let saved = || Event::Saved { epoch: EPOCH, tokens: pair(1), version: Version(1) };
     assert!(!after(at, []).is_at_rest(NONE, at.now));
@@ -37,11 +37,11 @@ fn a_session_rests_when_nothing_is_under_way_or_outstanding() {
 }
 
 #[test]
-fn that_an_api_refuses_fresh_tokens_is_remembered_for_an_hour() {
+fn refusals_of_fresh_tokens_are_remembered_for_an_hour() {
     let at = At { now: Instant::now(), roll: 0.0 };
     let hour = at.now + Duration::from_secs(3_600);
     let almost = at.now + Duration::from_secs(3_599);
-    // A strike, and what came after it is not refused yet.
+    // One strike; the tokens after it are not refused yet.
     let fresh = Generation(2);
     let strike = Event::Challenged { generation: fresh, proven: NONE, refused: NONE };
     let state = after(at, [Event::Started, refreshed(2), strike, Event::Started, refreshed(3)]);

@@ -1,11 +1,10 @@
-//! What must hold in every state and of every step: the invariants that the state machine answers for, by the numbers
-//! that the design gives them.
+//! The invariants of every state and every step, by the numbers of the promises in the crate documentation.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::{Demand, Effect, Event, Phase, State, Stored};
-use super::world::{FOREIGN, World};
+use super::environment::{Environment, FOREIGN};
 use crate::refresh::{Generation, NotRefreshed, RefreshErrorKind, Trigger};
 use crate::session::pace;
 use crate::store::Epoch;
@@ -13,13 +12,13 @@ use crate::token::Tokens;
 
 const TRIGGERS: [Trigger; 4] = [Trigger::Challenge, Trigger::Early, Trigger::Acquire, Trigger::Manual];
 
-/// No cool-down lasts longer.
-const LONGEST: Duration = Duration::from_secs(300);
+/// The longest cool-down.
+const LONGEST_COOL_DOWN: Duration = Duration::from_secs(300);
 
 const A_MOMENT: Duration = Duration::from_millis(1);
 
-impl World {
-    /// What is known independently of the state, brought up to date.
+impl Environment {
+    /// Updates the facts that are known independently of the state.
     pub(super) fn remember(&mut self, before: &State, event: &Event) {
         let epoch = before.epoch;
         match event {
@@ -42,7 +41,7 @@ impl World {
             _ => {}
         }
         if self.state.epoch != epoch {
-            (self.challenged, self.doubted, self.failures, self.bought) = (false, false, 0, None);
+            (self.challenged, self.doubted, self.failures, self.obtained_at) = (false, false, 0, None);
             self.struck = Generation(0);
             self.ended = matches!(event, Event::Rejected { .. }).then_some(epoch);
             self.note_first();
@@ -53,7 +52,7 @@ impl World {
         (self.doubted, self.failures) = (false, 0);
         if tokens.access_token() != before.tokens.access_token() {
             self.challenged = false;
-            self.bought = Some(self.now);
+            self.obtained_at = Some(self.now);
         }
     }
 
@@ -62,19 +61,30 @@ impl World {
         self.first = Generation(self.state.generation.0 + bare);
     }
 
-    /// Of a single state.
+    /// Checks a single state.
     pub(super) fn check_state(&self) {
         let State { phase, epoch, generation, tokens, stored, due, cooling, .. } = &self.state;
         let is_signed_in = matches!(phase, Phase::Active | Phase::Refreshing);
 
-        assert_eq!(*phase == Phase::Refreshing, self.flight.is_some(), "1: it says `Refreshing` while a flight is up");
-        assert_eq!(*phase == Phase::Ended, self.ended.is_some(), "15: only the server's own word ends a session");
-        assert_eq!(self.state.rejected, self.challenged && is_signed_in, "the refusal of the tokens in force is known");
-        assert_eq!(self.state.in_doubt, self.doubted, "2: the doubt lasts until there is a definite answer");
+        assert_eq!(
+            *phase == Phase::Refreshing,
+            self.flight.is_some(),
+            "1: the phase is `Refreshing` while a flight is in progress"
+        );
+        assert_eq!(*phase == Phase::Ended, self.ended.is_some(), "15: only a rejection by the server ends a session");
+        assert_eq!(
+            self.state.rejected,
+            self.challenged && is_signed_in,
+            "a refusal of the tokens in force is recorded"
+        );
+        assert_eq!(self.state.in_doubt, self.doubted, "2: a token stays in doubt until there is a definite answer");
         assert!(self.proven <= *generation && self.refused <= *generation, "3: generations only grow");
-        assert!(is_signed_in || *tokens == Tokens::default(), "who is not signed in has no tokens");
-        assert!(is_signed_in || (due.is_none() && cooling.is_none()), "nor anything to wait for");
-        assert_ne!(*epoch, FOREIGN, "10: an epoch comes into force by its own event only");
+        assert!(is_signed_in || *tokens == Tokens::default(), "without a signed-in user there are no tokens");
+        assert!(
+            is_signed_in || (due.is_none() && cooling.is_none()),
+            "without a signed-in user no early refresh or cool-down is scheduled"
+        );
+        assert_ne!(*epoch, FOREIGN, "10: an epoch comes into force only by its own event");
         if let (Some(due), Some(cooling)) = (due, cooling) {
             assert!(due.early >= cooling.until, "no early refresh during a cool-down");
         }
@@ -87,13 +97,13 @@ impl World {
             Stored::Unwritten(over) => held == epoch || over.contains(held),
             Stored::Uncleared(of) => of.contains(held),
         };
-        assert!(self.may_hold.iter().all(accounts_for), "14: nothing of an epoch that is over is left in the store");
+        assert!(self.may_hold.iter().all(accounts_for), "14: no record of an earlier epoch is left in the store");
         let fits = match stored {
             Stored::Clean(version) => version.is_some() == is_signed_in,
             Stored::Unwritten(_) | Stored::Unsaved(_) => is_signed_in,
             Stored::Uncleared(_) => !is_signed_in,
         };
-        assert!(fits, "what is to be written is what the state says");
+        assert!(fits, "the pending write fits the phase");
 
         self.check_demands();
     }
@@ -112,7 +122,7 @@ impl World {
                     Demand::Refused(NotRefreshed::SessionChanged) => !ended,
                     _ => false,
                 };
-                assert!(refused, "10: nothing is refreshed, joined or replayed in another epoch");
+                assert!(refused, "10: no refresh, join or replay in another epoch");
             }
             match (phase, self.demand(trigger, *generation)) {
                 (Phase::SignedOut, Demand::Refused(NotRefreshed::SignedOut))
@@ -120,33 +130,36 @@ impl World {
                 | (Phase::Refreshing, Demand::Join) => {}
                 (Phase::Active, Demand::Refused(NotRefreshed::NoRefreshToken)) => assert!(has_none),
                 (Phase::Active, Demand::Start) => {
-                    assert!(!has_none, "there is something to present");
+                    assert!(!has_none, "a flight needs a refresh token to present");
                     let unwanted = trigger == Trigger::Early && self.state.strikes > 0;
-                    assert!(!unwanted, "8: while fresh tokens are refused, none is fetched that nobody waits for");
+                    assert!(!unwanted, "8: while fresh tokens are refused, there is no early refresh");
                 }
                 (Phase::Active, Demand::Refused(NotRefreshed::CoolingDown(_) | NotRefreshed::Looping)) => {
-                    assert_ne!(trigger, Trigger::Manual, "by hand it refreshes even in a cool-down");
+                    assert_ne!(trigger, Trigger::Manual, "a manual refresh is allowed in a cool-down");
                 }
                 (phase, demand) => panic!("1: {demand:?} while {phase:?}"),
             }
             let Some(older) = older.filter(|_| matches!(phase, Phase::Active | Phase::Refreshing)) else { continue };
             match self.demand(trigger, older) {
-                Demand::Newer => assert!(!self.challenged || trigger == Trigger::Manual, "it is refused already"),
+                Demand::Newer => assert!(
+                    !self.challenged || trigger == Trigger::Manual,
+                    "newer tokens that were refused are not offered"
+                ),
                 _ => assert!(self.challenged && trigger != Trigger::Manual, "9: a stale 401 causes no refresh"),
             }
         }
         if *phase == Phase::Active && !has_none {
-            let later = self.state.demand(*epoch, *generation, Trigger::Challenge, true, self.now + LONGEST);
+            let later = self.state.demand(*epoch, *generation, Trigger::Challenge, true, self.now + LONGEST_COOL_DOWN);
             assert!(!needs_refresh_token || matches!(later, Demand::Start), "15: every cool-down ends");
         }
     }
 
-    /// Of a step from one state to the next.
+    /// Checks a step from one state to the next.
     pub(super) fn check_step(&mut self, before: &Self, event: &Event, effect: &Effect) {
         let (old, new) = (&before.state, &self.state.clone());
         assert!(new.generation >= old.generation, "3: generations only grow");
         if of_another_epoch(event, old.epoch) {
-            assert!(self.is_unchanged_since(before), "3, 14: what comes too late changes nothing");
+            assert!(self.is_unchanged_since(before), "3, 14: an event of an earlier epoch changes nothing");
             match event {
                 Event::Refreshed { tokens, .. } => assert_eq!(*effect, Effect::Discard(tokens.clone()), "14"),
                 _ => assert_eq!(*effect, Effect::Nothing),
@@ -163,13 +176,9 @@ impl World {
         assert_eq!(
             new.tokens,
             *tokens_after(old, event),
-            "15: tokens go only when others come, or the session is over"
+            "15: tokens are dropped only for newer ones or at the end of the session"
         );
-        assert_eq!(
-            new.epoch,
-            epoch_after(old, event),
-            "10: epochs change with who is signed in, and with nothing else"
-        );
+        assert_eq!(new.epoch, epoch_after(old, event), "10: the epoch changes only with the sign-in state");
         if new.epoch == old.epoch {
             let other = new.tokens.access_token() != old.tokens.access_token();
             assert_eq!(new.generation.0 - old.generation.0, u64::from(other), "3: a generation is one access token");
@@ -177,41 +186,44 @@ impl World {
                 self.struck = self.state.generation;
             }
         } else {
-            assert!(new.epoch.0 > old.epoch.0, "10: an epoch that is over never comes back");
+            assert!(new.epoch.0 > old.epoch.0, "10: an earlier epoch never returns");
             let grown = new.generation > old.generation;
             assert_eq!(grown, new.phase == Phase::Active, "3: other tokens have another generation");
         }
     }
 
-    /// Of a step within an epoch: strikes and cool-downs. Whether it was a strike.
+    /// Checks strikes and cool-downs of a step within an epoch. Returns whether the step was a strike.
     fn check_pace(&self, before: &Self, event: &Event) -> bool {
         let (old, new) = (&before.state, &self.state);
         let (mut strikes, mut is_strike) = (old.strikes, false);
         match event {
             Event::Challenged { generation, .. } if *generation < old.generation => {
-                assert!(self.is_unchanged_since(before), "9: a stale 401 says nothing");
+                assert!(self.is_unchanged_since(before), "9: a stale 401 changes nothing");
             }
             Event::Challenged { .. } => {
                 if before.proven > before.struck {
                     strikes = 0;
                 }
-                let age = before.bought.map(|bought| self.now.duration_since(bought));
+                let age = before.obtained_at.map(|obtained_at| self.now.duration_since(obtained_at));
                 let fresh = age.is_some_and(|age| age < pace::PROBATION || before.refused == old.generation);
                 if !before.challenged && fresh && before.proven < old.generation {
                     is_strike = true;
                 }
             }
             Event::Redeemed => {
-                assert!(before.proven > before.struck, "8: it takes a token since then that was accepted");
+                assert!(
+                    before.proven > before.struck,
+                    "8: only an accepted token since the last strike clears the strikes"
+                );
                 strikes = 0;
             }
             Event::Failed { error, .. } => {
                 let asked = match error.kind() {
-                    RefreshErrorKind::Unavailable => error.retry_after().unwrap_or_default().min(LONGEST),
+                    RefreshErrorKind::Unavailable => error.retry_after().unwrap_or_default().min(LONGEST_COOL_DOWN),
                     _ => Duration::ZERO,
                 };
                 let doubled = Duration::from_secs(1 << (self.failures - 1)).min(Duration::from_secs(60));
-                let cooling = new.cooling.as_ref().expect("15: it cools down, and keeps the tokens");
+                let cooling = new.cooling.as_ref().expect("15: a failure causes a cool-down and keeps the tokens");
                 assert_eq!(cooling.until - self.now, asked.max(doubled).max(loop_pause(new.strikes)), "8");
                 assert!(matches!(&cooling.why, NotRefreshed::CoolingDown(of) if Arc::ptr_eq(of, error)));
             }
@@ -230,14 +242,15 @@ impl World {
         if is_strike {
             self.check_loop_guard();
         }
-        assert_eq!(new.strikes, strikes, "8: a strike is a fresh token that is refused; an accepted one clears them");
+        assert_eq!(new.strikes, strikes, "8: a refused fresh token is a strike; an accepted one clears the strikes");
         is_strike
     }
 
-    /// After a strike.
+    /// Checks the loop guard's cool-down after a strike.
     fn check_loop_guard(&self) {
         let Some(nearly) = loop_pause(self.state.strikes).checked_sub(A_MOMENT) else { return };
-        let why = self.state.cooling_at(self.now + nearly).expect("8: it cools down for as long as it should");
+        let why =
+            self.state.cooling_at(self.now + nearly).expect("8: the cool-down of the loop guard lasts long enough");
         assert!(matches!(why, NotRefreshed::Looping), "{why:?}");
     }
 
@@ -250,7 +263,7 @@ impl World {
     }
 }
 
-/// The pause after a strike, jitter aside.
+/// The pause after a strike, without jitter.
 fn loop_pause(strikes: u32) -> Duration {
     match strikes.checked_sub(6) {
         None => Duration::ZERO,

@@ -1,4 +1,4 @@
-//! One seed's world: its hosts, what goes wrong between them, how it heals, and what has to be so in the end.
+//! The simulation of one seed: its hosts, the faults between them, the repair, and the checks of the final state.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -11,21 +11,21 @@ use tower_auth_refresh::store::Epoch;
 use tower_auth_refresh::{Session, Tokens};
 use turmoil::Sim;
 
-use crate::judge::{Judge, Violation};
-use crate::plan::{Event, Link, Plan, Trap, millis};
+use crate::oracle::{Oracle, Violation};
+use crate::plan::{CrashPoint, Event, Link, Plan, millis};
 use crate::servers::{self, Authority};
 use crate::store::{Slot, access_token, family, refresh_token};
 use crate::{net, process};
 
-/// How finely time passes. Messages take at least as long.
+/// The resolution of the simulated time, and the least latency of a message.
 const TICK: Duration = Duration::from_millis(20);
 
-/// After this long in good health every session has recovered: a cool-down is a minute at most, the claim of a process
-/// that died over a store that failed lasts for five.
+/// Within this time after the repair, every session has recovered: a cool-down lasts at most a minute, and the claim of
+/// a process that crashed while the store failed lasts five.
 const RECOVERY: Duration = Duration::from_secs(600);
 
-/// What all hosts share, and what outlives them.
-pub struct World {
+/// The state that all hosts share and that survives their crashes.
+pub struct Environment {
     pub plan: Plan,
     state: Mutex<State>,
 }
@@ -36,26 +36,26 @@ pub struct State {
     phase: Phase,
     pub rng: Rng,
     pub authority: Authority,
-    /// The store, by user.
+    /// The store, indexed by user.
     pub slots: Vec<Slot>,
-    pub judge: Judge,
-    /// The current life of each process.
-    lives: HashMap<String, usize>,
-    traps: Vec<Trap>,
-    /// Who dies, and when.
-    deaths: Vec<(Duration, String)>,
-    /// Whose last request has succeeded.
+    pub oracle: Oracle,
+    /// The current incarnation of each process.
+    incarnations: HashMap<String, usize>,
+    armed: Vec<CrashPoint>,
+    /// The hosts that are about to crash, and when.
+    due_crashes: Vec<(Duration, String)>,
+    /// The processes and users with a successful request in the recovery phase.
     pub done: BTreeSet<(String, usize)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     Chaos,
-    /// All is healed, and every access token has expired.
-    Finale,
+    /// All faults are repaired, and every access token has expired.
+    Recovery,
 }
 
-/// What came of a world.
+/// The result of a simulation.
 pub struct Verdict {
     pub violations: Vec<Violation>,
     pub trace: Vec<String>,
@@ -64,11 +64,11 @@ pub struct Verdict {
 }
 
 thread_local! {
-    /// What panicked in this thread's world. `tokio` swallows the panics of tasks.
+    /// The panics of this thread's simulation. `tokio` catches the panics of tasks.
     pub static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Something that happens to the network or a host at its time.
+/// A change of the network or of a host.
 enum Action {
     Begin(Event),
     Repair(Link),
@@ -77,7 +77,7 @@ enum Action {
     Restart { host: String, silent: bool },
 }
 
-impl World {
+impl Environment {
     fn new(seed: u64) -> Arc<Self> {
         let mut rng = Rng::with_seed(seed);
         let plan = Plan::draw(&mut rng);
@@ -87,27 +87,27 @@ impl World {
             authority: Authority::new(&plan),
             slots: (0..plan.users).map(|_| Slot::default()).collect(),
             rng,
-            judge: Judge::default(),
-            lives: HashMap::new(),
-            traps: Vec::new(),
-            deaths: Vec::new(),
+            oracle: Oracle::default(),
+            incarnations: HashMap::new(),
+            armed: Vec::new(),
+            due_crashes: Vec::new(),
             done: BTreeSet::new(),
         };
-        let world = Self { plan, state: Mutex::new(state) };
-        for user in 0..world.plan.users {
-            let state = &mut *world.state();
+        let env = Self { plan, state: Mutex::new(state) };
+        for user in 0..env.plan.users {
+            let state = &mut *env.state();
             let tokens = state.authority.sign_in(user, Duration::ZERO);
-            state.judge.stored(Duration::ZERO, "setup", &tokens);
+            state.oracle.stored(Duration::ZERO, "setup", &tokens);
             state.slots[user].write(Epoch::random(), tokens);
         }
-        Arc::new(world)
+        Arc::new(env)
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The time on this host.
+    /// Returns the time on this host.
     pub fn now(&self) -> Duration {
         turmoil::sim_elapsed().unwrap_or_else(|| self.state().clock)
     }
@@ -116,33 +116,33 @@ impl World {
         self.state().phase
     }
 
-    pub fn born(&self, process: &str) -> usize {
+    pub fn process_started(&self, process: &str) -> usize {
         let now = self.now();
         let state = &mut *self.state();
-        let life = state.judge.born(now, process);
-        state.lives.insert(process.to_owned(), life);
-        life
+        let incarnation = state.oracle.process_started(now, process);
+        state.incarnations.insert(process.to_owned(), incarnation);
+        incarnation
     }
 
-    /// Whether this is where `host` dies: then it must do nothing more.
-    pub fn springs(&self, trap: Trap, host: &str) -> bool {
-        self.spring(trap, host, Duration::ZERO)
+    /// Returns whether `host` crashes at this point. If so, the host must do nothing more.
+    pub fn crashes_at(&self, point: CrashPoint, host: &str) -> bool {
+        self.trigger_crash(point, host, Duration::ZERO)
     }
 
-    /// The same, for a death a little later.
-    pub fn springs_later(&self, trap: Trap, host: &str) {
+    /// Lets `host` crash shortly after this point, if the point is armed.
+    pub fn crashes_soon_after(&self, point: CrashPoint, host: &str) {
         let delay = self.pause(1..300);
-        self.spring(trap, host, delay);
+        self.trigger_crash(point, host, delay);
     }
 
-    fn spring(&self, trap: Trap, host: &str, delay: Duration) -> bool {
+    fn trigger_crash(&self, point: CrashPoint, host: &str, delay: Duration) -> bool {
         let now = self.now();
         let state = &mut *self.state();
-        let Some(armed) = state.traps.iter().position(|armed| *armed == trap) else { return false };
-        state.traps.swap_remove(armed);
-        state.deaths.push((now + delay, host.to_owned()));
-        state.judge.note(now, format_args!("{host}: {trap:?}"));
-        state.judge.count(trap.name());
+        let Some(index) = state.armed.iter().position(|armed| *armed == point) else { return false };
+        state.armed.swap_remove(index);
+        state.due_crashes.push((now + delay, host.to_owned()));
+        state.oracle.note(now, format_args!("{host}: {point:?}"));
+        state.oracle.count(point.name());
         true
     }
 
@@ -150,79 +150,79 @@ impl World {
         let now = self.now();
         let state = &mut *self.state();
         let tokens = state.authority.sign_in(user, now);
-        state.judge.note(now, format_args!("{process}: user {user} signs in, sign-in {}", family(&tokens)));
-        state.judge.count("sign-ins");
+        state.oracle.note(now, format_args!("{process}: user {user} signs in, sign-in {}", family(&tokens)));
+        state.oracle.count("sign-ins");
         tokens
     }
 
-    /// Whether the store holds another sign-in than the one that a user's session here has held.
+    /// Returns whether the store holds another sign-in than the one that the user's session has held here.
     pub fn is_signed_in_elsewhere(&self, user: usize, held: Option<usize>) -> bool {
         let state = self.state();
         let stored = state.slots[user].family();
-        stored.is_some_and(|stored| held != Some(stored) && !state.judge.signed_out.contains(&stored))
+        stored.is_some_and(|stored| held != Some(stored) && !state.oracle.signed_out.contains(&stored))
     }
 
-    /// A user is about to sign out of the sign-in that is returned.
-    pub fn sign_out(&self, user: usize, life: usize, session: &Session) -> Option<usize> {
+    /// Records that a user is about to sign out, and returns the sign-in that the session holds.
+    pub fn sign_out(&self, user: usize, incarnation: usize, session: &Session) -> Option<usize> {
         let now = self.now();
         let state = &mut *self.state();
         let held = Some(session.tokens()).filter(|tokens| tokens.refresh_token().is_some());
         let stored = state.slots[user].family();
         let held = held.as_ref().map(family);
-        state.judge.signs_out(now, life, held, stored);
+        state.oracle.sign_out_started(now, incarnation, held, stored);
         held
     }
 }
 
 impl State {
-    /// Whether something goes wrong that does so at this rate.
+    /// Draws whether a fault of this rate happens.
     pub fn faulty(&mut self, rate: f64) -> bool {
         self.phase == Phase::Chaos && self.rng.f64() < rate
     }
 }
 
-/// Lives through a seed's world.
+/// Runs the simulation of a seed.
 pub fn run(seed: u64) -> Verdict {
-    // What the middleware itself draws.
+    // The seed of the middleware's own random numbers.
     fastrand::seed(seed);
     align_task_ids();
     PANICS.take();
-    let world = World::new(seed);
-    let recovery = catch_unwind(AssertUnwindSafe(|| live(&world, seed)));
-    let state = &mut *world.state();
+    let env = Environment::new(seed);
+    let recovery = catch_unwind(AssertUnwindSafe(|| simulate(&env, seed)));
+    let state = &mut *env.state();
     let now = state.clock;
     let recovery = match recovery {
         Ok(Ok(recovery)) => recovery,
         Ok(Err(error)) => {
-            state.judge.violation(now, "every host goes on", error.to_string());
+            state.oracle.violation(now, "no host fails", error.to_string());
             Duration::ZERO
         }
         Err(_) => Duration::ZERO,
     };
     for panic in PANICS.take() {
-        state.judge.violation(now, "nothing panics", panic);
+        state.oracle.violation(now, "nothing panics", panic);
     }
-    let plan = &world.plan;
-    for (what, is_so) in [("worlds over HTTP/2", plan.http2), ("worlds of OAuth", plan.oauth)] {
+    let plan = &env.plan;
+    for (what, is_so) in [("simulations over HTTP/2", plan.http2), ("simulations with OAuth", plan.oauth)] {
         if is_so {
-            state.judge.count(what);
+            state.oracle.count(what);
         }
     }
-    let judge = std::mem::take(&mut state.judge);
-    Verdict { violations: judge.violations, trace: judge.trace, counts: judge.counts, recovery }
+    let oracle = std::mem::take(&mut state.oracle);
+    Verdict { violations: oracle.violations, trace: oracle.trace, counts: oracle.counts, recovery }
 }
 
-/// The order in which `tokio` drops the tasks of a host that dies depends on the last digits of their ids, which are
-/// counted in the whole program: so every world begins with the same ones, and has the program for itself.
+/// Aligns `tokio`'s task ids, for reproducibility: the order in which the tasks of a crashed host are dropped depends
+/// on the last digits of their ids, which are counted in the whole program. So simulations run one at a time.
 fn align_task_ids() {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("it needs nothing");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
     runtime.block_on(async {
-        while tokio::spawn(async {}).id().to_string().parse::<u64>().expect("it is a number") % 1024 != 0 {}
+        while tokio::spawn(async {}).id().to_string().parse::<u64>().expect("a task id is a number") % 1024 != 0 {}
     });
 }
 
-fn live(world: &Arc<World>, seed: u64) -> turmoil::Result<Duration> {
-    let plan = &world.plan;
+fn simulate(env: &Arc<Environment>, seed: u64) -> turmoil::Result<Duration> {
+    let plan = &env.plan;
     let mut sim = turmoil::Builder::new()
         .rng_seed(seed)
         .epoch(UNIX_EPOCH)
@@ -233,58 +233,58 @@ fn live(world: &Arc<World>, seed: u64) -> turmoil::Result<Duration> {
         .tcp_capacity(1024)
         .enable_random_order()
         .build();
-    populate(&mut sim, world);
+    populate(&mut sim, env);
     let mut chaos = Chaos::new(plan);
     while sim.elapsed() < plan.chaos {
-        chaos.step(&mut sim, world);
-        tick(&mut sim, world)?;
+        chaos.step(&mut sim, env);
+        tick(&mut sim, env)?;
     }
-    chaos.heal(&mut sim, world);
-    let healed = sim.elapsed();
-    // A world in which a promise was broken needs not go on.
-    while world.state().judge.violations.is_empty() {
-        let recovery = sim.elapsed().saturating_sub(healed);
-        let outstanding = world.outstanding();
+    chaos.repair_all(&mut sim, env);
+    let repaired_at = sim.elapsed();
+    // Stops after the first violation.
+    while env.state().oracle.violations.is_empty() {
+        let recovery = sim.elapsed().saturating_sub(repaired_at);
+        let outstanding = env.outstanding();
         let Some(rule) = outstanding else { break };
         if recovery > RECOVERY {
-            let state = &mut *world.state();
-            state.judge.violation(state.clock, rule, format!("within {RECOVERY:?}; done: {:?}", state.done));
+            let state = &mut *env.state();
+            state.oracle.violation(state.clock, rule, format!("within {RECOVERY:?}; done: {:?}", state.done));
             break;
         }
-        tick(&mut sim, world)?;
+        tick(&mut sim, env)?;
     }
-    let state = &mut *world.state();
-    state.judge.ends(state.clock);
-    Ok(sim.elapsed().saturating_sub(healed))
+    let state = &mut *env.state();
+    state.oracle.ends(state.clock);
+    Ok(sim.elapsed().saturating_sub(repaired_at))
 }
 
-fn tick(sim: &mut Sim<'_>, world: &World) -> turmoil::Result {
+fn tick(sim: &mut Sim<'_>, env: &Environment) -> turmoil::Result {
     sim.step()?;
-    world.state().clock = sim.elapsed();
+    env.state().clock = sim.elapsed();
     Ok(())
 }
 
-fn populate(sim: &mut Sim<'_>, world: &Arc<World>) {
-    let host = Arc::clone(world);
+fn populate(sim: &mut Sim<'_>, env: &Arc<Environment>) {
+    let host = Arc::clone(env);
     sim.host("auth", move || {
-        let world = Arc::clone(&host);
-        net::serve(world.plan.http2, move |request| servers::refresh(Arc::clone(&world), request))
+        let env = Arc::clone(&host);
+        net::serve(env.plan.http2, move |request| servers::refresh(Arc::clone(&env), request))
     });
-    for name in world.plan.server_names().skip(1) {
-        let host = Arc::clone(world);
+    for name in env.plan.server_names().skip(1) {
+        let host = Arc::clone(env);
         sim.host(name, move || {
-            let world = Arc::clone(&host);
-            net::serve(world.plan.http2, move |request| servers::api(Arc::clone(&world), request))
+            let env = Arc::clone(&host);
+            net::serve(env.plan.http2, move |request| servers::api(Arc::clone(&env), request))
         });
     }
-    for name in world.plan.process_names() {
-        let host = Arc::clone(world);
+    for name in env.plan.process_names() {
+        let host = Arc::clone(env);
         sim.host(name.clone(), move || process::run(Arc::clone(&host), name.clone()));
     }
 }
 
-impl World {
-    /// The promise that isn't kept yet.
+impl Environment {
+    /// Returns a promise that isn't kept yet.
     fn outstanding(&self) -> Option<&'static str> {
         let state = self.state();
         if state.done.len() < self.plan.processes * self.plan.users {
@@ -296,14 +296,14 @@ impl World {
                 let pair = |tokens| (access_token(tokens), refresh_token(tokens));
                 pair(&record.tokens) == pair(&newest)
             }
-            // A late word of a sign-out: whoever has built a session in between finds out when he refreshes it.
-            None => slot.cleared.is_some_and(|cleared| state.judge.signed_out.contains(&cleared)),
+            // Deleted by a sign-out that arrived late. A session that was built meanwhile sees this at its next refresh.
+            None => slot.cleared.is_some_and(|cleared| state.oracle.signed_out.contains(&cleared)),
         });
         (!settled).then_some("the store ends with the newest tokens")
     }
 }
 
-/// What goes wrong, and when it is over.
+/// The faults of a simulation, and their ends.
 struct Chaos {
     agenda: Vec<(Duration, Action)>,
     down: HashSet<String>,
@@ -315,35 +315,35 @@ impl Chaos {
         Self { agenda: agenda.collect(), down: HashSet::new() }
     }
 
-    fn step(&mut self, sim: &mut Sim<'_>, world: &World) {
+    fn step(&mut self, sim: &mut Sim<'_>, env: &Environment) {
         let now = sim.elapsed();
-        self.bury(sim, world, now, now);
+        self.crash_due_hosts(sim, env, now, now);
         let due = self.agenda.extract_if(.., |(at, _)| *at <= now).collect::<Vec<_>>();
         for (_, action) in due {
-            self.act(sim, world, now, action);
+            self.act(sim, env, now, action);
         }
     }
 
-    /// Those who walked into a trap and die by `until`.
-    fn bury(&mut self, sim: &mut Sim<'_>, world: &World, now: Duration, until: Duration) {
-        let deaths = std::mem::take(&mut world.state().deaths);
-        let (due, later) = deaths.into_iter().partition::<Vec<_>, _>(|(at, _)| *at <= until);
-        world.state().deaths.extend(later);
+    /// Crashes the hosts that reached a crash point and are due by `until`.
+    fn crash_due_hosts(&mut self, sim: &mut Sim<'_>, env: &Environment, now: Duration, until: Duration) {
+        let due_crashes = std::mem::take(&mut env.state().due_crashes);
+        let (due, later) = due_crashes.into_iter().partition::<Vec<_>, _>(|(at, _)| *at <= until);
+        env.state().due_crashes.extend(later);
         for (_, host) in due {
             let (silent, down) = {
-                let rng = &mut world.state().rng;
+                let rng = &mut env.state().rng;
                 (rng.bool(), millis(rng, 100..2_000))
             };
-            self.act(sim, world, now, Action::Begin(Event::Crash { host, silent, down }));
+            self.act(sim, env, now, Action::Begin(Event::Crash { host, silent, down }));
         }
     }
 
-    fn act(&mut self, sim: &mut Sim<'_>, world: &World, now: Duration, action: Action) {
+    fn act(&mut self, sim: &mut Sim<'_>, env: &Environment, now: Duration, action: Action) {
         let then = match action {
             Action::Begin(event) => {
-                world.state().judge.note(now, format_args!("{event:?}"));
-                world.state().judge.count(event.name());
-                self.begin(sim, world, now, event)
+                env.state().oracle.note(now, format_args!("{event:?}"));
+                env.state().oracle.count(event.name());
+                self.begin(sim, env, now, event)
             }
             Action::Repair((from, to)) => {
                 sim.repair(from, to);
@@ -359,9 +359,9 @@ impl Chaos {
             }
             Action::Restart { host, silent } => {
                 if self.down.remove(&host) {
-                    world.state().judge.note(now, format_args!("{host} is back"));
+                    env.state().oracle.note(now, format_args!("{host} restarts"));
                     if silent {
-                        for peer in peers(&world.plan, &host) {
+                        for peer in peers(&env.plan, &host) {
                             sim.repair(host.as_str(), peer);
                         }
                     }
@@ -373,8 +373,14 @@ impl Chaos {
         self.agenda.extend(then);
     }
 
-    /// Begins something, and says what ends it and when.
-    fn begin(&mut self, sim: &mut Sim<'_>, world: &World, now: Duration, event: Event) -> Option<(Duration, Action)> {
+    /// Begins a fault and returns the action that ends it, with its time.
+    fn begin(
+        &mut self,
+        sim: &mut Sim<'_>,
+        env: &Environment,
+        now: Duration,
+        event: Event,
+    ) -> Option<(Duration, Action)> {
         match event {
             Event::Partition(link, lasting) => {
                 sim.partition(link.0.clone(), link.1.clone());
@@ -397,51 +403,51 @@ impl Chaos {
                     return None;
                 }
                 if silent {
-                    for peer in peers(&world.plan, &host) {
+                    for peer in peers(&env.plan, &host) {
                         sim.partition(host.as_str(), peer);
                     }
                 }
                 sim.crash(host.clone());
-                let state = &mut *world.state();
-                if let Some(life) = state.lives.get(&host) {
-                    state.judge.died(now, *life);
+                let state = &mut *env.state();
+                if let Some(incarnation) = state.incarnations.get(&host) {
+                    state.oracle.process_crashed(now, *incarnation);
                 }
                 Some((now + down, Action::Restart { host, silent }))
             }
-            Event::Trap(trap) => {
-                world.state().traps.push(trap);
+            Event::CrashPoint(point) => {
+                env.state().armed.push(point);
                 None
             }
             Event::Revoke(user) => {
-                world.state().authority.revoke(user);
+                env.state().authority.revoke(user);
                 None
             }
         }
     }
 
-    /// From here on nothing goes wrong any more.
-    fn heal(&mut self, sim: &mut Sim<'_>, world: &World) {
+    /// Repairs everything. No fault happens from here on.
+    fn repair_all(&mut self, sim: &mut Sim<'_>, env: &Environment) {
         let now = sim.elapsed();
-        world.state().traps.clear();
-        // Who waits for his death would wait for ever.
-        self.bury(sim, world, now, Duration::MAX);
-        for process in world.plan.process_names() {
-            for server in world.plan.server_names() {
+        env.state().armed.clear();
+        // Crashes these hosts now: they have stopped and would never continue.
+        self.crash_due_hosts(sim, env, now, Duration::MAX);
+        for process in env.plan.process_names() {
+            for server in env.plan.server_names() {
                 sim.release(process.as_str(), server);
             }
         }
         sim.set_fail_rate(0.0);
-        for host in world.plan.server_names().chain(world.plan.process_names()) {
-            self.act(sim, world, now, Action::Restart { host, silent: false });
+        for host in env.plan.server_names().chain(env.plan.process_names()) {
+            self.act(sim, env, now, Action::Restart { host, silent: false });
         }
-        let state = &mut *world.state();
-        state.judge.note(now, format_args!("all is healed, and every access token expires"));
+        let state = &mut *env.state();
+        state.oracle.note(now, format_args!("all faults are repaired, and every access token expires"));
         state.authority.expire_all(now);
-        state.phase = Phase::Finale;
+        state.phase = Phase::Recovery;
     }
 }
 
-/// Whom a host has links to.
+/// The hosts that a host is linked to.
 fn peers(plan: &Plan, host: &str) -> Vec<String> {
     if host.starts_with("process") { plan.server_names().collect() } else { plan.process_names().collect() }
 }
@@ -452,16 +458,16 @@ impl Event {
             Self::Partition(..) => "partitions",
             Self::OneWay(..) => "one-way partitions",
             Self::Hold(..) => "messages held",
-            Self::Loss(..) => "times of loss",
+            Self::Loss(..) => "periods of loss",
             Self::Crash { silent: false, .. } => "crashes",
             Self::Crash { silent: true, .. } => "silent crashes",
-            Self::Trap(_) => "traps",
+            Self::CrashPoint(_) => "crash points armed",
             Self::Revoke(_) => "sign-ins revoked",
         }
     }
 }
 
-impl Trap {
+impl CrashPoint {
     fn name(self) -> &'static str {
         match self {
             Self::AuthBeforeRotation => "crashes before the rotation",
@@ -474,17 +480,17 @@ impl Trap {
     }
 }
 
-/// What a seed decides beforehand.
+/// The plan of a seed.
 pub fn plan(seed: u64) -> Plan {
     Plan::draw(&mut Rng::with_seed(seed))
 }
 
 impl Verdict {
-    /// The same seed again has to give the same world.
+    /// Checks that a second run of the same seed has the same trace.
     pub fn compare(&mut self, again: &Self) {
         if self.trace != again.trace {
             let differ = self.trace.iter().zip(&again.trace).find(|(one, other)| one != other);
-            self.violations.push(Violation { rule: "a seed is always the same world", detail: format!("{differ:?}") });
+            self.violations.push(Violation { rule: "a seed is reproducible", detail: format!("{differ:?}") });
         }
     }
 }

@@ -1,4 +1,4 @@
-//! [`Person`]: a caller or a part of the app, polled when the schedule says so and at no other time.
+//! [`Actor`]: a caller or a task of the app, which only the schedule polls.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -8,15 +8,15 @@ use std::task::{Context, Wake, Waker};
 
 use tokio::time::Instant;
 
-pub(crate) struct Person {
-    /// The caller's number, if it is one.
+pub(crate) struct Actor {
+    /// The caller's number, if the actor is a caller.
     pub(crate) caller: Option<usize>,
-    /// Whether it waits for newer tokens wherever it waits for anything but the API.
+    /// Any wait that isn't for the API is a wait for newer tokens.
     waits_for_tokens: bool,
     future: Option<Pin<Box<dyn Future<Output = ()>>>>,
     woken: Arc<Woken>,
-    has_begun: bool,
-    pub(crate) waits_since: Option<Instant>,
+    has_started: bool,
+    pub(crate) waiting_since: Option<Instant>,
     pub(crate) polled_at: Instant,
 }
 
@@ -28,7 +28,7 @@ impl Wake for Woken {
     }
 }
 
-impl Person {
+impl Actor {
     pub(crate) fn new(
         caller: Option<usize>,
         waits_for_tokens: bool,
@@ -37,24 +37,32 @@ impl Person {
         let woken = Arc::new(Woken(AtomicBool::new(true)));
         let future: Pin<Box<dyn Future<Output = ()>>> = Box::pin(future);
         let polled_at = Instant::now();
-        Self { caller, waits_for_tokens, future: Some(future), woken, has_begun: false, waits_since: None, polled_at }
+        Self {
+            caller,
+            waits_for_tokens,
+            future: Some(future),
+            woken,
+            has_started: false,
+            waiting_since: None,
+            polled_at,
+        }
     }
 
-    pub(crate) fn is_here(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         self.future.is_some()
     }
 
-    pub(crate) fn has_begun(&self) -> bool {
-        self.has_begun
+    pub(crate) fn has_started(&self) -> bool {
+        self.has_started
     }
 
     pub(crate) fn is_woken(&self) -> bool {
-        self.is_here() && self.woken.0.load(Ordering::Acquire)
+        self.is_running() && self.woken.0.load(Ordering::Acquire)
     }
 
     pub(crate) fn poll(&mut self) {
-        let future = self.future.as_mut().expect("it is here");
-        self.has_begun = true;
+        let future = self.future.as_mut().expect("the actor is not done");
+        self.has_started = true;
         self.woken.0.store(false, Ordering::Release);
         let waker = Waker::from(Arc::clone(&self.woken));
         if future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
@@ -62,14 +70,14 @@ impl Person {
         }
     }
 
-    /// It is pending now; `at_api`: because of the API.
-    pub(crate) fn note_wait(&mut self, at_api: bool) {
+    /// Records the state after a poll. `at_api`: the actor waits for the API.
+    pub(crate) fn record_wait(&mut self, at_api: bool) {
         self.polled_at = Instant::now();
-        let waits = self.is_here() && self.waits_for_tokens && !at_api;
-        self.waits_since = waits.then(|| self.waits_since.unwrap_or(self.polled_at));
+        let waits = self.is_running() && self.waits_for_tokens && !at_api;
+        self.waiting_since = waits.then(|| self.waiting_since.unwrap_or(self.polled_at));
     }
 
-    pub(crate) fn go_away(&mut self) {
+    pub(crate) fn cancel(&mut self) {
         self.future = None;
     }
 }

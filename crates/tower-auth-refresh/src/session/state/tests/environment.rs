@@ -1,4 +1,4 @@
-//! What surrounds the state machine: who sends it events, in which situations, and with what in them.
+//! A model of the state machine's environment: the sources of its events, and their preconditions and contents.
 
 use std::sync::Arc;
 use std::sync::LazyLock;
@@ -7,39 +7,39 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::super::{At, Demand, Due, Event, Phase, State, Stored};
-use super::action::{Action, Beginning, Brought, Failure, Held, Lately, Wait, Whose, Written};
+use super::action::{Action, Failure, Held, Initial, LateEnd, Received, RecordEpoch, Wait, Written};
 use crate::refresh::{Generation, RefreshError, Trigger};
 use crate::session::pace;
 use crate::store::{Claim, Epoch, Record, Version};
 use crate::token::{AccessToken, RefreshToken, Tokens};
 
-/// Bounds of the model: a flight more that goes on after its epoch behaves like the two; and while the store takes
-/// nothing, the app signs in so many times.
+/// Bounds of the model: the number of flights that outlive their epoch (a third would behave like the second), and of
+/// sign-ins while the store takes no write.
 const LATE: usize = 2;
 const UNWRITTEN: usize = 2;
 
-/// An epoch that nobody knows but who wrote it.
+/// An epoch that only a peer knows.
 pub(super) const FOREIGN: Epoch = Epoch(u64::MAX);
 
 #[derive(Clone)]
-pub(super) struct World {
-    pub(super) beginning: Beginning,
+pub(super) struct Environment {
+    pub(super) initial_state: Initial,
     pub(super) config: Config,
     pub(super) state: State,
     pub(super) now: Instant,
     /// The flight of this epoch.
     pub(super) flight: Option<Flight>,
-    /// The epochs of flights that go on, though those are over.
+    /// The epochs of flights that outlive their epoch.
     pub(super) late: Vec<Epoch>,
-    /// The write that is under way: what it read of the state.
+    /// The write in progress: the part of the state that it has read.
     pub(super) sync: Option<Sync>,
     /// The newest generations with which a replay was accepted, and refused.
     pub(super) proven: Generation,
     pub(super) refused: Generation,
-    /// How many tokens and epochs there have been.
-    minted: u64,
+    /// The number of tokens and epochs created so far.
+    created: u64,
 
-    // What the rules remember, each in its own words:
+    // Facts that the rules track independently of the state:
     /// The first generation of this epoch with an access token.
     pub(super) first: Generation,
     /// The epochs of which the store may hold a record.
@@ -48,13 +48,13 @@ pub(super) struct World {
     pub(super) challenged: bool,
     /// The answer to a call with the tokens in force was lost.
     pub(super) doubted: bool,
-    /// Flights that failed since the last tokens.
+    /// The number of failed flights since the last tokens.
     pub(super) failures: u32,
-    /// When the tokens in force came out of a flight, or from a peer's.
-    pub(super) bought: Option<Instant>,
+    /// When the tokens in force were obtained by a flight, here or in a peer.
+    pub(super) obtained_at: Option<Instant>,
     /// The generation of the last strike.
     pub(super) struck: Generation,
-    /// The epoch that was ended by the server's own word, until the next one.
+    /// The epoch that the server's rejection ended, until the next one begins.
     pub(super) ended: Option<Epoch>,
 }
 
@@ -66,11 +66,11 @@ pub(super) struct Config {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Flight {
-    /// It has the right to present the refresh token: everything was saved before.
+    /// The flight holds the claim and may present the refresh token. Pending writes were done before.
     pub(super) claimed: bool,
-    /// There have been other tokens since it was started.
-    overtaken: bool,
-    /// Its task is gone, and nobody has noticed yet.
+    /// Other tokens came into force since the flight was started.
+    superseded: bool,
+    /// The flight's task is dead, which no caller has noticed yet.
     dead: bool,
 }
 
@@ -81,15 +81,15 @@ pub(super) struct Sync {
     pub(super) stored: Stored,
 }
 
-impl World {
-    /// The sessions that there are, with their different settings.
-    pub(super) fn beginnings() -> Vec<Self> {
+impl Environment {
+    /// The initial environments: sessions with different tokens and settings.
+    pub(super) fn initial() -> Vec<Self> {
         let refreshed = Config { needs_refresh_token: true, early: false };
         let early = Config { early: true, ..refreshed };
         let credentials = Config { needs_refresh_token: false, ..refreshed };
-        let stored = Beginning::Stored;
+        let stored = Initial::Stored;
         vec![
-            Self::new(Beginning::Nothing, refreshed),
+            Self::new(Initial::Nothing, refreshed),
             Self::new(stored(Held::Both), refreshed),
             Self::new(stored(Held::OnlyRefresh), refreshed),
             Self::new(stored(Held::Both), early),
@@ -99,27 +99,27 @@ impl World {
         ]
     }
 
-    /// One strike before it counts as a loop.
+    /// One strike below the threshold of the loop guard.
     pub(super) fn refused_often(self) -> Self {
-        let refusal = [Action::Board(Trigger::Challenge, 0), Action::Claims, Action::Refreshed(Brought::New, true)];
-        (1..pace::LOOPING).fold(self.after_all(&refusal), |world, _| world.after_all(&refusal))
+        let refusal = [Action::Request(Trigger::Challenge, 0), Action::Claims, Action::Refreshed(Received::New, true)];
+        (1..pace::LOOPING).fold(self.after_all(&refusal), |environment, _| environment.after_all(&refusal))
     }
 
-    /// One failure before the pauses grow no longer.
+    /// One failure below the longest pause.
     pub(super) fn failed_often(self) -> Self {
-        let failure = [Action::Board(Trigger::Manual, 0), Action::Fails(Failure::Unavailable)];
-        (0..6).fold(self, |world, _| world.after_all(&failure))
+        let failure = [Action::Request(Trigger::Manual, 0), Action::Fails(Failure::Unavailable)];
+        (0..6).fold(self, |environment, _| environment.after_all(&failure))
     }
 
     fn after_all(&self, actions: &[Action]) -> Self {
-        let after = |world: Self, action: &Action| world.after(*action).expect("it can happen");
+        let after = |environment: Self, action: &Action| environment.after(*action).expect("the action is possible");
         actions.iter().fold(self.clone(), after)
     }
 
-    pub(super) fn new(beginning: Beginning, config: Config) -> Self {
+    pub(super) fn new(initial_state: Initial, config: Config) -> Self {
         let now = Instant::now();
-        let mut world = Self {
-            beginning,
+        let mut environment = Self {
+            initial_state,
             config,
             state: State::signed_out(Epoch(1)),
             now,
@@ -128,59 +128,59 @@ impl World {
             sync: None,
             proven: Generation(0),
             refused: Generation(0),
-            minted: 2,
+            created: 2,
             first: Generation(1),
             may_hold: Vec::new(),
             challenged: false,
             doubted: false,
             failures: 0,
-            bought: None,
+            obtained_at: None,
             struck: Generation(0),
             ended: None,
         };
-        if let Beginning::Stored(held) = beginning {
-            let record = Record { version: Version(1), epoch: Epoch(1), tokens: world.tokens(held) };
-            world.may_hold = vec![record.epoch];
-            world.state = State::restored(record, world.due());
-            world.note_first();
+        if let Initial::Stored(held) = initial_state {
+            let record = Record { version: Version(1), epoch: Epoch(1), tokens: environment.tokens(held) };
+            environment.may_hold = vec![record.epoch];
+            environment.state = State::restored(record, environment.due());
+            environment.note_first();
         }
-        world
+        environment
     }
 
-    /// One session that refreshes when it is challenged, with both tokens.
+    /// A session with both tokens that refreshes when it is challenged.
     pub(super) fn ordinary() -> Self {
-        Self::new(Beginning::Stored(Held::Both), Config { needs_refresh_token: true, early: false })
+        Self::new(Initial::Stored(Held::Both), Config { needs_refresh_token: true, early: false })
     }
 
-    /// The world after this, if it can happen.
+    /// Returns the environment after this action, if the action is possible.
     pub(super) fn after(&self, action: Action) -> Option<Self> {
-        let mut world = self.clone();
-        world.act(action)?;
-        Some(world)
+        let mut environment = self.clone();
+        environment.act(action)?;
+        Some(environment)
     }
 
     fn act(&mut self, action: Action) -> Option<()> {
         match action {
-            Action::Board(trigger, age) => self.board(trigger, age),
+            Action::Request(trigger, age) => self.request(trigger, age),
             Action::Claims => self.claims(),
-            Action::Refreshed(brought, saved) => self.refreshed(brought, saved),
+            Action::Refreshed(received, saved) => self.refreshed(received, saved),
             Action::Fails(failure) => self.fails(failure),
             Action::IsRejected => {
-                self.land_if(self.flight?.claimed)?;
+                self.end_flight_if(self.flight?.claimed)?;
                 let error = Arc::new(RefreshError::rejected("no"));
-                let event = Event::Rejected { epoch: self.state.epoch, error, next: self.mint() };
+                let event = Event::Rejected { epoch: self.state.epoch, error, next: self.new_epoch() };
                 self.step(event)
             }
-            Action::Finds(whose) => {
-                self.land_if(true)?;
-                self.adopts(self.state.epoch, whose, true)
+            Action::Finds(record_epoch) => {
+                self.end_flight_if(true)?;
+                self.adopts(self.state.epoch, record_epoch, true)
             }
             Action::FindsNothing => {
-                self.land_if(true)?;
+                self.end_flight_if(true)?;
                 self.vanishes(self.state.epoch)
             }
-            Action::IsOvertaken => {
-                self.land_if(self.flight?.overtaken)?;
+            Action::IsSuperseded => {
+                self.end_flight_if(self.flight?.superseded)?;
                 self.step(Event::Landed { epoch: self.state.epoch })
             }
             Action::Dies => {
@@ -188,7 +188,7 @@ impl World {
                 flight.dead = true;
                 Some(())
             }
-            Action::Late(lately) => self.lately(lately),
+            Action::Late(late_end) => self.late_end(late_end),
             Action::Reads => {
                 let State { epoch, tokens, stored, .. } = self.state.clone();
                 let outstanding = !matches!(stored, Stored::Clean(_)) && self.sync.is_none();
@@ -204,7 +204,7 @@ impl World {
                 (tokens != Tokens::default()).then(|| self.signs_in(tokens))?
             }
             Action::SignsOut => {
-                let event = Event::SignedOut { next: self.mint() };
+                let event = Event::SignedOut { next: self.new_epoch() };
                 self.step(event)
             }
             Action::Replayed(accepted, age) => {
@@ -213,7 +213,7 @@ impl World {
                 *newest = generation.max(*newest);
                 Some(())
             }
-            Action::Passes(wait) => self.passes(wait),
+            Action::Advance(wait) => self.advance(wait),
         }
     }
 
@@ -222,12 +222,12 @@ impl World {
             Stored::Unwritten(over) | Stored::Uncleared(over) => over.len() < UNWRITTEN,
             Stored::Clean(_) | Stored::Unsaved(_) => true,
         };
-        let event = more.then(|| Event::SignedIn { next: self.mint(), tokens, due: self.due() })?;
+        let event = more.then(|| Event::SignedIn { next: self.new_epoch(), tokens, due: self.due() })?;
         self.step(event)
     }
 
-    /// What the cell does for somebody who wants newer tokens, under its lock.
-    fn board(&mut self, trigger: Trigger, age: u64) -> Option<()> {
+    /// Does what the cell does, under its lock, for a caller that asks for newer tokens.
+    fn request(&mut self, trigger: Trigger, age: u64) -> Option<()> {
         let early = self.state.due.as_deref().is_some_and(|due| self.now >= due.early);
         let generation = match trigger {
             Trigger::Challenge => self.carried(age)?,
@@ -237,7 +237,7 @@ impl World {
         let epoch = self.state.epoch;
         if self.flight.is_some_and(|flight| flight.dead) {
             self.flight = None;
-            let error = Arc::new(RefreshError::in_doubt("it died"));
+            let error = Arc::new(RefreshError::in_doubt("the flight died"));
             self.step(Event::Failed { epoch, error, in_doubt: true })?;
         }
         if trigger == Trigger::Challenge {
@@ -246,7 +246,7 @@ impl World {
             self.step(Event::Redeemed)?;
         }
         if let Demand::Start = self.demand(trigger, generation) {
-            self.flight = Some(Flight { claimed: false, overtaken: false, dead: false });
+            self.flight = Some(Flight { claimed: false, superseded: false, dead: false });
             self.step(Event::Started)?;
         }
         Some(())
@@ -256,7 +256,7 @@ impl World {
         self.state.demand(self.state.epoch, generation, trigger, self.config.needs_refresh_token, self.now)
     }
 
-    /// The generation of so many ago, if a request of this epoch can have been sent with it.
+    /// The generation of `age` ago, if a request of this epoch can have been sent with it.
     fn carried(&self, age: u64) -> Option<Generation> {
         let generation = Generation(self.state.generation.0.checked_sub(age)?);
         let is_signed_in = matches!(self.state.phase, Phase::Active | Phase::Refreshing);
@@ -265,26 +265,26 @@ impl World {
 
     fn claims(&mut self) -> Option<()> {
         let flight = self.flight.as_mut().filter(|flight| !flight.dead && !flight.claimed)?;
-        // Otherwise it saves first, by the one write at a time that there is.
+        // Otherwise the flight first does the pending write.
         matches!(self.state.stored, Stored::Clean(Some(_))).then(|| flight.claimed = true)
     }
 
-    /// The flight is over, if it lives and `can`.
-    fn land_if(&mut self, can: bool) -> Option<()> {
+    /// Ends the flight if `can` holds and its task is alive.
+    fn end_flight_if(&mut self, can: bool) -> Option<()> {
         let flight = self.flight.filter(|flight| can && !flight.dead);
         flight.is_some().then(|| self.flight = None)
     }
 
-    fn refreshed(&mut self, brought: Brought, saved: bool) -> Option<()> {
-        self.land_if(self.flight?.claimed)?;
-        let (tokens, due) = (self.bring(brought), self.due());
+    fn refreshed(&mut self, received: Received, saved: bool) -> Option<()> {
+        self.end_flight_if(self.flight?.claimed)?;
+        let (tokens, due) = (self.receive(received), self.due());
         let stored = if saved { Stored::Clean(Some(Version(2))) } else { unsaved() };
         self.step(Event::Refreshed { epoch: self.state.epoch, tokens, stored, due })
     }
 
     fn fails(&mut self, failure: Failure) -> Option<()> {
         let claimed = self.flight?.claimed;
-        self.land_if(claimed || failure == Failure::Unavailable)?;
+        self.end_flight_if(claimed || failure == Failure::Unavailable)?;
         let error = match failure {
             Failure::Unavailable => RefreshError::unavailable("no"),
             Failure::Later(seconds) => RefreshError::unavailable("no").with_retry_after(Duration::from_secs(seconds)),
@@ -296,10 +296,10 @@ impl World {
         self.step(event)
     }
 
-    fn adopts(&mut self, epoch: Epoch, whose: Whose, landed: bool) -> Option<()> {
-        let (of, tokens) = match whose {
-            Whose::ThisEpoch(brought) => (epoch, self.bring(brought)),
-            Whose::Anothers(held) => (self.mint(), self.tokens(held)),
+    fn adopts(&mut self, epoch: Epoch, record_epoch: RecordEpoch, landed: bool) -> Option<()> {
+        let (of, tokens) = match record_epoch {
+            RecordEpoch::ThisEpoch(received) => (epoch, self.receive(received)),
+            RecordEpoch::AnotherEpoch(held) => (self.new_epoch(), self.tokens(held)),
         };
         let record = Record { version: Version(3), epoch: of, tokens };
         let due = self.due();
@@ -307,12 +307,12 @@ impl World {
     }
 
     fn vanishes(&mut self, epoch: Epoch) -> Option<()> {
-        let next = self.mint();
+        let next = self.new_epoch();
         self.step(Event::Vanished { epoch, next })
     }
 
-    /// A flight whose epoch is over ends.
-    fn lately(&mut self, lately: Lately) -> Option<()> {
+    /// Ends a flight of an earlier epoch.
+    fn late_end(&mut self, late_end: LateEnd) -> Option<()> {
         let epoch = self.late.pop()?;
         let (tokens, due) = (self.tokens(Held::Both), self.due());
         let error = Arc::new(RefreshError::rejected("no"));
@@ -320,21 +320,21 @@ impl World {
             let record = Record { version: Version(4), epoch: of, tokens: tokens.clone() };
             Event::Adopted { epoch, record, due, landed: true }
         };
-        let event = match lately {
-            Lately::Refreshed => Event::Refreshed { epoch, tokens, stored: Stored::Clean(Some(Version(4))), due },
-            Lately::RefreshedUnsaved => Event::Refreshed { epoch, tokens, stored: unsaved(), due },
-            Lately::Failed => Event::Failed { epoch, error, in_doubt: true },
-            Lately::Rejected => Event::Rejected { epoch, error, next: FOREIGN },
-            Lately::FoundItsOwnEpoch => found(epoch),
-            Lately::FoundThisEpoch => found(self.state.epoch),
-            Lately::FoundAnothers => found(FOREIGN),
-            Lately::Landed => Event::Landed { epoch },
-            Lately::Vanished => Event::Vanished { epoch, next: FOREIGN },
+        let event = match late_end {
+            LateEnd::Refreshed => Event::Refreshed { epoch, tokens, stored: Stored::Clean(Some(Version(4))), due },
+            LateEnd::RefreshedUnsaved => Event::Refreshed { epoch, tokens, stored: unsaved(), due },
+            LateEnd::Failed => Event::Failed { epoch, error, in_doubt: true },
+            LateEnd::Rejected => Event::Rejected { epoch, error, next: FOREIGN },
+            LateEnd::FoundItsOwnEpoch => found(epoch),
+            LateEnd::FoundThisEpoch => found(self.state.epoch),
+            LateEnd::FoundAnotherEpoch => found(FOREIGN),
+            LateEnd::Landed => Event::Landed { epoch },
+            LateEnd::Vanished => Event::Vanished { epoch, next: FOREIGN },
         };
         self.step(event)
     }
 
-    /// The write that is under way comes to an end.
+    /// Ends the write in progress.
     fn writes(&mut self, written: Written) -> Option<()> {
         let Sync { epoch, tokens, stored } = self.sync.take()?;
         match (written, stored) {
@@ -343,13 +343,15 @@ impl World {
             (Written::Saved, Stored::Unwritten(_) | Stored::Unsaved(_)) => {
                 self.step(Event::Saved { epoch, tokens, version: Version(5) })
             }
-            (Written::Found(whose), Stored::Unwritten(_) | Stored::Unsaved(_)) => self.adopts(epoch, whose, false),
+            (Written::Found(record_epoch), Stored::Unwritten(_) | Stored::Unsaved(_)) => {
+                self.adopts(epoch, record_epoch, false)
+            }
             (Written::FoundNothing, Stored::Unsaved(_)) => self.vanishes(epoch),
             _ => None,
         }
     }
 
-    fn passes(&mut self, wait: Wait) -> Option<()> {
+    fn advance(&mut self, wait: Wait) -> Option<()> {
         self.now = match wait {
             Wait::Cooled => self.state.cooling.as_ref().filter(|cooling| cooling.until > self.now)?.until,
             Wait::Due => self.state.due.as_deref().filter(|due| due.early > self.now)?.early,
@@ -360,7 +362,7 @@ impl World {
     }
 
     /// The only place where the state changes.
-    #[expect(clippy::needless_pass_by_value, clippy::unnecessary_wraps, reason = "it is what an action ends with")]
+    #[expect(clippy::needless_pass_by_value, clippy::unnecessary_wraps, reason = "the last expression of an action")]
     pub(super) fn step(&mut self, event: Event) -> Option<()> {
         let before = self.clone();
         let (state, effect) = self.state.step(event.clone(), At { now: self.now, roll: 0.0 });
@@ -368,7 +370,7 @@ impl World {
         self.remember(&before.state, &event);
         self.check_step(&before, &event, &effect);
         if self.state.epoch != before.state.epoch {
-            // As the cell does: nobody waits in another epoch.
+            // As in the cell: no caller waits in another epoch.
             if self.flight.is_some_and(|flight| !flight.dead) {
                 self.late.insert(0, before.state.epoch);
                 self.late.truncate(LATE);
@@ -377,20 +379,20 @@ impl World {
         } else if self.state.generation != before.state.generation
             && let Some(flight) = &mut self.flight
         {
-            flight.overtaken = true;
+            flight.superseded = true;
         }
         Some(())
     }
 
-    fn mint(&mut self) -> Epoch {
-        self.minted += 1;
-        Epoch(self.minted)
+    fn new_epoch(&mut self) -> Epoch {
+        self.created += 1;
+        Epoch(self.created)
     }
 
-    /// Tokens like no others.
+    /// Creates unique tokens.
     fn tokens(&mut self, held: Held) -> Tokens {
-        self.minted += 1;
-        let (both, access, refresh) = &MINT[usize::try_from(self.minted).expect("a few") % MINT.len()];
+        self.created += 1;
+        let (both, access, refresh) = &TOKENS[usize::try_from(self.created).expect("a small number") % TOKENS.len()];
         match held {
             Held::Both => both,
             Held::OnlyAccess => access,
@@ -400,18 +402,18 @@ impl World {
         .clone()
     }
 
-    /// What an answer, or a peer's record, of this epoch holds. It is completed from what there was.
-    fn bring(&mut self, brought: Brought) -> Tokens {
+    /// The tokens of an answer, or of a peer's record, of this epoch. Missing parts are taken from the tokens in force.
+    fn receive(&mut self, received: Received) -> Tokens {
         let old = self.state.tokens.clone();
         let new = self.tokens(Held::Both);
-        let access = match brought {
-            Brought::New => new.access_token(),
-            Brought::TheSameAccessToken | Brought::TheSame => old.access_token().or(new.access_token()),
+        let access = match received {
+            Received::New => new.access_token(),
+            Received::SameAccessToken | Received::Unchanged => old.access_token().or(new.access_token()),
         };
-        let access = access.expect("a new one at least").clone();
-        let refresh = match brought {
-            Brought::TheSame => old.refresh_token(),
-            Brought::New | Brought::TheSameAccessToken => new.refresh_token(),
+        let access = access.expect("a new access token").clone();
+        let refresh = match received {
+            Received::Unchanged => old.refresh_token(),
+            Received::New | Received::SameAccessToken => new.refresh_token(),
         };
         match refresh {
             Some(refresh) => Tokens::new(access, refresh.clone()),
@@ -425,8 +427,8 @@ impl World {
     }
 }
 
-/// Made once: to allocate secrets takes longer than all the rest.
-static MINT: LazyLock<Vec<(Tokens, Tokens, Tokens)>> = LazyLock::new(|| {
+/// Created once: allocating secrets would dominate the run time.
+static TOKENS: LazyLock<Vec<(Tokens, Tokens, Tokens)>> = LazyLock::new(|| {
     let tokens = |n| {
         let access = AccessToken::new(format!("a{n}")).unwrap();
         let refresh = RefreshToken::new(format!("r{n}")).unwrap();

@@ -1,4 +1,5 @@
-//! The real thing: two client stacks on one store, an API and an authorization server that do as the script says.
+//! Executes a script on the real middleware: two client stacks on one store, with a scripted API and authorization
+//! server.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
@@ -21,16 +22,19 @@ use tower_auth_refresh::{
 use tower_auth_refresh_testkit::conformance::{self, FaultyStore, StoreFault};
 use tower_layer::Layer;
 
-use crate::script::{self, Answer, Call, Fault, Kind, Line, Pair, Seen, What, Who, Why, issued_to, signed_in_with};
+use crate::script::{
+    self, Answer, Call, FailureKind, Fault, Line, Observed, Pair, Reason, RequestKind, SessionIndex, issued_to,
+    signed_in_with,
+};
 
 const ORIGIN: &str = "https://api.example.com";
 const SLOW: &str = "x-slow";
 const ID: &str = "x-id";
-/// After so many turns of the scheduler in which nothing is seen, nothing moves but with the clock.
-const QUIET: u32 = 30;
-const RESTLESS: u32 = 20_000;
+/// After this many yields without activity, only the clock can cause more.
+const QUIET_YIELDS: u32 = 30;
+const MAX_YIELDS: u32 = 20_000;
 
-pub(crate) struct World {
+pub(crate) struct Driver {
     begun: Instant,
     store: Arc<MemoryStore>,
     sessions: [(Session, FaultyStore); 2],
@@ -38,31 +42,31 @@ pub(crate) struct World {
     shared: Arc<Mutex<Shared>>,
 }
 
-/// What the API and the authorization server know, and what is seen of them.
+/// The state of the API and the authorization server, and the observations made there.
 #[derive(Default)]
 struct Shared {
-    /// Grows with all that happens.
-    moves: u64,
+    /// Incremented by each access.
+    activity: u64,
     refuses_all: bool,
     expired: BTreeSet<String>,
     slow: Vec<oneshot::Sender<()>>,
     next: [VecDeque<Answer>; 2],
-    called: [Vec<oneshot::Sender<Answer>>; 2],
-    bought: [u32; 2],
-    seen: Seen,
+    calls: [Vec<oneshot::Sender<Answer>>; 2],
+    issued: [u32; 2],
+    observed: Observed,
 }
 
-impl World {
+impl Driver {
     pub(crate) async fn new(rotates: bool, seed: u64) -> Self {
         fastrand::seed(seed);
         let shared = Arc::<Mutex<Shared>>::default();
         let store = Arc::new(MemoryStore::new());
-        let session = async |who: Who| {
+        let session = async |session: SessionIndex| {
             let faulty = FaultyStore::shared(Arc::clone(&store) as Arc<dyn TokenStore>);
             let (auth, revoking) = (Arc::clone(&shared), Arc::clone(&shared));
-            let refresh = service_fn(move |request| refresh(Arc::clone(&auth), who, request));
+            let refresh = service_fn(move |request| refresh(Arc::clone(&auth), session, request));
             let revoke = service_fn(move |request: RevokeRequest| {
-                lock(&revoking).seen.revoked.push(pair(request.tokens()));
+                lock(&revoking).observed.revoked.push(pair(request.tokens()));
                 std::future::ready(Ok::<_, Infallible>(()))
             });
             let session = Session::builder(refresh)
@@ -87,51 +91,51 @@ impl World {
         self.settle().await;
     }
 
-    pub(crate) async fn seen(&self) -> Seen {
+    pub(crate) async fn observed(&self) -> Observed {
         let stored = self.store.load().await.unwrap().map(|record| pair(&record.tokens));
         let describe = |(session, _): &(Session, _)| {
             format!("{:?}, {}: {:?}", session.state(), session.generation(), pair(&session.tokens()))
         };
         let mut shared = self.shared();
-        shared.seen.revoked.sort();
-        let (presented, requests) = (shared.seen.presented.clone(), shared.seen.requests.clone());
+        shared.observed.revoked.sort();
+        let (presented, requests) = (shared.observed.presented.clone(), shared.observed.requests.clone());
         let sessions = self.sessions.iter().map(describe).collect();
-        Seen { sessions, stored, presented, requests, revoked: shared.seen.revoked.clone() }
+        Observed { sessions, stored, presented, requests, revoked: shared.observed.revoked.clone() }
     }
 
     pub(crate) async fn line(&mut self, number: usize, line: &Line) {
         match *line {
-            Line::Send { who, what, times, slow } => (0..times).for_each(|_| self.send(who, what, slow)),
+            Line::Send { session, kind, times, slow } => (0..times).for_each(|_| self.send(session, kind, slow)),
             Line::ApiAnswers => self.shared().slow.drain(..).for_each(|it| _ = it.send(())),
-            Line::CallerGoes => self.caller_goes(),
-            Line::Expire { who } => {
-                let tokens = self.sessions[who].0.tokens();
+            Line::CancelCaller => self.cancel_caller(),
+            Line::Expire { session } => {
+                let tokens = self.sessions[session].0.tokens();
                 self.shared().expired.extend(tokens.access_token().map(|it| it.expose_secret().to_owned()));
             }
             Line::ApiRefusesAll(all) => self.shared().refuses_all = all,
-            Line::Next { who, answer } => self.shared().next[who].push_back(answer),
-            Line::Answers { who, answer } => self.answers(who, answer),
-            Line::SignIn { who, with } => {
-                let tokens = tokens(with.pair(signed_in_with(number)));
-                let signed_in = self.sessions[who].0.sign_in(tokens).await;
-                self.ended(format!("signed in, written: {}", signed_in.is_ok()));
+            Line::NextAnswer { session, answer } => self.shared().next[session].push_back(answer),
+            Line::AuthAnswers { session, answer } => self.answers(session, answer),
+            Line::SignIn { session, held } => {
+                let tokens = tokens(held.pair(signed_in_with(number)));
+                let signed_in = self.sessions[session].0.sign_in(tokens).await;
+                self.record_completed(format!("signed in, written: {}", signed_in.is_ok()));
             }
-            Line::SignOut { who } => {
-                let signed_out = self.sessions[who].0.sign_out().await;
-                self.ended(format!("signed out, written: {}", signed_out.is_ok()));
+            Line::SignOut { session } => {
+                let signed_out = self.sessions[session].0.sign_out().await;
+                self.record_completed(format!("signed out, written: {}", signed_out.is_ok()));
             }
-            Line::RefreshByHand { who } => {
-                let session = self.sessions[who].0.clone();
+            Line::Refresh { session } => {
+                let session = self.sessions[session].0.clone();
                 self.spawn(async move {
                     match session.refresh().await {
                         Ok(()) => "refreshed".to_owned(),
-                        Err(not) => format!("{:?}", why(&not)),
+                        Err(error) => format!("{:?}", reason(&error)),
                     }
                 });
             }
             Line::Wait(time) => self.wait_until(self.now() + time).await,
-            Line::Break { who, call, fault } => self.sessions[who].1.inject(of(call), fault.into()),
-            Line::Heal { who } => self.sessions[who].1.clear_faults(),
+            Line::Inject { session, call, fault } => self.sessions[session].1.inject(store_call(call), fault.into()),
+            Line::ClearFaults { session } => self.sessions[session].1.clear_faults(),
         }
         self.settle().await;
     }
@@ -140,43 +144,43 @@ impl World {
         lock(&self.shared)
     }
 
-    /// Lets every task run until only time, or the script, can bring more.
+    /// Lets every task run until only the clock or the script can cause more activity.
     async fn settle(&self) {
-        // Looked at without a trace.
-        let look = || self.shared.lock().unwrap().moves;
-        let (mut moves, mut quiet) = (look(), 0);
-        // Where it never comes to rest, that is seen.
-        for _ in 0..RESTLESS {
-            if quiet >= QUIET {
+        // Reads without counting as activity.
+        let activity_now = || self.shared.lock().unwrap().activity;
+        let (mut activity, mut quiet) = (activity_now(), 0);
+        // Bounded: endless activity shows as a difference from the model.
+        for _ in 0..MAX_YIELDS {
+            if quiet >= QUIET_YIELDS {
                 return;
             }
             yield_now().await;
-            let now = look();
-            quiet = if now == moves { quiet + 1 } else { 0 };
-            moves = now;
+            let now = activity_now();
+            quiet = if now == activity { quiet + 1 } else { 0 };
+            activity = now;
         }
     }
 
-    fn send(&mut self, who: Who, what: What, slow: bool) {
+    fn send(&mut self, session: SessionIndex, kind: RequestKind, slow: bool) {
         let id = self.callers.len();
-        let method = if what == What::Get { Method::GET } else { Method::POST };
+        let method = if kind == RequestKind::Get { Method::GET } else { Method::POST };
         let mut request = Request::builder().method(method).uri(ORIGIN).header(ID, id);
         if slow {
             request = request.header(SLOW, "yes");
         }
-        if what == What::Upload {
+        if kind == RequestKind::Upload {
             request = request.extension(ReplayLimit(0));
         }
-        let request = request.body(Full::from(body_of(what))).unwrap();
+        let request = request.body(Full::from(body_of(kind))).unwrap();
         let shared = Arc::clone(&self.shared);
-        let api = service_fn(move |request| api(Arc::clone(&shared), what, request));
-        let client = AuthRefreshLayer::new(self.sessions[who].0.clone(), Origin::parse(ORIGIN).unwrap()).layer(api);
+        let api = service_fn(move |request| api(Arc::clone(&shared), kind, request));
+        let client = AuthRefreshLayer::new(self.sessions[session].0.clone(), Origin::parse(ORIGIN).unwrap()).layer(api);
         self.spawn(async move {
             let response = client.oneshot(request).await.unwrap();
             let status = response.status().as_u16();
             match response.extensions().get() {
                 None => format!("{status}"),
-                Some(RefreshReport::NotRefreshed(not)) => format!("{status} {:?}", why(not)),
+                Some(RefreshReport::NotRefreshed(error)) => format!("{status} {:?}", reason(error)),
                 Some(RefreshReport::NotReplayable(_)) => format!("{status} NotReplayable"),
                 Some(report) => format!("{status} {report:?}"),
             }
@@ -185,48 +189,48 @@ impl World {
 
     fn spawn(&mut self, caller: impl Future<Output = String> + Send + 'static) {
         let id = self.callers.len();
-        self.shared().seen.requests.push(script::Request::default());
+        self.shared().observed.requests.push(script::Request::default());
         let shared = Arc::clone(&self.shared);
         let task = tokio::spawn(async move {
             let end = caller.await;
-            lock(&shared).seen.requests[id].end = Some(end);
+            lock(&shared).observed.requests[id].end = Some(end);
         });
         self.callers.push(task.abort_handle());
     }
 
-    /// A call to a session that was waited for.
-    fn ended(&mut self, end: String) {
+    /// Records a session call that has completed already.
+    fn record_completed(&mut self, end: String) {
         self.spawn(std::future::pending());
-        self.shared().seen.requests.last_mut().unwrap().end = Some(end);
+        self.shared().observed.requests.last_mut().unwrap().end = Some(end);
     }
 
-    fn caller_goes(&self) {
+    fn cancel_caller(&self) {
         let mut shared = self.shared();
-        if let Some(id) = shared.seen.requests.iter().position(|it| it.end.is_none()) {
+        if let Some(id) = shared.observed.requests.iter().position(|it| it.end.is_none()) {
             self.callers[id].abort();
-            shared.seen.requests[id].end = Some("gone".to_owned());
+            shared.observed.requests[id].end = Some("cancelled".to_owned());
         }
     }
 
-    fn answers(&self, who: Who, answer: Answer) {
+    fn answers(&self, session: SessionIndex, answer: Answer) {
         let mut shared = self.shared();
-        shared.called[who].retain(|call| !call.is_closed());
-        if answer != Answer::Nothing && !shared.called[who].is_empty() {
-            let _ = shared.called[who].remove(0).send(answer);
+        shared.calls[session].retain(|call| !call.is_closed());
+        if answer != Answer::Nothing && !shared.calls[session].is_empty() {
+            let _ = shared.calls[session].remove(0).send(answer);
         }
     }
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     let mut shared = shared.lock().unwrap();
-    shared.moves += 1;
+    shared.activity += 1;
     shared
 }
 
-/// The API: it looks at the token when the request arrives.
+/// The API. It checks the token when the request arrives.
 async fn api(
     shared: Arc<Mutex<Shared>>,
-    what: What,
+    kind: RequestKind,
     request: Request<ReplayBody<Full<Bytes>>>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let id: usize = request.headers()[ID].to_str().unwrap().parse().unwrap();
@@ -235,9 +239,9 @@ async fn api(
         let token = request.headers().get(AUTHORIZATION).map(|it| it.to_str().unwrap().trim_start_matches("Bearer "));
         let good = token.is_some_and(|token| !shared.refuses_all && !shared.expired.contains(token));
         let status = if good { 200 } else { 401 };
-        let attempt = format!("{}: {status}", token.unwrap_or("bare"));
-        let first = shared.seen.requests[id].attempts.is_empty();
-        shared.seen.requests[id].attempts.push(attempt);
+        let attempt = format!("{}: {status}", token.unwrap_or("no token"));
+        let first = shared.observed.requests[id].attempts.is_empty();
+        shared.observed.requests[id].attempts.push(attempt);
         let (answers, slow) = oneshot::channel();
         let waits = first && request.headers().contains_key(SLOW);
         if waits {
@@ -246,29 +250,33 @@ async fn api(
         (waits.then_some(slow), status)
     };
     let body = request.into_body().collect().await.unwrap().to_bytes();
-    if body != body_of(what) {
-        lock(&shared).seen.requests[id].attempts.push("garbled".to_owned());
+    if body != body_of(kind) {
+        lock(&shared).observed.requests[id].attempts.push("garbled".to_owned());
     }
     if let Some(slow) = slow.0 {
         let _ = slow.await;
     }
-    // All that go out at one moment are under way before the first is answered.
-    turns(4).await;
+    // Requests that are sent at one moment are all in flight before the first is answered.
+    yield_times(4).await;
     let response = Response::builder().status(StatusCode::from_u16(slow.1).unwrap());
     Ok(response.header(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"").body(Full::default()).unwrap())
 }
 
-/// The authorization server: slower than the API.
-async fn refresh(shared: Arc<Mutex<Shared>>, who: Who, request: RefreshRequest) -> Result<Tokens, RefreshError> {
+/// The authorization server. It answers later than the API.
+async fn refresh(
+    shared: Arc<Mutex<Shared>>,
+    session: SessionIndex,
+    request: RefreshRequest,
+) -> Result<Tokens, RefreshError> {
     let old = pair(request.tokens());
     let call = {
         let mut shared = lock(&shared);
         let doubt = if request.is_in_doubt() { " in doubt" } else { "" };
-        shared.seen.presented[who].push(format!("{}: {old:?}{doubt}", request.generation()));
-        match shared.next[who].pop_front().unwrap_or(Answer::Tokens) {
+        shared.observed.presented[session].push(format!("{}: {old:?}{doubt}", request.generation()));
+        match shared.next[session].pop_front().unwrap_or(Answer::Tokens) {
             Answer::Nothing => {
                 let (answers, answer) = oneshot::channel();
-                shared.called[who].push(answers);
+                shared.calls[session].push(answers);
                 Err(answer)
             }
             answer => Ok(answer),
@@ -278,11 +286,11 @@ async fn refresh(shared: Arc<Mutex<Shared>>, who: Who, request: RefreshRequest) 
         Ok(answer) => answer,
         Err(answer) => answer.await.unwrap(),
     };
-    turns(20).await;
+    yield_times(20).await;
     let new = || {
         let mut shared = lock(&shared);
-        shared.bought[who] += 1;
-        Some(issued_to(who, shared.bought[who]))
+        shared.issued[session] += 1;
+        Some(issued_to(session, shared.issued[session]))
     };
     match answer {
         Answer::Tokens => {
@@ -305,14 +313,14 @@ async fn refresh(shared: Arc<Mutex<Shared>>, who: Who, request: RefreshRequest) 
     }
 }
 
-async fn turns(turns: u32) {
-    for _ in 0..turns {
+async fn yield_times(count: u32) {
+    for _ in 0..count {
         yield_now().await;
     }
 }
 
-fn body_of(what: What) -> &'static str {
-    if what == What::Get { "" } else { "an order" }
+fn body_of(kind: RequestKind) -> &'static str {
+    if kind == RequestKind::Get { "" } else { "an order" }
 }
 
 fn tokens(pair: Pair) -> Tokens {
@@ -333,31 +341,31 @@ fn pair(tokens: &Tokens) -> Pair {
     }
 }
 
-fn why(not: &NotRefreshed) -> Why {
-    match not {
-        NotRefreshed::Failed(error) => Why::Failed(kind(error)),
-        NotRefreshed::CoolingDown(error) => Why::CoolingDown(kind(error)),
-        NotRefreshed::Ended(_) => Why::Ended,
-        NotRefreshed::SignedOut => Why::SignedOut,
-        NotRefreshed::SessionChanged => Why::SessionChanged,
-        NotRefreshed::NoRefreshToken => Why::NoRefreshToken,
-        NotRefreshed::SameToken => Why::SameToken,
-        NotRefreshed::Looping => Why::Looping,
+fn reason(error: &NotRefreshed) -> Reason {
+    match error {
+        NotRefreshed::Failed(error) => Reason::Failed(kind(error)),
+        NotRefreshed::CoolingDown(error) => Reason::CoolingDown(kind(error)),
+        NotRefreshed::Ended(_) => Reason::Ended,
+        NotRefreshed::SignedOut => Reason::SignedOut,
+        NotRefreshed::SessionChanged => Reason::SessionChanged,
+        NotRefreshed::NoRefreshToken => Reason::NoRefreshToken,
+        NotRefreshed::SameToken => Reason::SameToken,
+        NotRefreshed::Looping => Reason::Looping,
         other => panic!("{other:?}"),
     }
 }
 
-fn kind(error: &RefreshError) -> Kind {
+fn kind(error: &RefreshError) -> FailureKind {
     match error.kind() {
-        RefreshErrorKind::Rejected => Kind::Rejected,
-        RefreshErrorKind::Misconfigured => Kind::Misconfigured,
-        RefreshErrorKind::Unavailable => Kind::Unavailable,
-        RefreshErrorKind::InDoubt => Kind::InDoubt,
+        RefreshErrorKind::Rejected => FailureKind::Rejected,
+        RefreshErrorKind::Misconfigured => FailureKind::Misconfigured,
+        RefreshErrorKind::Unavailable => FailureKind::Unavailable,
+        RefreshErrorKind::InDoubt => FailureKind::InDoubt,
         other => panic!("{other:?}"),
     }
 }
 
-fn of(call: Call) -> conformance::Call {
+fn store_call(call: Call) -> conformance::Call {
     match call {
         Call::Load => conformance::Call::Load,
         Call::Replace => conformance::Call::Replace,

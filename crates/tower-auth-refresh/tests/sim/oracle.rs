@@ -1,6 +1,6 @@
-//! Who watches: writes down what happens in a world, and says where a promise was broken.
+//! The oracle: records the events of a simulation and reports violations.
 //!
-//! It sees both ends at once, and what the store holds; so it knows of every answer whether it was lost.
+//! It sees client, server and store at once, so it knows which answers were lost.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -16,33 +16,33 @@ use crate::store::{access_token, refresh_token};
 /// The shortest cool-down after a failed refresh.
 const SHORTEST_COOL_DOWN: Duration = Duration::from_millis(500);
 
-/// What the wall clock, by which tokens expire, may go on by from when they are issued until they come into force.
-const BY_THE_WALL: Duration = Duration::from_millis(250);
+/// The wall-clock time between the issue of tokens and their coming into force, at most.
+const WALL_CLOCK_TOLERANCE: Duration = Duration::from_millis(250);
 
 #[derive(Default)]
-pub struct Judge {
+pub struct Oracle {
     pub trace: Vec<String>,
     pub violations: Vec<Violation>,
-    /// How often things happened, so that a run can show that it wasn't idle.
+    /// Event counters, by which a run shows that it covered something.
     pub counts: BTreeMap<&'static str, u64>,
-    /// Of each life of a process: whether it still lasts.
-    lives: Vec<bool>,
-    presented: Vec<Presented>,
-    asked: Vec<Asked>,
+    /// Whether each incarnation of a process is still running.
+    incarnations: Vec<bool>,
+    calls: Vec<CallRecord>,
+    requests: Vec<RequestRecord>,
     /// The access tokens that an API has refused.
     refused: HashSet<Token>,
-    /// The newest refresh token that the store has held, by sign-in.
+    /// The newest refresh token that was stored, by sign-in.
     stored: HashMap<usize, usize>,
-    /// The access tokens that the store has held.
+    /// The access tokens that were stored.
     stored_access: HashSet<Token>,
-    /// The access tokens that the store would not take.
-    not_taken: HashSet<Token>,
+    /// The access tokens whose commit fails or hangs.
+    not_saved: HashSet<Token>,
     pub signed_out: HashSet<usize>,
-    /// Which process has signed out of which sign-in.
-    left: HashSet<(usize, usize)>,
+    /// The sign-outs that were observed: incarnation and sign-in.
+    observed_sign_outs: HashSet<(usize, usize)>,
 }
 
-/// A promise that was broken.
+/// A broken promise.
 #[derive(Clone, Debug)]
 pub struct Violation {
     pub rule: &'static str,
@@ -53,18 +53,18 @@ pub struct Violation {
 #[derive(Clone, Copy, Debug)]
 pub struct Ticket(usize);
 
-/// A refresh call, as its caller knows it.
-pub struct Presented {
-    pub life: usize,
+/// A refresh call, as seen by its caller.
+pub struct CallRecord {
+    pub incarnation: usize,
     pub user: usize,
     pub token: Token,
-    /// The access token that it is to replace.
+    /// The access token to replace.
     pub access: Token,
     pub marked: bool,
     pub manual: bool,
-    /// When it was due, if it was made early.
+    /// When the token was due, for an early refresh.
     pub due: Option<Duration>,
-    /// The task that it runs in: the flight.
+    /// The task of the flight.
     pub flight: Option<task::Id>,
     pub at: Duration,
     pub ended: Option<(Duration, Outcome)>,
@@ -74,13 +74,13 @@ pub struct Presented {
 pub enum Outcome {
     Tokens(Token),
     Failed(RefreshErrorKind),
-    /// Its caller died or gave up.
+    /// The caller crashed or gave up.
     Abandoned,
 }
 
-/// A request, as its caller knows it.
-struct Asked {
-    life: usize,
+/// A request, as seen by its caller.
+struct RequestRecord {
+    incarnation: usize,
     family: Option<usize>,
     method: Method,
     at: Duration,
@@ -113,7 +113,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-impl Judge {
+impl Oracle {
     pub fn note(&mut self, now: Duration, what: fmt::Arguments<'_>) {
         self.trace.push(format!("{:>9.3} s  {what}", now.as_secs_f64()));
     }
@@ -128,36 +128,39 @@ impl Judge {
         self.violations.push(Violation { rule, detail });
     }
 
-    /// A process starts, or starts again.
-    pub fn born(&mut self, now: Duration, process: &str) -> usize {
-        self.lives.push(true);
-        self.note(now, format_args!("{process}: starts, life {}", self.lives.len() - 1));
-        self.lives.len() - 1
+    /// Records the start or restart of a process.
+    pub fn process_started(&mut self, now: Duration, process: &str) -> usize {
+        self.incarnations.push(true);
+        self.note(now, format_args!("{process}: starts, incarnation {}", self.incarnations.len() - 1));
+        self.incarnations.len() - 1
     }
 
-    pub fn died(&mut self, now: Duration, life: usize) {
-        self.lives[life] = false;
-        for call in self.presented.iter_mut().filter(|call| call.life == life) {
+    pub fn process_crashed(&mut self, now: Duration, incarnation: usize) {
+        self.incarnations[incarnation] = false;
+        for call in self.calls.iter_mut().filter(|call| call.incarnation == incarnation) {
             call.ended.get_or_insert((now, Outcome::Abandoned));
         }
     }
 
     // Refresh calls
 
-    /// A refresh token is about to be presented.
-    pub fn presents(&mut self, call: Presented, rotation: Rotation, superseded: bool) -> Ticket {
+    /// Records that a refresh token is about to be presented.
+    pub fn call_started(&mut self, call: CallRecord, rotation: Rotation, superseded: bool) -> Ticket {
         let now = call.at;
-        let ticket = Ticket(self.presented.len());
+        let ticket = Ticket(self.calls.len());
         let mark = if call.marked { ", in doubt" } else { "" };
-        self.note(now, format_args!("life {}: presents {} as call {ticket}{mark}", call.life, call.token));
+        self.note(
+            now,
+            format_args!("incarnation {}: presents {} as call {ticket}{mark}", call.incarnation, call.token),
+        );
         self.count("refresh calls");
-        let before = self.presented.iter().filter(|other| other.token == call.token).collect::<Vec<_>>();
+        let before = self.calls.iter().filter(|other| other.token == call.token).collect::<Vec<_>>();
         let mut broken = Vec::new();
         if before.iter().any(|other| other.ended.is_none()) {
-            broken.push("a refresh token is presented by one at a time");
+            broken.push("a refresh token is presented by one caller at a time");
         }
-        // What is known of the token: what became of it last, if it may have been used at all.
-        let unused = |other: &&&Presented| {
+        // The outcome of the last call that may have used the token decides.
+        let unused = |other: &&&CallRecord| {
             use RefreshErrorKind::{Rejected, Unavailable};
             matches!(other.ended, Some((_, Outcome::Failed(Unavailable | Rejected))))
         };
@@ -167,24 +170,26 @@ impl Judge {
             None => false,
         };
         if (doubtful || superseded) && !call.marked {
-            broken.push("what may have been used is presented as in doubt");
+            broken.push("a token that may have been used is presented as in doubt");
         }
         if self.stored.get(&call.token.family).is_some_and(|newest| *newest > call.token.number) {
-            broken.push("a token isn't presented once its successor is stored");
+            broken.push("a token isn't presented after its successor was stored");
         }
         let answered = before.iter().any(|other| match other.ended {
-            Some((_, Outcome::Tokens(access))) => self.lives[other.life] && !self.not_taken.contains(&access),
+            Some((_, Outcome::Tokens(access))) => {
+                self.incarnations[other.incarnation] && !self.not_saved.contains(&access)
+            }
             _ => false,
         });
         if answered && rotation != Rotation::Reusable {
-            broken.push("a token isn't presented once its successor has arrived");
+            broken.push("a token isn't presented after its successor was received");
         }
-        let flight = before.iter().filter(|other| other.life == call.life && other.flight == call.flight);
+        let flight = before.iter().filter(|other| other.incarnation == call.incarnation && other.flight == call.flight);
         let flight = flight.collect::<Vec<_>>();
         if flight.len() >= 3 {
-            broken.push("a flight makes three attempts at most");
+            broken.push("a flight makes at most three attempts");
         }
-        let lost = |other: &&Presented| {
+        let lost = |other: &&CallRecord| {
             matches!(other.ended, Some((_, Outcome::Abandoned | Outcome::Failed(RefreshErrorKind::InDoubt))))
         };
         if flight.iter().any(|other| lost(other)) {
@@ -194,10 +199,10 @@ impl Judge {
                 _ => false,
             };
             if !allowed {
-                broken.push("within a flight the rotation policy decides what is presented again");
+                broken.push("within a flight the rotation policy decides whether a token is presented again");
             }
         }
-        let failed = before.iter().rfind(|other| other.life == call.life && other.flight != call.flight);
+        let failed = before.iter().rfind(|other| other.incarnation == call.incarnation && other.flight != call.flight);
         if let Some((at, Outcome::Failed(_) | Outcome::Abandoned)) = failed.and_then(|other| other.ended)
             && !call.manual
             && now < at + SHORTEST_COOL_DOWN
@@ -206,47 +211,58 @@ impl Judge {
         }
         if let Some(due) = call.due {
             self.count("refreshed early");
-            if now + BY_THE_WALL < due {
-                broken.push("nothing is refreshed early before it is due");
+            if now + WALL_CLOCK_TOLERANCE < due {
+                broken.push("no token is refreshed early before it is due");
             }
         } else if !call.manual && !self.refused.contains(&call.access) {
-            broken.push("nothing is refreshed before an API has refused it");
+            broken.push("no token is refreshed before an API has refused it");
         }
         for rule in broken {
             self.violation(now, rule, format!("{} as call {ticket}", call.token));
         }
-        self.presented.push(call);
+        self.calls.push(call);
         ticket
     }
 
-    /// Its caller has got an answer, or has given up.
-    pub fn presented(&mut self, now: Duration, ticket: Ticket, outcome: Outcome) {
-        let call = &mut self.presented[ticket.0];
+    /// Records that the caller has an answer or has given up.
+    pub fn call_ended(&mut self, now: Duration, ticket: Ticket, outcome: Outcome) {
+        let call = &mut self.calls[ticket.0];
         if call.ended.is_none() {
             call.ended = Some((now, outcome));
             self.note(now, format_args!("call {ticket} ends: {outcome}"));
             match outcome {
                 Outcome::Tokens(_) => self.count("refreshed"),
                 Outcome::Failed(RefreshErrorKind::Unavailable) => self.count("refresh calls that were not sent"),
-                Outcome::Failed(RefreshErrorKind::Rejected) => self.count("rejections heard"),
+                Outcome::Failed(RefreshErrorKind::Rejected) => self.count("rejections received"),
                 _ => self.count("refresh calls left in doubt"),
             }
         }
     }
 
-    /// The authorization server has dealt with a refresh call.
-    pub fn exchanged(&mut self, now: Duration, ticket: Ticket, token: Token, superseded: bool, refusal: Option<&str>) {
+    /// Records that the authorization server has processed a refresh call.
+    pub fn call_processed(
+        &mut self,
+        now: Duration,
+        ticket: Ticket,
+        token: Token,
+        superseded: bool,
+        refusal: Option<&str>,
+    ) {
         self.note(now, format_args!("auth: {token} of call {ticket}: {}", refusal.unwrap_or("granted")));
-        let call = &self.presented[ticket.0];
+        let call = &self.calls[ticket.0];
         if superseded {
             if !call.marked && call.ended.is_none() {
                 self.violation(
                     now,
-                    "what may have been used is presented as in doubt",
+                    "a token that may have been used is presented as in doubt",
                     format!("call {ticket} arrives"),
                 );
             }
-            self.count(if refusal.is_some() { "sign-ins lost with an answer" } else { "repeated within the grace" });
+            self.count(if refusal.is_some() {
+                "sign-ins lost with a response"
+            } else {
+                "repeated within the grace period"
+            });
         }
     }
 
@@ -257,9 +273,9 @@ impl Judge {
         self.count("failures of the store");
     }
 
-    /// The store won't take these, or nobody will know that it has.
-    pub fn not_taken(&mut self, tokens: &Tokens) {
-        self.not_taken.insert(access_token(tokens));
+    /// Records that the store won't commit these tokens, or won't confirm the commit.
+    pub fn not_saved(&mut self, tokens: &Tokens) {
+        self.not_saved.insert(access_token(tokens));
     }
 
     pub fn stored(&mut self, now: Duration, process: &str, tokens: &Tokens) {
@@ -269,7 +285,7 @@ impl Judge {
         let newest = self.stored.entry(refresh.family).or_default();
         if refresh.number < *newest {
             let newest = *newest;
-            self.violation(now, "the store never goes back", format!("{refresh} over number {newest}"));
+            self.violation(now, "the store never returns to an older token", format!("{refresh} over number {newest}"));
         } else {
             *newest = refresh.number;
         }
@@ -278,63 +294,69 @@ impl Judge {
     pub fn cleared(&mut self, now: Duration, process: &str, family: usize, alive: bool) {
         self.note(now, format_args!("{process}: clears the record of sign-in {family}"));
         if alive && !self.signed_out.contains(&family) {
-            self.violation(now, "only the server's word ends a session", format!("sign-in {family} is cleared"));
+            self.violation(now, "only the server's rejection ends a session", format!("sign-in {family} is cleared"));
         }
     }
 
     // Sessions
 
-    /// A user signs out of what his session holds, or of what it is about to find in the store.
-    pub fn signs_out(&mut self, now: Duration, life: usize, held: Option<usize>, stored: Option<usize>) {
-        self.note(now, format_args!("life {life}: signs out of {held:?}"));
+    /// Records a sign-out: of the sign-in that the session holds, and of the one that it is about to find in the store.
+    pub fn sign_out_started(&mut self, now: Duration, incarnation: usize, held: Option<usize>, stored: Option<usize>) {
+        self.note(now, format_args!("incarnation {incarnation}: signs out of {held:?}"));
         self.count("sign-outs");
         self.signed_out.extend(held.into_iter().chain(stored));
     }
 
-    /// A session is seen to be signed out.
-    pub fn left(&mut self, life: usize, held: Option<usize>) {
-        self.left.extend(held.map(|family| (life, family)));
+    /// Records that a session was observed to be signed out.
+    pub fn sign_out_observed(&mut self, incarnation: usize, held: Option<usize>) {
+        self.observed_sign_outs.extend(held.map(|family| (incarnation, family)));
     }
 
-    /// A session is seen to have ended.
-    pub fn ended(&mut self, now: Duration, life: usize, user: usize) {
-        self.note(now, format_args!("life {life}: the session of user {user} has ended"));
+    /// Records that a session was observed to have ended.
+    pub fn session_ended(&mut self, now: Duration, incarnation: usize, user: usize) {
+        self.note(now, format_args!("incarnation {incarnation}: the session of user {user} has ended"));
         self.count("sessions that ended");
-        let rejected = |call: &Presented| {
+        let rejected = |call: &CallRecord| {
             let outcome = call.ended.map(|(_, outcome)| outcome);
-            call.life == life && call.user == user && outcome == Some(Outcome::Failed(RefreshErrorKind::Rejected))
+            call.incarnation == incarnation
+                && call.user == user
+                && outcome == Some(Outcome::Failed(RefreshErrorKind::Rejected))
         };
-        if !self.presented.iter().any(rejected) {
-            self.violation(now, "only the server's word ends a session", format!("that of user {user}, life {life}"));
+        if !self.calls.iter().any(rejected) {
+            self.violation(
+                now,
+                "only the server's rejection ends a session",
+                format!("user {user}, incarnation {incarnation}"),
+            );
         }
     }
 
-    /// A session is seen to have found nothing in its store any more. `kept`: what it held before is still there.
-    pub fn vanished(&mut self, now: Duration, life: usize, family: usize, kept: bool) {
-        self.note(now, format_args!("life {life}: the session of sign-in {family} is signed out"));
+    /// Records that a session found its record deleted. `kept`: the record is still in the store.
+    pub fn record_deleted(&mut self, now: Duration, incarnation: usize, family: usize, kept: bool) {
+        self.note(now, format_args!("incarnation {incarnation}: the session of sign-in {family} is signed out"));
         if kept && !self.signed_out.contains(&family) {
-            self.violation(now, "only the server's word ends a session", format!("sign-in {family} is stored"));
+            self.violation(now, "only the server's rejection ends a session", format!("sign-in {family} is stored"));
         }
     }
 
     // Requests
 
-    pub fn asks(
+    pub fn request_started(
         &mut self,
         now: Duration,
-        life: usize,
+        incarnation: usize,
         family: Option<usize>,
         method: &Method,
         limit: Duration,
     ) -> usize {
-        let id = self.asked.len();
-        self.note(now, format_args!("life {life}: {method} {id} for sign-in {family:?}"));
+        let id = self.requests.len();
+        self.note(now, format_args!("incarnation {incarnation}: {method} {id} for sign-in {family:?}"));
         self.count("requests");
-        if let Some(family) = family.filter(|family| self.left.contains(&(life, *family))) {
+        if let Some(family) = family.filter(|family| self.observed_sign_outs.contains(&(incarnation, *family))) {
             self.violation(now, "a sign-out beats a late refresh", format!("request {id} for sign-in {family}"));
         }
-        self.asked.push(Asked {
-            life,
+        self.requests.push(RequestRecord {
+            incarnation,
             family,
             method: method.clone(),
             at: now,
@@ -348,44 +370,51 @@ impl Judge {
     }
 
     pub fn family_of(&self, id: usize) -> Option<usize> {
-        self.asked[id].family
+        self.requests[id].family
     }
 
-    /// A request is sent.
-    pub fn attempts(&mut self, now: Duration, id: usize, token: Option<Token>) {
-        let unknown = |token: &Token| !self.stored_access.contains(token) && !self.not_taken.contains(token);
-        // Those of a sign-in are in force at once.
+    /// Records one attempt of a request.
+    pub fn attempt_sent(&mut self, now: Duration, id: usize, token: Option<Token>) {
+        let unknown = |token: &Token| !self.stored_access.contains(token) && !self.not_saved.contains(token);
+        // The first tokens of a sign-in are in force at once.
         if let Some(token) = token.filter(|token| token.number > 1).filter(unknown) {
             let detail = format!("request {id} with a.{}.{}", token.family, token.number);
             self.violation(now, "tokens are stored before they are used", detail);
         }
-        self.asked[id].attempts += 1;
-        match self.asked[id].attempts {
+        self.requests[id].attempts += 1;
+        match self.requests[id].attempts {
             1 => {}
             2 => self.count("replays"),
-            _ => self.violation(now, "a request is sent twice at most", format!("request {id}")),
+            _ => self.violation(now, "a request is sent at most twice", format!("request {id}")),
         }
     }
 
-    /// A request has come to an API.
-    pub fn arrived(&mut self, now: Duration, id: usize, token: Option<Token>, body: &[u8], verdict: Result<(), &str>) {
+    /// Records the arrival of a request at an API.
+    pub fn request_arrived(
+        &mut self,
+        now: Duration,
+        id: usize,
+        token: Option<Token>,
+        body: &[u8],
+        verdict: Result<(), &str>,
+    ) {
         let shown = token.map_or("no token".to_owned(), |token| format!("a.{}.{}", token.family, token.number));
         self.note(now, format_args!("api: {id} with {shown}: {}", verdict.err().unwrap_or("accepted")));
         let mut broken = Vec::new();
-        let asked = &mut self.asked[id];
-        asked.arrivals += 1;
-        asked.accepted += u32::from(verdict.is_ok());
-        if asked.arrivals > 2 {
-            broken.push("a request is sent twice at most");
+        let request = &mut self.requests[id];
+        request.arrivals += 1;
+        request.accepted += u32::from(verdict.is_ok());
+        if request.arrivals > 2 {
+            broken.push("a request is sent at most twice");
         }
-        if asked.accepted > 1 && asked.method == Method::POST {
+        if request.accepted > 1 && request.method == Method::POST {
             broken.push("no POST is accepted twice");
         }
-        if body != body_of(id, &asked.method).as_bytes() {
+        if body != body_of(id, &request.method).as_bytes() {
             broken.push("a replay is identical");
         }
         if let Some(token) = token {
-            if asked.family != Some(token.family) {
+            if request.family != Some(token.family) {
                 broken.push("a request carries the token of its own sign-in");
             }
             if verdict.is_err() {
@@ -398,27 +427,27 @@ impl Judge {
         }
     }
 
-    pub fn answered(&mut self, now: Duration, id: usize, what: fmt::Arguments<'_>) {
+    pub fn request_ended(&mut self, now: Duration, id: usize, what: fmt::Arguments<'_>) {
         self.note(now, format_args!("{id} ends: {what}"));
-        let asked = &mut self.asked[id];
-        asked.answered = true;
-        if now > asked.at + asked.limit {
+        let request = &mut self.requests[id];
+        request.answered = true;
+        if now > request.at + request.limit {
             self.violation(now, "every request is answered by its deadline", format!("request {id}"));
         }
     }
 
-    /// The world ends: whoever still waits has waited in vain.
+    /// Checks, at the end of the simulation, that no request is past its deadline without an answer.
     pub fn ends(&mut self, now: Duration) {
-        for id in 0..self.asked.len() {
-            let asked = &self.asked[id];
-            if !asked.answered && self.lives[asked.life] && now > asked.at + asked.limit {
+        for id in 0..self.requests.len() {
+            let request = &self.requests[id];
+            if !request.answered && self.incarnations[request.incarnation] && now > request.at + request.limit {
                 self.violation(now, "every request is answered by its deadline", format!("request {id}"));
             }
         }
     }
 }
 
-/// What a request carries, and a replay too.
+/// The body of a request and of its replay.
 pub fn body_of(id: usize, method: &Method) -> String {
     if *method == Method::POST { format!("order {id}, ").repeat(1 + id % 40) } else { String::new() }
 }

@@ -1,4 +1,4 @@
-//! What two servers could read in two ways is refused.
+//! Rejects requests that two servers could interpret in two ways (request smuggling).
 
 use axum::extract::Request;
 use axum::middleware::Next;
@@ -8,10 +8,12 @@ use http::{HeaderMap, Version};
 
 use crate::problem::Kind;
 
-/// Refuses a request that has not one host (RFC 9112 §3.2), or whose body is coded for this connection in another way
-/// than in chunks, once (§6.1): the upstream would not hear of the coding.
-pub(crate) async fn refuse_ambiguous(request: Request, next: Next) -> Response {
-    if has_one_host(request.version(), request.headers()) && is_plainly_framed(request.headers()) {
+/// Rejects a request without exactly one host (RFC 9112 §3.2) or with a transfer coding other than a single `chunked`
+/// (§6.1).
+///
+/// `Transfer-Encoding` is a hop-by-hop header: the upstream would receive a coded body without its coding.
+pub(crate) async fn reject_ambiguous(request: Request, next: Next) -> Response {
+    if has_one_host(request.version(), request.headers()) && has_plain_framing(request.headers()) {
         next.run(request).await
     } else {
         Kind::MalformedRequest.into_response()
@@ -20,13 +22,13 @@ pub(crate) async fn refuse_ambiguous(request: Request, next: Next) -> Response {
 
 fn has_one_host(version: Version, headers: &HeaderMap) -> bool {
     match headers.get_all(HOST).iter().count() {
-        // HTTP/2 has it in the request's target, HTTP/1.0 may have none.
+        // HTTP/2 has the host in its request target, HTTP/1.0 may omit it.
         0 => version != Version::HTTP_11,
         hosts => hosts == 1,
     }
 }
 
-fn is_plainly_framed(headers: &HeaderMap) -> bool {
+fn has_plain_framing(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let first = codings.next().is_none_or(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
     first && codings.next().is_none()
