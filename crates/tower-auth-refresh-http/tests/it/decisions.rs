@@ -5,7 +5,7 @@ use std::io::Write;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::StatusCode;
-use tower_auth_refresh::{RefreshError, Session, Tokens};
+use tower_auth_refresh::{RefreshError, Tokens};
 use tower_auth_refresh_http::{AuthClient, ClientAuth, ClientCredentials, CookieRefresh, JsonRefresh, OAuthRefresh};
 
 use crate::support::{Answer, Scripted, access, answer, cause, old_tokens, outcome, refresh};
@@ -252,7 +252,7 @@ async fn a_server_that_asks_to_be_called_later_is_unavailable() {
 }
 
 #[tokio::test]
-async fn a_429_without_retry_after_is_not_retried_within_the_flight() {
+async fn the_reset_of_a_rate_limit_is_the_delay_of_a_429_without_retry_after() {
     let reset = |name: &'static str, value: &str| answer(429, "").header(name, value);
     all(reset("x-rate-limit-reset", "30"), "unavailable for 30 s").await;
     all(reset("ratelimit-reset", "30"), "unavailable for 30 s").await;
@@ -260,18 +260,6 @@ async fn a_429_without_retry_after_is_not_retried_within_the_flight() {
     all(reset("x-rate-limit-reset", "784111800").header("date", at), "unavailable for 784111800 s").await;
     let epoch = reset("x-rate-limit-reset", "1800000042").header("date", "Fri, 15 Jan 2027 08:00:00 GMT");
     all(epoch, "unavailable for 42 s").await;
-
-    for (limited, calls) in [
-        (answer(429, ""), 1),
-        (answer(429, "").header("x-rate-limit-reset", "0"), 1),
-        (answer(429, "").header("retry-after", "0"), 3),
-    ] {
-        let scripted = Scripted::with([limited]);
-        let refresh = JsonRefresh::new(scripted.client(), URL).unwrap();
-        let session = Session::builder(refresh).tokens(old_tokens()).build().await.unwrap();
-        session.refresh().await.unwrap_err();
-        assert_eq!(scripted.requests().len(), calls);
-    }
 }
 
 #[tokio::test]
