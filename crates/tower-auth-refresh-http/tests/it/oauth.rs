@@ -1,5 +1,8 @@
+use http::{HeaderName, HeaderValue};
 use tower_auth_refresh::{RefreshToken, Tokens};
-use tower_auth_refresh_http::{AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke};
+use tower_auth_refresh_http::{
+    AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke, TokenFields,
+};
 
 use crate::support::{Answer, Scripted, access, answer, old_tokens, outcome, refresh};
 
@@ -170,4 +173,47 @@ async fn metadata_of_another_issuer_and_unsafe_endpoints_are_refused() {
         assert!(AuthorizationServer::discover(&scripted.client(), issuer).await.unwrap_err().is_misconfigured());
         assert!(scripted.requests().is_empty());
     }
+}
+
+#[tokio::test]
+async fn the_tokens_of_a_grant_are_found_at_configured_paths() {
+    let scripted =
+        Scripted::with([answer(200, r#"{"ok":true,"authed_user":{"access_token":"a2","refresh_token":"r2"}}"#)]);
+    let fields =
+        || TokenFields::default().access_token("authed_user.access_token").refresh_token("authed_user.refresh_token");
+    let grant = OAuthRefresh::new(scripted.client(), URL, ClientAuth::public("app")).unwrap().fields(fields());
+    let tokens = grant.refresh(&old_tokens()).await.unwrap();
+    assert_eq!((access(&tokens), refresh(&tokens)), ("a2", Some("r2")));
+    let grant = ClientCredentials::new(scripted.client(), URL, ClientAuth::basic("svc", "s")).unwrap().fields(fields());
+    assert_eq!(access(&grant.request_tokens().await.unwrap()), "a2");
+}
+
+#[tokio::test]
+async fn the_names_and_headers_of_a_grant_are_configurable() {
+    let scripted = Scripted::with([answer(200, r#"{"access_token":"a2"}"#)]);
+    let auth = ClientAuth::post("app", "s3cret").id_field("client_key").secret_field("secret");
+    let grant = OAuthRefresh::new(scripted.client(), URL, auth)
+        .unwrap()
+        .refresh_token_field("token")
+        .param("grant_type", "renewal")
+        .param("resource", "https://a.example")
+        .param("resource", "https://b.example")
+        .header(HeaderName::from_static("apikey"), HeaderValue::from_static("k1"));
+    grant.refresh(&old_tokens()).await.unwrap();
+    let request = scripted.only();
+    let expected = [
+        ("token", "old-refresh"),
+        ("grant_type", "renewal"),
+        ("resource", "https://a.example"),
+        ("resource", "https://b.example"),
+        ("client_key", "app"),
+        ("secret", "s3cret"),
+    ];
+    assert_eq!(request.form(), pairs(&expected));
+    assert_eq!(request.header("apikey"), Some("k1"));
+
+    let grant = OAuthRefresh::new(scripted.client(), URL, ClientAuth::none()).unwrap();
+    grant.refresh(&old_tokens()).await.unwrap();
+    let expected = pairs(&[("grant_type", "refresh_token"), ("refresh_token", "old-refresh")]);
+    assert_eq!(scripted.requests()[1].form(), expected);
 }
