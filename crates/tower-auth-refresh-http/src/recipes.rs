@@ -1,0 +1,1 @@
+//! Settings for the refresh calls of well-known providers.
