@@ -114,6 +114,8 @@
 mod challenge;
 mod credentials;
 mod drain;
+#[cfg(feature = "serde")]
+mod exposed_tokens;
 mod future;
 mod layer;
 mod options;
@@ -131,6 +133,8 @@ mod timer;
 mod token;
 
 pub use challenge::{Challenge, ChallengePolicy};
+#[cfg(feature = "serde")]
+pub use exposed_tokens::ExposedTokens;
 pub use future::ResponseFuture;
 pub use layer::AuthRefreshLayer;
 pub use options::{PerRequest, SessionSource, SkipAuth};
