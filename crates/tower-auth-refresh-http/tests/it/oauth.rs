@@ -97,6 +97,15 @@ async fn revocation_sends_the_refresh_token_or_else_the_access_token() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_revoked_already_is_no_error() {
+    for answered in [answer(400, r#"{"error":"invalid_token"}"#), answer(400, r#"{"error":"invalid_grant"}"#)] {
+        let scripted = Scripted::with([answered]);
+        let revoke = OAuthRevoke::new(scripted.client(), URL, ClientAuth::public("app")).unwrap();
+        revoke.revoke(&old_tokens()).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_revocation_that_fails_returns_the_reason() {
     let scripted = Scripted::with([
         answer(503, "").header("retry-after", "9"),
