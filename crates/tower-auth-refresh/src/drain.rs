@@ -14,10 +14,10 @@ use tokio::time::Instant;
 use crate::alarm::Alarm;
 
 /// A 401's body is a few hundred bytes. A body longer than this is cheaper to cut off.
-const MOST: usize = 64 * 1024;
+const MAX_BYTES: usize = 64 * 1024;
 
 /// The replay waits at most this long for the end of the body.
-const LONGEST: Duration = Duration::from_millis(50);
+const MAX_WAIT: Duration = Duration::from_millis(50);
 
 pin_project! {
     /// Resolves when the body has ended, failed, or used up its bounds.
@@ -26,7 +26,7 @@ pin_project! {
         body: B,
         left: usize,
         runtime: Handle,
-        begun: Instant,
+        started_at: Instant,
         // Created at the first pending poll.
         alarm: Option<Alarm>,
     }
@@ -35,7 +35,7 @@ pin_project! {
 impl<B> Drain<B> {
     /// The timer runs on `runtime`, whatever context polls the future.
     pub(crate) fn new(body: B, runtime: &Handle) -> Self {
-        Self { body, left: MOST, runtime: runtime.clone(), begun: Instant::now(), alarm: None }
+        Self { body, left: MAX_BYTES, runtime: runtime.clone(), started_at: Instant::now(), alarm: None }
     }
 }
 
@@ -49,7 +49,7 @@ impl<B: Body> Future for Drain<B> {
                 Poll::Ready(Some(Ok(frame))) => frame,
                 Poll::Ready(_) => break,
                 Poll::Pending => {
-                    let alarm = this.alarm.get_or_insert_with(|| Alarm::new(this.runtime, *this.begun + LONGEST));
+                    let alarm = this.alarm.get_or_insert_with(|| Alarm::new(this.runtime, *this.started_at + MAX_WAIT));
                     return Pin::new(alarm).poll(cx).map(drop);
                 }
             };

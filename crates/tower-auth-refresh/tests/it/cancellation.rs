@@ -27,9 +27,9 @@ use tower_auth_refresh::{
     AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshRequest, ReplayBody, RevokeRequest, Session,
     SessionRegistry, SessionState, Tokens,
 };
+use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 use tower_layer::Layer;
 
-use crate::faulty::{FaultyStore, Op};
 use crate::support::*;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -155,7 +155,7 @@ impl Body for SlowBody {
 struct Slow {
     session: Session,
     client: AuthRefresh<SlowApi, Session>,
-    store: Arc<FaultyStore>,
+    store: FaultyStore,
     refreshes: Arc<AtomicU32>,
     revoked: Arc<Mutex<Vec<Tokens>>>,
 }
@@ -184,8 +184,8 @@ impl Slow {
                 Ok::<_, BoxError>(())
             }
         });
-        let store = FaultyStore::new();
-        let builder = Session::builder(refresh).tokens(pair(1)).shared_store(store.clone()).revoke(revoke);
+        let store = faulty_store();
+        let builder = Session::builder(refresh).tokens(pair(1)).store(store.clone()).revoke(revoke);
         let session = builder.build().await.unwrap();
         let client = AuthRefreshLayer::new(session.clone(), origin()).layer(SlowApi::default());
         Self { session, client, store, refreshes, revoked }
@@ -327,13 +327,13 @@ async fn a_sign_out_dropped_at_any_moment_is_carried_out() {
 async fn a_build_dropped_at_any_moment_can_be_repeated() {
     for stored in [None, Some(pair(7))] {
         let (polls, turns) = Dropped::at_each_moment(async |dropped| {
-            let store = FaultyStore::new();
+            let store = faulty_store();
             if let Some(tokens) = &stored {
-                store.without_faults().replace(tower_auth_refresh::store::Epoch::random(), tokens).await.unwrap();
+                store.inner().replace(tower_auth_refresh::store::Epoch::random(), tokens).await.unwrap();
             }
             let build = || {
                 let (refresh, _) = script::<_, Tokens, RefreshError>();
-                let builder = Session::builder(refresh).tokens(pair(1)).shared_store(store.clone());
+                let builder = Session::builder(refresh).tokens(pair(1)).store(store.clone());
                 async move { builder.build().await.unwrap() }
             };
             let ended = dropped.run(build()).await;
@@ -352,14 +352,14 @@ async fn a_build_dropped_at_any_moment_can_be_repeated() {
 /// another process.
 struct SlowRegistry {
     sessions: SessionRegistry<u32>,
-    store: Arc<FaultyStore>,
+    store: FaultyStore,
     revoked: Arc<Mutex<Vec<Tokens>>>,
 }
 
 impl SlowRegistry {
     async fn new() -> Self {
-        let (store, revoked) = (FaultyStore::new(), Arc::<Mutex<Vec<Tokens>>>::default());
-        store.without_faults().replace(Epoch::random(), &pair(1)).await.unwrap();
+        let (store, revoked) = (faulty_store(), Arc::<Mutex<Vec<Tokens>>>::default());
+        store.inner().replace(Epoch::random(), &pair(1)).await.unwrap();
         let refresh = tower::service_fn(|_: RefreshRequest| async {
             yield_now().await;
             yield_now().await;
@@ -370,9 +370,9 @@ impl SlowRegistry {
             log.lock().unwrap().push(request.tokens().clone());
             yield_now().map(Ok::<_, BoxError>)
         });
-        let stored = Arc::clone(&store);
+        let stored = store.clone();
         let builder = SessionRegistry::builder(Session::builder(refresh).revoke(revoke));
-        Self { sessions: builder.store_factory(move |_| stored.clone()).build().unwrap(), store, revoked }
+        Self { sessions: builder.store_factory(move |_| Arc::new(stored.clone())).build().unwrap(), store, revoked }
     }
 }
 
@@ -384,7 +384,7 @@ async fn a_lookup_dropped_at_any_moment_is_made_once_and_shared_with_the_next() 
         let ended = dropped.run(async move { sessions.get(&1).await.unwrap() }).await;
         let session = timeout(MINUTE, it.sessions.get(&1)).await.unwrap().unwrap().unwrap();
         assert_eq!(session.tokens(), pair(1));
-        assert_eq!(it.store.calls(), [Op::Load], "{dropped:?}");
+        assert_eq!(it.store.calls(), [StoreCall::Load], "{dropped:?}");
         ended.is_some()
     })
     .await;
@@ -626,16 +626,17 @@ fn a_waker_that_polls_at_once_causes_no_deadlock() {
 #[test]
 fn a_waker_that_polls_at_once_gets_a_session_that_was_loaded() {
     let runtime = multi_thread();
-    let store = FaultyStore::new();
+    let store = faulty_store();
     runtime.block_on(store.replace(Epoch::random(), &pair(1))).unwrap();
-    let hold = store.hold(Op::Load);
+    store.inject(StoreCall::Load, StoreFault::hang_until_cleared().after_effect());
+    let stored = store.clone();
     let found = runtime.block_on(async {
         let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
         let builder = SessionRegistry::builder(Session::builder(refresh));
-        let sessions = builder.store_factory(move |_: &u8| Arc::clone(&store) as Arc<dyn TokenStore>).build().unwrap();
+        let sessions = builder.store_factory(move |_: &u8| Arc::new(stored.clone())).build().unwrap();
         PollOnWake::begin(async move { sessions.get(&1).await.unwrap().expect("stored") })
     });
-    drop(hold);
+    store.clear_faults();
     let done = found.recv_timeout(MINUTE / 12);
     runtime.shutdown_background();
     done.unwrap();

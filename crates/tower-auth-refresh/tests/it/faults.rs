@@ -18,8 +18,8 @@ use tower_auth_refresh::{
     NotRefreshed, RefreshError, RefreshErrorKind, RefreshReport, RefreshRequest, Rotation, Session, SessionState,
     Tokens,
 };
+use tower_auth_refresh_testkit::conformance::{Call as StoreCall, StoreFault};
 
-use crate::faulty::{Fault, FaultyStore, Op};
 use crate::support::*;
 
 /// The default refresh time-out.
@@ -165,9 +165,9 @@ async fn a_waiter_for_a_second_refresh_is_answered_by_its_own_deadline() {
 
 #[tokio::test(start_paused = true)]
 async fn tokens_are_in_force_after_five_seconds_when_the_store_hangs_and_written_when_it_recovers() {
-    let store = FaultyStore::new();
-    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
-    store.fault(Op::Commit, Fault::Hang);
+    let store = faulty_store();
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).store(store.clone())).await;
+    store.inject(StoreCall::Commit, StoreFault::hang_until_cleared());
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
     let begun = Instant::now();
@@ -179,7 +179,7 @@ async fn tokens_are_in_force_after_five_seconds_when_the_store_hangs_and_written
     assert_eq!(response.await.unwrap().status(), 200);
     assert_eq!(store.tokens().await, Some(pair(1)));
 
-    store.heal();
+    store.clear_faults();
     cool_down().await;
     assert_eq!(store.tokens().await, Some(pair(2)));
     assert!(it.auth.is_idle().await);
@@ -187,9 +187,9 @@ async fn tokens_are_in_force_after_five_seconds_when_the_store_hangs_and_written
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_at_the_last_moment_and_a_store_that_hangs_still_yield_new_tokens() {
-    let store = FaultyStore::new();
-    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
-    store.fault(Op::Commit, Fault::Hang);
+    let store = faulty_store();
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).store(store.clone())).await;
+    store.inject(StoreCall::Commit, StoreFault::hang_until_cleared());
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
     let begun = Instant::now();
@@ -233,16 +233,16 @@ impl io::Write for Log {
 async fn events_report_that_tokens_are_not_saved_and_that_they_are_saved_later() {
     let log = Log::default();
     let _guard = log.begin();
-    let store = FaultyStore::new();
-    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
-    store.fault(Op::Commit, Fault::Fail);
+    let store = faulty_store();
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).store(store.clone())).await;
+    store.inject(StoreCall::Commit, StoreFault::fail());
     let response = it.get_refused().await;
     it.auth.next().await.answer(Ok(pair(2)));
     it.api.next().await.reply(200).await;
     response.await.unwrap();
     cool_down().await;
     assert_eq!((log.count("WARN"), log.count("tokens not saved"), log.count("tokens saved")), (1, 1, 0));
-    store.heal();
+    store.clear_faults();
     cool_down().await;
     assert_eq!((log.count("tokens not saved"), log.count("tokens saved")), (1, 1));
 }
@@ -797,14 +797,14 @@ async fn signing_in_after_the_end_starts_a_new_epoch() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rejection_is_overruled_by_newer_tokens_in_the_store() {
-    let store = FaultyStore::new();
-    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    let store = faulty_store();
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).store(store.clone())).await;
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
     // A peer whose clock is ahead considered the claim expired, and refreshed first.
     sleep(Duration::from_secs(1)).await;
     let record = store.record().await.unwrap();
-    store.without_faults().replace(record.epoch, &pair(2)).await.unwrap();
+    store.inner().replace(record.epoch, &pair(2)).await.unwrap();
     refresh.answer(Err(RefreshError::rejected("invalid_grant")));
     let call = it.api.next().await;
     assert_eq!(call.token(), Some("a2"));
@@ -817,17 +817,17 @@ async fn a_rejection_is_overruled_by_newer_tokens_in_the_store() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rejection_ends_nothing_while_the_store_cannot_be_read() {
-    for fault in [Fault::Fail, Fault::Hang] {
-        let store = FaultyStore::new();
-        let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    for fault in [StoreFault::fail(), StoreFault::hang_until_cleared()] {
+        let store = faulty_store();
+        let mut it = Fixture::with(|builder| builder.tokens(pair(1)).store(store.clone())).await;
         let response = it.get_refused().await;
-        store.fault(Op::Load, fault);
+        store.inject(StoreCall::Load, fault);
         it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
         let response = response.await.unwrap();
         assert!(matches!(failure(not_refreshed(&response)), RefreshErrorKind::Unavailable));
         it.assert_kept().await;
 
-        store.heal();
+        store.clear_faults();
         cool_down().await;
         let response = it.get_refused().await;
         it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
@@ -839,15 +839,15 @@ async fn a_rejection_ends_nothing_while_the_store_cannot_be_read() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rejection_ends_nothing_if_a_peer_has_taken_the_claim_over() {
-    let store = FaultyStore::new();
-    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    let store = faulty_store();
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).store(store.clone())).await;
     let response = it.get_refused().await;
     // The process is suspended until long after its lease. When it resumes with the answer, a peer holds the claim.
-    store.fault(Op::Renew, Fault::Hang);
+    store.inject(StoreCall::Renew, StoreFault::hang_until_cleared());
     it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
     tokio::time::advance(Duration::from_secs(3600)).await;
     let peer_claim = store.claim_as_peer(Duration::from_secs(40)).await;
-    store.heal();
+    store.clear_faults();
     // The deadline of the waiters has long passed.
     assert!(matches!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt));
     settle().await;
@@ -855,7 +855,7 @@ async fn a_rejection_ends_nothing_if_a_peer_has_taken_the_claim_over() {
     it.assert_kept().await;
 
     // The tokens that the peer obtains are adopted.
-    store.without_faults().commit(&peer_claim, &pair(2)).await.unwrap();
+    store.inner().commit(&peer_claim, &pair(2)).await.unwrap();
     cool_down().await;
     let response = it.get_refused().await;
     let call = it.api.next().await;
@@ -867,11 +867,11 @@ async fn a_rejection_ends_nothing_if_a_peer_has_taken_the_claim_over() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rejection_ends_nothing_while_the_claim_cannot_be_renewed() {
-    for fault in [Fault::Fail, Fault::Hang] {
-        let store = FaultyStore::new();
-        let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    for fault in [StoreFault::fail(), StoreFault::hang_until_cleared()] {
+        let store = faulty_store();
+        let mut it = Fixture::with(|builder| builder.tokens(pair(1)).store(store.clone())).await;
         let response = it.get_refused().await;
-        store.fault(Op::Renew, fault);
+        store.inject(StoreCall::Renew, fault);
         it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
         assert!(matches!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::Unavailable));
         it.assert_kept().await;
@@ -880,15 +880,15 @@ async fn a_rejection_ends_nothing_while_the_claim_cannot_be_renewed() {
 
 #[tokio::test(start_paused = true)]
 async fn an_unverified_rejection_leaves_no_doubt_and_the_next_one_ends_the_session() {
-    for op in [Op::Renew, Op::Load] {
-        let store = FaultyStore::new();
-        let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    for call in [StoreCall::Renew, StoreCall::Load] {
+        let store = faulty_store();
+        let mut it = Fixture::with(|builder| builder.tokens(pair(1)).store(store.clone())).await;
         let response = it.get_refused().await;
-        store.fault(op, Fault::Fail);
+        store.inject(call, StoreFault::fail());
         it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
         assert!(matches!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::Unavailable));
         it.assert_kept().await;
-        store.heal();
+        store.clear_faults();
         cool_down().await;
         // The rejection was a definite answer.
         let response = it.get_refused().await;
@@ -902,12 +902,12 @@ async fn an_unverified_rejection_leaves_no_doubt_and_the_next_one_ends_the_sessi
 
 #[tokio::test(start_paused = true)]
 async fn an_unverified_rejection_does_not_clear_an_earlier_doubt() {
-    let store = FaultyStore::new();
+    let store = faulty_store();
     let mut it =
-        Fixture::with(|builder| builder.tokens(pair(1)).rotation(Rotation::Reusable).shared_store(store.clone())).await;
+        Fixture::with(|builder| builder.tokens(pair(1)).rotation(Rotation::Reusable).store(store.clone())).await;
     let response = it.get_refused().await;
     it.auth.next().await.answer(Err(in_doubt()));
-    store.fault(Op::Load, Fault::Fail);
+    store.inject(StoreCall::Load, StoreFault::fail());
     it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
     response.await.unwrap();
     it.assert_recovers(true).await;
@@ -915,28 +915,28 @@ async fn an_unverified_rejection_does_not_clear_an_earlier_doubt() {
 
 #[tokio::test(start_paused = true)]
 async fn a_process_that_dies_after_a_rejection_blocks_its_peers_for_15_seconds_at_most() {
-    let store = FaultyStore::new();
-    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    let store = faulty_store();
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).store(store.clone())).await;
     let response = it.get_refused().await;
     // The process gets as far as deleting the record.
-    store.fault(Op::Clear, Fault::Hang);
+    store.inject(StoreCall::Clear, StoreFault::hang_until_cleared());
     it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
     response.await.unwrap();
     settle().await;
     let record = store.record().await.unwrap();
-    let claiming = store.without_faults().claim(record.version, Duration::from_secs(40)).await.unwrap();
+    let claiming = store.inner().claim(record.version, Duration::from_secs(40)).await.unwrap();
     let ClaimOutcome::Busy { until } = claiming else { panic!("{claiming:?}") };
     assert!(until <= Instant::now() + Duration::from_secs(15));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_rejection_after_a_peers_sign_out_is_a_sign_out() {
-    let store = FaultyStore::new();
-    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    let store = faulty_store();
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).store(store.clone())).await;
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
     let record = store.record().await.unwrap();
-    store.without_faults().clear(record.version).await.unwrap();
+    store.inner().clear(record.version).await.unwrap();
     refresh.answer(Err(RefreshError::rejected("invalid_grant")));
     assert_eq!(response.await.unwrap().status(), 401);
     assert_eq!(it.session.state(), SessionState::SignedOut);

@@ -7,7 +7,6 @@ mod client_credentials;
 mod contract;
 mod early;
 mod faults;
-mod faulty;
 mod hostile;
 mod one_refresh;
 mod origins;

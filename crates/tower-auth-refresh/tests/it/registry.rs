@@ -18,15 +18,15 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tower::{BoxError, ServiceExt, service_fn};
-use tower_auth_refresh::store::{Epoch, TokenStore};
+use tower_auth_refresh::store::Epoch;
 use tower_auth_refresh::{
     AuthRefresh, AuthRefreshLayer, NotRefreshed, PerRequest, RefreshError, RefreshErrorKind, RefreshReport,
     RefreshRequest, ReplayBody, RevokeRequest, Session, SessionRegistry, SessionRegistryBuilder, SessionRegistryError,
     SessionState, Tokens,
 };
+use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 use tower_layer::Layer;
 
-use crate::faulty::{Fault, FaultyStore, Op};
 use crate::support::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -50,11 +50,11 @@ struct ManyUsers {
 
 /// A durable store for each user.
 #[derive(Default)]
-struct Database(Mutex<HashMap<u32, Arc<FaultyStore>>>);
+struct Database(Mutex<HashMap<u32, FaultyStore>>);
 
 impl Database {
-    fn of(&self, user: u32) -> Arc<FaultyStore> {
-        self.0.lock().unwrap().entry(user).or_insert_with(FaultyStore::new).clone()
+    fn of(&self, user: u32) -> FaultyStore {
+        self.0.lock().unwrap().entry(user).or_insert_with(faulty_store).clone()
     }
 }
 
@@ -66,7 +66,7 @@ impl ManyUsers {
 
     /// Keeps the sessions in durable stores.
     fn durable(configure: impl FnOnce(SessionRegistryBuilder<u32>) -> SessionRegistryBuilder<u32>) -> Self {
-        Self::new(|database, builder| configure(builder.store_factory(move |user| database.of(*user))))
+        Self::new(|database, builder| configure(builder.store_factory(move |user| Arc::new(database.of(*user)))))
     }
 
     fn new(configure: impl FnOnce(Arc<Database>, SessionRegistryBuilder<u32>) -> SessionRegistryBuilder<u32>) -> Self {
@@ -98,7 +98,7 @@ impl ManyUsers {
     async fn store(&self, users: impl IntoIterator<Item = u32>) {
         for user in users {
             let store = self.stores.of(user);
-            store.without_faults().replace(Epoch::random(), &pair(user)).await.unwrap();
+            store.inner().replace(Epoch::random(), &pair(user)).await.unwrap();
         }
     }
 
@@ -126,17 +126,17 @@ impl ManyUsers {
 
     /// Looks up a session, and returns the number of reads of its store.
     async fn loads(&self, user: u32) -> usize {
-        self.stores.of(user).calls();
+        self.stores.of(user).clear_calls();
         self.sessions.get(&user).await.unwrap();
-        self.stores.of(user).calls().into_iter().filter(|op| *op == Op::Load).count()
+        self.stores.of(user).count(StoreCall::Load)
     }
 
     /// Returns true if a session is in memory. Nothing is loaded: the store can't be read during the lookup.
     async fn is_in_memory(&self, user: u32) -> bool {
         let store = self.stores.of(user);
-        store.fault(Op::Load, Fault::Fail);
+        store.inject(StoreCall::Load, StoreFault::fail());
         let found = self.sessions.get(&user).await;
-        store.lift(Op::Load);
+        store.clear_faults_of(StoreCall::Load);
         found.is_ok()
     }
 
@@ -184,12 +184,12 @@ async fn a_thousand_lookups_of_a_session_load_it_once() {
     let it = ManyUsers::durable(|builder| builder);
     it.store([1]).await;
     let store = it.stores.of(1);
-    store.fault(Op::Load, Fault::Hang);
+    store.inject(StoreCall::Load, StoreFault::hang_until_cleared());
     let lookup: Vec<_> = (0..1_000).map(|_| it.spawn_get(1)).collect();
     settle().await;
-    store.heal();
+    store.clear_faults();
     let sessions: Vec<_> = join_all(lookup).await.into_iter().map(Result::unwrap).collect();
-    assert_eq!(store.calls(), [Op::Load]);
+    assert_eq!(store.calls(), [StoreCall::Load]);
     sessions[0].sign_in(pair(7)).await.unwrap();
     assert!(sessions.iter().all(|session| session.tokens() == pair(7)));
 }
@@ -199,14 +199,14 @@ async fn a_session_is_loaded_once_although_the_first_lookup_is_dropped() {
     let it = ManyUsers::durable(|builder| builder);
     it.store([1]).await;
     let store = it.stores.of(1);
-    store.fault(Op::Load, Fault::Hang);
+    store.inject(StoreCall::Load, StoreFault::hang_until_cleared());
     let first = it.sessions.get(&1).now_or_never();
     assert!(first.is_none());
     let second = it.spawn_get(1);
     settle().await;
-    store.heal();
+    store.clear_faults();
     assert_eq!(second.await.unwrap().tokens(), pair(1));
-    assert_eq!(store.calls(), [Op::Load]);
+    assert_eq!(store.calls(), [StoreCall::Load]);
 }
 
 #[tokio::test]
@@ -219,17 +219,19 @@ async fn a_session_in_memory_is_found_without_waiting() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_failure_fails_all_waiting_lookups_and_the_next_lookup_tries_again() {
-    for fault in [Fault::Fail, Fault::Hang, Fault::Panic, Fault::PanicNow] {
+    for fault in
+        [StoreFault::fail(), StoreFault::hang_until_cleared(), StoreFault::panic(), StoreFault::panic_on_call()]
+    {
         let it = ManyUsers::durable(|builder| builder);
         it.store([1]).await;
         let store = it.stores.of(1);
-        store.fault(Op::Load, fault);
+        store.inject(StoreCall::Load, fault);
         for error in join_all((0..10).map(|_| it.sessions.get(&1))).await {
             let error = error.unwrap_err();
             assert!(matches!(&error, SessionRegistryError::Session(_)), "{fault:?}: {error}");
         }
-        assert_eq!(store.calls(), [Op::Load], "{fault:?}");
-        store.heal();
+        assert_eq!(store.calls(), [StoreCall::Load], "{fault:?}");
+        store.clear_faults();
         assert_eq!(it.get(1).await.tokens(), pair(1), "{fault:?}");
     }
 }
@@ -250,7 +252,7 @@ async fn a_sign_in_during_a_load_overrides_the_loaded_record() {
     it.store([1]).await;
     let store = it.stores.of(1);
     // The load has read the old record, and hangs.
-    store.fault(Op::Load, Fault::HangLate);
+    store.inject(StoreCall::Load, StoreFault::hang_until_cleared().after_effect());
     let lookup = it.spawn_get(1);
     settle().await;
     let signing_in = {
@@ -258,7 +260,7 @@ async fn a_sign_in_during_a_load_overrides_the_loaded_record() {
         tokio::spawn(async move { sessions.sign_in(1, pair(2)).await.unwrap() })
     };
     settle().await;
-    store.heal();
+    store.clear_faults();
     let (found, signed_in) = (lookup.await.unwrap(), signing_in.await.unwrap());
     assert_eq!(found.tokens(), pair(2));
     assert_same(&found, &signed_in).await;
@@ -269,13 +271,13 @@ async fn a_record_read_before_a_sign_in_is_not_used_after_the_session_is_evicted
     let it = ManyUsers::durable(|builder| builder.max_sessions(1));
     it.store([1]).await;
     let store = it.stores.of(1);
-    let release = store.hold(Op::Load);
+    store.inject(StoreCall::Load, StoreFault::hang_until_cleared().after_effect().times(1));
     let lookup = it.spawn_get(1);
     settle().await;
     it.sessions.sign_in(1, pair(2)).await.unwrap();
     // Evicts user 1: the capacity is 1.
     it.sign_in([9]).await;
-    drop(release);
+    store.clear_faults();
     assert_eq!(lookup.await.unwrap().tokens(), pair(2));
     assert_eq!(it.sessions.len(), 1);
 }
@@ -401,7 +403,7 @@ async fn a_lookup_during_a_sign_out_that_found_no_free_place_gets_the_same_sessi
     let it = ManyUsers::durable(|builder| builder.max_sessions(1));
     let held = it.sessions.sign_in(1, pair(1)).await.unwrap();
     it.store([2]).await;
-    it.stores.of(2).fault(Op::Clear, Fault::Hang);
+    it.stores.of(2).inject(StoreCall::Clear, StoreFault::hang_until_cleared());
     let signing_out = {
         let sessions = it.sessions.clone();
         tokio::spawn(async move { sessions.sign_out(&2).await })
@@ -410,7 +412,7 @@ async fn a_lookup_during_a_sign_out_that_found_no_free_place_gets_the_same_sessi
     // Frees a place.
     drop(held);
     assert_eq!(it.get(2).await.state(), SessionState::SignedOut);
-    it.stores.of(2).heal();
+    it.stores.of(2).clear_faults();
     signing_out.await.unwrap().unwrap();
     assert!(it.sessions.get(&2).await.unwrap().is_none());
 }
@@ -421,7 +423,7 @@ async fn a_sign_out_that_is_aborted_keeps_no_place() {
     it.sign_in([1]).await;
     it.store([2, 3]).await;
     for user in [2, 3] {
-        it.stores.of(user).fault(Op::Load, Fault::Hang);
+        it.stores.of(user).inject(StoreCall::Load, StoreFault::hang_until_cleared());
         let signing_out = {
             let sessions = it.sessions.clone();
             tokio::spawn(async move { sessions.sign_out(&user).await })
@@ -429,7 +431,7 @@ async fn a_sign_out_that_is_aborted_keeps_no_place() {
         settle().await;
         signing_out.abort();
         settle().await;
-        it.stores.of(user).heal();
+        it.stores.of(user).clear_faults();
         settle().await;
     }
     it.sign_in([4]).await;
@@ -464,14 +466,14 @@ async fn a_sign_out_prevents_the_eviction_of_its_session() {
     let it = ManyUsers::durable(|builder| builder.max_sessions(1));
     it.sign_in([1]).await;
     // The sign-out holds the session while it waits for the store, so there is no place for another user.
-    it.stores.of(1).fault(Op::Clear, Fault::Hang);
+    it.stores.of(1).inject(StoreCall::Clear, StoreFault::hang_until_cleared());
     let signing_out = {
         let sessions = it.sessions.clone();
         tokio::spawn(async move { sessions.sign_out(&1).await })
     };
     settle().await;
     assert!(is_full(&it.sessions.sign_in(2, pair(2)).await));
-    it.stores.of(1).heal();
+    it.stores.of(1).clear_faults();
     signing_out.await.unwrap().unwrap();
     it.sign_in([2]).await;
     assert_eq!(it.stores.of(1).tokens().await, None);
@@ -604,7 +606,7 @@ async fn a_session_with_unsaved_tokens_is_never_evicted() {
     let mut it = ManyUsers::durable(|builder| builder.max_sessions(1));
     it.sign_in([1]).await;
     let store = it.stores.of(1);
-    store.fault(Op::Commit, Fault::Fail);
+    store.inject(StoreCall::Commit, StoreFault::fail());
     let refreshing = it.refresh(1).await;
     it.auth.next().await.answer(Ok(pair(11)));
     refreshing.await.unwrap().unwrap();
@@ -612,7 +614,7 @@ async fn a_session_with_unsaved_tokens_is_never_evicted() {
         sleep(MINUTE).await;
         assert!(is_full(&it.sessions.sign_in(2, pair(2)).await));
     }
-    store.heal();
+    store.clear_faults();
     sleep(2 * MINUTE).await;
     it.sign_in([2]).await;
     assert_eq!(it.get(1).await.tokens(), pair(11));
@@ -621,12 +623,12 @@ async fn a_session_with_unsaved_tokens_is_never_evicted() {
 #[tokio::test(start_paused = true)]
 async fn a_sign_in_that_was_not_saved_is_found_and_never_evicted() {
     let it = ManyUsers::durable(|builder| builder.max_sessions(1));
-    it.stores.of(1).fault(Op::Replace, Fault::Fail);
+    it.stores.of(1).inject(StoreCall::Replace, StoreFault::fail());
     let error = it.sessions.sign_in(1, pair(1)).await.unwrap_err();
     assert_eq!(error.to_string(), "the session's store failed");
     assert_eq!(it.get(1).await.tokens(), pair(1));
     assert!(is_full(&it.sessions.sign_in(2, pair(2)).await));
-    it.stores.of(1).heal();
+    it.stores.of(1).clear_faults();
     it.sessions.wait_idle().await;
     settle().await;
     assert_eq!(it.stores.of(1).tokens().await, Some(pair(1)));
@@ -1079,7 +1081,7 @@ async fn wait_idle_returns_once_no_flight_is_up_and_nothing_is_unsaved() {
     let mut it = ManyUsers::durable(|builder| builder);
     it.sign_in([1]).await;
     it.sessions.wait_idle().await;
-    it.stores.of(1).fault(Op::Commit, Fault::Fail);
+    it.stores.of(1).inject(StoreCall::Commit, StoreFault::fail());
     // The flight has no waiter.
     begin_refreshes(&it, [1]).await[0].abort();
     let idle = it.spawn_wait_idle();
@@ -1088,7 +1090,7 @@ async fn wait_idle_returns_once_no_flight_is_up_and_nothing_is_unsaved() {
     it.auth.next().await.answer(Ok(pair(11)));
     sleep(MINUTE).await;
     assert!(!idle.is_finished(), "the tokens are not saved");
-    it.stores.of(1).heal();
+    it.stores.of(1).clear_faults();
     idle.await.unwrap();
     assert_eq!(it.stores.of(1).tokens().await, Some(pair(11)));
 }
@@ -1156,7 +1158,7 @@ async fn two_users_never_get_each_others_tokens() {
     let sessions = SessionRegistry::builder(Session::builder(refresh))
         .max_sessions(USERS as usize / 2)
         .max_concurrent_refreshes(8)
-        .store_factory(move |user| stores.of(*user))
+        .store_factory(move |user| Arc::new(stores.of(*user)))
         .build()
         .unwrap();
     let users = (0..USERS).map(|user| {

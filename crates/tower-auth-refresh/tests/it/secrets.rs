@@ -23,13 +23,13 @@ use tower_auth_refresh_http::{
     AuthClient, ClientAuth, ClientCredentials, CookieRefresh, JsonLogin, JsonLogout, JsonRefresh, OAuthRefresh,
     OAuthRevoke,
 };
+use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 use tower_http::trace::{DefaultMakeSpan, DefaultOnRequest, DefaultOnResponse, TraceLayer};
 use tower_layer::Layer;
 use tracing::Level;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
-use crate::faulty::{Fault, FaultyStore, Op};
 use crate::support::*;
 
 /// Canaries, which are random secrets, and everything that was printed while they were in use.
@@ -311,7 +311,7 @@ struct Traced {
     session: Session,
     api: ApiCalls,
     auth: AuthCalls,
-    store: Arc<FaultyStore>,
+    store: FaultyStore,
     client: tower::util::BoxCloneService<Request<Full<Bytes>>, http::Response<String>, tower::BoxError>,
 }
 
@@ -327,9 +327,9 @@ where
 impl Traced {
     async fn new(watch: &Watch) -> Self {
         let (service, auth) = script();
-        let store = FaultyStore::new();
+        let store = faulty_store();
         let failing = tower::service_fn(|_: RevokeRequest| async { Err::<(), _>(RefreshError::unavailable("later")) });
-        let builder = Session::builder(service).tokens(watch.tokens()).shared_store(store.clone()).revoke(failing);
+        let builder = Session::builder(service).tokens(watch.tokens()).store(store.clone()).revoke(failing);
         let session = builder.refresh_early(Duration::from_secs(60)).build().await.unwrap();
         let (service, api) = script();
         let trace = TraceLayer::new_for_http()
@@ -390,20 +390,20 @@ async fn no_secret_is_in_traces_or_errors_for_any_outcome_of_a_refresh() {
     assert!(watch.has("refresh attempt failed") && watch.has("report=\"cooling_down\""));
 
     // A store that fails.
-    it.store.fault(Op::Commit, Fault::Fail);
+    it.store.inject(StoreCall::Commit, StoreFault::fail());
     it.refused(|| Ok(watch.tokens())).await;
     assert!(watch.has("tokens not saved"));
-    it.store.heal();
+    it.store.clear_faults();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(watch.has("tokens saved"));
-    it.store.fault(Op::Release, Fault::Fail);
+    it.store.inject(StoreCall::Release, StoreFault::fail());
     it.refused(|| Err(RefreshError::misconfigured("no"))).await;
     assert!(watch.has("claim not released"));
-    it.store.heal();
-    it.store.fault(Op::Replace, Fault::Fail);
+    it.store.clear_faults();
+    it.store.inject(StoreCall::Replace, StoreFault::fail());
     let error = it.session.sign_in(watch.tokens()).await.unwrap_err();
     watch.error(&error);
-    it.store.heal();
+    it.store.clear_faults();
     tokio::time::sleep(Duration::from_secs(60)).await;
 
     // The same token again, and a token that arrives after a sign-out and can't be revoked.
@@ -599,19 +599,19 @@ async fn no_secret_is_in_a_panic() {
         assert!(request.refresh_token().is_none(), "the refresh service panics");
         Ok::<_, RefreshError>(Tokens::default())
     });
-    let store = FaultyStore::new();
-    let builder = Session::builder(panicking).tokens(watch.tokens()).shared_store(store.clone());
+    let store = faulty_store();
+    let builder = Session::builder(panicking).tokens(watch.tokens()).store(store.clone());
     let session = builder.build().await.unwrap();
     watch.error(&session.refresh().await.unwrap_err());
     assert!(watch.has("the refresh service panics") && watch.has("the refresh service panicked"));
     tokio::time::sleep(Duration::from_secs(60)).await;
-    store.fault(Op::Claim, Fault::PanicNow);
+    store.inject(StoreCall::Claim, StoreFault::panic_on_call());
     watch.error(&session.refresh().await.unwrap_err());
-    store.heal();
-    store.fault(Op::Replace, Fault::Panic);
+    store.clear_faults();
+    store.inject(StoreCall::Replace, StoreFault::panic());
     watch.error(&session.sign_in(watch.tokens()).await.unwrap_err());
     assert!(watch.has("the store panics"));
-    store.heal();
+    store.clear_faults();
 
     let unready = tower::service_fn(|_: Request<tower_auth_refresh::ReplayBody<String>>| async {
         panic!("the client panics");

@@ -15,14 +15,14 @@ use http_body_util::Full;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tower::{BoxError, Service, ServiceExt};
-use tower_auth_refresh::store::{ClaimOutcome, Epoch, Presented, TokenStore};
+use tower_auth_refresh::store::{ClaimOutcome, Epoch, Presented};
 use tower_auth_refresh::{
     AuthRefreshLayer, NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, ReplayBody, RevokeRequest,
     RevokeService, Session, SessionBuilder, SessionState, Tokens,
 };
+use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 use tower_layer::Layer;
 
-use crate::faulty::{Fault, FaultyStore, Op};
 use crate::support::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -35,27 +35,29 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Faults that leave the store unchanged.
-const FAILURES: [Fault; 4] = [Fault::Fail, Fault::Hang, Fault::PanicNow, Fault::Panic];
+const FAILURES: [StoreFault; 4] =
+    [StoreFault::fail(), StoreFault::hang_until_cleared(), StoreFault::panic_on_call(), StoreFault::panic()];
 
 /// Faults after the effect of a call, whose answer is lost.
-const LOST_ANSWERS: [Fault; 2] = [Fault::FailLate, Fault::HangLate];
+const LOST_ANSWERS: [StoreFault; 2] =
+    [StoreFault::fail().after_effect(), StoreFault::hang_until_cleared().after_effect()];
 
 /// A client over a session that was signed in with [`pair`]`(1)`, and its store.
-async fn stored() -> (Fixture, Arc<FaultyStore>) {
+async fn stored() -> (Fixture, FaultyStore) {
     stored_with(|builder| builder).await
 }
 
-async fn stored_with(configure: impl FnOnce(SessionBuilder) -> SessionBuilder) -> (Fixture, Arc<FaultyStore>) {
-    let store = FaultyStore::new();
+async fn stored_with(configure: impl FnOnce(SessionBuilder) -> SessionBuilder) -> (Fixture, FaultyStore) {
+    let store = faulty_store();
     let shared = store.clone();
-    let it = Fixture::with(|builder| configure(builder.tokens(pair(1)).shared_store(shared))).await;
-    store.calls();
+    let it = Fixture::with(|builder| configure(builder.tokens(pair(1)).store(shared))).await;
+    store.clear_calls();
     (it, store)
 }
 
 /// Another process on the same store, which the faults do not affect.
 async fn peer_on(store: &FaultyStore) -> Fixture {
-    let store = store.without_faults();
+    let store = store.inner();
     Fixture::with(|builder| builder.shared_store(store)).await
 }
 
@@ -219,7 +221,7 @@ async fn late_tokens_are_discarded_and_revoked_if_a_peer_signs_out_during_the_ca
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
     let record = store.record().await.unwrap();
-    store.without_faults().clear(record.version).await.unwrap();
+    store.inner().clear(record.version).await.unwrap();
     refresh.answer(Ok(pair(2)));
     assert_eq!(response.await.unwrap().status(), 401);
     assert!(it.api.is_idle().await);
@@ -234,7 +236,7 @@ async fn late_tokens_are_revoked_and_not_stored_if_a_peer_signs_another_user_in_
     let (mut it, store) = stored_with(|builder| builder.revoke(revoke)).await;
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
-    store.without_faults().replace(Epoch::random(), &pair(5)).await.unwrap();
+    store.inner().replace(Epoch::random(), &pair(5)).await.unwrap();
     refresh.answer(Ok(pair(2)));
     let response = response.await.unwrap();
     assert_eq!(response.status(), 401);
@@ -252,7 +254,7 @@ async fn a_commit_that_finds_a_newer_generation_adopts_it_and_discards_its_own()
     let refresh = it.auth.next().await;
     // A peer whose clock is ahead considered the claim expired, and refreshed first.
     let record = store.record().await.unwrap();
-    store.without_faults().replace(record.epoch, &pair(7)).await.unwrap();
+    store.inner().replace(record.epoch, &pair(7)).await.unwrap();
     refresh.answer(Ok(pair(2)));
     it.accepts(response, 7).await;
     assert_eq!(it.session.tokens(), pair(7));
@@ -266,7 +268,7 @@ async fn a_commit_that_finds_the_same_tokens_ends_the_refresh() {
     let refresh = it.auth.next().await;
     // A peer whose clock is ahead refreshed first, and the server answers a repeated call with the same tokens.
     let record = store.record().await.unwrap();
-    store.without_faults().replace(record.epoch, &pair(2)).await.unwrap();
+    store.inner().replace(record.epoch, &pair(2)).await.unwrap();
     refresh.answer(Ok(pair(2)));
     it.accepts(response, 2).await;
     assert_eq!(it.session.state(), SessionState::Active);
@@ -276,12 +278,12 @@ async fn a_commit_that_finds_the_same_tokens_ends_the_refresh() {
 #[tokio::test(start_paused = true)]
 async fn newer_tokens_that_are_found_while_writing_make_a_call_unnecessary() {
     let (mut it, store) = stored().await;
-    store.fault(Op::Commit, Fault::Fail);
-    store.fault(Op::Renew, Fault::Fail);
+    store.inject(StoreCall::Commit, StoreFault::fail());
+    store.inject(StoreCall::Renew, StoreFault::fail());
     it.refreshes_from(1, false).await;
     sleep(5 * MINUTE).await;
     store.refresh_as_peer(&pair(7)).await;
-    store.heal();
+    store.clear_faults();
     // At once, before the background retry of the write.
     let response = it.get_refused().await;
     it.accepts(response, 7).await;
@@ -291,7 +293,12 @@ async fn newer_tokens_that_are_found_while_writing_make_a_call_unnecessary() {
 }
 
 /// Refuses every fresh token, and returns the number of refreshes until the session reports a loop.
-async fn refreshes_until_looping(it: &mut Fixture, mut first: u32, store: &FaultyStore, fault: Option<Fault>) -> u32 {
+async fn refreshes_until_looping(
+    it: &mut Fixture,
+    mut first: u32,
+    store: &FaultyStore,
+    fault: Option<StoreFault>,
+) -> u32 {
     for refreshes in 0.. {
         let response = it.get_refused().await;
         settle().await;
@@ -301,13 +308,13 @@ async fn refreshes_until_looping(it: &mut Fixture, mut first: u32, store: &Fault
         }
         let refresh = it.auth.next().await;
         if let Some(fault) = fault {
-            store.fault(Op::Commit, fault);
+            store.inject(StoreCall::Commit, fault);
         }
         first += 1;
         refresh.answer(Ok(pair(first)));
         it.api.reply(1, &format!("a{first}"), 401).await;
         assert_eq!(response.await.unwrap().status(), 401);
-        store.heal();
+        store.clear_faults();
     }
     unreachable!("the loop guard ends the loop")
 }
@@ -318,20 +325,20 @@ async fn a_write_that_took_effect_although_its_answer_was_lost_is_no_strike() {
     assert_eq!(refreshes_until_looping(&mut it, 1, &store, None).await, 6);
     // The answer to each commit is lost.
     let (mut it, store) = stored().await;
-    assert_eq!(refreshes_until_looping(&mut it, 1, &store, Some(Fault::FailLate)).await, 6);
+    assert_eq!(refreshes_until_looping(&mut it, 1, &store, Some(StoreFault::fail().after_effect())).await, 6);
     // The answer to the sign-in is lost.
     let (mut it, store) = stored().await;
-    store.fault(Op::Replace, Fault::HangLate);
+    store.inject(StoreCall::Replace, StoreFault::hang_until_cleared().after_effect());
     let signed_in = tokio::spawn({
         let session = it.session.clone();
         async move { session.sign_in(pair(5)).await }
     });
     settle().await;
     // The write is found once the token has been refused, before its background retry.
-    store.fault(Op::Load, Fault::Fail);
+    store.inject(StoreCall::Load, StoreFault::fail());
     assert!(signed_in.await.unwrap().is_err());
     settle().await;
-    store.heal();
+    store.clear_faults();
     assert_eq!(refreshes_until_looping(&mut it, 5, &store, None).await, 6);
 }
 
@@ -344,7 +351,7 @@ async fn a_claim_that_is_released_unused_can_be_claimed_without_doubt() {
     let response = it.get_refused().await;
     sleep(2 * SECOND).await;
     assert!(it.auth.is_idle().await);
-    store.without_faults().release(&claim, Presented::Unused).await.unwrap();
+    store.inner().release(&claim, Presented::Unused).await.unwrap();
     let refresh = it.auth.next().await;
     assert!(!refresh.request.is_in_doubt());
     refresh.answer(Ok(pair(2)));
@@ -356,7 +363,7 @@ async fn a_claim_that_is_released_in_doubt_is_claimed_in_doubt() {
     let (mut it, store) = stored().await;
     let claim = store.claim_as_peer(MINUTE).await;
     let response = it.get_refused().await;
-    store.without_faults().release(&claim, Presented::InDoubt).await.unwrap();
+    store.inner().release(&claim, Presented::InDoubt).await.unwrap();
     let refresh = it.auth.next().await;
     assert!(refresh.request.is_in_doubt());
     refresh.answer(Ok(pair(2)));
@@ -387,7 +394,7 @@ async fn a_claim_that_is_held_for_longer_than_a_refresh_may_take_is_respected() 
     assert!(it.auth.is_idle().await);
     it.sends(1).await;
     // Until its holder commits.
-    store.without_faults().commit(&claim, &pair(2)).await.unwrap();
+    store.inner().commit(&claim, &pair(2)).await.unwrap();
     sleep(MINUTE).await;
     let response = it.get_refused().await;
     it.accepts(response, 2).await;
@@ -398,7 +405,7 @@ async fn a_claim_that_is_held_for_longer_than_a_refresh_may_take_is_respected() 
 async fn a_store_that_reports_busy_until_now_is_not_called_without_a_pause() {
     let (mut it, store) = stored().await;
     let _claim = store.claim_as_peer(10 * MINUTE).await;
-    store.fault(Op::Claim, Fault::Hasty);
+    store.inject(StoreCall::Claim, StoreFault::busy_until_now());
     let response = it.get_refused().await.await.unwrap();
     assert!(is_unavailable(not_refreshed(&response)));
     let calls = store.calls().len();
@@ -438,7 +445,7 @@ async fn a_record_that_is_rewritten_does_not_clear_the_doubt_about_its_refresh_t
     }
     // For example restored from a backup: the store no longer has a claim.
     let record = store.record().await.unwrap();
-    store.without_faults().replace(record.epoch, &record.tokens).await.unwrap();
+    store.inner().replace(record.epoch, &record.tokens).await.unwrap();
     it.refreshes_from(1, true).await;
 }
 
@@ -459,7 +466,7 @@ async fn the_doubt_about_one_refresh_token_is_not_carried_over_to_its_successor(
 async fn without_a_claim_nothing_is_presented_and_nothing_is_lost() {
     for fault in FAILURES {
         let (mut it, store) = stored().await;
-        store.fault(Op::Claim, fault);
+        store.inject(StoreCall::Claim, fault);
         let begun = Instant::now();
         let response = it.get_refused().await.await.unwrap();
         assert!(is_unavailable(not_refreshed(&response)), "{fault:?}");
@@ -467,7 +474,7 @@ async fn without_a_claim_nothing_is_presented_and_nothing_is_lost() {
         assert!(it.auth.is_idle().await);
         it.sends(1).await;
 
-        store.heal();
+        store.clear_faults();
         sleep(MINUTE).await;
         it.refreshes_from(1, false).await;
         assert_eq!(store.tokens().await, Some(pair(2)));
@@ -478,11 +485,11 @@ async fn without_a_claim_nothing_is_presented_and_nothing_is_lost() {
 async fn a_claim_whose_answer_was_lost_is_in_doubt_when_its_lease_ends() {
     for fault in LOST_ANSWERS {
         let (mut it, store) = stored().await;
-        store.fault(Op::Claim, fault);
+        store.inject(StoreCall::Claim, fault);
         let response = it.get_refused().await.await.unwrap();
         assert!(is_unavailable(not_refreshed(&response)), "{fault:?}");
         assert!(it.auth.is_idle().await);
-        store.heal();
+        store.clear_faults();
         sleep(MINUTE).await;
         it.refreshes_from(1, true).await;
         assert_eq!(store.tokens().await, Some(pair(2)));
@@ -493,7 +500,7 @@ async fn a_claim_whose_answer_was_lost_is_in_doubt_when_its_lease_ends() {
 async fn tokens_are_used_from_memory_while_they_cannot_be_committed_and_are_written_later() {
     for fault in [FAILURES.as_slice(), &LOST_ANSWERS].concat() {
         let (mut it, store) = stored().await;
-        store.fault(Op::Commit, fault);
+        store.inject(StoreCall::Commit, fault);
         let response = it.get_refused().await;
         let refresh = it.auth.next().await;
         let begun = Instant::now();
@@ -504,13 +511,13 @@ async fn tokens_are_used_from_memory_while_they_cannot_be_committed_and_are_writ
         sleep(10 * MINUTE).await;
         it.sends(2).await;
 
-        store.heal();
+        store.clear_faults();
         sleep(2 * MINUTE).await;
         assert_eq!(store.tokens().await, Some(pair(2)), "{fault:?}");
-        store.calls();
+        store.clear_calls();
         it.refreshes_from(2, false).await;
         // No write was pending.
-        assert_eq!(store.calls(), [Op::Claim, Op::Commit]);
+        assert_eq!(store.calls(), [StoreCall::Claim, StoreCall::Commit]);
         assert_eq!(store.tokens().await, Some(pair(3)));
     }
 }
@@ -518,13 +525,13 @@ async fn tokens_are_used_from_memory_while_they_cannot_be_committed_and_are_writ
 #[tokio::test(start_paused = true)]
 async fn new_tokens_are_stored_before_they_are_used() {
     let (mut it, store) = stored().await;
-    store.fault(Op::Commit, Fault::Hang);
+    store.inject(StoreCall::Commit, StoreFault::hang_until_cleared());
     let response = it.get_refused().await;
     it.auth.next().await.answer(Ok(pair(2)));
     sleep(4 * SECOND).await;
     assert!(it.api.is_idle().await);
     assert_eq!(it.session.tokens(), pair(1));
-    store.heal();
+    store.clear_faults();
     it.accepts(response, 2).await;
     assert_eq!(store.tokens().await, Some(pair(2)));
 }
@@ -532,7 +539,7 @@ async fn new_tokens_are_stored_before_they_are_used() {
 #[tokio::test(start_paused = true)]
 async fn tokens_are_written_before_their_refresh_token_is_presented() {
     let (mut it, store) = stored().await;
-    store.fault(Op::Commit, Fault::Fail);
+    store.inject(StoreCall::Commit, StoreFault::fail());
     it.refreshes_from(1, false).await;
     sleep(MINUTE).await;
     // r2 is not presented while the store holds r1: its successor would be lost with the process.
@@ -541,22 +548,22 @@ async fn tokens_are_written_before_their_refresh_token_is_presented() {
     assert!(it.auth.is_idle().await);
     it.sends(2).await;
 
-    store.heal();
+    store.clear_faults();
     sleep(MINUTE).await;
-    store.fault(Op::Commit, Fault::Fail);
+    store.inject(StoreCall::Commit, StoreFault::fail());
     it.refreshes_from(2, false).await;
-    store.heal();
-    store.calls();
+    store.clear_faults();
+    store.clear_calls();
     // The write does not wait for its background retry.
     it.refreshes_from(3, false).await;
-    assert_eq!(store.calls(), [Op::Commit, Op::Renew, Op::Claim, Op::Commit]);
+    assert_eq!(store.calls(), [StoreCall::Commit, StoreCall::Renew, StoreCall::Claim, StoreCall::Commit]);
     assert_eq!(store.tokens().await, Some(pair(4)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_hangs_does_not_delay_a_refresh_of_unsaved_tokens_past_its_time_out() {
     let (mut it, store) = stored().await;
-    store.fault(Op::Commit, Fault::Hang);
+    store.inject(StoreCall::Commit, StoreFault::hang_until_cleared());
     it.refreshes_from(1, false).await;
     sleep(MINUTE).await;
     let begun = Instant::now();
@@ -569,15 +576,15 @@ async fn a_store_that_hangs_does_not_delay_a_refresh_of_unsaved_tokens_past_its_
 #[tokio::test(start_paused = true)]
 async fn while_tokens_are_unsaved_no_peer_can_claim_the_used_refresh_token() {
     for (fault, answered_after) in [
-        (Fault::Fail, Duration::ZERO),
-        (Fault::Hang, Duration::ZERO),
-        (Fault::Fail, 29 * SECOND),
+        (StoreFault::fail(), Duration::ZERO),
+        (StoreFault::hang_until_cleared(), Duration::ZERO),
+        (StoreFault::fail(), 29 * SECOND),
         // The call, the commit and its retry take the longest possible time.
-        (Fault::Hang, Duration::from_millis(29_999)),
+        (StoreFault::hang_until_cleared(), Duration::from_millis(29_999)),
     ] {
         let (mut it, store) = stored().await;
-        store.fault(Op::Commit, fault);
-        store.fault(Op::Renew, Fault::Hang);
+        store.inject(StoreCall::Commit, fault);
+        store.inject(StoreCall::Renew, StoreFault::hang_until_cleared());
         let response = it.get_refused().await;
         let refresh = it.auth.next().await;
         sleep(answered_after).await;
@@ -587,13 +594,13 @@ async fn while_tokens_are_unsaved_no_peer_can_claim_the_used_refresh_token() {
         for tenth in 0..12_000 {
             // The renewal hangs at first too.
             if tenth == 40 {
-                store.lift(Op::Renew);
+                store.clear_faults_of(StoreCall::Renew);
             }
-            let claiming = store.without_faults().claim(version, SECOND).await.unwrap();
+            let claiming = store.inner().claim(version, SECOND).await.unwrap();
             assert!(matches!(claiming, ClaimOutcome::Busy { .. }), "{fault:?}, {answered_after:?}: after {tenth}/10 s");
             sleep(SECOND / 10).await;
         }
-        store.heal();
+        store.clear_faults();
         sleep(2 * MINUTE).await;
         assert_eq!(store.tokens().await, Some(pair(2)));
     }
@@ -602,28 +609,30 @@ async fn while_tokens_are_unsaved_no_peer_can_claim_the_used_refresh_token() {
 #[tokio::test(start_paused = true)]
 async fn the_claim_of_unsaved_tokens_is_renewed_at_once_even_if_the_next_retry_is_far_off() {
     let (mut it, store) = stored().await;
-    store.fault(Op::Replace, Fault::Fail);
+    store.inject(StoreCall::Replace, StoreFault::fail());
     it.session.sign_in(pair(2)).await.unwrap_err();
     // By now the write is retried once a minute.
     sleep(Duration::from_secs(300)).await;
-    store.heal();
-    store.fault(Op::Commit, Fault::Fail);
+    store.clear_faults();
+    store.inject(StoreCall::Commit, StoreFault::fail());
     it.refreshes_from(2, false).await;
     settle().await;
-    assert!(store.calls().contains(&Op::Renew));
+    assert!(store.calls().contains(&StoreCall::Renew));
 }
 
 #[tokio::test(start_paused = true)]
 async fn if_the_claim_cannot_be_renewed_either_the_tokens_of_the_peer_that_takes_over_are_adopted() {
-    for fault in [Fault::Fail, Fault::Hang, Fault::Panic, Fault::PanicNow] {
+    for fault in
+        [StoreFault::fail(), StoreFault::hang_until_cleared(), StoreFault::panic(), StoreFault::panic_on_call()]
+    {
         let (mut it, store) = stored().await;
-        store.fault(Op::Commit, fault);
-        store.fault(Op::Renew, fault);
+        store.inject(StoreCall::Commit, fault);
+        store.inject(StoreCall::Renew, fault);
         it.refreshes_from(1, false).await;
         sleep(5 * MINUTE).await;
         // Within its grace period, the server answers a repeated call with other tokens.
         store.refresh_as_peer(&pair(7)).await;
-        store.heal();
+        store.clear_faults();
         sleep(2 * MINUTE).await;
         assert_eq!(it.session.tokens(), pair(7));
         assert_eq!(store.tokens().await, Some(pair(7)));
@@ -634,12 +643,12 @@ async fn if_the_claim_cannot_be_renewed_either_the_tokens_of_the_peer_that_takes
 #[tokio::test(start_paused = true)]
 async fn a_refresh_token_that_a_peer_stored_with_the_same_access_token_is_presented_next() {
     let (mut it, store) = stored().await;
-    store.fault(Op::Commit, Fault::Fail);
-    store.fault(Op::Renew, Fault::Fail);
+    store.inject(StoreCall::Commit, StoreFault::fail());
+    store.inject(StoreCall::Renew, StoreFault::fail());
     it.refreshes_from(1, false).await;
     sleep(5 * MINUTE).await;
     store.refresh_as_peer(&Tokens::new(access("a2"), refresh("r7"))).await;
-    store.heal();
+    store.clear_faults();
     // At once, before the background retry of the write.
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
@@ -652,14 +661,14 @@ async fn a_refresh_token_that_a_peer_stored_with_the_same_access_token_is_presen
 async fn a_claim_that_cannot_be_released_delays_the_answer_by_five_seconds_at_most() {
     for fault in FAILURES {
         let (mut it, store) = stored().await;
-        store.fault(Op::Release, fault);
+        store.inject(StoreCall::Release, fault);
         let begun = Instant::now();
         let response = it.get_refused().await;
         it.auth.next().await.answer(Err(RefreshError::misconfigured("invalid_client")));
         let response = response.await.unwrap();
         assert_eq!(kind(not_refreshed(&response)), RefreshErrorKind::Misconfigured, "{fault:?}");
         assert!(begun.elapsed() <= STORE_TIMEOUT + SECOND);
-        store.heal();
+        store.clear_faults();
         sleep(MINUTE).await;
         // The claim was never released: its lease has expired.
         it.refreshes_from(1, true).await;
@@ -669,9 +678,9 @@ async fn a_claim_that_cannot_be_released_delays_the_answer_by_five_seconds_at_mo
 #[tokio::test(start_paused = true)]
 async fn a_sign_in_is_in_force_at_once_and_is_written_when_the_store_recovers() {
     for fault in [FAILURES.as_slice(), &LOST_ANSWERS].concat() {
-        for op in [Op::Load, Op::Replace] {
+        for call in [StoreCall::Load, StoreCall::Replace] {
             let (mut it, store) = stored().await;
-            store.fault(op, fault);
+            store.inject(call, fault);
             let begun = Instant::now();
             let signed_in = tokio::spawn({
                 let session = it.session.clone();
@@ -679,19 +688,19 @@ async fn a_sign_in_is_in_force_at_once_and_is_written_when_the_store_recovers() 
             });
             settle().await;
             it.sends(5).await;
-            assert!(signed_in.await.unwrap().is_err(), "{op:?}, {fault:?}");
+            assert!(signed_in.await.unwrap().is_err(), "{call:?}, {fault:?}");
             assert!(begun.elapsed() <= STORE_TIMEOUT + SECOND);
             it.sends(5).await;
             // r5 is not presented while the store doesn't hold it.
-            if op == Op::Load || !LOST_ANSWERS.contains(&fault) {
+            if call == StoreCall::Load || !LOST_ANSWERS.contains(&fault) {
                 let response = it.get_refused().await.await.unwrap();
-                assert!(is_unavailable(not_refreshed(&response)), "{op:?}, {fault:?}");
+                assert!(is_unavailable(not_refreshed(&response)), "{call:?}, {fault:?}");
                 assert!(it.auth.is_idle().await);
             }
 
-            store.heal();
+            store.clear_faults();
             sleep(2 * MINUTE).await;
-            assert_eq!(store.tokens().await, Some(pair(5)), "{op:?}, {fault:?}");
+            assert_eq!(store.tokens().await, Some(pair(5)), "{call:?}, {fault:?}");
             it.refreshes_from(5, false).await;
             assert_eq!(store.tokens().await, Some(pair(6)));
         }
@@ -702,11 +711,11 @@ async fn a_sign_in_is_in_force_at_once_and_is_written_when_the_store_recovers() 
 async fn a_sign_in_whose_answer_was_lost_does_not_undo_a_peers_refresh_of_it() {
     for fault in LOST_ANSWERS {
         let (mut it, store) = stored().await;
-        store.fault(Op::Replace, fault);
+        store.inject(StoreCall::Replace, fault);
         assert!(it.session.sign_in(pair(5)).await.is_err());
         // A peer finds the sign-in in the store, and refreshes: r5 is used up.
         store.refresh_as_peer(&pair(6)).await;
-        store.heal();
+        store.clear_faults();
         sleep(2 * MINUTE).await;
         assert_eq!(store.tokens().await, Some(pair(6)), "{fault:?}");
         let response = it.get();
@@ -724,24 +733,24 @@ async fn a_sign_in_whose_answer_was_lost_does_not_undo_a_peers_refresh_of_it() {
 #[tokio::test(start_paused = true)]
 async fn signing_in_again_with_the_same_tokens_is_written_again() {
     let (it, store) = stored().await;
-    store.fault(Op::Replace, Fault::Hang);
+    store.inject(StoreCall::Replace, StoreFault::hang_until_cleared());
     let sign_ins = [0, 1].map(|_| {
         let session = it.session.clone();
         tokio::spawn(async move { session.sign_in(pair(5)).await })
     });
     settle().await;
-    store.heal();
+    store.clear_faults();
     for signed_in in sign_ins {
         signed_in.await.unwrap().unwrap();
     }
-    assert_eq!(store.calls().into_iter().filter(|op| *op == Op::Replace).count(), 2);
+    assert_eq!(store.count(StoreCall::Replace), 2);
     assert_eq!(store.tokens().await, Some(pair(5)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_sign_in_during_the_deletion_by_a_sign_out_is_written() {
     let (it, store) = stored().await;
-    store.fault(Op::Clear, Fault::HangLate);
+    store.inject(StoreCall::Clear, StoreFault::hang_until_cleared().after_effect());
     let signed_out = tokio::spawn({
         let session = it.session.clone();
         async move { session.sign_out().await }
@@ -752,7 +761,7 @@ async fn a_sign_in_during_the_deletion_by_a_sign_out_is_written() {
         async move { session.sign_in(pair(5)).await }
     });
     settle().await;
-    store.heal();
+    store.clear_faults();
     signed_out.await.unwrap().unwrap();
     signed_in.await.unwrap().unwrap();
     assert_eq!(store.tokens().await, Some(pair(5)));
@@ -761,11 +770,11 @@ async fn a_sign_in_during_the_deletion_by_a_sign_out_is_written() {
 #[tokio::test(start_paused = true)]
 async fn the_write_of_a_sign_in_is_retried_with_growing_delays() {
     let (it, store) = stored().await;
-    store.fault(Op::Replace, Fault::Fail);
+    store.inject(StoreCall::Replace, StoreFault::fail());
     assert!(it.session.sign_in(pair(5)).await.is_err());
-    store.calls();
+    store.clear_calls();
     sleep(60 * MINUTE).await;
-    let writes = store.calls().into_iter().filter(|op| *op == Op::Replace).count();
+    let writes = store.count(StoreCall::Replace);
     // Once in 30 to 60 s, and more often at first.
     assert!((60..=130).contains(&writes), "{writes} writes in an hour");
 }
@@ -774,10 +783,10 @@ async fn the_write_of_a_sign_in_is_retried_with_growing_delays() {
 async fn a_sign_in_that_is_written_late_does_not_undo_a_later_one() {
     for fault in [FAILURES.as_slice(), &LOST_ANSWERS].concat() {
         let (mut it, store) = stored().await;
-        store.fault(Op::Replace, fault);
+        store.inject(StoreCall::Replace, fault);
         assert!(it.session.sign_in(pair(5)).await.is_err());
-        store.without_faults().replace(Epoch::random(), &pair(7)).await.unwrap();
-        store.heal();
+        store.inner().replace(Epoch::random(), &pair(7)).await.unwrap();
+        store.clear_faults();
         sleep(2 * MINUTE).await;
         assert_eq!(store.tokens().await, Some(pair(7)), "{fault:?}");
         it.sends(7).await;
@@ -788,10 +797,10 @@ async fn a_sign_in_that_is_written_late_does_not_undo_a_later_one() {
 async fn a_sign_in_overrides_a_peers_earlier_sign_in() {
     for fault in FAILURES {
         let (mut it, store) = stored().await;
-        store.without_faults().replace(Epoch::random(), &pair(5)).await.unwrap();
-        store.fault(Op::Replace, fault);
+        store.inner().replace(Epoch::random(), &pair(5)).await.unwrap();
+        store.inject(StoreCall::Replace, fault);
         assert!(it.session.sign_in(pair(7)).await.is_err());
-        store.heal();
+        store.clear_faults();
         sleep(2 * MINUTE).await;
         assert_eq!(store.tokens().await, Some(pair(7)), "{fault:?}");
         it.sends(7).await;
@@ -800,10 +809,10 @@ async fn a_sign_in_overrides_a_peers_earlier_sign_in() {
 
 #[tokio::test(start_paused = true)]
 async fn a_sign_out_is_in_force_at_once_and_is_written_when_the_store_recovers() {
-    for op in [Op::Load, Op::Clear] {
+    for call in [StoreCall::Load, StoreCall::Clear] {
         for fault in [FAILURES.as_slice(), &LOST_ANSWERS].concat() {
             let (mut it, store) = stored().await;
-            store.fault(op, fault);
+            store.inject(call, fault);
             let begun = Instant::now();
             let signed_out = tokio::spawn({
                 let session = it.session.clone();
@@ -811,14 +820,14 @@ async fn a_sign_out_is_in_force_at_once_and_is_written_when_the_store_recovers()
             });
             settle().await;
             it.sends_no_token().await;
-            assert!(signed_out.await.unwrap().is_err(), "{op:?}, {fault:?}");
+            assert!(signed_out.await.unwrap().is_err(), "{call:?}, {fault:?}");
             assert!(begun.elapsed() <= STORE_TIMEOUT + SECOND);
             assert_eq!(it.session.state(), SessionState::SignedOut);
 
-            store.heal();
+            store.clear_faults();
             sleep(2 * MINUTE).await;
-            assert_eq!(store.tokens().await, None, "{op:?}, {fault:?}");
-            store.calls();
+            assert_eq!(store.tokens().await, None, "{call:?}, {fault:?}");
+            store.clear_calls();
             sleep(10 * MINUTE).await;
             assert_eq!(store.calls(), [], "no write is pending");
         }
@@ -829,13 +838,13 @@ async fn a_sign_out_is_in_force_at_once_and_is_written_when_the_store_recovers()
 async fn the_end_of_a_session_is_written_when_the_store_recovers() {
     for fault in [FAILURES.as_slice(), &LOST_ANSWERS].concat() {
         let (mut it, store) = stored().await;
-        store.fault(Op::Clear, fault);
+        store.inject(StoreCall::Clear, fault);
         let response = it.get_refused().await;
         it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
         assert!(matches!(not_refreshed(&response.await.unwrap()), NotRefreshed::Ended(_)));
         sleep(MINUTE).await;
         assert_eq!(it.session.state(), SessionState::Ended);
-        store.heal();
+        store.clear_faults();
         sleep(2 * MINUTE).await;
         assert_eq!(store.tokens().await, None, "{fault:?}");
     }
@@ -843,15 +852,15 @@ async fn the_end_of_a_session_is_written_when_the_store_recovers() {
 
 #[tokio::test(start_paused = true)]
 async fn a_session_is_not_built_on_a_store_that_fails() {
-    for op in [Op::Load, Op::Replace] {
+    for call in [StoreCall::Load, StoreCall::Replace] {
         for fault in [FAILURES.as_slice(), &LOST_ANSWERS].concat() {
-            let store = FaultyStore::new();
-            store.fault(op, fault);
+            let store = faulty_store();
+            store.inject(call, fault);
             let (refresh, _auth) = script::<_, Tokens, RefreshError>();
             let begun = Instant::now();
-            let session = Session::builder(refresh).tokens(pair(1)).shared_store(store.clone()).build().await;
+            let session = Session::builder(refresh).tokens(pair(1)).store(store.clone()).build().await;
             let error = session.expect_err("the store failed");
-            assert_eq!(error.to_string(), "the session's store failed", "{op:?}, {fault:?}");
+            assert_eq!(error.to_string(), "the session's store failed", "{call:?}, {fault:?}");
             assert_eq!(error.source().unwrap().to_string(), "the token store failed");
             assert!(begun.elapsed() <= STORE_TIMEOUT + SECOND);
         }
@@ -863,7 +872,7 @@ async fn stored_tokens_take_precedence_over_those_of_the_builder() {
     let (mut one, store) = stored().await;
     one.refreshes_from(1, false).await;
     let shared = store.clone();
-    let mut next = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(shared)).await;
+    let mut next = Fixture::with(|builder| builder.tokens(pair(1)).store(shared)).await;
     next.sends(2).await;
     next.refreshes_from(2, false).await;
 }
@@ -881,7 +890,7 @@ async fn a_sign_out_deletes_the_tokens_that_a_peer_has_refreshed() {
 #[tokio::test(start_paused = true)]
 async fn a_sign_out_does_not_sign_out_a_user_whom_a_peer_has_signed_in() {
     let (it, store) = stored().await;
-    store.without_faults().replace(Epoch::random(), &pair(5)).await.unwrap();
+    store.inner().replace(Epoch::random(), &pair(5)).await.unwrap();
     it.session.sign_out().await.unwrap();
     assert_eq!(it.session.state(), SessionState::SignedOut);
     assert_eq!(store.tokens().await, Some(pair(5)));
@@ -890,14 +899,14 @@ async fn a_sign_out_does_not_sign_out_a_user_whom_a_peer_has_signed_in() {
 #[tokio::test(start_paused = true)]
 async fn tokens_that_a_peer_refreshes_during_the_deletion_by_a_sign_out_are_deleted_too() {
     let (it, store) = stored().await;
-    store.fault(Op::Clear, Fault::Hang);
+    store.inject(StoreCall::Clear, StoreFault::hang_until_cleared());
     let signed_out = tokio::spawn({
         let session = it.session.clone();
         async move { session.sign_out().await }
     });
     settle().await;
     store.refresh_as_peer(&pair(2)).await;
-    store.heal();
+    store.clear_faults();
     signed_out.await.unwrap().unwrap();
     assert_eq!(store.tokens().await, None);
 }
@@ -905,14 +914,14 @@ async fn tokens_that_a_peer_refreshes_during_the_deletion_by_a_sign_out_are_dele
 #[tokio::test(start_paused = true)]
 async fn a_user_whom_a_peer_signs_in_during_the_deletion_by_a_sign_out_stays_signed_in() {
     let (it, store) = stored().await;
-    store.fault(Op::Clear, Fault::Hang);
+    store.inject(StoreCall::Clear, StoreFault::hang_until_cleared());
     let signed_out = tokio::spawn({
         let session = it.session.clone();
         async move { session.sign_out().await }
     });
     settle().await;
-    store.without_faults().replace(Epoch::random(), &pair(5)).await.unwrap();
-    store.heal();
+    store.inner().replace(Epoch::random(), &pair(5)).await.unwrap();
+    store.clear_faults();
     signed_out.await.unwrap().unwrap();
     assert_eq!(store.tokens().await, Some(pair(5)));
 }
@@ -920,10 +929,10 @@ async fn a_user_whom_a_peer_signs_in_during_the_deletion_by_a_sign_out_stays_sig
 #[tokio::test(start_paused = true)]
 async fn a_sign_out_after_a_sign_in_that_was_never_written_does_not_restore_the_first_user() {
     let (it, store) = stored().await;
-    store.fault(Op::Replace, Fault::Fail);
+    store.inject(StoreCall::Replace, StoreFault::fail());
     assert!(it.session.sign_in(pair(5)).await.is_err());
     it.session.sign_out().await.unwrap();
-    store.heal();
+    store.clear_faults();
     sleep(2 * MINUTE).await;
     // The first user signed out when the second signed in, and the second has signed out since.
     assert_eq!(store.tokens().await, None);
@@ -933,25 +942,30 @@ async fn a_sign_out_after_a_sign_in_that_was_never_written_does_not_restore_the_
 #[tokio::test(start_paused = true)]
 async fn an_unwritten_sign_out_is_still_written_after_an_unwritten_sign_in() {
     let (it, store) = stored().await;
-    store.fault(Op::Clear, Fault::Fail);
-    store.fault(Op::Replace, Fault::Fail);
+    store.inject(StoreCall::Clear, StoreFault::fail());
+    store.inject(StoreCall::Replace, StoreFault::fail());
     for user in [5, 6] {
         assert!(it.session.sign_out().await.is_err());
         assert!(it.session.sign_in(pair(user)).await.is_err());
     }
     assert!(it.session.sign_out().await.is_err());
-    store.heal();
+    store.clear_faults();
     sleep(2 * MINUTE).await;
     assert_eq!(store.tokens().await, None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn after_concurrent_sign_ins_and_sign_outs_the_store_matches_the_session() {
-    for fault in [None, Some(Fault::Fail), Some(Fault::FailLate), Some(Fault::Hang)] {
+    for fault in [
+        None,
+        Some(StoreFault::fail()),
+        Some(StoreFault::fail().after_effect()),
+        Some(StoreFault::hang_until_cleared()),
+    ] {
         let (it, store) = stored().await;
         if let Some(fault) = fault {
-            store.fault(Op::Replace, fault);
-            store.fault(Op::Clear, fault);
+            store.inject(StoreCall::Replace, fault);
+            store.inject(StoreCall::Clear, fault);
         }
         let mut tasks = Vec::new();
         for user in 5..15 {
@@ -968,7 +982,7 @@ async fn after_concurrent_sign_ins_and_sign_outs_the_store_matches_the_session()
         for task in tasks {
             task.await.unwrap();
         }
-        store.heal();
+        store.clear_faults();
         sleep(2 * MINUTE).await;
         let in_force = it.session.tokens();
         assert_eq!(store.tokens().await, Some(in_force).filter(|tokens| *tokens != Tokens::default()), "{fault:?}");
@@ -1017,13 +1031,13 @@ async fn a_revoke_service_that_panics_does_not_keep_the_tokens_in_the_store() {
     });
     let (it, store) = stored_with(|builder| builder.revoke(revoke)).await;
     // The store is slower than the panic.
-    store.fault(Op::Load, Fault::Hang);
+    store.inject(StoreCall::Load, StoreFault::hang_until_cleared());
     let signed_out = tokio::spawn({
         let session = it.session.clone();
         async move { session.sign_out().await }
     });
     settle().await;
-    store.heal();
+    store.clear_faults();
     assert!(signed_out.await.unwrap().is_err());
     sleep(2 * MINUTE).await;
     assert_eq!(store.tokens().await, None);
@@ -1066,7 +1080,7 @@ impl Stage {
 /// `call`, if any, is answered.
 struct Midway {
     it: Fixture,
-    store: Arc<FaultyStore>,
+    store: FaultyStore,
     revoked: Arc<Mutex<Vec<Tokens>>>,
     response: JoinHandle<Response<Full<Bytes>>>,
     call: Option<Call<RefreshRequest, Tokens, RefreshError>>,
@@ -1076,16 +1090,16 @@ async fn midway(stage: Stage) -> Midway {
     let (revoke, revoked) = revocations();
     let (mut it, store) = stored_with(|builder| builder.revoke(revoke)).await;
     let fault = match stage {
-        Stage::Claiming => Some((Op::Claim, Fault::Hang)),
-        Stage::Claimed => Some((Op::Claim, Fault::HangLate)),
-        Stage::Rejected => Some((Op::Load, Fault::Hang)),
-        Stage::Releasing => Some((Op::Release, Fault::Hang)),
-        Stage::Committing => Some((Op::Commit, Fault::Hang)),
-        Stage::Committed => Some((Op::Commit, Fault::HangLate)),
+        Stage::Claiming => Some((StoreCall::Claim, StoreFault::hang_until_cleared())),
+        Stage::Claimed => Some((StoreCall::Claim, StoreFault::hang_until_cleared().after_effect())),
+        Stage::Rejected => Some((StoreCall::Load, StoreFault::hang_until_cleared())),
+        Stage::Releasing => Some((StoreCall::Release, StoreFault::hang_until_cleared())),
+        Stage::Committing => Some((StoreCall::Commit, StoreFault::hang_until_cleared())),
+        Stage::Committed => Some((StoreCall::Commit, StoreFault::hang_until_cleared().after_effect())),
         Stage::Calling | Stage::BackingOff => None,
     };
-    if let Some((op, fault)) = fault {
-        store.fault(op, fault);
+    if let Some((call, fault)) = fault {
+        store.inject(call, fault);
     }
     let response = it.get_refused().await;
     let mut call = None;
@@ -1108,7 +1122,7 @@ async fn midway(stage: Stage) -> Midway {
 impl Midway {
     /// Completes the refresh, and returns the response to the request that started it.
     async fn end(&mut self) -> Response<Full<Bytes>> {
-        self.store.heal();
+        self.store.clear_faults();
         if let Some(call) = self.call.take() {
             call.answer(Ok(pair(2)));
         }
@@ -1178,13 +1192,13 @@ async fn a_sign_in_beats_the_refresh_at_each_of_its_stages() {
 #[tokio::test(start_paused = true)]
 async fn tokens_that_arrive_after_a_sign_out_are_never_written() {
     let mut midway = midway(Stage::Calling).await;
-    midway.store.fault(Op::Clear, Fault::Fail);
+    midway.store.inject(StoreCall::Clear, StoreFault::fail());
     assert!(midway.it.session.sign_out().await.is_err());
-    midway.store.calls();
+    midway.store.clear_calls();
     midway.call.take().unwrap().answer(Ok(pair(2)));
     settle().await;
     assert_eq!(midway.store.tokens().await, Some(pair(1)));
-    assert!(!midway.store.calls().contains(&Op::Commit));
+    assert!(!midway.store.calls().contains(&StoreCall::Commit));
     midway.end().await;
     assert_eq!(midway.store.tokens().await, None);
 }
@@ -1207,7 +1221,7 @@ async fn a_refresh_that_finds_the_store_emptied_by_a_sign_out_does_not_sign_the_
     let _response = it.get_refused().await;
     let refresh = it.auth.next().await;
     it.session.sign_out().await.unwrap();
-    store.fault(Op::Load, Fault::HangLate);
+    store.inject(StoreCall::Load, StoreFault::hang_until_cleared().after_effect());
     refresh.answer(Err(RefreshError::rejected("invalid_grant")));
     settle().await;
     // The answer of the store is on its way to the refresh.
@@ -1216,7 +1230,7 @@ async fn a_refresh_that_finds_the_store_emptied_by_a_sign_out_does_not_sign_the_
         async move { session.sign_in(pair(5)).await }
     });
     settle().await;
-    store.heal();
+    store.clear_faults();
     signed_in.await.unwrap().unwrap();
     settle().await;
     assert_eq!(it.session.tokens(), pair(5));
@@ -1227,7 +1241,7 @@ async fn a_refresh_that_finds_the_store_emptied_by_a_sign_out_does_not_sign_the_
 #[tokio::test(start_paused = true)]
 async fn a_refresh_that_finds_the_next_users_record_does_not_affect_that_users_refresh() {
     let (mut it, store) = stored().await;
-    store.fault(Op::Claim, Fault::Hang);
+    store.inject(StoreCall::Claim, StoreFault::hang_until_cleared());
     let first = it.get_refused().await;
     settle().await;
     it.session.sign_in(pair(5)).await.unwrap();
@@ -1235,7 +1249,7 @@ async fn a_refresh_that_finds_the_next_users_record_does_not_affect_that_users_r
     let response = it.get_refused().await;
     settle().await;
     // Both refreshes claim: the first finds that the record has changed, the second gets the claim.
-    store.heal();
+    store.clear_faults();
     let refresh = it.auth.next().await;
     assert_eq!(refresh.presented(), "r5");
     settle().await;
@@ -1247,10 +1261,11 @@ async fn a_refresh_that_finds_the_next_users_record_does_not_affect_that_users_r
 #[tokio::test(start_paused = true)]
 async fn a_refresh_that_is_overtaken_by_a_sign_in_does_not_affect_the_next_users_refresh() {
     let (mut it, store) = stored().await;
-    store.fault(Op::Commit, Fault::Fail);
+    store.inject(StoreCall::Commit, StoreFault::fail());
     it.refreshes_from(1, false).await;
     // The unsaved tokens are written before they are refreshed.
-    store.fault(Op::Commit, Fault::HangLate);
+    store.clear_faults();
+    store.inject(StoreCall::Commit, StoreFault::hang_until_cleared().after_effect());
     let overtaken = it.get_refused().await;
     settle().await;
     let signed_in = tokio::spawn({
@@ -1261,7 +1276,7 @@ async fn a_refresh_that_is_overtaken_by_a_sign_in_does_not_affect_the_next_users
     assert_eq!(overtaken.await.unwrap().status(), 401);
     let response = it.get_refused().await;
     settle().await;
-    store.heal();
+    store.clear_faults();
     let refresh = it.auth.next().await;
     assert_eq!(refresh.presented(), "r5");
     settle().await;
@@ -1385,13 +1400,29 @@ impl RotatingServer {
 
 /// Runs three processes on one store, with random operations and random faults.
 async fn run_random_faults(seed: u64) {
+    const CALLS: [StoreCall; 7] = [
+        StoreCall::Load,
+        StoreCall::Replace,
+        StoreCall::Claim,
+        StoreCall::Renew,
+        StoreCall::Release,
+        StoreCall::Commit,
+        StoreCall::Clear,
+    ];
+    const FAULTS: [StoreFault; 5] = [
+        StoreFault::fail(),
+        StoreFault::hang_until_cleared(),
+        StoreFault::fail().after_effect(),
+        StoreFault::hang_until_cleared().after_effect(),
+        StoreFault::panic(),
+    ];
     // Seeds the jitter of the sessions too.
     fastrand::seed(seed);
     let mut random = fastrand::Rng::with_seed(seed);
     let server = RotatingServer { random: random.fork(), reliable: false, users: Vec::new(), doubtful: HashSet::new() };
     let server = Arc::new(Mutex::new(server));
     let first = server.lock().unwrap().sign_in();
-    let store = FaultyStore::new();
+    let store = faulty_store();
     let mut sessions = Vec::new();
     for _ in 0..3 {
         let server = Arc::clone(&server);
@@ -1406,7 +1437,7 @@ async fn run_random_faults(seed: u64) {
                 }
             }
         });
-        let builder = Session::builder(service).tokens(first.clone()).shared_store(store.clone());
+        let builder = Session::builder(service).tokens(first.clone()).store(store.clone());
         sessions.push(builder.build().await.unwrap());
     }
     for _ in 0..60 {
@@ -1423,22 +1454,21 @@ async fn run_random_faults(seed: u64) {
                 tokio::spawn(async move { session.refresh().await });
             }
             9..14 => {
-                let op = [Op::Load, Op::Replace, Op::Claim, Op::Renew, Op::Release, Op::Commit, Op::Clear];
-                let fault = [Fault::Fail, Fault::Hang, Fault::FailLate, Fault::HangLate, Fault::Panic];
-                let (op, fault) = (*random.choice(&op).unwrap(), *random.choice(&fault).unwrap());
+                let (call, fault) = (*random.choice(&CALLS).unwrap(), *random.choice(&FAULTS).unwrap());
                 // A sign-in whose answer was lost, and whose record a peer's sign-out has deleted since, can't be
                 // distinguished from one that was never written.
-                let lost_sign_in = op == Op::Replace && LOST_ANSWERS.contains(&fault);
-                store.fault(op, if lost_sign_in { Fault::Fail } else { fault });
+                let lost_sign_in = call == StoreCall::Replace && LOST_ANSWERS.contains(&fault);
+                store.clear_faults_of(call);
+                store.inject(call, if lost_sign_in { StoreFault::fail() } else { fault });
             }
-            14..16 => store.heal(),
+            14..16 => store.clear_faults(),
             _ => sleep(Duration::from_millis(random.u64(0..40_000))).await,
         }
         for _ in 0..random.u8(0..10) {
             tokio::task::yield_now().await;
         }
     }
-    store.heal();
+    store.clear_faults();
     server.lock().unwrap().reliable = true;
     // Pending writes are made and claims expire; after that, the sessions agree.
     sleep(20 * MINUTE).await;

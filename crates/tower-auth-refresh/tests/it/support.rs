@@ -13,10 +13,12 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use tokio::sync::{mpsc, oneshot};
 use tower::{Service, ServiceExt};
+use tower_auth_refresh::store::{Claim, ClaimOutcome, CommitOutcome, MemoryStore, Record};
 use tower_auth_refresh::{
     AccessToken, AuthRefresh, AuthRefreshLayer, NotRefreshed, Origin, RefreshError, RefreshReport, RefreshRequest,
     RefreshService, RefreshToken, ReplayBody, Session, SessionBuilder, Tokens,
 };
+use tower_auth_refresh_testkit::conformance::FaultyStore;
 use tower_layer::Layer;
 
 pub const ORIGIN: &str = "https://api.example.com";
@@ -270,4 +272,47 @@ pub fn failure<B>(response: &Response<B>) -> Arc<RefreshError> {
 pub async fn text(response: Response<Full<Bytes>>) -> String {
     let body = response.into_body().collect().await.unwrap().to_bytes();
     String::from_utf8(body.into()).unwrap()
+}
+
+/// A durable store that yields to the scheduler at each call. Clones are handles on the same store and its faults.
+pub fn faulty_store() -> FaultyStore {
+    FaultyStore::new(MemoryStore::new()).yielding().durable()
+}
+
+/// Accesses a [`FaultyStore`] as a peer that the faults do not affect.
+pub trait AsPeer {
+    /// The stored record.
+    async fn record(&self) -> Option<Record>;
+
+    /// The stored tokens.
+    async fn tokens(&self) -> Option<Tokens>;
+
+    /// Claims the stored record.
+    async fn claim_as_peer(&self, lease: Duration) -> Claim;
+
+    /// Claims the stored record and commits these tokens.
+    async fn refresh_as_peer(&self, tokens: &Tokens);
+}
+
+impl AsPeer for FaultyStore {
+    async fn record(&self) -> Option<Record> {
+        self.inner().load().await.unwrap()
+    }
+
+    async fn tokens(&self) -> Option<Tokens> {
+        self.record().await.map(|record| record.tokens)
+    }
+
+    async fn claim_as_peer(&self, lease: Duration) -> Claim {
+        let record = self.record().await.unwrap();
+        match self.inner().claim(record.version, lease).await.unwrap() {
+            ClaimOutcome::Claimed(claim) => claim,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn refresh_as_peer(&self, tokens: &Tokens) {
+        let claim = self.claim_as_peer(Duration::from_secs(35)).await;
+        assert!(matches!(self.inner().commit(&claim, tokens).await.unwrap(), CommitOutcome::Stored(_)));
+    }
 }

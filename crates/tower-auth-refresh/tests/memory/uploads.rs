@@ -108,12 +108,12 @@ struct Upload {
     sized: bool,
     /// Holds back all frames but the first.
     gate: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    begun: bool,
+    started: bool,
 }
 
 impl Upload {
     fn new(length: usize) -> Self {
-        Self { left: length, sized: false, gate: None, begun: false }
+        Self { left: length, sized: false, gate: None, started: false }
     }
 
     fn sized(mut self) -> Self {
@@ -137,13 +137,13 @@ impl Body for Upload {
         if self.left == 0 {
             return Poll::Ready(None);
         }
-        if self.begun
+        if self.started
             && let Some(gate) = &mut self.gate
         {
             ready!(gate.as_mut().poll(cx));
             self.gate = None;
         }
-        self.begun = true;
+        self.started = true;
         self.left -= FRAME;
         Poll::Ready(Some(Ok(Frame::data(vec![7; FRAME].into()))))
     }

@@ -35,7 +35,7 @@ const QUIET_YIELDS: u32 = 30;
 const MAX_YIELDS: u32 = 20_000;
 
 pub(crate) struct Driver {
-    begun: Instant,
+    started_at: Instant,
     store: Arc<MemoryStore>,
     sessions: [(Session, FaultyStore); 2],
     callers: Vec<AbortHandle>,
@@ -77,16 +77,16 @@ impl Driver {
             (session.build().await.unwrap(), faulty)
         };
         let sessions = [session(0).await, session(1).await];
-        Self { begun: Instant::now(), store, sessions, callers: Vec::new(), shared }
+        Self { started_at: Instant::now(), store, sessions, callers: Vec::new(), shared }
     }
 
     pub(crate) fn now(&self) -> u64 {
-        u64::try_from(self.begun.elapsed().as_millis()).unwrap()
+        u64::try_from(self.started_at.elapsed().as_millis()).unwrap()
     }
 
     pub(crate) async fn wait_until(&self, then: u64) {
         if then > self.now() {
-            sleep_until(self.begun + Duration::from_millis(then)).await;
+            sleep_until(self.started_at + Duration::from_millis(then)).await;
         }
         self.settle().await;
     }

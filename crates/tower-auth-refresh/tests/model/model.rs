@@ -116,7 +116,7 @@ struct Flight {
 
 #[derive(Clone, Copy, PartialEq)]
 enum Stage {
-    Begun,
+    Started,
     SavingFirst(Moment),
     Queueing(Moment),
     ClaimHangs,
@@ -353,7 +353,7 @@ impl Model {
                 |it: &Flight| it.session != session && it.due().lo <= at.hi && (at.lo < at.hi || it.due().lo < at.lo);
             self.undetermined.set(self.is_undetermined() || self.flights.iter().any(clashes));
             match self.flights[f].stage {
-                Stage::Begun | Stage::Over => unreachable!("the flight has no timer"),
+                Stage::Started | Stage::Over => unreachable!("the flight has no timer"),
                 Stage::Queueing(look) if look.hi < self.flights[f].deadline.lo => self.claim(f),
                 Stage::SavingFirst(_) | Stage::Queueing(_) | Stage::ClaimHangs => {
                     self.fail(f, FailureKind::Unavailable, 0)
@@ -685,7 +685,7 @@ impl Model {
             attempts: 0,
             deadline,
             line: self.line,
-            stage: Stage::Begun,
+            stage: Stage::Started,
         });
         self.work.push_back(Work::Run(self.flights.len() - 1));
         self.flights.len() - 1
@@ -1154,7 +1154,7 @@ impl Session {
 impl Flight {
     fn due(&self) -> Moment {
         match self.stage {
-            Stage::Begun | Stage::Over => Moment::NEVER,
+            Stage::Started | Stage::Over => Moment::NEVER,
             Stage::SavingFirst(then) | Stage::Queueing(then) | Stage::Pausing(then) | Stage::Committing(then, _) => {
                 then
             }

@@ -51,7 +51,7 @@ fn no_order_of_tasks_breaks_an_invariant() {
         assert!(schedule.violations.is_empty());
         return;
     }
-    let (schedules, begun) = (setting("SCHEDULES").unwrap_or(SCHEDULES), Instant::now());
+    let (schedules, started_at) = (setting("SCHEDULES").unwrap_or(SCHEDULES), Instant::now());
     let (mut traces, mut early) = (HashSet::new(), 0);
     for seed in 0..schedules {
         let schedule = Schedule::run(seed, seed);
@@ -59,7 +59,7 @@ fn no_order_of_tasks_breaks_an_invariant() {
         traces.insert(schedule.trace);
         early += schedule.early_refreshes;
     }
-    let seconds = begun.elapsed().as_secs_f32();
+    let seconds = started_at.elapsed().as_secs_f32();
     println!("{schedules} schedules, {} of them different, {early} early refreshes, {seconds:.1} s", traces.len());
     assert!(u64::from(early) >= schedules / 20, "only {early} early refreshes");
 }

@@ -368,7 +368,7 @@ impl Runner {
             let now = Pair::of(&session.tokens()).map(|pair| pair.user);
             let mut history = self.oracle.history();
             let signed_out: Vec<u32> = history.families.keys().copied().filter(|user| Some(*user) != now).collect();
-            // The user whose sign-in was requested last is not gone.
+            // Except the user whose sign-in was requested last.
             for user in signed_out.into_iter().filter(|user| AppState::SignedIn(*user) != *self.app_state.borrow()) {
                 history.signed_out.entry(user).or_insert_with(Instant::now);
             }

@@ -1,4 +1,6 @@
 //! An in-memory store behind gates: each call waits before it takes effect, and again before it returns.
+//!
+//! This is not the `FaultyStore` of the testkit: the scheduler chooses the order in which all gates of a test open.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -88,17 +88,17 @@ fn main() -> ExitCode {
     if let Some(seed) = seed {
         return print_seed(seed);
     }
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let tally = if arguments.soak {
         let first = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() << 20);
-        let end = seconds.map(|seconds| begun + Duration::from_secs(seconds));
+        let end = seconds.map(|seconds| started_at + Duration::from_secs(seconds));
         println!("soak run from seed {first} on");
         run(|n| end.is_none_or(|end| Instant::now() < end).then_some(first + n))
     } else {
         let seeds = seeds.unwrap_or(1_000);
         run(|n| (n < seeds).then_some(n))
     };
-    report(&tally, begun.elapsed())
+    report(&tally, started_at.elapsed())
 }
 
 struct Arguments {
@@ -157,9 +157,9 @@ fn print_seed(seed: u64) -> ExitCode {
 fn run(seed_of: impl Fn(u64) -> Option<u64>) -> Tally {
     let mut tally = Tally::default();
     while let Some(seed) = seed_of(tally.simulations) {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         let mut verdict = simulation::run(seed);
-        let took = begun.elapsed();
+        let took = started_at.elapsed();
         // A seed that isn't reproducible is of no use.
         if tally.simulations % COMPARED == 0 && simulation::plan(seed).early.is_none() {
             verdict.compare(&simulation::run(seed));

@@ -25,7 +25,7 @@ pub struct Oracle {
     pub violations: Vec<Violation>,
     /// Event counters, by which a run shows that it covered something.
     pub counts: BTreeMap<&'static str, u64>,
-    /// Whether each incarnation of a process is still running.
+    /// For each incarnation of a process: `true` while it is running.
     incarnations: Vec<bool>,
     calls: Vec<CallRecord>,
     requests: Vec<RequestRecord>,

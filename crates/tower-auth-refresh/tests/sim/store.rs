@@ -1,4 +1,7 @@
 //! The store that the processes share. It survives crashes, uses the simulated time, and fails at a given rate.
+//!
+//! This is not the `FaultyStore` of the testkit: leases run on the simulated time, processes crash inside of calls, and
+//! the oracle sees each write.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,8 +126,8 @@ impl SharedStore {
                 return Err(self.fail(name, "before its effect"));
             }
             let done = effect(&mut env.state(), self.user, env.now());
-            let dies = name == "commit" && env.crashes_at(CrashPoint::AfterCommit, &self.process);
-            if dies {
+            let crashes = name == "commit" && env.crashes_at(CrashPoint::AfterCommit, &self.process);
+            if crashes {
                 return forever().await;
             }
             sleep(after).await;

@@ -81,7 +81,7 @@ impl Body for Script {
                 Some(Ok(Frame::data(data)))
             }
             Some(Step::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
-            Some(Step::Fail) => Some(Err(io::Error::other("the disk is gone"))),
+            Some(Step::Fail) => Some(Err(io::Error::other("the disk failed"))),
             Some(Step::Panic) => panic!("the source panics"),
             Some(Step::Wait(_)) => unreachable!("a wait is handled above"),
             None => {

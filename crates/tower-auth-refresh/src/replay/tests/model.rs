@@ -100,7 +100,7 @@ impl Model {
         match self.case.moves[index] {
             Move::Data(len) => Seen::Data(vec![u8::try_from(index).unwrap(); len].into()),
             Move::Trailers => Seen::Trailers(trailers()),
-            Move::Fail => Seen::Error("the disk is gone".to_owned()),
+            Move::Fail => Seen::Error("the disk failed".to_owned()),
             Move::Wait => unreachable!("a wait yields no frame"),
         }
     }

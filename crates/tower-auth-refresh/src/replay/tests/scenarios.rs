@@ -566,7 +566,7 @@ fn the_source_of_an_error_stays_intact() {
     {
         let frame = Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop()));
         let Poll::Ready(Some(Err(error))) = frame else { panic!("{frame:?}") };
-        assert_eq!(error.source().unwrap().to_string(), "the disk is gone");
+        assert_eq!(error.source().unwrap().to_string(), "the disk failed");
     }
 }
 

@@ -52,14 +52,14 @@ impl Path {
 
 /// Explores every sequence of these actions, up to a depth. Returns whether all sequences of any length were covered.
 fn explore(what: &str, initial: Vec<Environment>, actions: &[Action], depth: u32) -> bool {
-    let begun = Instant::now();
+    let started_at = Instant::now();
     let mut seen = HashSet::new();
     let mut frontier: Vec<(Environment, Option<Rc<Path>>)> = initial.into_iter().map(|it| (it, None)).collect();
     let (mut steps, mut reached) = (0_u64, 0);
     'deeper: while reached < depth && !frontier.is_empty() {
         let mut next = Vec::new();
         for (environment, path) in frontier {
-            if begun.elapsed() > TIME_LIMIT {
+            if started_at.elapsed() > TIME_LIMIT {
                 frontier = next;
                 break 'deeper;
             }
@@ -88,7 +88,7 @@ fn explore(what: &str, initial: Vec<Environment>, actions: &[Action], depth: u32
     }
     let all = frontier.is_empty();
     let sequences = if all { "of any length".to_owned() } else { format!("of {reached}") };
-    let seconds = begun.elapsed().as_secs_f32();
+    let seconds = started_at.elapsed().as_secs_f32();
     println!("{what}: all sequences {sequences}, {} states, {steps} steps, {seconds:.1} s", seen.len());
     all
 }
