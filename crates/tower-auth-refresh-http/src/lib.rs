@@ -67,7 +67,7 @@
 //! # async fn example(http: AuthClient) -> Result<Session, tower::BoxError> {
 //! let auth = ClientAuth::basic("billing", "s3cret");
 //! let grant = ClientCredentials::new(http, "https://auth.example.com/token", auth)?.scope("invoices:read");
-//! let session = Session::builder(grant).client_credentials().build().await?;
+//! let session = Session::client_credentials(grant).build().await?;
 //! # Ok(session) }
 //! ```
 //!

@@ -20,7 +20,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Map, Value, json};
 use tower::{BoxError, ServiceExt, service_fn};
-use tower_auth_refresh::{AccessToken, RefreshToken, Session, SessionState, Tokens};
+use tower_auth_refresh::{AccessToken, NotRefreshed, RefreshToken, Session, SessionState, Tokens};
 use tower_auth_refresh_http::{AuthClient, ClientAuth, CookieRefresh, JsonRefresh, OAuthRefresh};
 use tower_auth_refresh_testkit::TestKit;
 
@@ -237,8 +237,12 @@ async fn stays_signed_in(distortions: &[Distortion]) {
         let session = builder.tokens(signed_in(&kit)).build().await.unwrap();
         let mut refreshed = false;
         for _ in 0..10 {
-            refreshed |= session.refresh().await.is_ok();
-            assert_eq!(session.state(), SessionState::Active, "{call}, {distortions:?}");
+            let result = session.refresh().await;
+            assert!(session.state().is_signed_in(), "{call}, {distortions:?}");
+            let (is_failing, failed) =
+                (matches!(session.state(), SessionState::Failing(_)), matches!(result, Err(NotRefreshed::Failed(_))));
+            assert_eq!(is_failing, failed, "{call}, {distortions:?}");
+            refreshed |= result.is_ok();
             tokio::time::sleep(Duration::from_secs(120)).await;
         }
         assert_eq!(kit.violations(), [], "{call}, {distortions:?}");
