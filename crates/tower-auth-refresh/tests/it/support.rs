@@ -13,7 +13,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use tokio::sync::{mpsc, oneshot};
 use tower::{Service, ServiceExt};
-use tower_auth_refresh::store::{Claim, ClaimOutcome, CommitOutcome, MemoryStore, Record};
+use tower_auth_refresh::store::{Claim, ClaimOutcome, CommitOutcome, Entry, Epoch, MemoryStore, Record};
 use tower_auth_refresh::{
     AccessToken, AuthRefresh, AuthRefreshLayer, NotRefreshed, Origin, RefreshError, RefreshReport, RefreshRequest,
     RefreshService, RefreshToken, ReplayBody, Session, SessionBuilder, Tokens,
@@ -216,13 +216,23 @@ impl Fixture {
         Self::over(service, auth, configure).await
     }
 
+    /// A session of client credentials.
+    pub async fn client_credentials() -> Self {
+        let (service, auth) = script();
+        Self::of(Session::client_credentials(service), auth).await
+    }
+
     /// Uses this refresh service before, or instead of, the scripted one.
     pub async fn over(
         service: impl RefreshService,
         auth: AuthCalls,
         configure: impl FnOnce(SessionBuilder) -> SessionBuilder,
     ) -> Self {
-        let session = configure(Session::builder(service)).build().await.unwrap();
+        Self::of(configure(Session::builder(service)), auth).await
+    }
+
+    async fn of(builder: SessionBuilder, auth: AuthCalls) -> Self {
+        let session = builder.build().await.unwrap();
         let (service, api) = script();
         let client = AuthRefreshLayer::new(session.clone(), origin()).layer(service);
         Self { session, client, api, auth }
@@ -294,18 +304,28 @@ pub trait AsPeer {
     async fn refresh_as_peer(&self, tokens: &Tokens);
 }
 
+/// The first entry of a new sign-in.
+pub fn entry(tokens: Tokens) -> Entry {
+    Entry::new(Epoch::random(), 1, tokens)
+}
+
+/// The entry after this record in its epoch.
+pub fn successor(record: &Record, tokens: Tokens) -> Entry {
+    Entry::new(record.epoch(), record.generation() + 1, tokens)
+}
+
 impl AsPeer for FaultyStore {
     async fn record(&self) -> Option<Record> {
         self.inner().load().await.unwrap()
     }
 
     async fn tokens(&self) -> Option<Tokens> {
-        self.record().await.map(|record| record.tokens)
+        self.record().await.map(|record| record.tokens().clone())
     }
 
     async fn claim_as_peer(&self, lease: Duration) -> Claim {
         let record = self.record().await.unwrap();
-        match self.inner().claim(record.version, lease).await.unwrap() {
+        match self.inner().claim(record.version(), lease).await.unwrap() {
             ClaimOutcome::Claimed(claim) => claim,
             other => panic!("{other:?}"),
         }
@@ -313,6 +333,7 @@ impl AsPeer for FaultyStore {
 
     async fn refresh_as_peer(&self, tokens: &Tokens) {
         let claim = self.claim_as_peer(Duration::from_secs(35)).await;
-        assert!(matches!(self.inner().commit(&claim, tokens).await.unwrap(), CommitOutcome::Stored(_)));
+        let entry = successor(&self.record().await.unwrap(), tokens.clone());
+        assert!(matches!(self.inner().commit(&claim, &entry).await.unwrap(), CommitOutcome::Stored(_)));
     }
 }

@@ -62,7 +62,7 @@ impl Driver {
         let shared = Arc::<Mutex<Shared>>::default();
         let store = Arc::new(MemoryStore::new());
         let session = async |session: SessionIndex| {
-            let faulty = FaultyStore::shared(Arc::clone(&store) as Arc<dyn TokenStore>);
+            let faulty = FaultyStore::new(Arc::clone(&store));
             let (auth, revoking) = (Arc::clone(&shared), Arc::clone(&shared));
             let refresh = service_fn(move |request| refresh(Arc::clone(&auth), session, request));
             let revoke = service_fn(move |request: RevokeRequest| {
@@ -92,7 +92,7 @@ impl Driver {
     }
 
     pub(crate) async fn observed(&self) -> Observed {
-        let stored = self.store.load().await.unwrap().map(|record| pair(&record.tokens));
+        let stored = self.store.load().await.unwrap().map(|record| pair(record.tokens()));
         let describe = |(session, _): &(Session, _)| {
             format!("{:?}, {}: {:?}", session.state(), session.generation(), pair(&session.tokens()))
         };
@@ -128,7 +128,7 @@ impl Driver {
                 let session = self.sessions[session].0.clone();
                 self.spawn(async move {
                     match session.refresh().await {
-                        Ok(()) => "refreshed".to_owned(),
+                        Ok(_) => "refreshed".to_owned(),
                         Err(error) => format!("{:?}", reason(&error)),
                     }
                 });
