@@ -20,8 +20,8 @@ use tokio::time::{Instant, sleep};
 use tower::{BoxError, ServiceExt, service_fn};
 use tower_auth_refresh::{
     AuthRefresh, AuthRefreshLayer, NotRefreshed, PerRequest, RefreshError, RefreshErrorKind, RefreshReport,
-    RefreshRequest, ReplayBody, RevokeRequest, Session, SessionRegistry, SessionRegistryBuilder, SessionRegistryError,
-    SessionState, Tokens,
+    RefreshRequest, ReplayBody, RevokeRequest, Session, SessionErrorKind, SessionRegistry, SessionRegistryBuilder,
+    SessionRegistryError, SessionState, Tokens,
 };
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 use tower_layer::Layer;
@@ -97,7 +97,7 @@ impl ManyUsers {
     async fn store(&self, users: impl IntoIterator<Item = u32>) {
         for user in users {
             let store = self.stores.of(user);
-            store.inner().replace(&entry(pair(user))).await.unwrap();
+            store.sign_in_as_peer(&pair(user)).await;
         }
     }
 
@@ -535,10 +535,9 @@ async fn a_registry_full_of_sessions_without_a_store_refuses_a_sign_in_and_evict
     for user in 101..=200 {
         let refused = it.sessions.sign_in(user, pair(user)).await;
         let message = refused.as_ref().unwrap_err().to_string();
-        assert_eq!(
-            message,
-            "the session registry is full: all sessions are in use, or could not be brought back after an eviction"
-        );
+        let expected =
+            "the session registry is full: all sessions are in use, or could not be brought back after an eviction";
+        assert_eq!(message, expected);
         assert!(is_full(&refused));
     }
     for user in 1..=100 {
@@ -628,6 +627,8 @@ async fn a_sign_in_that_was_not_saved_is_found_and_never_evicted() {
     it.stores.of(1).inject(StoreCall::Replace, StoreFault::fail());
     let error = it.sessions.sign_in(1, pair(1)).await.unwrap_err();
     assert_eq!(error.to_string(), "the session has changed, but its store failed");
+    let SessionRegistryError::Session(error) = error else { panic!("{error:?}") };
+    assert_eq!((error.kind(), error.took_effect()), (SessionErrorKind::Store, true));
     assert_eq!(it.get(1).await.tokens(), pair(1));
     assert!(is_full(&it.sessions.sign_in(2, pair(2)).await));
     it.stores.of(1).clear_faults();

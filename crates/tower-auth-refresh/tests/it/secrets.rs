@@ -13,7 +13,7 @@ use http::{HeaderName, Request, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use tower::{Service, ServiceBuilder, ServiceExt};
-use tower_auth_refresh::store::{ClaimOutcome, ClearOutcome, CommitOutcome, Presented};
+use tower_auth_refresh::store::{ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, Presented};
 use tower_auth_refresh::{
     AccessToken, AuthRefreshLayer, ChallengePolicy, MemoryStore, NotRefreshed, Origin, Origins, RefreshError,
     RefreshReport, RefreshRequest, RefreshService, RefreshToken, ReplayLimit, RevokeRequest, RevokeService, Rotation,
@@ -270,6 +270,8 @@ async fn no_secret_is_in_the_debug_output_of_any_public_type() {
 
     // The store.
     let store = MemoryStore::new();
+    let entry = |tokens| Entry::new(Epoch::random(), 1, tokens);
+    watch.debug(entry(tokens.clone()));
     watch.debug(store.replace(&entry(tokens)).await.unwrap());
     watch.debug(&store);
     let record = store.load().await.unwrap().unwrap();

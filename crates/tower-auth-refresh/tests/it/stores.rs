@@ -220,8 +220,7 @@ async fn late_tokens_are_discarded_and_revoked_if_a_peer_signs_out_during_the_ca
     let (mut it, store) = stored_with(|builder| builder.revoke(revoke)).await;
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
-    let record = store.record().await.unwrap();
-    store.inner().clear(record.version()).await.unwrap();
+    store.sign_out_as_peer().await;
     refresh.answer(Ok(pair(2)));
     assert_eq!(response.await.unwrap().status(), 401);
     assert!(it.api.is_idle().await);
@@ -236,7 +235,7 @@ async fn late_tokens_are_revoked_and_not_stored_if_a_peer_signs_another_user_in_
     let (mut it, store) = stored_with(|builder| builder.revoke(revoke)).await;
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
-    store.inner().replace(&entry(pair(5))).await.unwrap();
+    store.sign_in_as_peer(&pair(5)).await;
     refresh.answer(Ok(pair(2)));
     let response = response.await.unwrap();
     assert_eq!(response.status(), 401);
@@ -253,8 +252,7 @@ async fn a_commit_that_finds_a_newer_generation_adopts_it_and_discards_its_own()
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
     // A peer whose clock is ahead considered the claim expired, and refreshed first.
-    let record = store.record().await.unwrap();
-    store.inner().replace(&successor(&record, pair(7))).await.unwrap();
+    store.overwrite_as_peer(&pair(7)).await;
     refresh.answer(Ok(pair(2)));
     it.accepts(response, 7).await;
     assert_eq!(it.session.tokens(), pair(7));
@@ -267,8 +265,7 @@ async fn a_commit_that_finds_the_same_tokens_ends_the_refresh() {
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
     // A peer whose clock is ahead refreshed first, and the server answers a repeated call with the same tokens.
-    let record = store.record().await.unwrap();
-    store.inner().replace(&successor(&record, pair(2))).await.unwrap();
+    store.overwrite_as_peer(&pair(2)).await;
     refresh.answer(Ok(pair(2)));
     it.accepts(response, 2).await;
     assert_eq!(it.session.state(), SessionState::Active);
@@ -394,7 +391,7 @@ async fn a_claim_that_is_held_for_longer_than_a_refresh_may_take_is_respected() 
     assert!(it.auth.is_idle().await);
     it.sends(1).await;
     // Until its holder commits.
-    store.inner().commit(&claim, &successor(&store.record().await.unwrap(), pair(2))).await.unwrap();
+    store.commit_as_peer(&claim, &pair(2)).await;
     sleep(MINUTE).await;
     let response = it.get_refused().await;
     it.accepts(response, 2).await;
@@ -785,7 +782,7 @@ async fn a_sign_in_that_is_written_late_does_not_undo_a_later_one() {
         let (mut it, store) = stored().await;
         store.inject(StoreCall::Replace, fault);
         assert!(it.session.sign_in(pair(5)).await.is_err());
-        store.inner().replace(&entry(pair(7))).await.unwrap();
+        store.sign_in_as_peer(&pair(7)).await;
         store.clear_faults();
         sleep(2 * MINUTE).await;
         assert_eq!(store.tokens().await, Some(pair(7)), "{fault:?}");
@@ -797,7 +794,7 @@ async fn a_sign_in_that_is_written_late_does_not_undo_a_later_one() {
 async fn a_sign_in_overrides_a_peers_earlier_sign_in() {
     for fault in FAILURES {
         let (mut it, store) = stored().await;
-        store.inner().replace(&entry(pair(5))).await.unwrap();
+        store.sign_in_as_peer(&pair(5)).await;
         store.inject(StoreCall::Replace, fault);
         assert!(it.session.sign_in(pair(7)).await.is_err());
         store.clear_faults();
@@ -862,7 +859,9 @@ async fn a_session_is_not_built_on_a_store_that_fails() {
             let error = session.expect_err("the store failed");
             assert_eq!(error.to_string(), "the session's store failed", "{call:?}, {fault:?}");
             assert_eq!((error.kind(), error.took_effect()), (SessionErrorKind::Store, false));
-            assert!(error.source().is_some(), "{call:?}, {fault:?}");
+            let cause = error.source().unwrap().to_string();
+            let causes = ["injected fault", "the store panicked", "deadline has elapsed"];
+            assert!(causes.contains(&&*cause), "{call:?}, {fault:?}: {cause}");
             assert!(begun.elapsed() <= STORE_TIMEOUT + SECOND);
         }
     }
@@ -891,7 +890,7 @@ async fn a_sign_out_deletes_the_tokens_that_a_peer_has_refreshed() {
 #[tokio::test(start_paused = true)]
 async fn a_sign_out_does_not_sign_out_a_user_whom_a_peer_has_signed_in() {
     let (it, store) = stored().await;
-    store.inner().replace(&entry(pair(5))).await.unwrap();
+    store.sign_in_as_peer(&pair(5)).await;
     it.session.sign_out().await.unwrap();
     assert_eq!(it.session.state(), SessionState::SignedOut);
     assert_eq!(store.tokens().await, Some(pair(5)));
@@ -921,7 +920,7 @@ async fn a_user_whom_a_peer_signs_in_during_the_deletion_by_a_sign_out_stays_sig
         async move { session.sign_out().await }
     });
     settle().await;
-    store.inner().replace(&entry(pair(5))).await.unwrap();
+    store.sign_in_as_peer(&pair(5)).await;
     store.clear_faults();
     signed_out.await.unwrap().unwrap();
     assert_eq!(store.tokens().await, Some(pair(5)));

@@ -15,8 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 use tower::{Service, ServiceExt};
 use tower_auth_refresh::store::{Claim, ClaimOutcome, CommitOutcome, Entry, Epoch, MemoryStore, Record};
 use tower_auth_refresh::{
-    AccessToken, AuthRefresh, AuthRefreshLayer, NotRefreshed, Origin, RefreshError, RefreshReport, RefreshRequest,
-    RefreshService, RefreshToken, ReplayBody, Session, SessionBuilder, Tokens,
+    AccessToken, AuthRefresh, AuthRefreshLayer, NotRefreshed, Origin, RefreshError, RefreshFailure, RefreshReport,
+    RefreshRequest, RefreshService, RefreshToken, ReplayBody, Session, SessionBuilder, SessionState, Tokens,
 };
 use tower_auth_refresh_testkit::conformance::FaultyStore;
 use tower_layer::Layer;
@@ -278,6 +278,14 @@ pub fn failure<B>(response: &Response<B>) -> Arc<RefreshError> {
     }
 }
 
+/// The failure that the session reports as its state.
+pub fn failing(session: &Session) -> RefreshFailure {
+    match session.state() {
+        SessionState::Failing(failure) => failure,
+        other => panic!("{other:?}"),
+    }
+}
+
 /// The body of a response.
 pub async fn text(response: Response<Full<Bytes>>) -> String {
     let body = response.into_body().collect().await.unwrap().to_bytes();
@@ -300,18 +308,23 @@ pub trait AsPeer {
     /// Claims the stored record.
     async fn claim_as_peer(&self, lease: Duration) -> Claim;
 
+    /// Commits these tokens as the successors of the stored ones.
+    async fn commit_as_peer(&self, claim: &Claim, tokens: &Tokens);
+
     /// Claims the stored record and commits these tokens.
     async fn refresh_as_peer(&self, tokens: &Tokens);
-}
 
-/// The first entry of a new sign-in.
-pub fn entry(tokens: Tokens) -> Entry {
-    Entry::new(Epoch::random(), 1, tokens)
-}
+    /// Writes these tokens as the successors of the stored ones, although another process may hold a claim.
+    async fn overwrite_as_peer(&self, tokens: &Tokens);
 
-/// The entry after this record in its epoch.
-pub fn successor(record: &Record, tokens: Tokens) -> Entry {
-    Entry::new(record.epoch(), record.generation() + 1, tokens)
+    /// Writes the tokens of a new sign-in.
+    async fn sign_in_as_peer(&self, tokens: &Tokens);
+
+    /// Deletes the stored record.
+    async fn sign_out_as_peer(&self);
+
+    /// The entry of these tokens as the successors of the stored ones.
+    async fn next_entry(&self, tokens: &Tokens) -> Entry;
 }
 
 impl AsPeer for FaultyStore {
@@ -333,7 +346,30 @@ impl AsPeer for FaultyStore {
 
     async fn refresh_as_peer(&self, tokens: &Tokens) {
         let claim = self.claim_as_peer(Duration::from_secs(35)).await;
-        let entry = successor(&self.record().await.unwrap(), tokens.clone());
-        assert!(matches!(self.inner().commit(&claim, &entry).await.unwrap(), CommitOutcome::Stored(_)));
+        self.commit_as_peer(&claim, tokens).await;
+    }
+
+    async fn commit_as_peer(&self, claim: &Claim, tokens: &Tokens) {
+        let entry = self.next_entry(tokens).await;
+        assert!(matches!(self.inner().commit(claim, &entry).await.unwrap(), CommitOutcome::Stored(_)));
+    }
+
+    async fn overwrite_as_peer(&self, tokens: &Tokens) {
+        let entry = self.next_entry(tokens).await;
+        self.inner().replace(&entry).await.unwrap();
+    }
+
+    async fn sign_in_as_peer(&self, tokens: &Tokens) {
+        self.inner().replace(&Entry::new(Epoch::random(), 1, tokens.clone())).await.unwrap();
+    }
+
+    async fn sign_out_as_peer(&self) {
+        let record = self.record().await.unwrap();
+        self.inner().clear(record.version()).await.unwrap();
+    }
+
+    async fn next_entry(&self, tokens: &Tokens) -> Entry {
+        let record = self.record().await.unwrap();
+        Entry::new(record.epoch(), record.generation() + 1, tokens.clone())
     }
 }

@@ -12,6 +12,7 @@ use http::Request;
 use http_body_util::Full;
 use tokio::time::{Instant, sleep};
 use tower::{Service, ServiceExt};
+use tower_auth_refresh::store::{Entry, Epoch};
 use tower_auth_refresh::{
     AuthRefreshLayer, MemoryStore, Origin, RefreshReport, Session, SessionState, TokenStore, Tokens,
 };
@@ -129,10 +130,7 @@ impl Runner {
         oracle.history().is_fleet = is_fleet;
         oracle.history().early = early;
         let first = oracle.issue(1);
-        store
-            .replace(&tower_auth_refresh::store::Entry::new(tower_auth_refresh::store::Epoch::from(1), 1, first))
-            .await
-            .unwrap();
+        store.replace(&Entry::new(Epoch::from(1), 1, first)).await.unwrap();
         if early.is_none() {
             oracle.expire();
         }

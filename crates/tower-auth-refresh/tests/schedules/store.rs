@@ -5,7 +5,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tower_auth_refresh::Tokens;
 use tower_auth_refresh::store::{
     Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, MemoryStore, Presented, Record, StoreFuture, TokenStore,
     Version,
@@ -21,11 +20,11 @@ pub(crate) struct GatedStore {
 }
 
 /// Reports tokens to the oracle as saved when the commit ends, even if the store failed or the commit was dropped.
-struct Saved<'a>(&'a Oracle, &'a Tokens);
+struct Saved<'a>(&'a Oracle, &'a Entry);
 
 impl Drop for Saved<'_> {
     fn drop(&mut self) {
-        self.0.saved(self.1);
+        self.0.saved(self.1.tokens());
     }
 }
 
@@ -74,7 +73,7 @@ impl TokenStore for GatedStore {
             self.oracle.saved(entry.tokens());
             self.inner.commit(claim, entry)
         });
-        let saved = Saved(&self.oracle, entry.tokens());
+        let saved = Saved(&self.oracle, entry);
         Box::pin(async move {
             let _saved = saved;
             committed.await
@@ -86,6 +85,6 @@ impl TokenStore for GatedStore {
     }
 
     fn is_durable(&self) -> bool {
-        true
+        self.inner.is_durable()
     }
 }

@@ -223,7 +223,7 @@ impl Process {
         let held = self.env.sign_out(user, self.incarnation, &session);
         let mut states = session.subscribe();
         let signed_out = task::spawn_local(async move { session.sign_out().await });
-        let is_over = |state: &SessionState| matches!(state, SessionState::SignedOut | SessionState::Ended(_));
+        let is_over = |state: &SessionState| !state.is_signed_in();
         let _ = states.wait_for(is_over).await;
         self.env.state().oracle.sign_out_observed(self.incarnation, held);
         let _ = signed_out.await;

@@ -75,7 +75,7 @@ impl Slot {
 
     fn held(&mut self, claim: &Claim) -> Option<&mut Lease> {
         let current = self.is(claim.version());
-        self.claim.as_mut().filter(|lease| current && claim.id().to_u64() == Some(lease.id))
+        self.claim.as_mut().filter(|lease| current && ClaimId::from(lease.id) == *claim.id())
     }
 
     fn claim(&mut self, version: &Version, lease: Duration, now: Duration) -> ClaimOutcome {
@@ -91,7 +91,7 @@ impl Slot {
         };
         let id = self.next();
         self.claim = Some(Lease { id, until: Some(now + lease), in_doubt });
-        ClaimOutcome::Claimed(Claim::new(version.clone(), ClaimId::from(id), in_doubt))
+        ClaimOutcome::Claimed(Claim::new(version.clone(), id.into(), in_doubt))
     }
 }
 
