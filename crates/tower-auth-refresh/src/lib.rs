@@ -92,6 +92,11 @@
 //! 15. Only the authorization server's own word ends a session. Any other failure keeps the tokens.
 //! 16. The inner service is only called when its `poll_ready` has said ready, for the replay too.
 //!
+//! <!-- -->
+//!
+//! 21. A sign-out on one replica is in force on all replicas that share its store within the stated
+//!     [bound](SessionRegistryBuilder::recheck), as far as the store can be read.
+//!
 //! # Tracing
 //!
 //! All under the target `tower_auth_refresh`, with names that stay:
@@ -107,6 +112,7 @@
 //! | event `tokens saved`, after they were not | info | |
 //! | event `tokens not revoked` | warn | |
 //! | event `claim not released` | debug | |
+//! | event `session not rechecked`: its store can't be read, and it is served from memory | warn | |
 //!
 //! # Modules, in reading order
 //!
@@ -145,6 +151,7 @@ pub use scope::{InvalidOrigin, Origin, Origins};
 pub use service::AuthRefresh;
 pub use session::{
     Credential, RefreshFailure, Rotation, Session, SessionBuilder, SessionError, SessionErrorKind, SessionState,
+    SessionStatus,
 };
 pub use store::{MemoryStore, TokenStore};
 pub use token::{AccessToken, InvalidToken, RefreshToken, Tokens};
