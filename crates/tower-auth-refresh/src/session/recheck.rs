@@ -78,7 +78,8 @@ impl Recheck {
     pub(crate) fn new(bound: Option<Duration>) -> Self {
         let bound = bound.map(|bound| bound.min(LONGEST));
         let tick = bound.map(|bound| (bound / TICKS).max(SHORTEST_TICK));
-        let limit = bound.zip(tick).map_or(TICKS, |(bound, tick)| whole_ticks(bound, tick));
+        // The clock may be late by a tick.
+        let limit = bound.zip(tick).map_or(TICKS, |(bound, tick)| whole_ticks(bound, tick).saturating_sub(1));
         Self { ticks: AtomicU32::new(0), limit, tick, under_way: Box::default() }
     }
 
@@ -92,7 +93,7 @@ impl Recheck {
         self.age(cell) < self.limit / 2
     }
 
-    /// Returns the ticks since the session's last look. The look began less than a tick more ago.
+    /// Returns the ticks since the session's last look began: at most a tick less than the time, if the clock is not late.
     #[inline]
     fn age(&self, cell: &TokenCell) -> u32 {
         // Pairs with the release in `mark`: a session that is seen as looked at is seen as the look has left it.
@@ -160,7 +161,7 @@ impl TokenCell {
     #[cold]
     pub(crate) fn recheck_if_due(self: &Arc<Self>) -> Option<Arc<Look>> {
         let recheck = &self.config.recheck;
-        let is_under_way = self.looking.load(Ordering::Relaxed);
+        let is_under_way = self.is_looking();
         if !is_under_way && !self.is_durable() {
             // The store is this process's own.
             self.set_looked(recheck.now());
@@ -179,6 +180,11 @@ impl TokenCell {
     /// Starts a look that sees all that the store holds now. Until it has ended, look-ups in the registry wait for it.
     pub(crate) fn recheck(self: &Arc<Self>) -> Arc<Look> {
         self.join_or_start_look(true)
+    }
+
+    /// Returns true if a look is under way, whose task has a handle.
+    pub(crate) fn is_looking(&self) -> bool {
+        self.looking.load(Ordering::Relaxed)
     }
 
     /// Sets the time of the last look, by the registry's clock.
