@@ -329,6 +329,30 @@ mod a_change_elsewhere {
     }
 }
 
+/// With real threads and time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_many_threads_each_sees_every_sign_in_and_sign_out_that_is_pushed() {
+    let shared = shared_store();
+    let a = Arc::new(Replica::of(&shared));
+    let signed_in = async || {
+        let look_ups = (0..16).map(|_| {
+            let a = Arc::clone(&a);
+            tokio::spawn(async move { a.get().await.is_some_and(|session| session.state().is_signed_in()) })
+        });
+        join_all(look_ups).await.into_iter().map(Result::unwrap).collect::<Vec<_>>()
+    };
+    for round in 0..300 {
+        sign_in_elsewhere(&shared, pair(round)).await;
+        a.sessions.changed(&USER);
+        assert_eq!(signed_in().await, [true; 16], "round {round}");
+        // In every other round a handle keeps the session in memory while it is over.
+        let _held = if round % 2 == 0 { a.get().await } else { None };
+        sign_out_elsewhere(&shared).await;
+        a.sessions.changed(&USER);
+        assert_eq!(signed_in().await, [false; 16], "round {round}");
+    }
+}
+
 mod a_session_that_is_over {
     use super::*;
 
@@ -360,6 +384,17 @@ mod a_session_that_is_over {
             assert_eq!(a.get().await.unwrap().tokens(), pair(2));
             assert_eq!(session.state(), SessionState::Active, "its handles are the same session");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stays_as_it_is_while_there_is_no_record() {
+        let (mut a, _, shared) = fleet().await;
+        let (call, session) = a.refresh().await;
+        call.answer(Err(RefreshError::rejected("invalid_grant")));
+        settle().await;
+        assert_eq!(stored(&shared).await, None);
+        session.recheck().await.unwrap();
+        assert!(session.state().is_ended());
     }
 
     #[tokio::test(start_paused = true)]
@@ -488,6 +523,19 @@ mod a_look {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn that_is_pushed_is_waited_for_though_the_last_one_failed() {
+        let (a, _, shared) = fleet().await;
+        a.store.inject(StoreCall::Load, StoreFault::fail());
+        sleep(RECHECK).await;
+        a.time_to_get().await;
+        a.store.clear_faults();
+        a.store.inject(StoreCall::Load, StoreFault::delay(SECOND));
+        sign_out_elsewhere(&shared).await;
+        a.sessions.changed(&USER);
+        assert!(a.get().await.is_none());
+    }
+
     /// A failure that is long over is no reason to serve a session unchecked.
     #[tokio::test(start_paused = true)]
     async fn that_failed_before_an_idle_hour_is_repeated_first() {
@@ -580,6 +628,23 @@ mod a_look {
         a.store.clear_faults();
         a.sessions.wait_idle().await;
         assert_eq!(*stored(&shared).await.unwrap().tokens(), pair(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn leaves_a_write_alone_that_becomes_pending_during_it() {
+        let (a, _, shared) = fleet().await;
+        let session = a.get().await.unwrap();
+        sign_out_elsewhere(&shared).await;
+        a.store.inject(StoreCall::Load, StoreFault::delay(SECOND).after_effect().times(1));
+        a.store.inject(StoreCall::Claim, StoreFault::fail());
+        a.changed().await;
+        session.renew(&session.credential().await.unwrap(), pair(2)).await.unwrap_err();
+        sleep(2 * SECOND).await;
+        a.store.clear_faults();
+        a.sessions.wait_idle().await;
+        // By the write, which alone knows that no process has these tokens but this one.
+        assert_eq!(session.state(), SessionState::SignedOut);
+        assert_eq!(*a.revoked.lock().unwrap(), [pair(2)]);
     }
 
     #[tokio::test(start_paused = true)]
