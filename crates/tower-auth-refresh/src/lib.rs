@@ -95,6 +95,11 @@
 //! 15. Only a rejection by the authorization server ends a session. Any other failure keeps the tokens.
 //! 16. The inner service is only called when its `poll_ready` has returned ready, for the replay too.
 //!
+//! <!-- -->
+//!
+//! 21. A sign-out on one replica is in force on all replicas that share its store within the stated
+//!     [bound](SessionRegistryBuilder::recheck), as far as the store can be read.
+//!
 //! # Tracing
 //!
 //! All spans and events have the target `tower_auth_refresh` and stable names:
@@ -110,6 +115,7 @@
 //! | event `tokens saved`, after `tokens not saved` | info | |
 //! | event `tokens not revoked` | warn | |
 //! | event `claim not released` | debug | |
+//! | event `session not rechecked`: its store can't be read, and it is served from memory | warn | |
 
 mod challenge;
 mod credentials;
@@ -149,6 +155,7 @@ pub use scope::{InvalidOrigin, Origin, Origins};
 pub use service::AuthRefresh;
 pub use session::{
     Credential, RefreshFailure, Rotation, Session, SessionBuilder, SessionError, SessionErrorKind, SessionState,
+    SessionStatus,
 };
 pub use store::{MemoryStore, TokenStore};
 pub use token::{AccessToken, InvalidToken, RefreshToken, Tokens};

@@ -13,6 +13,7 @@ use super::cell::TokenCell;
 use super::config::{Config, Rotation};
 use super::error::SessionError;
 use super::limiter::RefreshLimiter;
+use super::recheck::Recheck;
 use super::store_call::bounded;
 use crate::refresh::{RefreshRequest, RefreshService, RevokeRequest, RevokeService};
 use crate::store::{Entry, Epoch, MemoryStore, Record, TokenStore};
@@ -114,13 +115,13 @@ impl SessionBuilder {
             None if self.client_credentials => Some(Tokens::default()),
             first => first,
         };
-        let config = Arc::new(self.into_config(runtime, None));
+        let config = Arc::new(self.into_config(runtime, None, Recheck::new(None)));
         let stored = load_or_write(&*store, first).await.map_err(SessionError::store)?;
         Ok(Session::of(Arc::new(TokenCell::new(stored, store, config))))
     }
 
     /// Takes all settings but the tokens and their store.
-    pub(crate) fn into_config(self, runtime: Handle, limiter: Option<Arc<RefreshLimiter>>) -> Config {
+    pub(crate) fn into_config(self, runtime: Handle, limiter: Option<Arc<RefreshLimiter>>, recheck: Recheck) -> Config {
         Config {
             refresh: self.refresh,
             revoke: self.revoke,
@@ -130,6 +131,7 @@ impl SessionBuilder {
             client_credentials: self.client_credentials,
             runtime,
             limiter,
+            recheck,
         }
     }
 }

@@ -33,10 +33,16 @@ use crate::token::{AccessToken, RefreshToken, Tokens};
 pub(crate) struct TokenCell {
     /// The time of its last use, by the registry's clock.
     pub(crate) used: AtomicU32,
+    /// The time at which its store was last looked at, by the clock of [`Recheck`](super::recheck::Recheck).
+    pub(super) looked: AtomicU32,
     /// A copy of the state's [`is_over`](State::is_over).
     over: AtomicBool,
     /// Whether a task retries writes that the store has failed.
     pub(super) saving: AtomicBool,
+    /// Whether a look at the store is under way.
+    pub(super) looking: AtomicBool,
+    /// Whether the last look at the store failed.
+    pub(super) look_failed: AtomicBool,
     pub(super) lock: RwLock<Writer>,
     published: ArcSwap<State>,
     /// The number of states published so far.
@@ -122,7 +128,10 @@ impl TokenCell {
             watchers: OnceLock::new(),
             replays: ReplayResults::default(),
             used: AtomicU32::new(0),
+            looked: AtomicU32::new(config.recheck.now()),
             saving: AtomicBool::new(false),
+            looking: AtomicBool::new(false),
+            look_failed: AtomicBool::new(false),
             store,
             writes: Mutex::new(None),
             config,
@@ -167,7 +176,7 @@ impl TokenCell {
         REFRESHING.try_with(|id| *id == self.id()).unwrap_or(false)
     }
 
-    fn id(self: &Arc<Self>) -> usize {
+    pub(super) fn id(self: &Arc<Self>) -> usize {
         Arc::as_ptr(self).addr()
     }
 

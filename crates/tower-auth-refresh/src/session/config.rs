@@ -12,6 +12,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceExt};
 
 use super::limiter::RefreshLimiter;
+use super::recheck::Recheck;
 use super::state::{At, RefreshSchedule};
 use super::store_call::STORE_TIMEOUT;
 use crate::TARGET;
@@ -29,6 +30,7 @@ pub(crate) struct Config {
     pub(crate) runtime: Handle,
     /// Shared by the sessions of a registry.
     pub(crate) limiter: Option<Arc<RefreshLimiter>>,
+    pub(crate) recheck: Recheck,
 }
 
 /// Whether a refresh token may be presented again within one refresh, after the answer to the first call was lost.

@@ -1,10 +1,10 @@
-//! [`SessionState`]: the state of a session as an app sees it.
+//! [`SessionState`]: the state of a session as an app sees it, and [`SessionStatus`], with its tokens' age.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::state::{Phase, State};
-use crate::refresh::{RefreshError, RefreshErrorKind};
+use crate::refresh::{Generation, RefreshError, RefreshErrorKind};
 
 /// The state of a [`Session`](crate::Session).
 ///
@@ -30,6 +30,14 @@ pub struct RefreshFailure {
     since: SystemTime,
     count: u32,
     error: Arc<RefreshError>,
+}
+
+/// The state of a session and the place and expiry of its tokens, all of one moment.
+#[derive(Clone, Debug)]
+pub struct SessionStatus {
+    state: SessionState,
+    generation: Generation,
+    expires_at: Option<SystemTime>,
 }
 
 impl SessionState {
@@ -74,6 +82,31 @@ impl PartialEq for SessionState {
 }
 
 impl Eq for SessionState {}
+
+impl SessionStatus {
+    pub(crate) fn of(state: &State) -> Self {
+        let (generation, expires_at) = (state.generation, state.tokens.expires_at());
+        Self { state: SessionState::of(state), generation, expires_at }
+    }
+
+    /// Returns the state.
+    #[must_use]
+    pub fn state(&self) -> &SessionState {
+        &self.state
+    }
+
+    /// Returns the generation of the tokens in force.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Returns the time at which the access token in force expires, if it is known.
+    #[must_use]
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.expires_at
+    }
+}
 
 impl RefreshFailure {
     /// Returns the time of the first failed refresh.

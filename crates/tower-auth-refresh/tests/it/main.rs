@@ -16,6 +16,7 @@ mod registry;
 mod replay;
 mod replay_connections;
 mod replay_wire;
+mod replicas;
 mod secrets;
 mod stacks;
 mod stores;
