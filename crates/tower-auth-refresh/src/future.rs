@@ -21,7 +21,7 @@ use crate::refresh::{Generation, NotRefreshed, Trigger};
 use crate::replay::{Head, NotReplayable, Replay, ReplayBody, ReplayLimit};
 use crate::report::RefreshReport;
 use crate::require_token::TokenMissing;
-use crate::session::{Session, Snapshot, is_near};
+use crate::session::{Session, Snapshot, is_near, wait_before_handing_out};
 use crate::shared_setup::{Setup, SharedSetup};
 use crate::store::Epoch;
 
@@ -162,7 +162,7 @@ where
                     Some(Trigger::Acquire)
                 } else {
                     let wait = cell.wait_before_send(&snapshot);
-                    wait.or_else(|| if exceeds_limit { cell.wait_before_handing_out(&snapshot) } else { None })
+                    wait.or_else(|| if exceeds_limit { wait_before_handing_out(&snapshot) } else { None })
                 };
                 if let Some(trigger) = wait {
                     // Returns the capacity that is reserved for the request: the refresh call may need it.

@@ -117,6 +117,8 @@
 mod challenge;
 mod credentials;
 mod drain;
+#[cfg(feature = "serde")]
+mod exposed_tokens;
 mod future;
 mod inspect;
 mod layer;
@@ -136,6 +138,8 @@ mod timer;
 mod token;
 
 pub use challenge::{Challenge, ChallengePolicy, ChallengeSummary, ResponseHead, StepUp};
+#[cfg(feature = "serde")]
+pub use exposed_tokens::ExposedTokens;
 pub use future::ResponseFuture;
 pub use inspect::{InspectBody, InspectBodyFuture, InspectBodyLayer, InspectedBody};
 pub use layer::{AuthRefreshLayer, RequireTokenLayer};

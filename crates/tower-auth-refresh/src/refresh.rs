@@ -101,6 +101,24 @@ pub struct RefreshRequest {
 }
 
 impl RefreshRequest {
+    /// Creates a request to refresh these tokens, as a challenge to the first generation does: to test a service with.
+    #[must_use]
+    pub fn new(tokens: Tokens) -> Self {
+        Self { tokens, generation: Generation(1), trigger: Trigger::Challenge, in_doubt: false }
+    }
+
+    /// Sets the reason for the refresh. Default: [`Trigger::Challenge`].
+    #[must_use]
+    pub fn with_trigger(self, trigger: Trigger) -> Self {
+        Self { trigger, ..self }
+    }
+
+    /// Sets whether the refresh token may have been presented before. Default: `false`.
+    #[must_use]
+    pub fn with_in_doubt(self, in_doubt: bool) -> Self {
+        Self { in_doubt, ..self }
+    }
+
     /// Returns the refresh token to present.
     ///
     /// `None` in a session that needs no refresh token (client credentials).
@@ -146,6 +164,12 @@ pub struct RevokeRequest {
 }
 
 impl RevokeRequest {
+    /// Creates a request to revoke these tokens.
+    #[must_use]
+    pub fn new(tokens: Tokens) -> Self {
+        Self { tokens }
+    }
+
     /// Returns the tokens to revoke.
     #[must_use]
     pub fn tokens(&self) -> &Tokens {

@@ -19,6 +19,7 @@
 use std::error::Error;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -76,33 +77,51 @@ impl RefreshToken {
     }
 }
 
-impl PartialEq for AccessToken {
-    fn eq(&self, other: &Self) -> bool {
-        self.expose_secret() == other.expose_secret()
-    }
+// Not `Hash`: hashes of secrets end up in tables and logs.
+macro_rules! secret {
+    ($token:ident) => {
+        impl PartialEq for $token {
+            fn eq(&self, other: &Self) -> bool {
+                self.expose_secret() == other.expose_secret()
+            }
+        }
+
+        impl Eq for $token {}
+
+        impl TryFrom<String> for $token {
+            type Error = InvalidToken;
+
+            fn try_from(token: String) -> Result<Self, InvalidToken> {
+                Self::new(token)
+            }
+        }
+
+        impl TryFrom<&str> for $token {
+            type Error = InvalidToken;
+
+            fn try_from(token: &str) -> Result<Self, InvalidToken> {
+                Self::new(token)
+            }
+        }
+
+        impl FromStr for $token {
+            type Err = InvalidToken;
+
+            fn from_str(token: &str) -> Result<Self, InvalidToken> {
+                Self::new(token)
+            }
+        }
+
+        impl fmt::Debug for $token {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(concat!(stringify!($token), "([redacted])"))
+            }
+        }
+    };
 }
 
-impl Eq for AccessToken {}
-
-impl PartialEq for RefreshToken {
-    fn eq(&self, other: &Self) -> bool {
-        self.expose_secret() == other.expose_secret()
-    }
-}
-
-impl Eq for RefreshToken {}
-
-impl fmt::Debug for AccessToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AccessToken([redacted])")
-    }
-}
-
-impl fmt::Debug for RefreshToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RefreshToken([redacted])")
-    }
-}
+secret!(AccessToken);
+secret!(RefreshToken);
 
 fn checked(what: &'static str, token: String, allowed: RangeInclusive<u8>) -> Result<Arc<SecretString>, InvalidToken> {
     // A refused token is wiped too.
@@ -153,11 +172,22 @@ impl Tokens {
         Self { refresh: Some(refresh), ..Self::default() }
     }
 
+    #[cfg(feature = "serde")]
+    pub(crate) fn from_parts(
+        access: Option<AccessToken>,
+        refresh: Option<RefreshToken>,
+        expires_at: Option<SystemTime>,
+    ) -> Self {
+        Self { access, refresh, expires_at, extra: None }
+    }
+
     /// Sets the lifetime of the access token (`expires_in`, RFC 6749 §5.1).
     ///
-    /// It counts from now. Zero and more than ten years count as unknown. The expiry only serves to refresh early and to decide whether the
-    /// tokens that another process has stored are worth adopting; otherwise the API decides whether a token has
-    /// expired. Default: unknown.
+    /// It counts from now. Zero and more than ten years count as unknown. Default: unknown.
+    ///
+    /// The expiry serves to refresh early, to hand out a [credential](crate::Session::credential) that has not expired, and
+    /// to decide whether tokens that another process has stored are worth adopting. Otherwise the API decides whether a
+    /// token has expired.
     #[must_use]
     pub fn with_expires_in(self, lifetime: Duration) -> Self {
         let believed = !lifetime.is_zero() && lifetime <= LONGEST_LIFETIME;
@@ -185,7 +215,7 @@ impl Tokens {
         self.access.is_none() && self.refresh.is_none()
     }
 
-    /// The access token, if there is one.
+    /// Returns the access token, if there is one.
     #[must_use]
     pub fn access_token(&self) -> Option<&AccessToken> {
         self.access.as_ref()
@@ -257,7 +287,7 @@ impl fmt::Debug for Tokens {
 /// The error of a text that isn't a token.
 ///
 /// The text is empty or has a byte that a token must not have. The message has the kind of token and the position, never a byte of the text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct InvalidToken {
     what: &'static str,
     at: Option<usize>,
@@ -286,6 +316,8 @@ mod tests {
         for bad in ["", "a\rb", "a\nb", "a\0b", "tök"] {
             assert!(RefreshToken::new(bad).is_err(), "{bad:?}");
         }
+        assert!("a b".parse::<AccessToken>().is_err() && "a b".parse::<RefreshToken>().is_ok());
+        assert_eq!(AccessToken::try_from("a".to_owned()), AccessToken::try_from("a"));
         let error = AccessToken::new("secret\r\n").unwrap_err();
         assert_eq!(error.to_string(), "the access token holds a byte that is not printable ASCII, at position 6");
     }

@@ -140,7 +140,7 @@ type Found = Result<Option<Session>, SessionRegistryError>;
 impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
     /// Starts to build a registry. The template has the settings of all sessions; its tokens and its store are not used.
     ///
-    /// Where the sessions need no refresh token ([`SessionBuilder::client_credentials`]), each is still begun by a
+    /// Where the sessions need no refresh token ([`Session::client_credentials`]), each is still begun by a
     /// [sign-in](Self::sign_in), with tokens that say in an [extra member](Tokens::extra) whose they are. The refresh
     /// service finds it in the [request](crate::RefreshRequest::tokens).
     pub fn builder(template: SessionBuilder) -> SessionRegistryBuilder<K> {

@@ -33,20 +33,6 @@ impl TokenCell {
         }
     }
 
-    /// Like [`wait_before_send`](Self::wait_before_send), for a token that can't be replaced by a replay: one that leaves
-    /// the session without the layer around it, or one for a request that can't be replayed. If it was refused or has
-    /// expired, it is refreshed first, whether or not the session refreshes early.
-    pub(crate) fn wait_before_handing_out(&self, state: &State) -> Option<Trigger> {
-        let has_expired = || state.tokens.expires_at().is_some_and(|at| at <= SystemTime::now());
-        if state.is_rejected() {
-            Some(Trigger::Acquire)
-        } else if has_expired() {
-            Some(Trigger::Early)
-        } else {
-            None
-        }
-    }
-
     fn refresh_if_due(self: &Arc<Self>, due: &RefreshSchedule) -> Option<Trigger> {
         let (now, wall) = (Instant::now(), SystemTime::now());
         if due.has_expired(now, wall) {

@@ -37,7 +37,7 @@ pub struct SessionBuilder {
 }
 
 impl SessionBuilder {
-    pub(super) fn new(refresh: impl RefreshService) -> Self {
+    pub(super) fn new(refresh: impl RefreshService, client_credentials: bool) -> Self {
         Self {
             refresh: BoxCloneSyncService::new(refresh.map_err(Into::<BoxError>::into)),
             revoke: None,
@@ -46,7 +46,7 @@ impl SessionBuilder {
             refresh_timeout: REFRESH_TIMEOUT,
             refresh_early: None,
             rotation: Rotation::Strict,
-            client_credentials: false,
+            client_credentials,
         }
     }
 
@@ -96,18 +96,12 @@ impl SessionBuilder {
         self
     }
 
-    /// Declares that the refresh service needs no refresh token (RFC 6749 §4.4): the session is active from the start and
-    /// obtains its access tokens by itself. Default: off.
-    pub fn client_credentials(mut self) -> Self {
-        self.client_credentials = true;
-        self
-    }
-
     /// Reads the store, writes the first tokens to it if it is empty, and returns the session.
     ///
     /// # Errors
     ///
-    /// If called outside a `tokio` runtime, or if the store can't be read or written within 5 s.
+    /// If called outside a `tokio` runtime, if the store can't be read or written within 5 s, or if the first tokens are
+    /// empty.
     ///
     /// # Panics
     ///
@@ -115,8 +109,12 @@ impl SessionBuilder {
     pub async fn build(self) -> Result<Session, SessionError> {
         let runtime = Handle::try_current().map_err(SessionError::runtime)?;
         let (first, store) = (self.tokens.clone(), Arc::clone(&self.store));
+        let first = match first {
+            Some(tokens) if tokens.is_empty() && !self.client_credentials => return Err(SessionError::no_tokens()),
+            None if self.client_credentials => Some(Tokens::default()),
+            first => first,
+        };
         let config = Arc::new(self.into_config(runtime, None));
-        let first = first.or_else(|| config.client_credentials.then(Tokens::default));
         let stored = load_or_write(&*store, first).await.map_err(SessionError::store)?;
         Ok(Session::of(Arc::new(TokenCell::new(stored, store, config))))
     }

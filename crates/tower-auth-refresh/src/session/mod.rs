@@ -50,6 +50,7 @@ pub(crate) use self::cell::{Revision, TokenCell};
 pub(crate) use self::config::Config;
 pub use self::config::Rotation;
 pub use self::credential::Credential;
+pub(crate) use self::credential::wait_before_handing_out;
 pub use self::error::{SessionError, SessionErrorKind};
 pub(crate) use self::limiter::RefreshLimiter;
 pub(crate) use self::state::State as Snapshot;
@@ -71,7 +72,14 @@ pub struct Session {
 impl Session {
     /// Starts to build a session around the service that renews its tokens.
     pub fn builder(refresh: impl RefreshService) -> SessionBuilder {
-        SessionBuilder::new(refresh)
+        SessionBuilder::new(refresh, false)
+    }
+
+    /// Starts to build a session of a client that acts for itself (client credentials, RFC 6749 §4.4).
+    ///
+    /// The service needs no refresh token. The session is active from the start, and obtains its access tokens by itself.
+    pub fn client_credentials(grant: impl RefreshService) -> SessionBuilder {
+        SessionBuilder::new(grant, true)
     }
 
     /// Signs a user in: the first one, or another one in place of the last.
