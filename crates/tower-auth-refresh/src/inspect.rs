@@ -452,3 +452,166 @@ impl<B: Body> fmt::Debug for InspectedBody<B> {
         f.debug_struct("InspectedBody").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::{FutureExt, StreamExt, stream};
+    use http::{HeaderValue, StatusCode};
+    use http_body_util::{BodyExt, Full, StreamBody};
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+
+    type Read = Result<Frame<Bytes>, &'static str>;
+
+    const EXPIRED: &str = r#"{"expired":true}"#;
+
+    fn data(text: &'static str) -> Read {
+        Ok(Frame::data(Bytes::from_static(text.as_bytes())))
+    }
+
+    fn trailers() -> Read {
+        Ok(Frame::trailers(HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("x"))])))
+    }
+
+    fn layer() -> InspectBodyLayer {
+        InspectBodyLayer::json(|head, body| head.status() == StatusCode::OK && body["expired"] == true)
+    }
+
+    /// Sends a response with this body through the layer. Returns it, and whether it is marked.
+    async fn inspect<B: Body>(
+        layer: InspectBodyLayer,
+        content_type: &'static str,
+        body: B,
+    ) -> (InspectedBody<B>, bool) {
+        let mut response = Response::builder().header(CONTENT_TYPE, content_type).body(body).ok();
+        let inner = service_fn(move |_: Request<()>| {
+            let response = response.take().expect("one request");
+            async { Ok::<_, Infallible>(response) }
+        });
+        let response = layer.layer(inner).oneshot(Request::new(())).await.unwrap();
+        let is_marked = response.extensions().get::<TokenExpired>().is_some();
+        (response.into_body(), is_marked)
+    }
+
+    async fn inspect_frames(frames: impl IntoIterator<Item = Read>) -> (Vec<String>, bool) {
+        let body = StreamBody::new(stream::iter(frames.into_iter().collect::<Vec<_>>()));
+        let (body, is_marked) = inspect(layer(), "application/json", body).await;
+        (seen(body).await, is_marked)
+    }
+
+    /// Reads a body to its end or error, as text.
+    async fn seen<B: Body<Data = Bytes, Error = &'static str>>(body: B) -> Vec<String> {
+        let mut body = std::pin::pin!(body);
+        let mut seen = Vec::new();
+        while let Some(frame) = body.frame().await {
+            match frame.map(Frame::into_data) {
+                Ok(Ok(data)) => seen.push(String::from_utf8(data.into()).unwrap()),
+                Ok(Err(_)) => seen.push("trailers".to_owned()),
+                Err(error) => {
+                    seen.push(format!("error: {error}"));
+                    break;
+                }
+            }
+        }
+        seen
+    }
+
+    #[tokio::test]
+    async fn a_body_that_says_so_is_marked_and_given_back_in_the_same_frames() {
+        let (seen, is_marked) = inspect_frames([data(EXPIRED)]).await;
+        assert!(is_marked);
+        assert_eq!(seen, [EXPIRED]);
+        let (seen, is_marked) =
+            inspect_frames([data("{\"expired\""), data(""), data(":true"), data("}"), trailers()]).await;
+        assert!(is_marked);
+        assert_eq!(seen, ["{\"expired\"", "", ":true", "}", "trailers"]);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_does_not_say_so_passes_as_it_came() {
+        for frames in [&["{\"expired\":false}"][..], &["[]"], &["not JSON"], &["{\"expired\":true"], &[]] {
+            let (seen, is_marked) = inspect_frames(frames.iter().map(|text| data(text))).await;
+            assert!(!is_marked, "{frames:?}");
+            assert_eq!(seen, frames);
+        }
+        let (seen, is_marked) = inspect_frames([data("{"), Err("reset")]).await;
+        assert_eq!((seen, is_marked), (vec!["{".into(), "error: reset".into()], false));
+    }
+
+    #[tokio::test]
+    async fn a_body_of_exactly_the_limit_is_read_and_a_longer_one_passes() {
+        let limit = |bytes| layer().limit(bytes);
+        let chunks = || StreamBody::new(stream::iter([data("{\"expired\""), data(":true}")]));
+        let (body, is_marked) = inspect(limit(EXPIRED.len()), "application/json", chunks()).await;
+        assert!(is_marked);
+        assert_eq!(seen(body).await.concat(), EXPIRED);
+        let (body, is_marked) = inspect(limit(EXPIRED.len() - 1), "application/json", chunks()).await;
+        assert!(!is_marked);
+        assert_eq!(seen(body).await.concat(), EXPIRED);
+        // A size that is known to exceed the limit: nothing is read.
+        let (body, is_marked) =
+            inspect(limit(EXPIRED.len() - 1), "application/json", Full::new(EXPIRED.as_bytes())).await;
+        assert!(!is_marked && matches!(body.state, BodyState::Untouched { .. }));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), EXPIRED);
+        // Endless empty frames.
+        let endless = StreamBody::new(stream::repeat_with(|| data("")));
+        assert!(!inspect(layer(), "application/json", endless).await.1);
+    }
+
+    #[tokio::test]
+    async fn only_json_is_read_unless_the_app_selects() {
+        let body = || Full::new(Bytes::from_static(EXPIRED.as_bytes()));
+        for json in ["application/json", "Application/JSON; charset=utf-8", "application/graphql-response+json"] {
+            assert!(inspect(layer(), json, body()).await.1, "{json}");
+        }
+        for other in ["text/html", "application/x-ndjson", "application/json-seq", ""] {
+            assert!(!inspect(layer(), other, body()).await.1, "{other}");
+        }
+        let all = layer().select(|head| head.status() == StatusCode::OK);
+        assert!(inspect(all, "text/html", body()).await.1);
+        let none = layer().select(|_| false);
+        assert!(!inspect(none, "application/json", body()).await.1);
+    }
+
+    #[tokio::test]
+    async fn the_size_hint_and_the_end_are_those_of_the_body() {
+        let (mut body, is_marked) = inspect(layer(), "application/json", Full::new(EXPIRED.as_bytes())).await;
+        assert!(is_marked && !body.is_end_stream());
+        assert_eq!(body.size_hint().exact(), Some(EXPIRED.len() as u64));
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), EXPIRED);
+        assert!(body.is_end_stream());
+        assert_eq!(body.size_hint().exact(), Some(0));
+        assert!(body.frame().await.is_none());
+
+        let unknown = StreamBody::new(stream::iter([data(EXPIRED)]));
+        let (mut body, _) = inspect(layer(), "application/json", unknown).await;
+        assert_eq!((body.size_hint().lower(), body.size_hint().upper()), (0, None));
+        body.frame().await.unwrap().unwrap();
+        assert!(body.is_end_stream() && body.frame().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stalled_body_is_held_back_for_the_time_out_and_then_given_back() {
+        let late = stream::once(async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            data(":true}")
+        });
+        let body = StreamBody::new(Box::pin(stream::iter([data("{\"expired\"")]).chain(late)));
+        let started = Instant::now();
+        let (body, is_marked) = inspect(layer().timeout(Duration::from_secs(2)), "application/json", body).await;
+        assert!(!is_marked);
+        assert_eq!(started.elapsed().as_secs(), 2);
+        assert_eq!(seen(body).await, ["{\"expired\"", ":true}"]);
+    }
+
+    #[test]
+    fn without_a_runtime_only_a_body_that_is_available_is_read() {
+        let inspected = inspect(layer(), "application/json", Full::new(EXPIRED.as_bytes())).now_or_never();
+        assert!(inspected.unwrap().1);
+        let pending = StreamBody::new(stream::iter([data(EXPIRED)]).chain(stream::pending()));
+        assert!(!inspect(layer(), "application/json", pending).now_or_never().unwrap().1);
+    }
+}

@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(summary(&["Negotiate", "Basic realm=x"]), (Some("Negotiate".into()), None));
         assert_eq!(summary(&["Basic realm=x, bearer error=invalid_request"]), some("bearer", "invalid_request"));
         assert_eq!(summary(&[r#"OAuth2 realm="x", error="invalid_token""#]), some("OAuth2", "invalid_token"));
-        assert_eq!(summary(&["Bearer error='missing authorization'"]), some("Bearer", "missing authorization"));
+        assert_eq!(summary(&[r#"Bearer error="missing authorization""#]), some("Bearer", "missing authorization"));
         let text = ChallengeSummary::read(&headers(&["JWT error=x"]), "Bearer").to_string();
         assert_eq!(text, "scheme JWT, error \"x\"");
     }
