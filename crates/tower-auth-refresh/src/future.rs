@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use http::{Request, Response, StatusCode};
-use http_body::Body;
+use http_body::{Body, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower_service::Service;
@@ -138,7 +138,8 @@ where
             Route::Untouched => return Self::pass(ready, setup, own, request),
         };
         let limit = replay_limit(&request, &setup.options);
-        let exceeds_limit = request.body().size_hint().lower() > limit.0 as u64;
+        let size = request.body().size_hint();
+        let exceeds_limit = size.lower() > limit.0 as u64;
         // If each request has a session of its own, the last credentials are those of another session.
         let last = setup.source.shared().map(|_| last);
         let cell = session.cell();
@@ -177,7 +178,7 @@ where
                     None => Credentials::in_force(&snapshot, &setup.options),
                 }
             };
-        Self::send(ready, setup, own, credentials, request, limit)
+        Self::send(ready, setup, own, credentials, request, size, limit)
     }
 
     /// Sends a request untouched. Out of line, to keep [`send`](Self::send), the usual path, short.
@@ -226,6 +227,7 @@ where
         own: Option<Session>,
         credentials: Credentials<'_>,
         request: Request<B>,
+        size: SizeHint,
         limit: ReplayLimit,
     ) -> Self {
         let options = &setup.options;
@@ -235,7 +237,7 @@ where
         let head = Head::keep(&request);
         let mut replay = None;
         let mut request = request.map(|body| {
-            let (body, handle) = ReplayBody::recorded(body, limit.0, &options.one_piece);
+            let (body, handle) = ReplayBody::recorded(body, size, limit.0, &options.one_piece);
             replay = Some(handle);
             body
         });
@@ -323,8 +325,8 @@ where
                     let next = if snapshot.epoch == held.epoch && snapshot.tokens.access_token().is_some() {
                         let credentials = Credentials::in_force(&snapshot, options);
                         let (setup, own) = (this.setup.clone(), this.own.clone());
-                        let limit = replay_limit(&held.request, options);
-                        let mut next = Self::send(inner, setup, own, credentials, held.request, limit).state;
+                        let (size, limit) = (held.request.body().size_hint(), replay_limit(&held.request, options));
+                        let mut next = Self::send(inner, setup, own, credentials, held.request, size, limit).state;
                         if let State::Sent { kept: Some(kept), .. } = &mut next {
                             kept.has_waited = held.has_waited;
                         }

@@ -142,6 +142,16 @@ impl ChallengePolicy {
     /// Judges a response. `sent` returns the token that the request carried; it is called only if the policy reads it.
     #[inline]
     pub(crate) fn judge(&self, response: ResponseHead<'_>, sent: impl FnOnce() -> Option<SentToken>) -> Verdict {
+        // The usual case, in few instructions.
+        let is_refusal = matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        if matches!(self.0, Rule::Bearer | Rule::StrictBearer) && !is_refusal {
+            return Verdict::Pass;
+        }
+        self.judge_closely(response, sent)
+    }
+
+    #[inline(never)]
+    fn judge_closely(&self, response: ResponseHead<'_>, sent: impl FnOnce() -> Option<SentToken>) -> Verdict {
         let status = response.status();
         match &self.0 {
             Rule::When(is_challenge) if is_challenge(&ResponseHead { sent: sent(), ..response }) => Verdict::Expired,

@@ -134,16 +134,16 @@ impl<B> ReplayBody<B> {
     where
         B: Body + 'static,
     {
-        Self::recorded(body, limit, &OnePiece::default())
+        let size = body.size_hint();
+        Self::recorded(body, size, limit, &OnePiece::default())
     }
 
     /// Creates the body of a first attempt, and the handle that replays it if at most `limit` bytes have been sent.
-    #[inline]
-    pub(crate) fn recorded(mut body: B, limit: usize, one_piece: &OnePiece) -> (Self, Replay<B>)
+    /// `size`: the body's size hint, which the caller knows already.
+    pub(crate) fn recorded(mut body: B, size: SizeHint, limit: usize, one_piece: &OnePiece) -> (Self, Replay<B>)
     where
         B: Body + 'static,
     {
-        let size = body.size_hint();
         if body.is_end_stream() {
             return (Self::empty(size), Replay::empty(size));
         }

@@ -563,13 +563,17 @@ fn a_streamed_body_is_given_back_as_it_was() {
 #[test]
 fn a_foreign_body_is_one_piece_if_the_app_says_so() {
     let says_so = OnePiece::new(|body: &Script| (body.size_hint().exact() == Some(3)).then(|| "123".into()));
-    let (attempt, handle) = ReplayBody::recorded(Script::chunks(["12", "3"]).exact(), LIMIT, &says_so);
+    let body = Script::chunks(["12", "3"]).exact();
+    let size = body.size_hint();
+    let (attempt, handle) = ReplayBody::recorded(body, size, LIMIT, &says_so);
     assert_eq!(handle.into_replay().unwrap().try_into_bytes().unwrap(), "123");
     assert_eq!(attempt.try_into_bytes().unwrap(), "123");
     let passing = ReplayBody::passing(Script::chunks(["12", "3"]).exact(), &says_so);
     assert_eq!(passing.try_into_bytes().unwrap(), "123");
     // Otherwise, and for another type, the body is streamed.
-    let (mut attempt, _handle) = ReplayBody::recorded(Script::chunks(["1", "2"]).exact(), LIMIT, &says_so);
+    let body = Script::chunks(["1", "2"]).exact();
+    let size = body.size_hint();
+    let (mut attempt, _handle) = ReplayBody::recorded(body, size, LIMIT, &says_so);
     assert_eq!(drain(&mut attempt), [data("1"), data("2"), Seen::End]);
     let boxed = Script::chunks(["12", "3"]).exact().boxed_unsync();
     assert!(ReplayBody::passing(boxed, &says_so).try_into_bytes().is_err());
