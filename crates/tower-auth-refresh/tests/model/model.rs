@@ -80,6 +80,8 @@ struct Session {
     rejected: bool,
     in_doubt: bool,
     failures: u32,
+    /// The kind of the last of them.
+    failure: Option<FailureKind>,
     strikes: u32,
     last_refusal: u32,
     issued: Option<Moment>,
@@ -327,11 +329,12 @@ impl Model {
     pub(crate) fn observed(&mut self) -> &Observed {
         let describe = |session: SessionIndex| {
             let it = &self.sessions[session];
-            let state = match (it.active, it.ended, self.in_flight(session)) {
-                (true, _, None) => "Active",
-                (true, _, Some(_)) => "Refreshing",
-                (false, Some(_), _) => "Ended",
-                (false, None, _) => "SignedOut",
+            let state = match (it.active, it.ended, self.in_flight(session), it.failure) {
+                (true, _, None, None) => "Active".to_owned(),
+                (true, _, None, Some(kind)) => format!("Failing({kind:?}, {})", it.failures),
+                (true, _, Some(_), _) => "Refreshing".to_owned(),
+                (false, Some(_), _, _) => "Ended".to_owned(),
+                (false, None, _, _) => "SignedOut".to_owned(),
             };
             format!("{state}, {}: {:?}", it.generation, it.tokens)
         };
@@ -589,7 +592,7 @@ impl Model {
     fn apply_tokens(&mut self, session: SessionIndex, tokens: Pair) {
         let it = &mut self.sessions[session];
         let same = tokens.access == it.tokens.access;
-        (it.tokens, it.in_doubt, it.failures, it.cooling) = (tokens, false, 0, None);
+        (it.tokens, it.in_doubt, it.failures, it.failure, it.cooling) = (tokens, false, 0, None, None);
         if !same {
             it.generation += 1;
             (it.rejected, it.issued) = (false, Some(self.at));
@@ -891,6 +894,7 @@ impl Model {
         if it.epoch == epoch {
             it.in_doubt |= in_doubt;
             it.failures += 1;
+            it.failure = Some(kind);
             let full = (1_000 << (it.failures - 1).min(10)).min(60_000_u64);
             let pause = Moment { lo: full / 2, hi: full }
                 .max((retry_after, retry_after))
