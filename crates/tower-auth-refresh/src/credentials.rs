@@ -50,11 +50,6 @@ impl Credentials<'_> {
         Self { epoch: snapshot.epoch, generation: snapshot.generation, value }
     }
 
-    /// Returns `true` if the session has no token.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.value.is_none()
-    }
-
     /// Puts the credentials on a request.
     ///
     /// Returns `false` if the caller has set the header, if the map is full, or if the session has no token.
@@ -161,6 +156,8 @@ mod tests {
             header: AUTHORIZATION,
             scheme: "Bearer".into(),
             replay_limit: ReplayLimit::DEFAULT,
+            one_piece: crate::replay::OnePiece::default(),
+            require_token: false,
         }
     }
 

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::HeaderName;
 use http::header::AUTHORIZATION;
 use tower_layer::Layer;
 
 use crate::challenge::ChallengePolicy;
 use crate::options::{Options, PerRequest};
-use crate::replay::ReplayLimit;
+use crate::replay::{OnePiece, ReplayLimit};
+use crate::require_token::RequireToken;
 use crate::scope::Origins;
 use crate::service::AuthRefresh;
 use crate::session::Session;
@@ -46,7 +48,7 @@ use crate::session::Session;
 /// let layer = AuthRefreshLayer::per_request(Origin::parse("https://api.example.com")?)
 ///     .header(HeaderName::from_static("x-api-token"))
 ///     .without_scheme()
-///     .challenge(ChallengePolicy::when(|status, _| status == StatusCode::FORBIDDEN));
+///     .challenge(ChallengePolicy::when(|response| response.status() == StatusCode::FORBIDDEN));
 /// # Ok::<(), tower_auth_refresh::InvalidOrigin>(())
 /// ```
 ///
@@ -69,7 +71,7 @@ impl AuthRefreshLayer<Session> {
 impl AuthRefreshLayer<PerRequest> {
     /// Creates a layer that takes the session of a request from its extensions.
     ///
-    /// Requests to other origins than these pass untouched, and so do requests without a [`Session`].
+    /// Requests to other origins than these pass untouched. A request without a [`Session`] is sent without a token.
     pub fn per_request(origins: impl Into<Origins>) -> Self {
         Self::from_source(PerRequest::new(), origins.into())
     }
@@ -83,6 +85,8 @@ impl<S> AuthRefreshLayer<S> {
             header: AUTHORIZATION,
             scheme: "Bearer".into(),
             replay_limit: ReplayLimit::DEFAULT,
+            one_piece: OnePiece::default(),
+            require_token: false,
         };
         Self { source, options: Arc::new(options) }
     }
@@ -138,6 +142,76 @@ impl<S> AuthRefreshLayer<S> {
         Arc::make_mut(&mut self.options).replay_limit = ReplayLimit(bytes);
         self
     }
+
+    /// Sets a function that returns the whole body of a request, if the body is in memory as one piece.
+    ///
+    /// Such a body needs no record and no lock, and [`ReplayBody::try_into_bytes`] gives it back. The function must have
+    /// no effect. It is called for bodies of the type `B`; one type can be set. Default: none; `Full<Bytes>` and
+    /// `String` are recognized always.
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use tower_auth_refresh::{AuthRefreshLayer, Origin};
+    /// # struct ClientBody(Option<&'static [u8]>);
+    /// # impl ClientBody { fn as_bytes(&self) -> Option<&[u8]> { self.0 } }
+    ///
+    /// // As reqwest's body has it.
+    /// let layer = AuthRefreshLayer::per_request(Origin::parse("https://api.example.com")?)
+    ///     .one_piece(|body: &ClientBody| body.as_bytes().map(Bytes::copy_from_slice));
+    /// # let _ = layer;
+    /// # Ok::<(), tower_auth_refresh::InvalidOrigin>(())
+    /// ```
+    ///
+    /// [`ReplayBody::try_into_bytes`]: crate::ReplayBody::try_into_bytes
+    #[must_use]
+    pub fn one_piece<B: 'static>(mut self, take: fn(&B) -> Option<Bytes>) -> Self {
+        Arc::make_mut(&mut self.options).one_piece = OnePiece::new(take);
+        self
+    }
+
+    /// Refuses requests that would be sent without a token, instead of sending them.
+    ///
+    /// For gateways: an API may serve anonymous requests, which a user whose session has ended shouldn't get unnoticed.
+    /// The error is a [`BoxError`](tower::BoxError) around the [`RefreshReport`](crate::RefreshReport) that the 401 would
+    /// have had; for a request without a session, with [`NotRefreshed::NoSession`](crate::NotRefreshed::NoSession). The
+    /// inner service's own errors are boxed too. Default: such requests are sent.
+    ///
+    /// Requests that pass untouched still do: to foreign origins, with [`SkipAuth`](crate::SkipAuth), or with a header of
+    /// the caller's own.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
+    /// use tower::{ServiceBuilder, ServiceExt};
+    /// use tower_auth_refresh::{AuthRefreshLayer, NotRefreshed, Origin, RefreshReport};
+    /// # use tower_auth_refresh::{RefreshError, RefreshRequest, Session, Tokens};
+    /// # let refresh = tower::service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
+    /// # let session = Session::builder(refresh).build().await?;
+    /// # let http_client = tower::service_fn(|_: http::Request<tower_auth_refresh::ReplayBody<String>>| async {
+    /// #     Ok::<_, tower::BoxError>(http::Response::new(String::new()))
+    /// # });
+    ///
+    /// let layer = AuthRefreshLayer::new(session, Origin::parse("https://api.example.com")?).require_token();
+    /// let client = ServiceBuilder::new().layer(layer).service(http_client);
+    ///
+    /// let request = http::Request::get("https://api.example.com/").body(String::new())?;
+    /// let error = client.oneshot(request).await.unwrap_err();
+    /// let report = error.downcast_ref::<RefreshReport>();
+    /// assert!(matches!(report, Some(RefreshReport::NotRefreshed(NotRefreshed::SignedOut))));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn require_token(mut self) -> RequireTokenLayer<S> {
+        Arc::make_mut(&mut self.options).require_token = true;
+        RequireTokenLayer { layer: self }
+    }
+}
+
+/// An [`AuthRefreshLayer`] that refuses requests that would be sent without a token.
+///
+/// It is made by [`AuthRefreshLayer::require_token`], after all other settings.
+#[derive(Clone, Debug)]
+pub struct RequireTokenLayer<S = Session> {
+    layer: AuthRefreshLayer<S>,
 }
 
 // Here and not in `service`, so that a service doesn't depend on its layer.
@@ -181,5 +255,13 @@ impl<Svc: Clone, S: Clone> Layer<Svc> for AuthRefreshLayer<S> {
 
     fn layer(&self, inner: Svc) -> Self::Service {
         AuthRefresh::new(inner, self.source.clone(), Arc::clone(&self.options))
+    }
+}
+
+impl<Svc: Clone, S: Clone> Layer<Svc> for RequireTokenLayer<S> {
+    type Service = AuthRefresh<RequireToken<Svc>, S>;
+
+    fn layer(&self, inner: Svc) -> Self::Service {
+        self.layer.layer(RequireToken::new(inner))
     }
 }

@@ -94,6 +94,9 @@
 //!     revoke service.
 //! 15. Only a rejection by the authorization server ends a session. Any other failure keeps the tokens.
 //! 16. The inner service is only called when its `poll_ready` has returned ready, for the replay too.
+//! 19. Every 401 that the layer passes to the caller has a [`RefreshReport`] with the reason. (The layer doesn't look at
+//!     responses to requests that pass untouched: to foreign origins, with [`SkipAuth`], or with a header of the
+//!     caller's own.)
 //!
 //! <!-- -->
 //!
@@ -123,12 +126,14 @@ mod drain;
 #[cfg(feature = "serde")]
 mod exposed_tokens;
 mod future;
+mod inspect;
 mod layer;
 mod options;
 mod refresh;
 mod registry;
 mod replay;
 mod report;
+mod require_token;
 mod scope;
 mod service;
 mod session;
@@ -138,11 +143,12 @@ pub mod store;
 mod timer;
 mod token;
 
-pub use challenge::{Challenge, ChallengePolicy};
+pub use challenge::{Challenge, ChallengePolicy, ChallengeSummary, ResponseHead, StepUp};
 #[cfg(feature = "serde")]
 pub use exposed_tokens::ExposedTokens;
 pub use future::ResponseFuture;
-pub use layer::AuthRefreshLayer;
+pub use inspect::{InspectBody, InspectBodyFuture, InspectBodyLayer, InspectedBody};
+pub use layer::{AuthRefreshLayer, RequireTokenLayer};
 pub use options::{PerRequest, SessionSource, SkipAuth};
 pub use refresh::{
     Generation, NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, RefreshService, RevokeRequest,
@@ -151,6 +157,7 @@ pub use refresh::{
 pub use registry::{SessionRegistry, SessionRegistryBuilder, SessionRegistryError};
 pub use replay::{NotReplayable, ReplayBody, ReplayLimit, Superseded};
 pub use report::RefreshReport;
+pub use require_token::{RequireToken, RequireTokenFuture};
 pub use scope::{InvalidOrigin, Origin, Origins};
 pub use service::AuthRefresh;
 pub use session::{

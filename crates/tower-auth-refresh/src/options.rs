@@ -5,7 +5,7 @@ use std::fmt;
 use http::HeaderName;
 
 use crate::challenge::ChallengePolicy;
-use crate::replay::ReplayLimit;
+use crate::replay::{OnePiece, ReplayLimit};
 use crate::scope::Origins;
 use crate::session::Session;
 
@@ -30,7 +30,8 @@ impl SessionSource for PerRequest {
 
 /// A source of sessions: takes the [`Session`] out of a request's extensions.
 ///
-/// A request without a session passes untouched, without a token.
+/// A request without a session is sent without a token. If the API refuses it, the
+/// [`RefreshReport`](crate::RefreshReport) says so ([`NotRefreshed::NoSession`](crate::NotRefreshed::NoSession)).
 ///
 /// ```
 /// # fn example(session: tower_auth_refresh::Session) -> http::Result<http::Request<()>> {
@@ -48,7 +49,7 @@ impl PerRequest {
 
 /// A marker in a request's extensions that makes the request pass untouched.
 ///
-/// No token is attached to the request, and a 401 to it triggers nothing.
+/// No token is attached to the request, and a 401 to it triggers nothing and has no report.
 ///
 /// `tower-http`'s `FollowRedirect` drops extensions when a hop crosses origins, unless its policy keeps the marker
 /// (`FilterCredentials::allow_extension::<SkipAuth>()`).
@@ -72,6 +73,9 @@ pub(crate) struct Options {
     /// Empty if the token is sent without a scheme.
     pub(crate) scheme: Box<str>,
     pub(crate) replay_limit: ReplayLimit,
+    pub(crate) one_piece: OnePiece,
+    /// Whether a [`RequireToken`](crate::RequireToken) inside refuses requests without a token.
+    pub(crate) require_token: bool,
 }
 
 mod sealed {

@@ -412,6 +412,8 @@ pub enum NotRefreshed {
     CoolingDown(Arc<RefreshError>),
     /// The authorization server rejected the refresh token: the session has ended and the user must sign in again.
     Ended(Arc<RefreshError>),
+    /// The request carries no session, and the layer takes sessions from requests.
+    NoSession,
     /// The session is signed out.
     SignedOut,
     /// A sign-in or sign-out happened since the request was made: the request is not replayed for another user.
@@ -431,6 +433,7 @@ impl NotRefreshed {
             Self::Failed(_) => "refresh_failed",
             Self::CoolingDown(_) => "cooling_down",
             Self::Ended(_) => "session_ended",
+            Self::NoSession => "no_session",
             Self::SignedOut => "signed_out",
             Self::SessionChanged => "session_changed",
             Self::NoRefreshToken => "no_refresh_token",
@@ -446,6 +449,7 @@ impl fmt::Display for NotRefreshed {
             Self::Failed(_) => "the refresh failed",
             Self::CoolingDown(_) => "the session cools down after a failed refresh",
             Self::Ended(_) => "the session has ended",
+            Self::NoSession => "the request carries no session",
             Self::SignedOut => "the session is signed out",
             Self::SessionChanged => "a sign-in or sign-out happened since the request was made",
             Self::NoRefreshToken => "the session has no refresh token",

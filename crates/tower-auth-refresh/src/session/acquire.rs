@@ -1,6 +1,7 @@
 //! Acquiring newer tokens: whether a request waits before it is sent, and joining or starting a flight.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::time::Instant;
 
@@ -24,22 +25,23 @@ impl TokenCell {
         match (state.phase, state.tokens.access_token(), state.due.as_deref()) {
             (Phase::Active, Some(_), Some(due)) => self.refresh_if_due(due),
             (Phase::Refreshing, _, _) if state.is_pointless_to_send() => Some(Trigger::Acquire),
-            (Phase::Refreshing, _, Some(due)) if Instant::now() >= due.expired => Some(Trigger::Early),
+            (Phase::Refreshing, _, Some(due)) if due.has_expired(Instant::now(), SystemTime::now()) => {
+                Some(Trigger::Early)
+            }
             (Phase::Active, None, _) => self.refusal(state.epoch).is_none().then_some(Trigger::Acquire),
             _ => None,
         }
     }
 
     fn refresh_if_due(self: &Arc<Self>, due: &RefreshSchedule) -> Option<Trigger> {
-        let now = Instant::now();
-        if now < due.early {
-            None
-        } else if now < due.expired {
-            self.start_early_refresh();
-            None
-        } else {
-            Some(Trigger::Early)
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        if due.has_expired(now, wall) {
+            return Some(Trigger::Early);
         }
+        if due.is_due(now, wall) {
+            self.start_early_refresh();
+        }
+        None
     }
 
     /// Starts a refresh in the background if the lock is free. If it isn't, the next request tries again.

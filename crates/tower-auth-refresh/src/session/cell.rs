@@ -24,6 +24,7 @@ use super::loop_guard::ReplayResults;
 use super::state::{At, Effect, Event, Phase, RefreshSchedule, State};
 use super::store_sync::Revocation;
 use crate::TARGET;
+use crate::challenge::SentToken;
 use crate::refresh::Generation;
 use crate::store::{Epoch, Record, TokenStore};
 use crate::token::{AccessToken, RefreshToken, Tokens};
@@ -149,6 +150,13 @@ impl TokenCell {
     #[inline]
     pub(crate) fn revision(&self) -> Revision {
         Revision(self.revision.load(Ordering::Acquire))
+    }
+
+    /// Compares the token of this generation with the state now.
+    pub(crate) fn sent_token(&self, generation: Generation) -> SentToken {
+        let state = self.snapshot();
+        let in_force = state.generation == generation && !state.is_over();
+        SentToken { generation, in_force, expires_at: state.tokens.expires_at().filter(|_| in_force) }
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<SessionState> {

@@ -101,7 +101,7 @@ impl Config {
     /// Returns the times of an early refresh, if the session refreshes early and the expiry is known.
     pub(super) fn schedule(&self, tokens: &Tokens, at: At) -> Option<RefreshSchedule> {
         let window = self.refresh_early?;
-        let lifetime = tokens.expires_at()?.duration_since(SystemTime::now()).unwrap_or_default();
+        let lifetime = tokens.expires_at()?.duration_since(at.wall).unwrap_or_default();
         Some(RefreshSchedule::before_expiry(lifetime, window, at))
     }
 }

@@ -171,9 +171,10 @@ impl Session {
     }
 }
 
-/// Like `TokenCell::wait_before_send`, for a token that leaves the session without the layer around it: one that was
-/// refused or has expired is refreshed first, whether or not the session refreshes early.
-fn wait_before_handing_out(state: &State) -> Option<Trigger> {
+/// Like `TokenCell::wait_before_send`, for a token that a replay can't mend: one that leaves the session without the layer
+/// around it, or one for a request that can't be replayed. If it was refused or has expired, it is refreshed first,
+/// whether or not the session refreshes early.
+pub(crate) fn wait_before_handing_out(state: &State) -> Option<Trigger> {
     let has_expired = || state.tokens.expires_at().is_some_and(|at| at <= SystemTime::now());
     if state.is_rejected() {
         Some(Trigger::Acquire)

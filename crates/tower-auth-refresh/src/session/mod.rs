@@ -51,6 +51,7 @@ pub(crate) use self::cell::{Revision, TokenCell};
 pub(crate) use self::config::Config;
 pub use self::config::Rotation;
 pub use self::credential::Credential;
+pub(crate) use self::credential::wait_before_handing_out;
 pub use self::error::{SessionError, SessionErrorKind};
 pub(crate) use self::limiter::RefreshLimiter;
 pub(crate) use self::recheck::{Look, Recheck, run_clock};

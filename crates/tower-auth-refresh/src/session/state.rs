@@ -60,10 +60,15 @@ pub(crate) enum Phase {
 }
 
 /// The times from which the access token should be, and must be, replaced.
+///
+/// The first of the two clocks decides. While the machine is suspended, the monotonic clock may stand still and the wall
+/// clock goes on; the wall clock may be set back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RefreshSchedule {
     pub(crate) early: Instant,
     pub(crate) expired: Instant,
+    /// The expiry by the wall clock.
+    pub(crate) expired_wall: SystemTime,
 }
 
 /// The store's content, compared with the state.
@@ -496,7 +501,18 @@ impl RefreshSchedule {
         let lifetime = lifetime.min(LONGEST_LIFETIME);
         let window = window.min(lifetime / 2).mul_f64(1.0 - at.jitter / 4.0);
         let early = lifetime.saturating_sub(window).max(SHORTEST_EARLY);
-        Self { early: at.now + early, expired: at.now + lifetime }
+        Self { early: at.now + early, expired: at.now + lifetime, expired_wall: at.wall + lifetime }
+    }
+
+    /// Whether the token has expired, by either clock.
+    pub(crate) fn has_expired(&self, now: Instant, wall: SystemTime) -> bool {
+        now >= self.expired || wall >= self.expired_wall
+    }
+
+    /// Whether the token should be replaced, by either clock.
+    pub(crate) fn is_due(&self, now: Instant, wall: SystemTime) -> bool {
+        let window = self.expired.saturating_duration_since(self.early);
+        now >= self.early || wall.checked_add(window).is_some_and(|then| then >= self.expired_wall)
     }
 }
 

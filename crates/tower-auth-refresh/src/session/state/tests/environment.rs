@@ -486,7 +486,8 @@ impl Environment {
 
     fn due(&self) -> Option<RefreshSchedule> {
         let (early, expired) = (self.now + Duration::from_secs(30), self.now + Duration::from_secs(60));
-        self.config.early.then_some(RefreshSchedule { early, expired })
+        let expired_wall = self.wall() + Duration::from_secs(60);
+        self.config.early.then_some(RefreshSchedule { early, expired, expired_wall })
     }
 }
 
