@@ -156,7 +156,7 @@ impl<'a> Demo<'a> {
         self.server.revoke(USER);
         self.server.expire_access_tokens();
         let refused = get(self.client.clone(), self.server.url("/api/revoked")).await?;
-        let state = *changes.wait_for(|state| *state == SessionState::Ended).await?;
+        let state = changes.wait_for(SessionState::is_ended).await?.clone();
         self.inspector.note(&format!("the call: {refused}; the app is notified: {state:?}"));
 
         self.session.sign_in(self.auth.login(USER).await?).await?;

@@ -334,7 +334,7 @@ async fn without_refresh_tokens_a_session_can_start_with_extra_members_that_iden
         let tenant = request.tokens().extra("tenant").and_then(|tenant| tenant.as_str()).map(access);
         std::future::ready(tenant.map(Tokens::from_access_token).ok_or(RefreshError::misconfigured("no tenant")))
     });
-    let sessions = SessionRegistry::builder(Session::builder(refresh).client_credentials()).build().unwrap();
+    let sessions = SessionRegistry::builder(Session::client_credentials(refresh)).build().unwrap();
     assert!(sessions.get(&1).await.unwrap().is_none());
     for (user, tenant) in [(1, "one"), (2, "two")] {
         let extra = serde_json::from_value(serde_json::json!({ "tenant": tenant })).unwrap();

@@ -31,7 +31,7 @@ fn to_json(session: &Session) -> Value {
     let state = match session.state() {
         SessionState::Active => "active",
         SessionState::Refreshing => "refreshing",
-        SessionState::Ended => return json!({ "state": "ended" }),
+        SessionState::Ended(_) => return json!({ "state": "ended" }),
         _ => return json!({ "state": "signed_out" }),
     };
     let left = session.tokens().expires_at().map(|expiry| expiry.duration_since(SystemTime::now()).unwrap_or_default());
