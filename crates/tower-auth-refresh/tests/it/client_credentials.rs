@@ -34,5 +34,5 @@ async fn if_no_token_can_be_obtained_requests_are_sent_without_one_and_report_th
     let call = it.api.next().await;
     assert_eq!(call.token(), None);
     call.reply(401).await;
-    assert!(matches!(not_refreshed(&response.await.unwrap()), NotRefreshed::CoolingDown(_)));
+    assert!(matches!(not_refreshed(&response.await.unwrap()), NotRefreshed::Failed(_)));
 }
