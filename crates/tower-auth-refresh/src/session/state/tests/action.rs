@@ -26,6 +26,15 @@ pub(super) enum Received {
     Unchanged,
 }
 
+/// The write of a flight's tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Commit {
+    Saved,
+    Failed,
+    /// The store holds an older record of the epoch.
+    FoundOlder,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RecordEpoch {
     ThisEpoch(Received),
@@ -46,6 +55,7 @@ pub(super) enum Failure {
 pub(super) enum Written {
     Saved,
     Found(RecordEpoch),
+    FoundOlder,
     FoundNothing,
     Failed,
 }
@@ -59,6 +69,8 @@ pub(super) enum LateEnd {
     FoundItsOwnEpoch,
     FoundThisEpoch,
     FoundAnotherEpoch,
+    FoundOlder,
+    Salvaged,
     Landed,
     Vanished,
 }
@@ -80,10 +92,14 @@ pub(super) enum Action {
     Request(Trigger, u64),
     // The current flight:
     Claims,
-    Refreshed(Received, bool),
+    Refreshed(Received, Commit),
+    /// A failed call has issued a refresh token. The flight then fails.
+    Salvages(Commit),
     Fails(Failure),
     IsRejected,
     Finds(RecordEpoch),
+    /// The store has lost writes: the flight has them written again before it claims.
+    FindsOlder,
     FindsNothing,
     IsSuperseded,
     Dies,
@@ -97,6 +113,8 @@ pub(super) enum Action {
     /// Signs in with the tokens that are in force already.
     SignsInAgain,
     SignsOut,
+    /// Hands in tokens of the same sign-in, with the response to a request that was sent this many generations ago.
+    Renews(Received, u64),
     /// A replay with the generation of this many ago was accepted, or refused.
     Replayed(bool, u64),
     Advance(Wait),
@@ -108,24 +126,29 @@ impl Action {
         use LateEnd::{FoundAnotherEpoch, FoundItsOwnEpoch, FoundThisEpoch, RefreshedUnsaved};
         use Received::{New, SameAccessToken, Unchanged};
         use RecordEpoch::{AnotherEpoch, ThisEpoch};
-        let mut all = vec![Self::Claims, Self::IsRejected, Self::FindsNothing, Self::IsSuperseded, Self::Dies];
+        let mut all = vec![Self::Claims, Self::IsRejected, Self::FindsOlder, Self::FindsNothing];
+        all.extend([Self::IsSuperseded, Self::Dies]);
         all.extend([Self::Reads, Self::SignsInAgain, Self::SignsOut]);
         for trigger in [Trigger::Challenge, Trigger::Early, Trigger::Acquire, Trigger::Manual] {
             all.extend([Self::Request(trigger, 0), Self::Request(trigger, 1)]);
         }
         for received in [New, SameAccessToken, Unchanged] {
-            all.extend([Self::Refreshed(received, true), Self::Refreshed(received, false)]);
+            all.extend([Commit::Saved, Commit::Failed].map(|commit| Self::Refreshed(received, commit)));
+            all.push(Self::Renews(received, 0));
         }
+        all.extend([Self::Refreshed(New, Commit::FoundOlder), Self::Renews(New, 1)]);
+        all.extend([Commit::Saved, Commit::Failed, Commit::FoundOlder].map(Self::Salvages));
         let failures = [Failure::Unavailable, Failure::Later(5), Failure::Later(9999), Failure::Misconfigured];
         all.extend(failures.map(Self::Fails));
         all.push(Self::Fails(Failure::InDoubt));
         let found = [ThisEpoch(New), ThisEpoch(SameAccessToken), AnotherEpoch(Both), AnotherEpoch(OnlyRefresh)];
         all.extend(found.map(Self::Finds));
         all.extend(found.map(|record_epoch| Self::Writes(Written::Found(record_epoch))));
-        all.extend([Written::Saved, Written::FoundNothing, Written::Failed].map(Self::Writes));
+        all.extend([Written::Saved, Written::FoundOlder, Written::FoundNothing, Written::Failed].map(Self::Writes));
         let late = [LateEnd::Refreshed, RefreshedUnsaved, LateEnd::Failed, LateEnd::Rejected, FoundItsOwnEpoch];
         all.extend(late.map(Self::Late));
-        all.extend([FoundThisEpoch, FoundAnotherEpoch, LateEnd::Landed, LateEnd::Vanished].map(Self::Late));
+        all.extend([FoundThisEpoch, FoundAnotherEpoch, LateEnd::FoundOlder, LateEnd::Salvaged].map(Self::Late));
+        all.extend([LateEnd::Landed, LateEnd::Vanished].map(Self::Late));
         all.extend([Both, OnlyAccess, OnlyRefresh].map(Self::SignsIn));
         for age in [0, 1] {
             all.extend([Self::Replayed(true, age), Self::Replayed(false, age)]);
@@ -138,7 +161,7 @@ impl Action {
     pub(super) fn of_pace() -> Vec<Self> {
         let of_pace = |action: &Self| match action {
             Self::Request(trigger, age) => *trigger == Trigger::Challenge && *age == 0,
-            Self::Refreshed(received, saved) => *received != Received::SameAccessToken && *saved,
+            Self::Refreshed(received, commit) => *received != Received::SameAccessToken && *commit == Commit::Saved,
             Self::Fails(failure) => *failure == Failure::Unavailable,
             Self::Replayed(_, age) => *age == 0,
             Self::Advance(wait) => matches!(wait, Wait::Cooled | Wait::Probation),

@@ -33,7 +33,8 @@ impl Environment {
     fn hash_state(&self, digest: &mut Digest) {
         let State { phase, tokens, due, rejected, in_doubt, failures, guard, cooling, .. } = &self.state;
         (phase, tokens.access_token().is_some(), tokens.refresh_token().is_some()).hash(digest);
-        (rejected, in_doubt, (*failures).min(MANY_FAILURES), guard.strikes.min(MANY_STRIKES)).hash(digest);
+        let failures = failures.as_ref().map_or(0, |failures| failures.count.min(MANY_FAILURES));
+        (rejected, in_doubt, failures, guard.strikes.min(MANY_STRIKES)).hash(digest);
         let age = guard.issued.map(|issued| self.now.duration_since(issued).min(loop_guard::PROBATION));
         age.hash(digest);
         let cooling = cooling.as_ref().map(|it| (self.left(it.until), matches!(it.why, NotRefreshed::Looping)));
@@ -49,6 +50,7 @@ impl Environment {
         match &self.state.stored {
             Stored::Clean(version) => version.is_some().hash(digest),
             Stored::CommitPending(_) => 2.hash(digest),
+            Stored::OverwritePending(_) => 5.hash(digest),
             Stored::SignInPending(over) => (3, epochs.names(over)).hash(digest),
             Stored::DeletePending(of) => (4, epochs.names(of)).hash(digest),
         }
@@ -57,6 +59,9 @@ impl Environment {
         epochs.names(&self.may_hold).hash(digest);
         if let Some(sync) = &self.sync {
             (epochs.name(sync.epoch), sync.tokens == self.state.tokens).hash(digest);
+            // Places are only compared within an epoch.
+            let places = (sync.epoch == self.state.epoch).then(|| self.state.place - sync.place);
+            places.hash(digest);
             match &sync.stored {
                 Stored::DeletePending(of) => (0, epochs.names(of)).hash(digest),
                 Stored::SignInPending(over) => (1, epochs.names(over)).hash(digest),

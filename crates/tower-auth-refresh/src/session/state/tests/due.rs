@@ -1,6 +1,6 @@
 //! Tests of the moment at which a token is replaced early.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
@@ -8,7 +8,7 @@ use super::super::{At, RefreshSchedule};
 
 /// Returns when a token of this lifetime is due for an early refresh and when it expires, in seconds from now.
 fn due(lifetime: Duration, window: u64, jitter: f64) -> (f64, f64) {
-    let at = At { now: Instant::now(), jitter };
+    let at = At { now: Instant::now(), wall: SystemTime::UNIX_EPOCH, jitter };
     let due = RefreshSchedule::before_expiry(lifetime, Duration::from_secs(window), at);
     [due.early, due.expired].map(|then| then.duration_since(at.now).as_secs_f64()).into()
 }

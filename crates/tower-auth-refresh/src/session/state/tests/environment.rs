@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use super::super::{At, Decision, Event, Phase, RefreshSchedule, Results, State, Stored};
-use super::action::{Action, Failure, Held, Initial, LateEnd, Received, RecordEpoch, Wait, Written};
+use super::action::{Action, Commit, Failure, Held, Initial, LateEnd, Received, RecordEpoch, Wait, Written};
 use crate::refresh::{Generation, RefreshError, Trigger};
 use crate::session::loop_guard;
-use crate::store::{Claim, Epoch, Record, Version};
+use crate::store::{Claim, Entry, Epoch, Record, Version};
 use crate::token::{AccessToken, RefreshToken, Tokens};
 
 /// Bounds of the model: the number of flights that outlive their epoch (a third would behave like the second), and of
@@ -19,7 +19,9 @@ const LATE: usize = 2;
 const UNWRITTEN: usize = 2;
 
 /// An epoch that only a peer knows.
-pub(super) const FOREIGN: Epoch = Epoch(u64::MAX);
+pub(super) fn foreign() -> Epoch {
+    Epoch::from(u64::MAX)
+}
 
 #[derive(Clone)]
 pub(super) struct Environment {
@@ -27,6 +29,8 @@ pub(super) struct Environment {
     pub(super) config: Config,
     pub(super) state: State,
     pub(super) now: Instant,
+    /// The wall clock at the start, and the monotonic one.
+    started: (SystemTime, Instant),
     /// The flight of this epoch.
     pub(super) flight: Option<Flight>,
     /// The epochs of flights that outlive their epoch.
@@ -50,6 +54,10 @@ pub(super) struct Environment {
     pub(super) doubted: bool,
     /// The number of failed flights since the last tokens.
     pub(super) failures: u32,
+    /// When the first of them failed.
+    pub(super) failing_since: Option<SystemTime>,
+    /// The number of the newest tokens of this epoch that the session has known.
+    pub(super) newest: u64,
     /// When the tokens in force were obtained by a flight, here or in a peer.
     pub(super) obtained_at: Option<Instant>,
     /// The generation of the last strike.
@@ -70,6 +78,8 @@ pub(super) struct Flight {
     pub(super) claimed: bool,
     /// Other tokens came into force since the flight was started.
     superseded: bool,
+    /// The failed call has issued a refresh token; the failure follows.
+    salvaged: bool,
     /// The flight's task is dead, which no caller has noticed yet.
     dead: bool,
 }
@@ -77,6 +87,7 @@ pub(super) struct Flight {
 #[derive(Clone)]
 pub(super) struct Sync {
     pub(super) epoch: Epoch,
+    pub(super) place: u64,
     pub(super) tokens: Tokens,
     pub(super) stored: Stored,
 }
@@ -101,7 +112,8 @@ impl Environment {
 
     /// One strike below the threshold of the loop guard.
     pub(super) fn refused_often(self) -> Self {
-        let refusal = [Action::Request(Trigger::Challenge, 0), Action::Claims, Action::Refreshed(Received::New, true)];
+        let refusal =
+            [Action::Request(Trigger::Challenge, 0), Action::Claims, Action::Refreshed(Received::New, Commit::Saved)];
         (1..loop_guard::LOOPING).fold(self.after_all(&refusal), |environment, _| environment.after_all(&refusal))
     }
 
@@ -121,8 +133,9 @@ impl Environment {
         let mut environment = Self {
             initial_state,
             config,
-            state: State::signed_out(Epoch(1)),
+            state: State::signed_out(Epoch::from(1)),
             now,
+            started: (SystemTime::now(), now),
             flight: None,
             late: Vec::new(),
             sync: None,
@@ -134,13 +147,17 @@ impl Environment {
             challenged: false,
             doubted: false,
             failures: 0,
+            failing_since: None,
+            newest: 0,
             obtained_at: None,
             last_refusal: Generation(0),
             ended: None,
         };
         if let Initial::Stored(held) = initial_state {
-            let record = Record { version: Version(1), epoch: Epoch(1), tokens: environment.tokens(held) };
-            environment.may_hold = vec![record.epoch];
+            let entry = Entry::new(Epoch::from(1), 3, environment.tokens(held));
+            let record = Record::new(version(1), entry);
+            environment.may_hold = vec![record.epoch()];
+            environment.newest = 3;
             environment.state = State::restored(record, environment.due());
             environment.note_first();
         }
@@ -163,20 +180,25 @@ impl Environment {
         match action {
             Action::Request(trigger, age) => self.request(trigger, age),
             Action::Claims => self.claims(),
-            Action::Refreshed(received, saved) => self.refreshed(received, saved),
+            Action::Refreshed(received, commit) => self.refreshed(received, commit),
+            Action::Salvages(commit) => self.salvages(commit),
             Action::Fails(failure) => self.fails(failure),
             Action::IsRejected => {
-                self.end_flight_if(self.flight?.claimed)?;
+                self.end_flight_if(self.flight?.has_claim())?;
                 let error = Arc::new(RefreshError::rejected("no"));
                 let event = Event::Rejected { epoch: self.state.epoch, error, next: self.new_epoch() };
                 self.step(event)
             }
             Action::Finds(record_epoch) => {
-                self.end_flight_if(true)?;
-                self.adopts(self.state.epoch, record_epoch, true)
+                self.end_flight_if(!self.flight?.salvaged)?;
+                self.adopts(self.state.epoch, self.state.place, record_epoch, true)
+            }
+            Action::FindsOlder => {
+                self.flight.filter(|flight| !flight.dead && !flight.claimed)?;
+                matches!(self.state.stored, Stored::Clean(_)).then(|| self.went_back(self.state.epoch))?
             }
             Action::FindsNothing => {
-                self.end_flight_if(true)?;
+                self.end_flight_if(!self.flight?.salvaged)?;
                 self.vanishes(self.state.epoch)
             }
             Action::IsSuperseded => {
@@ -190,9 +212,9 @@ impl Environment {
             }
             Action::Late(late_end) => self.late_end(late_end),
             Action::Reads => {
-                let State { epoch, tokens, stored, .. } = self.state.clone();
+                let State { epoch, place, tokens, stored, .. } = self.state.clone();
                 let outstanding = !matches!(stored, Stored::Clean(_)) && self.sync.is_none();
-                outstanding.then(|| self.sync = Some(Sync { epoch, tokens, stored }))
+                outstanding.then(|| self.sync = Some(Sync { epoch, place, tokens, stored }))
             }
             Action::Writes(written) => self.writes(written),
             Action::SignsIn(held) => {
@@ -207,6 +229,10 @@ impl Environment {
                 let event = Event::SignedOut { next: self.new_epoch() };
                 self.step(event)
             }
+            Action::Renews(received, age) => {
+                let (generation, tokens) = (self.carried(age)?, self.receive(received));
+                self.step(Event::Renewed { epoch: self.state.epoch, generation, tokens, due: self.due() })
+            }
             Action::Replayed(accepted, age) => {
                 let generation = self.carried(age)?;
                 let newest = if accepted { &mut self.accepted } else { &mut self.refused };
@@ -220,7 +246,7 @@ impl Environment {
     fn signs_in(&mut self, tokens: Tokens) -> Option<()> {
         let more = match &self.state.stored {
             Stored::SignInPending(over) | Stored::DeletePending(over) => over.len() < UNWRITTEN,
-            Stored::Clean(_) | Stored::CommitPending(_) => true,
+            Stored::Clean(_) | Stored::CommitPending(_) | Stored::OverwritePending(_) => true,
         };
         let event = more.then(|| Event::SignedIn { next: self.new_epoch(), tokens, due: self.due() })?;
         self.step(event)
@@ -249,7 +275,7 @@ impl Environment {
             self.step(Event::Recovered)?;
         }
         if let Decision::Start = self.decide(trigger, generation) {
-            self.flight = Some(Flight { claimed: false, superseded: false, dead: false });
+            self.flight = Some(Flight { claimed: false, superseded: false, salvaged: false, dead: false });
             self.step(Event::Started)?;
         }
         Some(())
@@ -278,16 +304,26 @@ impl Environment {
         flight.is_some().then(|| self.flight = None)
     }
 
-    fn refreshed(&mut self, received: Received, saved: bool) -> Option<()> {
-        self.end_flight_if(self.flight?.claimed)?;
-        let (tokens, due) = (self.receive(received), self.due());
-        let stored = if saved { Stored::Clean(Some(Version(2))) } else { unsaved() };
-        self.step(Event::Refreshed { epoch: self.state.epoch, tokens, stored, due })
+    fn refreshed(&mut self, received: Received, commit: Commit) -> Option<()> {
+        self.end_flight_if(self.flight?.has_claim())?;
+        let (tokens, due, stored) = (self.receive(received), self.due(), stored(commit));
+        self.step(Event::Refreshed { epoch: self.state.epoch, place: self.state.place + 1, tokens, stored, due })
+    }
+
+    fn salvages(&mut self, commit: Commit) -> Option<()> {
+        let flight = self.flight.as_mut().filter(|flight| !flight.dead && flight.has_claim())?;
+        flight.salvaged = true;
+        let refresh = self.tokens(Held::Both).refresh_token().expect("both tokens").clone();
+        let tokens = self.state.tokens.clone().with_refresh_token(refresh);
+        let (epoch, place) = (self.state.epoch, self.state.place + 1);
+        self.step(Event::Salvaged { epoch, place, tokens, stored: stored(commit) })
     }
 
     fn fails(&mut self, failure: Failure) -> Option<()> {
-        let claimed = self.flight?.claimed;
-        self.end_flight_if(claimed || failure == Failure::Unavailable)?;
+        let flight = self.flight?;
+        // Once a refresh token was salvaged, nothing is in doubt.
+        let can = if flight.salvaged { failure != Failure::InDoubt } else { flight.claimed };
+        self.end_flight_if(can || failure == Failure::Unavailable)?;
         let error = match failure {
             Failure::Unavailable => RefreshError::unavailable("no"),
             Failure::Later(seconds) => RefreshError::unavailable("no").with_retry_after(Duration::from_secs(seconds)),
@@ -299,14 +335,22 @@ impl Environment {
         self.step(event)
     }
 
-    fn adopts(&mut self, epoch: Epoch, record_epoch: RecordEpoch, ends_flight: bool) -> Option<()> {
-        let (of, tokens) = match record_epoch {
-            RecordEpoch::ThisEpoch(received) => (epoch, self.receive(received)),
-            RecordEpoch::AnotherEpoch(held) => (self.new_epoch(), self.tokens(held)),
+    /// Adopts a record that isn't older than the tokens at `place`, to which the store was compared.
+    fn adopts(&mut self, epoch: Epoch, place: u64, record_epoch: RecordEpoch, ends_flight: bool) -> Option<()> {
+        let entry = match record_epoch {
+            RecordEpoch::ThisEpoch(received) => {
+                let more = u64::from(received == Received::New);
+                Entry::new(epoch, place + more, self.receive(received))
+            }
+            RecordEpoch::AnotherEpoch(held) => Entry::new(self.new_epoch(), 2, self.tokens(held)),
         };
-        let record = Record { version: Version(3), epoch: of, tokens };
+        let record = Record::new(version(3), entry);
         let due = self.due();
         self.step(Event::Adopted { epoch, record, due, ends_flight })
+    }
+
+    fn went_back(&mut self, epoch: Epoch) -> Option<()> {
+        self.step(Event::StoreWentBack { epoch, version: version(6) })
     }
 
     fn vanishes(&mut self, epoch: Epoch) -> Option<()> {
@@ -320,36 +364,38 @@ impl Environment {
         let (tokens, due) = (self.tokens(Held::Both), self.due());
         let error = Arc::new(RefreshError::rejected("no"));
         let found = |of| {
-            let record = Record { version: Version(4), epoch: of, tokens: tokens.clone() };
+            let record = Record::new(version(4), Entry::new(of, 9, tokens.clone()));
             Event::Adopted { epoch, record, due, ends_flight: true }
         };
         let event = match late_end {
-            LateEnd::Refreshed => Event::Refreshed { epoch, tokens, stored: Stored::Clean(Some(Version(4))), due },
-            LateEnd::RefreshedUnsaved => Event::Refreshed { epoch, tokens, stored: unsaved(), due },
+            LateEnd::Refreshed => Event::Refreshed { epoch, place: 9, tokens, stored: stored(Commit::Saved), due },
+            LateEnd::RefreshedUnsaved => {
+                Event::Refreshed { epoch, place: 9, tokens, stored: stored(Commit::Failed), due }
+            }
             LateEnd::Failed => Event::Failed { epoch, error, in_doubt: true },
-            LateEnd::Rejected => Event::Rejected { epoch, error, next: FOREIGN },
+            LateEnd::Rejected => Event::Rejected { epoch, error, next: foreign() },
             LateEnd::FoundItsOwnEpoch => found(epoch),
             LateEnd::FoundThisEpoch => found(self.state.epoch),
-            LateEnd::FoundAnotherEpoch => found(FOREIGN),
+            LateEnd::FoundAnotherEpoch => found(foreign()),
+            LateEnd::FoundOlder => Event::StoreWentBack { epoch, version: version(6) },
+            LateEnd::Salvaged => Event::Salvaged { epoch, place: 9, tokens, stored: stored(Commit::Failed) },
             LateEnd::Landed => Event::Finished { epoch },
-            LateEnd::Vanished => Event::RecordGone { epoch, next: FOREIGN },
+            LateEnd::Vanished => Event::RecordGone { epoch, next: foreign() },
         };
         self.step(event)
     }
 
     /// Ends the write in progress.
     fn writes(&mut self, written: Written) -> Option<()> {
-        let Sync { epoch, tokens, stored } = self.sync.take()?;
+        let Sync { epoch, place, tokens, stored } = self.sync.take()?;
         match (written, stored) {
             (Written::Failed, _) => Some(()),
             (Written::Saved, Stored::DeletePending(epochs)) => self.step(Event::Deleted { epochs }),
-            (Written::Saved, Stored::SignInPending(_) | Stored::CommitPending(_)) => {
-                self.step(Event::Saved { epoch, tokens, version: Version(5) })
-            }
-            (Written::Found(record_epoch), Stored::SignInPending(_) | Stored::CommitPending(_)) => {
-                self.adopts(epoch, record_epoch, false)
-            }
-            (Written::FoundNothing, Stored::CommitPending(_)) => self.vanishes(epoch),
+            (_, Stored::DeletePending(_) | Stored::Clean(_)) => None,
+            (Written::Saved, _) => self.step(Event::Saved { epoch, tokens, version: version(5) }),
+            (Written::Found(record_epoch), _) => self.adopts(epoch, place, record_epoch, false),
+            (Written::FoundOlder, _) => self.went_back(epoch),
+            (Written::FoundNothing, Stored::CommitPending(_) | Stored::OverwritePending(_)) => self.vanishes(epoch),
             _ => None,
         }
     }
@@ -368,7 +414,7 @@ impl Environment {
     #[expect(clippy::needless_pass_by_value, clippy::unnecessary_wraps, reason = "the last expression of an action")]
     pub(super) fn step(&mut self, event: Event) -> Option<()> {
         let before = self.clone();
-        let (state, effect) = self.state.step(event.clone(), At { now: self.now, jitter: 0.0 });
+        let (state, effect) = self.state.step(event.clone(), At { now: self.now, wall: self.wall(), jitter: 0.0 });
         self.state = state;
         self.remember(&before.state, &event);
         self.check_step(&before, &event, &effect);
@@ -387,9 +433,14 @@ impl Environment {
         Some(())
     }
 
+    pub(super) fn wall(&self) -> SystemTime {
+        let (wall, now) = self.started;
+        wall + self.now.duration_since(now)
+    }
+
     fn new_epoch(&mut self) -> Epoch {
         self.created += 1;
-        Epoch(self.created)
+        Epoch::from(self.created)
     }
 
     /// Creates unique tokens.
@@ -441,6 +492,22 @@ static TOKENS: LazyLock<Vec<(Tokens, Tokens, Tokens)>> = LazyLock::new(|| {
     (0..1024).map(tokens).collect()
 });
 
-fn unsaved() -> Stored {
-    Stored::CommitPending(Arc::new(Claim { version: Version(2), id: 2, in_doubt: false }))
+impl Flight {
+    /// Whether the flight holds the claim, and the outcome of its call is open.
+    fn has_claim(self) -> bool {
+        self.claimed && !self.salvaged
+    }
+}
+
+fn version(number: u64) -> Version {
+    Version::from(number)
+}
+
+/// The store's content after the write of a flight's tokens.
+fn stored(commit: Commit) -> Stored {
+    match commit {
+        Commit::Saved => Stored::Clean(Some(version(2))),
+        Commit::Failed => Stored::CommitPending(Arc::new(Claim::new(version(2), 2_u64.into(), false))),
+        Commit::FoundOlder => Stored::OverwritePending(version(6)),
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::super::Decision;
-use super::action::{Action, Failure, Received, Wait};
+use super::action::{Action, Commit, Failure, Received, Wait};
 use super::environment::Environment;
 use crate::refresh::{NotRefreshed, Trigger};
 use crate::session::loop_guard;
@@ -30,7 +30,7 @@ fn most_refreshes(
     let refused = environment.after(Action::Request(Trigger::Challenge, 0)).unwrap();
     if refused.flight.is_some() {
         let claimed = refused.after(Action::Claims).unwrap();
-        let refreshed = claimed.after(Action::Refreshed(Received::New, true)).unwrap();
+        let refreshed = claimed.after(Action::Refreshed(Received::New, Commit::Saved)).unwrap();
         most = 1 + most_refreshes(&refreshed, end, known);
         // Before the loop guard applies, a failure only costs time.
         if environment.failures == 0 && environment.state.guard.strikes >= loop_guard::LOOPING {
@@ -69,7 +69,7 @@ fn accepted_tokens_with_a_lifetime_of_two_seconds_are_refreshed_for_an_hour() {
         for action in [
             Action::Request(Trigger::Challenge, 0),
             Action::Claims,
-            Action::Refreshed(Received::New, true),
+            Action::Refreshed(Received::New, Commit::Saved),
             Action::Replayed(true, 0),
         ] {
             environment = environment.after(action).unwrap_or_else(|| panic!("{action:?} after {refreshes}"));
@@ -90,7 +90,8 @@ fn a_manual_refresh_is_allowed_while_the_loop_guard_refuses_others() {
             refused = Some(environment.decide(Trigger::Challenge, environment.state.generation));
             break;
         }
-        environment = environment.after(Action::Claims).unwrap().after(Action::Refreshed(Received::New, true)).unwrap();
+        environment =
+            environment.after(Action::Claims).unwrap().after(Action::Refreshed(Received::New, Commit::Saved)).unwrap();
     }
     assert!(matches!(refused, Some(Decision::Refuse(NotRefreshed::Looping))));
     let manual = environment.after(Action::Request(Trigger::Manual, 0)).unwrap();

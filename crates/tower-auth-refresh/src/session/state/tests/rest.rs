@@ -1,6 +1,6 @@
 //! Tests of the conditions under which a session may be evicted.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
@@ -9,8 +9,11 @@ use crate::refresh::Generation;
 use crate::store::{Epoch, Version};
 use crate::token::{AccessToken, RefreshToken, Tokens};
 
-const EPOCH: Epoch = Epoch(1);
 const NONE: Generation = Generation(0);
+
+fn epoch() -> Epoch {
+    Epoch::from(1)
+}
 
 fn pair(n: u32) -> Tokens {
     let (access, refresh) = (AccessToken::new(format!("a{n}")), RefreshToken::new(format!("r{n}")));
@@ -18,18 +21,25 @@ fn pair(n: u32) -> Tokens {
 }
 
 fn refreshed(n: u32) -> Event {
-    Event::Refreshed { epoch: EPOCH, tokens: pair(n), stored: Stored::Clean(Some(Version(1))), due: None }
+    Event::Refreshed {
+        epoch: epoch(),
+        place: 2,
+        tokens: pair(n),
+        stored: Stored::Clean(Some(Version::from(1_u64))),
+        due: None,
+    }
 }
 
 fn after(at: At, events: impl IntoIterator<Item = Event>) -> State {
-    let signed_in = State::signed_out(Epoch(0)).step(Event::SignedIn { next: EPOCH, tokens: pair(1), due: None }, at).0;
+    let signed_in =
+        State::signed_out(Epoch::from(0)).step(Event::SignedIn { next: epoch(), tokens: pair(1), due: None }, at).0;
     events.into_iter().fold(signed_in, |state, event| state.step(event, at).0)
 }
 
 #[test]
 fn a_session_is_at_rest_without_a_flight_and_without_a_pending_write() {
-    let at = At { now: Instant::now(), jitter: 0.0 };
-    let saved = || Event::Saved { epoch: EPOCH, tokens: pair(1), version: Version(1) };
+    let at = At { now: Instant::now(), wall: SystemTime::now(), jitter: 0.0 };
+    let saved = || Event::Saved { epoch: epoch(), tokens: pair(1), version: Version::from(1_u64) };
     assert!(!after(at, []).is_at_rest(NONE, at.now));
     assert!(after(at, [saved()]).is_at_rest(NONE, at.now));
     assert!(!after(at, [saved(), Event::Started]).is_at_rest(NONE, at.now));
@@ -38,7 +48,7 @@ fn a_session_is_at_rest_without_a_flight_and_without_a_pending_write() {
 
 #[test]
 fn refusals_of_fresh_tokens_are_remembered_for_an_hour() {
-    let at = At { now: Instant::now(), jitter: 0.0 };
+    let at = At { now: Instant::now(), wall: SystemTime::now(), jitter: 0.0 };
     let hour = at.now + Duration::from_secs(3_600);
     let almost = at.now + Duration::from_secs(3_599);
     // One strike; the tokens after it are not refused yet.

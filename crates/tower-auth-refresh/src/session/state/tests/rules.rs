@@ -1,11 +1,12 @@
 //! The invariants of every state and every step, by the numbers of the promises in the crate documentation.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::{Decision, Effect, Event, Phase, State, Stored};
-use super::environment::{Environment, FOREIGN};
-use crate::refresh::{Generation, NotRefreshed, RefreshErrorKind, Trigger};
+use super::environment::{Environment, foreign};
+use crate::refresh::{Generation, NotRefreshed, Trigger};
 use crate::session::loop_guard;
 use crate::store::Epoch;
 use crate::token::Tokens;
@@ -23,16 +24,30 @@ impl Environment {
         let epoch = before.epoch;
         match event {
             Event::Challenged { generation, .. } => self.challenged |= *generation == before.generation,
-            Event::Refreshed { epoch: of, tokens, .. } if *of == epoch => self.remember_tokens(before, tokens),
+            Event::Refreshed { epoch: of, place, tokens, .. } if *of == epoch => {
+                self.newest = *place;
+                self.remember_tokens(before, tokens);
+            }
+            Event::Salvaged { epoch: of, place, .. } if *of == epoch => {
+                self.newest = *place;
+                self.doubted = false;
+            }
+            Event::Renewed { tokens, .. } if renews(before, event) => {
+                self.newest += 1;
+                self.remember_tokens(before, tokens);
+            }
             Event::Adopted { epoch: of, record, .. } if *of == epoch => {
-                self.may_hold = vec![record.epoch];
-                if record.epoch == epoch {
-                    self.remember_tokens(before, &record.tokens);
+                self.may_hold = vec![record.epoch()];
+                if record.epoch() == epoch && record.generation() >= self.newest {
+                    self.newest = record.generation();
+                    self.remember_tokens(before, record.tokens());
                 }
             }
+            Event::StoreWentBack { epoch: of, .. } if *of == epoch => self.may_hold = vec![epoch],
             Event::Failed { epoch: of, in_doubt, .. } if *of == epoch => {
                 self.doubted |= in_doubt;
                 self.failures += 1;
+                self.failing_since.get_or_insert(self.wall());
             }
             Event::RecordGone { epoch: of, .. } if *of == epoch => self.may_hold.clear(),
             Event::Saved { epoch: of, .. } if *of == epoch => self.may_hold = vec![epoch],
@@ -42,6 +57,12 @@ impl Environment {
         }
         if self.state.epoch != epoch {
             (self.challenged, self.doubted, self.failures, self.obtained_at) = (false, false, 0, None);
+            self.failing_since = None;
+            self.newest = match event {
+                Event::SignedIn { .. } => 1,
+                Event::Adopted { record, .. } => record.generation(),
+                _ => 0,
+            };
             self.last_refusal = Generation(0);
             self.ended = matches!(event, Event::Rejected { .. }).then_some(epoch);
             self.note_first();
@@ -49,7 +70,7 @@ impl Environment {
     }
 
     fn remember_tokens(&mut self, before: &State, tokens: &Tokens) {
-        (self.doubted, self.failures) = (false, 0);
+        (self.doubted, self.failures, self.failing_since) = (false, 0, None);
         if tokens.access_token() != before.tokens.access_token() {
             self.challenged = false;
             self.obtained_at = Some(self.now);
@@ -78,13 +99,17 @@ impl Environment {
             "a refusal of the tokens in force is recorded"
         );
         assert_eq!(self.state.in_doubt, self.doubted, "2: a token stays in doubt until there is a definite answer");
+        let failures = self.state.failures.as_deref();
+        let failing = self.failing_since.map(|since| (since, self.failures));
+        assert_eq!(failures.map(|failures| (failures.since, failures.count)), failing, "failures in a row are counted");
+        assert_eq!(self.state.place, self.newest, "20: the newest tokens of the epoch that are known are in force");
         assert!(self.accepted <= *generation && self.refused <= *generation, "3: generations only grow");
         assert!(is_signed_in || *tokens == Tokens::default(), "without a signed-in user there are no tokens");
         assert!(
             is_signed_in || (due.is_none() && cooling.is_none()),
             "without a signed-in user no early refresh or cool-down is scheduled"
         );
-        assert_ne!(*epoch, FOREIGN, "10: an epoch comes into force only by its own event");
+        assert_ne!(*epoch, foreign(), "10: an epoch comes into force only by its own event");
         if let (Some(due), Some(cooling)) = (due, cooling) {
             assert!(due.early >= cooling.until, "no early refresh during a cool-down");
         }
@@ -93,14 +118,14 @@ impl Environment {
 
         let accounts_for = |held: &Epoch| match stored {
             Stored::Clean(None) => false,
-            Stored::Clean(Some(_)) | Stored::CommitPending(_) => held == epoch,
+            Stored::Clean(Some(_)) | Stored::CommitPending(_) | Stored::OverwritePending(_) => held == epoch,
             Stored::SignInPending(over) => held == epoch || over.contains(held),
             Stored::DeletePending(of) => of.contains(held),
         };
         assert!(self.may_hold.iter().all(accounts_for), "14: no record of an earlier epoch is left in the store");
         let fits = match stored {
             Stored::Clean(version) => version.is_some() == is_signed_in,
-            Stored::SignInPending(_) | Stored::CommitPending(_) => is_signed_in,
+            Stored::SignInPending(_) | Stored::CommitPending(_) | Stored::OverwritePending(_) => is_signed_in,
             Stored::DeletePending(_) => !is_signed_in,
         };
         assert!(fits, "the pending write fits the phase");
@@ -114,7 +139,7 @@ impl Environment {
         let has_none = needs_refresh_token && tokens.refresh_token().is_none();
         let older = generation.0.checked_sub(1).map(Generation);
         for trigger in TRIGGERS {
-            for over in [FOREIGN, self.ended.unwrap_or(Epoch(0))] {
+            for over in [foreign(), self.ended.unwrap_or(Epoch::from(0))] {
                 let now = self.state.decide(over, *generation, trigger, needs_refresh_token, self.now);
                 let ended = self.ended == Some(over);
                 let refused = match now {
@@ -161,14 +186,18 @@ impl Environment {
         if of_another_epoch(event, old.epoch) {
             assert!(self.is_unchanged_since(before), "3, 14: an event of an earlier epoch changes nothing");
             match event {
-                Event::Refreshed { tokens, .. } => assert_eq!(*effect, Effect::Discard(tokens.clone()), "14"),
+                Event::Refreshed { tokens, .. } | Event::Salvaged { tokens, .. } => {
+                    assert_eq!(*effect, Effect::Discard(tokens.clone()), "14");
+                }
                 _ => assert_eq!(*effect, Effect::Nothing),
             }
             return;
         }
         let outstanding = match event {
-            Event::Rejected { .. } => true,
-            Event::Refreshed { stored, .. } => matches!(stored, Stored::CommitPending(_)),
+            Event::Rejected { .. } | Event::StoreWentBack { .. } => true,
+            Event::Refreshed { stored, .. } | Event::Salvaged { stored, .. } => !matches!(stored, Stored::Clean(_)),
+            Event::Renewed { .. } => renews(old, event),
+            Event::Adopted { .. } => is_older(old, event),
             _ => false,
         };
         assert_eq!(*effect, if outstanding { Effect::Sync } else { Effect::Nothing });
@@ -176,20 +205,40 @@ impl Environment {
         assert_eq!(
             new.tokens,
             *tokens_after(old, event),
-            "15: tokens are dropped only for newer ones or at the end of the session"
+            "15, 20: tokens are dropped only for newer ones or at the end of the session"
         );
         assert_eq!(new.epoch, epoch_after(old, event), "10: the epoch changes only with the sign-in state");
         if new.epoch == old.epoch {
+            assert!(new.place >= old.place, "20: the place never shrinks within an epoch");
+            let is_newer = new.tokens == old.tokens || new.place > old.place || matches!(event, Event::Adopted { .. });
+            assert!(is_newer, "20: other tokens have another place, except those of a peer");
+            self.check_overwrite(old, event);
             let other = new.tokens.access_token() != old.tokens.access_token();
             assert_eq!(new.generation.0 - old.generation.0, u64::from(other), "3: a generation is one access token");
             if self.check_pace(before, event) {
                 self.last_refusal = self.state.generation;
             }
         } else {
-            assert!(new.epoch.0 > old.epoch.0, "10: an earlier epoch never returns");
+            assert!(new.epoch.to_u64() > old.epoch.to_u64(), "10: an earlier epoch never returns");
             let grown = new.generation > old.generation;
             assert_eq!(grown, new.phase == Phase::Active, "3: other tokens have another generation");
         }
+    }
+
+    /// Checks that an older record of the epoch is going to be written over.
+    fn check_overwrite(&self, old: &State, event: &Event) {
+        let version = match event {
+            Event::StoreWentBack { version, .. } => version,
+            Event::Adopted { record, .. } if is_older(old, event) => record.version(),
+            _ => return,
+        };
+        let overwrites = matches!(&self.state.stored, Stored::OverwritePending(over) if over == version);
+        assert!(overwrites, "20: an older record is written over");
+        assert_eq!(
+            (self.state.place, &self.state.tokens),
+            (old.place, &old.tokens),
+            "20: an older record is not adopted"
+        );
     }
 
     /// Checks strikes and cool-downs of a step within an epoch. Returns whether the step was a strike.
@@ -218,24 +267,21 @@ impl Environment {
                 strikes = 0;
             }
             Event::Failed { error, .. } => {
-                let asked = match error.kind() {
-                    RefreshErrorKind::Unavailable { retry_after } => {
-                        retry_after.unwrap_or_default().min(LONGEST_COOL_DOWN)
-                    }
-                    _ => Duration::ZERO,
-                };
+                let asked = error.retry_after().unwrap_or_default().min(LONGEST_COOL_DOWN);
                 let doubled = Duration::from_secs(1 << (self.failures - 1)).min(Duration::from_secs(60));
                 let cooling = new.cooling.as_ref().expect("15: a failure causes a cool-down and keeps the tokens");
                 assert_eq!(cooling.until - self.now, asked.max(doubled).max(loop_pause(new.guard.strikes)), "8");
                 assert!(matches!(&cooling.why, NotRefreshed::CoolingDown(of) if Arc::ptr_eq(of, error)));
             }
             Event::Started => assert!(new.cooling.is_none(), "a flight begins after a cool-down, or ends it"),
-            Event::Refreshed { .. } | Event::Adopted { .. }
+            Event::Renewed { .. } if !renews(old, event) => {}
+            Event::Adopted { .. } if is_older(old, event) => {}
+            Event::Refreshed { .. } | Event::Adopted { .. } | Event::Renewed { .. }
                 if new.generation == old.generation && (before.challenged || new.tokens.access_token().is_none()) =>
             {
                 is_strike = true;
             }
-            Event::Refreshed { .. } | Event::Adopted { .. } => {
+            Event::Refreshed { .. } | Event::Adopted { .. } | Event::Renewed { .. } => {
                 assert!(new.cooling_at(self.now).is_none(), "new tokens lift a cool-down");
             }
             _ => {}
@@ -282,6 +328,9 @@ fn of_another_epoch(event: &Event, now: Epoch) -> bool {
         | Event::Failed { epoch, .. }
         | Event::Rejected { epoch, .. }
         | Event::Adopted { epoch, .. }
+        | Event::Salvaged { epoch, .. }
+        | Event::StoreWentBack { epoch, .. }
+        | Event::Renewed { epoch, .. }
         | Event::Finished { epoch }
         | Event::RecordGone { epoch, .. }
         | Event::Saved { epoch, .. } => *epoch != now,
@@ -289,30 +338,48 @@ fn of_another_epoch(event: &Event, now: Epoch) -> bool {
     }
 }
 
+/// Whether tokens that were handed in replace the tokens in force.
+fn renews(old: &State, event: &Event) -> bool {
+    let Event::Renewed { epoch, generation, tokens, .. } = event else { return false };
+    let is_current = old.phase == Phase::Active && (*epoch, *generation) == (old.epoch, old.generation);
+    is_current && tokens.clone().completed_from(&old.tokens) != old.tokens
+}
+
+/// Whether a record that was found is older than the tokens in force.
+fn is_older(old: &State, event: &Event) -> bool {
+    let Event::Adopted { record, .. } = event else { return false };
+    record.epoch() == old.epoch && record.generation() < old.place
+}
+
 fn phase_after(old: &State, event: &Event) -> Phase {
     match event {
         Event::Started => Phase::Refreshing,
         Event::Rejected { .. } => Phase::Ended,
         Event::RecordGone { .. } | Event::SignedOut { .. } => Phase::SignedOut,
-        Event::Adopted { record, ends_flight: false, .. } if record.epoch == old.epoch => old.phase,
+        Event::Adopted { record, ends_flight: false, .. } if record.epoch() == old.epoch => old.phase,
         Event::Challenged { .. } | Event::Recovered | Event::Saved { .. } | Event::Deleted { .. } => old.phase,
+        Event::Salvaged { .. } | Event::StoreWentBack { .. } | Event::Renewed { .. } => old.phase,
         _ => Phase::Active,
     }
 }
 
-fn tokens_after<'a>(old: &'a State, event: &'a Event) -> &'a Tokens {
-    static NONE: std::sync::LazyLock<Tokens> = std::sync::LazyLock::new(Tokens::default);
-    match event {
-        Event::Refreshed { tokens, .. } | Event::SignedIn { tokens, .. } => tokens,
-        Event::Adopted { record, .. } => &record.tokens,
-        Event::Rejected { .. } | Event::RecordGone { .. } | Event::SignedOut { .. } => &NONE,
+fn tokens_after<'a>(old: &'a State, event: &'a Event) -> Cow<'a, Tokens> {
+    Cow::Borrowed(match event {
+        Event::Refreshed { tokens, .. } | Event::Salvaged { tokens, .. } | Event::SignedIn { tokens, .. } => tokens,
+        Event::Adopted { record, .. } if !is_older(old, event) => record.tokens(),
+        Event::Renewed { tokens, .. } if renews(old, event) => {
+            return Cow::Owned(tokens.clone().completed_from(&old.tokens));
+        }
+        Event::Rejected { .. } | Event::RecordGone { .. } | Event::SignedOut { .. } => {
+            return Cow::Owned(Tokens::default());
+        }
         _ => &old.tokens,
-    }
+    })
 }
 
 fn epoch_after(old: &State, event: &Event) -> Epoch {
     match event {
-        Event::Adopted { record, .. } => record.epoch,
+        Event::Adopted { record, .. } => record.epoch(),
         Event::Rejected { next, .. }
         | Event::RecordGone { next, .. }
         | Event::SignedIn { next, .. }
