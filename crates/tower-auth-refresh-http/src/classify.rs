@@ -49,6 +49,10 @@ impl Classifier {
         self
     }
 
+    pub(crate) fn with_oauth_rules(self) -> Self {
+        Self { call: Call::OAuth, ..self }
+    }
+
     /// Returns the tokens of an answer, or its meaning if it has none.
     ///
     /// A refresh token that the answer issues beside a failure, other than the one that was presented, is kept in the
@@ -86,24 +90,25 @@ impl Classifier {
         }
     }
 
-    /// Returns `Ok` for a success, whatever its body: the answer to a revocation.
-    pub(crate) fn acknowledged(&self, answer: Answer) -> Result<(), AuthServerError> {
-        if answer.status.is_success() { Ok(()) } else { Err(self.failure(Parsed::from(answer))) }
+    /// Returns `Ok` for a success, whatever its body, and for a refusal of the token itself: it is revoked already.
+    pub(crate) fn revoked(&self, answer: Answer) -> Result<(), AuthServerError> {
+        if answer.status.is_success() {
+            return Ok(());
+        }
+        let error = self.failure(Parsed::from(answer));
+        if error.is_rejected() || error.code() == Some("invalid_token") { Ok(()) } else { Err(error) }
     }
 
-    /// Returns `Ok` for a success, and for an answer by which the server shows that the session is over already.
+    /// As [`revoked`](Self::revoked), and `Ok` for any other answer by which an app shows that the session is over.
     pub(crate) fn signed_out(&self, answer: Answer) -> Result<(), AuthServerError> {
         let page = answer.text.trim_ascii_start().starts_with(b"<");
         let gone = matches!(answer.status.as_u16(), 401 | 403 | 404)
             && !page
             && matches!(answer.end, BodyEnd::Complete)
             && !Challenges::read(&answer.headers).are_a_proxys();
-        let result = self.acknowledged(answer);
-        // A client that is refused says nothing about the token.
-        let named = |error: &AuthServerError| error.code().and_then(kind_of_code);
-        match result {
-            Err(error) if error.is_rejected() => Ok(()),
-            Err(error) if gone && named(&error).is_none() => Ok(()),
+        match self.revoked(answer) {
+            // A known code is about the client or the request, not about the token.
+            Err(error) if gone && error.code().and_then(kind_of_code).is_none() => Ok(()),
             other => other,
         }
     }

@@ -2,10 +2,10 @@
 
 use std::error::Error;
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use http::Uri;
+use tower_auth_refresh::Origin;
 
 /// A URL that secrets may be sent to.
 #[derive(Clone, Debug)]
@@ -30,8 +30,9 @@ impl Endpoint {
         if authority.host().is_empty() {
             return Err(InvalidEndpoint(Problem::NotAUrl));
         }
-        let loopback = is_loopback(authority.host());
         let scheme = uri.scheme_str().unwrap_or_default();
+        let origin = Origin::parse_allowing_http(&format!("{scheme}://{authority}"));
+        let loopback = origin.is_ok_and(|origin| origin.is_loopback());
         match scheme {
             "https" => {}
             "http" if loopback || plain_http => {}
@@ -63,19 +64,6 @@ impl Endpoint {
     pub(crate) fn is_private(&self) -> bool {
         self.loopback || self.uri.scheme_str() == Some("https")
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let host = host.strip_suffix('.').unwrap_or(host);
-    let host = host.to_ascii_lowercase();
-    // RFC 6761 §6.3
-    if host == "localhost" || host.ends_with(".localhost") {
-        return true;
-    }
-    if let Some(v6) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        return v6.parse::<Ipv6Addr>().is_ok_and(|ip| ip.is_loopback());
-    }
-    host.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// A URL that no secret may be sent to.

@@ -92,10 +92,10 @@ impl AuthServerError {
 
     /// Adds a refresh token that the answer issued beside the failure.
     ///
-    /// A server that issues a refresh token doesn't mean to end the session: a rejection becomes a failure in doubt,
-    /// and the next refresh presents the new token.
+    /// The server has used the old one, and doesn't mean to end the session: a rejection, or a failure that leaves the
+    /// old token unused, becomes one in doubt. The next refresh presents the new token.
     pub(crate) fn with_refresh_token(mut self, token: RefreshToken) -> Self {
-        if self.kind == Kind::Rejected {
+        if matches!(self.kind, Kind::Rejected | Kind::Unavailable) {
             self.kind = Kind::InDoubt;
         }
         self.refresh_token = Some(token);

@@ -10,8 +10,12 @@ use super::{ClientAuth, OAuthCall};
 use crate::classify::{Call, Classifier};
 use crate::client::AuthClient;
 use crate::endpoint::InvalidEndpoint;
-use crate::fields::TokenFields;
+use crate::error::AuthServerError;
+use crate::fields::{Granted, TokenFields, jwt_claims};
 use crate::json_call::no_refresh_token;
+
+/// The member of an answer that holds the ID token (OpenID Connect Core §3.1.3.3).
+const ID_TOKEN: &str = "id_token";
 
 /// The refresh token grant (RFC 6749 §6).
 ///
@@ -32,6 +36,9 @@ use crate::json_call::no_refresh_token;
 /// | any other 5xx, no answer, a broken one, any other 2xx | in doubt: the session's rotation policy decides; a new refresh token in a 2xx is kept |
 ///
 /// A known `error` code in a 2xx answer counts as in a 400. Any other `error` beside an access token is ignored.
+///
+/// If the session holds an ID token and the answer has one of another `sub` (OpenID Connect Core §12.2), the tokens are
+/// another user's: they are dropped, and the call is misconfigured.
 ///
 /// # Examples
 ///
@@ -148,14 +155,32 @@ impl OAuthRefresh {
             let token = (&*self.refresh_token_field, token.expose_secret());
             self.call.post(&[("grant_type", "refresh_token"), token])
         });
-        let this = self.clone();
+        let (this, subject) = (self.clone(), tokens.extra(ID_TOKEN).and_then(subject));
         async move {
             let granted = async {
                 let answer = sent.ok_or_else(no_refresh_token)?.await?;
-                this.classifier.tokens(answer, &this.fields, None, presented.as_ref())
+                let granted = this.classifier.tokens(answer, &this.fields, None, presented.as_ref())?;
+                check_subject(&granted, subject.as_ref())?;
+                Ok(granted)
             };
-            let granted = granted.await.map_err(|error| error.at(&this.call.endpoint))?;
+            let granted = granted.await.map_err(|error: AuthServerError| error.at(&this.call.endpoint))?;
             Ok(granted.into_tokens())
         }
     }
+}
+
+/// Refuses tokens whose ID token has another subject than the one before.
+fn check_subject(granted: &Granted, known: Option<&Value>) -> Result<(), AuthServerError> {
+    let issued = granted.extra.get(ID_TOKEN).and_then(subject);
+    match (known, issued) {
+        (Some(known), Some(issued)) if *known != issued => {
+            Err(AuthServerError::misconfigured("the answer holds an ID token of another user"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The `sub` of an ID token, if it can be read.
+fn subject(id_token: &Value) -> Option<Value> {
+    jwt_claims(id_token.as_str()?)?.get("sub").cloned()
 }

@@ -12,9 +12,9 @@ use crate::error::AuthServerError;
 
 /// Token revocation (RFC 7009).
 ///
-/// It is a [`RevokeService`](tower_auth_refresh::RevokeService): a session (`Session::builder(…).revoke(…)`) calls it on
-/// `sign_out`, and for tokens that arrive later. It revokes the refresh token, and with it all access tokens of the same
-/// grant (RFC 7009 §2.1); without a refresh token, the access token.
+/// It is a [`RevokeService`](tower_auth_refresh::RevokeService): a session (`Session::builder(…).revoke(…)`) calls it
+/// on `sign_out`, and for tokens that arrive later. It revokes the refresh token, and with it all access tokens of the
+/// same grant (RFC 7009 §2.1); without a refresh token, the access token.
 ///
 /// ```
 /// use tower_auth_refresh_http::{AuthClient, ClientAuth, InvalidEndpoint, OAuthRevoke};
@@ -42,7 +42,8 @@ impl OAuthRevoke {
     ///
     /// # Errors
     ///
-    /// [`AuthServerError`] for any answer but 2xx. An unknown token counts as revoked: the server answers 200.
+    /// [`AuthServerError`] for any answer but 2xx. An unknown token counts as revoked: the server answers 200, or refuses
+    /// it by `invalid_grant` or `invalid_token`.
     pub fn revoke(&self, tokens: &Tokens) -> impl Future<Output = Result<(), AuthServerError>> + Send + use<> {
         let sent = match (tokens.refresh_token(), tokens.access_token()) {
             (Some(token), _) => Some((token.expose_secret(), "refresh_token")),
@@ -53,8 +54,8 @@ impl OAuthRevoke {
         let endpoint = self.call.endpoint.clone();
         async move {
             let Some(sent) = sent else { return Ok(()) };
-            let acknowledged = async { Classifier::new(Call::OAuth).acknowledged(sent.await?) };
-            acknowledged.await.map_err(|error| error.at(&endpoint))
+            let revoked = async { Classifier::new(Call::OAuth).revoked(sent.await?) };
+            revoked.await.map_err(|error| error.at(&endpoint))
         }
     }
 }

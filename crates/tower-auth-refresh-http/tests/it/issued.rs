@@ -110,7 +110,7 @@ async fn a_2xx_with_an_error_keeps_its_refresh_token_and_ends_no_session() {
     let with = |error: &str| answer(200, format!(r#"{{"error":"{error}","refresh_token":"rt-2"}}"#));
     assert_eq!(both(with("invalid_grant")).await, kept("in doubt"));
     assert_eq!(both(with("invalid_client")).await, kept("misconfigured"));
-    assert_eq!(both(with("temporarily_unavailable")).await, kept("unavailable"));
+    assert_eq!(both(with("temporarily_unavailable")).await, kept("in doubt"));
     assert_eq!(both(with("something_new")).await, kept("misconfigured"));
 }
 

@@ -1,10 +1,13 @@
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderName, HeaderValue};
+use serde_json::json;
 use tower_auth_refresh::{RefreshToken, Tokens};
 use tower_auth_refresh_http::{
     AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke, TokenFields,
 };
 
-use crate::support::{Answer, Scripted, access, answer, old_tokens, outcome, refresh};
+use crate::support::{Answer, Scripted, access, answer, issued, old_tokens, outcome, refresh};
 
 const URL: &str = "https://auth.example.com/token";
 
@@ -91,6 +94,15 @@ async fn revocation_sends_the_refresh_token_or_else_the_access_token() {
     }
     revoke.revoke(&Tokens::default()).await.unwrap();
     assert_eq!(scripted.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn a_token_that_is_revoked_already_is_no_error() {
+    for answered in [answer(400, r#"{"error":"invalid_token"}"#), answer(400, r#"{"error":"invalid_grant"}"#)] {
+        let scripted = Scripted::with([answered]);
+        let revoke = OAuthRevoke::new(scripted.client(), URL, ClientAuth::public("app")).unwrap();
+        revoke.revoke(&old_tokens()).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -216,4 +228,32 @@ async fn the_names_and_headers_of_a_grant_are_configurable() {
     grant.refresh(&old_tokens()).await.unwrap();
     let expected = pairs(&[("grant_type", "refresh_token"), ("refresh_token", "old-refresh")]);
     assert_eq!(scripted.requests()[1].form(), expected);
+}
+
+/// A signed JWT of this subject.
+fn id_token(subject: &str) -> String {
+    format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(json!({ "sub": subject }).to_string()))
+}
+
+#[tokio::test]
+async fn an_id_token_of_another_user_refuses_the_tokens() {
+    let answered = |id: Option<String>| {
+        let mut answered = json!({"access_token": "a2", "refresh_token": "r2"});
+        answered["id_token"] = id.map_or(serde_json::Value::Null, Into::into);
+        answer(200, answered.to_string())
+    };
+    let held = serde_json::Map::from_iter([("id_token".to_owned(), id_token("ada").into())]);
+    for (id, expected) in [
+        (Some(id_token("ada")), "tokens"),
+        (None, "tokens"),
+        (Some("unreadable".to_owned()), "tokens"),
+        (Some(id_token("bob")), "misconfigured"),
+    ] {
+        let client = Scripted::with([answered(id)]).client();
+        let grant = OAuthRefresh::new(client, URL, ClientAuth::public("app")).unwrap();
+        let result = grant.refresh(&old_tokens().with_extra(held.clone())).await;
+        assert_eq!((outcome(&result).as_str(), issued(&result)), (expected, None));
+        // A session that held none accepts any.
+        assert_eq!(outcome(&grant.refresh(&old_tokens()).await), "tokens");
+    }
 }

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
 use tower::Service;
-use tower_auth_refresh::{AccessToken, RefreshError, RefreshErrorKind, RefreshToken, SkipAuth, Tokens};
+use tower_auth_refresh::{
+    AccessToken, RefreshError, RefreshErrorKind, RefreshToken, Session, SessionState, SkipAuth, Tokens,
+};
 use tower_auth_refresh_http::{AuthClient, AuthServerError};
 
 /// The answer of a server.
@@ -150,6 +152,14 @@ pub(crate) fn outcome(result: &Result<Tokens, RefreshError>) -> String {
             RefreshErrorKind::InDoubt => "in doubt".to_owned(),
             other => format!("{other:?}"),
         },
+    }
+}
+
+/// The kind of the failure of a session that is signed in and whose last refresh failed.
+pub(crate) fn failing(session: &Session) -> RefreshErrorKind {
+    match session.state() {
+        SessionState::Failing(failure) => failure.kind(),
+        other => panic!("the session is {other:?}"),
     }
 }
 

@@ -1,7 +1,6 @@
 //! Acquiring newer tokens: whether a request waits before it is sent, and joining or starting a flight.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use tokio::time::Instant;
 
@@ -28,19 +27,6 @@ impl TokenCell {
             (Phase::Refreshing, _, Some(due)) if Instant::now() >= due.expired => Some(Trigger::Early),
             (Phase::Active, None, _) => self.refusal(state.epoch).is_none().then_some(Trigger::Acquire),
             _ => None,
-        }
-    }
-
-    /// Like [`wait_before_send`](Self::wait_before_send), for a token that leaves the session without the layer around it:
-    /// one that was refused or has expired is refreshed first, whether or not the session refreshes early.
-    pub(super) fn wait_before_handing_out(&self, state: &State) -> Option<Trigger> {
-        let has_expired = || state.tokens.expires_at().is_some_and(|at| at <= SystemTime::now());
-        if state.is_rejected() {
-            Some(Trigger::Acquire)
-        } else if has_expired() {
-            Some(Trigger::Early)
-        } else {
-            None
         }
     }
 

@@ -307,7 +307,7 @@ impl TokenCell {
                     break;
                 }
                 let is_replaced = state.epoch != epoch || state.generation != generation;
-                writer.flight.as_ref().filter(|flight| !is_replaced && flight.is_running()).map(|flight| flight.join())
+                writer.flight.as_ref().filter(|flight| !is_replaced && flight.is_running()).map(Flight::join)
             };
             let Some(flight) = flight else { return Ok(()) };
             if flight.wait(deadline).await.is_err() {

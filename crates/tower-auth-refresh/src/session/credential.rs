@@ -96,7 +96,7 @@ impl Session {
     pub async fn credential(&self) -> Result<Credential, NotRefreshed> {
         let (epoch, generation, trigger) = {
             let state = self.cell.snapshot();
-            let trigger = self.cell.wait_before_send(&state).or_else(|| self.cell.wait_before_handing_out(&state));
+            let trigger = self.cell.wait_before_send(&state).or_else(|| wait_before_handing_out(&state));
             match (trigger, Credential::in_force(&state)) {
                 (None, Some(credential)) => return Ok(credential),
                 (trigger, _) => (state.epoch, state.generation, trigger.unwrap_or(Trigger::Acquire)),
@@ -168,5 +168,18 @@ impl Session {
         }
         let task = self.cell.spawn(Arc::clone(&self.cell).renew(current.epoch, current.generation, tokens));
         task.await.map_err(SessionError::runtime)?
+    }
+}
+
+/// Like `TokenCell::wait_before_send`, for a token that leaves the session without the layer around it: one that was
+/// refused or has expired is refreshed first, whether or not the session refreshes early.
+fn wait_before_handing_out(state: &State) -> Option<Trigger> {
+    let has_expired = || state.tokens.expires_at().is_some_and(|at| at <= SystemTime::now());
+    if state.is_rejected() {
+        Some(Trigger::Acquire)
+    } else if has_expired() {
+        Some(Trigger::Early)
+    } else {
+        None
     }
 }

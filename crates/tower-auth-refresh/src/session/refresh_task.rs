@@ -124,15 +124,12 @@ impl RefreshTask {
         match self.request_tokens(&claim, deadline).await {
             Ok(tokens) => self.save_and_publish(claim, tokens).await,
             Err(RefreshAborted::Failed { error, in_doubt }) => {
-                let in_doubt = match error.refresh_token() {
-                    Some(token) => {
-                        self.salvage(claim, token.clone()).await;
-                        false
-                    }
-                    None => {
-                        self.release(&claim, in_doubt).await;
-                        in_doubt
-                    }
+                let in_doubt = if let Some(token) = error.refresh_token() {
+                    self.salvage(claim, token.clone()).await;
+                    false
+                } else {
+                    self.release(&claim, in_doubt).await;
+                    in_doubt
                 };
                 self.settle(RefreshAborted::Failed { error, in_doubt }).await
             }
