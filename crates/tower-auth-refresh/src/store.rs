@@ -67,6 +67,9 @@ pub trait TokenStore: Send + Sync + 'static {
     /// Reads the record; `None` if no user is signed in.
     fn load(&self) -> StoreFuture<'_, Option<Record>>;
 
+    /// Writes an entry if the store is empty: of several processes that start at the same time, the first one's counts.
+    fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome>;
+
     /// Writes the entry of a new sign-in over any record, and drops any claim. Returns the new version.
     fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version>;
 
@@ -99,6 +102,10 @@ pub trait TokenStore: Send + Sync + 'static {
 impl<S: TokenStore + ?Sized> TokenStore for Arc<S> {
     fn load(&self) -> StoreFuture<'_, Option<Record>> {
         (**self).load()
+    }
+
+    fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
+        (**self).insert(entry)
     }
 
     fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {
@@ -374,6 +381,16 @@ impl Claim {
     }
 }
 
+/// The outcome of [`TokenStore::insert`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum InsertOutcome {
+    /// The entry is stored, under this version.
+    Inserted(Version),
+    /// Nothing was written: the store holds this record.
+    Exists(Record),
+}
+
 /// The outcome of [`TokenStore::claim`].
 #[derive(Debug)]
 #[non_exhaustive]
@@ -488,6 +505,13 @@ impl Slot {
 impl TokenStore for MemoryStore {
     fn load(&self) -> StoreFuture<'_, Option<Record>> {
         self.with(|slot| slot.record.clone())
+    }
+
+    fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
+        self.with(|slot| match &slot.record {
+            Some(record) => InsertOutcome::Exists(record.clone()),
+            None => InsertOutcome::Inserted(slot.write(entry.clone())),
+        })
     }
 
     fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {

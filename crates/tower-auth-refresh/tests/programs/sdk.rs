@@ -114,7 +114,7 @@ impl NotesError {
                 }
                 _ => Self::Unavailable(why.clone().into()),
             },
-            Some(report @ RefreshReport::StepUp) => Self::SignInRequired(report.to_string().into()),
+            Some(report @ RefreshReport::StepUp(_)) => Self::SignInRequired(report.clone().into()),
             _ => Self::Status(response.status()),
         }
     }

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
-use tower_auth_refresh::{ChallengePolicy, Credential, NotRefreshed, Session};
+use tower_auth_refresh::{ChallengePolicy, Credential, NotRefreshed, ResponseHead, Session};
 
 pub type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
@@ -59,7 +59,7 @@ impl Feed {
 
 fn is_challenge(error: &tungstenite::Error) -> bool {
     let tungstenite::Error::Http(response) = error else { return false };
-    ChallengePolicy::bearer().matches(response.status(), response.headers())
+    ChallengePolicy::bearer().matches(&ResponseHead::new(response.status(), response.headers()))
 }
 
 impl From<NotRefreshed> for FeedError {
