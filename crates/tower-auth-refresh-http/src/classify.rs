@@ -49,6 +49,10 @@ impl Classifier {
         self
     }
 
+    pub(crate) fn with_oauth_rules(self) -> Self {
+        Self { call: Call::OAuth, ..self }
+    }
+
     /// Returns the tokens of an answer, or its meaning if it has none.
     ///
     /// A refresh token that the answer issues beside a failure, other than the one that was presented, is kept in the

@@ -41,8 +41,8 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 ///
 /// Calls that were never sent are distinguished from calls in doubt: a client that isn't ready and a refused connection
 /// mean that nothing was sent; so do all connect errors (DNS and TLS among them) of hyper-util's client, with the crate
-/// feature `client`. [`not_sent_when`](Self::not_sent_when) adds the errors of other clients. Any other error means that
-/// the server may have acted on the call.
+/// feature `client`. [`not_sent_when`](Self::not_sent_when) adds the errors of other clients. Any other error means
+/// that the server may have acted on the call.
 ///
 /// # Examples
 ///
@@ -91,7 +91,8 @@ type NotSentWhen = dyn Fn(&(dyn Error + 'static)) -> bool + Send + Sync;
 impl AuthClient {
     /// Sends calls through `client`, any `tower` HTTP client that is `Clone`.
     ///
-    /// A client that isn't `Clone` can be wrapped in `tower`'s `Buffer`. Each call uses a fresh clone, once it is ready.
+    /// A client that isn't `Clone` can be wrapped in `tower`'s `Buffer`. Each call uses a fresh clone, once it is
+    /// ready.
     pub fn new<C, B>(client: C) -> Self
     where
         C: Service<Request<Full<Bytes>>, Response = Response<B>, Error: Into<BoxError>, Future: Send + 'static>

@@ -110,10 +110,10 @@ mod tests {
 
     #[test]
     fn what_was_decoded_before_the_body_ends_early_is_kept() {
-        let whole: String = (0..2_000).map(|n| format!("{n:x} ")).collect();
-        let encoded = gzip(whole.as_bytes());
+        let whole: Vec<u8> = (0..2_000_u32).flat_map(|n| (n * n).to_be_bytes()).collect();
+        let encoded = gzip(&whole);
         let (text, end) = decoded("gzip", &encoded[..encoded.len() / 2]);
-        assert!(!text.is_empty() && whole.as_bytes().starts_with(&text));
+        assert!(!text.is_empty() && whole.starts_with(&text));
         assert!(matches!(end, BodyEnd::Undecodable));
     }
 

@@ -33,8 +33,8 @@ const SCHEMES: [&str; 3] = ["bearer", "token", "jwt"];
 /// | time of expiry: seconds or milliseconds since 1970, or RFC 3339 | `expires_at` | `expiresAt` |
 ///
 /// White space around a token is removed, and so is one scheme name before it (`Bearer`, `Token`, `JWT`, or the value
-/// of `token_type`). A `token_type` of any other name than `DPoP` or `MAC` (RFC 9449 §5, RFC 6749 §7.1) is accepted: the
-/// layer decides under which scheme the token is sent.
+/// of `token_type`). A `token_type` of any other name than `DPoP` or `MAC` (RFC 9449 §5, RFC 6749 §7.1) is accepted:
+/// the layer decides under which scheme the token is sent.
 ///
 /// Without a lifetime and a time of expiry, the `exp` of an access token that is a JWT is used. An expiry that makes no
 /// sense (past, zero, negative, over ten years away) counts as unknown. It never fails an answer.

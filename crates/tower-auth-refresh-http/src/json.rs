@@ -175,6 +175,17 @@ impl JsonRefresh {
         self
     }
 
+    /// Applies the table of [`OAuthRefresh`](crate::OAuthRefresh): a 401 without `invalid_grant` keeps the tokens.
+    /// Default: a 401 of the app ends the session.
+    ///
+    /// For a server that answers 401 for other reasons too: a wrong API key, a CSRF token that doesn't match. Name the
+    /// answers that reject the refresh token by [`rejected_when`](Self::rejected_when).
+    #[must_use]
+    pub fn with_oauth_rules(mut self) -> Self {
+        self.classifier = self.classifier.with_oauth_rules();
+        self
+    }
+
     /// Makes the call by itself, without a session.
     ///
     /// # Errors

@@ -73,18 +73,19 @@
 //!
 //! # Errors
 //!
-//! Every failure is an [`AuthServerError`]: the endpoint, the cause, the status and the OAuth error code; never the body,
-//! a token or anything else that the server chose. In a session it is the source of the
+//! Every failure is an [`AuthServerError`]: the endpoint, the cause, the status and the OAuth error code; never the
+//! body, a token or anything else that the server chose. In a session it is the source of the
 //! [`RefreshError`](tower_auth_refresh::RefreshError), whose kind it decides.
 //!
-//! A server that rotates refresh tokens may answer a refresh with something unusable, and a new refresh token in it. The
-//! `RefreshError` carries that token ([`RefreshError::refresh_token`](tower_auth_refresh::RefreshError::refresh_token)),
-//! and the session saves it, so that the next refresh doesn't present a superseded one.
+//! A server that rotates refresh tokens may answer a refresh with something unusable, and a new refresh token in it.
+//! The `RefreshError` carries that token
+//! ([`RefreshError::refresh_token`](tower_auth_refresh::RefreshError::refresh_token)), and the session saves it, so
+//! that the next refresh doesn't present a superseded one.
 //!
 //! # Features
 //!
-//! - `client`: a ready-made HTTPS client, `AuthClient::rustls()`: that of hyper-util, with rustls, ring and Mozilla's root
-//!   certificates. With it the connect errors of every hyper-util client are recognised.
+//! - `client`: a ready-made HTTPS client, `AuthClient::rustls()`: that of hyper-util, with rustls, ring and Mozilla's
+//!   root certificates. With it the connect errors of every hyper-util client are recognised.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

@@ -17,8 +17,8 @@ use crate::path::Path;
 
 /// Reports the user's sign-out to an app: `POST /auth/logout` with `{"refresh_token": …}`.
 ///
-/// It is a [`RevokeService`](tower_auth_refresh::RevokeService): a session (`Session::builder(…).revoke(…)`) calls it on
-/// `sign_out`, and for tokens that arrive later. The session is signed out locally whatever the server answers.
+/// It is a [`RevokeService`](tower_auth_refresh::RevokeService): a session (`Session::builder(…).revoke(…)`) calls it
+/// on `sign_out`, and for tokens that arrive later. The session is signed out locally whatever the server answers.
 ///
 /// ```
 /// use tower_auth_refresh_http::{AuthClient, InvalidEndpoint, JsonLogout};
@@ -102,8 +102,8 @@ impl JsonLogout {
 
     /// Sends the access token too, as `Authorization: Bearer …`. Default: it isn't sent.
     ///
-    /// The server may refuse an expired one, and leave the refresh token as it is. If the expiry is known to have passed,
-    /// a 401 is an error.
+    /// The server may refuse an expired one, and leave the refresh token as it is. If the expiry is known to have
+    /// passed, a 401 is an error.
     #[must_use]
     pub fn with_access_token(mut self) -> Self {
         self.call.access_token_as_bearer();

@@ -5,8 +5,9 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 use http::header::{DATE, RETRY_AFTER};
 
-/// The reset times of rate limits: Okta's, GitHub's, and that of the IETF's draft (`draft-ietf-httpapi-ratelimit-headers`,
-/// up to its seventh version). Some servers send seconds since 1970 in them, some the seconds that are left.
+/// The reset times of rate limits: Okta's, GitHub's, and that of the IETF's draft
+/// (`draft-ietf-httpapi-ratelimit-headers`, up to its seventh version). Some servers send seconds since 1970 in them,
+/// some the seconds that are left.
 const RESETS: [&str; 3] = ["x-rate-limit-reset", "x-ratelimit-reset", "ratelimit-reset"];
 
 /// A reset time from here on is a date: 2001 in seconds since 1970, or in milliseconds.

@@ -10,28 +10,35 @@ use tower_service::Service;
 use crate::{AuthServerError, ClientCredentials, CookieRefresh, JsonLogout, JsonRefresh, OAuthRefresh, OAuthRevoke};
 
 macro_rules! impl_service {
-    ($service:ty, $request:ty => Result<$response:ty, $error:ty>, |$this:ident, $argument:ident| $call:expr) => {
-        impl Service<$request> for $service {
-            type Response = $response;
-            type Error = $error;
-            type Future = Pin<Box<dyn Future<Output = Result<$response, $error>> + Send>>;
+    (|$request:ident: $Request:ty| -> Result<$Response:ty, $Error:ty>, $($Call:ty: $method:ident($($argument:expr)?),)*) => {$(
+        impl Service<$Request> for $Call {
+            type Response = $Response;
+            type Error = $Error;
+            type Future = Pin<Box<dyn Future<Output = Result<$Response, $Error>> + Send>>;
 
             /// Always ready: the client's own readiness is part of the call and bounded with it.
-            fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), $error>> {
+            fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), $Error>> {
                 Poll::Ready(Ok(()))
             }
 
-            fn call(&mut self, $argument: $request) -> Self::Future {
-                let $this = self;
-                Box::pin($call)
+            fn call(&mut self, $request: $Request) -> Self::Future {
+                let _ = &$request;
+                Box::pin(self.$method($($argument)?))
             }
         }
-    };
+    )*};
 }
 
-impl_service!(JsonRefresh, RefreshRequest => Result<Tokens, RefreshError>, |this, request| this.refresh(request.tokens()));
-impl_service!(CookieRefresh, RefreshRequest => Result<Tokens, RefreshError>, |this, request| this.refresh(request.tokens()));
-impl_service!(OAuthRefresh, RefreshRequest => Result<Tokens, RefreshError>, |this, request| this.refresh(request.tokens()));
-impl_service!(ClientCredentials, RefreshRequest => Result<Tokens, RefreshError>, |this, _request| this.request_tokens());
-impl_service!(JsonLogout, RevokeRequest => Result<(), AuthServerError>, |this, request| this.revoke(request.tokens()));
-impl_service!(OAuthRevoke, RevokeRequest => Result<(), AuthServerError>, |this, request| this.revoke(request.tokens()));
+impl_service!(
+    |request: RefreshRequest| -> Result<Tokens, RefreshError>,
+    JsonRefresh: refresh(request.tokens()),
+    CookieRefresh: refresh(request.tokens()),
+    OAuthRefresh: refresh(request.tokens()),
+    ClientCredentials: request_tokens(),
+);
+
+impl_service!(
+    |request: RevokeRequest| -> Result<(), AuthServerError>,
+    JsonLogout: revoke(request.tokens()),
+    OAuthRevoke: revoke(request.tokens()),
+);

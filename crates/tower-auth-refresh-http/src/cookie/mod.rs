@@ -20,9 +20,9 @@ use crate::json_call::{JsonCall, JsonRequest};
 
 /// The refresh call to an app that keeps its refresh token in an HTTP-only cookie.
 ///
-/// The value of the cookie *is* the session's refresh token: it is stored, claimed and rotated like any other, and there
-/// is no jar besides. The access token is in the body of the answer, or in
-/// [another cookie](Self::access_token_cookie). The table of [`JsonRefresh`](crate::JsonRefresh) applies here too. A
+/// The value of the cookie *is* the session's refresh token: it is stored, claimed and rotated like any other, and
+/// there is no jar besides. The access token is in the body of the answer, or in [another
+/// cookie](Self::access_token_cookie). The table of [`JsonRefresh`](crate::JsonRefresh) applies here too. A
 /// `Set-Cookie` of the cookie's name rotates the refresh token; without one the old one is kept.
 ///
 /// # The cookie's attributes
@@ -30,7 +30,8 @@ use crate::json_call::{JsonCall, JsonRequest};
 /// They are honoured as RFC 6265 says, and kept in [`Tokens::extra`]`("refresh_cookie")`, so that they outlive
 /// the process:
 ///
-/// - `Domain` must cover the endpoint's host, or the cookie is ignored. Without it the cookie is sent to this host alone.
+/// - `Domain` must cover the endpoint's host, or the cookie is ignored. Without it the cookie is sent to this host
+///   alone.
 /// - `Path` (by default the directory of the endpoint that set it) must cover the endpoint's path, or the cookie is
 ///   for other endpoints and ignored. Of several that do, the longest takes precedence.
 /// - `Secure` keeps it off `http://`, except for loopback. The name prefixes `__Secure-` and `__Host-` are checked.
@@ -173,6 +174,17 @@ impl CookieRefresh {
     #[must_use]
     pub fn rejected_when(mut self, predicate: impl Fn(StatusCode, &Value) -> bool + Send + Sync + 'static) -> Self {
         self.classifier = self.classifier.rejected_when(predicate);
+        self
+    }
+
+    /// Applies the table of [`OAuthRefresh`](crate::OAuthRefresh): a 401 without `invalid_grant` keeps the tokens.
+    /// Default: a 401 of the app ends the session.
+    ///
+    /// For a server that answers 401 for other reasons too: a wrong API key, a CSRF token that doesn't match. Name the
+    /// answers that reject the refresh token by [`rejected_when`](Self::rejected_when).
+    #[must_use]
+    pub fn with_oauth_rules(mut self) -> Self {
+        self.classifier = self.classifier.with_oauth_rules();
         self
     }
 

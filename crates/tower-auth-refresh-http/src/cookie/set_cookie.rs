@@ -30,8 +30,8 @@ pub(crate) struct Attributes {
 
 /// Finds the effect of an answer on the cookie `name`.
 ///
-/// `known` are the attributes of the cookie that is held, if they are known. `of_use` tells a cookie that is wanted from
-/// one of the same name for other endpoints.
+/// `known` are the attributes of the cookie that is held, if they are known. `of_use` tells a cookie that is wanted
+/// from one of the same name for other endpoints.
 pub(super) fn find(
     name: &str,
     headers: &HeaderMap,

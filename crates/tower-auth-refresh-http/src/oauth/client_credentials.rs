@@ -14,9 +14,9 @@ use crate::fields::TokenFields;
 
 /// The client credentials grant (RFC 6749 §4.4), for a service that acts for itself and has no refresh token.
 ///
-/// It is a [`RefreshService`](tower_auth_refresh::RefreshService). The call consumes nothing, so it is never in doubt: a
-/// lost answer counts as unavailable, and the call is repeated. Nor does it ever end the session: no user could sign in
-/// again, and refused credentials are a matter of configuration.
+/// It is a [`RefreshService`](tower_auth_refresh::RefreshService). The call consumes nothing, so it is never in doubt:
+/// a lost answer counts as unavailable, and the call is repeated. Nor does it ever end the session: no user could sign
+/// in again, and refused credentials are a matter of configuration.
 ///
 /// ```
 /// use tower_auth_refresh_http::{AuthClient, ClientAuth, ClientCredentials, InvalidEndpoint};

@@ -16,6 +16,7 @@ mod layers;
 mod login;
 mod oauth;
 mod properties;
+mod recipes;
 mod rotating;
 mod secrets;
 mod sending;

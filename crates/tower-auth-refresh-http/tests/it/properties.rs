@@ -91,13 +91,14 @@ proptest! {
     #[test]
     fn any_json_at_any_path(json in any_json(), path in "[a-z_./~0-9]{0,20}", at_path in any::<bool>()) {
         let path = if at_path { path } else { "data.access_token".to_owned() };
-        for tokens in read(&answer(200, json.to_string()), TokenFields::default().access_token(&path)).into_iter().flatten() {
+        let fields = TokenFields::default().access_token(&path);
+        for tokens in read(&answer(200, json.to_string()), fields).into_iter().flatten() {
             prop_assert!(fit_for_a_header(&tokens));
         }
     }
 
     #[test]
-    fn any_token_is_taken_whole_but_for_white_space_and_a_scheme_name_or_not_at_all(access in any::<String>(), refresh in any::<String>(), expiry in any_json()) {
+    fn any_token_is_taken_without_its_surroundings_or_not_at_all(access in any::<String>(), refresh in any::<String>(), expiry in any_json()) {
         let body = json!({"access_token": access, "refresh_token": refresh, "expires_in": expiry.clone(), "expires_at": expiry});
         for (n, result) in read(&answer(200, body.to_string()), TokenFields::default()).into_iter().enumerate() {
             if let Ok(tokens) = result {
