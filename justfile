@@ -31,7 +31,7 @@ tools:
     # The Python servers. The copy of their list is made last: where it agrees, they are installed.
     wanted=crates/tower-auth-refresh-http/tests/interop/python/requirements.txt
     if ! cmp -s "$wanted" target/interop-venv/requirements.txt; then
-        python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'Python 3.10 or newer is needed'; exit 1; }
+        python3 -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
         python3 -m venv --clear target/interop-venv
         target/interop-venv/bin/pip install --quiet --no-deps --requirement "$wanted"
         cp "$wanted" target/interop-venv/requirements.txt
