@@ -102,8 +102,8 @@ pub(crate) async fn fifty_callers(framework: Framework) {
     let Events { presented, granted, refused, repeated } = server.events(&signed_in.user).await;
     let expiries = stack.expiries();
     println!(
-        "{framework}: {CALLERS} callers, {answered} requests answered 200 in {:.1} s, {} failures; {expiries} expiries, \
-         {} answers 401; {presented} refresh calls, {granted} granted, {refused} refused, {repeated} with a token \
+        "{framework}: {CALLERS} callers, {answered} requests answered 200 in {:.1} s, {} failures; {expiries} \
+         expiries, {} answers 401; {presented} refresh calls, {granted} granted, {refused} refused, {repeated} with a token \
          presented before",
         start.elapsed().as_secs_f64(),
         failures.len(),
