@@ -244,7 +244,7 @@ pub(crate) async fn forbidden_like_expired(framework: Framework) {
     // A policy that takes a 403 for a challenge: an expired token is replaced, and a forbidden request costs refreshes.
     let usual = ChallengePolicy::bearer();
     let policy =
-        ChallengePolicy::when(move |status, headers| status == StatusCode::FORBIDDEN || usual.matches(status, headers));
+        ChallengePolicy::when(move |response| response.status() == StatusCode::FORBIDDEN || usual.matches(response));
     let stack = Stack::with_policy(server, &session, policy);
     let answer = stack.get(notes).await.unwrap();
     assert_eq!(answer.status, StatusCode::OK);
