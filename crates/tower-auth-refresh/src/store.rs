@@ -65,6 +65,9 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> +
 /// An `Arc` of a store is a store.
 pub trait TokenStore: Send + Sync + 'static {
     /// Reads the record; `None` if no user is signed in.
+    ///
+    /// Every write that was acknowledged before is seen. A read from a replica that lags behind could sign a user out who
+    /// has just signed in.
     fn load(&self) -> StoreFuture<'_, Option<Record>>;
 
     /// Writes the entry of a new sign-in over any record, and drops any claim. Returns the new version.
