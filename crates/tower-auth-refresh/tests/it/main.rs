@@ -17,6 +17,7 @@ mod replay;
 mod replay_connections;
 mod replay_wire;
 mod replicas;
+mod rewind;
 mod secrets;
 mod stacks;
 mod stores;
