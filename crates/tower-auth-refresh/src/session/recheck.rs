@@ -107,7 +107,7 @@ impl Recheck {
         self.ticks.fetch_add(self.limit.max(1), Ordering::Relaxed);
     }
 
-    /// Makes the last look of a session older than the bound, and forgets that it failed, so that callers wait for the next.
+    /// Makes the last look of a session older than the bound, and forgets that it failed: callers wait for the next one.
     fn expire(&self, cell: &TokenCell) {
         cell.look_failed.store(false, Ordering::Relaxed);
         cell.looked.store(self.now().wrapping_sub(self.limit), Ordering::Release);
