@@ -65,6 +65,9 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> +
 /// An `Arc` of a store is a store.
 pub trait TokenStore: Send + Sync + 'static {
     /// Reads the record; `None` if no user is signed in.
+    ///
+    /// Every write that was acknowledged before is seen. A read from a replica that lags behind could sign a user out who
+    /// has just signed in.
     fn load(&self) -> StoreFuture<'_, Option<Record>>;
 
     /// Writes an entry if the store is empty: of several processes that start at the same time, the first one's counts.
@@ -95,7 +98,7 @@ pub trait TokenStore: Send + Sync + 'static {
     /// Deletes the record and any claim on it, if it still has this version. An empty store counts as cleared.
     fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome>;
 
-    /// Whether the tokens outlive this process. If they don't, an evicted session can't be brought back.
+    /// Returns `true` if the tokens outlive this process. If they don't, an evicted session can't be brought back.
     fn is_durable(&self) -> bool;
 }
 
@@ -374,7 +377,7 @@ impl Claim {
         &self.id
     }
 
-    /// Whether the refresh token may have been presented already.
+    /// Returns `true` if the refresh token may have been presented already.
     #[must_use]
     pub fn is_in_doubt(&self) -> bool {
         self.in_doubt

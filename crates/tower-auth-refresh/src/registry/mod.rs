@@ -123,7 +123,7 @@ struct Insertions<K> {
 
 struct Load {
     number: u64,
-    /// Whether a caller waits for the session in order to sign it out: it then needs no room.
+    /// `true` if a caller waits for the session in order to sign it out: it then needs no room.
     signs_out: Arc<AtomicBool>,
     found: Arc<Shared<Found>>,
 }
@@ -280,7 +280,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
         self.inner.table.len()
     }
 
-    /// Whether no session is in memory.
+    /// Returns `true` if no session is in memory.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -38,11 +38,11 @@ pub(crate) struct TokenCell {
     pub(super) looked: AtomicU32,
     /// A copy of the state's [`is_over`](State::is_over).
     over: AtomicBool,
-    /// Whether a task retries writes that the store has failed.
+    /// `true` if a task retries writes that the store has failed.
     pub(super) saving: AtomicBool,
-    /// Whether a look at the store is under way.
+    /// `true` if a look at the store is under way.
     pub(super) looking: AtomicBool,
-    /// Whether the last look at the store failed.
+    /// `true` if the last look at the store failed.
     pub(super) look_failed: AtomicBool,
     pub(super) lock: RwLock<Writer>,
     published: ArcSwap<State>,
@@ -179,7 +179,7 @@ impl TokenCell {
         REFRESHING.scope(self.id(), refresh_call).await
     }
 
-    /// Whether this task is the session's own refresh call.
+    /// Returns `true` if this task is the session's own refresh call.
     pub(crate) fn is_refreshing_here(self: &Arc<Self>) -> bool {
         REFRESHING.try_with(|id| *id == self.id()).unwrap_or(false)
     }
@@ -188,13 +188,13 @@ impl TokenCell {
         Arc::as_ptr(self).addr()
     }
 
-    /// Whether no user is signed in.
+    /// Returns `true` if no user is signed in.
     #[inline]
     pub(crate) fn is_over(&self) -> bool {
         self.over.load(Ordering::Acquire)
     }
 
-    /// Whether this is the last handle, and the session has no watcher.
+    /// Returns `true` if this is the last handle, and the session has no watcher.
     #[inline]
     pub(crate) fn is_alone(self: &Arc<Self>) -> bool {
         let alone = Arc::strong_count(self) == 1;
@@ -203,13 +203,13 @@ impl TokenCell {
         alone && self.watchers.get().is_none_or(|watchers| watchers.states.receiver_count() == 0)
     }
 
-    /// Whether the tokens outlive this process.
+    /// Returns `true` if the tokens outlive this process.
     pub(crate) fn is_durable(&self) -> bool {
         self.store.is_durable()
     }
 
-    /// Whether the session can be evicted without loss: there is no other handle, nothing is under way or to be
-    /// remembered, and its store can bring it back, if there is anything to bring back.
+    /// Returns `true` if the session can be evicted without loss: there is no other handle, nothing is under way or to
+    /// be remembered, and its store can bring it back, if there is anything to bring back.
     pub(crate) fn is_evictable(self: &Arc<Self>) -> bool {
         self.is_alone() && (self.is_over() || self.is_durable()) && {
             let refused = self.replays.load().refused;

@@ -93,7 +93,8 @@ impl Recheck {
         self.age(cell) < self.limit / 2
     }
 
-    /// Returns the ticks since the session's last look began: at most a tick less than the time, if the clock is not late.
+    /// Returns the ticks since the session's last look began: less than the time by a tick at most, while the clock isn't
+    /// late.
     #[inline]
     fn age(&self, cell: &TokenCell) -> u32 {
         // Pairs with the release in `mark`: a session that is seen as looked at is seen as the look has left it.
@@ -106,7 +107,7 @@ impl Recheck {
         self.ticks.fetch_add(self.limit.max(1), Ordering::Relaxed);
     }
 
-    /// Makes the last look of a session older than the bound. A look whose failure is remembered isn't waited for.
+    /// Makes the last look of a session older than the bound, and forgets that it failed: callers wait for the next one.
     fn expire(&self, cell: &TokenCell) {
         cell.look_failed.store(false, Ordering::Relaxed);
         cell.looked.store(self.now().wrapping_sub(self.limit), Ordering::Release);

@@ -55,13 +55,13 @@ impl SessionState {
         }
     }
 
-    /// Whether a user is signed in: the session is active, refreshing or failing.
+    /// Returns `true` if a user is signed in: the session is active, refreshing or failing.
     #[must_use]
     pub fn is_signed_in(&self) -> bool {
         matches!(self, Self::Active | Self::Refreshing | Self::Failing(_))
     }
 
-    /// Whether the authorization server ended the session.
+    /// Returns `true` if the authorization server ended the session.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         matches!(self, Self::Ended(_))
