@@ -504,12 +504,12 @@ impl RefreshSchedule {
         Self { early: at.now + early, expired: at.now + lifetime, expired_wall: at.wall + lifetime }
     }
 
-    /// Whether the token has expired, by either clock.
+    /// Returns `true` if the token has expired, by either clock.
     pub(crate) fn has_expired(&self, now: Instant, wall: SystemTime) -> bool {
         now >= self.expired || wall >= self.expired_wall
     }
 
-    /// Whether the token should be replaced, by either clock.
+    /// Returns `true` if the token should be replaced, by either clock.
     pub(crate) fn is_due(&self, now: Instant, wall: SystemTime) -> bool {
         let window = self.expired.saturating_duration_since(self.early);
         now >= self.early || wall.checked_add(window).is_some_and(|then| then >= self.expired_wall)
