@@ -468,12 +468,12 @@ mod tests {
 
     const EXPIRED: &str = r#"{"expired":true}"#;
 
-    fn data(text: &'static str) -> Read {
-        Ok(Frame::data(Bytes::from_static(text.as_bytes())))
+    fn data(text: &'static str) -> Frame<Bytes> {
+        Frame::data(Bytes::from_static(text.as_bytes()))
     }
 
-    fn trailers() -> Read {
-        Ok(Frame::trailers(HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("x"))])))
+    fn trailers() -> Frame<Bytes> {
+        Frame::trailers(HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("x"))]))
     }
 
     fn layer() -> InspectBodyLayer {
@@ -521,11 +521,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_that_says_so_is_marked_and_given_back_in_the_same_frames() {
-        let (seen, is_marked) = inspect_frames([data(EXPIRED)]).await;
+        let (seen, is_marked) = inspect_frames([Ok(data(EXPIRED))]).await;
         assert!(is_marked);
         assert_eq!(seen, [EXPIRED]);
         let (seen, is_marked) =
-            inspect_frames([data("{\"expired\""), data(""), data(":true"), data("}"), trailers()]).await;
+            inspect_frames([data("{\"expired\""), data(""), data(":true"), data("}"), trailers()].map(Ok)).await;
         assert!(is_marked);
         assert_eq!(seen, ["{\"expired\"", "", ":true", "}", "trailers"]);
     }
@@ -533,18 +533,18 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_does_not_say_so_passes_as_it_came() {
         for frames in [&["{\"expired\":false}"][..], &["[]"], &["not JSON"], &["{\"expired\":true"], &[]] {
-            let (seen, is_marked) = inspect_frames(frames.iter().map(|text| data(text))).await;
+            let (seen, is_marked) = inspect_frames(frames.iter().map(|text| Ok(data(text)))).await;
             assert!(!is_marked, "{frames:?}");
             assert_eq!(seen, frames);
         }
-        let (seen, is_marked) = inspect_frames([data("{"), Err("reset")]).await;
+        let (seen, is_marked) = inspect_frames([Ok(data("{")), Err("reset")]).await;
         assert_eq!((seen, is_marked), (vec!["{".into(), "error: reset".into()], false));
     }
 
     #[tokio::test]
     async fn a_body_of_exactly_the_limit_is_read_and_a_longer_one_passes() {
         let limit = |bytes| layer().limit(bytes);
-        let chunks = || StreamBody::new(stream::iter([data("{\"expired\""), data(":true}")]));
+        let chunks = || StreamBody::new(stream::iter([data("{\"expired\""), data(":true}")].map(Read::Ok)));
         let (body, is_marked) = inspect(limit(EXPIRED.len()), "application/json", chunks()).await;
         assert!(is_marked);
         assert_eq!(seen(body).await.concat(), EXPIRED);
@@ -557,7 +557,7 @@ mod tests {
         assert!(!is_marked && matches!(body.state, BodyState::Untouched { .. }));
         assert_eq!(body.collect().await.unwrap().to_bytes(), EXPIRED);
         // Endless empty frames.
-        let endless = StreamBody::new(stream::repeat_with(|| data("")));
+        let endless = StreamBody::new(stream::repeat_with(|| Read::Ok(data(""))));
         assert!(!inspect(layer(), "application/json", endless).await.1);
     }
 
@@ -586,7 +586,7 @@ mod tests {
         assert_eq!(body.size_hint().exact(), Some(0));
         assert!(body.frame().await.is_none());
 
-        let unknown = StreamBody::new(stream::iter([data(EXPIRED)]));
+        let unknown = StreamBody::new(stream::iter([Read::Ok(data(EXPIRED))]));
         let (mut body, _) = inspect(layer(), "application/json", unknown).await;
         assert_eq!((body.size_hint().lower(), body.size_hint().upper()), (0, None));
         body.frame().await.unwrap().unwrap();
@@ -597,9 +597,9 @@ mod tests {
     async fn a_stalled_body_is_held_back_for_the_time_out_and_then_given_back() {
         let late = stream::once(async {
             tokio::time::sleep(Duration::from_secs(5)).await;
-            data(":true}")
+            Read::Ok(data(":true}"))
         });
-        let body = StreamBody::new(Box::pin(stream::iter([data("{\"expired\"")]).chain(late)));
+        let body = StreamBody::new(Box::pin(stream::iter([Ok(data("{\"expired\""))]).chain(late)));
         let started = Instant::now();
         let (body, is_marked) = inspect(layer().timeout(Duration::from_secs(2)), "application/json", body).await;
         assert!(!is_marked);
@@ -611,7 +611,7 @@ mod tests {
     fn without_a_runtime_only_a_body_that_is_available_is_read() {
         let inspected = inspect(layer(), "application/json", Full::new(EXPIRED.as_bytes())).now_or_never();
         assert!(inspected.unwrap().1);
-        let pending = StreamBody::new(stream::iter([data(EXPIRED)]).chain(stream::pending()));
+        let pending = StreamBody::new(stream::iter([Read::Ok(data(EXPIRED))]).chain(stream::pending()));
         assert!(!inspect(layer(), "application/json", pending).now_or_never().unwrap().1);
     }
 }

@@ -138,16 +138,12 @@ async fn a_401_for_another_reason_reports_its_scheme_and_error() {
     let (service, mut api) = script();
     let strict = AuthRefreshLayer::new(it.session.clone(), origin()).challenge(ChallengePolicy::strict_bearer());
     let response = tokio::spawn(strict.layer(service).oneshot(Request::get(ORIGIN).body(Full::default()).unwrap()));
-    let mut plain = response_without_challenge();
+    let mut plain = Response::new(Full::default());
     *plain.status_mut() = StatusCode::UNAUTHORIZED;
     api.next().await.respond(plain).await;
     let response = response.await.unwrap().unwrap();
     let RefreshReport::OtherChallenge(summary) = report(&response) else { panic!("{:?}", report(&response)) };
     assert_eq!((summary.scheme(), summary.error()), (None, None));
-}
-
-fn response_without_challenge() -> Response<Full<Bytes>> {
-    Response::new(Full::default())
 }
 
 #[tokio::test(start_paused = true)]
