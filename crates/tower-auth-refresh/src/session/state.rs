@@ -330,6 +330,11 @@ impl State {
                 if ends_flight {
                     self.finish_flight();
                 }
+                if record.epoch() == self.epoch && record.generation() < self.place {
+                    // Newer tokens were handed in after the store was read.
+                    self.stored = Stored::OverwritePending(record.version().clone());
+                    return Effect::Sync;
+                }
                 if record.epoch() == self.epoch {
                     self.stored = Stored::Clean(Some(record.version().clone()));
                     self.put_in_force(record.generation(), record.into_tokens(), due, at);
