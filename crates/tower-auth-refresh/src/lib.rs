@@ -94,14 +94,16 @@
 //!     revoke service.
 //! 15. Only a rejection by the authorization server ends a session. Any other failure keeps the tokens.
 //! 16. The inner service is only called when its `poll_ready` has returned ready, for the replay too.
+//! 17. A well-formed refresh token that the server has issued is never dropped, whatever else is wrong with its answer.
+//! 18. The refusals of one endpoint never stop a refresh that another endpoint needs.
 //! 19. Every 401 that the layer passes to the caller has a [`RefreshReport`] with the reason. (The layer doesn't look at
 //!     responses to requests that pass untouched: to foreign origins, with [`SkipAuth`], or with a header of the
 //!     caller's own.)
-//!
-//! <!-- -->
-//!
+//! 20. A store that has lost its last writes (a failover, a restored backup) never makes an older refresh token be
+//!     presented, nor an older token be adopted, where a newer one of the same sign-in is known: it is written back.
 //! 21. A sign-out on one replica is in force on all replicas that share its store within the stated
 //!     [bound](SessionRegistryBuilder::recheck), as far as the store can be read.
+//! 22. A record that can't be read is an error, never a sign-out.
 //!
 //! # Tracing
 //!
