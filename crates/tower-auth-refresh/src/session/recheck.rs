@@ -1,8 +1,8 @@
 //! Rechecks: looking at the store again for what other processes that share it have written, within a bound.
 //!
 //! A *look* reads the record once, in a task of its own, and [`TokenCell::look`] compares it with the state. A session
-//! has one look under way at a time, shared by all callers that wait for it. The looks under way lie beside the sessions,
-//! since few sessions have one.
+//! has one look under way at a time, shared by all callers that wait for it. The looks under way are kept beside the
+//! sessions, since few sessions have one.
 //!
 //! The age of a session's last look is measured by a coarse clock that a look-up in a registry reads without a call to
 //! the operating system. From half the bound on, a look-up starts a look in the background; from the bound on, it waits
@@ -93,8 +93,7 @@ impl Recheck {
         self.age(cell) < self.limit / 2
     }
 
-    /// Returns the ticks since the session's last look began: less than the time by a tick at most, while the clock isn't
-    /// late.
+    /// Returns the ticks since the session's last look began. While the clock isn't late, at most a tick is missing.
     #[inline]
     fn age(&self, cell: &TokenCell) -> u32 {
         // Pairs with the release in `mark`: a session that is seen as looked at is seen as the look has left it.
@@ -107,7 +106,7 @@ impl Recheck {
         self.ticks.fetch_add(self.limit.max(1), Ordering::Relaxed);
     }
 
-    /// Makes the last look of a session older than the bound, and forgets that it failed: callers wait for the next one.
+    /// Makes the last look of a session older than the bound, and forgets its failure: callers wait for the next.
     fn expire(&self, cell: &TokenCell) {
         cell.look_failed.store(false, Ordering::Relaxed);
         cell.looked.store(self.now().wrapping_sub(self.limit), Ordering::Release);
