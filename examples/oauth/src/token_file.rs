@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use tower::BoxError;
 use tower_auth_refresh::store::{
-    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, MemoryStore, Presented, Record, StoreFuture, TokenStore,
-    Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, MemoryStore, Presented, Record,
+    StoreFuture, TokenStore, Version,
 };
 use tower_auth_refresh::{RefreshToken, Tokens};
 
@@ -81,6 +81,13 @@ fn replace(path: &Path, token: &str) -> io::Result<()> {
 impl TokenStore for TokenFile {
     fn load(&self) -> StoreFuture<'_, Option<Record>> {
         self.memory.load()
+    }
+
+    fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
+        Box::pin(async {
+            self.write(entry.tokens()).await?;
+            self.memory.insert(entry).await
+        })
     }
 
     fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {

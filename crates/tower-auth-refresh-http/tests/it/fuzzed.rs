@@ -10,7 +10,9 @@ use http::header::{CONTENT_ENCODING, RETRY_AFTER, SET_COOKIE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use tokio::runtime::{Builder, Runtime};
-use tower_auth_refresh::{AccessToken, ChallengePolicy, RefreshError, RefreshErrorKind, RefreshToken, Tokens};
+use tower_auth_refresh::{
+    AccessToken, ChallengePolicy, RefreshError, RefreshErrorKind, RefreshToken, ResponseHead, Tokens,
+};
 use tower_auth_refresh_http::{AuthClient, ClientAuth, CookieRefresh, JsonRefresh, OAuthRefresh, TokenFields};
 
 const URL: &str = "https://app.example.com/auth/refresh";
@@ -49,11 +51,11 @@ pub(crate) fn retry_after(data: &[u8]) {
 /// `WWW-Authenticate` of any bytes, a line each: in an API's 401 and in the refresh call's.
 pub(crate) fn challenge(data: &[u8]) {
     let headers = headers(&WWW_AUTHENTICATE, data);
-    let lenient = ChallengePolicy::bearer().matches(StatusCode::UNAUTHORIZED, &headers);
-    let strict = ChallengePolicy::strict_bearer().matches(StatusCode::UNAUTHORIZED, &headers);
+    let lenient = ChallengePolicy::bearer().matches(&ResponseHead::new(StatusCode::UNAUTHORIZED, &headers));
+    let strict = ChallengePolicy::strict_bearer().matches(&ResponseHead::new(StatusCode::UNAUTHORIZED, &headers));
     assert!(lenient || !strict, "only strict recognised the challenge");
-    assert!(!ChallengePolicy::bearer().matches(StatusCode::OK, &headers));
-    let _ = ChallengePolicy::grpc().matches(StatusCode::OK, &headers);
+    assert!(!ChallengePolicy::bearer().matches(&ResponseHead::new(StatusCode::OK, &headers)));
+    let _ = ChallengePolicy::grpc().matches(&ResponseHead::new(StatusCode::OK, &headers));
     let client = answering(StatusCode::UNAUTHORIZED, headers, b"{}");
     check(StatusCode::UNAUTHORIZED, &now(JsonRefresh::new(client, URL).unwrap().refresh(&old())));
 }

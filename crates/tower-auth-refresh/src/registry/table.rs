@@ -76,12 +76,17 @@ impl<K: Eq + Hash> Table<K> {
     /// Returns the session of this key, and marks it as used.
     #[inline]
     pub(super) fn find(&self, key: &K) -> Option<Arc<TokenCell>> {
-        let (hash, shard) = self.shard_of(key);
-        let shard = lock(shard);
-        let cell = Arc::clone(&shard.find(hash, |slot| slot.key == *key)?.cell);
-        drop(shard);
+        let cell = self.peek(key, Arc::clone)?;
         self.touch(&cell);
         Some(cell)
+    }
+
+    /// Reads from the session of this key, under its shard's lock, without marking it as used.
+    #[inline]
+    pub(super) fn peek<T>(&self, key: &K, read: impl FnOnce(&Arc<TokenCell>) -> T) -> Option<T> {
+        let (hash, shard) = self.shard_of(key);
+        let shard = lock(shard);
+        shard.find(hash, |slot| slot.key == *key).map(|slot| read(&slot.cell))
     }
 
     /// Inserts a session under a key that has none. The caller's lock excludes concurrent insertions.

@@ -13,9 +13,10 @@ use super::cell::TokenCell;
 use super::config::{Config, Rotation};
 use super::error::SessionError;
 use super::limiter::RefreshLimiter;
+use super::recheck::Recheck;
 use super::store_call::bounded;
 use crate::refresh::{RefreshRequest, RefreshService, RevokeRequest, RevokeService};
-use crate::store::{Entry, Epoch, MemoryStore, Record, TokenStore};
+use crate::store::{Entry, Epoch, InsertOutcome, MemoryStore, Record, TokenStore};
 use crate::token::Tokens;
 
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(30);
@@ -114,13 +115,13 @@ impl SessionBuilder {
             None if self.client_credentials => Some(Tokens::default()),
             first => first,
         };
-        let config = Arc::new(self.into_config(runtime, None));
-        let stored = load_or_write(&*store, first).await.map_err(SessionError::store)?;
+        let config = Arc::new(self.into_config(runtime, None, Recheck::new(None)));
+        let stored = load_or_insert(&*store, first).await.map_err(SessionError::store)?;
         Ok(Session::of(Arc::new(TokenCell::new(stored, store, config))))
     }
 
     /// Takes all settings but the tokens and their store.
-    pub(crate) fn into_config(self, runtime: Handle, limiter: Option<Arc<RefreshLimiter>>) -> Config {
+    pub(crate) fn into_config(self, runtime: Handle, limiter: Option<Arc<RefreshLimiter>>, recheck: Recheck) -> Config {
         Config {
             refresh: self.refresh,
             revoke: self.revoke,
@@ -130,19 +131,23 @@ impl SessionBuilder {
             client_credentials: self.client_credentials,
             runtime,
             limiter,
+            recheck,
         }
     }
 }
 
-async fn load_or_write(store: &dyn TokenStore, first: Option<Tokens>) -> Result<Option<Record>, BoxError> {
+async fn load_or_insert(store: &dyn TokenStore, first: Option<Tokens>) -> Result<Option<Record>, BoxError> {
     let stored = bounded(|| store.load()).await?;
     match first.filter(|_| stored.is_none()) {
         None => Ok(stored),
         Some(tokens) => {
             let entry = Entry::new(Epoch::random(), 1, tokens);
-            bounded(|| store.replace(&entry)).await?;
-            // Read again: another process that starts at the same moment may have written after this one.
-            bounded(|| store.load()).await
+            let record = match bounded(|| store.insert(&entry)).await? {
+                InsertOutcome::Inserted(version) => Record::new(version, entry),
+                // Another process has started at the same time.
+                InsertOutcome::Exists(record) => record,
+            };
+            Ok(Some(record))
         }
     }
 }

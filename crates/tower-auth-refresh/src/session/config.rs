@@ -12,6 +12,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceExt};
 
 use super::limiter::RefreshLimiter;
+use super::recheck::Recheck;
 use super::state::{At, RefreshSchedule};
 use super::store_call::STORE_TIMEOUT;
 use crate::TARGET;
@@ -29,9 +30,10 @@ pub(crate) struct Config {
     pub(crate) runtime: Handle,
     /// Shared by the sessions of a registry.
     pub(crate) limiter: Option<Arc<RefreshLimiter>>,
+    pub(crate) recheck: Recheck,
 }
 
-/// Whether a refresh token may be presented again within one refresh, after the answer to the first call was lost.
+/// `true` if a refresh token may be presented again within one refresh, after the answer to the first call was lost.
 ///
 /// A server that rotates refresh tokens may have used the token up, and take the second call for a theft: it then revokes
 /// the whole session (RFC 9700 §4.14.2). After the cool-down the next refresh presents the token again in any case,
@@ -49,7 +51,7 @@ pub enum Rotation {
 }
 
 impl Rotation {
-    /// Whether the token may be presented again this long after the first time.
+    /// Returns `true` if the token may be presented again this long after the first time.
     pub(super) fn allows(self, since: Duration) -> bool {
         match self {
             Self::Strict => false,

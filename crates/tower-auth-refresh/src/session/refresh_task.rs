@@ -198,12 +198,13 @@ impl RefreshTask {
         Ok(())
     }
 
-    /// Whether a record of the same epoch is older than the tokens that this refresh presents: its store has lost writes.
+    /// Returns `true` if a record of the same epoch is older than the tokens that this refresh presents: its store has
+    /// lost writes.
     fn is_older(&self, record: &Record) -> bool {
         record.epoch() == self.base.epoch && record.generation() < self.place
     }
 
-    /// Whether a record that another process wrote makes the refresh call unnecessary.
+    /// Returns `true` if a record that another process wrote makes the refresh call unnecessary.
     fn is_worth_adopting(&self, record: &Record) -> bool {
         let expired = record.tokens().expires_at().is_some_and(|expiry| expiry <= SystemTime::now());
         let same = record.tokens().access_token() == self.base.tokens.access_token();

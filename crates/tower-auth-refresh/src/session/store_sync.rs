@@ -18,7 +18,7 @@ use crate::store::{Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoc
 /// A revocation in a task of its own.
 pub(super) type Revocation = JoinHandle<Result<(), BoxError>>;
 
-/// Whether a record is of the same epoch as an entry and older: its store has lost writes.
+/// Returns `true` if a record is of the same epoch as an entry and older: its store has lost writes.
 pub(super) fn is_older_than(record: &Record, entry: &Entry) -> bool {
     record.epoch() == entry.epoch() && record.generation() < entry.generation()
 }

@@ -92,6 +92,8 @@ struct Session {
     accepted: u32,
     refused: u32,
     written_over: Option<(u32, Option<u32>)>,
+    /// The tokens that the session has revoked last.
+    revoked: VecDeque<Pair>,
     issued_count: u32,
     next: VecDeque<Answer>,
     faults: BTreeMap<Call, Fault>,
@@ -276,6 +278,7 @@ impl Model {
                 let order = self.wait_for_current_write(session);
                 let replaced = self.epochs_in_store(session);
                 let epoch = self.new_epoch();
+                self.sessions[session].revoked.clear();
                 self.begin_epoch(session, epoch, held.pair(signed_in_with(number)));
                 self.set_pending(session, PendingWrite::SignIn(replaced));
                 let written = self.write_in_order(session, order);
@@ -285,6 +288,7 @@ impl Model {
                 let id = self.caller(session, None, false);
                 let order = self.wait_for_current_write(session);
                 let (of, tokens) = (self.epochs_in_store(session), self.sessions[session].tokens);
+                self.mark_revoked(session, tokens);
                 self.end_epoch(session);
                 self.set_pending(
                     session,
@@ -361,7 +365,7 @@ impl Model {
                 Stage::Started | Stage::Over => unreachable!("the flight has no timer"),
                 Stage::Queueing(look) if look.hi < self.flights[f].deadline.lo => self.claim(f),
                 Stage::SavingFirst(_) | Stage::Queueing(_) | Stage::ClaimHangs => {
-                    self.fail(f, FailureKind::Unavailable, 0)
+                    self.fail(f, FailureKind::Unavailable, 0);
                 }
                 Stage::Called => {
                     self.flights[f].in_doubt = true;
@@ -639,13 +643,14 @@ impl Model {
     fn reset(&mut self, session: SessionIndex, epoch: u32) {
         self.stop_renewing(session);
         let old = std::mem::take(&mut self.sessions[session]);
-        let Session { generation, accepted, refused, written_over, issued_count, next, faults, .. } = old;
+        let Session { generation, accepted, refused, written_over, revoked, issued_count, next, faults, .. } = old;
         self.sessions[session] = Session {
             epoch,
             generation,
             accepted,
             refused,
             written_over,
+            revoked,
             issued_count,
             next,
             faults,
@@ -673,6 +678,25 @@ impl Model {
 
     fn revoke(&mut self, tokens: Pair) {
         self.observed.revoked.extend(Some(tokens).filter(|it| *it != Pair::default()));
+    }
+
+    /// Returns whether the session has not revoked these tokens before.
+    fn mark_revoked(&mut self, session: SessionIndex, tokens: Pair) -> bool {
+        let revoked = &mut self.sessions[session].revoked;
+        let is_new = tokens != Pair::default() && !revoked.contains(&tokens);
+        if is_new {
+            revoked.push_back(tokens);
+            if revoked.len() > 4 {
+                revoked.pop_front();
+            }
+        }
+        is_new
+    }
+
+    fn revoke_once(&mut self, session: SessionIndex, tokens: Pair) {
+        if self.mark_revoked(session, tokens) {
+            self.revoke(tokens);
+        }
     }
 
     // Flights: claim, call, save, publish.
@@ -882,7 +906,7 @@ impl Model {
             );
             self.sync(session);
         } else {
-            self.revoke(new_tokens);
+            self.revoke_once(session, new_tokens);
         }
         self.finish(f, Ok(()));
     }
@@ -938,7 +962,7 @@ impl Model {
         for id in 0..self.callers.len() {
             match self.callers[id].progress {
                 Progress::Unsent(of) | Progress::Challenged(of) | Progress::Waiting(of) if of == f => {
-                    self.wake(id, outcome)
+                    self.wake(id, outcome);
                 }
                 _ => {}
             }
@@ -1094,7 +1118,11 @@ impl Model {
             },
             PendingWrite::SignOut(of) => {
                 let fault = self.fault(session, Call::Clear);
-                if self.store.record.is_some_and(|it| of.contains(&it.epoch)) {
+                if let Some(record) = self.store.record.filter(|it| of.contains(&it.epoch)) {
+                    // A sign-out revokes what it deletes; the end of a session doesn't.
+                    if self.sessions[session].ended.is_none() {
+                        self.revoke_once(session, record.tokens);
+                    }
                     if fault == Some(Fault::Fail) {
                         return false;
                     }
@@ -1113,7 +1141,7 @@ impl Model {
     fn adopt_conflicting_write(&mut self, session: SessionIndex, epoch: u32, same_epoch: Pair) -> bool {
         let found = self.store.record;
         if found.is_none_or(|record| record.epoch != epoch) {
-            self.revoke(same_epoch);
+            self.revoke_once(session, same_epoch);
         }
         if let Some(record) = found {
             self.adopt_record(session, epoch, record);

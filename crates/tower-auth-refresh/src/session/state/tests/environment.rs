@@ -503,7 +503,7 @@ static TOKENS: LazyLock<Vec<(Tokens, Tokens, Tokens)>> = LazyLock::new(|| {
 });
 
 impl Flight {
-    /// Whether the flight holds the claim, and the outcome of its call is open.
+    /// Returns `true` if the flight holds the claim, and the outcome of its call is open.
     fn has_claim(self) -> bool {
         self.stage == Stage::Claimed
     }
