@@ -73,8 +73,8 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// # Ok(()) }
 /// ```
 ///
-/// A response is read if its content type is JSON, and if its size is not known to exceed the limit. The caller gets the
-/// body as it came in any case: the same bytes in the same frames, with its trailers or its error. If the body
+/// A response is read if its content type is JSON, and if its size is not known to exceed the limit. In any case the
+/// caller gets the body as it came: the same bytes in the same frames, with its trailers or its error. If the body
 /// exceeds the limit, isn't complete in time, or isn't JSON, the response passes.
 ///
 /// A compressed body has to be decompressed inside of this layer. The layer also reads responses to requests without a

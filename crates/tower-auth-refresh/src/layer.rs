@@ -145,9 +145,9 @@ impl<S> AuthRefreshLayer<S> {
 
     /// Sets a function that returns the whole body of a request, if the body is in memory as one piece.
     ///
-    /// Such a body needs no record and no lock, and [`ReplayBody::try_into_bytes`] gives it back. The function must have
-    /// no effect. It is called for bodies of the type `B`; one type can be set. Default: none; `Full<Bytes>` and
-    /// `String` are recognized always.
+    /// Such a body needs no record and no lock, and [`ReplayBody::try_into_bytes`] gives it back. The function must not
+    /// change the body. It is called for bodies of the type `B`; one type can be set. Default: none; `Full<Bytes>` and
+    /// `String` are always recognized.
     ///
     /// ```
     /// use bytes::Bytes;
@@ -172,12 +172,12 @@ impl<S> AuthRefreshLayer<S> {
     /// Refuses requests that would be sent without a token, instead of sending them.
     ///
     /// For gateways: an API may serve anonymous requests, which a user whose session has ended shouldn't get unnoticed.
-    /// The error is a [`BoxError`](tower::BoxError) around the [`RefreshReport`](crate::RefreshReport) that the 401 would
-    /// have had; for a request without a session, with [`NotRefreshed::NoSession`](crate::NotRefreshed::NoSession). The
-    /// inner service's own errors are boxed too. Default: such requests are sent.
+    /// The error is a [`BoxError`](tower::BoxError) around the [`RefreshReport`](crate::RefreshReport) that a 401 would
+    /// have; for a request without a session, [`NotRefreshed::NoSession`](crate::NotRefreshed::NoSession). The inner
+    /// service's own errors are boxed too. Default: such requests are sent.
     ///
-    /// Requests that pass untouched still do: to foreign origins, with [`SkipAuth`](crate::SkipAuth), or with a header of
-    /// the caller's own.
+    /// Requests that pass untouched still do: to foreign origins, with [`SkipAuth`](crate::SkipAuth), or with a header
+    /// of the caller's own.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {

@@ -118,6 +118,8 @@ impl ChallengePolicy {
 
     /// Like [`bearer`](Self::bearer), and takes a response that an [`InspectBodyLayer`](crate::InspectBodyLayer) inside
     /// this middleware has marked for a challenge.
+    ///
+    /// Within a policy by [`when`](Self::when), [`matches`](Self::matches) of this policy reads the mark.
     #[must_use]
     pub fn inspected() -> Self {
         Self(Rule::Inspected)
