@@ -225,6 +225,11 @@ impl State {
         self.phase == Phase::Active && epoch == self.epoch && generation == self.generation
     }
 
+    /// Whether a record is of this epoch and older than the tokens in force.
+    fn is_newer_than(&self, record: &Record) -> bool {
+        record.epoch() == self.epoch && record.generation() < self.place
+    }
+
     /// The tokens in force, to be stored.
     pub(crate) fn entry(&self) -> Entry {
         Entry::new(self.epoch, self.place, self.tokens.clone())
@@ -323,6 +328,11 @@ impl State {
             Event::Adopted { epoch, record, due, ends_flight } if epoch == self.epoch => {
                 if ends_flight {
                     self.finish_flight();
+                }
+                if self.is_newer_than(&record) {
+                    // Newer tokens were handed in after the store was read.
+                    self.stored = Stored::OverwritePending(record.version().clone());
+                    return Effect::Sync;
                 }
                 if record.epoch() == self.epoch {
                     self.stored = Stored::Clean(Some(record.version().clone()));
