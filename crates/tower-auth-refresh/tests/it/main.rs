@@ -16,6 +16,7 @@ mod registry;
 mod replay;
 mod replay_connections;
 mod replay_wire;
+mod rewind;
 mod secrets;
 mod stacks;
 mod stores;

@@ -151,7 +151,9 @@ async fn a_401_in_the_cool_down_gets_the_cached_failure_without_a_call_or_a_wait
     }
     assert_eq!(begun.elapsed(), Duration::ZERO);
     assert_eq!(it.refreshes(), 1);
-    assert_eq!(it.session.state(), SessionState::Active);
+    let failure = failing(&it.session);
+    assert_eq!((failure.kind(), failure.count()), (RefreshErrorKind::Misconfigured, 1));
+    assert!(Arc::ptr_eq(failure.error(), &failed));
     assert_eq!(it.session.tokens(), pair(1));
 }
 

@@ -80,6 +80,8 @@ struct Session {
     rejected: bool,
     in_doubt: bool,
     failures: u32,
+    /// The kind of the last of them.
+    failure: Option<FailureKind>,
     strikes: u32,
     last_refusal: u32,
     issued: Option<Moment>,
@@ -90,6 +92,8 @@ struct Session {
     accepted: u32,
     refused: u32,
     written_over: Option<(u32, Option<u32>)>,
+    /// The tokens that the session has revoked last.
+    revoked: VecDeque<Pair>,
     issued_count: u32,
     next: VecDeque<Answer>,
     faults: BTreeMap<Call, Fault>,
@@ -272,6 +276,7 @@ impl Model {
                 let order = self.wait_for_current_write(session);
                 let replaced = self.epochs_in_store(session);
                 let epoch = self.new_epoch();
+                self.sessions[session].revoked.clear();
                 self.begin_epoch(session, epoch, held.pair(signed_in_with(number)));
                 self.set_pending(session, PendingWrite::SignIn(replaced));
                 let written = self.write_in_order(session, order);
@@ -281,6 +286,7 @@ impl Model {
                 let id = self.caller(session, None, false);
                 let order = self.wait_for_current_write(session);
                 let (of, tokens) = (self.epochs_in_store(session), self.sessions[session].tokens);
+                self.mark_revoked(session, tokens);
                 self.end_epoch(session);
                 self.set_pending(
                     session,
@@ -327,11 +333,12 @@ impl Model {
     pub(crate) fn observed(&mut self) -> &Observed {
         let describe = |session: SessionIndex| {
             let it = &self.sessions[session];
-            let state = match (it.active, it.ended, self.in_flight(session)) {
-                (true, _, None) => "Active",
-                (true, _, Some(_)) => "Refreshing",
-                (false, Some(_), _) => "Ended",
-                (false, None, _) => "SignedOut",
+            let state = match (it.active, it.ended, self.in_flight(session), it.failure) {
+                (true, _, None, None) => "Active".to_owned(),
+                (true, _, None, Some(kind)) => format!("Failing({kind:?}, {})", it.failures),
+                (true, _, Some(_), _) => "Refreshing".to_owned(),
+                (false, Some(_), _, _) => "Ended".to_owned(),
+                (false, None, _, _) => "SignedOut".to_owned(),
             };
             format!("{state}, {}: {:?}", it.generation, it.tokens)
         };
@@ -356,7 +363,7 @@ impl Model {
                 Stage::Started | Stage::Over => unreachable!("the flight has no timer"),
                 Stage::Queueing(look) if look.hi < self.flights[f].deadline.lo => self.claim(f),
                 Stage::SavingFirst(_) | Stage::Queueing(_) | Stage::ClaimHangs => {
-                    self.fail(f, FailureKind::Unavailable, 0)
+                    self.fail(f, FailureKind::Unavailable, 0);
                 }
                 Stage::Called => {
                     self.flights[f].in_doubt = true;
@@ -589,7 +596,7 @@ impl Model {
     fn apply_tokens(&mut self, session: SessionIndex, tokens: Pair) {
         let it = &mut self.sessions[session];
         let same = tokens.access == it.tokens.access;
-        (it.tokens, it.in_doubt, it.failures, it.cooling) = (tokens, false, 0, None);
+        (it.tokens, it.in_doubt, it.failures, it.failure, it.cooling) = (tokens, false, 0, None, None);
         if !same {
             it.generation += 1;
             (it.rejected, it.issued) = (false, Some(self.at));
@@ -627,13 +634,14 @@ impl Model {
     fn reset(&mut self, session: SessionIndex, epoch: u32) {
         self.stop_renewing(session);
         let old = std::mem::take(&mut self.sessions[session]);
-        let Session { generation, accepted, refused, written_over, issued_count, next, faults, .. } = old;
+        let Session { generation, accepted, refused, written_over, revoked, issued_count, next, faults, .. } = old;
         self.sessions[session] = Session {
             epoch,
             generation,
             accepted,
             refused,
             written_over,
+            revoked,
             issued_count,
             next,
             faults,
@@ -661,6 +669,25 @@ impl Model {
 
     fn revoke(&mut self, tokens: Pair) {
         self.observed.revoked.extend(Some(tokens).filter(|it| *it != Pair::default()));
+    }
+
+    /// Returns whether the session has not revoked these tokens before.
+    fn mark_revoked(&mut self, session: SessionIndex, tokens: Pair) -> bool {
+        let revoked = &mut self.sessions[session].revoked;
+        let is_new = tokens != Pair::default() && !revoked.contains(&tokens);
+        if is_new {
+            revoked.push_back(tokens);
+            if revoked.len() > 4 {
+                revoked.pop_front();
+            }
+        }
+        is_new
+    }
+
+    fn revoke_once(&mut self, session: SessionIndex, tokens: Pair) {
+        if self.mark_revoked(session, tokens) {
+            self.revoke(tokens);
+        }
     }
 
     // Flights: claim, call, save, publish.
@@ -870,7 +897,7 @@ impl Model {
             );
             self.sync(session);
         } else {
-            self.revoke(new_tokens);
+            self.revoke_once(session, new_tokens);
         }
         self.finish(f, Ok(()));
     }
@@ -891,6 +918,7 @@ impl Model {
         if it.epoch == epoch {
             it.in_doubt |= in_doubt;
             it.failures += 1;
+            it.failure = Some(kind);
             let full = (1_000 << (it.failures - 1).min(10)).min(60_000_u64);
             let pause = Moment { lo: full / 2, hi: full }
                 .max((retry_after, retry_after))
@@ -925,7 +953,7 @@ impl Model {
         for id in 0..self.callers.len() {
             match self.callers[id].progress {
                 Progress::Unsent(of) | Progress::Challenged(of) | Progress::Waiting(of) if of == f => {
-                    self.wake(id, outcome)
+                    self.wake(id, outcome);
                 }
                 _ => {}
             }
@@ -1081,7 +1109,11 @@ impl Model {
             },
             PendingWrite::SignOut(of) => {
                 let fault = self.fault(session, Call::Clear);
-                if self.store.record.is_some_and(|it| of.contains(&it.epoch)) {
+                if let Some(record) = self.store.record.filter(|it| of.contains(&it.epoch)) {
+                    // A sign-out revokes what it deletes; the end of a session doesn't.
+                    if self.sessions[session].ended.is_none() {
+                        self.revoke_once(session, record.tokens);
+                    }
                     if fault == Some(Fault::Fail) {
                         return false;
                     }
@@ -1100,7 +1132,7 @@ impl Model {
     fn adopt_conflicting_write(&mut self, session: SessionIndex, epoch: u32, same_epoch: Pair) -> bool {
         let found = self.store.record;
         if found.is_none_or(|record| record.epoch != epoch) {
-            self.revoke(same_epoch);
+            self.revoke_once(session, same_epoch);
         }
         if let Some(record) = found {
             self.adopt_record(session, epoch, record);

@@ -134,10 +134,10 @@ impl Process {
             let mut changes = session.subscribe();
             let mut held = None;
             loop {
-                let state = *changes.borrow_and_update();
+                let state = changes.borrow_and_update().clone();
                 let now = self.env.now();
-                match (state, held) {
-                    (SessionState::Ended, _) => self.env.state().oracle.session_ended(now, self.incarnation, user),
+                match (&state, held) {
+                    (SessionState::Ended(_), _) => self.env.state().oracle.session_ended(now, self.incarnation, user),
                     (SessionState::SignedOut, None) => {}
                     (SessionState::SignedOut, Some(held)) => {
                         let state = &mut *self.env.state();
@@ -171,7 +171,7 @@ impl Process {
             let (process, call) = (self.name.clone(), self.refresh.clone());
             let refresh = Refresher { env: Arc::clone(env), process, incarnation: self.incarnation, user, call };
             let session = Session::builder(refresh)
-                .shared_store(Arc::clone(&store))
+                .store(Arc::clone(&store))
                 .rotation(plan.rotation)
                 .refresh_timeout(plan.refresh_timeout);
             let session = match plan.early {
@@ -223,7 +223,7 @@ impl Process {
         let held = self.env.sign_out(user, self.incarnation, &session);
         let mut states = session.subscribe();
         let signed_out = task::spawn_local(async move { session.sign_out().await });
-        let is_over = |state: &SessionState| matches!(state, SessionState::SignedOut | SessionState::Ended);
+        let is_over = |state: &SessionState| !state.is_signed_in();
         let _ = states.wait_for(is_over).await;
         self.env.state().oracle.sign_out_observed(self.incarnation, held);
         let _ = signed_out.await;

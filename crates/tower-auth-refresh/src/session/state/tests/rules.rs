@@ -357,8 +357,13 @@ fn phase_after(old: &State, event: &Event) -> Phase {
         Event::Rejected { .. } => Phase::Ended,
         Event::RecordGone { .. } | Event::SignedOut { .. } => Phase::SignedOut,
         Event::Adopted { record, ends_flight: false, .. } if record.epoch() == old.epoch => old.phase,
-        Event::Challenged { .. } | Event::Recovered | Event::Saved { .. } | Event::Deleted { .. } => old.phase,
-        Event::Salvaged { .. } | Event::StoreWentBack { .. } | Event::Renewed { .. } => old.phase,
+        Event::Challenged { .. }
+        | Event::Recovered
+        | Event::Salvaged { .. }
+        | Event::Saved { .. }
+        | Event::Deleted { .. }
+        | Event::StoreWentBack { .. }
+        | Event::Renewed { .. } => old.phase,
         _ => Phase::Active,
     }
 }
