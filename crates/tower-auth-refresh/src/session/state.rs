@@ -130,6 +130,8 @@ pub(crate) enum Event {
     Adopted { epoch: Epoch, record: Record, due: Option<RefreshSchedule>, ends_flight: bool },
     /// The store holds older tokens of this epoch under this version: it has lost writes (a failover, a restored backup).
     StoreWentBack { epoch: Epoch, version: Version },
+    /// The older record, which is to be written over, was claimed.
+    OverwriteClaimed { epoch: Epoch, claim: Arc<Claim> },
     /// The flight found that newer tokens are in force already.
     Finished { epoch: Epoch },
     /// The record is gone from the store: another process signed the user out.
@@ -345,6 +347,11 @@ impl State {
                 self.stored = Stored::OverwritePending(version);
                 return Effect::Sync;
             }
+            Event::OverwriteClaimed { epoch, claim } if epoch == self.epoch => {
+                if matches!(&self.stored, Stored::OverwritePending(older) if older == claim.version()) {
+                    self.stored = Stored::CommitPending(claim);
+                }
+            }
             Event::Finished { epoch } if epoch == self.epoch => self.finish_flight(),
             Event::RecordGone { epoch, next } if epoch == self.epoch => {
                 self.end(Phase::SignedOut, next, Stored::Clean(None));
@@ -380,6 +387,7 @@ impl State {
             | Event::Adopted { .. }
             | Event::Renewed { .. }
             | Event::StoreWentBack { .. }
+            | Event::OverwriteClaimed { .. }
             | Event::Finished { .. }
             | Event::RecordGone { .. }
             | Event::Saved { .. }
