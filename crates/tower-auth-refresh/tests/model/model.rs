@@ -975,8 +975,11 @@ impl Model {
             PendingWrite::SignOut(of) => !of.contains(&epoch),
             PendingWrite::Nothing | PendingWrite::Tokens(_) => false,
         };
-        let sees = concerned && self.fault(1 - session, Call::Load).is_none();
-        self.undetermined.set(self.is_undetermined() || sees && replaced != Some(epoch));
+        // A sign-out revokes the tokens of a record before it deletes the record.
+        let revokes = matches!(&peer.pending, PendingWrite::SignOut(of) if of.contains(&epoch)) && peer.ended.is_none();
+        let sees = concerned && replaced != Some(epoch) || revokes;
+        let reads = self.fault(1 - session, Call::Load).is_none();
+        self.undetermined.set(self.is_undetermined() || sees && reads);
         self.store.last += 1;
         let version = self.store.last;
         (self.store.record, self.store.lease) = (Some(Record { version, epoch, tokens }), None);

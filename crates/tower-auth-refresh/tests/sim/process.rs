@@ -354,6 +354,7 @@ impl Service<RefreshRequest> for Refresher {
                     token,
                     access: access_token(request.tokens()),
                     marked: request.is_in_doubt(),
+                    is_forgotten: false,
                     manual: request.trigger() == Trigger::Manual,
                     due: (request.trigger() == Trigger::Early).then(|| {
                         let window = env.plan.early.expect("only a plan with a window refreshes early");
@@ -375,6 +376,9 @@ impl Service<RefreshRequest> for Refresher {
             };
             let now = pending.env.now();
             pending.env.state().oracle.call_ended(now, ticket, outcome);
+            if let Ok(tokens) = &answer {
+                pending.env.state().oracle.tokens_received(this.incarnation, tokens);
+            }
             if answer.is_ok() && pending.env.crashes_at(CrashPoint::AfterAnswer, &this.process) {
                 return forever().await;
             }

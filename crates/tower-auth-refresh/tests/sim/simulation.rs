@@ -422,6 +422,13 @@ impl Chaos {
                 env.state().authority.revoke(user);
                 None
             }
+            Event::FailOver { user, lost } => {
+                let state = &mut *env.state();
+                if let Some(record) = state.slots[user].fail_over(lost) {
+                    state.oracle.failed_over(now, record.tokens());
+                }
+                None
+            }
         }
     }
 
@@ -463,6 +470,7 @@ impl Event {
             Self::Crash { silent: true, .. } => "silent crashes",
             Self::CrashPoint(_) => "crash points armed",
             Self::Revoke(_) => "sign-ins revoked",
+            Self::FailOver { .. } => "failovers of the store",
         }
     }
 }

@@ -24,6 +24,8 @@ use crate::simulation::{Environment, State};
 pub struct Slot {
     last: u64,
     pub record: Option<Record>,
+    /// The records that were written over.
+    earlier: Vec<Record>,
     /// The sign-in whose record was deleted last.
     pub cleared: Option<usize>,
     claim: Option<Lease>,
@@ -68,9 +70,23 @@ impl Slot {
 
     pub fn write(&mut self, entry: Entry) -> Version {
         let version = Version::from(self.next());
+        self.earlier.extend(self.record.take());
         self.record = Some(Record::new(version.clone(), entry));
         self.claim = None;
         version
+    }
+
+    /// Loses the claim and the last writes, this many at most, as far as they are of one sign-in. Returns the record that
+    /// is left.
+    pub fn fail_over(&mut self, lost: usize) -> Option<&Record> {
+        let epoch = self.record.as_ref()?.epoch();
+        for _ in 0..lost {
+            if self.earlier.last().is_some_and(|earlier| earlier.epoch() == epoch) {
+                self.record = self.earlier.pop();
+            }
+        }
+        self.claim = None;
+        self.record.as_ref()
     }
 
     fn held(&mut self, claim: &Claim) -> Option<&mut Lease> {
@@ -217,6 +233,7 @@ impl TokenStore for SharedStore {
                 }
                 let slot = &mut state.slots[user];
                 slot.record = None;
+                slot.earlier.clear();
                 slot.claim = None;
                 ClearOutcome::Cleared
             }
