@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tower::ServiceExt;
 use tower_service::Service;
 use tracing::field::Empty;
@@ -22,7 +22,7 @@ use super::store_call::{STORE_TIMEOUT, bounded, bounded_by};
 use super::store_sync::is_older_than;
 use crate::TARGET;
 use crate::refresh::{NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, Trigger};
-use crate::store::{Claim, ClaimOutcome, CommitOutcome, Entry, Epoch, Presented, Record, StoreFuture};
+use crate::store::{Claim, ClaimOutcome, CommitOutcome, Entry, Epoch, Presented, Record, StoreFuture, Version};
 use crate::timer::Ticker;
 use crate::token::{RefreshToken, Tokens};
 
@@ -125,7 +125,9 @@ impl RefreshTask {
             Ok(tokens) => self.save_and_publish(claim, tokens).await,
             Err(RefreshAborted::Failed { error, in_doubt }) => {
                 let in_doubt = if let Some(token) = error.refresh_token() {
-                    self.salvage(claim, token.clone()).await;
+                    if !self.salvage(claim, token.clone()).await {
+                        return Ok(());
+                    }
                     false
                 } else {
                     self.release(&claim, in_doubt).await;
@@ -160,6 +162,17 @@ impl RefreshTask {
                     sleep_until(look_again).await;
                 }
                 ClaimOutcome::Changed(None) => return Err(RefreshAborted::RecordGone),
+                // Newer tokens than the state's, which another process had stored before the store lost them.
+                ClaimOutcome::Changed(Some(record)) if self.is_older(&record) && self.place > self.base.place => {
+                    if let Some(written) = self.write_over(&record, lease, deadline).await? {
+                        version = written;
+                    } else if Instant::now() + CLAIM_POLL < deadline {
+                        sleep(CLAIM_POLL).await;
+                    } else {
+                        let error = RefreshError::unavailable("another process has claimed an older record");
+                        return Err(RefreshAborted::unavailable(error));
+                    }
+                }
                 ClaimOutcome::Changed(Some(record)) if self.is_older(&record) => {
                     let (epoch, found) = (self.base.epoch, record.version().clone());
                     cell.change(Event::StoreWentBack { epoch, version: found }).await;
@@ -196,6 +209,24 @@ impl RefreshTask {
         self.place = state.place;
         self.base = state;
         Ok(())
+    }
+
+    /// Writes the tokens of this refresh over an older record. Returns `None` if the record has changed or is claimed.
+    async fn write_over(
+        &self,
+        older: &Record,
+        lease: Duration,
+        deadline: Instant,
+    ) -> Result<Option<Version>, RefreshAborted> {
+        let store = &self.cell.store;
+        let ClaimOutcome::Claimed(claim) = within(deadline, || store.claim(older.version(), lease)).await? else {
+            return Ok(None);
+        };
+        let entry = Entry::new(self.base.epoch, self.place, self.tokens.clone());
+        match within(deadline, || store.commit(&claim, &entry)).await? {
+            CommitOutcome::Stored(version) => Ok(Some(version)),
+            CommitOutcome::Conflict(_) => Ok(None),
+        }
     }
 
     /// Returns `true` if a record of the same epoch is older than the tokens that this refresh presents: its store has
@@ -349,13 +380,14 @@ impl RefreshTask {
         Ok(())
     }
 
-    /// Stores a refresh token that a failed call issued all the same: its predecessor is used up.
-    async fn salvage(&self, claim: Claim, token: RefreshToken) {
+    /// Stores a refresh token that a failed call issued all the same: its predecessor is used up. Returns `false` if the
+    /// store holds another process's tokens: adopting them has ended the flight.
+    async fn salvage(&self, claim: Claim, token: RefreshToken) -> bool {
         let tokens = self.tokens.clone().with_refresh_token(token);
-        if let Some((entry, stored)) = self.save(claim, tokens).await {
-            let (epoch, place, tokens) = (entry.epoch(), entry.generation(), entry.into_tokens());
-            self.cell.change(Event::Salvaged { epoch, place, tokens, stored }).await;
-        }
+        let Some((entry, stored)) = self.save(claim, tokens).await else { return false };
+        let (epoch, place, tokens) = (entry.epoch(), entry.generation(), entry.into_tokens());
+        self.cell.change(Event::Salvaged { epoch, place, tokens, stored }).await;
+        true
     }
 
     /// Writes tokens under the claim. Returns the entry, and the store's content compared with it; `None` if the store

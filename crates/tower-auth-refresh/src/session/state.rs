@@ -135,6 +135,8 @@ pub(crate) enum Event {
     Adopted { epoch: Epoch, record: Record, due: Option<RefreshSchedule>, ends_flight: bool },
     /// The store holds older tokens of this epoch under this version: it has lost writes (a failover, a restored backup).
     StoreWentBack { epoch: Epoch, version: Version },
+    /// The older record, which is to be written over, was claimed.
+    OverwriteClaimed { epoch: Epoch, claim: Arc<Claim> },
     /// The flight found that newer tokens are in force already.
     Finished { epoch: Epoch },
     /// The record is gone from the store: another process signed the user out.
@@ -229,6 +231,11 @@ impl State {
     /// is about to replace it.
     pub(crate) fn is_renewable(&self, epoch: Epoch, generation: Generation) -> bool {
         self.phase == Phase::Active && epoch == self.epoch && generation == self.generation
+    }
+
+    /// Whether a record is of this epoch and older than the tokens in force.
+    fn is_newer_than(&self, record: &Record) -> bool {
+        record.epoch() == self.epoch && record.generation() < self.place
     }
 
     /// The tokens in force, to be stored.
@@ -327,24 +334,16 @@ impl State {
                 return Effect::Sync;
             }
             Event::Adopted { epoch, record, due, ends_flight } if epoch == self.epoch => {
-                if ends_flight {
-                    self.finish_flight();
-                }
-                if record.epoch() == self.epoch && record.generation() < self.place {
-                    // Newer tokens were handed in after the store was read.
-                    self.stored = Stored::OverwritePending(record.version().clone());
-                    return Effect::Sync;
-                }
-                if record.epoch() == self.epoch {
-                    self.stored = Stored::Clean(Some(record.version().clone()));
-                    self.put_in_force(record.generation(), record.into_tokens(), due, at);
-                } else {
-                    *self = self.adopted_epoch(record, due);
-                }
+                return self.adopt(record, due, ends_flight, at);
             }
             Event::StoreWentBack { epoch, version } if epoch == self.epoch => {
                 self.stored = Stored::OverwritePending(version);
                 return Effect::Sync;
+            }
+            Event::OverwriteClaimed { epoch, claim } if epoch == self.epoch => {
+                if matches!(&self.stored, Stored::OverwritePending(older) if older == claim.version()) {
+                    self.stored = Stored::CommitPending(claim);
+                }
             }
             Event::Finished { epoch } if epoch == self.epoch => self.finish_flight(),
             Event::RecordGone { epoch, next } if epoch == self.epoch => {
@@ -381,10 +380,30 @@ impl State {
             | Event::Adopted { .. }
             | Event::Renewed { .. }
             | Event::StoreWentBack { .. }
+            | Event::OverwriteClaimed { .. }
             | Event::Finished { .. }
             | Event::RecordGone { .. }
             | Event::Saved { .. }
             | Event::Deleted { .. } => {}
+        }
+        Effect::Nothing
+    }
+
+    /// Adopts a record that another process wrote.
+    fn adopt(&mut self, record: Record, due: Option<RefreshSchedule>, ends_flight: bool, at: At) -> Effect {
+        if ends_flight {
+            self.finish_flight();
+        }
+        if self.is_newer_than(&record) {
+            // Newer tokens were handed in after the store was read.
+            self.stored = Stored::OverwritePending(record.version().clone());
+            return Effect::Sync;
+        }
+        if record.epoch() == self.epoch {
+            self.stored = Stored::Clean(Some(record.version().clone()));
+            self.put_in_force(record.generation(), record.into_tokens(), due, at);
+        } else {
+            *self = self.adopted_epoch(record, due);
         }
         Effect::Nothing
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
 
 use futures_util::future::join;
 use tokio::task::JoinHandle;
@@ -14,6 +15,9 @@ use super::state::{Event, Phase, Stored};
 use super::store_call::bounded;
 use crate::TARGET;
 use crate::store::{Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, Record, Version};
+
+/// The first lease of a claim on an older record that is to be written over.
+const OVERWRITE_LEASE: Duration = Duration::from_secs(15);
 
 /// A revocation in a task of its own.
 pub(super) type Revocation = JoinHandle<Result<(), BoxError>>;
@@ -64,9 +68,11 @@ impl TokenCell {
                 }
                 Stored::CommitPending(claim) => self.commit(claim, state.entry()).await?,
                 Stored::OverwritePending(version) => {
-                    let lease = self.config.lease();
-                    match bounded(|| self.store.claim(version, lease)).await? {
-                        ClaimOutcome::Claimed(claim) => self.commit(&claim, state.entry()).await?,
+                    // Short, since the answer may be lost. The commit renews it.
+                    match bounded(|| self.store.claim(version, OVERWRITE_LEASE)).await? {
+                        ClaimOutcome::Claimed(claim) => {
+                            self.change(Event::OverwriteClaimed { epoch, claim: Arc::new(claim) }).await;
+                        }
                         ClaimOutcome::Busy { .. } => return Err("another process has claimed the older record".into()),
                         ClaimOutcome::Changed(found) => {
                             self.adopt_conflicting_write(state.entry(), found, false).await;

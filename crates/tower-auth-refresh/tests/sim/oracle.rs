@@ -153,7 +153,7 @@ impl Oracle {
     // Refresh calls
 
     /// Records that a refresh token is about to be presented.
-    pub fn call_started(&mut self, call: CallRecord, rotation: Rotation, superseded: bool) -> Ticket {
+    pub fn call_started(&mut self, call: &CallRecord, rotation: Rotation, superseded: bool) -> Ticket {
         let now = call.at;
         let ticket = Ticket(self.calls.len());
         let mark = if call.marked { ", in doubt" } else { "" };
@@ -415,7 +415,6 @@ impl Oracle {
 
     /// Records one attempt of a request.
     pub fn attempt_sent(&mut self, now: Duration, id: usize, token: Option<Token>) {
-        let unknown = |token: &Token| !self.stored_access.contains(token) && !self.not_saved.contains(token);
         let incarnation = self.requests[id].incarnation;
         if let Some(Token { family, number }) = token {
             let newest = self.sent.entry((incarnation, family)).or_default();
@@ -426,6 +425,7 @@ impl Oracle {
                 self.violation(now, "no older token is adopted where a newer one is known", detail);
             }
         }
+        let unknown = |token: &Token| !self.stored_access.contains(token) && !self.not_saved.contains(token);
         // The first tokens of a sign-in are in force at once.
         if let Some(token) = token.filter(|token| token.number > 1).filter(unknown) {
             let detail = format!("request {id} with a.{}.{}", token.family, token.number);

@@ -168,12 +168,12 @@ impl TokenStore for SharedStore {
     }
 
     fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
-        self.call("insert", None, move |state, user, now| match &state.slots[user].record {
-            Some(record) => InsertOutcome::Exists(record.clone()),
-            None => {
-                state.oracle.stored(now, &self.process, entry.tokens());
-                InsertOutcome::Inserted(state.slots[user].write(entry.clone()))
+        self.call("insert", None, move |state, user, now| {
+            if let Some(record) = &state.slots[user].record {
+                return InsertOutcome::Exists(record.clone());
             }
+            state.oracle.stored(now, &self.process, entry.tokens());
+            InsertOutcome::Inserted(state.slots[user].write(entry.clone()))
         })
     }
 

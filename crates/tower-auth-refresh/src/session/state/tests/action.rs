@@ -54,6 +54,8 @@ pub(super) enum Failure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Written {
     Saved,
+    /// An older record is claimed, to be written over.
+    Claimed,
     Found(RecordEpoch),
     FoundOlder,
     FoundNothing,
@@ -144,7 +146,10 @@ impl Action {
         let found = [ThisEpoch(New), ThisEpoch(SameAccessToken), AnotherEpoch(Both), AnotherEpoch(OnlyRefresh)];
         all.extend(found.map(Self::Finds));
         all.extend(found.map(|record_epoch| Self::Writes(Written::Found(record_epoch))));
-        all.extend([Written::Saved, Written::FoundOlder, Written::FoundNothing, Written::Failed].map(Self::Writes));
+        all.extend(
+            [Written::Saved, Written::Claimed, Written::FoundOlder, Written::FoundNothing, Written::Failed]
+                .map(Self::Writes),
+        );
         let late = [LateEnd::Refreshed, RefreshedUnsaved, LateEnd::Failed, LateEnd::Rejected, FoundItsOwnEpoch];
         all.extend(late.map(Self::Late));
         all.extend([FoundThisEpoch, FoundAnotherEpoch, LateEnd::FoundOlder, LateEnd::Salvaged].map(Self::Late));

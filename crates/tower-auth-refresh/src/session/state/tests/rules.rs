@@ -330,6 +330,7 @@ fn of_another_epoch(event: &Event, now: Epoch) -> bool {
         | Event::Adopted { epoch, .. }
         | Event::Salvaged { epoch, .. }
         | Event::StoreWentBack { epoch, .. }
+        | Event::OverwriteClaimed { epoch, .. }
         | Event::Renewed { epoch, .. }
         | Event::Finished { epoch }
         | Event::RecordGone { epoch, .. }
@@ -363,6 +364,7 @@ fn phase_after(old: &State, event: &Event) -> Phase {
         | Event::Saved { .. }
         | Event::Deleted { .. }
         | Event::StoreWentBack { .. }
+        | Event::OverwriteClaimed { .. }
         | Event::Renewed { .. } => old.phase,
         _ => Phase::Active,
     }
