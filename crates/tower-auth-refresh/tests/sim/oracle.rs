@@ -60,6 +60,7 @@ pub struct Violation {
 pub struct Ticket(usize);
 
 /// A refresh call, as seen by its caller.
+#[derive(Clone, Copy)]
 pub struct CallRecord {
     pub incarnation: usize,
     pub user: usize,
@@ -153,7 +154,7 @@ impl Oracle {
     // Refresh calls
 
     /// Records that a refresh token is about to be presented.
-    pub fn call_started(&mut self, call: &CallRecord, rotation: Rotation, superseded: bool) -> Ticket {
+    pub fn call_started(&mut self, call: CallRecord, rotation: Rotation, superseded: bool) -> Ticket {
         let now = call.at;
         let ticket = Ticket(self.calls.len());
         let mark = if call.marked { ", in doubt" } else { "" };

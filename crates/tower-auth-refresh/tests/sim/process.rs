@@ -365,7 +365,7 @@ impl Service<RefreshRequest> for Refresher {
                     at,
                     ended: None,
                 };
-                state.oracle.call_started(&call, env.plan.rotation, superseded)
+                state.oracle.call_started(call, env.plan.rotation, superseded)
             };
             env.crashes_soon_after(CrashPoint::WhilePresenting, &this.process);
             let pending = Pending { env, ticket };
