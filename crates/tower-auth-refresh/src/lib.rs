@@ -95,7 +95,9 @@
 //! 15. Only a rejection by the authorization server ends a session. Any other failure keeps the tokens.
 //! 16. The inner service is only called when its `poll_ready` has returned ready, for the replay too.
 //! 17. A well-formed refresh token that the server has issued is never dropped, whatever else is wrong with its answer.
-//! 18. The refusals of one endpoint never stop a refresh that another endpoint needs.
+//!
+//! <!-- -->
+//!
 //! 19. Every 401 that the layer passes to the caller has a [`RefreshReport`] with the reason. (The layer doesn't look at
 //!     responses to requests that pass untouched: to foreign origins, with [`SkipAuth`], or with a header of the
 //!     caller's own.)
