@@ -6,7 +6,7 @@ use std::fmt;
 use bytes::Bytes;
 use http::header::Entry;
 use http::{HeaderMap, HeaderValue};
-use secrecy::zeroize::Zeroizing;
+use zeroize::Zeroizing;
 
 use crate::options::Options;
 use crate::refresh::Generation;

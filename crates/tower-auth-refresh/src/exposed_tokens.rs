@@ -4,10 +4,10 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::SystemTime;
 
-use secrecy::zeroize::Zeroizing;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
+use zeroize::Zeroizing;
 
 use crate::token::{AccessToken, RefreshToken, Tokens};
 

@@ -133,6 +133,7 @@ mod future;
 mod inspect;
 mod layer;
 mod options;
+mod random;
 mod refresh;
 mod registry;
 mod replay;
@@ -154,6 +155,8 @@ pub use future::ResponseFuture;
 pub use inspect::{InspectBody, InspectBodyFuture, InspectBodyLayer, InspectedBody};
 pub use layer::{AuthRefreshLayer, RequireTokenLayer};
 pub use options::{PerRequest, SessionSource, SkipAuth};
+#[doc(hidden)]
+pub use random::seed_random_numbers;
 pub use refresh::{
     Generation, NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, RefreshService, RevokeRequest,
     RevokeService, Trigger,

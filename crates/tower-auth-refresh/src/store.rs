@@ -49,6 +49,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tower::BoxError;
 
+use crate::random;
 use crate::token::Tokens;
 
 /// The result of a [`TokenStore`]'s methods, boxed so that a session can erase the store's type.
@@ -241,7 +242,7 @@ impl Epoch {
     /// A new epoch, unlike any other.
     #[must_use]
     pub fn random() -> Self {
-        Self(fastrand::u64(..))
+        Self(random::bits())
     }
 
     /// Returns the epoch as a number, for a store to write.

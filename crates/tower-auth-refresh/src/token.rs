@@ -23,9 +23,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use secrecy::zeroize::Zeroizing;
-use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
+use zeroize::Zeroizing;
 
 /// A longer lifetime is implausible and counts as unknown.
 const LONGEST_LIFETIME: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
@@ -34,13 +33,13 @@ const LONGEST_LIFETIME: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
 ///
 /// Cloning is cheap: clones share one wiped-on-drop allocation.
 #[derive(Clone)]
-pub struct AccessToken(Arc<SecretString>);
+pub struct AccessToken(Arc<Zeroizing<Box<str>>>);
 
 /// The long-lived token that is exchanged for new [`Tokens`].
 ///
 /// Cloning is cheap: clones share one wiped-on-drop allocation.
 #[derive(Clone)]
-pub struct RefreshToken(Arc<SecretString>);
+pub struct RefreshToken(Arc<Zeroizing<Box<str>>>);
 
 impl AccessToken {
     /// Creates an access token from its text.
@@ -56,7 +55,7 @@ impl AccessToken {
     /// Returns the text of the token. The caller must keep it secret.
     #[must_use]
     pub fn expose_secret(&self) -> &str {
-        self.0.expose_secret()
+        &self.0
     }
 }
 
@@ -73,7 +72,7 @@ impl RefreshToken {
     /// Returns the text of the token. The caller must keep it secret.
     #[must_use]
     pub fn expose_secret(&self) -> &str {
-        self.0.expose_secret()
+        &self.0
     }
 }
 
@@ -123,7 +122,11 @@ macro_rules! secret {
 secret!(AccessToken);
 secret!(RefreshToken);
 
-fn checked(what: &'static str, token: String, allowed: RangeInclusive<u8>) -> Result<Arc<SecretString>, InvalidToken> {
+fn checked(
+    what: &'static str,
+    token: String,
+    allowed: RangeInclusive<u8>,
+) -> Result<Arc<Zeroizing<Box<str>>>, InvalidToken> {
     // A refused token is wiped too.
     let token = Zeroizing::new(token);
     let bytes = token.as_bytes();
@@ -133,7 +136,7 @@ fn checked(what: &'static str, token: String, allowed: RangeInclusive<u8>) -> Re
     match bytes.iter().position(|byte| !allowed.contains(byte)) {
         Some(at) => Err(InvalidToken { what, at: Some(at) }),
         // Copied into an allocation of its exact size: shrinking the string could leave a copy that isn't wiped.
-        None => Ok(Arc::new(SecretString::from(token.as_str()))),
+        None => Ok(Arc::new(Zeroizing::new(token.as_str().into()))),
     }
 }
 

@@ -3,11 +3,11 @@
 //! Eviction is a variant of CLOCK: a cursor goes round, and of the next few evictable sessions the longest unused is
 //! evicted.
 
-use std::hash::{BuildHasher, Hash};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::HashTable;
 
 use crate::session::TokenCell;
 
@@ -28,7 +28,7 @@ const CANDIDATES: usize = 8;
 const BUCKETS_A_CALL: usize = 4096;
 
 pub(super) struct Table<K> {
-    hasher: DefaultHashBuilder,
+    hasher: RandomState,
     shards: Box<[Mutex<HashTable<Slot<K>>>]>,
     len: AtomicUsize,
     /// Advances with every insertion and every sweep. Wraps.
@@ -62,7 +62,7 @@ impl<K: Eq + Hash> Table<K> {
         )]
         let shards = (capacity as f64 / (shard_capacity as f64 * LOAD_FACTOR)).ceil().max(1.0) as usize;
         Self {
-            hasher: DefaultHashBuilder::default(),
+            hasher: RandomState::default(),
             shards: (0..shards).map(|_| Mutex::default()).collect(),
             len: AtomicUsize::new(0),
             clock: AtomicU32::new(0),

@@ -16,6 +16,7 @@ use super::recheck::Recheck;
 use super::state::{At, RefreshSchedule};
 use super::store_call::STORE_TIMEOUT;
 use crate::TARGET;
+use crate::random;
 use crate::refresh::{RefreshRequest, RevokeRequest};
 use crate::token::Tokens;
 
@@ -108,7 +109,7 @@ impl Config {
 
 impl At {
     pub(super) fn now() -> Self {
-        Self { now: Instant::now(), wall: SystemTime::now(), jitter: fastrand::f64() }
+        Self { now: Instant::now(), wall: SystemTime::now(), jitter: random::fraction() }
     }
 }
 

@@ -23,6 +23,7 @@ use super::error::{SessionError, SessionErrorKind};
 use super::state::{Event, Phase, RefreshSchedule, State, Stored};
 use super::store_call::bounded;
 use crate::TARGET;
+use crate::random;
 use crate::shared::Shared;
 use crate::store::{Epoch, Record};
 
@@ -125,7 +126,9 @@ impl Recheck {
     }
 
     fn spread(&self) -> u32 {
-        fastrand::u32(0..=self.limit / SPREAD)
+        let spread = self.limit / SPREAD;
+        // Below 2³², since `spread` is.
+        u32::try_from(random::bits() % (u64::from(spread) + 1)).unwrap_or(spread)
     }
 
     fn under_way(&self) -> MutexGuard<'_, HashMap<usize, UnderWay>> {

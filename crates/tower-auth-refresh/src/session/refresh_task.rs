@@ -21,6 +21,7 @@ use super::state::{Event, State, Stored};
 use super::store_call::{STORE_TIMEOUT, bounded, bounded_by};
 use super::store_sync::is_older_than;
 use crate::TARGET;
+use crate::random;
 use crate::refresh::{NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, Trigger};
 use crate::store::{Claim, ClaimOutcome, CommitOutcome, Entry, Epoch, Presented, Record, StoreFuture, Version};
 use crate::timer::Ticker;
@@ -262,7 +263,7 @@ impl RefreshTask {
                 RefreshErrorKind::Unavailable => {}
                 RefreshErrorKind::InDoubt => in_doubt = true,
             }
-            let again = Instant::now() + backoff::backoff(self.attempts, error.retry_after(), fastrand::f64());
+            let again = Instant::now() + backoff::backoff(self.attempts, error.retry_after(), random::fraction());
             // A refresh token that the failed call issued is saved first, by the end of this flight.
             let may_retry = error.may_retry() && error.refresh_token().is_none();
             let is_allowed = may_retry && (!in_doubt || self.cell.config.rotation.allows(again - first));
