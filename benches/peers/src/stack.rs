@@ -10,7 +10,7 @@ use tower_auth_refresh_benches::api::Api;
 use tower_auth_refresh_benches::shape::{Body, Shape};
 use tower_auth_refresh_benches::stack::{Candidate, TOKEN, light};
 
-use crate::revocations::Tokens;
+use crate::tokens::Tokens;
 use crate::{cf_gears, kube};
 
 /// Returns all stacks of the `overhead` group, the bare one first.

@@ -1,77 +1,85 @@
-//! What a server answered, read within bounds: [`Answer`].
+//! [`Answer`]: the response of a server, read within bounds.
 
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio::time::{Instant, timeout_at};
 use tower::BoxError;
 
-/// What the server answered.
+use crate::decode::decode;
+
+/// The response of a server.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
-    pub(crate) body: AnswerBody,
+    /// As much of the body as was read and decoded, without a byte order mark.
+    pub(crate) text: Vec<u8>,
+    pub(crate) end: BodyEnd,
 }
 
-/// What came of the answer's body.
+/// The end of a body, as far as it was read.
 #[derive(Debug)]
-pub(crate) enum AnswerBody {
-    Whole(Bytes),
-    /// Longer than the limit.
+pub(crate) enum BodyEnd {
+    Complete,
+    /// The body is longer than the limit.
     TooLong,
-    /// In a `Content-Encoding` that nobody took off.
-    Encoded,
+    /// The body has a `Content-Encoding` that is unsupported or malformed.
+    Undecodable,
     /// The connection or the time ended before the body did.
     BrokenOff(BoxError),
 }
 
 impl Answer {
-    /// Reads `limit` bytes of the body at most, and until `deadline`.
+    /// Reads at most `limit` bytes of the body, until `deadline`.
     pub(crate) async fn read(
         response: Response<UnsyncBoxBody<Bytes, BoxError>>,
         limit: usize,
         deadline: Instant,
     ) -> Self {
         let (head, body) = response.into_parts();
-        let body = if is_encoded(&head.headers) {
-            AnswerBody::Encoded
-        } else if content_length(&head.headers).is_some_and(|length| length > limit as u64) {
-            AnswerBody::TooLong
+        let (status, headers) = (head.status, head.headers);
+        // A success may hold a refresh token in the part that is read; nothing of another answer is of use.
+        let skip = !status.is_success() && content_length(&headers).is_some_and(|length| length > limit as u64);
+        let mut text = Vec::new();
+        let end = if skip {
+            BodyEnd::TooLong
         } else {
-            match timeout_at(deadline, read(body, limit)).await {
-                Ok(body) => body,
-                Err(elapsed) => AnswerBody::BrokenOff(elapsed.into()),
+            match timeout_at(deadline, read(body, limit, &mut text)).await {
+                Ok(end) => end,
+                Err(elapsed) => BodyEnd::BrokenOff(elapsed.into()),
             }
         };
-        Self { status: head.status, headers: head.headers, body }
+        let (mut text, end) = decode(&headers, text, end, limit);
+        // RFC 8259 §8.1 lets a parser ignore a byte order mark.
+        if text.starts_with(b"\xEF\xBB\xBF") {
+            text.drain(..3);
+        }
+        Self { status, headers, text, end }
     }
-}
-
-fn is_encoded(headers: &HeaderMap) -> bool {
-    headers.get_all(CONTENT_ENCODING).iter().any(|value| {
-        let value = value.as_bytes().trim_ascii();
-        !value.is_empty() && !value.eq_ignore_ascii_case(b"identity")
-    })
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-async fn read(body: UnsyncBoxBody<Bytes, BoxError>, limit: usize) -> AnswerBody {
+async fn read(body: UnsyncBoxBody<Bytes, BoxError>, limit: usize, text: &mut Vec<u8>) -> BodyEnd {
     let mut body = std::pin::pin!(body);
-    let mut text = Vec::new();
     while let Some(frame) = body.frame().await {
         match frame.map(http_body::Frame::into_data) {
-            Ok(Ok(data)) if data.len() > limit - text.len() => return AnswerBody::TooLong,
-            Ok(Ok(data)) => text.extend_from_slice(&data),
-            // Trailers mean nothing here.
+            Ok(Ok(data)) => {
+                let room = limit - text.len();
+                text.extend_from_slice(&data[..data.len().min(room)]);
+                if data.len() > room {
+                    return BodyEnd::TooLong;
+                }
+            }
+            // Trailers carry nothing that is used here.
             Ok(Err(_)) => {}
-            Err(error) => return AnswerBody::BrokenOff(error),
+            Err(error) => return BodyEnd::BrokenOff(error),
         }
     }
-    AnswerBody::Whole(text.into())
+    BodyEnd::Complete
 }

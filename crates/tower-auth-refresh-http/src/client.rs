@@ -1,4 +1,4 @@
-//! How every call of this crate is sent: [`AuthClient`].
+//! [`AuthClient`]: the client that sends every call of this crate.
 
 use std::error::Error;
 use std::fmt;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use http::header::ACCEPT;
+use http::header::{ACCEPT, ACCEPT_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body::Body;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -21,28 +21,27 @@ use tower_service::Service;
 
 use crate::answer::Answer;
 use crate::endpoint::{Endpoint, InvalidEndpoint};
-use crate::error::{AuthServerError, Verdict};
+use crate::error::{AuthServerError, Kind};
 
-/// Deadlines must not overflow.
+/// The largest time-out, so that deadlines don't overflow.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// Any `tower` HTTP client, made fit to carry secrets to an authorization server.
 ///
-/// Every flavour of the refresh call takes one; clones are cheap and share the client. Whatever the client is:
+/// Every refresh call takes one. Clones are cheap and share the client. For all clients:
 ///
-/// - It is only ever called with `https://` URLs, or loopback ones ([`allow_plain_http`](Self::allow_plain_http)
-///   allows others).
-/// - A redirect is never followed: 3xx is an error. **Give a client that doesn't follow redirects itself**: one that
-///   does would carry the token along before anybody here could see it.
-/// - An answer counts up to 64 KiB, after decoding ([`answer_limit`](Self::answer_limit)). No `Accept-Encoding` is
-///   sent; an answer that is encoded all the same, and that the client didn't decode, is malformed. Its `Content-Type`
-///   is not looked at: whether it is JSON, it says itself.
+/// - Only `https://` URLs are called, and loopback ones ([`allow_plain_http`](Self::allow_plain_http) allows others).
+/// - A redirect is never followed: 3xx is an error. **Give a client that doesn't follow redirects itself**: it would
+///   carry the token along before this crate could refuse.
+/// - At most 64 KiB of an answer are read, after decoding ([`answer_limit`](Self::answer_limit)). `Accept-Encoding:
+///   identity` is sent. An answer in `gzip` or `deflate` is decoded all the same, since some CDNs ignore that header;
+///   any other coding is malformed. The `Content-Type` of an answer is ignored: the body shows whether it is JSON.
 /// - The whole call takes at most 10 s ([`timeout`](Self::timeout)).
-/// - Each call opts out of the session's own layer, should it stand in this client's stack by mistake.
+/// - Each call skips the session's own layer, in case that layer is in this client's stack by mistake.
 ///
-/// What was never sent is told from what is in doubt: a client that isn't ready, and a refused connection, mean that
-/// nothing was sent; so do all connect errors (DNS and TLS among them) of hyper-util's client, with the crate feature
-/// `client`. What else a client knows, it says through [`not_sent_when`](Self::not_sent_when). Any other error means
+/// Calls that were never sent are distinguished from calls in doubt: a client that isn't ready and a refused connection
+/// mean that nothing was sent; so do all connect errors (DNS and TLS among them) of hyper-util's client, with the crate
+/// feature `client`. [`not_sent_when`](Self::not_sent_when) adds the errors of other clients. Any other error means
 /// that the server may have acted on the call.
 ///
 /// # Examples
@@ -67,7 +66,7 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 #[cfg_attr(
     feature = "client",
     doc = r"
-With the crate feature `client`, a ready-made one:
+A ready-made client, with the crate feature `client`:
 
 ```
 use tower_auth_refresh_http::AuthClient;
@@ -90,9 +89,10 @@ pub struct AuthClient {
 type NotSentWhen = dyn Fn(&(dyn Error + 'static)) -> bool + Send + Sync;
 
 impl AuthClient {
-    /// Calls through `client`: any `tower` HTTP client that is `Clone`. One that isn't goes behind `tower`'s `Buffer`.
+    /// Sends calls through `client`, any `tower` HTTP client that is `Clone`.
     ///
-    /// Each call is made on a fresh clone, once it is ready.
+    /// A client that isn't `Clone` can be wrapped in `tower`'s `Buffer`. Each call uses a fresh clone, once it is
+    /// ready.
     pub fn new<C, B>(client: C) -> Self
     where
         C: Service<Request<Full<Bytes>>, Response = Response<B>, Error: Into<BoxError>, Future: Send + 'static>
@@ -119,7 +119,7 @@ impl AuthClient {
         }
     }
 
-    /// How long a whole call may take, its answer's body included. Default: 10 s; an hour at most.
+    /// Sets the time-out of a whole call, the answer's body included. Default: 10 s; at most an hour.
     ///
     /// Keep it well below the session's own `refresh_timeout`, so that there is time for another attempt where one is
     /// allowed.
@@ -129,24 +129,28 @@ impl AuthClient {
         self
     }
 
-    /// How many bytes of an answer are read, after decoding; a longer one is malformed. Default: 64 KiB.
+    /// Sets the number of bytes of an answer that are read, after decoding. Default: 64 KiB.
+    ///
+    /// A longer answer is malformed.
     #[must_use]
     pub fn answer_limit(mut self, bytes: usize) -> Self {
         self.answer_limit = bytes;
         self
     }
 
-    /// Allows `http://` URLs that are not on loopback: whoever is on the way can then read the tokens. Default: refused
-    /// where an endpoint is given.
+    /// Allows `http://` URLs that are not on loopback. Default: they are refused.
+    ///
+    /// Tokens can then be read in transit.
     #[must_use]
     pub fn allow_plain_http(mut self) -> Self {
         self.plain_http = true;
         self
     }
 
-    /// Sends a header with every call: an API key, `X-Requested-With`. Default: none. Headers that a call needs itself
-    /// (`Authorization`, `Content-Type`, `Cookie`, `Accept`) win. It is marked sensitive, so that whoever traces headers
-    /// doesn't show it.
+    /// Sends a header with every call: an API key, `X-Requested-With`. Default: none.
+    ///
+    /// Headers that a call sets itself (`Authorization`, `Content-Type`, `Cookie`, `Accept`, `Accept-Encoding`) take
+    /// precedence. The value is marked as sensitive, so that it isn't logged.
     #[must_use]
     pub fn header(mut self, name: HeaderName, mut value: HeaderValue) -> Self {
         value.set_sensitive(true);
@@ -154,11 +158,12 @@ impl AuthClient {
         self
     }
 
-    /// Says of a failed call's error, and of each of its sources, whether it means that the request certainly never
-    /// left: then the refresh token is unused, and may be presented again. Default: nobody knows more than is said
-    /// [above](Self).
+    /// Adds a rule by which a failed call was certainly never sent. Default: the rules [above](Self).
     ///
-    /// A hyper-util client of one's own, without the crate feature `client`:
+    /// The predicate sees the error and each of its sources. If it returns `true`, the refresh token is unused, and may
+    /// be presented again.
+    ///
+    /// For a custom hyper-util client, without the crate feature `client`:
     ///
     /// ```
     /// # use tower_auth_refresh_http::AuthClient;
@@ -169,11 +174,8 @@ impl AuthClient {
     /// # }
     /// ```
     #[must_use]
-    pub fn not_sent_when(
-        mut self,
-        never_left: impl Fn(&(dyn Error + 'static)) -> bool + Send + Sync + 'static,
-    ) -> Self {
-        self.not_sent_when = Some(Arc::new(never_left));
+    pub fn not_sent_when(mut self, predicate: impl Fn(&(dyn Error + 'static)) -> bool + Send + Sync + 'static) -> Self {
+        self.not_sent_when = Some(Arc::new(predicate));
         self
     }
 
@@ -181,16 +183,17 @@ impl AuthClient {
         Endpoint::parse(url, self.plain_http)
     }
 
-    /// A request without a body or headers yet.
+    /// A request with no body and the headers that all calls share.
     pub(crate) fn request(method: Method, endpoint: &Endpoint) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::default());
         *request.method_mut() = method;
         *request.uri_mut() = endpoint.uri().clone();
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
+        request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         request
     }
 
-    /// Sends a request and reads its answer. An `Err` means that there is none: not even a status is known.
+    /// Sends a request and reads its answer. An `Err` means that not even a status is known.
     pub(crate) fn send(
         &self,
         mut request: Request<Full<Bytes>>,
@@ -203,29 +206,27 @@ impl AuthClient {
         async move {
             let deadline = Instant::now() + this.timeout;
             let mut client = this.client.clone();
-            let unsent =
-                || AuthServerError::new(Verdict::Unavailable { retry_after: None }, "the request was not sent");
+            let unsent = || AuthServerError::new(Kind::Unavailable, "the request was not sent");
+            let unanswered = |problem| AuthServerError::new(Kind::InDoubt, problem);
             match timeout_at(deadline, client.ready()).await {
                 Ok(Ok(_)) => {}
-                Ok(Err(error)) => return Err(unsent().caused_by(error)),
-                Err(elapsed) => return Err(unsent().caused_by(elapsed)),
+                Ok(Err(error)) => return Err(unsent().with_source(error)),
+                Err(elapsed) => return Err(unsent().with_source(elapsed)),
             }
             let response = match timeout_at(deadline, client.call(request)).await {
                 Ok(Ok(response)) => response,
-                Ok(Err(error)) if this.never_left(&*error) => return Err(unsent().caused_by(error)),
-                Ok(Err(error)) => return Err(AuthServerError::new(Verdict::InDoubt, "no answer came").caused_by(error)),
-                Err(elapsed) => {
-                    return Err(AuthServerError::new(Verdict::InDoubt, "no answer came in time").caused_by(elapsed));
-                }
+                Ok(Err(error)) if this.was_not_sent(&*error) => return Err(unsent().with_source(error)),
+                Ok(Err(error)) => return Err(unanswered("the call failed without an answer").with_source(error)),
+                Err(elapsed) => return Err(unanswered("the call timed out").with_source(elapsed)),
             };
             Ok(Answer::read(response, this.answer_limit, deadline).await)
         }
     }
 
-    fn never_left(&self, error: &(dyn Error + 'static)) -> bool {
+    fn was_not_sent(&self, error: &(dyn Error + 'static)) -> bool {
         let mut cause = Some(error);
         while let Some(error) = cause {
-            if is_unsent(error) || self.not_sent_when.as_ref().is_some_and(|says| says(error)) {
+            if is_unsent(error) || self.not_sent_when.as_ref().is_some_and(|predicate| predicate(error)) {
                 return true;
             }
             cause = source(error);
@@ -245,7 +246,7 @@ impl fmt::Debug for AuthClient {
     }
 }
 
-/// The source of an error. An `io::Error` passes for the error that it wraps, so that one would be skipped.
+/// The source of an error. `io::Error::source` skips the error that it wraps, so that error is returned first.
 fn source<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
     match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
         Some(inner) => Some(inner as &'a (dyn Error + 'static)),
@@ -253,7 +254,7 @@ fn source<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stat
     }
 }
 
-/// What is known without asking. Only refusals: "unreachable" and the like also end connections that were open.
+/// Recognises errors that end a call before it is sent. "Unreachable" and the like also end connections that were open.
 fn is_unsent(error: &(dyn Error + 'static)) -> bool {
     if let Some(error) = error.downcast_ref::<io::Error>() {
         return matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::AddrNotAvailable);

@@ -1,21 +1,24 @@
-//! Where a call may go: [`Endpoint`], checked once, where it enters.
+//! [`Endpoint`]: a URL that secrets may be sent to, checked once, on construction.
 
 use std::error::Error;
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use http::Uri;
+use tower_auth_refresh::Origin;
 
 /// A URL that secrets may be sent to.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
     uri: Uri,
+    /// Scheme, host and path, for messages.
+    name: Arc<str>,
     loopback: bool,
 }
 
 impl Endpoint {
     pub(crate) fn parse(url: &str, plain_http: bool) -> Result<Self, InvalidEndpoint> {
-        // `Uri` drops a fragment without a word, and RFC 6749 §3.2 forbids it.
+        // `Uri` drops a fragment silently, and RFC 6749 §3.2 forbids it.
         if url.contains('#') {
             return Err(InvalidEndpoint(Problem::Fragment));
         }
@@ -27,18 +30,26 @@ impl Endpoint {
         if authority.host().is_empty() {
             return Err(InvalidEndpoint(Problem::NotAUrl));
         }
-        let loopback = is_loopback(authority.host());
-        match uri.scheme_str() {
-            Some("https") => {}
-            Some("http") if loopback || plain_http => {}
-            Some("http") => return Err(InvalidEndpoint(Problem::PlainHttp)),
+        let scheme = uri.scheme_str().unwrap_or_default();
+        let origin = Origin::parse_allowing_http(&format!("{scheme}://{authority}"));
+        let loopback = origin.is_ok_and(|origin| origin.is_loopback());
+        match scheme {
+            "https" => {}
+            "http" if loopback || plain_http => {}
+            "http" => return Err(InvalidEndpoint(Problem::PlainHttp)),
             _ => return Err(InvalidEndpoint(Problem::Scheme)),
         }
-        Ok(Self { uri, loopback })
+        let name = format!("{scheme}://{authority}{}", uri.path()).into();
+        Ok(Self { uri, name, loopback })
     }
 
     pub(crate) fn uri(&self) -> &Uri {
         &self.uri
+    }
+
+    /// Scheme, host and path. The query and user information can hold secrets and are left out.
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
     }
 
     pub(crate) fn host(&self) -> &str {
@@ -49,29 +60,17 @@ impl Endpoint {
         self.uri.path()
     }
 
-    /// Whether nobody between can read along: what a `Secure` cookie asks for.
+    /// Returns `true` for a transport that a `Secure` cookie may use: HTTPS, or loopback.
     pub(crate) fn is_private(&self) -> bool {
         self.loopback || self.uri.scheme_str() == Some("https")
     }
 }
 
-fn is_loopback(host: &str) -> bool {
-    let host = host.strip_suffix('.').unwrap_or(host);
-    let host = host.to_ascii_lowercase();
-    // RFC 6761 §6.3
-    if host == "localhost" || host.ends_with(".localhost") {
-        return true;
-    }
-    if let Some(v6) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        return v6.parse::<Ipv6Addr>().is_ok_and(|ip| ip.is_loopback());
-    }
-    host.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
-}
-
-/// A URL that no secret is sent to: it isn't `https://` (and neither on loopback nor allowed by
-/// [`AuthClient::allow_plain_http`](crate::AuthClient::allow_plain_http)), or isn't a URL fit for the purpose.
+/// A URL that no secret may be sent to.
 ///
-/// The message doesn't repeat the URL.
+/// The URL isn't `https://` (and neither on loopback nor allowed by
+/// [`AuthClient::allow_plain_http`](crate::AuthClient::allow_plain_http)), isn't absolute, or holds a fragment or user
+/// information. The message doesn't repeat the URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidEndpoint(Problem);
 
@@ -89,8 +88,8 @@ impl fmt::Display for InvalidEndpoint {
         f.write_str(match self.0 {
             Problem::NotAUrl => "the endpoint is not an absolute URL",
             Problem::Fragment => "the endpoint's URL has a fragment",
-            Problem::UserInfo => "the endpoint's URL holds a user name or password",
-            Problem::PlainHttp => "the endpoint is http:// and not on loopback: a token could be read on its way",
+            Problem::UserInfo => "the endpoint's URL has a user name or password",
+            Problem::PlainHttp => "the endpoint is http:// and not on loopback: tokens could be read in transit",
             Problem::Scheme => "the endpoint's URL is neither https:// nor http://",
         })
     }
@@ -103,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_http_is_refused_unless_on_loopback_or_allowed_in_so_many_words() {
+    fn plain_http_is_refused_unless_on_loopback_or_explicitly_allowed() {
         let refused = |url| Endpoint::parse(url, false).map(|_| ()).unwrap_err().0;
         for url in [
             "https://example.com/t",
@@ -128,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn urls_that_are_none_or_hide_something_are_refused() {
+    fn relative_urls_and_urls_with_a_fragment_or_user_info_are_refused() {
         let refused = |url| Endpoint::parse(url, true).map(|_| ()).unwrap_err().0;
         assert_eq!(refused("/auth/refresh"), Problem::NotAUrl);
         assert_eq!(refused(""), Problem::NotAUrl);
@@ -137,5 +136,12 @@ mod tests {
         assert_eq!(refused("https://a:b@example.com/"), Problem::UserInfo);
         assert_eq!(refused("https://example.com@evil.example/"), Problem::UserInfo);
         assert_eq!(refused("https://example.com/#x"), Problem::Fragment);
+    }
+
+    #[test]
+    fn the_name_of_an_endpoint_has_no_query() {
+        let name = |url| Endpoint::parse(url, false).unwrap().name().to_string();
+        assert_eq!(name("https://auth.example.com:8443/a/token?key=s3cret"), "https://auth.example.com:8443/a/token");
+        assert_eq!(name("https://auth.example.com"), "https://auth.example.com/");
     }
 }

@@ -1,130 +1,203 @@
-//! How a call fails: [`AuthServerError`].
+//! [`AuthServerError`]: a failed call to the authorization server.
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
 use tower::BoxError;
-use tower_auth_refresh::RefreshError;
+use tower_auth_refresh::{RefreshError, RefreshToken};
 
-/// A call to the authorization server failed.
+use crate::endpoint::Endpoint;
+
+/// A failed call to the authorization server.
 ///
-/// It says what happened, the status and the OAuth error code; never the body, a token, or anything else that the
-/// server chose. It is the source of the [`RefreshError`]s of this crate, so that it can be found in a report.
+/// The message names the endpoint (without its query), the cause, the status and the OAuth error code; never the body,
+/// a token, or anything else that the server chose. The source of every [`RefreshError`] of this crate is an
+/// `AuthServerError`, so that a report of the middleware leads to it.
 #[derive(Debug)]
 pub struct AuthServerError {
-    verdict: Verdict,
-    what: &'static str,
+    kind: Kind,
+    problem: &'static str,
+    endpoint: Option<Arc<str>>,
     status: Option<StatusCode>,
     code: Option<ErrorCode>,
+    retry_after: Option<Duration>,
+    no_retry: bool,
+    refresh_token: Option<RefreshToken>,
     source: Option<BoxError>,
 }
 
-/// What a failure means, as in [`tower_auth_refresh::RefreshErrorKind`].
+/// The meaning of a failure, as in [`tower_auth_refresh::RefreshErrorKind`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// The server's own word: what was presented is no good.
+pub(crate) enum Kind {
+    /// The server itself refused what was presented.
     Rejected,
     Misconfigured,
-    Unavailable {
-        retry_after: Option<Duration>,
-    },
+    Unavailable,
     InDoubt,
 }
 
 impl AuthServerError {
-    pub(crate) fn new(verdict: Verdict, what: &'static str) -> Self {
-        Self { verdict, what, status: None, code: None, source: None }
+    pub(crate) fn new(kind: Kind, problem: &'static str) -> Self {
+        Self {
+            kind,
+            problem,
+            endpoint: None,
+            status: None,
+            code: None,
+            retry_after: None,
+            no_retry: false,
+            refresh_token: None,
+            source: None,
+        }
     }
 
-    pub(crate) fn status_is(mut self, status: StatusCode) -> Self {
+    /// A call that can't be made, or an answer that can't be used, as the client is configured.
+    pub(crate) fn misconfigured(problem: &'static str) -> Self {
+        Self::new(Kind::Misconfigured, problem)
+    }
+
+    pub(crate) fn at(mut self, endpoint: &Endpoint) -> Self {
+        self.endpoint = Some(Arc::clone(endpoint.name()));
+        self
+    }
+
+    pub(crate) fn with_status(mut self, status: StatusCode) -> Self {
         self.status = Some(status);
         self
     }
 
-    pub(crate) fn code_is(mut self, code: Option<ErrorCode>) -> Self {
+    pub(crate) fn with_code(mut self, code: Option<ErrorCode>) -> Self {
         self.code = code;
         self
     }
 
-    pub(crate) fn caused_by(mut self, source: impl Into<BoxError>) -> Self {
+    pub(crate) fn with_retry_after(mut self, delay: Option<Duration>) -> Self {
+        self.retry_after = delay;
+        self
+    }
+
+    /// Rules out another attempt within the flight.
+    pub(crate) fn without_retry(mut self) -> Self {
+        self.no_retry = true;
+        self
+    }
+
+    pub(crate) fn with_source(mut self, source: impl Into<BoxError>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// The same failure, of a call that uses nothing up and presents nothing that could be revoked.
-    pub(crate) fn of_harmless_call(mut self) -> Self {
-        self.verdict = match self.verdict {
-            Verdict::InDoubt => Verdict::Unavailable { retry_after: None },
-            Verdict::Rejected => Verdict::Misconfigured,
+    /// Adds a refresh token that the answer issued beside the failure.
+    ///
+    /// The server has used the old one, and doesn't mean to end the session: a rejection, or a failure that leaves the
+    /// old token unused, becomes one in doubt. The next refresh presents the new token.
+    pub(crate) fn with_refresh_token(mut self, token: RefreshToken) -> Self {
+        if matches!(self.kind, Kind::Rejected | Kind::Unavailable) {
+            self.kind = Kind::InDoubt;
+        }
+        self.refresh_token = Some(token);
+        self
+    }
+
+    /// Reclassifies the failure of a call that consumes nothing and presents nothing that could be revoked.
+    pub(crate) fn of_repeatable_call(mut self) -> Self {
+        self.refresh_token = None;
+        self.kind = match self.kind {
+            Kind::InDoubt => Kind::Unavailable,
+            Kind::Rejected => Kind::Misconfigured,
             other => other,
         };
         self
     }
 
-    /// The status that the server answered, if it answered.
+    /// The endpoint that was called: scheme, host and path.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<&str> {
+        self.endpoint.as_deref()
+    }
+
+    /// The status of the answer, if there was one.
     #[must_use]
     pub fn status(&self) -> Option<StatusCode> {
         self.status
     }
 
-    /// The error code that the server gave (`error`, RFC 6749 §5.2), if it gave one that reads like a code: at most 40
-    /// lower-case letters and underscores. Anything else could be a secret.
+    /// The error code of the answer (`error`, RFC 6749 §5.2).
+    ///
+    /// Only codes of at most 40 lower-case letters and underscores are kept. Anything else could be a secret.
     #[must_use]
     pub fn code(&self) -> Option<&str> {
         self.code.as_ref().map(ErrorCode::as_str)
     }
 
-    /// Whether the server itself refused what was presented: the refresh token, or the credentials of a login.
+    /// Returns `true` if the server itself refused the refresh token, or the credentials of a login.
     #[must_use]
     pub fn is_rejected(&self) -> bool {
-        self.verdict == Verdict::Rejected
+        self.kind == Kind::Rejected
     }
 
-    /// Whether the call is wrong, or something stands before the server (a redirect, a firewall's page).
+    /// Returns `true` if the call is wrong, or was answered by something in front of the server.
+    ///
+    /// A redirect and a firewall's page are examples.
     #[must_use]
     pub fn is_misconfigured(&self) -> bool {
-        self.verdict == Verdict::Misconfigured
+        self.kind == Kind::Misconfigured
     }
 
-    /// Whether the call had no effect and can be made again: nothing was sent, or the server said "later".
+    /// Returns `true` if the call had no effect and can be repeated.
+    ///
+    /// Either nothing was sent, or the server asked to be called later.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
-        matches!(self.verdict, Verdict::Unavailable { .. })
+        self.kind == Kind::Unavailable
     }
 
-    /// Whether the call may have had its effect, but its answer was lost or can't be read.
+    /// Returns `true` if the call may have had its effect, but its answer is lost or unreadable.
     #[must_use]
     pub fn is_in_doubt(&self) -> bool {
-        self.verdict == Verdict::InDoubt
+        self.kind == Kind::InDoubt
     }
 
-    /// When the server wants to be asked again (`Retry-After`, RFC 9110 §10.2.3), an hour at most.
+    /// The delay that the server asked for, as it was given.
+    ///
+    /// It is read from `Retry-After` (RFC 9110 §10.2.3), or from the reset time of a rate limit. A session clamps it.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        match self.verdict {
-            Verdict::Unavailable { retry_after } => retry_after,
-            _ => None,
-        }
+        self.retry_after
     }
 }
 
 impl From<AuthServerError> for RefreshError {
-    fn from(error: AuthServerError) -> Self {
-        match error.verdict {
-            Verdict::Rejected => Self::rejected(error),
-            Verdict::Misconfigured => Self::misconfigured(error),
-            Verdict::Unavailable { retry_after: None } => Self::unavailable(error),
-            Verdict::Unavailable { retry_after: Some(delay) } => Self::unavailable(error).with_retry_after(delay),
-            Verdict::InDoubt => Self::in_doubt(error),
+    fn from(mut error: AuthServerError) -> Self {
+        let (retry_after, no_retry, token) = (error.retry_after, error.no_retry, error.refresh_token.take());
+        let mut refresh_error = match error.kind {
+            Kind::Rejected => Self::rejected(error),
+            Kind::Misconfigured => Self::misconfigured(error),
+            Kind::Unavailable => Self::unavailable(error),
+            Kind::InDoubt => Self::in_doubt(error),
+        };
+        if let Some(delay) = retry_after {
+            refresh_error = refresh_error.with_retry_after(delay);
+        }
+        if no_retry {
+            refresh_error = refresh_error.without_retry();
+        }
+        match token {
+            Some(token) => refresh_error.with_refresh_token(token),
+            None => refresh_error,
         }
     }
 }
 
 impl fmt::Display for AuthServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.what)?;
+        if let Some(endpoint) = &self.endpoint {
+            write!(f, "{endpoint}: ")?;
+        }
+        f.write_str(self.problem)?;
         match (self.status, &self.code) {
             (Some(status), Some(code)) => write!(f, " (status {}, {})", status.as_u16(), code.as_str()),
             (Some(status), None) => write!(f, " (status {})", status.as_u16()),
@@ -139,7 +212,7 @@ impl Error for AuthServerError {
     }
 }
 
-/// An OAuth error code, of a charset in which no sensible secret can be written.
+/// An OAuth error code, of a character set in which no sensible secret can be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ErrorCode(Box<str>);
 
@@ -167,12 +240,27 @@ mod tests {
     }
 
     #[test]
-    fn the_message_is_one_line_with_status_and_code() {
-        let error = AuthServerError::new(Verdict::Rejected, "the server refused")
-            .status_is(StatusCode::BAD_REQUEST)
-            .code_is(ErrorCode::parse("invalid_grant"));
-        assert_eq!(error.to_string(), "the server refused (status 400, invalid_grant)");
+    fn the_message_is_one_line_with_the_endpoint_the_status_and_the_code() {
+        let endpoint = Endpoint::parse("https://auth.example.com/token?key=s3cret", false).unwrap();
+        let error = AuthServerError::new(Kind::Rejected, "the server rejected the grant")
+            .at(&endpoint)
+            .with_status(StatusCode::BAD_REQUEST)
+            .with_code(ErrorCode::parse("invalid_grant"));
+        let message = "https://auth.example.com/token: the server rejected the grant (status 400, invalid_grant)";
+        assert_eq!(error.to_string(), message);
+        assert_eq!(error.endpoint(), Some("https://auth.example.com/token"));
         let error = RefreshError::from(error);
-        assert_eq!(error.source().unwrap().to_string(), "the server refused (status 400, invalid_grant)");
+        assert_eq!(error.source().unwrap().to_string(), message);
+    }
+
+    #[test]
+    fn a_refresh_token_beside_a_failure_reaches_the_session_and_is_never_shown() {
+        let token = RefreshToken::new("rt-2").unwrap();
+        let error = AuthServerError::new(Kind::Rejected, "no").with_refresh_token(token.clone());
+        assert!(error.is_in_doubt());
+        assert!(!format!("{error} {error:?}").contains("rt-2"));
+        let error = RefreshError::from(error);
+        assert_eq!(error.refresh_token(), Some(&token));
+        assert!(!format!("{error} {error:?} {:?}", error.source()).contains("rt-2"));
     }
 }

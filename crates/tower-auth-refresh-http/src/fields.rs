@@ -1,4 +1,4 @@
-//! Where tokens stand in an answer: [`TokenFields`].
+//! [`TokenFields`]: the places of the tokens in an answer.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,26 +10,34 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
 
-use crate::error::{AuthServerError, Verdict};
+use crate::error::{AuthServerError, Kind};
+use crate::path::{Path, for_each_string};
 
-/// An expiry further away than this is taken for "unknown".
+/// An expiry further away than this counts as unknown.
 const LONGEST_LIFETIME: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
 
-/// Where the tokens stand in a JSON answer.
+/// Scheme names that some servers put before the token itself.
+const SCHEMES: [&str; 3] = ["bearer", "token", "jwt"];
+
+/// The places of the tokens in a JSON answer.
 ///
 /// A path is a member's name (`accessToken`), several with dots between (`data.access_token`; numbers index into
-/// arrays), or a JSON Pointer (RFC 6901: `/data/access_token`), for names that hold dots themselves.
+/// arrays), or a JSON Pointer (RFC 6901: `/data/access_token`), for names that hold dots themselves. Where one token is
+/// both the access and the refresh token, give both the same path.
 ///
-/// | what | default | [camel case](Self::camel_case) |
+/// | value | default | [camel case](Self::camel_case) |
 /// | --- | --- | --- |
 /// | access token | `access_token` | `accessToken` |
 /// | refresh token; absent, `null` or `""`: the old one is kept | `refresh_token` | `refreshToken` |
 /// | lifetime in seconds, a number or a string | `expires_in` | `expiresIn` |
 /// | time of expiry: seconds or milliseconds since 1970, or RFC 3339 | `expires_at` | `expiresAt` |
 ///
-/// Without a lifetime and a time of expiry, an access token that is a JWT is asked for its `exp`. An expiry that makes
-/// no sense (past, zero, negative, ten years off) counts as unknown; it never fails an answer, since only refreshing
-/// early looks at it.
+/// White space around a token is removed, and so is one scheme name before it (`Bearer`, `Token`, `JWT`, or the value
+/// of `token_type`). A `token_type` of any other name than `DPoP` or `MAC` (RFC 9449 §5, RFC 6749 §7.1) is accepted:
+/// the layer decides under which scheme the token is sent.
+///
+/// Without a lifetime and a time of expiry, the `exp` of an access token that is a JWT is used. An expiry that makes no
+/// sense (past, zero, negative, over ten years away) counts as unknown. It never fails an answer.
 ///
 /// All other members of the answer are kept in the [`Tokens`], except for `token_type`.
 ///
@@ -51,14 +59,6 @@ pub struct TokenFields {
     expires_at: Path,
 }
 
-/// The tokens of one answer, taken apart.
-pub(crate) struct Granted {
-    pub(crate) access: AccessToken,
-    pub(crate) refresh: Option<RefreshToken>,
-    pub(crate) expiry: Option<SystemTime>,
-    pub(crate) extra: Map<String, Value>,
-}
-
 impl TokenFields {
     /// `accessToken`, `refreshToken`, `expiresIn`, `expiresAt`.
     #[must_use]
@@ -71,76 +71,74 @@ impl TokenFields {
         }
     }
 
-    /// The path of the access token. Default: `access_token`.
+    /// Sets the path of the access token. Default: `access_token`.
     #[must_use]
     pub fn access_token(mut self, path: &str) -> Self {
         self.access_token = Path::parse(path);
         self
     }
 
-    /// The path of the refresh token. Default: `refresh_token`.
+    /// Sets the path of the refresh token. Default: `refresh_token`.
     #[must_use]
     pub fn refresh_token(mut self, path: &str) -> Self {
         self.refresh_token = Path::parse(path);
         self
     }
 
-    /// The path of the lifetime in seconds. Default: `expires_in`.
+    /// Sets the path of the lifetime in seconds. Default: `expires_in`.
     #[must_use]
     pub fn expires_in(mut self, path: &str) -> Self {
         self.expires_in = Path::parse(path);
         self
     }
 
-    /// The path of the time of expiry. Default: `expires_at`.
+    /// Sets the path of the time of expiry. Default: `expires_at`.
     #[must_use]
     pub fn expires_at(mut self, path: &str) -> Self {
         self.expires_at = Path::parse(path);
         self
     }
 
-    /// Takes the tokens out of an answer of this status.
-    pub(crate) fn read(&self, members: Map<String, Value>, status: StatusCode) -> Result<Granted, AuthServerError> {
-        let malformed = |what| AuthServerError::new(Verdict::InDoubt, what).status_is(status);
-        let mut answer = Value::Object(members);
-
-        let token_type = ["token_type", "tokenType"].map(|name| self.access_token.sibling(name).take(&mut answer));
-        let other_type = |value: &Value| value.as_str().is_some_and(|name| !name.eq_ignore_ascii_case("bearer"));
-        if token_type.iter().flatten().any(other_type) {
-            return Err(malformed("the answer holds a token of another type than Bearer"));
-        }
-
-        let access = match self.access_token.take(&mut answer) {
-            Some(Value::String(token)) if !token.is_empty() => AccessToken::new(token)
-                .map_err(|invalid| malformed("the answer holds a malformed access token").caused_by(invalid))?,
-            Some(Value::Null | Value::String(_)) | None => {
-                return Err(malformed("the answer holds no access token"));
-            }
-            Some(_) => return Err(malformed("the answer holds a malformed access token")),
+    /// Takes the values out of an answer. The members that are left are the extra ones.
+    pub(crate) fn take(&self, mut answer: Value) -> Values {
+        let is_object = answer.is_object();
+        let token_types =
+            ["token_type", "tokenType"].map(|name| self.access_token.sibling(name).take(&mut answer)).into_iter();
+        let token_types = token_types.flatten().filter_map(|name| Some(name.as_str()?.trim().to_owned())).collect();
+        let access = self.access_token.take(&mut answer);
+        let refresh = if self.refresh_token == self.access_token {
+            Refresh::SameAsAccess
+        } else {
+            Refresh::Value(self.refresh_token.take(&mut answer))
         };
-        let refresh = match self.refresh_token.take(&mut answer) {
-            Some(Value::String(token)) if !token.is_empty() => Some(
-                RefreshToken::new(token)
-                    .map_err(|invalid| malformed("the answer holds a malformed refresh token").caused_by(invalid))?,
-            ),
-            Some(Value::Null | Value::String(_)) | None => None,
-            Some(_) => return Err(malformed("the answer holds a malformed refresh token")),
-        };
-
-        let now = SystemTime::now();
         let expires_in = self.expires_in.take(&mut answer);
         let expires_at = self.expires_at.take(&mut answer);
-        let expiry = expires_in
-            .and_then(|value| now.checked_add(seconds(&value)?))
-            .or_else(|| point_in_time(&expires_at?))
-            .or_else(|| jwt_expiry(access.expose_secret()))
-            .filter(|at| at.duration_since(now).is_ok_and(|left| !left.is_zero() && left <= LONGEST_LIFETIME));
-
         let extra = match answer {
             Value::Object(members) => members,
             _ => Map::new(),
         };
-        Ok(Granted { access, refresh, expiry, extra })
+        Values { is_object, token_types, access, refresh, expires_in, expires_at, access_expiry: None, extra }
+    }
+
+    /// The refresh token that a success issued, however unreadable the rest of the answer is.
+    ///
+    /// If neither token is found at its path, a single refresh token anywhere else counts: the paths are wrong then,
+    /// and to lose the token would sign the user out.
+    pub(crate) fn issued_refresh_token(&self, text: &[u8]) -> Option<RefreshToken> {
+        let (mut found, mut access, mut elsewhere) = (None, false, Vec::new());
+        for_each_string(text, |place, string| {
+            access |= place.is(&self.access_token) && !string.is_empty();
+            if place.is(&self.refresh_token) {
+                found = Some(string);
+            } else if place.name().is_some_and(is_named_refresh_token) && !string.trim().is_empty() {
+                elsewhere.push(string);
+            }
+        });
+        let found = found.filter(|token| !token.trim().is_empty()).or_else(|| {
+            elsewhere.dedup();
+            if access || elsewhere.len() != 1 { None } else { elsewhere.pop() }
+        })?;
+        RefreshToken::new(bare(&found, &[])).ok()
     }
 }
 
@@ -152,6 +150,86 @@ impl Default for TokenFields {
             expires_in: Path::parse("expires_in"),
             expires_at: Path::parse("expires_at"),
         }
+    }
+}
+
+/// The values of one answer, unchecked.
+pub(crate) struct Values {
+    is_object: bool,
+    token_types: Vec<String>,
+    access: Option<Value>,
+    refresh: Refresh,
+    expires_in: Option<Value>,
+    expires_at: Option<Value>,
+    /// The expiry of the cookie that held the access token.
+    access_expiry: Option<SystemTime>,
+    extra: Map<String, Value>,
+}
+
+enum Refresh {
+    SameAsAccess,
+    Value(Option<Value>),
+}
+
+/// The tokens of one answer, checked.
+pub(crate) struct Granted {
+    pub(crate) access: AccessToken,
+    pub(crate) refresh: Option<RefreshToken>,
+    pub(crate) expiry: Option<SystemTime>,
+    pub(crate) extra: Map<String, Value>,
+}
+
+impl Values {
+    /// Uses an access token that was found outside the body.
+    pub(crate) fn set_access(&mut self, token: String, expiry: Option<SystemTime>) {
+        self.access = Some(Value::String(token));
+        self.access_expiry = expiry;
+    }
+
+    /// Uses a refresh token that was found outside the body, or none.
+    pub(crate) fn set_refresh(&mut self, token: Option<String>) {
+        self.refresh = Refresh::Value(token.map(Value::String));
+    }
+
+    pub(crate) fn check(self, status: StatusCode) -> Result<Granted, AuthServerError> {
+        let malformed = |problem| AuthServerError::new(Kind::InDoubt, problem).with_status(status);
+        let bound = |name: &String| name.eq_ignore_ascii_case("dpop") || name.eq_ignore_ascii_case("mac");
+        if self.token_types.iter().any(bound) {
+            return Err(malformed("the answer holds a token of type DPoP or MAC, which is not supported"));
+        }
+        let text = match &self.access {
+            Some(Value::String(token)) if !token.is_empty() => bare(token, &self.token_types),
+            Some(Value::Null | Value::String(_)) | None if self.is_object => {
+                let problem = "the answer holds no access token at the configured path";
+                return Err(AuthServerError::misconfigured(problem).with_status(status));
+            }
+            Some(Value::Null | Value::String(_)) | None => return Err(malformed("the answer is not a JSON object")),
+            Some(_) => return Err(malformed("the answer holds a malformed access token")),
+        };
+        let access = AccessToken::new(text)
+            .map_err(|invalid| malformed("the answer holds a malformed access token").with_source(invalid))?;
+        let refresh = match &self.refresh {
+            Refresh::SameAsAccess => Some(text),
+            Refresh::Value(Some(Value::String(token))) if !token.trim().is_empty() => {
+                Some(bare(token, &self.token_types))
+            }
+            Refresh::Value(Some(Value::Null | Value::String(_)) | None) => None,
+            Refresh::Value(Some(_)) => return Err(malformed("the answer holds a malformed refresh token")),
+        };
+        let refresh = refresh
+            .map(RefreshToken::new)
+            .transpose()
+            .map_err(|invalid| malformed("the answer holds a malformed refresh token").with_source(invalid))?;
+
+        let now = SystemTime::now();
+        let expiry = self
+            .expires_in
+            .and_then(|value| now.checked_add(seconds(&value)?))
+            .or_else(|| point_in_time(&self.expires_at?))
+            .or_else(|| jwt_expiry(access.expose_secret()))
+            .or(self.access_expiry)
+            .filter(|at| at.duration_since(now).is_ok_and(|left| !left.is_zero() && left <= LONGEST_LIFETIME));
+        Ok(Granted { access, refresh, expiry, extra: self.extra })
     }
 }
 
@@ -169,49 +247,23 @@ impl Granted {
     }
 }
 
-/// The names that lead to a value, from the outside in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Path(Vec<String>);
-
-impl Path {
-    fn parse(path: &str) -> Self {
-        Self(match path.strip_prefix('/') {
-            Some(pointer) => pointer.split('/').map(|name| name.replace("~1", "/").replace("~0", "~")).collect(),
-            None => path.split('.').map(str::to_owned).collect(),
-        })
+/// Removes white space around a token, and one scheme name before it.
+fn bare<'a>(token: &'a str, token_types: &[String]) -> &'a str {
+    let token = token.trim();
+    let is_scheme = |word: &str| {
+        SCHEMES.iter().any(|scheme| word.eq_ignore_ascii_case(scheme))
+            || token_types.iter().any(|name| word.eq_ignore_ascii_case(name))
+    };
+    match token.split_once(char::is_whitespace) {
+        Some((word, rest)) if is_scheme(word) => rest.trim_start(),
+        _ => token,
     }
+}
 
-    fn sibling(&self, name: &str) -> Self {
-        let mut names = self.0.clone();
-        names.pop();
-        names.push(name.to_owned());
-        Self(names)
-    }
-
-    /// Takes the value out: a secret isn't to stay behind among the members that are kept. Objects that are left
-    /// empty go with it.
-    fn take(&self, value: &mut Value) -> Option<Value> {
-        fn take(names: &[String], value: &mut Value) -> Option<Value> {
-            let (name, rest) = names.split_first()?;
-            match value {
-                Value::Object(members) if rest.is_empty() => members.remove(name),
-                Value::Object(members) => {
-                    let inner = members.get_mut(name)?;
-                    let taken = take(rest, inner);
-                    if taken.is_some() && inner.as_object().is_some_and(Map::is_empty) {
-                        members.remove(name);
-                    }
-                    taken
-                }
-                Value::Array(items) => {
-                    let item = items.get_mut(name.parse::<usize>().ok()?)?;
-                    if rest.is_empty() { Some(item.take()) } else { take(rest, item) }
-                }
-                _ => None,
-            }
-        }
-        take(&self.0, value)
-    }
+/// Matches `refresh_token`, `refreshToken`, `refresh-token` and the like.
+fn is_named_refresh_token(name: &str) -> bool {
+    let letters = name.bytes().filter(|byte| !matches!(byte, b'_' | b'-'));
+    letters.map(|byte| byte.to_ascii_lowercase()).eq(*b"refreshtoken")
 }
 
 /// A positive number of seconds, whole or not, as a number or a string.
@@ -226,7 +278,7 @@ fn seconds(value: &Value) -> Option<Duration> {
 
 /// Seconds since 1970, milliseconds since 1970, or RFC 3339.
 fn point_in_time(value: &Value) -> Option<SystemTime> {
-    /// The year 5138 in seconds, March 1973 in milliseconds: no doubt which is meant.
+    /// The year 5138 in seconds, March 1973 in milliseconds: the unit is never ambiguous.
     const MILLISECONDS_FROM: Duration = Duration::from_secs(100_000_000_000);
 
     if let Some(since_1970) = seconds(value) {
@@ -238,16 +290,18 @@ fn point_in_time(value: &Value) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(since_1970)
 }
 
-/// The `exp` of a signed JWT (RFC 7519 §4.1.4). Its signature is the API's to check: only its own bearer would be
-/// deceived.
+/// The `exp` of a signed JWT (RFC 7519 §4.1.4).
 fn jwt_expiry(token: &str) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(seconds(jwt_claims(token)?.get("exp")?)?)
+}
+
+/// The claims of a signed JWT. Its signature is the API's to check: a false claim would deceive only the bearer.
+pub(crate) fn jwt_claims(token: &str) -> Option<Value> {
     let mut parts = token.split('.');
     let (_header, claims, _signature, None) = (parts.next()?, parts.next()?, parts.next()?, parts.next()) else {
         return None;
     };
-    let claims = URL_SAFE_NO_PAD.decode(claims).ok()?;
-    let claims: Value = serde_json::from_slice(&claims).ok()?;
-    SystemTime::UNIX_EPOCH.checked_add(seconds(claims.get("exp")?)?)
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()
 }
 
 #[cfg(test)]
@@ -257,8 +311,7 @@ mod tests {
     use super::*;
 
     fn read(fields: &TokenFields, answer: Value) -> Result<Tokens, AuthServerError> {
-        let Value::Object(members) = answer else { panic!("not an object") };
-        fields.read(members, StatusCode::OK).map(Granted::into_tokens)
+        fields.take(answer).check(StatusCode::OK).map(Granted::into_tokens)
     }
 
     fn lifetime(answer: Value) -> Option<u64> {
@@ -276,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_found_where_the_paths_say_and_leave_no_copy_behind() {
+    fn tokens_are_found_at_their_paths_and_leave_no_copy_behind() {
         let answer = json!({
             "data": {"a.b": [{"token": "a1"}, 7], "refresh": "r1", "tokenType": "BEARER"},
             "meta": {"expires": "300"},
@@ -297,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn the_expiry_is_read_from_whatever_there_is() {
+    fn the_expiry_is_read_from_a_lifetime_a_time_or_a_jwt() {
         assert_eq!(lifetime(json!({"access_token": "a", "expires_in": 300})), Some(300));
         assert_eq!(lifetime(json!({"access_token": "a", "expires_in": "300"})), Some(300));
         assert_eq!(lifetime(json!({"access_token": "a", "expires_in": 299.9})), Some(300));
@@ -318,12 +371,12 @@ mod tests {
             date.second()
         );
         assert!(in_300(json!({"access_token": "a", "expires_at": date})));
-        // A lifetime by our own clock goes before a date by the server's.
+        // A lifetime, which needs no clock but this one, takes precedence over a date by the server's.
         assert_eq!(lifetime(json!({"access_token": "a", "expires_in": 5, "expires_at": unix(300)})), Some(5));
     }
 
     #[test]
-    fn an_expiry_that_makes_no_sense_is_unknown_and_fails_nothing() {
+    fn an_expiry_that_makes_no_sense_is_unknown_and_fails_no_answer() {
         for value in [
             json!(0),
             json!(-1),
@@ -358,6 +411,93 @@ mod tests {
         for bad in [json!(7), json!("a\nb"), json!({})] {
             let error = read(&TokenFields::default(), json!({"access_token": "a", "refresh_token": bad})).unwrap_err();
             assert!(error.is_in_doubt());
+        }
+    }
+
+    #[test]
+    fn a_token_of_any_type_but_dpop_and_mac_is_taken() {
+        for token_type in ["bot", "user", "BearerToken", "JWT", "Bearer ", "bearer", ""] {
+            let tokens = read(&TokenFields::default(), json!({"access_token": "a", "token_type": token_type}));
+            assert!(tokens.is_ok(), "{token_type}");
+        }
+        for token_type in ["DPoP", "dpop", "MAC", " mac "] {
+            for name in ["token_type", "tokenType"] {
+                let error = read(&TokenFields::default(), json!({"access_token": "a", name: token_type})).unwrap_err();
+                assert!(error.is_in_doubt(), "{token_type}");
+            }
+        }
+    }
+
+    #[test]
+    fn white_space_and_one_scheme_name_around_a_token_are_removed() {
+        for (text, expected) in [
+            ("a.b.c", "a.b.c"),
+            ("  a\n", "a"),
+            ("Bearer a", "a"),
+            ("bearer\ta\r\n", "a"),
+            ("JWT a", "a"),
+            ("Token a", "a"),
+            ("custom a", "a"),
+            ("Bearer", "Bearer"),
+        ] {
+            let answer = json!({"access_token": text, "refresh_token": text, "token_type": "Custom"});
+            let tokens = read(&TokenFields::default(), answer).unwrap();
+            assert_eq!(tokens.access_token().unwrap().expose_secret(), expected, "{text:?}");
+            assert_eq!(tokens.refresh_token().unwrap().expose_secret(), expected, "{text:?}");
+        }
+        for malformed in ["Bearer Bearer a", "a b", "a\nb", "DPoP a"] {
+            assert!(read(&TokenFields::default(), json!({ "access_token": malformed })).is_err(), "{malformed:?}");
+        }
+    }
+
+    #[test]
+    fn one_token_can_be_both() {
+        let fields = TokenFields::default().access_token("token").refresh_token("token");
+        let tokens = read(&fields, json!({"token": "Bearer t1", "expires_in": 60})).unwrap();
+        assert_eq!(tokens.access_token().unwrap().expose_secret(), "t1");
+        assert_eq!(tokens.refresh_token().unwrap().expose_secret(), "t1");
+        assert_eq!(tokens.extras().count(), 0);
+    }
+
+    #[test]
+    fn an_answer_without_an_access_token_at_the_path_is_misconfigured() {
+        for answer in [json!({}), json!({"access_token": null}), json!({"access_token": ""}), json!({"token": "a"})] {
+            assert!(read(&TokenFields::default(), answer).unwrap_err().is_misconfigured());
+        }
+        for answer in [json!([]), json!(null), json!("a"), json!({"access_token": 7}), json!({"access_token": ["a"]})] {
+            assert!(read(&TokenFields::default(), answer).unwrap_err().is_in_doubt());
+        }
+    }
+
+    #[test]
+    fn an_issued_refresh_token_is_found_however_unreadable_the_rest_is() {
+        let found = |text: &str| {
+            let token = TokenFields::default().issued_refresh_token(text.as_bytes())?;
+            Some(token.expose_secret().to_owned())
+        };
+        for text in [
+            r#"{"access_token":7,"refresh_token":"r2"}"#,
+            r#"{"refresh_token":" Bearer r2\n","access_token":"a"#,
+            r#"{"access_token":"a2","refresh_token":"r2","refreshToken":"r9"}"#,
+            // Not at its path, and the only one.
+            r#"{"status":0,"body":{"access_token":"a2","refresh_token":"r2"}}"#,
+            r#"{"accessToken":"a2","refreshToken":"r2"}"#,
+            r#"[{"Refresh-Token":"r2"}]"#,
+            r#"{"a":{"refresh_token":"r2"},"b":{"refreshToken":"r2"}}"#,
+        ] {
+            assert_eq!(found(text).as_deref(), Some("r2"), "{text}");
+        }
+        for text in [
+            r#"{"access_token":"a2"}"#,
+            r#"{"refresh_token":"r2"#,
+            r#"{"refresh_token":"r\u00002"}"#,
+            r#"{"refresh_token":7}"#,
+            r#"{"a":{"refresh_token":"r2"},"b":{"refresh_token":"r3"}}"#,
+            // The access token is at its path, so that the paths are right, and the other token is another one's.
+            r#"{"access_token":"a2","user":{"refresh_token":"r2"}}"#,
+            "<input name=\"refresh_token\" value=\"r2\">",
+        ] {
+            assert_eq!(found(text), None, "{text}");
         }
     }
 }

@@ -1,37 +1,44 @@
-//! An app's own JSON endpoints: [`JsonRefresh`], [`JsonLogin`](crate::JsonLogin), [`JsonLogout`](crate::JsonLogout).
+//! [`JsonRefresh`]: the refresh call to an app's own JSON endpoint.
 
 use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
-use http::header::AUTHORIZATION;
-use http::{HeaderMap, StatusCode};
-use serde_json::{Map, Value};
-use tower_auth_refresh::{RefreshError, RefreshRequest, Tokens};
-use tower_service::Service;
+use http::{HeaderName, HeaderValue, StatusCode};
+use serde_json::Value;
+use tower_auth_refresh::{RefreshError, Tokens};
 
-use crate::app::{AppCall, bearer, unsendable};
+use crate::classify::{Call, Classifier};
 use crate::client::AuthClient;
 use crate::endpoint::InvalidEndpoint;
 use crate::error::AuthServerError;
 use crate::fields::TokenFields;
-use crate::verdict::{Call, Judge};
+use crate::json_call::{JsonCall, JsonRequest, bearer, no_refresh_token};
+use crate::oauth::ClientAuth;
+use crate::path::Path;
 
 /// The refresh call to an app's own endpoint: `POST /auth/refresh` with `{"refresh_token": …}`.
 ///
 /// It is a [`RefreshService`](tower_auth_refresh::RefreshService): give it to a session, bare or layered.
+/// [`recipes`](crate::recipes) has settings for many servers.
 ///
-/// # What an answer means
+/// # Outcomes
 ///
 /// | answer | outcome |
 /// | --- | --- |
 /// | 2xx, a JSON object with an access token | the new tokens |
-/// | 401, empty or with a JSON object, unless it challenges with foreign schemes only (`Basic`, `Negotiate`) | the session ends |
-/// | 400 or 401 with `{"error": "invalid_grant"}` and its like; what [`rejected_when`](Self::rejected_when) says | the session ends |
-/// | 3xx, 403, any other 4xx, a body that isn't JSON | misconfigured: the tokens are kept |
-/// | 429; 503 with `Retry-After`; `temporarily_unavailable` | unavailable: tried again, when the server says |
+/// | 401 with a JSON object, unless it challenges with the schemes of proxies only (`Basic`, `Digest`, `Negotiate`, `NTLM`, `Kerberos`) | the session ends |
+/// | 401 without a body, unless it challenges with other schemes than `Bearer` and `DPoP` only | the session ends |
+/// | 4xx with the JSON `error` `invalid_grant` and its like; a match of [`rejected_when`](Self::rejected_when) | the session ends |
+/// | 3xx, any other 4xx, a body that isn't JSON; `invalid_client` and its like, at any status | misconfigured: the tokens are kept |
+/// | 2xx with a JSON object, but no access token at its path | misconfigured; a new refresh token in it is kept |
+/// | 503 with `Retry-After`; `temporarily_unavailable` | unavailable: tried again, no earlier than the server asked for |
+/// | 429 | as above; without `Retry-After`, not within the same flight |
 /// | nothing was sent | unavailable: tried again |
-/// | any other 5xx, no answer, a broken one, 2xx without tokens | in doubt: the session's rotation policy decides |
+/// | any other 5xx, no answer, a broken one, any other 2xx | in doubt: the session's rotation policy decides; a new refresh token in a 2xx is kept |
+///
+/// # Paths
+///
+/// The names of members, here and in [`TokenFields`], are paths: `variables.refreshToken`, or the JSON Pointer
+/// `/variables/refreshToken`. Objects on the way are created.
 ///
 /// # Examples
 ///
@@ -67,78 +74,115 @@ use crate::verdict::{Call, Judge};
 /// ```
 #[derive(Clone, Debug)]
 pub struct JsonRefresh {
-    call: AppCall,
-    carrier: Carrier,
-    access_token_field: Option<String>,
-    members: Map<String, Value>,
+    call: JsonCall,
+    placement: Placement,
     fields: TokenFields,
-    judge: Judge,
+    classifier: Classifier,
 }
 
-/// How the refresh token travels.
+/// The place of the refresh token in the request.
 #[derive(Clone, Debug)]
-enum Carrier {
-    Member(String),
+enum Placement {
+    Member(Path),
     Bearer,
 }
 
 impl JsonRefresh {
-    /// The call to `url`.
+    /// Creates the call to `url`.
     ///
     /// # Errors
     ///
     /// [`InvalidEndpoint`] if no token may be sent there.
     pub fn new(client: AuthClient, url: &str) -> Result<Self, InvalidEndpoint> {
         Ok(Self {
-            call: AppCall::new(client, url)?,
-            carrier: Carrier::Member("refresh_token".to_owned()),
-            access_token_field: None,
-            members: Map::new(),
+            call: JsonCall::new(client, url)?,
+            placement: Placement::Member(Path::parse("refresh_token")),
             fields: TokenFields::default(),
-            judge: Judge::new(Call::Refresh),
+            classifier: Classifier::new(Call::Refresh),
         })
     }
 
-    /// The member of the request that holds the refresh token. Default: `refresh_token`.
+    /// Sets the path of the refresh token in the request. Default: `refresh_token`.
     #[must_use]
-    pub fn refresh_token_field(mut self, name: impl Into<String>) -> Self {
-        self.carrier = Carrier::Member(name.into());
+    pub fn refresh_token_field(mut self, path: impl AsRef<str>) -> Self {
+        self.placement = Placement::Member(Path::parse(path.as_ref()));
         self
     }
 
     /// Sends the refresh token as `Authorization: Bearer …`, not in the body. Default: in the body.
     #[must_use]
     pub fn refresh_token_as_bearer(mut self) -> Self {
-        self.carrier = Carrier::Bearer;
+        self.placement = Placement::Bearer;
         self
     }
 
-    /// Sends the expired access token too, as this member of the request. Default: it isn't sent.
+    /// Sends the expired access token too, at this path of the request. Default: it isn't sent.
     #[must_use]
-    pub fn access_token_field(mut self, name: impl Into<String>) -> Self {
-        self.access_token_field = Some(name.into());
+    pub fn access_token_field(mut self, path: impl AsRef<str>) -> Self {
+        self.call.access_token_field(path.as_ref());
         self
     }
 
-    /// A further member of the request: a device id, a client id. Default: none. May be called more than once.
+    /// Sends the expired access token too, as `Authorization: Bearer …`. Default: it isn't sent.
     #[must_use]
-    pub fn member(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
-        self.members.insert(name.into(), value.into());
+    pub fn access_token_as_bearer(mut self) -> Self {
+        self.call.access_token_as_bearer();
         self
     }
 
-    /// Where the tokens stand in the answer. Default: [`TokenFields::default`].
+    /// Adds a member to the request: a device id, a GraphQL query. Default: none. May be called more than once.
+    #[must_use]
+    pub fn member(mut self, path: impl AsRef<str>, value: impl Into<Value>) -> Self {
+        self.call.member(path.as_ref(), value.into());
+        self
+    }
+
+    /// Sends a header, which may replace the `Accept` of all calls. Default: none.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.call.header(name, value);
+        self
+    }
+
+    /// Sets the `Content-Type` of the request. Default: `application/json`.
+    #[must_use]
+    pub fn content_type(mut self, value: HeaderValue) -> Self {
+        self.call.content_type(value);
+        self
+    }
+
+    /// Authenticates the client, as OAuth 2.0 does: by HTTP Basic, or by members of the body. Default: it doesn't.
+    #[must_use]
+    pub fn client_auth(mut self, auth: ClientAuth) -> Self {
+        self.call.client_auth(auth);
+        self
+    }
+
+    /// Sets the places of the tokens in the answer. Default: [`TokenFields::default`].
     #[must_use]
     pub fn fields(mut self, fields: TokenFields) -> Self {
         self.fields = fields;
         self
     }
 
-    /// Says which answers mean that the refresh token is no good, and so end the session, besides those
-    /// [above](Self). It is asked first, about every answer; the body is `null` where it isn't JSON. Default: none.
+    /// Adds a rule by which an answer rejects the refresh token and ends the session. Default: the table
+    /// [above](Self).
+    ///
+    /// The predicate sees every answer first, with a body of `null` where it isn't JSON.
     #[must_use]
-    pub fn rejected_when(mut self, says: impl Fn(StatusCode, &Value) -> bool + Send + Sync + 'static) -> Self {
-        self.judge = self.judge.rejected_when(says);
+    pub fn rejected_when(mut self, predicate: impl Fn(StatusCode, &Value) -> bool + Send + Sync + 'static) -> Self {
+        self.classifier = self.classifier.rejected_when(predicate);
+        self
+    }
+
+    /// Applies the table of [`OAuthRefresh`](crate::OAuthRefresh): a 401 without `invalid_grant` keeps the tokens.
+    /// Default: a 401 of the app ends the session.
+    ///
+    /// For a server that answers 401 for other reasons too: a wrong API key, a CSRF token that doesn't match. Name the
+    /// answers that reject the refresh token by [`rejected_when`](Self::rejected_when).
+    #[must_use]
+    pub fn with_oauth_rules(mut self) -> Self {
+        self.classifier = self.classifier.with_oauth_rules();
         self
     }
 
@@ -146,47 +190,25 @@ impl JsonRefresh {
     ///
     /// # Errors
     ///
-    /// [`RefreshError`], with a [`AuthServerError`] as its source.
+    /// [`RefreshError`], with an [`AuthServerError`] as its source.
     pub fn refresh(&self, tokens: &Tokens) -> impl Future<Output = Result<Tokens, RefreshError>> + Send + use<> {
-        let sent = self.request(tokens).map(|(headers, members)| self.call.post(headers, &members));
-        let (judge, fields) = (self.judge.clone(), self.fields.clone());
+        let sent = self.request(tokens).map(|request| self.call.send(request));
+        let presented = tokens.refresh_token().cloned();
+        let this = self.clone();
         async move {
-            let answer = sent?.await?;
-            let status = answer.status;
-            let granted = fields.read(judge.judge(answer)?, status)?;
+            let granted = async { this.classifier.tokens(sent?.await?, &this.fields, None, presented.as_ref()) };
+            let granted = granted.await.map_err(|error| error.at(&this.call.endpoint))?;
             Ok(granted.into_tokens())
         }
     }
 
-    fn request(&self, tokens: &Tokens) -> Result<(HeaderMap, Map<String, Value>), AuthServerError> {
-        let refresh = tokens.refresh_token().ok_or_else(|| unsendable("the session holds no refresh token"))?;
-        let (mut headers, mut members) = (HeaderMap::new(), self.members.clone());
-        if let (Some(name), Some(access)) = (&self.access_token_field, tokens.access_token()) {
-            members.insert(name.clone(), access.expose_secret().into());
+    fn request(&self, tokens: &Tokens) -> Result<JsonRequest, AuthServerError> {
+        let refresh = tokens.refresh_token().ok_or_else(no_refresh_token)?;
+        let mut request = self.call.request(tokens)?;
+        match &self.placement {
+            Placement::Member(path) => request.member(path, refresh.expose_secret().into())?,
+            Placement::Bearer => request.authorization(bearer(refresh.expose_secret())?)?,
         }
-        match &self.carrier {
-            Carrier::Member(name) => {
-                members.insert(name.clone(), refresh.expose_secret().into());
-            }
-            Carrier::Bearer => {
-                headers.insert(AUTHORIZATION, bearer(refresh.expose_secret())?);
-            }
-        }
-        Ok((headers, members))
-    }
-}
-
-impl Service<RefreshRequest> for JsonRefresh {
-    type Response = Tokens;
-    type Error = RefreshError;
-    type Future = Pin<Box<dyn Future<Output = Result<Tokens, RefreshError>> + Send>>;
-
-    /// Always ready: the client's own readiness is part of the call and bounded with it.
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), RefreshError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: RefreshRequest) -> Self::Future {
-        Box::pin(self.refresh(request.tokens()))
+        Ok(request)
     }
 }

@@ -1,14 +1,15 @@
-//! The refresh call of [`tower_auth_refresh`], over any `tower` HTTP client, so that nobody has to write it by hand.
+//! The refresh call of [`tower_auth_refresh`], ready-made, over any `tower` HTTP client.
 //!
-//! | the server | the refresh call | besides |
+//! | server | refresh call | further calls |
 //! | --- | --- | --- |
 //! | an app's own, JSON | [`JsonRefresh`] | [`JsonLogin`], [`JsonLogout`] |
 //! | an app's own, the refresh token in a cookie | [`CookieRefresh`] | the same, with `.cookie(name)` |
 //! | OAuth 2.0 | [`OAuthRefresh`], [`ClientCredentials`] | [`OAuthRevoke`], [`AuthorizationServer`] (discovery) |
 //!
-//! Each of them is a `tower` service, so that time-outs, limits and tracing go around it, and can be called by itself,
-//! without a session. All are sent by an [`AuthClient`]: https only, redirects never followed, the answer capped and
-//! its time bounded, and what was never sent told from what is in doubt.
+//! Each of them is a `tower` service, so that time-outs, limits and tracing can be layered around it, and can be called
+//! by itself, without a session. All are sent by an [`AuthClient`]: https only, redirects never followed, size and time
+//! bounded, and calls that were never sent distinguished from calls in doubt. [`recipes`] has settings for many
+//! providers.
 //!
 //! # Examples
 //!
@@ -36,7 +37,7 @@
 //! login.sign_in(&session, &json!({"email": "ada@example.com", "password": "correct horse"})).await?;
 //! assert_eq!(session.state(), SessionState::Active);
 //!
-//! session.sign_out().await?; // tells the server, and forgets the tokens whatever it answers
+//! session.sign_out().await?; // calls the logout endpoint, and clears the tokens whatever the answer
 //! # Ok(()) }
 //! ```
 //!
@@ -66,20 +67,25 @@
 //! # async fn example(http: AuthClient) -> Result<Session, tower::BoxError> {
 //! let auth = ClientAuth::basic("billing", "s3cret");
 //! let grant = ClientCredentials::new(http, "https://auth.example.com/token", auth)?.scope("invoices:read");
-//! let session = Session::builder(grant).client_credentials().build().await?;
+//! let session = Session::client_credentials(grant).build().await?;
 //! # Ok(session) }
 //! ```
 //!
 //! # Errors
 //!
-//! Every failure is a [`AuthServerError`]: what happened, the status and the OAuth error code, and never the body, a token or
-//! anything else that the server chose. In a session it is the source of the
+//! Every failure is an [`AuthServerError`]: the endpoint, the cause, the status and the OAuth error code; never the
+//! body, a token or anything else that the server chose. In a session it is the source of the
 //! [`RefreshError`](tower_auth_refresh::RefreshError), whose kind it decides.
+//!
+//! A server that rotates refresh tokens may answer a refresh with something unusable, and a new refresh token in it.
+//! The `RefreshError` carries that token
+//! ([`RefreshError::refresh_token`](tower_auth_refresh::RefreshError::refresh_token)), and the session saves it, so
+//! that the next refresh doesn't present a superseded one.
 //!
 //! # Features
 //!
-//! - `client`: a ready-made HTTPS client, `AuthClient::rustls()`: hyper-util's, with rustls, ring and Mozilla's root
-//!   certificates. With it the connect errors of every hyper-util client are recognised.
+//! - `client`: a ready-made HTTPS client, `AuthClient::rustls()`: that of hyper-util, with rustls, ring and Mozilla's
+//!   root certificates. With it the connect errors of every hyper-util client are recognised.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -87,19 +93,27 @@
 
 mod answer;
 mod client;
+mod decode;
 mod endpoint;
 mod error;
 #[cfg(feature = "client")]
 mod rustls;
 
+mod challenges;
+mod classify;
 mod fields;
-mod verdict;
+mod path;
+mod retry_after;
 
-mod app;
 mod cookie;
 mod json;
+mod json_call;
 mod login;
+mod logout;
 mod oauth;
+mod service;
+
+pub mod recipes;
 
 pub use self::client::AuthClient;
 pub use self::cookie::CookieRefresh;
@@ -107,10 +121,11 @@ pub use self::endpoint::InvalidEndpoint;
 pub use self::error::AuthServerError;
 pub use self::fields::TokenFields;
 pub use self::json::JsonRefresh;
-pub use self::login::{JsonLogin, JsonLogout, LoginError};
+pub use self::login::{JsonLogin, LoginError};
+pub use self::logout::JsonLogout;
 pub use self::oauth::{AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke};
 
-/// The README's code is compiled.
+/// The README's example, compiled.
 #[cfg(all(doctest, feature = "client"))]
 #[doc = include_str!("../README.md")]
 mod readme {}

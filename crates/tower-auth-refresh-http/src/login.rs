@@ -1,27 +1,22 @@
-//! Signing in and out of an app: [`JsonLogin`] and [`JsonLogout`].
+//! [`JsonLogin`]: signing in to an app.
 
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
-use http::HeaderMap;
-use http::header::{AUTHORIZATION, COOKIE};
+use http::{HeaderName, HeaderValue};
 use serde_core::Serialize;
-use serde_json::{Map, Value};
-use tower_auth_refresh::{RevokeRequest, Session, SessionError, Tokens};
-use tower_service::Service;
+use tower_auth_refresh::{Session, SessionError, Tokens};
 
-use crate::app::{AppCall, bearer};
+use crate::classify::{Call, Classifier};
 use crate::client::AuthClient;
-use crate::cookie::RefreshCookie;
+use crate::cookie::CookieNames;
 use crate::endpoint::InvalidEndpoint;
 use crate::error::AuthServerError;
 use crate::fields::TokenFields;
-use crate::verdict::{Call, Judge};
+use crate::json_call::JsonCall;
 
-/// Trades credentials for tokens: `POST /auth/login` with whatever the app asks for, as JSON.
+/// Exchanges credentials for tokens: `POST /auth/login` with the credentials as JSON.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
@@ -50,39 +45,62 @@ use crate::verdict::{Call, Judge};
 /// ```
 #[derive(Clone, Debug)]
 pub struct JsonLogin {
-    call: AppCall,
-    cookie: Option<RefreshCookie>,
+    call: JsonCall,
+    cookies: CookieNames,
     fields: TokenFields,
-    judge: Judge,
+    classifier: Classifier,
 }
 
 impl JsonLogin {
-    /// The call to `url`.
+    /// Creates the call to `url`.
     ///
     /// # Errors
     ///
     /// [`InvalidEndpoint`] if no credentials may be sent there.
     pub fn new(client: AuthClient, url: &str) -> Result<Self, InvalidEndpoint> {
         Ok(Self {
-            call: AppCall::new(client, url)?,
-            cookie: None,
+            call: JsonCall::new(client, url)?,
+            cookies: CookieNames::default(),
             fields: TokenFields::default(),
-            judge: Judge::new(Call::Login),
+            classifier: Classifier::new(Call::Login),
         })
     }
 
-    /// Where the tokens stand in the answer. Default: [`TokenFields::default`].
+    /// Sets the places of the tokens in the answer. Default: [`TokenFields::default`].
     #[must_use]
     pub fn fields(mut self, fields: TokenFields) -> Self {
         self.fields = fields;
         self
     }
 
-    /// The refresh token comes as this cookie, for a [`CookieRefresh`](crate::CookieRefresh) to use. Default: it comes
-    /// in the body.
+    /// Sends a header. Default: none.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.call.header(name, value);
+        self
+    }
+
+    /// Takes the refresh token from this cookie, for a [`CookieRefresh`](crate::CookieRefresh). Default: from the body.
     #[must_use]
     pub fn cookie(mut self, name: impl Into<String>) -> Self {
-        self.cookie = Some(RefreshCookie::named(name.into()));
+        self.cookies.refresh = Some(name.into());
+        self
+    }
+
+    /// Takes the access token from this cookie. Default: from the body.
+    #[must_use]
+    pub fn access_token_cookie(mut self, name: impl Into<String>) -> Self {
+        self.cookies.access = Some(name.into());
+        self
+    }
+
+    /// Keeps a further cookie, for a
+    /// [header of the refresh call](crate::CookieRefresh::header_from_cookie). Default: none.
+    ///
+    /// May be called more than once.
+    #[must_use]
+    pub fn keep_cookie(mut self, name: impl Into<String>) -> Self {
+        self.cookies.keep(name.into());
         self
     }
 
@@ -90,7 +108,7 @@ impl JsonLogin {
     ///
     /// # Errors
     ///
-    /// [`LoginError`]: from the call, and then the session is as it was; or from the session's store.
+    /// [`LoginError`]: from the call, and then the session is unchanged; or from the session's store.
     pub fn sign_in<T>(
         &self,
         session: &Session,
@@ -106,12 +124,12 @@ impl JsonLogin {
         }
     }
 
-    /// Trades credentials for tokens, and leaves it to the caller what becomes of them.
+    /// Exchanges credentials for tokens, without a session.
     ///
     /// # Errors
     ///
-    /// [`AuthServerError`]; wrong credentials are [rejected](AuthServerError::is_rejected): the server answered 401, or 400, 403
-    /// or 422 with a JSON object.
+    /// [`AuthServerError`]. Wrong credentials are [rejected](AuthServerError::is_rejected): the server answered 401, or
+    /// 400, 403 or 422 with a JSON object.
     pub fn request_tokens<T>(
         &self,
         credentials: &T,
@@ -119,27 +137,25 @@ impl JsonLogin {
     where
         T: Serialize + ?Sized,
     {
-        let sent = self.call.post_json(HeaderMap::new(), serde_json::to_vec(credentials));
+        let sent = self.call.send_json(serde_json::to_vec(credentials));
         let this = self.clone();
         async move {
-            let answer = sent.await?;
-            let status = answer.status;
-            let headers = answer.headers.clone();
-            let mut granted = this.fields.read(this.judge.judge(answer)?, status)?;
-            if let Some(cookie) = this.cookie {
-                let found = cookie.issued(&headers, &this.call.endpoint);
-                granted.refresh_cookie(found, status)?;
-            }
+            let granted = async {
+                let answer = sent.await?;
+                let received = this.cookies.issued(&answer.headers, &this.call.endpoint);
+                this.classifier.tokens(answer, &this.fields, Some(received), None)
+            };
+            let granted = granted.await.map_err(|error| error.at(&this.call.endpoint))?;
             Ok(granted.into_tokens())
         }
     }
 }
 
-/// A session could not be signed in, or not all of the way.
+/// A session could not be signed in, or only in part.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum LoginError {
-    /// The login failed: nobody is signed in who wasn't before.
+    /// The login failed; the session is unchanged.
     Call(AuthServerError),
     /// The user is signed in, but the session's store failed: see [`Session::sign_in`].
     Session(SessionError),
@@ -149,7 +165,7 @@ impl fmt::Display for LoginError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Call(_) => "the login failed",
-            Self::Session(_) => "the login succeeded, but not in all of the session",
+            Self::Session(_) => "the login succeeded, but the session could not store the tokens",
         })
     }
 }
@@ -160,118 +176,5 @@ impl Error for LoginError {
             Self::Call(error) => Some(error),
             Self::Session(error) => Some(error),
         }
-    }
-}
-
-/// Tells an app that the user signs out: `POST /auth/logout` with `{"refresh_token": …}`.
-///
-/// It is a [`RevokeService`](tower_auth_refresh::RevokeService): given to a session (`Session::builder(…).revoke(…)`),
-/// it is called by `sign_out`, and for tokens that arrive after that. The session is signed out locally whatever the
-/// server answers.
-///
-/// ```
-/// use tower_auth_refresh_http::{AuthClient, InvalidEndpoint, JsonLogout};
-///
-/// # fn configure(client: AuthClient) -> Result<JsonLogout, InvalidEndpoint> {
-/// let logout = JsonLogout::new(client, "https://api.example.com/auth/logout")?.with_access_token();
-/// # Ok(logout) }
-/// ```
-#[derive(Clone, Debug)]
-pub struct JsonLogout {
-    call: AppCall,
-    cookie: Option<RefreshCookie>,
-    refresh_token_field: String,
-    members: Map<String, Value>,
-    with_access_token: bool,
-    judge: Judge,
-}
-
-impl JsonLogout {
-    /// The call to `url`.
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidEndpoint`] if no token may be sent there.
-    pub fn new(client: AuthClient, url: &str) -> Result<Self, InvalidEndpoint> {
-        Ok(Self {
-            call: AppCall::new(client, url)?,
-            cookie: None,
-            refresh_token_field: "refresh_token".to_owned(),
-            members: Map::new(),
-            with_access_token: false,
-            judge: Judge::new(Call::Refresh),
-        })
-    }
-
-    /// The member of the request that holds the refresh token. Default: `refresh_token`.
-    #[must_use]
-    pub fn refresh_token_field(mut self, name: impl Into<String>) -> Self {
-        self.refresh_token_field = name.into();
-        self
-    }
-
-    /// Sends the refresh token as this cookie, not in the body. Default: in the body.
-    #[must_use]
-    pub fn cookie(mut self, name: impl Into<String>) -> Self {
-        self.cookie = Some(RefreshCookie::named(name.into()));
-        self
-    }
-
-    /// A further member of the request. Default: none. May be called more than once.
-    #[must_use]
-    pub fn member(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
-        self.members.insert(name.into(), value.into());
-        self
-    }
-
-    /// Sends the access token too, as `Authorization: Bearer …`. Default: it isn't sent.
-    #[must_use]
-    pub fn with_access_token(mut self) -> Self {
-        self.with_access_token = true;
-        self
-    }
-
-    /// Makes the call by itself, without a session.
-    ///
-    /// # Errors
-    ///
-    /// [`AuthServerError`] for any answer but 2xx.
-    pub fn revoke(&self, tokens: &Tokens) -> impl Future<Output = Result<(), AuthServerError>> + Send + use<> {
-        let sent = self.request(tokens).map(|(headers, members)| self.call.post(headers, &members));
-        let judge = self.judge.clone();
-        async move { judge.acknowledged(sent?.await?) }
-    }
-
-    fn request(&self, tokens: &Tokens) -> Result<(HeaderMap, Map<String, Value>), AuthServerError> {
-        let (mut headers, mut members) = (HeaderMap::new(), self.members.clone());
-        if let Some(refresh) = tokens.refresh_token() {
-            match &self.cookie {
-                Some(cookie) => {
-                    headers.insert(COOKIE, cookie.header(tokens, refresh, &self.call.endpoint)?);
-                }
-                None => {
-                    members.insert(self.refresh_token_field.clone(), refresh.expose_secret().into());
-                }
-            }
-        }
-        if let (true, Some(access)) = (self.with_access_token, tokens.access_token()) {
-            headers.insert(AUTHORIZATION, bearer(access.expose_secret())?);
-        }
-        Ok((headers, members))
-    }
-}
-
-impl Service<RevokeRequest> for JsonLogout {
-    type Response = ();
-    type Error = AuthServerError;
-    type Future = Pin<Box<dyn Future<Output = Result<(), AuthServerError>> + Send>>;
-
-    /// Always ready: the client's own readiness is part of the call and bounded with it.
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), AuthServerError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: RevokeRequest) -> Self::Future {
-        Box::pin(self.revoke(request.tokens()))
     }
 }

@@ -1,4 +1,4 @@
-//! A ready-made HTTPS client: hyper-util's, with rustls. Crate feature `client`.
+//! The HTTPS client of the crate feature `client`: hyper-util's, with rustls.
 
 use std::time::Duration;
 
@@ -12,16 +12,15 @@ use tower::{BoxError, ServiceExt, service_fn};
 
 use crate::client::AuthClient;
 
-/// For DNS, TCP and TLS together.
+/// The time-out of DNS, TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl AuthClient {
-    /// A client of its own: HTTP/1.1 through hyper-util, TLS through rustls with ring, trusting Mozilla's root
-    /// certificates.
+    /// Creates an HTTPS client: hyper-util's, with rustls, ring and Mozilla's root certificates.
     ///
-    /// Every call has a connection of its own. Calls are minutes apart, and a server that closes an idle connection
-    /// at the wrong moment would leave a refresh in doubt. A connection that isn't up, TLS included, after 5 s failed
-    /// before anything was sent.
+    /// It speaks HTTP/1.1. Every call has a connection of its own: calls are minutes apart, and a server that closes an
+    /// idle connection at the wrong moment would leave a refresh in doubt. A connection attempt, TLS included, fails
+    /// after 5 s, before anything was sent.
     ///
     /// With other roots, a proxy or a client certificate, build a client and pass it to [`new`](Self::new).
     ///

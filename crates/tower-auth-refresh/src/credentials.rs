@@ -1,4 +1,4 @@
-//! [`Credentials`]: what a request carries, written out.
+//! [`Credentials`]: the token in force as the value of a header.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,31 +6,32 @@ use std::fmt;
 use bytes::Bytes;
 use http::header::Entry;
 use http::{HeaderMap, HeaderValue};
-use secrecy::zeroize::Zeroizing;
+use zeroize::Zeroizing;
 
-use crate::layer::Options;
+use crate::options::Options;
 use crate::refresh::Generation;
 use crate::session::{Revision, Snapshot};
 use crate::store::Epoch;
 
-/// The token in force as the value of its header (RFC 9110 §11.4), if there is one.
+/// The token in force as the value of its header (RFC 9110 §11.4); empty if the session has no token.
 pub(crate) struct Credentials<'a> {
     pub(crate) epoch: Epoch,
     pub(crate) generation: Generation,
     value: Option<Cow<'a, HeaderValue>>,
 }
 
-/// What a service put on its last requests: on the next one too, while the session stays as it is.
+/// The credentials of a service's last request, reused until the session changes.
 ///
-/// It belongs to one service and not to the session: to clone a value is to count a reference, and a count that all
-/// threads write to costs them more than to copy the token each time. A clone of the service begins anew.
+/// They belong to one service and not to the session. To clone a header value is to count a reference, and a count that
+/// all threads write (cache-line contention) costs more than a copy of the token for each request. A clone of the
+/// service starts without any.
 #[derive(Default)]
 pub(crate) enum LastCredentials {
     #[default]
     Unused,
-    /// One request was made. Nothing is kept yet: a service that is cloned for each request makes no other.
+    /// One request was made. Nothing is kept yet: a service that is cloned for each request makes no second one.
     Used(Revision),
-    /// More were made.
+    /// More than one request was made.
     Kept(Revision, Credentials<'static>),
 }
 
@@ -42,37 +43,33 @@ impl Credentials<'_> {
     fn new(snapshot: &Snapshot, written: Option<Bytes>) -> Self {
         let value = written.map(|written| {
             let mut value = HeaderValue::from_maybe_shared(written)
-                .expect("scheme and token were checked where they entered: visible ASCII");
+                .expect("scheme and token are visible ASCII: their constructors have checked");
             value.set_sensitive(true);
             Cow::Owned(value)
         });
         Self { epoch: snapshot.epoch, generation: snapshot.generation, value }
     }
 
-    /// Whether there are none: the session has no token.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.value.is_none()
-    }
-
-    /// Puts them on a request. `false` if its caller has set the header himself, or as many headers as fit, or if there
-    /// are none.
+    /// Puts the credentials on a request.
+    ///
+    /// Returns `false` if the caller has set the header, if the map is full, or if the session has no token.
     pub(crate) fn attach(self, headers: &mut HeaderMap, options: &Options) -> bool {
         let Some(value) = self.value else { return false };
-        // Looked up once: to hash a name takes longer than all the rest of this.
+        // One look-up: to hash a name takes longer than the rest of this function.
         match headers.try_entry(&options.header) {
             Ok(Entry::Vacant(entry)) => entry.try_insert(value.into_owned()).is_ok(),
             Ok(Entry::Occupied(_)) | Err(_) => false,
         }
     }
 
-    /// Makes room on a request for what [`fill`](Self::fill) puts there. `false` if it has as many headers as fit.
+    /// Makes room on a request for the value that [`fill`](Self::fill) puts there. Returns `false` if the map is full.
     pub(crate) fn reserve(headers: &mut HeaderMap, options: &Options) -> bool {
         headers.try_insert(options.header.clone(), HeaderValue::from_static("")).is_ok()
     }
 
-    /// Puts them where room was made, or gives the room up: `false` if there are none.
-    pub(crate) fn fill(these: Option<Self>, headers: &mut HeaderMap, options: &Options) -> bool {
-        if let Some(value) = these.and_then(|these| these.value)
+    /// Puts the credentials where room was made. Without credentials, removes the room and returns `false`.
+    pub(crate) fn fill(credentials: Option<Self>, headers: &mut HeaderMap, options: &Options) -> bool {
+        if let Some(value) = credentials.and_then(|credentials| credentials.value)
             && let Some(room) = headers.get_mut(&options.header)
         {
             *room = value.into_owned();
@@ -84,7 +81,7 @@ impl Credentials<'_> {
 }
 
 impl LastCredentials {
-    /// Those of the last request, if the session is as it was then.
+    /// Returns the credentials of the last request, if the session hasn't changed since.
     #[inline]
     pub(crate) fn at(&self, revision: Revision) -> Option<Credentials<'_>> {
         match self {
@@ -96,12 +93,12 @@ impl LastCredentials {
         }
     }
 
-    /// Those in force, remembered for the next request. `revision` is one that was read before the snapshot.
+    /// Returns the credentials in force and keeps them for the next request. `revision` was read before the snapshot.
     pub(crate) fn write(&mut self, revision: Revision, snapshot: &Snapshot, options: &Options) -> Credentials<'static> {
         let again = matches!(self, Self::Used(of) if *of == revision);
-        // Where a token is to be refreshed early, each request has to look at the clock.
+        // If tokens are refreshed early, each request has to read the clock.
         if again && snapshot.due.is_none() && snapshot.tokens.access_token().is_some() {
-            // It may be kept for long, so it is wiped when it goes, like the token itself.
+            // The value may be kept for long, so it is wiped on drop like the token itself.
             let written = written(snapshot, options).map(|written| Bytes::from_owner(Zeroizing::new(written)));
             *self = Self::Kept(revision, Credentials::new(snapshot, written));
         } else {
@@ -117,7 +114,7 @@ impl fmt::Debug for LastCredentials {
     }
 }
 
-/// Scheme and token. The token's bytes are copied: see [`LastCredentials`].
+/// Writes scheme and token. The token's bytes are copied: see [`LastCredentials`].
 fn written(snapshot: &Snapshot, options: &Options) -> Option<Vec<u8>> {
     let token = snapshot.tokens.access_token()?.expose_secret();
     let mut text = Vec::with_capacity(options.scheme.len() + 1 + token.len());
@@ -159,10 +156,12 @@ mod tests {
             header: AUTHORIZATION,
             scheme: "Bearer".into(),
             replay_limit: ReplayLimit::DEFAULT,
+            one_piece: crate::replay::OnePiece::default(),
+            require_token: false,
         }
     }
 
-    /// What the next request carries, and whether it had to be written.
+    /// Returns the header of the next request, and `true` if its value had to be written.
     fn next(last: &mut LastCredentials, session: &Session) -> (Option<HeaderValue>, bool) {
         let mut headers = HeaderMap::new();
         let revision = session.cell().revision();
@@ -174,7 +173,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn they_are_kept_from_the_second_request_on_until_the_session_changes() {
+    async fn credentials_are_kept_from_the_second_request_on_until_the_session_changes() {
         let session = session(false).await;
         let last = &mut LastCredentials::default();
         for (token, signs_in) in [("a1", false), ("a2", true)] {
@@ -193,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn they_are_not_kept_where_each_request_has_to_look_at_the_clock() {
+    async fn credentials_are_not_kept_if_tokens_are_refreshed_early() {
         let session = session(true).await;
         let last = &mut LastCredentials::default();
         for _ in 0..3 {
@@ -202,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn kept_ones_are_sensitive_and_in_no_debug_output() {
+    async fn kept_credentials_are_sensitive_and_in_no_debug_output() {
         let session = session(false).await;
         let last = &mut LastCredentials::default();
         for _ in 0..3 {

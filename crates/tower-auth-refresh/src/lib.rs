@@ -1,8 +1,10 @@
-//! A `tower` middleware for HTTP **client** stacks: it attaches the access token to each request, refreshes it when an
-//! API answers that it has expired, and replays the requests that failed. The caller sees one ordinary response.
+//! A `tower` middleware for HTTP clients that refreshes expired access tokens.
 //!
-//! However many requests fail at the same moment, the refresh happens **once**, and what it bought is stored before
-//! anybody uses it: made for refresh tokens that rotate, where presenting an old one signs the user out.
+//! It attaches the access token to each request, refreshes the token when an API answers that the token has expired,
+//! and replays the requests that failed. The caller sees one ordinary response.
+//!
+//! However many requests fail at the same moment, the refresh happens **once**, and the new tokens are stored before a
+//! request carries them. This is made for refresh tokens that rotate, where presenting an old one signs the user out.
 //!
 //! # A client stack
 //!
@@ -39,13 +41,13 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The layer is transparent: its responses and its errors are the inner service's own. Whatever goes wrong with a
-//! refresh, the caller gets the server's own 401, its body intact, with a [`RefreshReport`] in its extensions.
+//! The layer is transparent: its responses and errors are the inner service's own. If a refresh fails, the caller gets
+//! the server's own 401, its body intact, with a [`RefreshReport`] in its extensions.
 //!
 //! # For many users
 //!
-//! A gateway keeps its users' sessions in [`SessionRegistry`], and puts each user's own [`Session`] into the extensions of his
-//! requests:
+//! A gateway keeps its users' sessions in a [`SessionRegistry`] and inserts each user's [`Session`] into the extensions
+//! of that user's requests:
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
@@ -68,72 +70,93 @@
 //! # Ok(()) }
 //! ```
 //!
-//! # What it promises
+//! # Promises
 //!
 //! 1. At most one refresh is in flight per signed-in session; with a shared [store](TokenStore), per fleet.
 //! 2. A refresh token is presented once per claim on the store, and again only as [`Rotation`] allows.
-//! 3. [Generations](Generation) only grow. A loser never overwrites or ends a newer one.
-//! 4. Every waiter is answered by its deadline: the refresh time-out and 5 s, waiting for a turn among many
-//!    [`SessionRegistry`] included.
+//! 3. [Generations](Generation) only grow. A session that loses a race never overwrites or ends a newer generation.
+//! 4. Every waiter is answered by its deadline: the refresh time-out and 5 s, including the time that a
+//!    [`SessionRegistry`] keeps the refresh waiting for a permit.
 //! 5. Dropping any caller, at any await, never cancels, loses or repeats a refresh.
 //! 6. A panic, an abort or a shutdown of the runtime frees the slot and answers the waiters.
 //! 7. A request is sent at most twice.
-//! 8. An API that answers 401 for ever, beside an authorization server that answers 200 for ever, causes at most 75
+//! 8. An API that always answers 401, beside an authorization server that always answers 200, causes at most 75
 //!    refreshes in any hour.
 //! 9. A 401 to an older token than the one in force causes no refresh, only a replay.
-//! 10. One session's token is never on another's request, nor is a request made before a sign-in or sign-out attached
-//!     to, replayed as, or kept waiting for whoever is signed in afterwards. (One whose 401 has been read for a replay
-//!     by then can't have it back: it goes out again without a token, and is refused again.)
-//! 11. A token goes only to an allowed [origin](Origin), on every hop.
+//! 10. One session's token is never on another session's request. A request that is made before a sign-in or sign-out
+//!     never carries the token of a user that is signed in afterwards, nor waits for that token. (If its 401 has been
+//!     drained for a replay by then, the 401 can't be returned: the request is sent again without a token, and refused
+//!     again.)
+//! 11. A token is only sent to an allowed [origin](Origin), on every hop.
 //! 12. No byte of a secret is in any `Debug`, `Display`, error, span, event or panic of this crate.
 //! 13. A replay is identical to the first attempt byte by byte, trailers included, or doesn't happen.
-//! 14. A sign-out beats a late refresh: tokens that arrive afterwards are discarded, and revoked where the session has
-//!     a service for it.
-//! 15. Only the authorization server's own word ends a session. Any other failure keeps the tokens.
-//! 16. The inner service is only called when its `poll_ready` has said ready, for the replay too.
+//! 14. A sign-out beats a late refresh: tokens that arrive afterwards are discarded, and revoked if the session has a
+//!     revoke service.
+//! 15. Only a rejection by the authorization server ends a session. Any other failure keeps the tokens.
+//! 16. The inner service is only called when its `poll_ready` has returned ready, for the replay too.
+//! 17. A well-formed refresh token that the server has issued is never dropped, whatever else is wrong with its answer.
+//!
+//! <!-- -->
+//!
+//! 19. Every 401 that the layer passes to the caller has a [`RefreshReport`] with the reason. (The layer doesn't look at
+//!     responses to requests that pass untouched: to foreign origins, with [`SkipAuth`], or with a header of the
+//!     caller's own.)
+//! 20. A store that has lost its last writes (a failover, a restored backup) never makes an older refresh token be
+//!     presented, nor an older token be adopted, where a newer one of the same sign-in is known: it is written back.
+//! 21. A sign-out on one replica is in force on all replicas that share its store within the stated
+//!     [bound](SessionRegistryBuilder::recheck), as far as the store can be read.
+//! 22. A record that can't be read is an error, never a sign-out.
 //!
 //! # Tracing
 //!
-//! All under the target `tower_auth_refresh`, with names that stay:
+//! All spans and events have the target `tower_auth_refresh` and stable names:
 //!
-//! | what | level | fields |
+//! | span or event | level | fields |
 //! | --- | --- | --- |
-//! | span `refresh`: one refresh | info | `generation` that is replaced, `trigger` (`challenge`, `early`, `acquire`, `manual`), `attempts`, `outcome` (`refreshed`, `refresh_failed`, `session_ended`, …), `waiters`, `duration_ms` |
+//! | span `refresh`: one refresh | info | `generation` to be replaced, `trigger` (`challenge`, `early`, `acquire`, `manual`), `attempts`, `outcome` (`refreshed`, `refresh_failed`, `session_ended`, …), `waiters`, `duration_ms` |
 //! | event `refresh attempt failed` | debug | `attempt`, `kind` (`rejected`, `misconfigured`, `unavailable`, `in_doubt`) |
-//! | event `replaying` | debug | `refused`: the generation that was refused; `generation` that the replay carries |
+//! | event `replaying` | debug | `refused`: the generation that was refused; `generation`: the one that the replay carries |
 //! | event `reported`: a [`RefreshReport`] was attached | debug | `report`, `status` |
 //! | event `session ended` | info | `generation` |
 //! | event `tokens not saved` | warn | |
-//! | event `tokens saved`, after they were not | info | |
+//! | event `tokens saved`, after `tokens not saved` | info | |
 //! | event `tokens not revoked` | warn | |
 //! | event `claim not released` | debug | |
-//!
-//! # Modules, in reading order
-//!
-//! `layer` → `service` → `future` (the way of a request, in one place) → `credentials` → `session` (`state`, `cell`,
-//! `flight`, `sync`, `pace`, `traffic`) → `refresh`, [`store`], `token`; over `session`, for many of them, `sessions`
-//! (`table`, `sweep`); and the leaves `replay`, `drain`, `alarm`, `scope`, `challenge`, `report`.
+//! | event `session not rechecked`: its store can't be read, and it is served from memory | warn | |
 
 mod challenge;
 mod credentials;
 mod drain;
+#[cfg(feature = "serde")]
+mod exposed_tokens;
 mod future;
+mod inspect;
 mod layer;
+mod options;
+mod random;
 mod refresh;
 mod registry;
 mod replay;
 mod report;
+mod require_token;
 mod scope;
 mod service;
 mod session;
 mod shared;
+mod shared_setup;
 pub mod store;
 mod timer;
 mod token;
 
-pub use challenge::ChallengePolicy;
+pub use challenge::{Challenge, ChallengePolicy, ChallengeSummary, ResponseHead, StepUp};
+#[cfg(feature = "serde")]
+pub use exposed_tokens::ExposedTokens;
 pub use future::ResponseFuture;
-pub use layer::{AuthRefreshLayer, PerRequest, SessionSource, SkipAuth};
+pub use inspect::{InspectBody, InspectBodyFuture, InspectBodyLayer, InspectedBody};
+pub use layer::{AuthRefreshLayer, RequireTokenLayer};
+pub use options::{PerRequest, SessionSource, SkipAuth};
+#[doc(hidden)]
+pub use random::seed_random_numbers;
 pub use refresh::{
     Generation, NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, RefreshService, RevokeRequest,
     RevokeService, Trigger,
@@ -141,10 +164,12 @@ pub use refresh::{
 pub use registry::{SessionRegistry, SessionRegistryBuilder, SessionRegistryError};
 pub use replay::{NotReplayable, ReplayBody, ReplayLimit, Superseded};
 pub use report::RefreshReport;
+pub use require_token::{RequireToken, RequireTokenFuture};
 pub use scope::{InvalidOrigin, Origin, Origins};
 pub use service::AuthRefresh;
 pub use session::{
     Credential, RefreshFailure, Rotation, Session, SessionBuilder, SessionError, SessionErrorKind, SessionState,
+    SessionStatus,
 };
 pub use store::{MemoryStore, TokenStore};
 pub use token::{AccessToken, InvalidToken, RefreshToken, Tokens};

@@ -1,4 +1,4 @@
-//! The refresh call: [`RefreshService`], what it is asked ([`RefreshRequest`]) and how it fails ([`RefreshError`]).
+//! The refresh call: [`RefreshService`], its request ([`RefreshRequest`]) and its error ([`RefreshError`]).
 //!
 //! Any `tower` service from a [`RefreshRequest`] to [`Tokens`] is a [`RefreshService`]; a closure becomes one through
 //! [`tower::service_fn`]:
@@ -18,7 +18,7 @@
 //! # is_refresh_service(refresh);
 //! ```
 //!
-//! It can be layered like any other service; a [`tower::BoxError`] for its error type is fine:
+//! A refresh service can be layered like any other service, and its error may be a [`tower::BoxError`]:
 //!
 //! ```
 //! # use tower_auth_refresh::{RefreshError, RefreshRequest, Tokens};
@@ -42,18 +42,19 @@ use tower_service::Service;
 
 use crate::token::{RefreshToken, Tokens};
 
-/// The service that trades the refresh token for new [`Tokens`].
+/// A service that exchanges the refresh token for new [`Tokens`].
 ///
-/// An alias, in the idiom of `tower`'s `MakeService`: it is implemented for every
+/// A trait alias, like `tower`'s `MakeService`: it is implemented for every
 /// `Service<RefreshRequest, Response = Tokens>` that is `Clone + Send + Sync + 'static`, whose error converts into a
-/// [`BoxError`], and whose future is `Send + 'static`. A service that isn't `Clone` goes behind `tower`'s `Buffer`.
+/// [`BoxError`], and whose future is `Send + 'static`. A service that isn't `Clone` is wrapped in `tower`'s `Buffer`.
 ///
 /// Each attempt calls a fresh clone, once it is ready. An error that is a [`RefreshError`], or has one among its
-/// sources, is classified by it; any other counts as [`InDoubt`](RefreshErrorKind::InDoubt). A panic does too.
+/// sources, is classified by that; any other error counts as [`InDoubt`](RefreshErrorKind::InDoubt), and so does a
+/// panic.
 ///
-/// The call should go to the authorization server on a path that this middleware doesn't cover. If it comes through
-/// the session's own layer all the same, it is recognised and passes untouched, unless a `Buffer` or another task
-/// stands between: then the refresh ends by its time-out.
+/// The call should be sent to the authorization server through a client without this middleware. If it is sent through
+/// the session's own layer nonetheless, it is recognised and passes untouched, unless a `Buffer` or another task is
+/// between them: then the refresh ends by its time-out.
 pub trait RefreshService:
     Service<RefreshRequest, Response = Tokens, Error: Into<BoxError>, Future: Send + 'static>
     + Clone
@@ -72,9 +73,10 @@ impl<S> RefreshService for S where
 {
 }
 
-/// The service that tells the authorization server to forget tokens (RFC 7009, or an app's `/auth/logout`).
+/// A service that revokes tokens at the authorization server.
 ///
-/// An alias like [`RefreshService`], for `Service<RevokeRequest, Response = ()>`.
+/// By RFC 7009, or an app's `/auth/logout`. A trait alias like [`RefreshService`], for
+/// `Service<RevokeRequest, Response = ()>`.
 pub trait RevokeService:
     Service<RevokeRequest, Response = (), Error: Into<BoxError>, Future: Send + 'static> + Clone + Send + Sync + 'static
 {
@@ -89,7 +91,7 @@ impl<S> RevokeService for S where
 {
 }
 
-/// What a [`RefreshService`] is asked.
+/// A request to a [`RefreshService`].
 #[derive(Clone, Debug)]
 pub struct RefreshRequest {
     pub(crate) tokens: Tokens,
@@ -99,58 +101,90 @@ pub struct RefreshRequest {
 }
 
 impl RefreshRequest {
-    /// The refresh token to present; `None` in a session that needs none (client credentials).
+    /// Creates a request to refresh these tokens, as a challenge to the first generation does: to test a service with.
+    #[must_use]
+    pub fn new(tokens: Tokens) -> Self {
+        Self { tokens, generation: Generation(1), trigger: Trigger::Challenge, in_doubt: false }
+    }
+
+    /// Sets the reason for the refresh. Default: [`Trigger::Challenge`].
+    #[must_use]
+    pub fn with_trigger(self, trigger: Trigger) -> Self {
+        Self { trigger, ..self }
+    }
+
+    /// Sets whether the refresh token may have been presented before. Default: `false`.
+    #[must_use]
+    pub fn with_in_doubt(self, in_doubt: bool) -> Self {
+        Self { in_doubt, ..self }
+    }
+
+    /// Returns the refresh token to present.
+    ///
+    /// `None` in a session that needs no refresh token (client credentials).
     #[must_use]
     pub fn refresh_token(&self) -> Option<&RefreshToken> {
         self.tokens.refresh_token()
     }
 
-    /// All tokens in force: some servers want the expired access token too, and what came with it.
+    /// Returns all tokens in force.
+    ///
+    /// Some servers require the expired access token too, or a further member of their last answer.
     #[must_use]
     pub fn tokens(&self) -> &Tokens {
         &self.tokens
     }
 
-    /// The generation that is to be replaced.
+    /// Returns the generation that is to be replaced.
     #[must_use]
     pub fn generation(&self) -> Generation {
         self.generation
     }
 
-    /// Why the session refreshes.
+    /// Returns the reason for the refresh.
     #[must_use]
     pub fn trigger(&self) -> Trigger {
         self.trigger
     }
 
-    /// Whether this refresh token was presented before, in a call whose answer was lost. The server may have rotated
-    /// it then, and may take this call for a theft.
+    /// Returns `true` if the refresh token may have been presented before.
+    ///
+    /// The answer to that call was lost. The server may have rotated the token then, and may take this call for a
+    /// theft.
     #[must_use]
     pub fn is_in_doubt(&self) -> bool {
         self.in_doubt
     }
 }
 
-/// What a [`RevokeService`] is asked: forget these tokens.
+/// A request to a [`RevokeService`].
 #[derive(Clone, Debug)]
 pub struct RevokeRequest {
     pub(crate) tokens: Tokens,
 }
 
 impl RevokeRequest {
-    /// The tokens to revoke.
+    /// Creates a request to revoke these tokens.
+    #[must_use]
+    pub fn new(tokens: Tokens) -> Self {
+        Self { tokens }
+    }
+
+    /// Returns the tokens to revoke.
     #[must_use]
     pub fn tokens(&self) -> &Tokens {
         &self.tokens
     }
 }
 
-/// The number of a session's tokens in force. It only grows: every request remembers the one it was sent with.
+/// The number of a session's access token in force.
+///
+/// It only grows. Each request keeps the generation of the token that it was sent with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub(crate) u64);
 
 impl Generation {
-    /// The number itself.
+    /// Returns the number.
     #[must_use]
     pub fn get(self) -> u64 {
         self.0
@@ -163,7 +197,7 @@ impl fmt::Display for Generation {
     }
 }
 
-/// Why a session refreshes.
+/// The reason for a refresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Trigger {
@@ -171,9 +205,9 @@ pub enum Trigger {
     Challenge,
     /// The access token nears its expiry, and the session refreshes early.
     Early,
-    /// A request needs an access token and the session holds none.
+    /// A request needs an access token and the session has none.
     Acquire,
-    /// The app asked for it.
+    /// The app called [`Session::refresh`](crate::Session::refresh).
     Manual,
 }
 
@@ -188,7 +222,7 @@ impl Trigger {
     }
 }
 
-/// Why a refresh failed. Waiters share one, in an `Arc`.
+/// The error of a refresh. Waiters share one, in an `Arc`.
 #[derive(Debug)]
 pub struct RefreshError {
     kind: RefreshErrorKind,
@@ -209,8 +243,8 @@ struct Details {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RefreshErrorKind {
-    /// The authorization server's own word that the refresh token is expired or revoked (`invalid_grant`, RFC 6749
-    /// §5.2): the session ends. Nothing else ends it.
+    /// The authorization server says that the refresh token is expired or revoked (`invalid_grant`, RFC 6749 §5.2): the
+    /// session ends. No other error ends a session.
     Rejected,
     /// The call is wrong or something stands before the server (`invalid_client`, a firewall's page): the tokens are
     /// kept, and asking again at once is no use.
@@ -307,7 +341,7 @@ impl RefreshError {
         Self::find(error).unwrap_or_else(Self::in_doubt)
     }
 
-    /// The same for a service that failed before it was called: then nothing was sent.
+    /// Classifies an error of a service that failed before it was called: nothing was sent.
     pub(crate) fn classify_unsent(error: BoxError) -> Self {
         Self::find(error).unwrap_or_else(Self::unavailable)
     }
@@ -365,38 +399,41 @@ impl Error for RefreshError {
     }
 }
 
-/// Why there are no newer tokens.
+/// The reason why there are no newer tokens.
 ///
-/// What [`Session::refresh`](crate::Session::refresh) fails with, and what a
-/// [`RefreshReport`](crate::RefreshReport) gives as the reason for a 401 that was not mended.
+/// The error of [`Session::refresh`](crate::Session::refresh), and the reason in a
+/// [`RefreshReport`](crate::RefreshReport) of a 401 that the caller got back.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum NotRefreshed {
-    /// The refresh call failed. The session is kept, and tries again after a cool-down.
+    /// The refresh call failed. The session keeps its tokens and refreshes again after a cool-down.
     Failed(Arc<RefreshError>),
-    /// The refresh call failed a moment ago, in this way, and the session cools down: nothing was called.
+    /// The session cools down after a refresh call that failed with this error; it was not called again.
     CoolingDown(Arc<RefreshError>),
     /// The authorization server rejected the refresh token: the session has ended and the user must sign in again.
     Ended(Arc<RefreshError>),
-    /// Nobody is signed in.
+    /// The request carries no session, and the layer takes sessions from requests.
+    NoSession,
+    /// The session is signed out.
     SignedOut,
-    /// Somebody signed in or out since the request was made: it is not repeated for another user.
+    /// A sign-in or sign-out happened since the request was made: the request is not replayed for another user.
     SessionChanged,
     /// The session has no refresh token, and its service needs one.
     NoRefreshToken,
-    /// The authorization server issued the very token that the API refuses.
+    /// The authorization server issued the same token that the API refuses.
     SameToken,
-    /// The API refuses fresh tokens again and again: the session cools down rather than refreshing for ever.
+    /// The API refused several fresh tokens: the session cools down, so as not to refresh in a loop.
     Looping,
 }
 
 impl NotRefreshed {
-    /// The name that traces use.
+    /// Returns the name of the reason in traces.
     pub(crate) fn as_str(&self) -> &'static str {
         match self {
             Self::Failed(_) => "refresh_failed",
             Self::CoolingDown(_) => "cooling_down",
             Self::Ended(_) => "session_ended",
+            Self::NoSession => "no_session",
             Self::SignedOut => "signed_out",
             Self::SessionChanged => "session_changed",
             Self::NoRefreshToken => "no_refresh_token",
@@ -412,8 +449,9 @@ impl fmt::Display for NotRefreshed {
             Self::Failed(_) => "the refresh failed",
             Self::CoolingDown(_) => "the session cools down after a failed refresh",
             Self::Ended(_) => "the session has ended",
-            Self::SignedOut => "nobody is signed in",
-            Self::SessionChanged => "somebody signed in or out meanwhile",
+            Self::NoSession => "the request carries no session",
+            Self::SignedOut => "the session is signed out",
+            Self::SessionChanged => "a sign-in or sign-out happened since the request was made",
             Self::NoRefreshToken => "the session has no refresh token",
             Self::SameToken => "the authorization server issued the token that the API refuses",
             Self::Looping => "the API refuses every fresh token",

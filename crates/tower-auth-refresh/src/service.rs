@@ -1,6 +1,6 @@
-//! [`AuthRefresh`]: the middleware itself, which hands each request to a [`ResponseFuture`].
+//! [`AuthRefresh`]: the middleware, which passes each request to a [`ResponseFuture`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{Request, Response};
@@ -9,88 +9,38 @@ use tower_service::Service;
 
 use crate::credentials::LastCredentials;
 use crate::future::ResponseFuture;
-use crate::layer::{Options, SessionSource};
+use crate::options::{Options, SessionSource};
 use crate::replay::ReplayBody;
+use crate::shared_setup::{PerClone, Setup};
 
-/// The service of an [`AuthRefreshLayer`](crate::AuthRefreshLayer).
+/// A service that refreshes expired access tokens and replays the requests.
 ///
-/// It is transparent: its responses and its errors are the inner service's own.
+/// It is made by an [`AuthRefreshLayer`](crate::AuthRefreshLayer), and transparent: its responses and errors are the
+/// inner service's own.
+///
+/// There is no `get_mut`: replays are sent through clones of the inner service as it was when the middleware was made,
+/// which a later change of the inner service wouldn't reach.
 #[derive(Debug)]
 pub struct AuthRefresh<Svc, S> {
     inner: Svc,
-    setup: OwnSetup<Svc, S>,
+    setup: PerClone<Setup<Svc, S>>,
     last: LastCredentials,
-}
-
-/// A service's reference to what requests share: one or the other.
-#[derive(Debug)]
-struct OwnSetup<Svc, S> {
-    /// Before its first request. Many a clone never makes one: it is only cloned from.
-    unused: Option<Arc<Setup<Svc, S>>>,
-    used: Option<SharedSetup<Svc, S>>,
-}
-
-/// Counted twice: each clone of a service has a count of its own for its requests, so that clones on different threads
-/// share no cache line; and to clone a service is to count one reference that all share.
-pub(crate) type SharedSetup<Svc, S> = Arc<Arc<Setup<Svc, S>>>;
-
-/// What the requests of all clones of a service share.
-#[derive(Debug)]
-pub(crate) struct Setup<Svc, S> {
-    /// A clone that was never made ready, and reserves nothing: the few requests that are sent again, or later, take
-    /// theirs from it. One for each request would cost more than all the rest of this crate.
-    spare: Mutex<Svc>,
-    pub(crate) source: S,
-    pub(crate) options: Arc<Options>,
-}
-
-impl<Svc, S> OwnSetup<Svc, S> {
-    fn new(setup: Arc<Setup<Svc, S>>) -> Self {
-        Self { unused: Some(setup), used: None }
-    }
-
-    fn get(&self) -> &Arc<Setup<Svc, S>> {
-        self.used.as_deref().or(self.unused.as_ref()).expect("it moves from one to the other")
-    }
-
-    /// For one more request.
-    #[inline]
-    fn share(&mut self) -> SharedSetup<Svc, S> {
-        match &self.used {
-            Some(setup) => Arc::clone(setup),
-            None => self.share_first(),
-        }
-    }
-
-    /// Moves it, so that the count that all clones share isn't touched.
-    #[inline(never)]
-    fn share_first(&mut self) -> SharedSetup<Svc, S> {
-        let setup = Arc::new(self.unused.take().expect("it moves from one to the other"));
-        Arc::clone(self.used.insert(setup))
-    }
-}
-
-impl<Svc: Clone, S> Setup<Svc, S> {
-    /// The inner service, not made ready.
-    pub(crate) fn inner(&self) -> Svc {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
 }
 
 impl<Svc: Clone, S> AuthRefresh<Svc, S> {
     pub(crate) fn new(inner: Svc, source: S, options: Arc<Options>) -> Self {
-        let setup = Setup { spare: Mutex::new(inner.clone()), source, options };
-        Self { inner, setup: OwnSetup::new(Arc::new(setup)), last: LastCredentials::default() }
+        let setup = Setup::new(inner.clone(), source, options);
+        Self { inner, setup: PerClone::new(setup), last: LastCredentials::default() }
     }
 }
 
 impl<Svc, S> AuthRefresh<Svc, S> {
-    /// The inner service.
+    /// Gets a reference to the inner service.
     pub fn get_ref(&self) -> &Svc {
         &self.inner
     }
 
-    /// Takes the inner service out.
+    /// Consumes `self`, returning the inner service.
     pub fn into_inner(self) -> Svc {
         self.inner
     }
@@ -98,8 +48,7 @@ impl<Svc, S> AuthRefresh<Svc, S> {
 
 impl<Svc: Clone, S> Clone for AuthRefresh<Svc, S> {
     fn clone(&self) -> Self {
-        let setup = OwnSetup::new(Arc::clone(self.setup.get()));
-        Self { inner: self.inner.clone(), setup, last: LastCredentials::default() }
+        Self { inner: self.inner.clone(), setup: self.setup.clone(), last: LastCredentials::default() }
     }
 }
 
@@ -119,7 +68,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        ResponseFuture::begin(&mut self.inner, &mut self.last, self.setup.share(), request)
+        ResponseFuture::begin(&mut self.inner, &mut self.last, self.setup.reference(), request)
     }
 }
 
@@ -138,8 +87,7 @@ mod tests {
         let inner = tower::service_fn(|_: Request| async { Ok::<_, BoxError>(Response::new(String::new())) });
         let mut service = AuthRefreshLayer::per_request(Origins::default()).layer(inner);
         let request = || http::Request::new(Empty::new());
-        let count =
-            |service: &AuthRefresh<_, _>| service.setup.used.as_ref().map_or(0, |own| Arc::strong_count(own) - 1);
+        let count = |service: &AuthRefresh<_, _>| service.setup.references();
 
         let first = service.call(request());
         let mut clone = service.clone();
@@ -147,8 +95,8 @@ mod tests {
         assert_eq!((count(&service), count(&clone)), (2, 0));
         let third = clone.call(request());
         assert_eq!((count(&service), count(&clone)), (2, 1));
-        assert!(Arc::ptr_eq(service.setup.get(), clone.setup.get()));
-        assert_eq!(Arc::strong_count(service.setup.get()), 2, "one for each of the two services");
+        assert!(Arc::ptr_eq(service.setup.value(), clone.setup.value()));
+        assert_eq!(Arc::strong_count(service.setup.value()), 2, "one for each of the two services");
         for answer in [first.await, second.await, third.await] {
             assert_eq!(answer.unwrap().status(), 200);
         }

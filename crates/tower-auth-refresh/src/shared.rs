@@ -122,7 +122,7 @@ mod tests {
         done.store(true, Ordering::SeqCst);
         waker.lock().unwrap().take().unwrap().wake();
         let woken_at_completion = woken.0.load(Ordering::SeqCst);
-        // Woken, the other clone is told that "somebody is polling", and registers again.
+        // Woken, the other clone is told that another clone is polling, and registers again.
         assert!(waiting.poll_unpin(&mut Context::from_waker(&waiter)).is_pending());
         completed.wait();
         assert!(polled.join().unwrap());

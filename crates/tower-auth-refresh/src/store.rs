@@ -49,6 +49,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tower::BoxError;
 
+use crate::random;
 use crate::token::Tokens;
 
 /// The result of a [`TokenStore`]'s methods, boxed so that a session can erase the store's type.
@@ -65,7 +66,13 @@ pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> +
 /// An `Arc` of a store is a store.
 pub trait TokenStore: Send + Sync + 'static {
     /// Reads the record; `None` if no user is signed in.
+    ///
+    /// Every write that was acknowledged before is seen. A read from a replica that lags behind could sign a user out who
+    /// has just signed in.
     fn load(&self) -> StoreFuture<'_, Option<Record>>;
+
+    /// Writes an entry if the store is empty: of several processes that start at the same time, the first one's counts.
+    fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome>;
 
     /// Writes the entry of a new sign-in over any record, and drops any claim. Returns the new version.
     fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version>;
@@ -92,13 +99,17 @@ pub trait TokenStore: Send + Sync + 'static {
     /// Deletes the record and any claim on it, if it still has this version. An empty store counts as cleared.
     fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome>;
 
-    /// Whether the tokens outlive this process. If they don't, an evicted session can't be brought back.
+    /// Returns `true` if the tokens outlive this process. If they don't, an evicted session can't be brought back.
     fn is_durable(&self) -> bool;
 }
 
 impl<S: TokenStore + ?Sized> TokenStore for Arc<S> {
     fn load(&self) -> StoreFuture<'_, Option<Record>> {
         (**self).load()
+    }
+
+    fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
+        (**self).insert(entry)
     }
 
     fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {
@@ -231,7 +242,7 @@ impl Epoch {
     /// A new epoch, unlike any other.
     #[must_use]
     pub fn random() -> Self {
-        Self(fastrand::u64(..))
+        Self(random::bits())
     }
 
     /// Returns the epoch as a number, for a store to write.
@@ -367,11 +378,21 @@ impl Claim {
         &self.id
     }
 
-    /// Whether the refresh token may have been presented already.
+    /// Returns `true` if the refresh token may have been presented already.
     #[must_use]
     pub fn is_in_doubt(&self) -> bool {
         self.in_doubt
     }
+}
+
+/// The outcome of [`TokenStore::insert`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum InsertOutcome {
+    /// The entry is stored, under this version.
+    Inserted(Version),
+    /// Nothing was written: the store holds this record.
+    Exists(Record),
 }
 
 /// The outcome of [`TokenStore::claim`].
@@ -488,6 +509,13 @@ impl Slot {
 impl TokenStore for MemoryStore {
     fn load(&self) -> StoreFuture<'_, Option<Record>> {
         self.with(|slot| slot.record.clone())
+    }
+
+    fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
+        self.with(|slot| match &slot.record {
+            Some(record) => InsertOutcome::Exists(record.clone()),
+            None => InsertOutcome::Inserted(slot.write(entry.clone())),
+        })
     }
 
     fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {

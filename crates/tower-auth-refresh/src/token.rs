@@ -1,8 +1,8 @@
 //! The secrets: [`AccessToken`], [`RefreshToken`], and the [`Tokens`] that an authorization server issues together.
 //!
-//! A token is checked once, where it enters, and can then be put into a header without a further look. `Debug` never
-//! shows a byte of it and there is no `Display`; its storage is wiped when the last clone is dropped. Copies that
-//! leave for the wire (header values, request bodies) belong to the HTTP stack and can't be wiped.
+//! The constructor checks a token, so that it fits into a header without another check. `Debug` shows no byte of the
+//! token, and there is no `Display`; its memory is wiped when the last clone is dropped. Copies for the wire (header
+//! values, request bodies) belong to the HTTP stack and can't be wiped.
 //!
 //! ```
 //! use std::time::Duration;
@@ -19,92 +19,114 @@
 use std::error::Error;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use secrecy::zeroize::Zeroizing;
-use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
+use zeroize::Zeroizing;
 
-/// Lifetimes above this are taken for "unknown": a server that promises a token for longer is not believed.
+/// A longer lifetime is implausible and counts as unknown.
 const LONGEST_LIFETIME: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
 
 /// The short-lived token that a request carries.
 ///
 /// Cloning is cheap: clones share one wiped-on-drop allocation.
 #[derive(Clone)]
-pub struct AccessToken(Arc<SecretString>);
+pub struct AccessToken(Arc<Zeroizing<Box<str>>>);
 
-/// The long-lived token that buys new [`Tokens`].
+/// The long-lived token that is exchanged for new [`Tokens`].
 ///
 /// Cloning is cheap: clones share one wiped-on-drop allocation.
 #[derive(Clone)]
-pub struct RefreshToken(Arc<SecretString>);
+pub struct RefreshToken(Arc<Zeroizing<Box<str>>>);
 
 impl AccessToken {
-    /// Checks and takes a token.
+    /// Creates an access token from its text.
     ///
     /// # Errors
     ///
-    /// [`InvalidToken`] if it is empty or holds anything but visible ASCII (RFC 6750 §2.1 allows less still, but
-    /// servers use more): such a token can't stand in a header.
+    /// [`InvalidToken`] if the text is empty or has bytes other than visible ASCII, which a header can't hold. (RFC
+    /// 6750 §2.1 allows fewer bytes, but servers use more.)
     pub fn new(token: impl Into<String>) -> Result<Self, InvalidToken> {
         checked("access token", token.into(), b'!'..=b'~').map(Self)
     }
 
-    /// The token itself. What is done with it from here on is the caller's to keep secret.
+    /// Returns the text of the token. The caller must keep it secret.
     #[must_use]
     pub fn expose_secret(&self) -> &str {
-        self.0.expose_secret()
+        &self.0
     }
 }
 
 impl RefreshToken {
-    /// Checks and takes a token.
+    /// Creates a refresh token from its text.
     ///
     /// # Errors
     ///
-    /// [`InvalidToken`] if it is empty or holds anything but printable ASCII (RFC 6749, appendix A.17).
+    /// [`InvalidToken`] if the text is empty or has bytes other than printable ASCII (RFC 6749, appendix A.17).
     pub fn new(token: impl Into<String>) -> Result<Self, InvalidToken> {
         checked("refresh token", token.into(), b' '..=b'~').map(Self)
     }
 
-    /// The token itself. What is done with it from here on is the caller's to keep secret.
+    /// Returns the text of the token. The caller must keep it secret.
     #[must_use]
     pub fn expose_secret(&self) -> &str {
-        self.0.expose_secret()
+        &self.0
     }
 }
 
-impl PartialEq for AccessToken {
-    fn eq(&self, other: &Self) -> bool {
-        self.expose_secret() == other.expose_secret()
-    }
+// Not `Hash`: hashes of secrets end up in tables and logs.
+macro_rules! secret {
+    ($token:ident) => {
+        impl PartialEq for $token {
+            fn eq(&self, other: &Self) -> bool {
+                self.expose_secret() == other.expose_secret()
+            }
+        }
+
+        impl Eq for $token {}
+
+        impl TryFrom<String> for $token {
+            type Error = InvalidToken;
+
+            fn try_from(token: String) -> Result<Self, InvalidToken> {
+                Self::new(token)
+            }
+        }
+
+        impl TryFrom<&str> for $token {
+            type Error = InvalidToken;
+
+            fn try_from(token: &str) -> Result<Self, InvalidToken> {
+                Self::new(token)
+            }
+        }
+
+        impl FromStr for $token {
+            type Err = InvalidToken;
+
+            fn from_str(token: &str) -> Result<Self, InvalidToken> {
+                Self::new(token)
+            }
+        }
+
+        impl fmt::Debug for $token {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(concat!(stringify!($token), "([redacted])"))
+            }
+        }
+    };
 }
 
-impl Eq for AccessToken {}
+secret!(AccessToken);
+secret!(RefreshToken);
 
-impl PartialEq for RefreshToken {
-    fn eq(&self, other: &Self) -> bool {
-        self.expose_secret() == other.expose_secret()
-    }
-}
-
-impl Eq for RefreshToken {}
-
-impl fmt::Debug for AccessToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AccessToken([redacted])")
-    }
-}
-
-impl fmt::Debug for RefreshToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RefreshToken([redacted])")
-    }
-}
-
-fn checked(what: &'static str, token: String, allowed: RangeInclusive<u8>) -> Result<Arc<SecretString>, InvalidToken> {
+fn checked(
+    what: &'static str,
+    token: String,
+    allowed: RangeInclusive<u8>,
+) -> Result<Arc<Zeroizing<Box<str>>>, InvalidToken> {
     // A refused token is wiped too.
     let token = Zeroizing::new(token);
     let bytes = token.as_bytes();
@@ -113,15 +135,15 @@ fn checked(what: &'static str, token: String, allowed: RangeInclusive<u8>) -> Re
     }
     match bytes.iter().position(|byte| !allowed.contains(byte)) {
         Some(at) => Err(InvalidToken { what, at: Some(at) }),
-        // Copied, into as much as it needs: to shrink the string would leave a hole behind, or a copy that nobody wipes.
-        None => Ok(Arc::new(SecretString::from(token.as_str()))),
+        // Copied into an allocation of its exact size: shrinking the string could leave a copy that isn't wiped.
+        None => Ok(Arc::new(Zeroizing::new(token.as_str().into()))),
     }
 }
 
-/// What an authorization server issues in one answer, and a session holds.
+/// The tokens that an authorization server issues and a session holds.
 ///
 /// Any part may be missing: a session may start from a stored refresh token alone, and a server may omit the refresh
-/// token from an answer (the session then keeps the one it has).
+/// token from an answer (the session then keeps its refresh token).
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Tokens {
     access: Option<AccessToken>,
@@ -131,28 +153,44 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// An access token and the refresh token to renew it with.
+    /// Creates tokens from an access token and the refresh token to renew it with.
     #[must_use]
     pub fn new(access: AccessToken, refresh: RefreshToken) -> Self {
         Self { access: Some(access), refresh: Some(refresh), ..Self::default() }
     }
 
-    /// An access token alone: what many a refresh answers, and all that client credentials buy.
+    /// Creates tokens from an access token alone.
+    ///
+    /// The answer to client credentials, and of servers whose refresh token stays valid.
     #[must_use]
     pub fn from_access_token(access: AccessToken) -> Self {
         Self { access: Some(access), ..Self::default() }
     }
 
-    /// A refresh token alone: the session gets its first access token when one is needed.
+    /// Creates tokens from a refresh token alone.
+    ///
+    /// The session gets its first access token when a request needs one.
     #[must_use]
     pub fn from_refresh_token(refresh: RefreshToken) -> Self {
         Self { refresh: Some(refresh), ..Self::default() }
     }
 
-    /// When the access token expires, counted from now (`expires_in`, RFC 6749 §5.1).
+    #[cfg(feature = "serde")]
+    pub(crate) fn from_parts(
+        access: Option<AccessToken>,
+        refresh: Option<RefreshToken>,
+        expires_at: Option<SystemTime>,
+    ) -> Self {
+        Self { access, refresh, expires_at, extra: None }
+    }
+
+    /// Sets the lifetime of the access token (`expires_in`, RFC 6749 §5.1).
     ///
-    /// Zero, and anything over ten years, means that it isn't known. It is looked at to refresh early, and to tell
-    /// whether what a peer has stored is worth adopting; else whether a token has expired is for the API to say.
+    /// It counts from now. Zero and more than ten years count as unknown. Default: unknown.
+    ///
+    /// The expiry serves to refresh early, to hand out a [credential](crate::Session::credential) that has not expired, and
+    /// to decide whether tokens that another process has stored are worth adopting. Otherwise the API decides whether a
+    /// token has expired.
     #[must_use]
     pub fn with_expires_in(self, lifetime: Duration) -> Self {
         let believed = !lifetime.is_zero() && lifetime <= LONGEST_LIFETIME;
@@ -160,56 +198,56 @@ impl Tokens {
         Self { expires_at, ..self }
     }
 
-    /// When the access token expires, by the wall clock.
+    /// Sets the expiry of the access token, by the wall clock. Default: unknown.
     #[must_use]
     pub fn with_expires_at(self, at: SystemTime) -> Self {
         Self { expires_at: Some(at), ..self }
     }
 
-    /// Further members of the server's answer (`scope`, `id_token`, …), kept and stored as they came.
+    /// Adds further members of the server's answer (`scope`, `id_token`, …).
     ///
-    /// `Debug` shows their names only; they are not wiped on drop.
+    /// They are kept and stored unchanged. `Debug` shows their names only; they are not wiped on drop.
     #[must_use]
     pub fn with_extra(self, members: Map<String, Value>) -> Self {
         Self { extra: (!members.is_empty()).then(|| Arc::new(members)), ..self }
     }
 
-    /// Whether there is neither an access token nor a refresh token.
+    /// Returns `true` if there is neither an access token nor a refresh token.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.access.is_none() && self.refresh.is_none()
     }
 
-    /// The access token, if there is one.
+    /// Returns the access token, if there is one.
     #[must_use]
     pub fn access_token(&self) -> Option<&AccessToken> {
         self.access.as_ref()
     }
 
-    /// The refresh token, if there is one.
+    /// Returns the refresh token, if there is one.
     #[must_use]
     pub fn refresh_token(&self) -> Option<&RefreshToken> {
         self.refresh.as_ref()
     }
 
-    /// When the access token expires, as far as is known.
+    /// Returns the expiry of the access token, if it is known.
     #[must_use]
     pub fn expires_at(&self) -> Option<SystemTime> {
         self.expires_at
     }
 
-    /// A further member of the server's answer.
+    /// Returns a further member of the server's answer.
     #[must_use]
     pub fn extra(&self, name: &str) -> Option<&Value> {
         self.extra.as_ref()?.get(name)
     }
 
-    /// All further members of the server's answer.
+    /// Returns all further members of the server's answer.
     pub fn extras(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.extra.iter().flat_map(|members| members.iter()).map(|(name, value)| (name.as_str(), value))
     }
 
-    /// These tokens, with an expiry that is to come or none.
+    /// Discards an expiry that is already past: one of the two clocks is wrong.
     pub(crate) fn unless_expired_at(self, now: SystemTime) -> Self {
         Self { expires_at: self.expires_at.filter(|at| *at > now), ..self }
     }
@@ -249,10 +287,10 @@ impl fmt::Debug for Tokens {
     }
 }
 
-/// A token was refused where it entered: it is empty, or holds a byte that no token may hold.
+/// The error of a text that isn't a token.
 ///
-/// The message names the kind of token and the position, never a byte of the token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The text is empty or has a byte that a token must not have. The message has the kind of token and the position, never a byte of the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct InvalidToken {
     what: &'static str,
     at: Option<usize>,
@@ -274,19 +312,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_bytes_spaces_and_non_ascii_are_refused_where_a_token_enters() {
+    fn constructors_refuse_control_bytes_spaces_and_non_ascii() {
         for bad in ["", "a\rb", "a\nb", "a\0b", "a\u{7f}", "tök", "a b"] {
             assert!(AccessToken::new(bad).is_err(), "{bad:?}");
         }
         for bad in ["", "a\rb", "a\nb", "a\0b", "tök"] {
             assert!(RefreshToken::new(bad).is_err(), "{bad:?}");
         }
+        assert!("a b".parse::<AccessToken>().is_err() && "a b".parse::<RefreshToken>().is_ok());
+        assert_eq!(AccessToken::try_from("a".to_owned()), AccessToken::try_from("a"));
         let error = AccessToken::new("secret\r\n").unwrap_err();
         assert_eq!(error.to_string(), "the access token holds a byte that is not printable ASCII, at position 6");
     }
 
     #[test]
-    fn what_an_answer_omits_is_kept() {
+    fn members_that_an_answer_omits_are_kept() {
         let members = |text: &str| serde_json::from_str(text).unwrap();
         let old = Tokens::new(AccessToken::new("a1").unwrap(), RefreshToken::new("r1").unwrap())
             .with_extra(members(r#"{"scope":"read","id_token":"x"}"#));

@@ -14,7 +14,7 @@ use gateway::{AuthServer, Gateway, Metrics, RefreshWatch, Settings};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tower_auth_refresh::store::{
-    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Presented, Record, StoreFuture, Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, Presented, Record, StoreFuture, Version,
 };
 use tower_auth_refresh::{MemoryStore, TokenStore};
 use tower_auth_refresh_testkit::TestServer;
@@ -30,6 +30,10 @@ struct SlowStore(Arc<MemoryStore>);
 impl TokenStore for SlowStore {
     fn load(&self) -> StoreFuture<'_, Option<Record>> {
         self.0.load()
+    }
+
+    fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
+        self.0.insert(entry)
     }
 
     fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {
@@ -60,7 +64,7 @@ impl TokenStore for SlowStore {
     }
 
     fn is_durable(&self) -> bool {
-        self.0.is_durable()
+        true
     }
 }
 

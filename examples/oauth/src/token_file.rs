@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use tower::BoxError;
 use tower_auth_refresh::store::{
-    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, MemoryStore, Presented, Record, StoreFuture, TokenStore,
-    Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, MemoryStore, Presented, Record,
+    StoreFuture, TokenStore, Version,
 };
 use tower_auth_refresh::{RefreshToken, Tokens};
 
@@ -83,6 +83,13 @@ impl TokenStore for TokenFile {
         self.memory.load()
     }
 
+    fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
+        Box::pin(async {
+            self.write(entry.tokens()).await?;
+            self.memory.insert(entry).await
+        })
+    }
+
     fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {
         Box::pin(async move {
             self.write(entry.tokens()).await?;
@@ -114,9 +121,8 @@ impl TokenStore for TokenFile {
         self.memory.clear(version)
     }
 
-    /// The rest of the tokens is lost with the process.
     fn is_durable(&self) -> bool {
-        false
+        true
     }
 }
 
@@ -146,7 +152,7 @@ mod tests {
     }
 
     fn entry(generation: u64, refresh: &str) -> Entry {
-        Entry::new(Epoch::from(1), generation, Tokens::from_refresh_token(RefreshToken::new(refresh).unwrap()))
+        Entry::new(Epoch::from(7), generation, Tokens::from_refresh_token(RefreshToken::new(refresh).unwrap()))
     }
 
     #[tokio::test]

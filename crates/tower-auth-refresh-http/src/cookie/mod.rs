@@ -1,48 +1,46 @@
-//! The refresh token in a cookie: [`CookieRefresh`].
+//! [`CookieRefresh`]: the refresh call with the refresh token in a cookie.
 
+mod names;
 mod set_cookie;
 
 use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
-use http::header::COOKIE;
-use http::{HeaderMap, StatusCode};
-use serde_json::{Map, Value};
-use tower_auth_refresh::{RefreshError, RefreshRequest, Tokens};
-use tower_service::Service;
+use http::{HeaderName, HeaderValue, StatusCode};
+use serde_json::Value;
+use tower_auth_refresh::{RefreshError, Tokens};
 
-pub(crate) use self::set_cookie::RefreshCookie;
-use self::set_cookie::{Attributes, Found, deleted};
-use crate::app::{AppCall, unsendable};
+pub(crate) use self::names::{CookieNames, ReceivedCookies};
+pub(crate) use self::set_cookie::CookieChange;
+use crate::classify::{Call, Classifier};
 use crate::client::AuthClient;
 use crate::endpoint::InvalidEndpoint;
 use crate::error::AuthServerError;
 use crate::fields::TokenFields;
-use crate::verdict::{Call, Judge};
+use crate::json_call::{JsonCall, JsonRequest};
 
 /// The refresh call to an app that keeps its refresh token in an HTTP-only cookie.
 ///
-/// The cookie's value *is* the session's refresh token: it is stored, claimed and rotated like any other, and there is
-/// no jar besides. The access token comes in the answer's body, as for [`JsonRefresh`](crate::JsonRefresh), whose table
-/// of answers holds here too. A `Set-Cookie` of the cookie's name rotates the refresh token; without one the old one is
-/// kept.
+/// The value of the cookie *is* the session's refresh token: it is stored, claimed and rotated like any other, and
+/// there is no jar besides. The access token is in the body of the answer, or in [another
+/// cookie](Self::access_token_cookie). The table of [`JsonRefresh`](crate::JsonRefresh) applies here too. A
+/// `Set-Cookie` of the cookie's name rotates the refresh token; without one the old one is kept.
 ///
 /// # The cookie's attributes
 ///
 /// They are honoured as RFC 6265 says, and kept in [`Tokens::extra`]`("refresh_cookie")`, so that they outlive
 /// the process:
 ///
-/// - `Domain` must cover the endpoint's host, or the cookie is ignored. Without it the cookie goes to this host alone.
+/// - `Domain` must cover the endpoint's host, or the cookie is ignored. Without it the cookie is sent to this host
+///   alone.
 /// - `Path` (by default the directory of the endpoint that set it) must cover the endpoint's path, or the cookie is
-///   for other endpoints and ignored. Of several that do, the longest wins.
-/// - `Secure` keeps it off `http://`, loopback aside. The name prefixes `__Secure-` and `__Host-` are checked.
-/// - `Max-Age` goes before `Expires`. A cookie that is set with one in the past is deleted: the server's own word that
-///   the session is over, so the session ends, if it comes with 2xx, 400 or 401. Once a kept cookie has expired it
-///   isn't sent any more: the session ends too.
+///   for other endpoints and ignored. Of several that do, the longest takes precedence.
+/// - `Secure` keeps it off `http://`, except for loopback. The name prefixes `__Secure-` and `__Host-` are checked.
+/// - `Max-Age` takes precedence over `Expires`. A cookie that is set with an expiry in the past is deleted: in a 2xx or
+///   4xx the session ends, by the app's own word. The deletion of a cookie of the same name for another domain or path
+///   is ignored. A kept cookie that has expired isn't sent any more: the session ends too.
 ///
 /// A session that is signed in with a cookie's bare value (`Tokens::new(access, RefreshToken::new(value)?)`) knows no
-/// attributes; the cookie then goes to the endpoint until the server says more.
+/// attributes; the cookie is then sent to the endpoint until an answer sets them.
 /// [`JsonLogin::cookie`](crate::JsonLogin::cookie) signs in with them.
 ///
 /// # Examples
@@ -75,50 +73,118 @@ use crate::verdict::{Call, Judge};
 /// ```
 #[derive(Clone, Debug)]
 pub struct CookieRefresh {
-    call: AppCall,
-    cookie: RefreshCookie,
-    members: Map<String, Value>,
+    call: JsonCall,
+    cookies: CookieNames,
     fields: TokenFields,
-    judge: Judge,
+    classifier: Classifier,
 }
 
 impl CookieRefresh {
-    /// The call to `url`, with the refresh token in the cookie `name`.
+    /// Creates the call to `url`, with the refresh token in the cookie `name`.
     ///
     /// # Errors
     ///
     /// [`InvalidEndpoint`] if no token may be sent there.
     pub fn new(client: AuthClient, url: &str, name: impl Into<String>) -> Result<Self, InvalidEndpoint> {
         Ok(Self {
-            call: AppCall::new(client, url)?,
-            cookie: RefreshCookie::named(name.into()),
-            members: Map::new(),
+            call: JsonCall::new(client, url)?,
+            cookies: CookieNames::with_refresh(name.into()),
             fields: TokenFields::default(),
-            judge: Judge::new(Call::Refresh),
+            classifier: Classifier::new(Call::Refresh),
         })
     }
 
-    /// A member of the request's body, a JSON object. Default: none, and no body. May be called more than once.
+    /// Takes the access token from the cookie `name` of the answer. Default: from the body.
+    ///
+    /// The body is then optional. The cookie's expiry is that of the access token, if nothing else is known of it.
     #[must_use]
-    pub fn member(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
-        self.members.insert(name.into(), value.into());
+    pub fn access_token_cookie(mut self, name: impl Into<String>) -> Self {
+        self.cookies.access = Some(name.into());
         self
     }
 
-    /// Where the access token stands in the answer. Default: [`TokenFields::default`]. A refresh token in the body is
-    /// not looked at.
+    /// Repeats the value of another cookie in a header, against CSRF ("double submit"). Default: none.
+    ///
+    /// The cookie is kept in [`Tokens::extra`]`("kept_cookies")`, sent back, and replaced by each answer that sets it.
+    /// The header holds its percent-decoded value. May be called more than once.
+    ///
+    /// Without the cookie the call fails as misconfigured, before anything is sent.
+    /// [`JsonLogin::keep_cookie`](crate::JsonLogin::keep_cookie) signs in with it; an app that signs in otherwise adds
+    /// `{"kept_cookies": {"csrf_token": {"value": "…"}}}` by [`Tokens::with_extra`].
+    ///
+    /// ```
+    /// # use tower_auth_refresh_http::{AuthClient, CookieRefresh, InvalidEndpoint};
+    /// # fn configure(client: AuthClient) -> Result<CookieRefresh, InvalidEndpoint> {
+    /// use http::HeaderName;
+    ///
+    /// let refresh = CookieRefresh::new(client, "https://app.example.com/auth/refresh", "refresh_token_cookie")?
+    ///     .access_token_cookie("access_token_cookie")
+    ///     .header_from_cookie(HeaderName::from_static("x-csrf-token"), "csrf_refresh_token");
+    /// # Ok(refresh) }
+    /// ```
+    #[must_use]
+    pub fn header_from_cookie(mut self, header: HeaderName, cookie: impl Into<String>) -> Self {
+        self.cookies.header(header, cookie.into());
+        self
+    }
+
+    /// Adds a member to the request's body, a JSON object. Default: none, and no body. May be called more than once.
+    ///
+    /// The name is a path, as in [`TokenFields`].
+    #[must_use]
+    pub fn member(mut self, path: impl AsRef<str>, value: impl Into<Value>) -> Self {
+        self.call.member(path.as_ref(), value.into());
+        self
+    }
+
+    /// Sends a header. Default: none.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.call.header(name, value);
+        self
+    }
+
+    /// Sets the `Content-Type` of a request that has a body. Default: `application/json`.
+    #[must_use]
+    pub fn content_type(mut self, value: HeaderValue) -> Self {
+        self.call.content_type(value);
+        self
+    }
+
+    /// Sends the expired access token too, as `Authorization: Bearer …`. Default: it isn't sent.
+    #[must_use]
+    pub fn access_token_as_bearer(mut self) -> Self {
+        self.call.access_token_as_bearer();
+        self
+    }
+
+    /// Sets the place of the access token in the answer's body. Default: [`TokenFields::default`].
+    ///
+    /// A refresh token in the body is ignored.
     #[must_use]
     pub fn fields(mut self, fields: TokenFields) -> Self {
         self.fields = fields;
         self
     }
 
-    /// Says which answers mean that the refresh token is no good, and so end the session, besides those of
-    /// [`JsonRefresh`](crate::JsonRefresh). It is asked first, about every answer; the body is `null` where it isn't
-    /// JSON. Default: none.
+    /// Adds a rule by which an answer rejects the refresh token and ends the session. Default: the table of
+    /// [`JsonRefresh`](crate::JsonRefresh).
+    ///
+    /// The predicate sees every answer first, with a body of `null` where it isn't JSON.
     #[must_use]
-    pub fn rejected_when(mut self, says: impl Fn(StatusCode, &Value) -> bool + Send + Sync + 'static) -> Self {
-        self.judge = self.judge.rejected_when(says);
+    pub fn rejected_when(mut self, predicate: impl Fn(StatusCode, &Value) -> bool + Send + Sync + 'static) -> Self {
+        self.classifier = self.classifier.rejected_when(predicate);
+        self
+    }
+
+    /// Applies the table of [`OAuthRefresh`](crate::OAuthRefresh): a 401 without `invalid_grant` keeps the tokens.
+    /// Default: a 401 of the app ends the session.
+    ///
+    /// For a server that answers 401 for other reasons too: a wrong API key, a CSRF token that doesn't match. Name the
+    /// answers that reject the refresh token by [`rejected_when`](Self::rejected_when).
+    #[must_use]
+    pub fn with_oauth_rules(mut self) -> Self {
+        self.classifier = self.classifier.with_oauth_rules();
         self
     }
 
@@ -126,42 +192,24 @@ impl CookieRefresh {
     ///
     /// # Errors
     ///
-    /// [`RefreshError`], with a [`AuthServerError`] as its source.
+    /// [`RefreshError`], with an [`AuthServerError`] as its source.
     pub fn refresh(&self, tokens: &Tokens) -> impl Future<Output = Result<Tokens, RefreshError>> + Send + use<> {
-        let sent = self.headers(tokens).map(|headers| self.call.post(headers, &self.members));
-        let kept = Attributes::kept(tokens);
-        let this = self.clone();
+        let sent = self.request(tokens).map(|request| self.call.send(request));
+        let (this, tokens) = (self.clone(), tokens.clone());
         async move {
-            let answer = sent?.await?;
-            let status = answer.status;
-            let found = this.cookie.rotated(&answer.headers, &this.call.endpoint, kept.as_ref());
-            if matches!(found, Found::Deleted) && (status.is_success() || matches!(status.as_u16(), 400 | 401)) {
-                return Err(deleted(status).into());
-            }
-            let mut granted = this.fields.read(this.judge.judge(answer)?, status)?;
-            granted.refresh_cookie(found, status)?;
+            let granted = async {
+                let answer = sent?.await?;
+                let received = this.cookies.rotated(&answer.headers, &this.call.endpoint, &tokens);
+                this.classifier.tokens(answer, &this.fields, Some(received), tokens.refresh_token())
+            };
+            let granted = granted.await.map_err(|error| error.at(&this.call.endpoint))?;
             Ok(granted.into_tokens())
         }
     }
 
-    fn headers(&self, tokens: &Tokens) -> Result<HeaderMap, AuthServerError> {
-        let refresh = tokens.refresh_token().ok_or_else(|| unsendable("the session holds no refresh token"))?;
-        let cookie = self.cookie.header(tokens, refresh, &self.call.endpoint)?;
-        Ok(HeaderMap::from_iter([(COOKIE, cookie)]))
-    }
-}
-
-impl Service<RefreshRequest> for CookieRefresh {
-    type Response = Tokens;
-    type Error = RefreshError;
-    type Future = Pin<Box<dyn Future<Output = Result<Tokens, RefreshError>> + Send>>;
-
-    /// Always ready: the client's own readiness is part of the call and bounded with it.
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), RefreshError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: RefreshRequest) -> Self::Future {
-        Box::pin(self.refresh(request.tokens()))
+    fn request(&self, tokens: &Tokens) -> Result<JsonRequest, AuthServerError> {
+        let mut request = self.call.request(tokens)?;
+        self.cookies.apply(tokens, &self.call.endpoint, &mut request)?;
+        Ok(request)
     }
 }

@@ -1,38 +1,26 @@
-//! The rules of RFC 6265 for the one cookie that a [`RefreshCookie`] names.
+//! One cookie by the rules of RFC 6265 §5: its attributes, and what an answer does to it.
 
 use std::time::{Duration, SystemTime};
 
+use http::HeaderMap;
 use http::header::SET_COOKIE;
-use http::{HeaderMap, HeaderValue, StatusCode};
-use serde_json::{Value, json};
-use tower_auth_refresh::{RefreshToken, Tokens};
+use serde_json::{Map, Value, json};
 
-use crate::app::{secret_header, unsendable};
 use crate::endpoint::Endpoint;
-use crate::error::{AuthServerError, Verdict};
-use crate::fields::Granted;
 
-/// The member of [`Tokens`] that the cookie's attributes are kept in.
-const ATTRIBUTES: &str = "refresh_cookie";
-
-/// The rules of RFC 6265 §5, for the one cookie of this name.
-#[derive(Clone, Debug)]
-pub(crate) struct RefreshCookie {
-    name: String,
-}
-
-/// What an answer does to the cookie.
-pub(crate) enum Found {
-    Nothing,
+/// The effect of an answer on one cookie.
+#[derive(Debug)]
+pub(crate) enum CookieChange {
+    None,
     Deleted,
     Set(String, Attributes),
 }
 
-/// Where a cookie may go, and until when.
+/// The hosts and paths that a cookie may be sent to, and its expiry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Attributes {
     domain: String,
-    /// To the host `domain` alone, and to none below it.
+    /// Only for the host `domain` itself, and for none below it.
     host_only: bool,
     path: String,
     secure: bool,
@@ -40,107 +28,52 @@ pub(crate) struct Attributes {
     expires: Option<u64>,
 }
 
-impl RefreshCookie {
-    pub(crate) fn named(name: String) -> Self {
-        Self { name }
-    }
-
-    /// The `Cookie` header, if the cookie may be sent to this endpoint now.
-    pub(crate) fn header(
-        &self,
-        tokens: &Tokens,
-        refresh: &RefreshToken,
-        endpoint: &Endpoint,
-    ) -> Result<HeaderValue, AuthServerError> {
-        if let Some(kept) = Attributes::kept(tokens) {
-            if !kept.cover(endpoint) {
-                return Err(unsendable("the refresh cookie is for another endpoint"));
-            }
-            if kept.expires.is_some_and(|at| at <= unix_time()) {
-                return Err(AuthServerError::new(Verdict::Rejected, "the refresh cookie has expired"));
-            }
+/// Finds the effect of an answer on the cookie `name`.
+///
+/// `known` are the attributes of the cookie that is held, if they are known. `of_use` tells a cookie that is wanted
+/// from one of the same name for other endpoints.
+pub(super) fn find(
+    name: &str,
+    headers: &HeaderMap,
+    endpoint: &Endpoint,
+    known: Option<&Attributes>,
+    of_use: impl Fn(&Attributes) -> bool,
+) -> CookieChange {
+    // Cookies of one name differ by domain and path; a later one replaces an earlier one.
+    let mut live: Vec<(Attributes, String)> = Vec::new();
+    let mut deleted = false;
+    for text in headers.get_all(SET_COOKIE).iter().filter_map(|value| value.to_str().ok()) {
+        let Ok(cookie) = cookie::Cookie::parse(text) else { continue };
+        if cookie.name() != name {
+            continue;
         }
-        let value = refresh.expose_secret();
-        if value.contains(';') || value.trim() != value {
-            return Err(unsendable("the refresh token can't stand in a cookie"));
-        }
-        secret_header(format!("{}={value}", self.name))
-    }
-
-    /// What an answer of the refresh endpoint does to the cookie. `kept` is what is known of the one that was sent.
-    pub(super) fn rotated(&self, headers: &HeaderMap, endpoint: &Endpoint, kept: Option<&Attributes>) -> Found {
-        self.find(headers, endpoint, kept, |attributes| attributes.cover(endpoint))
-    }
-
-    /// What an answer of the login endpoint does to it: the cookie may be for other paths only.
-    pub(crate) fn issued(&self, headers: &HeaderMap, endpoint: &Endpoint) -> Found {
-        self.find(headers, endpoint, None, |_| true)
-    }
-
-    fn find(
-        &self,
-        headers: &HeaderMap,
-        endpoint: &Endpoint,
-        kept: Option<&Attributes>,
-        is_of_use: impl Fn(&Attributes) -> bool,
-    ) -> Found {
-        // By what tells cookies of one name apart: a later one takes the place of an earlier one.
-        let mut live: Vec<(Attributes, String)> = Vec::new();
-        let mut deleted = false;
-        for text in headers.get_all(SET_COOKIE).iter().filter_map(|value| value.to_str().ok()) {
-            let Ok(cookie) = cookie::Cookie::parse(text) else { continue };
-            if cookie.name() != self.name {
-                continue;
-            }
-            let Some(attributes) = Attributes::of(&cookie, endpoint) else { continue };
-            live.retain(|(other, _)| !other.is_same_cookie(&attributes));
-            if attributes.expires.is_some_and(|at| at <= unix_time()) {
-                // Servers also clear cookies that were never set: for other paths, say.
-                deleted |= kept.is_none_or(|kept| kept.is_same_cookie(&attributes));
-            } else if is_of_use(&attributes) && !cookie.value().is_empty() {
-                live.push((attributes, cookie.value().to_owned()));
-            }
-        }
-        match live.into_iter().max_by_key(|(attributes, _)| attributes.path.len()) {
-            Some((attributes, value)) => Found::Set(value, attributes),
-            None if deleted => Found::Deleted,
-            None => Found::Nothing,
+        let Some(attributes) = Attributes::of(&cookie, endpoint) else { continue };
+        live.retain(|(other, _)| !other.is_same_cookie(&attributes));
+        if attributes.has_expired() {
+            // Servers also clear cookies that were never set: for other paths, for example.
+            deleted |= match known {
+                Some(known) => known.is_same_cookie(&attributes),
+                None => of_use(&attributes),
+            };
+        } else if of_use(&attributes) && !cookie.value().is_empty() {
+            live.push((attributes, cookie.value().to_owned()));
         }
     }
-}
-
-impl Granted {
-    /// Puts the cookie where a refresh token from the body would be.
-    pub(crate) fn refresh_cookie(&mut self, found: Found, status: StatusCode) -> Result<(), AuthServerError> {
-        self.refresh = None;
-        match found {
-            Found::Nothing => {}
-            Found::Deleted => return Err(deleted(status)),
-            Found::Set(value, attributes) => {
-                self.refresh = Some(RefreshToken::new(value).map_err(|invalid| {
-                    AuthServerError::new(Verdict::InDoubt, "the answer sets a malformed refresh cookie")
-                        .status_is(status)
-                        .caused_by(invalid)
-                })?);
-                self.extra.insert(ATTRIBUTES.to_owned(), attributes.to_json());
-            }
-        }
-        Ok(())
+    match live.into_iter().max_by_key(|(attributes, _)| attributes.path.len()) {
+        Some((attributes, value)) => CookieChange::Set(value, attributes),
+        None if deleted => CookieChange::Deleted,
+        None => CookieChange::None,
     }
-}
-
-pub(super) fn deleted(status: StatusCode) -> AuthServerError {
-    AuthServerError::new(Verdict::Rejected, "the server deleted the refresh cookie").status_is(status)
 }
 
 impl Attributes {
-    /// What a `Set-Cookie` says (RFC 6265 §5.2, §5.3); `None` if this endpoint may not set it.
+    /// The attributes of a `Set-Cookie` (RFC 6265 §5.2, §5.3); `None` if this endpoint may not set the cookie.
     fn of(cookie: &cookie::Cookie<'_>, endpoint: &Endpoint) -> Option<Self> {
         let host = endpoint.host().to_ascii_lowercase();
         let domain = cookie.domain().map(|domain| domain.trim_start_matches('.').to_ascii_lowercase());
         let (domain, host_only) = match domain.filter(|domain| !domain.is_empty()) {
             None => (host, true),
-            // A single label is a public suffix, whoever's list one has.
+            // A single label is a public suffix in every list of them.
             Some(domain) if domain_matches(&host, &domain) && (domain == host || domain.contains('.')) => {
                 (domain, false)
             }
@@ -171,34 +104,42 @@ impl Attributes {
         (&self.domain, self.host_only, &self.path) == (&other.domain, other.host_only, &other.path)
     }
 
-    /// Whether the cookie may be sent to this endpoint, as long as it lasts.
-    fn cover(&self, endpoint: &Endpoint) -> bool {
+    /// Returns `true` if the cookie may be sent to this endpoint, as long as it lasts.
+    pub(super) fn cover(&self, endpoint: &Endpoint) -> bool {
         let host = endpoint.host().to_ascii_lowercase();
         (if self.host_only { host == self.domain } else { domain_matches(&host, &self.domain) })
             && path_matches(endpoint.path(), &self.path)
             && (!self.secure || endpoint.is_private())
     }
 
-    /// What was kept with the tokens. Members of that name that aren't ours count as nothing known.
-    pub(super) fn kept(tokens: &Tokens) -> Option<Self> {
-        let kept = tokens.extra(ATTRIBUTES)?;
+    pub(super) fn has_expired(&self) -> bool {
+        self.expires.is_some_and(|at| at <= unix_time())
+    }
+
+    pub(super) fn expiry(&self) -> Option<SystemTime> {
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(self.expires?))
+    }
+
+    /// Reads what [`to_json`](Self::to_json) wrote. Other members mean that nothing is known.
+    pub(super) fn from_json(json: &Value) -> Option<Self> {
         Some(Self {
-            domain: kept.get("domain")?.as_str()?.to_owned(),
-            host_only: kept.get("host_only")?.as_bool()?,
-            path: kept.get("path")?.as_str()?.to_owned(),
-            secure: kept.get("secure")?.as_bool()?,
-            expires: kept.get("expires").and_then(Value::as_u64),
+            domain: json.get("domain")?.as_str()?.to_owned(),
+            host_only: json.get("host_only")?.as_bool()?,
+            path: json.get("path")?.as_str()?.to_owned(),
+            secure: json.get("secure")?.as_bool()?,
+            expires: json.get("expires").and_then(Value::as_u64),
         })
     }
 
-    fn to_json(&self) -> Value {
-        json!({
+    pub(super) fn to_json(&self) -> Map<String, Value> {
+        let members = json!({
             "domain": self.domain,
             "host_only": self.host_only,
             "path": self.path,
             "secure": self.secure,
             "expires": self.expires,
-        })
+        });
+        members.as_object().cloned().unwrap_or_default()
     }
 }
 
@@ -228,33 +169,32 @@ fn unix_time() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Map;
-
     use super::*;
 
     const URL: &str = "https://app.example.com/auth/refresh";
 
-    fn find(url: &str, kept: Option<&Attributes>, set: &[&str]) -> Found {
+    fn found(url: &str, known: Option<&Attributes>, set: &[&str]) -> CookieChange {
         let headers = set.iter().map(|text| (SET_COOKIE, text.parse().unwrap())).collect();
-        RefreshCookie::named("rt".to_owned()).rotated(&headers, &Endpoint::parse(url, true).unwrap(), kept)
+        let endpoint = Endpoint::parse(url, true).unwrap();
+        find("rt", &headers, &endpoint, known, |attributes| attributes.cover(&endpoint))
     }
 
     fn value(set: &[&str]) -> Option<String> {
-        match find(URL, None, set) {
-            Found::Set(value, _) => Some(value),
-            Found::Deleted => Some("deleted".to_owned()),
-            Found::Nothing => None,
+        match found(URL, None, set) {
+            CookieChange::Set(value, _) => Some(value),
+            CookieChange::Deleted => Some("deleted".to_owned()),
+            CookieChange::None => None,
         }
     }
 
     fn attributes(set: &str) -> Attributes {
-        let Found::Set(_, attributes) = find(URL, None, &[set]) else { panic!("not set: {set}") };
+        let CookieChange::Set(_, attributes) = found(URL, None, &[set]) else { panic!("not set: {set}") };
         attributes
     }
 
     #[test]
-    fn domain_and_path_decide_whether_a_cookie_is_ours() {
-        for ours in [
+    fn domain_and_path_decide_whether_a_cookie_is_for_this_endpoint() {
+        for accepted in [
             "rt=v",
             "rt=v; Domain=app.example.com",
             "rt=v; domain=.Example.COM",
@@ -265,10 +205,10 @@ mod tests {
             "rt=v; Path=relative",
             "other=x; Path=/, rt=v",
         ] {
-            let expected = if ours.starts_with("other") { None } else { Some("v".to_owned()) };
-            assert_eq!(value(&[ours]), expected, "{ours}");
+            let expected = if accepted.starts_with("other") { None } else { Some("v".to_owned()) };
+            assert_eq!(value(&[accepted]), expected, "{accepted}");
         }
-        for not in [
+        for ignored in [
             "rt=v; Domain=example.org",
             "rt=v; Domain=com",
             "rt=v; Domain=p.example.com",
@@ -281,9 +221,9 @@ mod tests {
             "=v",
             "rt=",
         ] {
-            assert_eq!(value(&[not]), None, "{not}");
+            assert_eq!(value(&[ignored]), None, "{ignored}");
         }
-        assert!(matches!(find("https://10.1.2.3/r", None, &["rt=v; Domain=2.3"]), Found::Nothing));
+        assert!(matches!(found("https://10.1.2.3/r", None, &["rt=v; Domain=2.3"]), CookieChange::None));
     }
 
     #[test]
@@ -296,8 +236,7 @@ mod tests {
             expires: None,
         };
         assert_eq!(attributes("rt=v"), expected);
-        let tokens = Tokens::default().with_extra(Map::from_iter([(ATTRIBUTES.to_owned(), expected.to_json())]));
-        assert_eq!(Attributes::kept(&tokens), Some(expected));
+        assert_eq!(Attributes::from_json(&Value::Object(expected.to_json())), Some(expected));
     }
 
     #[test]
@@ -326,60 +265,30 @@ mod tests {
     }
 
     #[test]
-    fn clearing_another_cookie_of_the_name_deletes_nothing() {
-        let kept = attributes("rt=v; Path=/auth");
-        assert!(matches!(find(URL, Some(&kept), &["rt=; Path=/; Max-Age=0"]), Found::Nothing));
-        assert!(matches!(find(URL, Some(&kept), &["rt=; Path=/auth; Max-Age=0"]), Found::Deleted));
+    fn clearing_another_cookie_of_the_same_name_deletes_nothing() {
+        let known = attributes("rt=v; Path=/auth");
+        assert!(matches!(found(URL, Some(&known), &["rt=; Path=/; Max-Age=0"]), CookieChange::None));
+        assert!(matches!(found(URL, Some(&known), &["rt=; Path=/auth; Max-Age=0"]), CookieChange::Deleted));
+        // Without known attributes, a cookie for other endpoints can't be the one that is held.
+        assert!(matches!(found(URL, None, &["rt=; Path=/other; Max-Age=0"]), CookieChange::None));
+        assert!(matches!(found(URL, None, &["rt=; Path=/; Max-Age=0"]), CookieChange::Deleted));
     }
 
     #[test]
     fn a_secure_cookie_stays_off_plain_http_and_prefixes_are_checked() {
-        assert!(matches!(find("http://app.example.com/", None, &["rt=v; Secure"]), Found::Nothing));
-        assert!(matches!(find("http://app.example.com/", None, &["rt=v"]), Found::Set(..)));
-        assert!(matches!(find("http://127.0.0.1:80/", None, &["rt=v; Secure"]), Found::Set(..)));
+        assert!(matches!(found("http://app.example.com/", None, &["rt=v; Secure"]), CookieChange::None));
+        assert!(matches!(found("http://app.example.com/", None, &["rt=v"]), CookieChange::Set(..)));
+        assert!(matches!(found("http://127.0.0.1:80/", None, &["rt=v; Secure"]), CookieChange::Set(..)));
         assert!(attributes("rt=v; Secure").secure);
 
-        let host = RefreshCookie::named("__Host-rt".to_owned());
         let endpoint = Endpoint::parse(URL, false).unwrap();
         let found = |text: &str| {
             let headers = HeaderMap::from_iter([(SET_COOKIE, text.parse().unwrap())]);
-            matches!(host.rotated(&headers, &endpoint, None), Found::Set(..))
+            matches!(find("__Host-rt", &headers, &endpoint, None, |_| true), CookieChange::Set(..))
         };
         assert!(found("__Host-rt=v; Secure; Path=/"));
         assert!(!found("__Host-rt=v; Path=/"));
         assert!(!found("__Host-rt=v; Secure; Path=/auth"));
         assert!(!found("__Host-rt=v; Secure; Path=/; Domain=app.example.com"));
-    }
-
-    #[test]
-    fn the_cookie_is_sent_where_its_attributes_allow_and_while_it_lasts() {
-        let endpoint = |url| Endpoint::parse(url, true).unwrap();
-        let cookie = RefreshCookie::named("rt".to_owned());
-        let sent = |set: &str, url| {
-            let tokens = Tokens::from_refresh_token(RefreshToken::new("v").unwrap())
-                .with_extra(Map::from_iter([(ATTRIBUTES.to_owned(), attributes(set).to_json())]));
-            cookie.header(&tokens, tokens.refresh_token().unwrap(), &endpoint(url)).map(|header| {
-                assert!(header.is_sensitive());
-                header.to_str().unwrap().to_owned()
-            })
-        };
-        assert_eq!(sent("rt=v", URL).unwrap(), "rt=v");
-        assert_eq!(sent("rt=v; Domain=example.com", "https://b.example.com/auth/x").unwrap(), "rt=v");
-        assert!(sent("rt=v", "https://b.example.com/auth/x").unwrap_err().is_misconfigured());
-        assert!(sent("rt=v", "https://app.example.com/other").unwrap_err().is_misconfigured());
-        assert!(sent("rt=v; Secure", "http://app.example.com/auth/x").unwrap_err().is_misconfigured());
-
-        let mut expired = attributes("rt=v; Max-Age=60");
-        expired.expires = Some(unix_time() - 1);
-        let tokens = Tokens::from_refresh_token(RefreshToken::new("v").unwrap())
-            .with_extra(Map::from_iter([(ATTRIBUTES.to_owned(), expired.to_json())]));
-        let error = cookie.header(&tokens, tokens.refresh_token().unwrap(), &endpoint(URL)).unwrap_err();
-        assert!(error.is_rejected());
-
-        for injected in ["v; admin=1", " v"] {
-            let tokens = Tokens::from_refresh_token(RefreshToken::new(injected).unwrap());
-            let error = cookie.header(&tokens, tokens.refresh_token().unwrap(), &endpoint(URL)).unwrap_err();
-            assert!(error.is_misconfigured());
-        }
     }
 }

@@ -1,22 +1,22 @@
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+//! [`ClientCredentials`]: the client credentials grant.
 
-use tower_auth_refresh::{RefreshError, RefreshRequest, Tokens};
-use tower_service::Service;
+use std::future::Future;
+
+use http::{HeaderName, HeaderValue};
+use tower_auth_refresh::{RefreshError, Tokens};
 
 use super::{ClientAuth, OAuthCall};
+use crate::classify::{Call, Classifier};
 use crate::client::AuthClient;
 use crate::endpoint::InvalidEndpoint;
 use crate::error::AuthServerError;
 use crate::fields::TokenFields;
-use crate::verdict::{Call, Judge};
 
-/// The client credentials grant (RFC 6749 §4.4): for a service that acts for itself, and has no refresh token.
+/// The client credentials grant (RFC 6749 §4.4), for a service that acts for itself and has no refresh token.
 ///
-/// It is a [`RefreshService`](tower_auth_refresh::RefreshService). The call uses nothing up, so that it is never in
-/// doubt: what would be is unavailable, and tried again. Nor does it ever end the session: a service has nobody to
-/// sign in again, and refused credentials are a matter of configuration.
+/// It is a [`RefreshService`](tower_auth_refresh::RefreshService). The call consumes nothing, so it is never in doubt:
+/// a lost answer counts as unavailable, and the call is repeated. Nor does it ever end the session: no user could sign
+/// in again, and refused credentials are a matter of configuration.
 ///
 /// ```
 /// use tower_auth_refresh_http::{AuthClient, ClientAuth, ClientCredentials, InvalidEndpoint};
@@ -29,28 +29,45 @@ use crate::verdict::{Call, Judge};
 #[derive(Clone, Debug)]
 pub struct ClientCredentials {
     call: OAuthCall,
+    fields: TokenFields,
 }
 
 impl ClientCredentials {
-    /// The call to the token endpoint `url`.
+    /// Creates the call to the token endpoint `url`.
     ///
     /// # Errors
     ///
     /// [`InvalidEndpoint`] if no secret may be sent there.
     pub fn new(client: AuthClient, url: &str, auth: ClientAuth) -> Result<Self, InvalidEndpoint> {
-        Ok(Self { call: OAuthCall::new(client, url, auth)? })
+        Ok(Self { call: OAuthCall::new(client, url, auth)?, fields: TokenFields::default() })
     }
 
-    /// The scopes to ask for, separated by spaces. Default: the server's choice.
+    /// Requests scopes, separated by spaces. Default: the server's choice.
     #[must_use]
     pub fn scope(self, scope: impl Into<String>) -> Self {
         self.param("scope", scope)
     }
 
-    /// A further parameter: `audience`, `resource` (RFC 8707). Default: none. May be called more than once.
+    /// Adds a parameter: `audience`, `resource` (RFC 8707). Default: none. May be called more than once.
+    ///
+    /// A `grant_type` replaces the usual one.
     #[must_use]
     pub fn param(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.call.param(name, value);
+        self
+    }
+
+    /// Sends a header. Default: none.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.call.header(name, value);
+        self
+    }
+
+    /// Sets the places of the tokens in the answer. Default: [`TokenFields::default`].
+    #[must_use]
+    pub fn fields(mut self, fields: TokenFields) -> Self {
+        self.fields = fields;
         self
     }
 
@@ -58,34 +75,17 @@ impl ClientCredentials {
     ///
     /// # Errors
     ///
-    /// [`RefreshError`], with a [`AuthServerError`] as its source.
+    /// [`RefreshError`], with an [`AuthServerError`] as its source.
     pub fn request_tokens(&self) -> impl Future<Output = Result<Tokens, RefreshError>> + Send + use<> {
         let sent = self.call.post(&[("grant_type", "client_credentials")]);
+        let this = self.clone();
         async move {
-            let granted = async {
-                let answer = sent.await?;
-                let status = answer.status;
-                TokenFields::default().read(Judge::new(Call::OAuth).judge(answer)?, status)
-            };
-            let mut granted = granted.await.map_err(AuthServerError::of_harmless_call)?;
-            // Should not be there (RFC 6749 §4.4.3), and would have to be presented from then on.
+            let granted = async { Classifier::new(Call::OAuth).tokens(sent.await?, &this.fields, None, None) };
+            let failed = |error: AuthServerError| error.of_repeatable_call().at(&this.call.endpoint);
+            let mut granted = granted.await.map_err(failed)?;
+            // RFC 6749 §4.4.3 advises against a refresh token here, and the session would have to present it.
             granted.refresh = None;
             Ok(granted.into_tokens())
         }
-    }
-}
-
-impl Service<RefreshRequest> for ClientCredentials {
-    type Response = Tokens;
-    type Error = RefreshError;
-    type Future = Pin<Box<dyn Future<Output = Result<Tokens, RefreshError>> + Send>>;
-
-    /// Always ready: the client's own readiness is part of the call and bounded with it.
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), RefreshError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: RefreshRequest) -> Self::Future {
-        Box::pin(self.request_tokens())
     }
 }

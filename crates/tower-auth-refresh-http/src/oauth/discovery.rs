@@ -1,12 +1,14 @@
+//! [`AuthorizationServer`]: the endpoints of an authorization server, discovered.
+
 use http::{Method, StatusCode};
 use serde_json::{Map, Value};
 
+use crate::classify::{Call, Classifier};
 use crate::client::AuthClient;
 use crate::endpoint::Endpoint;
-use crate::error::{AuthServerError, Verdict};
-use crate::verdict::{Call, Judge};
+use crate::error::AuthServerError;
 
-/// An authorization server's own description: where its endpoints are (RFC 8414).
+/// The metadata of an authorization server: its endpoints and abilities (RFC 8414).
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
@@ -29,36 +31,37 @@ pub struct AuthorizationServer {
 }
 
 impl AuthorizationServer {
-    /// Asks the server at `issuer` for its description.
+    /// Requests the metadata of the server at `issuer`.
     ///
-    /// It is looked for where RFC 8414 puts it (`https://host/.well-known/oauth-authorization-server/path` for the
-    /// issuer `https://host/path`), and if there is none, where OpenID Connect does
-    /// (`https://host/path/.well-known/openid-configuration`): many servers know only that.
+    /// The URL is that of RFC 8414 (`https://host/.well-known/oauth-authorization-server/path` for the issuer
+    /// `https://host/path`). If there is no metadata, that of OpenID Connect Discovery
+    /// (`https://host/path/.well-known/openid-configuration`) is tried, the only one that many servers know.
     ///
     /// # Errors
     ///
     /// [`AuthServerError`], among others if
-    /// - the description's `issuer` isn't `issuer`, character by character: it is somebody else's (RFC 8414 §3.3);
-    /// - it names no token endpoint;
-    /// - one of the endpoints that this crate uses is none that a token may be sent to.
+    /// - the `issuer` in the metadata isn't `issuer`, character by character (RFC 8414 §3.3);
+    /// - the metadata has no token endpoint;
+    /// - no token may be sent to one of the endpoints that this crate uses.
     pub async fn discover(client: &AuthClient, issuer: &str) -> Result<Self, AuthServerError> {
         let endpoint = endpoint(client, issuer)?;
+        let misconfigured = |problem| AuthServerError::misconfigured(problem).at(&endpoint);
         if endpoint.uri().query().is_some() {
-            return Err(wrong("the issuer's URL has a query"));
+            return Err(misconfigured("the issuer's URL has a query"));
         }
         let (origin, path) = split(issuer);
         let members = match get(client, &format!("{origin}/.well-known/oauth-authorization-server{path}")).await {
-            // Not there, or something else is: a web app's start page, say.
-            Err(none) if none.status().is_some_and(|status| !status.is_server_error() && status != 429) => {
+            // Absent, or another page is there: the start page of a web app, for example.
+            Err(error) if error.status().is_some_and(|status| !status.is_server_error() && status != 429) => {
                 get(client, &format!("{origin}{path}/.well-known/openid-configuration")).await?
             }
             other => other?,
         };
         if members.get("issuer").and_then(Value::as_str) != Some(issuer) {
-            return Err(wrong("the description found is another issuer's"));
+            return Err(misconfigured("the metadata is that of another issuer"));
         }
         let Some(token_endpoint) = members.get("token_endpoint").and_then(Value::as_str).map(str::to_owned) else {
-            return Err(wrong("the description names no token endpoint"));
+            return Err(misconfigured("the metadata has no token endpoint"));
         };
         self::endpoint(client, &token_endpoint)?;
         let server = Self { members, token_endpoint };
@@ -68,26 +71,27 @@ impl AuthorizationServer {
         Ok(server)
     }
 
-    /// The issuer's identifier.
+    /// The identifier of the issuer.
     #[must_use]
     pub fn issuer(&self) -> &str {
         self.member("issuer").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// For [`OAuthRefresh`](crate::OAuthRefresh) and [`ClientCredentials`](crate::ClientCredentials).
+    /// The endpoint for [`OAuthRefresh`](crate::OAuthRefresh) and [`ClientCredentials`](crate::ClientCredentials).
     #[must_use]
     pub fn token_endpoint(&self) -> &str {
         &self.token_endpoint
     }
 
-    /// For [`OAuthRevoke`](crate::OAuthRevoke), if the server supports revocation.
+    /// The endpoint for [`OAuthRevoke`](crate::OAuthRevoke), if the server supports revocation.
     #[must_use]
     pub fn revocation_endpoint(&self) -> Option<&str> {
         self.member("revocation_endpoint")?.as_str()
     }
 
-    /// Any member of the description (RFC 8414 §2): `token_endpoint_auth_methods_supported`, `scopes_supported`. URLs
-    /// in it are unchecked.
+    /// A member of the metadata (RFC 8414 §2): `token_endpoint_auth_methods_supported`, `scopes_supported`.
+    ///
+    /// URLs in it are unchecked.
     #[must_use]
     pub fn member(&self, name: &str) -> Option<&Value> {
         self.members.get(name)
@@ -96,22 +100,26 @@ impl AuthorizationServer {
 
 async fn get(client: &AuthClient, url: &str) -> Result<Map<String, Value>, AuthServerError> {
     let endpoint = endpoint(client, url)?;
-    let answer = client.send(AuthClient::request(Method::GET, &endpoint)).await?;
-    let status = answer.status;
-    // Asking uses nothing up.
-    let members = Judge::new(Call::OAuth).judge(answer).map_err(AuthServerError::of_harmless_call)?;
-    if status == StatusCode::OK { Ok(members) } else { Err(wrong("the answer is no description").status_is(status)) }
+    let members = async {
+        let answer = client.send(AuthClient::request(Method::GET, &endpoint)).await?;
+        let status = answer.status;
+        let members = Classifier::new(Call::OAuth).members(answer)?;
+        if status == StatusCode::OK {
+            Ok(members)
+        } else {
+            Err(AuthServerError::misconfigured("the answer is no metadata").with_status(status))
+        }
+    };
+    members.await.map_err(|error| error.of_repeatable_call().at(&endpoint))
 }
 
 fn endpoint(client: &AuthClient, url: &str) -> Result<Endpoint, AuthServerError> {
-    client.endpoint(url).map_err(|invalid| wrong("a URL of the authorization server is unfit").caused_by(invalid))
+    client.endpoint(url).map_err(|invalid| {
+        AuthServerError::misconfigured("no token may be sent to a URL of the authorization server").with_source(invalid)
+    })
 }
 
-fn wrong(what: &'static str) -> AuthServerError {
-    AuthServerError::new(Verdict::Misconfigured, what)
-}
-
-/// `https://host/path/` is the origin `https://host` and the path `/path`.
+/// Splits `https://host/path/` into the origin `https://host` and the path `/path`.
 fn split(issuer: &str) -> (&str, &str) {
     let authority = issuer.find("://").map_or(0, |at| at + 3);
     let path = issuer[authority..].find('/').map_or(issuer.len(), |at| authority + at);

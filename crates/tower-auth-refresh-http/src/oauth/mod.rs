@@ -10,8 +10,8 @@ use std::future::Future;
 
 use bytes::Bytes;
 use form_urlencoded::Serializer;
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderValue, Method};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use http_body_util::Full;
 
 pub use self::client_auth::ClientAuth;
@@ -24,32 +24,43 @@ use crate::client::AuthClient;
 use crate::endpoint::{Endpoint, InvalidEndpoint};
 use crate::error::AuthServerError;
 
-/// A form, posted with the client's authentication.
+/// A `POST` of a form, with the client's authentication.
 #[derive(Clone, Debug)]
 struct OAuthCall {
     client: AuthClient,
     endpoint: Endpoint,
     auth: ClientAuth,
-    /// What the user adds: `scope`, `audience`, `resource`.
+    headers: HeaderMap,
+    /// Parameters that the user adds: `scope`, `audience`, `resource`.
     params: Vec<(String, String)>,
 }
 
 impl OAuthCall {
     fn new(client: AuthClient, url: &str, auth: ClientAuth) -> Result<Self, InvalidEndpoint> {
         let endpoint = client.endpoint(url)?;
-        Ok(Self { client, endpoint, auth, params: Vec::new() })
+        Ok(Self { client, endpoint, auth, headers: HeaderMap::new(), params: Vec::new() })
     }
 
     fn param(&mut self, name: impl Into<String>, value: impl Into<String>) {
         self.params.push((name.into(), value.into()));
     }
 
+    fn header(&mut self, name: HeaderName, mut value: HeaderValue) {
+        value.set_sensitive(name != ACCEPT);
+        self.headers.insert(name, value);
+    }
+
+    /// Sends `params`, except for those that the user replaces by another value.
     fn post(&self, params: &[(&str, &str)]) -> impl Future<Output = Result<Answer, AuthServerError>> + Send + use<> {
         let mut form = Serializer::new(String::new());
-        form.extend_pairs(params).extend_pairs(&self.params);
-        let authorization = self.auth.authenticate(&mut form);
+        let replaced = |name: &str| self.params.iter().any(|(other, _)| other == name);
+        form.extend_pairs(params.iter().filter(|(name, _)| !replaced(name))).extend_pairs(&self.params);
+        let authorization = self.auth.authenticate(|name, value| {
+            form.append_pair(name, value);
+        });
         let mut request = AuthClient::request(Method::POST, &self.endpoint);
         let headers = request.headers_mut();
+        headers.extend(self.headers.clone());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization);

@@ -1,35 +1,44 @@
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+//! [`OAuthRefresh`]: the refresh token grant.
 
-use http::StatusCode;
+use std::future::Future;
+
+use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::Value;
-use tower_auth_refresh::{RefreshError, RefreshRequest, Tokens};
-use tower_service::Service;
+use tower_auth_refresh::{RefreshError, Tokens};
 
 use super::{ClientAuth, OAuthCall};
-use crate::app::unsendable;
+use crate::classify::{Call, Classifier};
 use crate::client::AuthClient;
 use crate::endpoint::InvalidEndpoint;
-use crate::fields::TokenFields;
-use crate::verdict::{Call, Judge};
+use crate::error::AuthServerError;
+use crate::fields::{Granted, TokenFields, jwt_claims};
+use crate::json_call::no_refresh_token;
+
+/// The member of an answer that holds the ID token (OpenID Connect Core §3.1.3.3).
+const ID_TOKEN: &str = "id_token";
 
 /// The refresh token grant (RFC 6749 §6).
 ///
 /// It is a [`RefreshService`](tower_auth_refresh::RefreshService): give it to a session, bare or layered.
+/// [`recipes`](crate::recipes) has settings for many providers.
 ///
-/// # What an answer means
+/// # Outcomes
 ///
 /// | answer | outcome |
 /// | --- | --- |
 /// | 2xx with an access token | the new tokens |
-/// | 400 or 401 with `invalid_grant`, `login_required`, `interaction_required`, `consent_required`; a 401 that asks for a stronger sign-in (RFC 9470); what [`rejected_when`](Self::rejected_when) says | the session ends |
+/// | 4xx with the JSON `error` `invalid_grant`, `login_required`, `interaction_required`, `consent_required`; a 401 that asks for a stronger sign-in (RFC 9470); a match of [`rejected_when`](Self::rejected_when) | the session ends |
 /// | any other 4xx (`invalid_client` among them), 3xx, a body that isn't JSON | misconfigured: the tokens are kept |
-/// | `temporarily_unavailable`, `slow_down`; 429; 503 with `Retry-After` | unavailable: tried again, when the server says |
+/// | 2xx with a JSON object, but no access token at its path | misconfigured; a new refresh token in it is kept |
+/// | `temporarily_unavailable`, `slow_down`; 503 with `Retry-After` | unavailable: tried again, no earlier than the server asked for |
+/// | 429 | as above; without `Retry-After`, not within the same flight |
 /// | nothing was sent | unavailable: tried again |
-/// | any other 5xx, no answer, a broken one, 2xx without tokens or with a `token_type` other than Bearer | in doubt: the session's rotation policy decides |
+/// | any other 5xx, no answer, a broken one, any other 2xx | in doubt: the session's rotation policy decides; a new refresh token in a 2xx is kept |
 ///
-/// An `error` in a 2xx answer counts as in a 400.
+/// A known `error` code in a 2xx answer counts as in a 400. Any other `error` beside an access token is ignored.
+///
+/// If the session holds an ID token and the answer has one of another `sub` (OpenID Connect Core §12.2), the tokens are
+/// another user's: they are dropped, and the call is misconfigured.
 ///
 /// # Examples
 ///
@@ -43,7 +52,7 @@ use crate::verdict::{Call, Judge};
 /// # Ok(refresh) }
 /// ```
 ///
-/// Layered: this one makes at most two calls at a time, and logs those that fail.
+/// Layered: at most two calls at a time, and failures are logged.
 ///
 /// ```
 /// # use tower_auth_refresh_http::{AuthClient, ClientAuth, InvalidEndpoint, OAuthRefresh};
@@ -61,36 +70,67 @@ use crate::verdict::{Call, Judge};
 #[derive(Clone, Debug)]
 pub struct OAuthRefresh {
     call: OAuthCall,
-    judge: Judge,
+    refresh_token_field: String,
+    fields: TokenFields,
+    classifier: Classifier,
 }
 
 impl OAuthRefresh {
-    /// The call to the token endpoint `url`.
+    /// Creates the call to the token endpoint `url`.
     ///
     /// # Errors
     ///
     /// [`InvalidEndpoint`] if no token may be sent there.
     pub fn new(client: AuthClient, url: &str, auth: ClientAuth) -> Result<Self, InvalidEndpoint> {
-        Ok(Self { call: OAuthCall::new(client, url, auth)?, judge: Judge::new(Call::OAuth) })
+        Ok(Self {
+            call: OAuthCall::new(client, url, auth)?,
+            refresh_token_field: "refresh_token".to_owned(),
+            fields: TokenFields::default(),
+            classifier: Classifier::new(Call::OAuth),
+        })
     }
 
-    /// Asks for fewer scopes than were granted, separated by spaces. Default: the server grants what it did before.
+    /// Requests fewer scopes than were granted, separated by spaces. Default: the scopes stay as they are.
     #[must_use]
     pub fn scope(self, scope: impl Into<String>) -> Self {
         self.param("scope", scope)
     }
 
-    /// A further parameter: `audience`, `resource` (RFC 8707). Default: none. May be called more than once.
+    /// Adds a parameter: `audience`, `resource` (RFC 8707). Default: none. May be called more than once.
+    ///
+    /// A `grant_type` replaces the usual one.
     #[must_use]
     pub fn param(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.call.param(name, value);
         self
     }
 
-    /// Says which answers mean that the refresh token is no good, and so end the session, besides those
-    /// [above](Self). It is asked first, about every answer; the body is `null` where it isn't JSON. Default: none.
+    /// Sends a header. Default: none.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.call.header(name, value);
+        self
+    }
+
+    /// Sets the name of the parameter that holds the refresh token. Default: `refresh_token`.
+    #[must_use]
+    pub fn refresh_token_field(mut self, name: impl Into<String>) -> Self {
+        self.refresh_token_field = name.into();
+        self
+    }
+
+    /// Sets the places of the tokens in the answer. Default: [`TokenFields::default`].
+    #[must_use]
+    pub fn fields(mut self, fields: TokenFields) -> Self {
+        self.fields = fields;
+        self
+    }
+
+    /// Adds a rule by which an answer rejects the refresh token and ends the session. Default: the table
+    /// [above](Self).
     ///
-    /// Some servers answer a bad refresh token with a bare 400; where nothing else does:
+    /// The predicate sees every answer first, with a body of `null` where it isn't JSON. For a server that answers a
+    /// dead refresh token with a bare 400, and nothing else:
     ///
     /// ```
     /// # use tower_auth_refresh_http::OAuthRefresh;
@@ -99,8 +139,8 @@ impl OAuthRefresh {
     /// # }
     /// ```
     #[must_use]
-    pub fn rejected_when(mut self, says: impl Fn(StatusCode, &Value) -> bool + Send + Sync + 'static) -> Self {
-        self.judge = self.judge.rejected_when(says);
+    pub fn rejected_when(mut self, predicate: impl Fn(StatusCode, &Value) -> bool + Send + Sync + 'static) -> Self {
+        self.classifier = self.classifier.rejected_when(predicate);
         self
     }
 
@@ -108,32 +148,39 @@ impl OAuthRefresh {
     ///
     /// # Errors
     ///
-    /// [`RefreshError`], with a [`AuthServerError`](crate::AuthServerError) as its source.
+    /// [`RefreshError`], with an [`AuthServerError`](crate::AuthServerError) as its source.
     pub fn refresh(&self, tokens: &Tokens) -> impl Future<Output = Result<Tokens, RefreshError>> + Send + use<> {
-        let sent = tokens
-            .refresh_token()
-            .map(|token| self.call.post(&[("grant_type", "refresh_token"), ("refresh_token", token.expose_secret())]));
-        let judge = self.judge.clone();
+        let presented = tokens.refresh_token().cloned();
+        let sent = presented.as_ref().map(|token| {
+            let token = (&*self.refresh_token_field, token.expose_secret());
+            self.call.post(&[("grant_type", "refresh_token"), token])
+        });
+        let (this, subject) = (self.clone(), tokens.extra(ID_TOKEN).and_then(subject));
         async move {
-            let answer = sent.ok_or_else(|| unsendable("the session holds no refresh token"))?.await?;
-            let status = answer.status;
-            let granted = TokenFields::default().read(judge.judge(answer)?, status)?;
+            let granted = async {
+                let answer = sent.ok_or_else(no_refresh_token)?.await?;
+                let granted = this.classifier.tokens(answer, &this.fields, None, presented.as_ref())?;
+                check_subject(&granted, subject.as_ref())?;
+                Ok(granted)
+            };
+            let granted = granted.await.map_err(|error: AuthServerError| error.at(&this.call.endpoint))?;
             Ok(granted.into_tokens())
         }
     }
 }
 
-impl Service<RefreshRequest> for OAuthRefresh {
-    type Response = Tokens;
-    type Error = RefreshError;
-    type Future = Pin<Box<dyn Future<Output = Result<Tokens, RefreshError>> + Send>>;
-
-    /// Always ready: the client's own readiness is part of the call and bounded with it.
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), RefreshError>> {
-        Poll::Ready(Ok(()))
+/// Refuses tokens whose ID token has another subject than the one before.
+fn check_subject(granted: &Granted, known: Option<&Value>) -> Result<(), AuthServerError> {
+    let issued = granted.extra.get(ID_TOKEN).and_then(subject);
+    match (known, issued) {
+        (Some(known), Some(issued)) if *known != issued => {
+            Err(AuthServerError::misconfigured("the answer holds an ID token of another user"))
+        }
+        _ => Ok(()),
     }
+}
 
-    fn call(&mut self, request: RefreshRequest) -> Self::Future {
-        Box::pin(self.refresh(request.tokens()))
-    }
+/// The `sub` of an ID token, if it can be read.
+fn subject(id_token: &Value) -> Option<Value> {
+    jwt_claims(id_token.as_str()?)?.get("sub").cloned()
 }

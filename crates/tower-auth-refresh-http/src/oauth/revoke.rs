@@ -1,21 +1,20 @@
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+//! [`OAuthRevoke`]: token revocation.
 
-use tower_auth_refresh::{RevokeRequest, Tokens};
-use tower_service::Service;
+use std::future::Future;
+
+use tower_auth_refresh::Tokens;
 
 use super::{ClientAuth, OAuthCall};
+use crate::classify::{Call, Classifier};
 use crate::client::AuthClient;
 use crate::endpoint::InvalidEndpoint;
 use crate::error::AuthServerError;
-use crate::verdict::{Call, Judge};
 
 /// Token revocation (RFC 7009).
 ///
-/// It is a [`RevokeService`](tower_auth_refresh::RevokeService): given to a session (`Session::builder(…).revoke(…)`),
-/// it is called by `sign_out`, and for tokens that arrive after that. It revokes the refresh token, and with it all
-/// access tokens of the same grant (RFC 7009 §2.1); without a refresh token, the access token.
+/// It is a [`RevokeService`](tower_auth_refresh::RevokeService): a session (`Session::builder(…).revoke(…)`) calls it
+/// on `sign_out`, and for tokens that arrive later. It revokes the refresh token, and with it all access tokens of the
+/// same grant (RFC 7009 §2.1); without a refresh token, the access token.
 ///
 /// ```
 /// use tower_auth_refresh_http::{AuthClient, ClientAuth, InvalidEndpoint, OAuthRevoke};
@@ -30,7 +29,7 @@ pub struct OAuthRevoke {
 }
 
 impl OAuthRevoke {
-    /// The call to the revocation endpoint `url`.
+    /// Creates the call to the revocation endpoint `url`.
     ///
     /// # Errors
     ///
@@ -39,11 +38,12 @@ impl OAuthRevoke {
         Ok(Self { call: OAuthCall::new(client, url, auth)? })
     }
 
-    /// Makes the call by itself, without a session. Without any token there is nothing to do.
+    /// Makes the call by itself, without a session. Without any token, it sends nothing.
     ///
     /// # Errors
     ///
-    /// [`AuthServerError`] for any answer but 2xx. A token that the server doesn't know is revoked: that is 200.
+    /// [`AuthServerError`] for any answer but 2xx. An unknown token counts as revoked: the server answers 200, or refuses
+    /// it by `invalid_grant` or `invalid_token`.
     pub fn revoke(&self, tokens: &Tokens) -> impl Future<Output = Result<(), AuthServerError>> + Send + use<> {
         let sent = match (tokens.refresh_token(), tokens.access_token()) {
             (Some(token), _) => Some((token.expose_secret(), "refresh_token")),
@@ -51,26 +51,11 @@ impl OAuthRevoke {
             (None, None) => None,
         };
         let sent = sent.map(|(token, hint)| self.call.post(&[("token", token), ("token_type_hint", hint)]));
+        let endpoint = self.call.endpoint.clone();
         async move {
-            match sent {
-                Some(sent) => Judge::new(Call::OAuth).acknowledged(sent.await?),
-                None => Ok(()),
-            }
+            let Some(sent) = sent else { return Ok(()) };
+            let revoked = async { Classifier::new(Call::OAuth).revoked(sent.await?) };
+            revoked.await.map_err(|error| error.at(&endpoint))
         }
-    }
-}
-
-impl Service<RevokeRequest> for OAuthRevoke {
-    type Response = ();
-    type Error = AuthServerError;
-    type Future = Pin<Box<dyn Future<Output = Result<(), AuthServerError>> + Send>>;
-
-    /// Always ready: the client's own readiness is part of the call and bounded with it.
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), AuthServerError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: RevokeRequest) -> Self::Future {
-        Box::pin(self.revoke(request.tokens()))
     }
 }

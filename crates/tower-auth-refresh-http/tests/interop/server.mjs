@@ -16,7 +16,7 @@ import { Provider } from 'oidc-provider';
 
 const ACCESS_TTL = 2;
 
-// Standard output is for the port alone: nobody reads on.
+// Standard output carries only the port; the reader stops after it.
 console.info = console.error;
 
 const server = http.createServer();

@@ -1,5 +1,5 @@
-//! Callers that go away: each call dropped at its first, second, … last poll. Nothing of it is left behind: no request
-//! that goes on, no session half signed in, and the next call is answered.
+//! Each call, dropped at its first, second, … last poll. Nothing is left behind: no request under way, no session
+//! half signed in, and the next call is answered.
 
 use std::convert::Infallible;
 use std::fmt::Debug;
@@ -27,7 +27,7 @@ use crate::support::{access, old_tokens};
 const ISSUER: &str = "https://auth.example.com";
 const URL: &str = "https://auth.example.com/auth/refresh";
 
-/// A client that does nothing at the first poll: to be ready, to answer, to read a body. It counts what is under way.
+/// A client that is pending at each first poll (readiness, answer, body), and counts the calls under way.
 #[derive(Default)]
 struct Slow {
     ready: bool,
@@ -56,7 +56,7 @@ impl Drop for UnderWay {
     }
 }
 
-/// A body that comes in pieces, one at every other poll.
+/// A body that yields one piece at every other poll.
 struct SlowBody {
     text: Bytes,
     pending: bool,
@@ -113,7 +113,7 @@ impl Service<Request<Full<Bytes>>> for Slow {
     }
 }
 
-/// Polls a future so often and drops it. Its output, if it has ended before.
+/// Polls a future up to `polls` times and drops it. Returns its output, if there is one.
 async fn polled<F: Future>(future: F, polls: usize) -> Option<F::Output> {
     let mut future = Box::pin(future);
     let mut polled = 0;
@@ -128,8 +128,8 @@ async fn polled<F: Future>(future: F, polls: usize) -> Option<F::Output> {
     .await
 }
 
-/// Drops a call at each poll. Until it is polled it does nothing; each time it leaves nothing under way, and it succeeds
-/// when it is left alone.
+/// Drops a call at each poll. It does nothing before its first poll, leaves nothing under way, and succeeds if it isn't
+/// dropped.
 async fn dropped_at_each_poll<F, T, E>(what: &str, call: impl Fn(AuthClient) -> F)
 where
     F: Future<Output = Result<T, E>>,
@@ -153,7 +153,7 @@ where
 }
 
 #[tokio::test]
-async fn a_call_dropped_at_any_moment_leaves_nothing_behind() {
+async fn a_call_dropped_at_any_poll_leaves_nothing_behind() {
     let public = || ClientAuth::public("app");
     dropped_at_each_poll("JSON", |client| JsonRefresh::new(client, URL).unwrap().refresh(&old_tokens())).await;
     dropped_at_each_poll("OAuth", |client| OAuthRefresh::new(client, URL, public()).unwrap().refresh(&old_tokens()))
@@ -173,7 +173,7 @@ async fn a_call_dropped_at_any_moment_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_login_dropped_at_any_moment_signs_in_all_the_way_or_not_at_all() {
+async fn a_login_dropped_at_any_poll_signs_in_completely_or_not_at_all() {
     let mut outcomes = Vec::new();
     for polls in 1.. {
         let client = AuthClient::new(Slow::default());

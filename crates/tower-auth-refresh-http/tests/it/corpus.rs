@@ -1,4 +1,4 @@
-//! What fuzzing found worth keeping, once more. The files are not in the published package.
+//! Replays the corpus of the fuzz targets. The files are not in the published package.
 
 use std::fs;
 use std::path::Path;

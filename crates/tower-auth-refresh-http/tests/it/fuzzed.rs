@@ -1,28 +1,30 @@
-//! What the fuzz targets check, each for one input: no panic, and no token that can't stand in a header.
+//! The checks of the fuzz targets, each for one input: no panic, and no token that no header may hold.
 
 use std::convert::Infallible;
 use std::future::ready;
 use std::sync::LazyLock;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, RETRY_AFTER, SET_COOKIE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use tokio::runtime::{Builder, Runtime};
-use tower_auth_refresh::{AccessToken, ChallengePolicy, RefreshError, RefreshErrorKind, RefreshToken, Tokens};
+use tower_auth_refresh::{
+    AccessToken, ChallengePolicy, RefreshError, RefreshErrorKind, RefreshToken, ResponseHead, Tokens,
+};
 use tower_auth_refresh_http::{AuthClient, ClientAuth, CookieRefresh, JsonRefresh, OAuthRefresh, TokenFields};
 
 const URL: &str = "https://app.example.com/auth/refresh";
 
-/// Two bytes that make a status, one that says whether there is a `Content-Encoding`, a body: read by all flavours.
+/// Two bytes that make a status, one that selects a `Content-Encoding`, and a body, read by every refresh call.
 pub(crate) fn answer(data: &[u8]) {
     let [status, more, encoding, body @ ..] = data else { return };
     let Ok(status) = StatusCode::from_u16(100 + u16::from(*status) * 4 + u16::from(*more)) else { return };
     let mut headers = HeaderMap::new();
-    if encoding.is_multiple_of(16) {
-        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    let coding = [(0, "gzip"), (16, "deflate"), (32, "gzip, deflate"), (48, "br")];
+    if let Some((_, coding)) = coding.into_iter().find(|(byte, _)| byte == encoding) {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
     }
     let client = || answering(status, headers.clone(), body);
     let nested = TokenFields::camel_case().access_token("data.0.accessToken").expires_at("/data/0/a~1b");
@@ -39,10 +41,9 @@ pub(crate) fn retry_after(data: &[u8]) {
     for status in [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE] {
         let client = answering(status, headers.clone(), b"");
         let error = now(JsonRefresh::new(client, URL).unwrap().refresh(&old())).unwrap_err();
-        match (error.kind(), error.retry_after()) {
-            (RefreshErrorKind::Unavailable, Some(delay)) => assert!(delay <= Duration::from_secs(60 * 60)),
-            (RefreshErrorKind::Unavailable, None) => assert_eq!(status, 429),
-            (kind, _) => assert_eq!((status.as_u16(), kind), (503, RefreshErrorKind::InDoubt)),
+        match error.kind() {
+            RefreshErrorKind::Unavailable => assert!(status == 429 || error.retry_after().is_some()),
+            kind => assert_eq!((status.as_u16(), kind), (503, RefreshErrorKind::InDoubt)),
         }
     }
 }
@@ -50,16 +51,16 @@ pub(crate) fn retry_after(data: &[u8]) {
 /// `WWW-Authenticate` of any bytes, a line each: in an API's 401 and in the refresh call's.
 pub(crate) fn challenge(data: &[u8]) {
     let headers = headers(&WWW_AUTHENTICATE, data);
-    let lenient = ChallengePolicy::bearer().matches(StatusCode::UNAUTHORIZED, &headers);
-    let strict = ChallengePolicy::strict_bearer().matches(StatusCode::UNAUTHORIZED, &headers);
-    assert!(lenient || !strict, "strict took what lenient didn't");
-    assert!(!ChallengePolicy::bearer().matches(StatusCode::OK, &headers));
-    let _ = ChallengePolicy::grpc().matches(StatusCode::OK, &headers);
+    let lenient = ChallengePolicy::bearer().matches(&ResponseHead::new(StatusCode::UNAUTHORIZED, &headers));
+    let strict = ChallengePolicy::strict_bearer().matches(&ResponseHead::new(StatusCode::UNAUTHORIZED, &headers));
+    assert!(lenient || !strict, "only strict recognised the challenge");
+    assert!(!ChallengePolicy::bearer().matches(&ResponseHead::new(StatusCode::OK, &headers)));
+    let _ = ChallengePolicy::grpc().matches(&ResponseHead::new(StatusCode::OK, &headers));
     let client = answering(StatusCode::UNAUTHORIZED, headers, b"{}");
     check(StatusCode::UNAUTHORIZED, &now(JsonRefresh::new(client, URL).unwrap().refresh(&old())));
 }
 
-/// `Set-Cookie` of any bytes, a line each. What came of it is presented again.
+/// `Set-Cookie` of any bytes, a line each. The cookie that is taken is presented again.
 pub(crate) fn cookie(data: &[u8]) {
     let client = answering(StatusCode::OK, headers(&SET_COOKIE, data), br#"{"access_token":"a2"}"#);
     let refresh = CookieRefresh::new(client, URL, "rt").unwrap();
@@ -70,7 +71,7 @@ pub(crate) fn cookie(data: &[u8]) {
         let token = token.expose_secret().as_bytes();
         assert!(data.windows(token.len()).any(|window| window == token), "the value was changed");
         assert!(!token.contains(&b';'));
-        // A cookie that was taken for this endpoint may be sent to it.
+        // A cookie that was accepted from this endpoint may be sent to it.
         let again = now(refresh.refresh(&tokens));
         let misconfigured = |error: &RefreshError| error.kind() == RefreshErrorKind::Misconfigured;
         assert!(!again.as_ref().is_err_and(misconfigured), "{again:?}");
@@ -89,13 +90,13 @@ fn check(status: StatusCode, result: &Result<Tokens, RefreshError>) {
             }
         }
         Err(error) if error.kind() == RefreshErrorKind::Rejected => {
-            assert!(status.is_success() || status == 400 || status == 401, "{status} ended the session");
+            assert!(status.is_success() || status.is_client_error(), "{status} ended the session");
         }
         Err(_) => {}
     }
 }
 
-/// One header a line, those that can be headers.
+/// One header per line that is a valid header value.
 fn headers(name: &HeaderName, data: &[u8]) -> HeaderMap {
     let values = data.split(|byte| *byte == b'\n').take(16);
     values.filter_map(|value| Some((name.clone(), HeaderValue::from_bytes(value).ok()?))).collect()
@@ -115,7 +116,7 @@ fn old() -> Tokens {
     Tokens::new(AccessToken::new("old-access").unwrap(), RefreshToken::new("old-refresh").unwrap())
 }
 
-/// The output of a call whose client answers at once.
+/// Returns the output of a call whose client answers at once.
 fn now<F: Future>(call: F) -> F::Output {
     static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Builder::new_current_thread().enable_time().build().unwrap());
     let _guard = RUNTIME.enter();

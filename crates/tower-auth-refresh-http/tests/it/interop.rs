@@ -33,20 +33,20 @@ use tower_auth_refresh_http::{
     AuthClient, AuthServerError, AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke,
 };
 
-use crate::support::{access, refresh};
+use crate::support::{access, failing, refresh};
 
-/// How often the access token, which lives for two seconds, is renewed under load.
+/// The number of times that the access token, which lives for two seconds, is renewed under load.
 const ROTATIONS: usize = 20;
 const CALLERS: usize = 50;
 
-/// The provider's process, one for all tests. It ends with its standard input: with this process.
+/// The provider's process, shared by all tests. It ends when its standard input is closed, with this process.
 struct Provider {
     issuer: String,
     address: SocketAddr,
     _process: Child,
 }
 
-/// A user's sign-in, with a client of its own.
+/// A user's sign-in, with its own client.
 struct Grant {
     token: RefreshToken,
     client_id: String,
@@ -110,7 +110,7 @@ impl Provider {
         }
     }
 
-    /// What the provider saw of this client: refreshes granted, refused, and refused since the token was used before.
+    /// The refreshes of this client: granted, refused, and refused because the token was used before.
     async fn seen(&self, grant: &Grant) -> (u64, u64, u64) {
         let url = format!("{}/test/events?client_id={}", self.issuer, grant.client_id);
         let (_, seen) = self.ask(Request::get(url).body(Full::default()).unwrap()).await;
@@ -118,7 +118,7 @@ impl Provider {
         (count("granted"), count("refused"), count("reused"))
     }
 
-    /// Whether introspection (RFC 7662) says that a token is active.
+    /// Returns `true` if introspection (RFC 7662) reports a token as active.
     async fn knows(&self, grant: &Grant, token: &str) -> bool {
         let form = form_urlencoded::Serializer::new(String::new()).append_pair("token", token).finish();
         let credentials = [&grant.client_id, &grant.client_secret]
@@ -157,7 +157,7 @@ impl Grant {
     }
 }
 
-/// The provider of a test, or the test's end.
+/// The provider of a test; ends the test if there is none.
 macro_rules! provider {
     () => {
         match Provider::get() {
@@ -167,7 +167,7 @@ macro_rules! provider {
     };
 }
 
-/// What a client stack's leaf saw.
+/// The requests that the innermost client of a stack has sent.
 #[derive(Default)]
 struct Leaf {
     sent: AtomicUsize,
@@ -212,7 +212,7 @@ fn me(provider: &Provider) -> Request<Full<Bytes>> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fifty_callers_live_through_twenty_expiries_without_a_failure() {
+async fn fifty_callers_see_no_failure_through_twenty_expiries() {
     let provider = provider!();
     let grant = provider.sign_in(json!({})).await;
     let session = grant.session(provider).await;
@@ -230,7 +230,7 @@ async fn fifty_callers_live_through_twenty_expiries_without_a_failure() {
                 assert_eq!(answer.status(), StatusCode::OK, "{:?}", answer.extensions().get::<RefreshReport>());
                 answer.into_body().collect().await.unwrap();
                 answered += 1;
-                // The load is to be steady, not the most that the machine can do.
+                // A steady load, not the most that the machine can do.
                 tokio::time::sleep(Duration::from_millis(25)).await;
             }
             answered
@@ -284,13 +284,9 @@ async fn a_wrong_client_secret_keeps_the_tokens_and_says_misconfigured() {
     let session = Session::builder(refresher).tokens(grant.tokens()).build().await.unwrap();
     let NotRefreshed::Failed(error) = session.refresh().await.unwrap_err() else { panic!() };
     assert_eq!(error.kind(), RefreshErrorKind::Misconfigured);
-    assert_eq!(
-        crate::support::cause(&error).to_string(),
-        "the server answered with an error (status 401, invalid_client)"
-    );
-    let SessionState::Failing(failure) = session.state() else { panic!("{:?}", session.state()) };
-    assert_eq!((failure.kind(), failure.count()), (RefreshErrorKind::Misconfigured, 1));
-    assert_eq!(session.tokens(), grant.tokens());
+    let message = "the server answered with an error (status 401, invalid_client)";
+    assert_eq!(crate::support::cause(&error).to_string(), format!("{}: {message}", provider.url("/token")));
+    assert_eq!((failing(&session), session.tokens()), (RefreshErrorKind::Misconfigured, grant.tokens()));
 
     // The token is as good as before.
     grant.session(provider).await.refresh().await.unwrap();
@@ -323,7 +319,7 @@ async fn sign_out_revokes_and_introspection_sees_it() {
 async fn tokens_that_arrive_after_sign_out_are_revoked() {
     let provider = provider!();
     let grant = provider.sign_in(json!({})).await;
-    // The answer is held back on its way; what is revoked is heard of.
+    // The answer is held back; revocations are reported.
     let (answered, mut answers) = mpsc::unbounded_channel();
     let (revoked, mut revocations) = mpsc::unbounded_channel();
     let release = Arc::new(Notify::new());
@@ -385,7 +381,7 @@ async fn client_credentials_buy_an_access_token() {
     let provider = provider!();
     let grant = provider.sign_in(json!({})).await;
     let refresher = ClientCredentials::new(AuthClient::rustls(), &provider.url("/token"), grant.auth()).unwrap();
-    let session = Session::builder(refresher).client_credentials().build().await.unwrap();
+    let session = Session::client_credentials(refresher).build().await.unwrap();
     session.refresh().await.unwrap();
     assert!(session.tokens().access_token().is_some() && session.tokens().expires_at().is_some());
 }
@@ -448,7 +444,7 @@ async fn session_in_doubt(proxy: &FaultProxy, grant: &Grant, path: &str, rotatio
 }
 
 #[tokio::test]
-async fn an_answer_lost_under_strict_rotation_is_not_asked_for_again_within_the_flight() {
+async fn an_answer_lost_under_strict_rotation_is_not_requested_again_within_the_flight() {
     let provider = provider!();
     let proxy = FaultProxy::before(provider).await;
     let grant = provider.sign_in(json!({})).await;
@@ -457,10 +453,8 @@ async fn an_answer_lost_under_strict_rotation_is_not_asked_for_again_within_the_
     let NotRefreshed::Failed(error) = session.refresh().await.unwrap_err() else { panic!() };
     assert_eq!(error.kind(), RefreshErrorKind::InDoubt);
     assert_eq!(provider.seen(&grant).await, (1, 0, 0));
-    // The user stays signed in: nobody said otherwise yet.
-    let SessionState::Failing(failure) = session.state() else { panic!("{:?}", session.state()) };
-    assert_eq!((failure.kind(), failure.count()), (RefreshErrorKind::InDoubt, 1));
-    assert_eq!(session.tokens(), grant.tokens());
+    // The user stays signed in: no definite answer has come yet.
+    assert_eq!((failing(&session), session.tokens()), (RefreshErrorKind::InDoubt, grant.tokens()));
 
     // The next refresh presents it again, and the provider's word decides.
     let NotRefreshed::Ended(_) = session.refresh().await.unwrap_err() else { panic!() };
@@ -469,7 +463,7 @@ async fn an_answer_lost_under_strict_rotation_is_not_asked_for_again_within_the_
 }
 
 #[tokio::test]
-async fn an_answer_lost_within_the_grace_of_the_server_is_asked_for_again_and_nobody_notices() {
+async fn an_answer_lost_within_the_grace_period_is_requested_again_unnoticed() {
     let provider = provider!();
     let proxy = FaultProxy::before(provider).await;
     let grant = provider.sign_in(json!({})).await;
@@ -478,13 +472,13 @@ async fn an_answer_lost_within_the_grace_of_the_server_is_asked_for_again_and_no
 
     session.refresh().await.unwrap();
     assert_eq!(provider.seen(&grant).await, (1, 0, 0));
-    // What came is the successor: it buys the next one.
+    // The session holds the successor, which is accepted.
     session.refresh().await.unwrap();
     assert_eq!(provider.seen(&grant).await, (2, 0, 0));
 }
 
 #[tokio::test]
-async fn grace_where_the_server_has_none_is_taken_for_theft_and_ends_the_session() {
+async fn a_grace_period_that_the_server_does_not_have_counts_as_theft_and_ends_the_session() {
     let provider = provider!();
     let proxy = FaultProxy::before(provider).await;
     let grant = provider.sign_in(json!({})).await;
@@ -496,7 +490,7 @@ async fn grace_where_the_server_has_none_is_taken_for_theft_and_ends_the_session
 }
 
 #[tokio::test]
-async fn an_answer_lost_by_a_server_that_does_not_rotate_is_asked_for_again() {
+async fn an_answer_lost_by_a_server_that_does_not_rotate_is_requested_again() {
     let provider = provider!();
     let proxy = FaultProxy::before(provider).await;
     let grant = provider.sign_in(json!({"rotate": false})).await;

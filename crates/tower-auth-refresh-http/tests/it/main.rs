@@ -1,4 +1,4 @@
-//! The public surface, scenario by scenario.
+//! Tests of the public API, by scenario.
 
 #![expect(clippy::unwrap_used, reason = "what fails in a test, fails the test")]
 
@@ -10,11 +10,14 @@ mod fuzzed;
 mod hostile;
 #[cfg(feature = "client")]
 mod interop;
+mod issued;
 mod json;
 mod layers;
 mod login;
 mod oauth;
 mod properties;
+mod recipes;
+mod rotating;
 mod secrets;
 mod sending;
 mod skew;

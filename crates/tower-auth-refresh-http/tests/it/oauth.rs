@@ -1,7 +1,13 @@
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::{HeaderName, HeaderValue};
+use serde_json::json;
 use tower_auth_refresh::{RefreshToken, Tokens};
-use tower_auth_refresh_http::{AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke};
+use tower_auth_refresh_http::{
+    AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke, TokenFields,
+};
 
-use crate::support::{Answer, Scripted, access, answer, old_tokens, outcome, refresh};
+use crate::support::{Answer, Scripted, access, answer, issued, old_tokens, outcome, refresh};
 
 const URL: &str = "https://auth.example.com/token";
 
@@ -20,21 +26,21 @@ async fn the_refresh_grant_is_a_form_with_basic_authentication() {
     assert_eq!((access(&tokens), refresh(&tokens)), ("a2", Some("r2")));
     assert_eq!(tokens.extra("id_token").unwrap(), "i2");
 
-    let asked = scripted.only();
-    assert_eq!((asked.method.as_str(), asked.uri.to_string().as_str()), ("POST", URL));
-    assert_eq!(asked.header("content-type"), Some("application/x-www-form-urlencoded"));
-    assert_eq!(asked.header("accept"), Some("application/json"));
-    assert!(asked.opted_out);
+    let request = scripted.only();
+    assert_eq!((request.method.as_str(), request.uri.to_string().as_str()), ("POST", URL));
+    assert_eq!(request.header("content-type"), Some("application/x-www-form-urlencoded"));
+    assert_eq!(request.header("accept"), Some("application/json"));
+    assert!(request.skips_auth);
     let expected = [
         ("grant_type", "refresh_token"),
         ("refresh_token", "old-refresh"),
         ("scope", "read write"),
         ("audience", "https://api.example.com"),
     ];
-    assert_eq!(asked.form(), pairs(&expected));
+    assert_eq!(request.form(), pairs(&expected));
     // base64("my+app:s3%3Ac+r%E2%82%ACt")
-    assert_eq!(asked.header("authorization"), Some("Basic bXkrYXBwOnMzJTNBYytyJUUyJTgyJUFDdA=="));
-    assert!(asked.headers["authorization"].is_sensitive());
+    assert_eq!(request.header("authorization"), Some("Basic bXkrYXBwOnMzJTNBYytyJUUyJTgyJUFDdA=="));
+    assert!(request.headers["authorization"].is_sensitive());
 }
 
 #[tokio::test]
@@ -47,11 +53,11 @@ async fn a_client_authenticates_in_the_body_or_not_at_all() {
         let grant = OAuthRefresh::new(scripted.client(), URL, auth).unwrap();
         let tokens = Tokens::from_refresh_token(RefreshToken::new("r 1&+%").unwrap());
         grant.refresh(&tokens).await.unwrap();
-        let asked = scripted.asked().pop().unwrap();
-        assert_eq!(asked.header("authorization"), None);
+        let request = scripted.requests().pop().unwrap();
+        assert_eq!(request.header("authorization"), None);
         let mut form = pairs(&[("grant_type", "refresh_token"), ("refresh_token", "r 1&+%")]);
         form.extend(pairs(&expected));
-        assert_eq!(asked.form(), form);
+        assert_eq!(request.form(), form);
     }
 }
 
@@ -60,7 +66,7 @@ async fn without_a_refresh_token_nothing_is_sent() {
     let scripted = Scripted::with([answer(200, "{}")]);
     let grant = OAuthRefresh::new(scripted.client(), URL, ClientAuth::public("app")).unwrap();
     assert_eq!(outcome(&grant.refresh(&Tokens::default()).await), "misconfigured");
-    assert!(scripted.asked().is_empty());
+    assert!(scripted.requests().is_empty());
 }
 
 #[tokio::test]
@@ -75,7 +81,7 @@ async fn client_credentials_need_no_refresh_token() {
 }
 
 #[tokio::test]
-async fn revocation_names_the_refresh_token_or_else_the_access_token() {
+async fn revocation_sends_the_refresh_token_or_else_the_access_token() {
     let scripted = Scripted::with([answer(200, "")]);
     let revoke = OAuthRevoke::new(scripted.client(), URL, ClientAuth::public("app")).unwrap();
     let access_only = Tokens::from_access_token(old_tokens().access_token().unwrap().clone());
@@ -84,14 +90,23 @@ async fn revocation_names_the_refresh_token_or_else_the_access_token() {
     {
         revoke.revoke(&tokens).await.unwrap();
         let expected = [("token", token), ("token_type_hint", hint), ("client_id", "app")];
-        assert_eq!(scripted.asked().pop().unwrap().form(), pairs(&expected));
+        assert_eq!(scripted.requests().pop().unwrap().form(), pairs(&expected));
     }
     revoke.revoke(&Tokens::default()).await.unwrap();
-    assert_eq!(scripted.asked().len(), 2);
+    assert_eq!(scripted.requests().len(), 2);
 }
 
 #[tokio::test]
-async fn a_revocation_that_fails_says_how() {
+async fn a_token_that_is_revoked_already_is_no_error() {
+    for answered in [answer(400, r#"{"error":"invalid_token"}"#), answer(400, r#"{"error":"invalid_grant"}"#)] {
+        let scripted = Scripted::with([answered]);
+        let revoke = OAuthRevoke::new(scripted.client(), URL, ClientAuth::public("app")).unwrap();
+        revoke.revoke(&old_tokens()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_revocation_that_fails_returns_the_reason() {
     let scripted = Scripted::with([
         answer(503, "").header("retry-after", "9"),
         answer(401, r#"{"error":"invalid_client"}"#),
@@ -105,7 +120,7 @@ async fn a_revocation_that_fails_says_how() {
     assert!(revoke.revoke(&old_tokens()).await.unwrap_err().is_in_doubt());
 }
 
-fn description(issuer: &str) -> Answer {
+fn metadata(issuer: &str) -> Answer {
     answer(
         200,
         format!(
@@ -121,38 +136,38 @@ async fn a_server_is_discovered_where_rfc_8414_says() {
         ("https://auth.example.com/", "https://auth.example.com/.well-known/oauth-authorization-server"),
         ("https://auth.example.com/a/b", "https://auth.example.com/.well-known/oauth-authorization-server/a/b"),
     ] {
-        let scripted = Scripted::with([description(issuer)]);
+        let scripted = Scripted::with([metadata(issuer)]);
         let server = AuthorizationServer::discover(&scripted.client(), issuer).await.unwrap();
         assert_eq!((server.issuer(), server.token_endpoint()), (issuer, "https://login.example.com/t"));
         assert_eq!(server.revocation_endpoint(), Some("https://login.example.com/r"));
-        let asked = scripted.only();
-        assert_eq!((asked.method.as_str(), asked.uri.to_string().as_str()), ("GET", url));
-        assert!(asked.opted_out);
+        let request = scripted.only();
+        assert_eq!((request.method.as_str(), request.uri.to_string().as_str()), ("GET", url));
+        assert!(request.skips_auth);
     }
 }
 
 #[tokio::test]
-async fn a_server_is_discovered_where_openid_connect_says_if_it_isnt_there() {
+async fn a_server_is_discovered_where_openid_connect_says_otherwise() {
     for nothing in [answer(404, ""), answer(403, "<html>"), answer(200, "<html>"), answer(302, "")] {
-        let scripted = Scripted::with([nothing, description("https://auth.example.com/a")]);
+        let scripted = Scripted::with([nothing, metadata("https://auth.example.com/a")]);
         AuthorizationServer::discover(&scripted.client(), "https://auth.example.com/a").await.unwrap();
         let url = "https://auth.example.com/a/.well-known/openid-configuration";
-        assert_eq!(scripted.asked()[1].uri.to_string(), url);
+        assert_eq!(scripted.requests()[1].uri.to_string(), url);
     }
     for later in [answer(500, ""), answer(429, "")] {
         let scripted = Scripted::with([later]);
         let error = AuthorizationServer::discover(&scripted.client(), "https://auth.example.com/a").await.unwrap_err();
         assert!(error.is_unavailable());
-        assert_eq!(scripted.asked().len(), 1);
+        assert_eq!(scripted.requests().len(), 1);
     }
 }
 
 #[tokio::test]
-async fn a_description_that_is_anothers_or_unsafe_is_refused() {
+async fn metadata_of_another_issuer_and_unsafe_endpoints_are_refused() {
     let issuer = "https://auth.example.com";
     for refused in [
-        description("https://auth.example.com/"),
-        description("https://evil.example"),
+        metadata("https://auth.example.com/"),
+        metadata("https://evil.example"),
         answer(200, r#"{"token_endpoint":"https://login.example.com/t"}"#),
         answer(200, r#"{"issuer":"https://auth.example.com"}"#),
         answer(200, r#"{"issuer":"https://auth.example.com","token_endpoint":"http://login.example.com/t"}"#),
@@ -166,8 +181,79 @@ async fn a_description_that_is_anothers_or_unsafe_is_refused() {
         assert!(error.is_misconfigured(), "{error}");
     }
     for issuer in ["http://auth.example.com", "https://auth.example.com?x", "https://auth.example.com#x", "auth"] {
-        let scripted = Scripted::with([description(issuer)]);
+        let scripted = Scripted::with([metadata(issuer)]);
         assert!(AuthorizationServer::discover(&scripted.client(), issuer).await.unwrap_err().is_misconfigured());
-        assert!(scripted.asked().is_empty());
+        assert!(scripted.requests().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn the_tokens_of_a_grant_are_found_at_configured_paths() {
+    let scripted =
+        Scripted::with([answer(200, r#"{"ok":true,"authed_user":{"access_token":"a2","refresh_token":"r2"}}"#)]);
+    let fields =
+        || TokenFields::default().access_token("authed_user.access_token").refresh_token("authed_user.refresh_token");
+    let grant = OAuthRefresh::new(scripted.client(), URL, ClientAuth::public("app")).unwrap().fields(fields());
+    let tokens = grant.refresh(&old_tokens()).await.unwrap();
+    assert_eq!((access(&tokens), refresh(&tokens)), ("a2", Some("r2")));
+    let grant = ClientCredentials::new(scripted.client(), URL, ClientAuth::basic("svc", "s")).unwrap().fields(fields());
+    assert_eq!(access(&grant.request_tokens().await.unwrap()), "a2");
+}
+
+#[tokio::test]
+async fn the_names_and_headers_of_a_grant_are_configurable() {
+    let scripted = Scripted::with([answer(200, r#"{"access_token":"a2"}"#)]);
+    let auth = ClientAuth::post("app", "s3cret").id_field("client_key").secret_field("secret");
+    let grant = OAuthRefresh::new(scripted.client(), URL, auth)
+        .unwrap()
+        .refresh_token_field("token")
+        .param("grant_type", "renewal")
+        .param("resource", "https://a.example")
+        .param("resource", "https://b.example")
+        .header(HeaderName::from_static("apikey"), HeaderValue::from_static("k1"));
+    grant.refresh(&old_tokens()).await.unwrap();
+    let request = scripted.only();
+    let expected = [
+        ("token", "old-refresh"),
+        ("grant_type", "renewal"),
+        ("resource", "https://a.example"),
+        ("resource", "https://b.example"),
+        ("client_key", "app"),
+        ("secret", "s3cret"),
+    ];
+    assert_eq!(request.form(), pairs(&expected));
+    assert_eq!(request.header("apikey"), Some("k1"));
+
+    let grant = OAuthRefresh::new(scripted.client(), URL, ClientAuth::none()).unwrap();
+    grant.refresh(&old_tokens()).await.unwrap();
+    let expected = pairs(&[("grant_type", "refresh_token"), ("refresh_token", "old-refresh")]);
+    assert_eq!(scripted.requests()[1].form(), expected);
+}
+
+/// A signed JWT of this subject.
+fn id_token(subject: &str) -> String {
+    format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(json!({ "sub": subject }).to_string()))
+}
+
+#[tokio::test]
+async fn an_id_token_of_another_user_refuses_the_tokens() {
+    let answered = |id: Option<String>| {
+        let mut answered = json!({"access_token": "a2", "refresh_token": "r2"});
+        answered["id_token"] = id.map_or(serde_json::Value::Null, Into::into);
+        answer(200, answered.to_string())
+    };
+    let held = serde_json::Map::from_iter([("id_token".to_owned(), id_token("ada").into())]);
+    for (id, expected) in [
+        (Some(id_token("ada")), "tokens"),
+        (None, "tokens"),
+        (Some("unreadable".to_owned()), "tokens"),
+        (Some(id_token("bob")), "misconfigured"),
+    ] {
+        let client = Scripted::with([answered(id)]).client();
+        let grant = OAuthRefresh::new(client, URL, ClientAuth::public("app")).unwrap();
+        let result = grant.refresh(&old_tokens().with_extra(held.clone())).await;
+        assert_eq!((outcome(&result).as_str(), issued(&result)), (expected, None));
+        // A session that held none accepts any.
+        assert_eq!(outcome(&grant.refresh(&old_tokens()).await), "tokens");
     }
 }

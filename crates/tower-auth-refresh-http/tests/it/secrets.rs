@@ -1,4 +1,4 @@
-//! No byte of a secret in what can be printed.
+//! No byte of a secret in `Debug`, `Display` and errors.
 
 use std::error::Error;
 use std::fmt::Write;
@@ -13,7 +13,7 @@ use crate::support::{Scripted, answer};
 
 const URL: &str = "https://api.example.com/auth/refresh";
 
-/// All that is secret has this in it.
+/// A part of every secret.
 const SECRET: &str = "hunter2";
 
 fn shown(error: &dyn Error) -> String {
@@ -27,7 +27,7 @@ fn shown(error: &dyn Error) -> String {
 }
 
 #[test]
-fn what_is_configured_doesnt_show() {
+fn configured_secrets_are_not_shown() {
     let client = Scripted::default().client().header(http::header::AUTHORIZATION, SECRET.parse().unwrap());
     let basic = || ClientAuth::basic("app", SECRET);
     let shown = format!(
@@ -46,7 +46,7 @@ fn what_is_configured_doesnt_show() {
 }
 
 #[tokio::test]
-async fn what_is_sent_and_answered_doesnt_show_in_errors() {
+async fn secrets_in_requests_and_answers_are_not_shown_in_errors() {
     let tokens =
         Tokens::new(AccessToken::new(SECRET).unwrap(), RefreshToken::new(format!("{SECRET}-refresh")).unwrap());
     let unfit = Tokens::from_refresh_token(RefreshToken::new(format!("{SECRET}; x=y")).unwrap());

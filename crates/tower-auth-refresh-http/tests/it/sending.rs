@@ -1,4 +1,4 @@
-//! What holds for every call, whatever the client.
+//! The properties of every call, with any client.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -6,7 +6,7 @@ use std::fmt;
 use std::future::{Ready, pending, ready};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ fn failing<E: Into<BoxError> + 'static>(error: impl Fn() -> E + Clone + Send + S
 }
 
 #[test]
-fn no_flavour_takes_an_endpoint_that_a_token_could_be_read_on_the_way_to() {
+fn no_call_accepts_an_endpoint_to_which_tokens_could_be_read_in_transit() {
     let client = Scripted::default().client();
     let plain = "http://api.example.com/auth";
     let refused: [Result<(), InvalidEndpoint>; 3] = [
@@ -53,7 +53,7 @@ fn no_flavour_takes_an_endpoint_that_a_token_could_be_read_on_the_way_to() {
 }
 
 #[tokio::test]
-async fn a_header_of_the_users_goes_with_every_call_but_never_replaces_one_of_its_own() {
+async fn a_header_of_the_client_is_sent_with_every_call_but_replaces_none_of_the_call() {
     let scripted = Scripted::with([answer(200, TOKENS)]);
     let client = scripted
         .client()
@@ -61,9 +61,9 @@ async fn a_header_of_the_users_goes_with_every_call_but_never_replaces_one_of_it
         .header(HeaderName::from_static("x-requested-with"), HeaderValue::from_static("fetch"))
         .header(ACCEPT, HeaderValue::from_static("text/html"));
     refreshed_by(client).await;
-    let asked = scripted.only();
-    assert_eq!((asked.header("user-agent"), asked.header("x-requested-with")), (Some("app/1"), Some("fetch")));
-    assert_eq!(asked.header("accept"), Some("application/json"));
+    let request = scripted.only();
+    assert_eq!((request.header("user-agent"), request.header("x-requested-with")), (Some("app/1"), Some("fetch")));
+    assert_eq!(request.header("accept"), Some("application/json"));
 }
 
 #[tokio::test]
@@ -102,11 +102,11 @@ async fn any_other_error_of_the_client_is_in_doubt() {
 }
 
 #[tokio::test]
-async fn a_client_that_knows_more_says_so() {
+async fn not_sent_when_recognises_further_errors() {
     let client = || failing(|| io::Error::other("pool exhausted"));
     assert_eq!(refreshed_by(client()).await, "in doubt");
-    let told = client().not_sent_when(|error| error.to_string() == "pool exhausted");
-    assert_eq!(refreshed_by(told).await, "unavailable");
+    let configured = client().not_sent_when(|error| error.to_string() == "pool exhausted");
+    assert_eq!(refreshed_by(configured).await, "unavailable");
 }
 
 /// A client that panics if it is called before it is ready.
@@ -138,7 +138,7 @@ impl Service<Request<Full<Bytes>>> for Strict {
 }
 
 #[tokio::test]
-async fn the_client_is_called_once_it_is_ready_and_one_that_never_is_sent_nothing() {
+async fn the_client_is_called_once_it_is_ready_and_a_client_that_fails_first_is_sent_nothing() {
     let strict = Strict { ready_after: 3, polled: 0, fails: false };
     assert_eq!(refreshed_by(AuthClient::new(strict.clone())).await, "tokens");
     assert_eq!(refreshed_by(AuthClient::new(Strict { fails: true, ..strict })).await, "unavailable");
@@ -173,7 +173,7 @@ async fn the_whole_call_is_bounded_in_time() {
     assert_eq!(start.elapsed().as_secs(), 3);
 }
 
-/// Sends what it has, then neither more nor the end, or an error.
+/// Sends part of a body, then an error, or nothing more.
 fn breaking_off(status: u16, sent: &'static str, error: Option<&'static str>) -> AuthClient {
     AuthClient::new(service_fn(move |_: Request<Full<Bytes>>| {
         let frames = async_stream(sent, error);
@@ -196,7 +196,7 @@ fn async_stream(
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_breaks_off_or_stalls_is_in_doubt_unless_its_head_says_enough() {
+async fn an_answer_that_breaks_off_or_stalls_is_in_doubt_unless_its_status_decides() {
     for error in [Some("reset"), None] {
         for (status, expected) in [
             (200, "in doubt"),
@@ -231,26 +231,32 @@ async fn an_endless_answer_is_read_up_to_the_limit_only() {
 }
 
 #[tokio::test]
-async fn a_body_announced_too_long_is_not_read_at_all() {
-    let read = Arc::new(AtomicBool::new(false));
-    let touched = read.clone();
-    let client = AuthClient::new(service_fn(move |_: Request<Full<Bytes>>| {
-        let touched = touched.clone();
-        let frames = futures_util::stream::repeat_with(move || {
-            touched.store(true, Ordering::Relaxed);
-            Ok::<_, Infallible>(Frame::data(Bytes::from_static(b" ")))
-        });
-        let response = Response::builder().header("content-length", "99999999999").body(StreamBody::new(frames));
-        ready(response)
-    }));
-    let error = JsonRefresh::new(client, URL).unwrap().refresh(&old_tokens()).await.unwrap_err();
-    assert_eq!(cause(&error).to_string(), "the answer is longer than the limit (status 200)");
-    assert!(!read.load(Ordering::Relaxed));
+async fn a_body_announced_too_long_is_read_up_to_the_limit_in_a_success_and_not_at_all_otherwise() {
+    for (status, expected, bytes) in [(200, "in doubt", 64 * 1024 + 1), (400, "misconfigured", 0)] {
+        let read = Arc::new(AtomicUsize::new(0));
+        let counted = read.clone();
+        let client = AuthClient::new(service_fn(move |_: Request<Full<Bytes>>| {
+            let counted = counted.clone();
+            let frames = futures_util::stream::repeat_with(move || {
+                counted.fetch_add(1, Ordering::Relaxed);
+                Ok::<_, Infallible>(Frame::data(Bytes::from_static(b" ")))
+            });
+            let response = Response::builder().status(status).header("content-length", "99999999999");
+            ready(response.body(StreamBody::new(frames)))
+        }));
+        let result = JsonRefresh::new(client, URL).unwrap().refresh(&old_tokens()).await;
+        assert_eq!(outcome(&result), expected);
+        assert_eq!(read.load(Ordering::Relaxed), bytes);
+        if status == 200 {
+            let message = format!("{URL}: the answer is longer than the limit (status 200)");
+            assert_eq!(cause(&result.unwrap_err()).to_string(), message);
+        }
+    }
 }
 
 #[tokio::test]
 async fn dropping_the_call_before_it_is_polled_sends_nothing() {
     let scripted = Scripted::with([answer(200, TOKENS)]);
     drop(JsonRefresh::new(scripted.client(), URL).unwrap().refresh(&old_tokens()));
-    assert!(scripted.asked().is_empty());
+    assert!(scripted.requests().is_empty());
 }

@@ -1,5 +1,5 @@
-//! A server whose clock is a day off: in whichever way it tells the expiry of its tokens, they are refreshed no more
-//! often than they expire, and no request is held up.
+//! A server whose clock is a day off: however it sends the expiry of its tokens, they are refreshed no more often than
+//! they expire, and no request is delayed.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -26,19 +26,19 @@ const SECOND: Duration = Duration::from_secs(1);
 const LIFETIME: Duration = Duration::from_secs(5 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// An API and an authorization server with a clock of their own, which goes as fast as that of everybody else.
+/// An API and an authorization server with their own clock, which advances at the usual pace.
 #[derive(Clone)]
 struct Server {
-    /// The wall clock at the start, and when that was: the tests' time is not that of the wall.
+    /// The wall clock at the start, and that moment in the test's paused time.
     clock: SystemTime,
     since: Instant,
-    tells: Tells,
+    expiry: Expiry,
     /// The newest token, and when it was issued.
     newest: Arc<Mutex<(u32, Instant)>>,
 }
 
-/// How it tells the expiry of a token that it issues at this moment.
-type Tells = fn(SystemTime) -> (Value, Option<Value>);
+/// The expiry of a token that is issued at this moment: members beside the token, and claims in it.
+type Expiry = fn(SystemTime) -> (Value, Option<Value>);
 
 fn unix(at: SystemTime) -> u64 {
     at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
@@ -50,8 +50,8 @@ fn rfc_3339(at: SystemTime) -> String {
     format!("{day}T{:02}:{:02}:{:02}Z", time.hour(), time.minute(), time.second())
 }
 
-/// The members beside the token, and the claims in it.
-const EACH: [(&str, Tells); 6] = [
+/// All ways to send an expiry.
+const EACH: [(&str, Expiry); 6] = [
     ("in a number of seconds", |_| (json!({"expires_in": 300}), None)),
     ("in seconds since 1970", |now| (json!({"expires_at": unix(now + LIFETIME)}), None)),
     ("in milliseconds since 1970", |now| (json!({"expires_at": unix(now + LIFETIME) * 1_000}), None)),
@@ -68,8 +68,8 @@ fn token(number: u32, claims: Option<&Value>) -> String {
 }
 
 impl Server {
-    fn new(clock: SystemTime, tells: Tells) -> Self {
-        Self { clock, since: Instant::now(), tells, newest: Arc::new(Mutex::new((1, Instant::now()))) }
+    fn new(clock: SystemTime, expiry: Expiry) -> Self {
+        Self { clock, since: Instant::now(), expiry, newest: Arc::new(Mutex::new((1, Instant::now()))) }
     }
 
     fn now(&self) -> SystemTime {
@@ -80,7 +80,7 @@ impl Server {
     fn issue(&self) -> Response<Full<Bytes>> {
         let mut newest = self.newest.lock().unwrap();
         *newest = (newest.0 + 1, Instant::now());
-        let (mut answer, claims) = (self.tells)(self.now());
+        let (mut answer, claims) = (self.expiry)(self.now());
         answer["access_token"] = token(newest.0, claims.as_ref()).into();
         answer["refresh_token"] = format!("r{}", newest.0).into();
         self.dated(Response::new(Full::from(answer.to_string())))
@@ -107,7 +107,7 @@ impl Server {
         AuthClient::new(service_fn(move |_: Request<Full<Bytes>>| ready(Ok::<_, Infallible>(server.issue()))))
     }
 
-    /// How often it is asked for tokens in an hour of a request each second.
+    /// The number of refreshes in an hour of one request per second.
     async fn refreshes(self, refresh: impl RefreshService, early: bool) -> u32 {
         let first = AccessToken::new(token(1, None)).unwrap();
         let session = Session::builder(refresh).tokens(Tokens::new(first, RefreshToken::new("r1").unwrap()));
@@ -132,14 +132,14 @@ fn clocks() -> [(&'static str, SystemTime); 3] {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whatever_a_clock_that_is_a_day_off_tells_tokens_are_refreshed_as_often_as_they_expire() {
-    for (how, tells) in EACH {
+async fn a_clock_that_is_a_day_off_causes_no_more_refreshes_than_expiries() {
+    for (how, expiry) in EACH {
         for (clock, at) in clocks() {
             for early in [false, true] {
-                let server = Server::new(at, tells);
+                let server = Server::new(at, expiry);
                 let json = JsonRefresh::new(server.auth(), "https://auth.example.com/auth/refresh").unwrap();
                 let by_json = server.refreshes(json, early).await;
-                let server = Server::new(at, tells);
+                let server = Server::new(at, expiry);
                 let auth = ClientAuth::public("app");
                 let oauth = OAuthRefresh::new(server.auth(), "https://auth.example.com/token", auth).unwrap();
                 let by_oauth = server.refreshes(oauth, early).await;
@@ -154,7 +154,7 @@ async fn whatever_a_clock_that_is_a_day_off_tells_tokens_are_refreshed_as_often_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_says_when_by_a_clock_of_its_own_is_asked_again_then() {
+async fn a_retry_after_by_another_clock_is_obeyed() {
     for (clock, at) in clocks() {
         let begun = Instant::now();
         let (server, calls) = (Server::new(at, EACH[0].1), Arc::new(Mutex::new(Vec::new())));

@@ -1,4 +1,4 @@
-//! A client that answers by itself, and keeps what it was asked.
+//! A client with scripted answers, which records its requests.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -10,10 +10,12 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
 use tower::Service;
-use tower_auth_refresh::{AccessToken, RefreshError, RefreshErrorKind, RefreshToken, SkipAuth, Tokens};
+use tower_auth_refresh::{
+    AccessToken, RefreshError, RefreshErrorKind, RefreshToken, Session, SessionState, SkipAuth, Tokens,
+};
 use tower_auth_refresh_http::{AuthClient, AuthServerError};
 
-/// What a server answers.
+/// The answer of a server.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -32,17 +34,17 @@ impl Answer {
     }
 }
 
-/// What the client was asked.
+/// A request that the client was sent.
 #[derive(Clone, Debug)]
-pub(crate) struct Asked {
+pub(crate) struct SentRequest {
     pub(crate) method: Method,
     pub(crate) uri: Uri,
     pub(crate) headers: HeaderMap,
     pub(crate) body: String,
-    pub(crate) opted_out: bool,
+    pub(crate) skips_auth: bool,
 }
 
-impl Asked {
+impl SentRequest {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
@@ -56,11 +58,11 @@ impl Asked {
     }
 }
 
-/// A tower HTTP client with its answers ready: the last one again and again.
+/// A tower HTTP client with scripted answers, the last of which is repeated.
 #[derive(Clone, Default)]
 pub(crate) struct Scripted {
     answers: Arc<Mutex<VecDeque<Answer>>>,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    requests: Arc<Mutex<Vec<SentRequest>>>,
 }
 
 impl Scripted {
@@ -72,14 +74,14 @@ impl Scripted {
         AuthClient::new(self.clone())
     }
 
-    pub(crate) fn asked(&self) -> Vec<Asked> {
-        self.asked.lock().unwrap().clone()
+    pub(crate) fn requests(&self) -> Vec<SentRequest> {
+        self.requests.lock().unwrap().clone()
     }
 
-    pub(crate) fn only(&self) -> Asked {
-        let mut asked = self.asked();
-        assert_eq!(asked.len(), 1);
-        asked.remove(0)
+    pub(crate) fn only(&self) -> SentRequest {
+        let mut requests = self.requests();
+        assert_eq!(requests.len(), 1);
+        requests.remove(0)
     }
 }
 
@@ -96,12 +98,12 @@ impl Service<Request<Full<Bytes>>> for Scripted {
         let (head, body) = request.into_parts();
         let body = body.collect();
         let body = futures_now(body).unwrap().to_bytes();
-        self.asked.lock().unwrap().push(Asked {
+        self.requests.lock().unwrap().push(SentRequest {
             method: head.method,
             uri: head.uri,
             headers: head.headers,
             body: String::from_utf8(body.to_vec()).unwrap(),
-            opted_out: head.extensions.get::<SkipAuth>().is_some(),
+            skips_auth: head.extensions.get::<SkipAuth>().is_some(),
         });
         let mut answers = self.answers.lock().unwrap();
         let answer = if answers.len() > 1 { answers.pop_front() } else { answers.front().cloned() };
@@ -136,22 +138,37 @@ pub(crate) fn refresh(tokens: &Tokens) -> Option<&str> {
     tokens.refresh_token().map(RefreshToken::expose_secret)
 }
 
-/// What became of a call, in a word.
+/// The outcome of a call, in a word.
 pub(crate) fn outcome(result: &Result<Tokens, RefreshError>) -> String {
     match result {
         Ok(_) => "tokens".to_owned(),
-        Err(error) => match (error.kind(), error.retry_after()) {
-            (RefreshErrorKind::Rejected, _) => "rejected".to_owned(),
-            (RefreshErrorKind::Misconfigured, _) => "misconfigured".to_owned(),
-            (RefreshErrorKind::Unavailable, None) => "unavailable".to_owned(),
-            (RefreshErrorKind::Unavailable, Some(delay)) => format!("unavailable for {} s", delay.as_secs()),
-            (RefreshErrorKind::InDoubt, _) => "in doubt".to_owned(),
-            (other, _) => format!("{other:?}"),
+        Err(error) => match error.kind() {
+            RefreshErrorKind::Rejected => "rejected".to_owned(),
+            RefreshErrorKind::Misconfigured => "misconfigured".to_owned(),
+            RefreshErrorKind::Unavailable => match error.retry_after() {
+                None => "unavailable".to_owned(),
+                Some(delay) => format!("unavailable for {} s", delay.as_secs()),
+            },
+            RefreshErrorKind::InDoubt => "in doubt".to_owned(),
+            other => format!("{other:?}"),
         },
     }
 }
 
-/// The cause that this crate gives.
+/// The kind of the failure of a session that is signed in and whose last refresh failed.
+pub(crate) fn failing(session: &Session) -> RefreshErrorKind {
+    match session.state() {
+        SessionState::Failing(failure) => failure.kind(),
+        other => panic!("the session is {other:?}"),
+    }
+}
+
+/// The refresh token that a failed call issued.
+pub(crate) fn issued(result: &Result<Tokens, RefreshError>) -> Option<&str> {
+    result.as_ref().err()?.refresh_token().map(RefreshToken::expose_secret)
+}
+
+/// The source that this crate gives a `RefreshError`.
 pub(crate) fn cause(error: &RefreshError) -> &AuthServerError {
     std::error::Error::source(error).unwrap().downcast_ref().unwrap()
 }

@@ -1,4 +1,4 @@
-//! With the ready-made client, over sockets: what was never sent is told from what is in doubt.
+//! With the ready-made client, over sockets: calls that were never sent are distinguished from calls in doubt.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -16,10 +16,11 @@ async fn refreshed(url: &str) -> (String, String) {
     let refresh = JsonRefresh::new(AuthClient::rustls().timeout(Duration::from_secs(5)), url).unwrap();
     let result = refresh.refresh(&old_tokens()).await;
     let cause = result.as_ref().err().map(|error| cause(error).to_string()).unwrap_or_default();
+    let cause = cause.strip_prefix(&format!("{url}: ")).map(str::to_owned).unwrap_or(cause);
     (outcome(&result), cause)
 }
 
-/// A server of one connection: it reads a request, then does this.
+/// A server of one connection, which reads a request and then runs `then`.
 async fn serving<F>(then: impl FnOnce(TcpStream) -> F + Send + 'static) -> SocketAddr
 where
     F: Future<Output = ()> + Send,
@@ -37,7 +38,7 @@ where
 }
 
 #[tokio::test]
-async fn a_connection_that_never_came_about_means_that_nothing_was_sent() {
+async fn a_connection_that_fails_means_that_nothing_was_sent() {
     let closed = {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         listener.local_addr().unwrap()
@@ -46,11 +47,11 @@ async fn a_connection_that_never_came_about_means_that_nothing_was_sent() {
     assert_eq!(refreshed(&format!("http://{closed}/auth/refresh")).await, unsent);
     assert_eq!(refreshed("https://name.invalid/auth/refresh").await, unsent);
 
-    // Something that doesn't speak TLS, and something that hangs up.
-    let deaf = serving(async |mut stream| stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap()).await;
-    assert_eq!(refreshed(&format!("https://{deaf}/auth/refresh")).await, unsent);
-    let gone = serving(async |stream| drop(stream)).await;
-    assert_eq!(refreshed(&format!("https://{gone}/auth/refresh")).await, unsent);
+    // A peer that doesn't speak TLS, and one that closes the connection.
+    let plain = serving(async |mut stream| stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap()).await;
+    assert_eq!(refreshed(&format!("https://{plain}/auth/refresh")).await, unsent);
+    let closing = serving(async |stream| drop(stream)).await;
+    assert_eq!(refreshed(&format!("https://{closing}/auth/refresh")).await, unsent);
 }
 
 #[tokio::test]
@@ -76,15 +77,15 @@ async fn an_endless_answer_and_a_false_length_are_bounded() {
     })
     .await;
     assert_eq!(refreshed(&format!("http://{endless}/")).await.1, "the answer is longer than the limit (status 200)");
-    let boasting = serving(async |mut stream| {
+    let announcing = serving(async |mut stream| {
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 18446744073709551615\r\n\r\n{").await.unwrap();
     })
     .await;
-    assert_eq!(refreshed(&format!("http://{boasting}/")).await.0, "in doubt");
+    assert_eq!(refreshed(&format!("http://{announcing}/")).await.0, "in doubt");
 }
 
 #[tokio::test]
-async fn every_call_has_a_connection_of_its_own() {
+async fn every_call_has_its_own_connection() {
     let server = TestServer::start().await.unwrap();
     let refresh = JsonRefresh::new(AuthClient::rustls(), &server.url("/auth/refresh")).unwrap();
     let session = Session::builder(refresh).tokens(signed_in(&server)).build().await.unwrap();
@@ -131,7 +132,7 @@ async fn a_user_signs_in_refreshes_and_signs_out() {
 }
 
 #[tokio::test]
-async fn what_goes_wrong_at_the_server_means_what_the_table_says() {
+async fn each_fault_of_the_server_has_the_outcome_of_the_table() {
     let server = TestServer::start().await.unwrap();
     let refresh = JsonRefresh::new(AuthClient::rustls().timeout(Duration::from_secs(2)), &server.url("/auth/refresh"));
     let refresh = refresh.unwrap();

@@ -8,7 +8,8 @@ use tokio::sync::watch;
 use tokio::task::yield_now;
 use tower::BoxError;
 use tower_auth_refresh::store::{
-    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Presented, Record, StoreFuture, TokenStore, Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, Presented, Record, StoreFuture, TokenStore,
+    Version,
 };
 
 use super::rewind::Rewindable;
@@ -20,6 +21,7 @@ use crate::gate::{Bar, Gate};
 #[expect(missing_docs, reason = "each is the method of `TokenStore` of that name")]
 pub enum Call {
     Load,
+    Insert,
     Replace,
     Claim,
     Renew,
@@ -352,6 +354,10 @@ impl Plan {
 impl TokenStore for FaultyStore {
     fn load(&self) -> StoreFuture<'_, Option<Record>> {
         self.call(Call::Load, |inner| inner.load())
+    }
+
+    fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
+        self.call(Call::Insert, move |inner| inner.insert(entry))
     }
 
     fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tower::BoxError;
 use tower_auth_refresh::store::{
-    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Presented, Record, StoreFuture, TokenStore, Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, Presented, Record, StoreFuture, TokenStore,
+    Version,
 };
 
 /// A wrapper around a store that can go back to an earlier record.
@@ -68,6 +69,15 @@ impl Rewindable {
 impl TokenStore for Rewindable {
     fn load(&self) -> StoreFuture<'_, Option<Record>> {
         Box::pin(async { Ok(self.inner.load().await?.map(|record| self.shown(record))) })
+    }
+
+    fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
+        Box::pin(async {
+            Ok(match self.inner.insert(entry).await? {
+                InsertOutcome::Exists(record) => InsertOutcome::Exists(self.shown(record)),
+                other => other,
+            })
+        })
     }
 
     fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {

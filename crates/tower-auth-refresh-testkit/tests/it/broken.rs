@@ -7,8 +7,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use futures_util::FutureExt;
 use tokio::time::Instant;
 use tower_auth_refresh::store::{
-    Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, Presented, Record, StoreFuture,
-    TokenStore, Version,
+    Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, InsertOutcome, Presented, Record,
+    StoreFuture, TokenStore, Version,
 };
 use tower_auth_refresh_testkit::conformance::{self, Handles};
 
@@ -42,6 +42,7 @@ defects! {
     CommitKeepsTheClaim
     CommitStartsAnEpoch
     ConflictHasNoRecord
+    InsertReplaces
     ReplaceKeepsTheClaim
     ReplaceNeedsAnEmptyStore
     ClearIgnoresTheVersion
@@ -224,6 +225,13 @@ impl Slot {
 impl TokenStore for Broken {
     fn load(&self) -> StoreFuture<'_, Option<Record>> {
         self.call(|slot, _| slot.record.clone())
+    }
+
+    fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
+        self.call(|slot, defect| match slot.found(defect) {
+            Some(record) if defect != D::InsertReplaces => InsertOutcome::Exists(record),
+            _ => InsertOutcome::Inserted(slot.write(entry, defect, self.ids)),
+        })
     }
 
     fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {

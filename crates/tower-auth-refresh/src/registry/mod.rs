@@ -64,7 +64,10 @@ use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
 use self::table::{Cursor, Table};
-use crate::session::{Config, RefreshLimiter, Session, SessionBuilder, SessionError, TokenCell, bounded};
+use crate::session::{
+    Config, Look, Recheck, RefreshLimiter, Session, SessionBuilder, SessionError, SessionStatus, TokenCell, bounded,
+    run_clock,
+};
 use crate::shared::Shared;
 use crate::store::{Entry, Epoch, MemoryStore, TokenStore};
 use crate::token::Tokens;
@@ -72,6 +75,8 @@ use crate::token::Tokens;
 const MAX_SESSIONS: usize = 100_000;
 
 const MAX_CONCURRENT_REFRESHES: usize = 64;
+
+const RECHECK: Duration = Duration::from_secs(5);
 
 /// Many users' sessions by key, bounded: a handle that is cheap to clone.
 ///
@@ -101,8 +106,8 @@ struct Inner<K> {
     max_sessions: usize,
     store_factory: Option<Box<StoreFactory<K>>>,
     config: Arc<Config>,
-    /// Set once the other fields are: the sweep holds a weak reference to them.
-    sweep: OnceLock<AbortHandle>,
+    /// The sweep and the clock. Set once the other fields are: the sweep holds a weak reference to them.
+    tasks: OnceLock<[AbortHandle; 2]>,
 }
 
 type StoreFactory<K> = dyn Fn(&K) -> Arc<dyn TokenStore> + Send + Sync;
@@ -118,7 +123,7 @@ struct Insertions<K> {
 
 struct Load {
     number: u64,
-    /// Whether a caller waits for the session in order to sign it out: it then needs no room.
+    /// `true` if a caller waits for the session in order to sign it out: it then needs no room.
     signs_out: Arc<AtomicBool>,
     found: Arc<Shared<Found>>,
 }
@@ -140,7 +145,7 @@ type Found = Result<Option<Session>, SessionRegistryError>;
 impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
     /// Starts to build a registry. The template has the settings of all sessions; its tokens and its store are not used.
     ///
-    /// Where the sessions need no refresh token ([`SessionBuilder::client_credentials`]), each is still begun by a
+    /// Where the sessions need no refresh token ([`Session::client_credentials`]), each is still begun by a
     /// [sign-in](Self::sign_in), with tokens that say in an [extra member](Tokens::extra) whose they are. The refresh
     /// service finds it in the [request](crate::RefreshRequest::tokens).
     pub fn builder(template: SessionBuilder) -> SessionRegistryBuilder<K> {
@@ -150,13 +155,15 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
             idle_timeout: None,
             max_concurrent_refreshes: MAX_CONCURRENT_REFRESHES,
             store_factory: None,
+            recheck: RECHECK,
         }
     }
 
     /// Returns the session of this key; `None` if no user is signed in.
     ///
-    /// The memory is searched at once, before the future is polled; if the session is found there, the future is ready.
-    /// A session that was signed out or has ended is still found while it has a handle.
+    /// The memory is searched at once, before the future is polled. If the session is found there, the future is ready,
+    /// unless its durable store was not looked at within the [recheck](SessionRegistryBuilder::recheck) bound. A session
+    /// that was signed out or has ended is still found while it has a handle.
     ///
     /// # Errors
     ///
@@ -165,7 +172,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future doesn't interrupt the load.
+    /// Dropping the future doesn't interrupt the load or the look at the store.
     // Not an `async fn`: its result would pass through memory, a store-to-load forwarding on every look-up.
     #[inline]
     pub fn get<'a>(
@@ -173,9 +180,57 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
         key: &'a K,
     ) -> impl Future<Output = Result<Option<Session>, SessionRegistryError>> + Send + use<'a, K> {
         match self.inner.find(key) {
-            Some(cell) => Either::Left(ready(Ok(Some(Session::of(cell))))),
+            Some(cell) if self.inner.config.recheck.is_fresh(&cell) => Either::Left(ready(Ok(Some(Session::of(cell))))),
+            Some(cell) => match cell.recheck_if_due() {
+                None => Either::Left(ready(Ok(Some(Session::of(cell))))),
+                Some(look) => Either::Right(self.inner.find_after(look, key).boxed()),
+            },
             None => Either::Right(self.inner.find_or_load(key, false).boxed()),
         }
+    }
+
+    /// Returns the status of the session of this key, if it is in memory; `None` if it isn't.
+    ///
+    /// This is not a use of the session: polling it keeps no session from being evicted or from its
+    /// [idle time-out](SessionRegistryBuilder::idle_timeout). Nothing is loaded, and no refresh or look at the store is
+    /// started: a change by another process shows once a [`get`](Self::get) or [`changed`](Self::changed) has found it.
+    #[must_use]
+    pub fn peek(&self, key: &K) -> Option<SessionStatus> {
+        // The status is made after the lock is released, which may clone and drop a foreign error.
+        let state = self.inner.table.peek(key, |cell| Arc::clone(&cell.snapshot()))?;
+        Some(SessionStatus::of(&state))
+    }
+
+    /// Looks at the store of this key's session again, since another process has written or deleted its record. For
+    /// stores that push their changes.
+    ///
+    /// Does nothing if the session isn't in memory. Otherwise the look is made in the background, as by
+    /// [`Session::recheck`], and the next [`get`](Self::get) waits for it. If the store can't be read, the session is
+    /// served from memory. This is not a use of the session.
+    pub fn changed(&self, key: &K) {
+        let inner = &self.inner;
+        let recheck = |cell: Arc<TokenCell>| drop(cell.recheck());
+        if let Some(cell) = inner.table.peek(key, Arc::clone) {
+            return recheck(cell);
+        }
+        let mut insertions = inner.insertions();
+        // Inserted since.
+        let found = inner.table.peek(key, Arc::clone);
+        // A load under way may have read the record before.
+        let outdated = insertions.loads.remove_entry(key);
+        drop(insertions);
+        drop(outdated);
+        if let Some(cell) = found {
+            recheck(cell);
+        }
+    }
+
+    /// Has every session in memory look at its store again before the next [`get`](Self::get) returns it.
+    ///
+    /// Call it when a connection that brings the calls of [`changed`](Self::changed) is up again: changes may have been
+    /// missed. It reads no store by itself.
+    pub fn recheck_all(&self) {
+        self.inner.config.recheck.expire_all();
     }
 
     /// Signs a user in.
@@ -225,7 +280,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
         self.inner.table.len()
     }
 
-    /// Whether no session is in memory.
+    /// Returns `true` if no session is in memory.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -276,6 +331,17 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         Some(cell)
     }
 
+    /// Returns the session after a look at its store. The caller holds no handle meanwhile, so that a session that the
+    /// look finds signed out is removed.
+    async fn find_after(self: &Arc<Self>, look: Arc<Look>, key: &K) -> Found {
+        // If the look has failed, the session is served from memory.
+        let _ = look.get().await;
+        match self.find(key) {
+            Some(cell) => Ok(Some(Session::of(cell))),
+            None => self.find_or_load(key, false).await,
+        }
+    }
+
     /// `signs_out`: whether the caller will sign it out.
     async fn find_or_load(self: &Arc<Self>, key: &K, signs_out: bool) -> Found {
         if self.store_factory.is_none() {
@@ -315,10 +381,13 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         async move {
             // The factory changes nothing of the registry's, so no change is left half done.
             let store = catch_unwind(AssertUnwindSafe(|| self.store(&key)));
+            let looked = self.config.recheck.now();
             let found = match store {
                 Ok(store) => bounded(|| store.load()).await.map(|record| {
                     let config = Arc::clone(&self.config);
-                    record.map(|record| Arc::new(TokenCell::new(Some(record), store, config)))
+                    let cell = TokenCell::new(Some(record?), store, config);
+                    cell.set_looked(looked);
+                    Some(Arc::new(cell))
                 }),
                 Err(_panic) => Err("the store factory panicked".into()),
             };
@@ -434,9 +503,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
 
 impl<K> Drop for Inner<K> {
     fn drop(&mut self) {
-        if let Some(sweep) = self.sweep.get() {
-            sweep.abort();
-        }
+        self.tasks.get().into_iter().flatten().for_each(AbortHandle::abort);
     }
 }
 
@@ -448,6 +515,7 @@ pub struct SessionRegistryBuilder<K> {
     idle_timeout: Option<Duration>,
     max_concurrent_refreshes: usize,
     store_factory: Option<Box<StoreFactory<K>>>,
+    recheck: Duration,
 }
 
 impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistryBuilder<K> {
@@ -485,6 +553,22 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistryBuilder<K> {
         self
     }
 
+    /// Bounds the time within which a sign-out by another process is in force here. Default: 5 s.
+    /// [`Duration::MAX`] switches it off.
+    ///
+    /// It holds for sessions with a [durable](TokenStore::is_durable) store, whether or not the store reports
+    /// [changes](SessionRegistry::changed), and from one [`get`](SessionRegistry::get) to the next: if the last look at
+    /// the store is older than the bound, `get` waits for a new one. If it is older than half of that, `get` starts one in
+    /// the background. A session that isn't looked up causes no load. [`Session::recheck`] describes a look.
+    ///
+    /// A look takes 5 s at most. If it fails, the session is served from memory with a tracing event, and looked at again
+    /// after an eighth of the bound. Until a look succeeds, look-ups wait for one only if the last was tried longer than
+    /// half the bound ago.
+    pub fn recheck(mut self, bound: Duration) -> Self {
+        self.recheck = bound;
+        self
+    }
+
     /// Builds the registry. No store is read yet.
     ///
     /// # Errors
@@ -494,17 +578,19 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistryBuilder<K> {
     pub fn build(self) -> Result<SessionRegistry<K>, SessionError> {
         let runtime = Handle::try_current().map_err(SessionError::runtime)?;
         let limiter = Arc::new(RefreshLimiter::new(self.max_concurrent_refreshes));
-        let config = Arc::new(self.template.into_config(runtime.clone(), Some(limiter)));
+        let bound = (self.store_factory.is_some() && self.recheck != Duration::MAX).then_some(self.recheck);
+        let config = Arc::new(self.template.into_config(runtime.clone(), Some(limiter), Recheck::new(bound)));
         let inner = Arc::new(Inner {
             table: Table::new(self.max_sessions),
             insertions: Mutex::new(Insertions { loads: HashMap::new(), last: 0, cursor: Cursor::default() }),
             max_sessions: self.max_sessions,
             store_factory: self.store_factory,
             config,
-            sweep: OnceLock::new(),
+            tasks: OnceLock::new(),
         });
         let sweep = runtime.spawn(sweep::sweep(Arc::downgrade(&inner), self.idle_timeout));
-        inner.sweep.get_or_init(|| sweep.abort_handle());
+        let clock = runtime.spawn(run_clock(Arc::downgrade(&inner.config)));
+        inner.tasks.get_or_init(|| [sweep.abort_handle(), clock.abort_handle()]);
         Ok(SessionRegistry { inner })
     }
 }

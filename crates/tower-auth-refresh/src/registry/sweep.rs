@@ -67,8 +67,10 @@ impl<K: Eq + Hash + Send + Sync + 'static> Inner<K> {
         let mut idle = Vec::new();
         let removed = self.table.sweep(cursor, |cell| {
             if !cell.is_alone() {
-                // A session is in use while it has a handle.
-                self.table.touch(cell);
+                // A session is in use while it has a handle. That of a look at the store doesn't count.
+                if !cell.is_looking() {
+                    self.table.touch(cell);
+                }
                 return false;
             }
             let used = cell.used.load(Ordering::Relaxed);

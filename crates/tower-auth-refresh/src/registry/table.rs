@@ -3,11 +3,11 @@
 //! Eviction is a variant of CLOCK: a cursor goes round, and of the next few evictable sessions the longest unused is
 //! evicted.
 
-use std::hash::{BuildHasher, Hash};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::HashTable;
 
 use crate::session::TokenCell;
 
@@ -28,7 +28,7 @@ const CANDIDATES: usize = 8;
 const BUCKETS_A_CALL: usize = 4096;
 
 pub(super) struct Table<K> {
-    hasher: DefaultHashBuilder,
+    hasher: RandomState,
     shards: Box<[Mutex<HashTable<Slot<K>>>]>,
     len: AtomicUsize,
     /// Advances with every insertion and every sweep. Wraps.
@@ -62,7 +62,7 @@ impl<K: Eq + Hash> Table<K> {
         )]
         let shards = (capacity as f64 / (shard_capacity as f64 * LOAD_FACTOR)).ceil().max(1.0) as usize;
         Self {
-            hasher: DefaultHashBuilder::default(),
+            hasher: RandomState::default(),
             shards: (0..shards).map(|_| Mutex::default()).collect(),
             len: AtomicUsize::new(0),
             clock: AtomicU32::new(0),
@@ -76,12 +76,17 @@ impl<K: Eq + Hash> Table<K> {
     /// Returns the session of this key, and marks it as used.
     #[inline]
     pub(super) fn find(&self, key: &K) -> Option<Arc<TokenCell>> {
-        let (hash, shard) = self.shard_of(key);
-        let shard = lock(shard);
-        let cell = Arc::clone(&shard.find(hash, |slot| slot.key == *key)?.cell);
-        drop(shard);
+        let cell = self.peek(key, Arc::clone)?;
         self.touch(&cell);
         Some(cell)
+    }
+
+    /// Reads from the session of this key, under its shard's lock, without marking it as used.
+    #[inline]
+    pub(super) fn peek<T>(&self, key: &K, read: impl FnOnce(&Arc<TokenCell>) -> T) -> Option<T> {
+        let (hash, shard) = self.shard_of(key);
+        let shard = lock(shard);
+        shard.find(hash, |slot| slot.key == *key).map(|slot| read(&slot.cell))
     }
 
     /// Inserts a session under a key that has none. The caller's lock excludes concurrent insertions.

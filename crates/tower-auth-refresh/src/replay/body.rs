@@ -5,6 +5,7 @@ use std::error::Error;
 use std::fmt;
 use std::mem;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -42,6 +43,15 @@ use super::{NotReplayable, Replay};
 ///
 /// A time-out [inside the middleware](crate::AuthRefreshLayer#the-order-of-layers) ends such a replay: over HTTP/1
 /// together with the connection, over HTTP/2 that request alone.
+///
+/// # Servers that refuse a large upload and close
+///
+/// A server may answer 401 early, with most of an upload unread, and close the connection at once. Its TCP stack then
+/// resets the connection (RFC 9112 §9.6), and the reset may reach the client before the 401 is read. hyper returns
+/// "connection reset" in such a case, in place of the response: in 3 of 10 such requests. There is no challenge then,
+/// and this middleware can't tell the error from any other. The remedy is to send no expired token:
+/// [`refresh_early`](crate::SessionBuilder::refresh_early). An upload that is known to exceed the replay limit waits for
+/// a refresh in any case, if the token's known expiry has passed.
 pub struct ReplayBody<B> {
     state: State<B>,
 }
@@ -78,30 +88,69 @@ struct Replaying<B> {
 }
 
 impl<B> ReplayBody<B> {
+    /// Returns the whole body, if it is in memory as one piece and nothing of it has been sent; an empty body too.
+    ///
+    /// For clients whose own body type takes [`Bytes`]: a body that isn't wrapped keeps the client's own retries and its
+    /// `Content-Length`.
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use http_body_util::{BodyExt, Either, Full};
+    /// use tower_auth_refresh::ReplayBody;
+    ///
+    /// fn into_client_body<B>(body: ReplayBody<B>) -> Either<Full<Bytes>, ReplayBody<B>> {
+    ///     body.try_into_bytes().map_or_else(Either::Right, |bytes| Either::Left(Full::new(bytes)))
+    /// }
+    /// # let _ = into_client_body::<String>;
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Returns the body as it was if it is streamed. [`AuthRefreshLayer::one_piece`] recognizes more body types as one
+    /// piece than `Full<Bytes>` and `String`.
+    ///
+    /// [`AuthRefreshLayer::one_piece`]: crate::AuthRefreshLayer::one_piece
+    pub fn try_into_bytes(self) -> Result<Bytes, Self> {
+        match self.state {
+            State::Single(data) => Ok(data),
+            State::Other(Other::Empty(_)) => Ok(Bytes::new()),
+            State::Other(other) => Err(other.into()),
+        }
+    }
+
     /// Creates a body that streams through without a record.
-    pub(crate) fn passing(mut body: B) -> Self
+    pub(crate) fn passing(mut body: B, one_piece: &OnePiece) -> Self
     where
         B: Body + 'static,
     {
         if body.is_end_stream() {
             return Self::empty(body.size_hint());
         }
-        take_whole(&mut body).map_or_else(|| Other::Streaming(Box::new(body)).into(), Self::single)
+        take_whole(&mut body, one_piece).map_or_else(|| Other::Streaming(Box::new(body)).into(), Self::single)
     }
 
-    /// Creates the body of a first attempt, and the handle that replays it if at most `limit` bytes have been sent.
-    pub(crate) fn recording(mut body: B, limit: usize) -> (Self, Replay<B>)
+    #[cfg(test)]
+    pub(crate) fn recording(body: B, limit: usize) -> (Self, Replay<B>)
     where
         B: Body + 'static,
     {
         let size = body.size_hint();
+        Self::recorded(body, size, limit, &OnePiece::default())
+    }
+
+    /// Creates the body of a first attempt, and the handle that replays it if at most `limit` bytes have been sent.
+    /// `size`: the body's size hint, which the caller knows already.
+    pub(crate) fn recorded(mut body: B, size: SizeHint, limit: usize, one_piece: &OnePiece) -> (Self, Replay<B>)
+    where
+        B: Body + 'static,
+    {
         if body.is_end_stream() {
             return (Self::empty(size), Replay::empty(size));
         }
         if size.lower() > limit as u64 {
-            return (Self::passing(body), Replay::never(NotReplayable::TooLarge));
+            return (Self::passing(body, one_piece), Replay::never(NotReplayable::TooLarge));
         }
-        if let Some(data) = take_whole(&mut body) {
+        if let Some(data) = take_whole(&mut body, one_piece) {
             return (Self::single(data.clone()), Replay::single(data));
         }
         let (reader, keeper) = slot(body, limit);
@@ -227,25 +276,51 @@ impl<B> Other<B> {
     }
 }
 
+/// The app's way to take a body of a type of its own that is in memory as one piece.
+#[derive(Clone, Default)]
+pub(crate) struct OnePiece(Option<Arc<dyn Any + Send + Sync>>);
+
+/// Returns the whole body, or `None` if the body isn't in memory as one piece.
+type Take<B> = fn(&B) -> Option<Bytes>;
+
+impl OnePiece {
+    pub(crate) fn new<B: 'static>(take: Take<B>) -> Self {
+        Self(Some(Arc::new(take)))
+    }
+
+    fn take<B: 'static>(&self, body: &B) -> Option<Bytes> {
+        let take: &Take<B> = self.0.as_ref()?.downcast_ref()?;
+        take(body)
+    }
+}
+
+impl fmt::Debug for OnePiece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OnePiece").finish_non_exhaustive()
+    }
+}
+
 /// Takes the data of a body whose type holds it in memory as one piece.
 ///
-/// Decides by the type only. Polling would find more such bodies, but a poll has effects: a body that is fed by a
+/// Decides by the type, or as the app says. Polling would find more such bodies, but a poll has effects: a body that is fed by a
 /// server's connection lets that peer send (`100 Continue`); others start to read a file, need a runtime's context, or
 /// panic. All that would happen before the inner service has a connection.
 ///
 /// The data stays in one piece. If it were split, so that a replay could stop it, hyper would still buffer 400 KiB of
 /// the pieces before a response arrives.
-fn take_whole<B: 'static>(body: &mut B) -> Option<Bytes> {
-    let body: &mut dyn Any = body;
-    if let Some(full) = body.downcast_mut::<Full<Bytes>>() {
+fn take_whole<B: 'static>(body: &mut B, one_piece: &OnePiece) -> Option<Bytes> {
+    let any: &mut dyn Any = body;
+    if let Some(full) = any.downcast_mut::<Full<Bytes>>() {
         mem::take(full).into_inner()
+    } else if let Some(text) = any.downcast_mut::<String>() {
+        Some(mem::take(text).into())
     } else {
-        body.downcast_mut::<String>().map(|text| mem::take(text).into())
+        one_piece.take(body)
     }
 }
 
 /// Returns the size hint that remains of `size` after `frame`.
-fn without(size: SizeHint, frame: &Frame<Bytes>) -> SizeHint {
+pub(crate) fn without(size: SizeHint, frame: &Frame<Bytes>) -> SizeHint {
     let sent = frame.data_ref().map_or(0, Bytes::len) as u64;
     let mut remaining = SizeHint::new();
     remaining.set_lower(size.lower().saturating_sub(sent));

@@ -1,4 +1,4 @@
-//! [`Head`]: all of a request but its body.
+//! [`Head`]: a request without its body.
 
 use bytes::{Buf, Bytes};
 use http::header::{HeaderName, HeaderValue};
@@ -6,65 +6,58 @@ use http::uri::{self, Authority, PathAndQuery, Scheme, Uri};
 use http::{Extensions, Method, Request, Version, request};
 
 use super::NotReplayable;
-use crate::scope::{Origins, Spelling};
 
 /// The head of a request, kept for a replay.
 ///
-/// Target and headers are packed into one buffer, which is one allocation; to clone them takes one for each value at
-/// worst, and touches reference counts that other threads may share. A target that spells its origin as we do needs only
-/// to say so. Unpacking is for the few that are replayed.
+/// Authority, target and headers are packed into one buffer, which is one allocation. To clone them instead takes up to
+/// one allocation for each value, and writes reference counts that other threads may share. Only a replay unpacks.
 pub(crate) struct Head {
     method: Method,
     version: Version,
     extensions: Extensions,
-    /// How the target spells its origin, which is packed only if it isn't as ours.
-    spelling: Spelling,
-    /// Scheme and authority, path and query, then a name and a value for each header; see [`pack`].
+    /// Not packed: a clone of `http` or `https` neither allocates nor counts a reference.
+    scheme: Option<Scheme>,
+    /// Authority, path and query, then a name and a value for each header; see [`pack`].
     packed: Vec<u8>,
 }
 
 impl Head {
-    /// Keeps a copy, as the head stands now: before the token is in it.
-    pub(crate) fn keep<B>(request: &Request<B>, spelling: Spelling) -> Self {
+    /// Copies the head of a request to which no token is attached yet.
+    pub(crate) fn keep<B>(request: &Request<B>) -> Self {
         let (uri, headers, extensions) = (request.uri(), request.headers(), request.extensions());
-        // Room enough for ordinary heads, and little enough that allocators serve it from their quick lists. To add it
-        // up first costs more than it saves.
+        // Large enough for ordinary heads, and small enough for the thread-local free lists of allocators. To compute
+        // the exact size first costs more than it saves.
         let mut packed = Vec::with_capacity(128 + 56 * headers.len());
         let target = uri.path_and_query().map_or("", PathAndQuery::as_str);
-        match spelling {
-            Spelling::Ours(_) => pack(&mut packed, target.as_bytes(), false),
-            Spelling::Theirs => {
-                pack(&mut packed, uri.scheme_str().unwrap_or_default().as_bytes(), false);
-                pack(&mut packed, uri.authority().map_or("", Authority::as_str).as_bytes(), false);
-                // Where there is none, `path_and_query` may still say `/`.
-                let target = if uri.path().is_empty() { "" } else { target };
-                pack(&mut packed, target.as_bytes(), false);
-            }
-        }
+        // Without a target, `path_and_query` may still return `/`.
+        let target = if uri.scheme().is_none() && uri.path().is_empty() { "" } else { target };
+        pack(&mut packed, uri.authority().map_or("", Authority::as_str).as_bytes(), false);
+        pack(&mut packed, target.as_bytes(), false);
         for (name, value) in headers {
             pack(&mut packed, name.as_str().as_bytes(), false);
             pack(&mut packed, value.as_bytes(), value.is_sensitive());
         }
         let extensions = if extensions.is_empty() { Extensions::new() } else { extensions.clone() };
-        Self { method: request.method().clone(), version: request.version(), extensions, spelling, packed }
+        let (method, version, scheme) = (request.method().clone(), request.version(), uri.scheme().cloned());
+        Self { method, version, extensions, scheme, packed }
     }
 
-    /// The head again, ready for the token. `origins`: those that have told how it is spelled.
+    /// Unpacks the head, still without a token.
     ///
     /// # Errors
     ///
-    /// Something in it isn't what its own parser accepts, as can be made with `unsafe` constructors.
-    pub(crate) fn rebuild(self, origins: &Origins) -> Result<request::Parts, NotReplayable> {
-        self.unpacked(origins).ok_or(NotReplayable::Head)
+    /// If its own parser doesn't accept a part of the head: such a part can be made with `unsafe` constructors.
+    pub(crate) fn rebuild(self) -> Result<request::Parts, NotReplayable> {
+        self.unpacked().ok_or(NotReplayable::Head)
     }
 
-    fn unpacked(self, origins: &Origins) -> Option<request::Parts> {
+    fn unpacked(self) -> Option<request::Parts> {
         let mut packed = Bytes::from(self.packed);
         let (mut head, ()) = Request::new(()).into_parts();
         head.method = self.method;
         head.version = self.version;
         head.extensions = self.extensions;
-        head.uri = unpack_uri(&mut packed, self.spelling, origins)?;
+        head.uri = unpack_uri(&mut packed, self.scheme)?;
         while packed.has_remaining() {
             let (name, _) = unpack(&mut packed)?;
             let (value, sensitive) = unpack(&mut packed)?;
@@ -76,25 +69,13 @@ impl Head {
     }
 }
 
-/// Part by part, because as one text the asterisk of an absolute target wouldn't parse.
-fn unpack_uri(packed: &mut Bytes, spelling: Spelling, origins: &Origins) -> Option<Uri> {
+/// Builds the URI from its parts: as one text, an absolute URI with the target `*` wouldn't parse.
+fn unpack_uri(packed: &mut Bytes, scheme: Option<Scheme>) -> Option<Uri> {
     let mut parts = uri::Parts::default();
-    match spelling {
-        Spelling::Ours(number) => {
-            let (scheme, authority) = origins.get(number)?;
-            parts.scheme = Some(scheme.clone());
-            parts.authority = Some(authority.parse().ok()?);
-        }
-        Spelling::Theirs => {
-            let (scheme, _) = unpack(packed)?;
-            if !scheme.is_empty() {
-                parts.scheme = Some(Scheme::try_from(&scheme[..]).ok()?);
-            }
-            let (authority, _) = unpack(packed)?;
-            if !authority.is_empty() {
-                parts.authority = Some(Authority::from_maybe_shared(authority).ok()?);
-            }
-        }
+    parts.scheme = scheme;
+    let (authority, _) = unpack(packed)?;
+    if !authority.is_empty() {
+        parts.authority = Some(Authority::from_maybe_shared(authority).ok()?);
     }
     let (target, _) = unpack(packed)?;
     if !target.is_empty() {
@@ -122,32 +103,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::Origin;
 
-    /// Kept and rebuilt, whether or not its target names the origin as one of ours does.
-    fn again(request: &Request<()>) -> request::Parts {
-        let named = request.uri().scheme_str().zip(request.uri().authority());
-        let ours =
-            named.and_then(|(scheme, authority)| Origin::parse_allowing_http(&format!("{scheme}://{authority}")).ok());
-        let ours = ours.map_or_else(Origins::default, Origins::from);
-        let rebuilt = Head::keep(request, Spelling::Theirs).rebuild(&ours).unwrap();
-        if let Some(spelling) = ours.covers(request.uri()) {
-            let again = Head::keep(request, spelling).rebuild(&ours).unwrap();
-            assert_eq!(told(&again.uri), told(&rebuilt.uri));
-            assert_eq!(listed(&again.headers), listed(&rebuilt.headers));
-            assert_eq!((again.method, again.version), (rebuilt.method.clone(), rebuilt.version));
-        }
-        rebuilt
+    fn keep_and_rebuild(request: &Request<()>) -> request::Parts {
+        Head::keep(request).rebuild().unwrap()
     }
 
-    /// What is told of a target in every way that the wire is written by.
-    fn told(uri: &Uri) -> impl PartialEq + std::fmt::Debug {
+    /// All representations of a URI from which clients write the target to the wire.
+    fn representations(uri: &Uri) -> impl PartialEq + std::fmt::Debug {
         let path_and_query = uri.path_and_query().map(|path_and_query| path_and_query.as_str().to_owned());
         let (scheme, authority) = (uri.scheme_str().map(str::to_owned), uri.authority().map(ToString::to_string));
         (uri.to_string(), scheme, authority, path_and_query, uri.path().to_owned(), uri.query().map(str::to_owned))
     }
 
-    /// All headers in their order, which is the order they are written in.
+    /// All headers in their order, which is the order on the wire.
     fn listed(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue, bool)> {
         headers.iter().map(|(name, value)| (name.clone(), value.clone(), value.is_sensitive())).collect()
     }
@@ -155,8 +123,8 @@ mod tests {
     fn same_uri(uri: Uri) {
         let mut request = Request::new(());
         *request.uri_mut() = uri;
-        let rebuilt = again(&request).uri;
-        assert_eq!(told(&rebuilt), told(request.uri()));
+        let rebuilt = keep_and_rebuild(&request).uri;
+        assert_eq!(representations(&rebuilt), representations(request.uri()));
         assert_eq!(rebuilt, *request.uri());
     }
 
@@ -181,7 +149,7 @@ mod tests {
         ] {
             same_uri(uri.parse().unwrap());
         }
-        // `OPTIONS *` as HTTP/2 has it, no path at all, and nothing at all.
+        // `OPTIONS *` in HTTP/2, no path, and an empty URI.
         for path in ["*", ""] {
             same_uri(Uri::builder().scheme("https").authority("example.com").path_and_query(path).build().unwrap());
         }
@@ -193,7 +161,7 @@ mod tests {
         for method in ["GET", "QUERY", "PROPFIND", "A-METHOD-OF-MORE-THAN-FIFTEEN-LETTERS"] {
             for version in [Version::HTTP_09, Version::HTTP_10, Version::HTTP_11, Version::HTTP_2, Version::HTTP_3] {
                 let request = Request::builder().method(method).version(version).body(()).unwrap();
-                let rebuilt = again(&request);
+                let rebuilt = keep_and_rebuild(&request);
                 assert_eq!((rebuilt.method.as_str(), rebuilt.version), (method, version));
             }
         }
@@ -210,11 +178,11 @@ mod tests {
         headers.append("x-two", HeaderValue::from_static(""));
         headers.append("x-one", HeaderValue::from_bytes(b"\xff\x80 \t obs-text").unwrap());
         headers.append("cookie", HeaderValue::from_static("theme=dark"));
-        headers.append("x-gone", HeaderValue::from_static("so that the order is not that of insertion"));
+        headers.append("x-gone", HeaderValue::from_static("so that the order differs from that of insertion"));
         headers.append("x-three", HeaderValue::from_static("3"));
         headers.remove("x-gone");
         headers.remove("x-two");
-        let rebuilt = again(&request);
+        let rebuilt = keep_and_rebuild(&request);
         assert_eq!(listed(&rebuilt.headers), listed(request.headers()));
         assert_eq!(rebuilt.headers.get_all("cookie").iter().filter(|value| value.is_sensitive()).count(), 1);
     }
@@ -223,39 +191,40 @@ mod tests {
     fn extensions_are_the_same_in_the_replay() {
         #[derive(Clone, Debug, PartialEq)]
         struct Trace(u64);
-        assert!(again(&Request::new(())).extensions.is_empty());
+        assert!(keep_and_rebuild(&Request::new(())).extensions.is_empty());
         let request = Request::builder().extension(Trace(7)).body(()).unwrap();
-        assert_eq!(again(&request).extensions.get(), Some(&Trace(7)));
+        assert_eq!(keep_and_rebuild(&request).extensions.get(), Some(&Trace(7)));
     }
 
     #[test]
     fn a_head_larger_than_the_first_buffer_and_empty_heads_are_kept() {
         let value = "v".repeat(100_000);
         let request = Request::get("/").header("x-large", &value).header("x-after", "1").body(()).unwrap();
-        assert_eq!(again(&request).headers, *request.headers());
-        assert!(again(&Request::new(())).headers.is_empty());
+        assert_eq!(keep_and_rebuild(&request).headers, *request.headers());
+        assert!(keep_and_rebuild(&Request::new(())).headers.is_empty());
     }
 
     #[test]
-    fn a_head_that_its_own_parsers_would_not_accept_is_not_replayed() {
-        let head = |parts: [&[u8]; 5]| {
+    fn a_head_that_its_own_parsers_do_not_accept_is_not_replayed() {
+        let head = |scheme: Option<Scheme>, parts: [&[u8]; 4]| {
             let mut packed = Vec::new();
             for part in parts {
                 pack(&mut packed, part, false);
             }
             let (method, version, extensions) = (Method::GET, Version::HTTP_11, Extensions::new());
-            Head { method, version, extensions, spelling: Spelling::Theirs, packed }.rebuild(&Origins::default())
+            Head { method, version, extensions, scheme, packed }.rebuild()
         };
-        assert!(head([b"https", b"a.example", b"/", b"name", b"value"]).is_ok());
-        for bad in [
-            [&b"1:"[..], b"a.example", b"/", b"name", b"value"],
-            [b"https", b"a example", b"/", b"name", b"value"],
-            [b"https", b"a.example", b"/\xff", b"name", b"value"],
-            [b"https", b"", b"/", b"name", b"value"],
-            [b"https", b"a.example", b"/", b"na me", b"value"],
-            [b"https", b"a.example", b"/", b"name", b"val\r\nue"],
+        let https = || Some(Scheme::HTTPS);
+        assert!(head(https(), [b"a.example", b"/", b"name", b"value"]).is_ok());
+        for (scheme, bad) in [
+            (None, [&b"a.example"[..], b"/", b"name", b"value"]),
+            (https(), [b"a example", b"/", b"name", b"value"]),
+            (https(), [b"a.example", b"/\xff", b"name", b"value"]),
+            (https(), [b"", b"/", b"name", b"value"]),
+            (https(), [b"a.example", b"/", b"na me", b"value"]),
+            (https(), [b"a.example", b"/", b"name", b"val\r\nue"]),
         ] {
-            assert_eq!(head(bad).err(), Some(NotReplayable::Head));
+            assert_eq!(head(scheme, bad).err(), Some(NotReplayable::Head));
         }
     }
 
@@ -276,7 +245,7 @@ mod tests {
         ) {
             let uri = if absolute { format!("{scheme}://{authority}{path}") } else { path };
             let mut request = Request::new(());
-            // Not every text of that form is a target.
+            // Some texts of this form don't parse.
             prop_assume!(uri.parse::<Uri>().is_ok());
             *request.uri_mut() = uri.parse().unwrap();
             for (name, value, sensitive) in headers {
@@ -290,8 +259,8 @@ mod tests {
                     request.headers_mut().remove(index.get(&names));
                 }
             }
-            let rebuilt = again(&request);
-            prop_assert_eq!(told(&rebuilt.uri), told(request.uri()));
+            let rebuilt = keep_and_rebuild(&request);
+            prop_assert_eq!(representations(&rebuilt.uri), representations(request.uri()));
             prop_assert_eq!(listed(&rebuilt.headers), listed(request.headers()));
         }
     }

@@ -5,6 +5,7 @@
 //! frames and trailers. A replay takes over the record and the part of the source that the attempt hasn't read yet. The
 //! body of the superseded attempt ends in a [`Superseded`] error.
 
+use std::error::Error;
 use std::fmt;
 
 mod body;
@@ -16,6 +17,7 @@ mod slot;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use body::{OnePiece, without};
 pub use body::{ReplayBody, Superseded};
 pub(crate) use handle::Replay;
 pub(crate) use head::Head;
@@ -72,3 +74,5 @@ impl fmt::Display for NotReplayable {
         })
     }
 }
+
+impl Error for NotReplayable {}

@@ -25,35 +25,23 @@ impl TokenCell {
         match (state.phase, state.tokens.access_token(), state.due.as_deref()) {
             (Phase::Active, Some(_), Some(due)) => self.refresh_if_due(due),
             (Phase::Refreshing, _, _) if state.is_pointless_to_send() => Some(Trigger::Acquire),
-            (Phase::Refreshing, _, Some(due)) if Instant::now() >= due.expired => Some(Trigger::Early),
+            (Phase::Refreshing, _, Some(due)) if due.has_expired(Instant::now(), SystemTime::now()) => {
+                Some(Trigger::Early)
+            }
             (Phase::Active, None, _) => self.refusal(state.epoch).is_none().then_some(Trigger::Acquire),
             _ => None,
         }
     }
 
-    /// Like [`wait_before_send`](Self::wait_before_send), for a token that leaves the session without the layer around it:
-    /// one that was refused or has expired is refreshed first, whether or not the session refreshes early.
-    pub(super) fn wait_before_handing_out(&self, state: &State) -> Option<Trigger> {
-        let has_expired = || state.tokens.expires_at().is_some_and(|at| at <= SystemTime::now());
-        if state.is_rejected() {
-            Some(Trigger::Acquire)
-        } else if has_expired() {
-            Some(Trigger::Early)
-        } else {
-            None
-        }
-    }
-
     fn refresh_if_due(self: &Arc<Self>, due: &RefreshSchedule) -> Option<Trigger> {
-        let now = Instant::now();
-        if now < due.early {
-            None
-        } else if now < due.expired {
-            self.start_early_refresh();
-            None
-        } else {
-            Some(Trigger::Early)
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        if due.has_expired(now, wall) {
+            return Some(Trigger::Early);
         }
+        if due.is_due(now, wall) {
+            self.start_early_refresh();
+        }
+        None
     }
 
     /// Starts a refresh in the background if the lock is free. If it isn't, the next request tries again.

@@ -13,9 +13,10 @@ use super::cell::TokenCell;
 use super::config::{Config, Rotation};
 use super::error::SessionError;
 use super::limiter::RefreshLimiter;
+use super::recheck::Recheck;
 use super::store_call::bounded;
 use crate::refresh::{RefreshRequest, RefreshService, RevokeRequest, RevokeService};
-use crate::store::{Entry, Epoch, MemoryStore, Record, TokenStore};
+use crate::store::{Entry, Epoch, InsertOutcome, MemoryStore, Record, TokenStore};
 use crate::token::Tokens;
 
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,7 +38,7 @@ pub struct SessionBuilder {
 }
 
 impl SessionBuilder {
-    pub(super) fn new(refresh: impl RefreshService) -> Self {
+    pub(super) fn new(refresh: impl RefreshService, client_credentials: bool) -> Self {
         Self {
             refresh: BoxCloneSyncService::new(refresh.map_err(Into::<BoxError>::into)),
             revoke: None,
@@ -46,7 +47,7 @@ impl SessionBuilder {
             refresh_timeout: REFRESH_TIMEOUT,
             refresh_early: None,
             rotation: Rotation::Strict,
-            client_credentials: false,
+            client_credentials,
         }
     }
 
@@ -96,18 +97,12 @@ impl SessionBuilder {
         self
     }
 
-    /// Declares that the refresh service needs no refresh token (RFC 6749 §4.4): the session is active from the start and
-    /// obtains its access tokens by itself. Default: off.
-    pub fn client_credentials(mut self) -> Self {
-        self.client_credentials = true;
-        self
-    }
-
     /// Reads the store, writes the first tokens to it if it is empty, and returns the session.
     ///
     /// # Errors
     ///
-    /// If called outside a `tokio` runtime, or if the store can't be read or written within 5 s.
+    /// If called outside a `tokio` runtime, if the store can't be read or written within 5 s, or if the first tokens are
+    /// empty.
     ///
     /// # Panics
     ///
@@ -115,14 +110,18 @@ impl SessionBuilder {
     pub async fn build(self) -> Result<Session, SessionError> {
         let runtime = Handle::try_current().map_err(SessionError::runtime)?;
         let (first, store) = (self.tokens.clone(), Arc::clone(&self.store));
-        let config = Arc::new(self.into_config(runtime, None));
-        let first = first.or_else(|| config.client_credentials.then(Tokens::default));
-        let stored = load_or_write(&*store, first).await.map_err(SessionError::store)?;
+        let first = match first {
+            Some(tokens) if tokens.is_empty() && !self.client_credentials => return Err(SessionError::no_tokens()),
+            None if self.client_credentials => Some(Tokens::default()),
+            first => first,
+        };
+        let config = Arc::new(self.into_config(runtime, None, Recheck::new(None)));
+        let stored = load_or_insert(&*store, first).await.map_err(SessionError::store)?;
         Ok(Session::of(Arc::new(TokenCell::new(stored, store, config))))
     }
 
     /// Takes all settings but the tokens and their store.
-    pub(crate) fn into_config(self, runtime: Handle, limiter: Option<Arc<RefreshLimiter>>) -> Config {
+    pub(crate) fn into_config(self, runtime: Handle, limiter: Option<Arc<RefreshLimiter>>, recheck: Recheck) -> Config {
         Config {
             refresh: self.refresh,
             revoke: self.revoke,
@@ -132,19 +131,23 @@ impl SessionBuilder {
             client_credentials: self.client_credentials,
             runtime,
             limiter,
+            recheck,
         }
     }
 }
 
-async fn load_or_write(store: &dyn TokenStore, first: Option<Tokens>) -> Result<Option<Record>, BoxError> {
+async fn load_or_insert(store: &dyn TokenStore, first: Option<Tokens>) -> Result<Option<Record>, BoxError> {
     let stored = bounded(|| store.load()).await?;
     match first.filter(|_| stored.is_none()) {
         None => Ok(stored),
         Some(tokens) => {
             let entry = Entry::new(Epoch::random(), 1, tokens);
-            bounded(|| store.replace(&entry)).await?;
-            // Read again: another process that starts at the same moment may have written after this one.
-            bounded(|| store.load()).await
+            let record = match bounded(|| store.insert(&entry)).await? {
+                InsertOutcome::Inserted(version) => Record::new(version, entry),
+                // Another process has started at the same time.
+                InsertOutcome::Exists(record) => record,
+            };
+            Ok(Some(record))
         }
     }
 }

@@ -24,6 +24,7 @@ use super::loop_guard::ReplayResults;
 use super::state::{At, Effect, Event, Phase, RefreshSchedule, State};
 use super::store_sync::Revocation;
 use crate::TARGET;
+use crate::challenge::SentToken;
 use crate::refresh::Generation;
 use crate::store::{Epoch, Record, TokenStore};
 use crate::token::{AccessToken, RefreshToken, Tokens};
@@ -33,10 +34,16 @@ use crate::token::{AccessToken, RefreshToken, Tokens};
 pub(crate) struct TokenCell {
     /// The time of its last use, by the registry's clock.
     pub(crate) used: AtomicU32,
+    /// The time at which its store was last looked at, by the clock of [`Recheck`](super::recheck::Recheck).
+    pub(super) looked: AtomicU32,
     /// A copy of the state's [`is_over`](State::is_over).
     over: AtomicBool,
-    /// Whether a task retries writes that the store has failed.
+    /// `true` if a task retries writes that the store has failed.
     pub(super) saving: AtomicBool,
+    /// `true` if a look at the store is under way.
+    pub(super) looking: AtomicBool,
+    /// `true` if the last look at the store failed.
+    pub(super) look_failed: AtomicBool,
     pub(super) lock: RwLock<Writer>,
     published: ArcSwap<State>,
     /// The number of states published so far.
@@ -122,7 +129,10 @@ impl TokenCell {
             watchers: OnceLock::new(),
             replays: ReplayResults::default(),
             used: AtomicU32::new(0),
+            looked: AtomicU32::new(config.recheck.now()),
             saving: AtomicBool::new(false),
+            looking: AtomicBool::new(false),
+            look_failed: AtomicBool::new(false),
             store,
             writes: Mutex::new(None),
             config,
@@ -140,6 +150,13 @@ impl TokenCell {
     #[inline]
     pub(crate) fn revision(&self) -> Revision {
         Revision(self.revision.load(Ordering::Acquire))
+    }
+
+    /// Compares the token of this generation with the state now.
+    pub(crate) fn sent_token(&self, generation: Generation) -> SentToken {
+        let state = self.snapshot();
+        let in_force = state.generation == generation && !state.is_over();
+        SentToken { generation, in_force, expires_at: state.tokens.expires_at().filter(|_| in_force) }
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<SessionState> {
@@ -162,22 +179,22 @@ impl TokenCell {
         REFRESHING.scope(self.id(), refresh_call).await
     }
 
-    /// Whether this task is the session's own refresh call.
+    /// Returns `true` if this task is the session's own refresh call.
     pub(crate) fn is_refreshing_here(self: &Arc<Self>) -> bool {
         REFRESHING.try_with(|id| *id == self.id()).unwrap_or(false)
     }
 
-    fn id(self: &Arc<Self>) -> usize {
+    pub(super) fn id(self: &Arc<Self>) -> usize {
         Arc::as_ptr(self).addr()
     }
 
-    /// Whether no user is signed in.
+    /// Returns `true` if no user is signed in.
     #[inline]
     pub(crate) fn is_over(&self) -> bool {
         self.over.load(Ordering::Acquire)
     }
 
-    /// Whether this is the last handle, and the session has no watcher.
+    /// Returns `true` if this is the last handle, and the session has no watcher.
     #[inline]
     pub(crate) fn is_alone(self: &Arc<Self>) -> bool {
         let alone = Arc::strong_count(self) == 1;
@@ -186,13 +203,13 @@ impl TokenCell {
         alone && self.watchers.get().is_none_or(|watchers| watchers.states.receiver_count() == 0)
     }
 
-    /// Whether the tokens outlive this process.
+    /// Returns `true` if the tokens outlive this process.
     pub(crate) fn is_durable(&self) -> bool {
         self.store.is_durable()
     }
 
-    /// Whether the session can be evicted without loss: there is no other handle, nothing is under way or to be
-    /// remembered, and its store can bring it back, if there is anything to bring back.
+    /// Returns `true` if the session can be evicted without loss: there is no other handle, nothing is under way or to
+    /// be remembered, and its store can bring it back, if there is anything to bring back.
     pub(crate) fn is_evictable(self: &Arc<Self>) -> bool {
         self.is_alone() && (self.is_over() || self.is_durable()) && {
             let refused = self.replays.load().refused;
@@ -319,7 +336,7 @@ impl TokenCell {
                     break;
                 }
                 let is_replaced = state.epoch != epoch || state.generation != generation;
-                writer.flight.as_ref().filter(|flight| !is_replaced && flight.is_running()).map(|flight| flight.join())
+                writer.flight.as_ref().filter(|flight| !is_replaced && flight.is_running()).map(Flight::join)
             };
             let Some(flight) = flight else { return Ok(()) };
             if flight.wait(deadline).await.is_err() {

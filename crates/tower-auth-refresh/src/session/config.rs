@@ -12,9 +12,11 @@ use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceExt};
 
 use super::limiter::RefreshLimiter;
+use super::recheck::Recheck;
 use super::state::{At, RefreshSchedule};
 use super::store_call::STORE_TIMEOUT;
 use crate::TARGET;
+use crate::random;
 use crate::refresh::{RefreshRequest, RevokeRequest};
 use crate::token::Tokens;
 
@@ -29,9 +31,10 @@ pub(crate) struct Config {
     pub(crate) runtime: Handle,
     /// Shared by the sessions of a registry.
     pub(crate) limiter: Option<Arc<RefreshLimiter>>,
+    pub(crate) recheck: Recheck,
 }
 
-/// Whether a refresh token may be presented again within one refresh, after the answer to the first call was lost.
+/// `true` if a refresh token may be presented again within one refresh, after the answer to the first call was lost.
 ///
 /// A server that rotates refresh tokens may have used the token up, and take the second call for a theft: it then revokes
 /// the whole session (RFC 9700 §4.14.2). After the cool-down the next refresh presents the token again in any case,
@@ -49,7 +52,7 @@ pub enum Rotation {
 }
 
 impl Rotation {
-    /// Whether the token may be presented again this long after the first time.
+    /// Returns `true` if the token may be presented again this long after the first time.
     pub(super) fn allows(self, since: Duration) -> bool {
         match self {
             Self::Strict => false,
@@ -99,14 +102,14 @@ impl Config {
     /// Returns the times of an early refresh, if the session refreshes early and the expiry is known.
     pub(super) fn schedule(&self, tokens: &Tokens, at: At) -> Option<RefreshSchedule> {
         let window = self.refresh_early?;
-        let lifetime = tokens.expires_at()?.duration_since(SystemTime::now()).unwrap_or_default();
+        let lifetime = tokens.expires_at()?.duration_since(at.wall).unwrap_or_default();
         Some(RefreshSchedule::before_expiry(lifetime, window, at))
     }
 }
 
 impl At {
     pub(super) fn now() -> Self {
-        Self { now: Instant::now(), wall: SystemTime::now(), jitter: fastrand::f64() }
+        Self { now: Instant::now(), wall: SystemTime::now(), jitter: random::fraction() }
     }
 }
 

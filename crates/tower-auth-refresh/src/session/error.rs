@@ -59,8 +59,8 @@ impl SessionError {
         self.kind
     }
 
-    /// Whether the operation took effect in this process all the same: the user is signed in, or out. If not, nothing has
-    /// changed.
+    /// Returns `true` if the operation took effect in this process all the same: the user is signed in, or out. If not,
+    /// nothing has changed.
     #[must_use]
     pub fn took_effect(&self) -> bool {
         self.took_effect

@@ -19,7 +19,7 @@ pub(super) struct Flight {
     pub(super) generation: Generation,
     end: Shared<FlightEnd>,
     clock: WaiterClock,
-    /// Whether the permit was granted, among all sessions that share a limit.
+    /// `true` if the permit was granted, among all sessions that share a limit.
     has_permit: AtomicBool,
     waiters: AtomicU32,
 }
@@ -40,7 +40,7 @@ pub(super) enum FlightEnd {
 
 /// A waiter's deadline is over; the flight may still run.
 pub(super) struct WaitTimeout {
-    /// Whether the flight was still waiting for its permit.
+    /// `true` if the flight was still waiting for its permit.
     pub(super) was_queued: bool,
 }
 
@@ -100,7 +100,7 @@ impl Flight {
         self.end.set(FlightEnd::Abandoned);
     }
 
-    /// Whether the flight has not ended. If it has, while the state says `Refreshing`, its task has died.
+    /// Returns `true` if the flight has not ended. If it has, while the state says `Refreshing`, its task has died.
     pub(super) fn is_running(&self) -> bool {
         !self.end.is_set()
     }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::time::sleep;
 
+use crate::random;
+
 /// The spread of refreshes that had to wait for a permit: a thousand tokens that expire together would otherwise be
 /// refreshed in step from then on.
 const SPREAD: Duration = Duration::from_millis(10);
@@ -32,7 +34,7 @@ impl RefreshLimiter {
             return permit;
         }
         let permit = self.permits.acquire().await.expect("the semaphore is never closed");
-        sleep(SPREAD.mul_f64(fastrand::f64())).await;
+        sleep(SPREAD.mul_f64(random::fraction())).await;
         permit
     }
 

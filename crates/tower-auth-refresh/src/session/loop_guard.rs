@@ -42,12 +42,12 @@ impl LoopGuard {
         Self { strikes: 0, last_refusal: Generation(0), issued: None }
     }
 
-    /// Whether a token newer than the last strike's was accepted.
+    /// Returns `true` if a token newer than the last strike's was accepted.
     pub(super) fn has_recovered(&self, accepted: Generation) -> bool {
         self.strikes > 0 && accepted > self.last_refusal
     }
 
-    /// Whether the refusal of `generation`, which is in force, is a strike.
+    /// Returns `true` if the refusal of `generation`, which is in force, is a strike.
     pub(super) fn is_strike(&self, generation: Generation, results: Results, now: Instant) -> bool {
         let fresh = self.issued.is_some_and(|issued| now.duration_since(issued) < PROBATION);
         let refused_in_replay = results.refused >= generation;
@@ -67,7 +67,7 @@ impl LoopGuard {
         Some(doubled(SHORTEST, over).mul_f64(1.0 + jitter / 4.0))
     }
 
-    /// Whether evicting the session would let its API cause more refreshes.
+    /// Returns `true` if evicting the session would let its API cause more refreshes.
     pub(super) fn must_be_remembered(&self, in_force: Generation, refused: Generation, now: Instant) -> bool {
         let is_refusing = self.strikes > 0 || refused >= in_force;
         is_refusing && self.issued.is_some_and(|issued| now.duration_since(issued) < MEMORY)

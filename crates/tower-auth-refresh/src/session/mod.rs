@@ -33,6 +33,7 @@ mod error;
 mod flight;
 mod limiter;
 mod loop_guard;
+mod recheck;
 mod refresh_task;
 mod state;
 mod status;
@@ -50,10 +51,12 @@ pub(crate) use self::cell::{Revision, TokenCell};
 pub(crate) use self::config::Config;
 pub use self::config::Rotation;
 pub use self::credential::Credential;
+pub(crate) use self::credential::wait_before_handing_out;
 pub use self::error::{SessionError, SessionErrorKind};
 pub(crate) use self::limiter::RefreshLimiter;
+pub(crate) use self::recheck::{Look, Recheck, run_clock};
 pub(crate) use self::state::State as Snapshot;
-pub use self::status::{RefreshFailure, SessionState};
+pub use self::status::{RefreshFailure, SessionState, SessionStatus};
 pub(crate) use self::store_call::bounded;
 pub(crate) use self::waiter_clock::is_near;
 use crate::refresh::{Generation, NotRefreshed, RefreshService, Trigger};
@@ -71,7 +74,14 @@ pub struct Session {
 impl Session {
     /// Starts to build a session around the service that renews its tokens.
     pub fn builder(refresh: impl RefreshService) -> SessionBuilder {
-        SessionBuilder::new(refresh)
+        SessionBuilder::new(refresh, false)
+    }
+
+    /// Starts to build a session of a client that acts for itself (client credentials, RFC 6749 §4.4).
+    ///
+    /// The service needs no refresh token. The session is active from the start, and obtains its access tokens by itself.
+    pub fn client_credentials(grant: impl RefreshService) -> SessionBuilder {
+        SessionBuilder::new(grant, true)
     }
 
     /// Signs a user in: the first one, or another one in place of the last.
@@ -129,6 +139,30 @@ impl Session {
         Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, Trigger::Manual, None).await?;
         let state = self.cell.snapshot();
         if state.epoch == epoch { Ok(state.tokens.clone()) } else { Err(NotRefreshed::SessionChanged) }
+    }
+
+    /// Looks at the store again, where other processes share it.
+    ///
+    /// - If the record is gone, the user is signed out here too.
+    /// - A sign-in of another process, and newer tokens, are adopted; also if the session was signed out or has ended.
+    /// - If the record is older than the tokens here, the store has lost writes, and the tokens are written back.
+    ///
+    /// A refresh under way is left alone, unless the record is gone or of another sign-in: tokens that it obtains then are
+    /// revoked, as after a [sign-out](Self::sign_out) here. While a write is pending, nothing is read: that write finds
+    /// out.
+    ///
+    /// A [`SessionRegistry`](crate::SessionRegistry) does it [by itself](crate::SessionRegistryBuilder::recheck). Callers
+    /// at the same time share two reads of the store at most: the one under way and one that begins after it.
+    ///
+    /// # Errors
+    ///
+    /// If the store can't be read within 5 s, or the session's runtime has shut down: nothing has changed then.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once it was polled it completes, whether or not the future is dropped.
+    pub async fn recheck(&self) -> Result<(), SessionError> {
+        self.cell.recheck().get().await.clone().map_err(SessionError::from)
     }
 
     /// Returns the state now.

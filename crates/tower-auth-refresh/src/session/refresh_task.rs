@@ -21,6 +21,7 @@ use super::state::{Event, State, Stored};
 use super::store_call::{STORE_TIMEOUT, bounded, bounded_by};
 use super::store_sync::is_older_than;
 use crate::TARGET;
+use crate::random;
 use crate::refresh::{NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, Trigger};
 use crate::store::{Claim, ClaimOutcome, CommitOutcome, Entry, Epoch, Presented, Record, StoreFuture, Version};
 use crate::timer::Ticker;
@@ -124,17 +125,14 @@ impl RefreshTask {
         match self.request_tokens(&claim, deadline).await {
             Ok(tokens) => self.save_and_publish(claim, tokens).await,
             Err(RefreshAborted::Failed { error, in_doubt }) => {
-                let in_doubt = match error.refresh_token() {
-                    Some(token) => {
-                        if !self.salvage(claim, token.clone()).await {
-                            return Ok(());
-                        }
-                        false
+                let in_doubt = if let Some(token) = error.refresh_token() {
+                    if !self.salvage(claim, token.clone()).await {
+                        return Ok(());
                     }
-                    None => {
-                        self.release(&claim, in_doubt).await;
-                        in_doubt
-                    }
+                    false
+                } else {
+                    self.release(&claim, in_doubt).await;
+                    in_doubt
                 };
                 self.settle(RefreshAborted::Failed { error, in_doubt }).await
             }
@@ -232,12 +230,13 @@ impl RefreshTask {
         }
     }
 
-    /// Whether a record of the same epoch is older than the tokens that this refresh presents: its store has lost writes.
+    /// Returns `true` if a record of the same epoch is older than the tokens that this refresh presents: its store has
+    /// lost writes.
     fn is_older(&self, record: &Record) -> bool {
         record.epoch() == self.base.epoch && record.generation() < self.place
     }
 
-    /// Whether a record that another process wrote makes the refresh call unnecessary.
+    /// Returns `true` if a record that another process wrote makes the refresh call unnecessary.
     fn is_worth_adopting(&self, record: &Record) -> bool {
         let expired = record.tokens().expires_at().is_some_and(|expiry| expiry <= SystemTime::now());
         let same = record.tokens().access_token() == self.base.tokens.access_token();
@@ -264,7 +263,7 @@ impl RefreshTask {
                 RefreshErrorKind::Unavailable => {}
                 RefreshErrorKind::InDoubt => in_doubt = true,
             }
-            let again = Instant::now() + backoff::backoff(self.attempts, error.retry_after(), fastrand::f64());
+            let again = Instant::now() + backoff::backoff(self.attempts, error.retry_after(), random::fraction());
             // A refresh token that the failed call issued is saved first, by the end of this flight.
             let may_retry = error.may_retry() && error.refresh_token().is_none();
             let is_allowed = may_retry && (!in_doubt || self.cell.config.rotation.allows(again - first));

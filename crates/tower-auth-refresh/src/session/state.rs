@@ -36,9 +36,9 @@ pub(crate) struct State {
     /// The times of an early refresh, where the session refreshes early.
     pub(crate) due: Option<Box<RefreshSchedule>>,
     pub(crate) stored: Stored,
-    /// Whether an API has refused the generation in force.
+    /// `true` if an API has refused the generation in force.
     rejected: bool,
-    /// Whether the refresh token was presented and the answer lost.
+    /// `true` if the refresh token was presented and the answer lost.
     pub(crate) in_doubt: bool,
     /// The failed flights since the last one that succeeded.
     pub(crate) failures: Option<Box<Failures>>,
@@ -60,10 +60,15 @@ pub(crate) enum Phase {
 }
 
 /// The times from which the access token should be, and must be, replaced.
+///
+/// The first of the two clocks decides. While the machine is suspended, the monotonic clock may stand still and the wall
+/// clock goes on; the wall clock may be set back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RefreshSchedule {
     pub(crate) early: Instant,
     pub(crate) expired: Instant,
+    /// The expiry by the wall clock.
+    pub(crate) expired_wall: SystemTime,
 }
 
 /// The store's content, compared with the state.
@@ -191,23 +196,24 @@ impl State {
         Self::signed_out(record.epoch()).adopted_epoch(record, due)
     }
 
-    /// Whether a new request should wait for the flight under way, since its token is known to be refused or absent.
+    /// Returns `true` if a new request should wait for the flight under way, since its token is known to be refused or
+    /// absent.
     pub(crate) fn is_pointless_to_send(&self) -> bool {
         self.phase == Phase::Refreshing && (self.rejected || self.tokens.access_token().is_none())
     }
 
-    /// Whether an API refused the generation in force and nothing has replaced it yet.
+    /// Returns `true` if an API refused the generation in force and nothing has replaced it yet.
     pub(crate) fn is_rejected(&self) -> bool {
         self.rejected
     }
 
-    /// Whether no user is signed in.
+    /// Returns `true` if no user is signed in.
     pub(crate) fn is_over(&self) -> bool {
         matches!(self.phase, Phase::SignedOut | Phase::Ended)
     }
 
-    /// Whether nothing is under way or pending, and the state holds nothing that must be remembered and that no store
-    /// holds. `refused`: the newest generation with which a replay was refused.
+    /// Returns `true` if nothing is under way or pending, and the state holds nothing that must be remembered and that
+    /// no store holds. `refused`: the newest generation with which a replay was refused.
     pub(crate) fn is_at_rest(&self, refused: Generation, now: Instant) -> bool {
         self.phase != Phase::Refreshing
             && matches!(self.stored, Stored::Clean(_))
@@ -215,14 +221,14 @@ impl State {
             && !self.guard.must_be_remembered(self.generation, refused, now)
     }
 
-    /// Whether newer tokens than `generation` are in force that are worth a request. Tokens that an API has refused
-    /// already are not, except to a refresh by hand, which asked for newer tokens and nothing else.
+    /// Returns `true` if newer tokens than `generation` are in force that are worth a request. Tokens that an API has
+    /// refused already are not, except to a refresh by hand, which asked for newer tokens and nothing else.
     pub(crate) fn has_newer_than(&self, generation: Generation, trigger: Trigger) -> bool {
         generation < self.generation && (!self.rejected || trigger == Trigger::Manual)
     }
 
-    /// Whether newer tokens of the same sign-in can replace `generation` now: it is in force, and no flight is about to
-    /// replace it.
+    /// Returns `true` if newer tokens of the same sign-in can replace `generation` now: it is in force, and no flight
+    /// is about to replace it.
     pub(crate) fn is_renewable(&self, epoch: Epoch, generation: Generation) -> bool {
         self.phase == Phase::Active && epoch == self.epoch && generation == self.generation
     }
@@ -237,7 +243,7 @@ impl State {
         Entry::new(self.epoch, self.place, self.tokens.clone())
     }
 
-    /// Whether there are strikes, and a newer token than the last strike's was accepted.
+    /// Returns `true` if there are strikes, and a newer token than the last strike's was accepted.
     pub(crate) fn has_recovered(&self, accepted: Generation) -> bool {
         self.guard.has_recovered(accepted)
     }
@@ -328,20 +334,7 @@ impl State {
                 return Effect::Sync;
             }
             Event::Adopted { epoch, record, due, ends_flight } if epoch == self.epoch => {
-                if ends_flight {
-                    self.finish_flight();
-                }
-                if self.is_newer_than(&record) {
-                    // Newer tokens were handed in after the store was read.
-                    self.stored = Stored::OverwritePending(record.version().clone());
-                    return Effect::Sync;
-                }
-                if record.epoch() == self.epoch {
-                    self.stored = Stored::Clean(Some(record.version().clone()));
-                    self.put_in_force(record.generation(), record.into_tokens(), due, at);
-                } else {
-                    *self = self.adopted_epoch(record, due);
-                }
+                return self.adopt(record, due, ends_flight, at);
             }
             Event::StoreWentBack { epoch, version } if epoch == self.epoch => {
                 self.stored = Stored::OverwritePending(version);
@@ -392,6 +385,25 @@ impl State {
             | Event::RecordGone { .. }
             | Event::Saved { .. }
             | Event::Deleted { .. } => {}
+        }
+        Effect::Nothing
+    }
+
+    /// Adopts a record that another process wrote.
+    fn adopt(&mut self, record: Record, due: Option<RefreshSchedule>, ends_flight: bool, at: At) -> Effect {
+        if ends_flight {
+            self.finish_flight();
+        }
+        if self.is_newer_than(&record) {
+            // Newer tokens were handed in after the store was read.
+            self.stored = Stored::OverwritePending(record.version().clone());
+            return Effect::Sync;
+        }
+        if record.epoch() == self.epoch {
+            self.stored = Stored::Clean(Some(record.version().clone()));
+            self.put_in_force(record.generation(), record.into_tokens(), due, at);
+        } else {
+            *self = self.adopted_epoch(record, due);
         }
         Effect::Nothing
     }
@@ -514,7 +526,18 @@ impl RefreshSchedule {
         let lifetime = lifetime.min(LONGEST_LIFETIME);
         let window = window.min(lifetime / 2).mul_f64(1.0 - at.jitter / 4.0);
         let early = lifetime.saturating_sub(window).max(SHORTEST_EARLY);
-        Self { early: at.now + early, expired: at.now + lifetime }
+        Self { early: at.now + early, expired: at.now + lifetime, expired_wall: at.wall + lifetime }
+    }
+
+    /// Returns `true` if the token has expired, by either clock.
+    pub(crate) fn has_expired(&self, now: Instant, wall: SystemTime) -> bool {
+        now >= self.expired || wall >= self.expired_wall
+    }
+
+    /// Returns `true` if the token should be replaced, by either clock.
+    pub(crate) fn is_due(&self, now: Instant, wall: SystemTime) -> bool {
+        let window = self.expired.saturating_duration_since(self.early);
+        now >= self.early || wall.checked_add(window).is_some_and(|then| then >= self.expired_wall)
     }
 }
 

@@ -1,10 +1,10 @@
-//! [`SessionState`]: the state of a session as an app sees it.
+//! [`SessionState`]: the state of a session as an app sees it, and [`SessionStatus`], with its tokens' age.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::state::{Phase, State};
-use crate::refresh::{RefreshError, RefreshErrorKind};
+use crate::refresh::{Generation, RefreshError, RefreshErrorKind};
 
 /// The state of a [`Session`](crate::Session).
 ///
@@ -32,6 +32,14 @@ pub struct RefreshFailure {
     error: Arc<RefreshError>,
 }
 
+/// The state of a session and the place and expiry of its tokens, all of one moment.
+#[derive(Clone, Debug)]
+pub struct SessionStatus {
+    state: SessionState,
+    generation: Generation,
+    expires_at: Option<SystemTime>,
+}
+
 impl SessionState {
     pub(super) fn of(state: &State) -> Self {
         match (state.phase, &state.failures, &state.ended) {
@@ -47,13 +55,13 @@ impl SessionState {
         }
     }
 
-    /// Whether a user is signed in: the session is active, refreshing or failing.
+    /// Returns `true` if a user is signed in: the session is active, refreshing or failing.
     #[must_use]
     pub fn is_signed_in(&self) -> bool {
         matches!(self, Self::Active | Self::Refreshing | Self::Failing(_))
     }
 
-    /// Whether the authorization server ended the session.
+    /// Returns `true` if the authorization server ended the session.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         matches!(self, Self::Ended(_))
@@ -74,6 +82,31 @@ impl PartialEq for SessionState {
 }
 
 impl Eq for SessionState {}
+
+impl SessionStatus {
+    pub(crate) fn of(state: &State) -> Self {
+        let (generation, expires_at) = (state.generation, state.tokens.expires_at());
+        Self { state: SessionState::of(state), generation, expires_at }
+    }
+
+    /// Returns the state.
+    #[must_use]
+    pub fn state(&self) -> &SessionState {
+        &self.state
+    }
+
+    /// Returns the generation of the tokens in force.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Returns the time at which the access token in force expires, if it is known.
+    #[must_use]
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.expires_at
+    }
+}
 
 impl RefreshFailure {
     /// Returns the time of the first failed refresh.

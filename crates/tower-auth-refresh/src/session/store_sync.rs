@@ -14,6 +14,7 @@ use super::cell::{SignInAttempt, TokenCell};
 use super::state::{Event, Phase, Stored};
 use super::store_call::bounded;
 use crate::TARGET;
+use crate::random;
 use crate::store::{Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, Record, Version};
 
 /// The first lease of a claim on an older record that is to be written over.
@@ -22,7 +23,7 @@ const OVERWRITE_LEASE: Duration = Duration::from_secs(15);
 /// A revocation in a task of its own.
 pub(super) type Revocation = JoinHandle<Result<(), BoxError>>;
 
-/// Whether a record is of the same epoch as an entry and older: its store has lost writes.
+/// Returns `true` if a record is of the same epoch as an entry and older: its store has lost writes.
 pub(super) fn is_older_than(record: &Record, entry: &Entry) -> bool {
     record.epoch() == entry.epoch() && record.generation() < entry.generation()
 }
@@ -191,7 +192,7 @@ impl TokenCell {
             loop {
                 if cell.sync().await.is_err() {
                     failures += 1;
-                    let pause = backoff::cool_down(failures, None, fastrand::f64());
+                    let pause = backoff::cool_down(failures, None, random::fraction());
                     if timeout(pause, cell.more_to_save().notified()).await.is_ok() {
                         failures = 0;
                     }

@@ -41,7 +41,7 @@ impl WaiterClock {
     }
 }
 
-/// Whether a deadline is over, or so near that the clock may not tick again before it.
+/// Returns `true` if a deadline is over, or so near that the clock may not tick again before it.
 pub(crate) fn is_near(deadline: Instant) -> bool {
     Instant::now() + 2 * TICK > deadline
 }

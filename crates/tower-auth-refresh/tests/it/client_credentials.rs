@@ -11,7 +11,7 @@ fn access_only(n: u32) -> Tokens {
 
 #[tokio::test(start_paused = true)]
 async fn the_first_request_waits_for_a_token_and_a_refused_one_is_replaced_without_a_refresh_token() {
-    let mut it = Fixture::with(tower_auth_refresh::SessionBuilder::client_credentials).await;
+    let mut it = Fixture::client_credentials().await;
     assert_eq!(it.session.state(), SessionState::Active);
     let response = it.get();
     let call = it.auth.next().await;
@@ -28,11 +28,11 @@ async fn the_first_request_waits_for_a_token_and_a_refused_one_is_replaced_witho
 
 #[tokio::test(start_paused = true)]
 async fn if_no_token_can_be_obtained_requests_are_sent_without_one_and_report_the_reason() {
-    let mut it = Fixture::with(tower_auth_refresh::SessionBuilder::client_credentials).await;
+    let mut it = Fixture::client_credentials().await;
     let response = it.get();
     it.auth.next().await.answer(Err(RefreshError::misconfigured("no such client")));
     let call = it.api.next().await;
     assert_eq!(call.token(), None);
     call.reply(401).await;
-    assert!(matches!(not_refreshed(&response.await.unwrap()), NotRefreshed::CoolingDown(_)));
+    assert!(matches!(not_refreshed(&response.await.unwrap()), NotRefreshed::Failed(_)));
 }

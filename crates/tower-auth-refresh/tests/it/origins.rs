@@ -17,8 +17,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tower::{BoxError, Service, ServiceExt, service_fn};
 use tower_auth_refresh::{
-    AccessToken, AuthRefreshLayer, Origin, Origins, PerRequest, RefreshReport, RefreshRequest, RefreshToken,
-    ReplayBody, Session, SessionSource, SkipAuth, Tokens,
+    AccessToken, AuthRefreshLayer, NotRefreshed, NotReplayable, Origin, Origins, PerRequest, RefreshReport,
+    RefreshRequest, RefreshToken, ReplayBody, Session, SessionSource, SkipAuth, Tokens,
 };
 use tower_http::follow_redirect::policy::{FilterCredentials, Limited, PolicyExt};
 use tower_http::follow_redirect::{FollowRedirect, FollowRedirectLayer};
@@ -251,7 +251,7 @@ async fn the_session_of_a_request_is_not_passed_to_the_inner_service() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_without_a_session_of_its_own_passes_untouched() {
+async fn a_request_without_a_session_of_its_own_is_sent_as_it_is_and_its_401_says_so() {
     let (_session, mut auth) = session().await;
     let (service, mut api) = script();
     let client = AuthRefreshLayer::per_request(origin()).layer(service);
@@ -259,7 +259,7 @@ async fn a_request_without_a_session_of_its_own_passes_untouched() {
     let call = api.next().await;
     assert!(call.request.headers().is_empty());
     call.reply(401).await;
-    assert!(response.await.unwrap().extensions().get::<RefreshReport>().is_none());
+    assert!(matches!(not_refreshed(&response.await.unwrap()), NotRefreshed::NoSession));
     assert!(api.is_idle().await && auth.is_idle().await);
 }
 
@@ -536,7 +536,23 @@ async fn assert_passes_through<S>(layer: &AuthRefreshLayer<S>, auth: &mut AuthCa
 where
     S: SessionSource,
 {
-    let (headers, has_session) = (request.headers().clone(), request.extensions().get::<Session>().is_some());
+    let has_session = request.extensions().get::<Session>().is_some();
+    let (passed, report) = pass_through(layer, auth, request).await;
+    assert_eq!(passed, has_session, "the session is left to the inner service");
+    assert!(report.is_none());
+}
+
+/// Asserts that the layer sends this request as it is, passes its 401, and does not refresh. Returns whether the request
+/// arrives with a session, and the report of the 401.
+async fn pass_through<S>(
+    layer: &AuthRefreshLayer<S>,
+    auth: &mut AuthCalls,
+    request: Request<Full<Bytes>>,
+) -> (bool, Option<RefreshReport>)
+where
+    S: SessionSource,
+{
+    let headers = request.headers().clone();
     let (service, mut api) = script();
     let mut client = layer.layer(service);
     // From the third request on, the service uses a cached token.
@@ -549,13 +565,14 @@ where
     let response = tokio::spawn(client.ready().await.unwrap().call(request));
     let call = api.next().await;
     assert_eq!(call.request.headers(), &headers);
-    assert_eq!(call.request.extensions().get::<Session>().is_some(), has_session);
+    let has_session = call.request.extensions().get::<Session>().is_some();
     call.reply(401).await;
     let response = response.await.unwrap().unwrap();
     assert_eq!(response.status(), 401);
-    assert!(response.extensions().get::<RefreshReport>().is_none());
+    let report = response.extensions().get().cloned();
     assert_eq!(text(response).await, "status 401");
     assert!(api.is_idle().await && auth.is_idle().await);
+    (has_session, report)
 }
 
 #[tokio::test(start_paused = true)]
@@ -578,7 +595,7 @@ async fn a_callers_own_token_is_kept_and_its_401_triggers_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_with_as_many_headers_as_fit_passes_untouched_and_its_401_triggers_nothing() {
+async fn a_request_with_as_many_headers_as_fit_is_sent_as_it_is_and_its_401_triggers_nothing() {
     let (session, mut auth) = session().await;
     let mut full = HeaderMap::new();
     for number in 0_u32.. {
@@ -590,10 +607,13 @@ async fn a_request_with_as_many_headers_as_fit_passes_untouched_and_its_401_trig
     assert!(full.clone().try_append(AUTHORIZATION, HeaderValue::from_static("")).is_err());
     let mut request = get(ORIGIN);
     *request.headers_mut() = full.clone();
-    assert_passes_through(&AuthRefreshLayer::new(session.clone(), origin()), &mut auth, request).await;
+    let (_, report) = pass_through(&AuthRefreshLayer::new(session.clone(), origin()), &mut auth, request).await;
+    assert!(matches!(report, Some(RefreshReport::NotReplayable(NotReplayable::Head))));
     let mut request = get_as(&session, ORIGIN);
     *request.headers_mut() = full;
-    assert_passes_through(&AuthRefreshLayer::per_request(origin()), &mut auth, request).await;
+    let (has_session, report) = pass_through(&AuthRefreshLayer::per_request(origin()), &mut auth, request).await;
+    assert!(matches!(report, Some(RefreshReport::NotReplayable(NotReplayable::Head))));
+    assert!(!has_session, "the session of a request that belongs to the layer is not passed on");
 }
 
 #[tokio::test(start_paused = true)]

@@ -271,12 +271,12 @@ async fn a_step_up_demand_is_reported_as_such_in_the_answer_to_a_replay_too() {
     let mut it = Contract::new().await;
     let request = it.get();
     it.answer("a1", Ok(step_up())).await;
-    assert!(matches!(report(&request.await.unwrap().unwrap()), RefreshReport::StepUp));
+    assert!(matches!(report(&request.await.unwrap().unwrap()), RefreshReport::StepUp(_)));
     let request = it.get();
     it.answer("a1", Ok(response(401))).await;
     it.auth.next().await.answer(Ok(pair(2)));
     it.answer("a2", Ok(step_up())).await;
-    assert!(matches!(report(&request.await.unwrap().unwrap()), RefreshReport::StepUp));
+    assert!(matches!(report(&request.await.unwrap().unwrap()), RefreshReport::StepUp(_)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -288,7 +288,7 @@ async fn a_step_up_demand_is_no_refusal_of_the_fresh_token() {
         it.answer(&format!("a{n}"), Ok(response(401))).await;
         it.auth.next().await.answer(Ok(pair(n + 1)));
         it.answer(&format!("a{}", n + 1), Ok(step_up())).await;
-        assert!(matches!(report(&request.await.unwrap().unwrap()), RefreshReport::StepUp));
+        assert!(matches!(report(&request.await.unwrap().unwrap()), RefreshReport::StepUp(_)));
         tokio::time::sleep(Duration::from_secs(300)).await;
     }
 }

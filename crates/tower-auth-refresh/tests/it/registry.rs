@@ -334,7 +334,7 @@ async fn without_refresh_tokens_a_session_can_start_with_extra_members_that_iden
         let tenant = request.tokens().extra("tenant").and_then(|tenant| tenant.as_str()).map(access);
         std::future::ready(tenant.map(Tokens::from_access_token).ok_or(RefreshError::misconfigured("no tenant")))
     });
-    let sessions = SessionRegistry::builder(Session::builder(refresh).client_credentials()).build().unwrap();
+    let sessions = SessionRegistry::builder(Session::client_credentials(refresh)).build().unwrap();
     assert!(sessions.get(&1).await.unwrap().is_none());
     for (user, tenant) in [(1, "one"), (2, "two")] {
         let extra = serde_json::from_value(serde_json::json!({ "tenant": tenant })).unwrap();
@@ -693,7 +693,8 @@ async fn a_session_that_has_ended_frees_its_place() {
 
 #[tokio::test(start_paused = true)]
 async fn an_idle_session_is_evicted_if_its_store_can_restore_it() {
-    let it = ManyUsers::durable(|builder| builder.idle_timeout(8 * MINUTE));
+    // Each load is of a session that was evicted.
+    let it = ManyUsers::durable(|builder| builder.idle_timeout(8 * MINUTE).recheck(Duration::MAX));
     it.sign_in(1..=3).await;
     let _held = it.get(1).await;
     for _ in 0..16 {

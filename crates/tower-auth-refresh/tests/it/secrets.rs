@@ -263,7 +263,10 @@ async fn no_secret_is_in_the_debug_output_of_any_public_type() {
         watch.debug(&service);
     }
     watch.debug(AuthRefreshLayer::per_request(Origins::from(origin())));
-    watch.debug(layer.header(HeaderName::from_static("x-api-token")).challenge(ChallengePolicy::when(|_, _| true)));
+    watch.debug(
+        layer.header(HeaderName::from_static("x-api-token")).challenge(ChallengePolicy::when(|_| true)).require_token(),
+    );
+    watch.debug(tower_auth_refresh::InspectBodyLayer::json(|_, _| true));
     watch.debug((SkipAuth, ReplayLimit(7), ChallengePolicy::grpc(), origin(), StatusCode::OK));
     session.sign_out().await.unwrap();
     watch.debug(&session);

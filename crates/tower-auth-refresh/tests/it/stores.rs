@@ -1509,6 +1509,7 @@ async fn run_random_faults(seed: u64) {
     ];
     // Seeds the jitter of the sessions too.
     fastrand::seed(seed);
+    tower_auth_refresh::seed_random_numbers(seed);
     let mut random = fastrand::Rng::with_seed(seed);
     let server = RotatingServer { random: random.fork(), reliable: false, users: Vec::new(), doubtful: HashSet::new() };
     let server = Arc::new(Mutex::new(server));

@@ -216,13 +216,23 @@ impl Fixture {
         Self::over(service, auth, configure).await
     }
 
+    /// A session of client credentials.
+    pub async fn client_credentials() -> Self {
+        let (service, auth) = script();
+        Self::of(Session::client_credentials(service), auth).await
+    }
+
     /// Uses this refresh service before, or instead of, the scripted one.
     pub async fn over(
         service: impl RefreshService,
         auth: AuthCalls,
         configure: impl FnOnce(SessionBuilder) -> SessionBuilder,
     ) -> Self {
-        let session = configure(Session::builder(service)).build().await.unwrap();
+        Self::of(configure(Session::builder(service)), auth).await
+    }
+
+    async fn of(builder: SessionBuilder, auth: AuthCalls) -> Self {
+        let session = builder.build().await.unwrap();
         let (service, api) = script();
         let client = AuthRefreshLayer::new(session.clone(), origin()).layer(service);
         Self { session, client, api, auth }

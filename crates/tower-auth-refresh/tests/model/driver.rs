@@ -59,6 +59,7 @@ struct Shared {
 impl Driver {
     pub(crate) async fn new(rotates: bool, seed: u64) -> Self {
         fastrand::seed(seed);
+        tower_auth_refresh::seed_random_numbers(seed);
         let shared = Arc::<Mutex<Shared>>::default();
         let store = Arc::new(MemoryStore::new());
         let session = async |session: SessionIndex| {

@@ -144,6 +144,8 @@ struct Caller {
     epoch: u32,
     generation: u32,
     slow: bool,
+    /// The reason why the request was sent without a token.
+    lack: Option<Reason>,
     progress: Progress,
 }
 
@@ -420,7 +422,7 @@ impl Model {
 
     fn caller(&mut self, session: SessionIndex, kind: Option<RequestKind>, slow: bool) -> usize {
         let Session { epoch, generation, .. } = self.sessions[session];
-        self.callers.push(Caller { session, kind, epoch, generation, slow, progress: Progress::Done });
+        self.callers.push(Caller { session, kind, epoch, generation, slow, lack: None, progress: Progress::Done });
         self.observed.requests.push(Request::default());
         self.callers.len() - 1
     }
@@ -441,6 +443,10 @@ impl Model {
         {
             self.callers[id].progress = Progress::Unsent(f);
             return;
+        }
+        let Caller { session, epoch, generation, .. } = self.callers[id];
+        if let Decision::No(reason) = self.decide(session, epoch, generation, false) {
+            self.callers[id].lack = Some(reason);
         }
         self.send(id);
     }
@@ -474,17 +480,17 @@ impl Model {
     }
 
     fn api_answers(&mut self, id: usize) {
-        let Caller { session, kind, epoch, generation, progress, .. } = self.callers[id];
+        let Caller { session, kind, epoch, generation, lack, progress, .. } = self.callers[id];
         let Progress::AtApi { attempt, good } = progress else { return };
         let it = &mut self.sessions[session];
         match (attempt, good) {
             (Attempt::Unauthenticated, _) => {
-                let generation = it.generation;
-                let end = match self.decide(session, epoch, generation, false) {
-                    Decision::No(reason) => format!("401 {reason:?}"),
-                    _ => "401".to_owned(),
+                let (generation, in_epoch) = (it.generation, it.epoch == epoch);
+                let reason = match self.decide(session, epoch, generation, false) {
+                    Decision::No(reason) if !in_epoch => reason,
+                    _ => lack.unwrap_or_else(|| unreachable!("a request without a token has a reason")),
                 };
-                self.end(id, end);
+                self.end(id, format!("401 {reason:?}"));
             }
             (Attempt::First, true) => {
                 if kind == Some(RequestKind::Upload) && it.refused < generation {
@@ -550,7 +556,10 @@ impl Model {
             outcome => outcome,
         };
         match (progress, outcome) {
-            (Progress::Unsent(_), _) => self.send(id),
+            (Progress::Unsent(_), outcome) => {
+                self.callers[id].lack = outcome.err();
+                self.send(id);
+            }
             (Progress::Challenged(_), Ok(())) => self.replay(id),
             (Progress::Challenged(_), Err(reason)) => self.end(id, format!("401 {reason:?}")),
             (_, Ok(())) => self.end(id, "refreshed".to_owned()),

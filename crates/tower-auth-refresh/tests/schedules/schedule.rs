@@ -105,6 +105,7 @@ impl Schedule {
     pub(crate) fn run(scenario: u64, order: u64) -> Self {
         // Also seeds the session's jitter and epochs.
         fastrand::seed(order);
+        tower_auth_refresh::seed_random_numbers(order);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let mut runner = Runner::new(Rng::with_seed(scenario)).await;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tower_auth_refresh::store::{
-    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, MemoryStore, Presented, Record, StoreFuture, TokenStore,
-    Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, MemoryStore, Presented, Record,
+    StoreFuture, TokenStore, Version,
 };
 
 use crate::gates::{Gate, Gates, Outcome};
@@ -50,6 +50,10 @@ impl GatedStore {
 impl TokenStore for GatedStore {
     fn load(&self) -> StoreFuture<'_, Option<Record>> {
         self.call("load", || self.inner.load())
+    }
+
+    fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
+        self.call("insert", move || self.inner.insert(entry))
     }
 
     fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {

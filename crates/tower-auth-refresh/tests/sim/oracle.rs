@@ -67,6 +67,7 @@ pub struct Violation {
 pub struct Ticket(usize);
 
 /// A refresh call, as seen by its caller.
+#[derive(Clone, Copy)]
 pub struct CallRecord {
     pub incarnation: usize,
     pub user: usize,

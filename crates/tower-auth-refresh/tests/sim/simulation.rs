@@ -185,6 +185,7 @@ impl State {
 pub fn run(seed: u64) -> Verdict {
     // The seed of the middleware's own random numbers.
     fastrand::seed(seed);
+    tower_auth_refresh::seed_random_numbers(seed);
     align_task_ids();
     PANICS.take();
     let env = Environment::new(seed);

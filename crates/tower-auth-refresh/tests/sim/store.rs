@@ -10,8 +10,8 @@ use tokio::time::sleep;
 use tower::BoxError;
 use tower_auth_refresh::Tokens;
 use tower_auth_refresh::store::{
-    Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Presented, Record, StoreFuture, TokenStore,
-    Version,
+    Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, Presented, Record, StoreFuture,
+    TokenStore, Version,
 };
 
 use crate::net::forever;
@@ -165,6 +165,16 @@ impl SharedStore {
 impl TokenStore for SharedStore {
     fn load(&self) -> StoreFuture<'_, Option<Record>> {
         self.call("load", None, |state, user, _| state.slots[user].record.clone())
+    }
+
+    fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
+        self.call("insert", None, move |state, user, now| {
+            if let Some(record) = &state.slots[user].record {
+                return InsertOutcome::Exists(record.clone());
+            }
+            state.oracle.stored(now, &self.process, entry.tokens());
+            InsertOutcome::Inserted(state.slots[user].write(entry.clone()))
+        })
     }
 
     fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {

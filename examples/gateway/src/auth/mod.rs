@@ -18,7 +18,7 @@ use crate::config::{AuthServer, InvalidSetting, Settings};
 /// A client of the authorization server.
 #[derive(Clone)]
 pub(crate) enum Auth {
-    Json { login: JsonLogin, refresh: JsonRefresh, logout: JsonLogout },
+    Json { login: JsonLogin, refresh: Box<JsonRefresh>, logout: JsonLogout },
     OAuth { login: PasswordGrant, refresh: OAuthRefresh, revoke: Option<OAuthRevoke> },
 }
 
@@ -49,7 +49,8 @@ impl Auth {
                 let url = |path: &str| format!("{}{path}", base.trim_end_matches('/'));
                 Ok(Self::Json {
                     login: checked("--auth", &client, |client| JsonLogin::new(client, &url("/auth/login")))?,
-                    refresh: checked("--auth", &client, |client| JsonRefresh::new(client, &url("/auth/refresh")))?,
+                    refresh: checked("--auth", &client, |client| JsonRefresh::new(client, &url("/auth/refresh")))?
+                        .into(),
                     logout: checked("--auth", &client, |client| JsonLogout::new(client, &url("/auth/logout")))?,
                 })
             }
@@ -74,7 +75,7 @@ impl Auth {
     /// Returns the template of every user's session.
     pub(crate) fn session_template(&self) -> SessionBuilder {
         match self {
-            Self::Json { refresh, logout, .. } => Session::builder(refresh.clone()).revoke(logout.clone()),
+            Self::Json { refresh, logout, .. } => Session::builder((**refresh).clone()).revoke(logout.clone()),
             Self::OAuth { refresh, revoke: Some(revoke), .. } => {
                 Session::builder(refresh.clone()).revoke(revoke.clone())
             }

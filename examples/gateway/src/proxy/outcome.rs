@@ -65,7 +65,7 @@ async fn not_refreshed(app: &App, id: SessionId, reason: &NotRefreshed) -> Respo
 }
 
 fn retry_after(error: &RefreshError) -> Option<Duration> {
-    error.retry_after().filter(|_| error.kind() == RefreshErrorKind::Unavailable)
+    (error.kind() == RefreshErrorKind::Unavailable).then(|| error.retry_after()).flatten()
 }
 
 /// Maps a call without a response.

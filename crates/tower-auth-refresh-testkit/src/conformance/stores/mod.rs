@@ -42,6 +42,7 @@ pub async fn stores(lease: Duration, open: impl AsyncFn() -> Handles) {
     run! {
         records::an_empty_store_holds_nothing
         records::a_record_written_by_one_handle_is_read_by_the_other
+        records::the_second_of_two_inserts_finds_the_first
         records::every_record_is_read_back_unchanged
         records::every_generation_is_read_back_unchanged
         claims::a_claim_excludes_all_others

@@ -1,10 +1,13 @@
 //! Records: writes, reads, versions and conflicts.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::json;
-use tower_auth_refresh::store::{ClearOutcome, CommitOutcome, Entry, Epoch, Presented, Record};
+use tower_auth_refresh::store::{
+    ClearOutcome, CommitOutcome, Entry, Epoch, InsertOutcome, Presented, Record, TokenStore,
+};
 use tower_auth_refresh::{AccessToken, Tokens};
 
 use super::{Fixture, expect_cleared, expect_conflict, expect_stored, record, refresh_token, tokens};
@@ -28,6 +31,23 @@ pub(super) async fn a_record_written_by_one_handle_is_read_by_the_other(fixture:
 
     expect_cleared(&fixture.b, &version).await;
     assert_eq!(fixture.load().await, None);
+}
+
+pub(super) async fn the_second_of_two_inserts_finds_the_first(fixture: Fixture) {
+    let insert = async |store: &Arc<dyn TokenStore>, name: &str| {
+        store.insert(&Entry::new(Epoch::from(7), 1, tokens(name))).await.expect("insert")
+    };
+    let InsertOutcome::Inserted(version) = insert(&fixture.a, "1").await else { panic!("the store was empty") };
+    let claim = fixture.expect_claimed(&fixture.a, &version).await;
+    for store in [&fixture.b, &fixture.a] {
+        match insert(store, "2").await {
+            InsertOutcome::Exists(found) => assert_eq!(Some(found), fixture.load().await),
+            other => panic!("the store holds a record, but it returned {other:?}"),
+        }
+    }
+    assert!(fixture.a.renew(&claim, fixture.lease).await.expect("renew"), "the claim is held");
+    expect_cleared(&fixture.a, &version).await;
+    assert!(matches!(insert(&fixture.b, "3").await, InsertOutcome::Inserted(_)), "the store was cleared");
 }
 
 pub(super) async fn every_record_is_read_back_unchanged(fixture: Fixture) {

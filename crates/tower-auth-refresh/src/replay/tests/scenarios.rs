@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, Empty, Full};
 use tower::BoxError;
 
 use super::fixture::*;
-use crate::replay::{NotReplayable, Replay, ReplayBody, ReplayLimit, Superseded};
+use crate::replay::{NotReplayable, OnePiece, Replay, ReplayBody, ReplayLimit, Superseded};
 
 const LIMIT: usize = ReplayLimit::DEFAULT.0;
 
@@ -526,8 +526,57 @@ fn everything_is_freed_with_attempt_and_handle_in_either_order() {
 
 #[test]
 fn a_passing_body_is_the_source_itself() {
-    let mut passing = ReplayBody::passing(Script::chunks(["1", "22"]).exact().reports_end());
+    let mut passing = ReplayBody::passing(Script::chunks(["1", "22"]).exact().reports_end(), &OnePiece::default());
     assert_eq!(framing(&mut passing), framing(&mut Script::chunks(["1", "22"]).exact().reports_end()));
+}
+
+// Bodies in one piece
+
+#[test]
+fn a_body_that_is_one_piece_or_empty_is_given_back_as_bytes() {
+    let data = Bytes::from_static(b"12345");
+    let (attempt, handle) = ReplayBody::recording(Full::new(data.clone()), LIMIT);
+    let replay = handle.into_replay().unwrap();
+    for body in [attempt, replay] {
+        assert_eq!(body.try_into_bytes().unwrap().as_ptr(), data.as_ptr());
+    }
+    let (attempt, handle) = ReplayBody::recording(Empty::<Bytes>::new(), LIMIT);
+    for body in [attempt, handle.into_replay().unwrap()] {
+        assert_eq!(body.try_into_bytes().unwrap(), Bytes::new());
+    }
+    assert_eq!(ReplayBody::passing("12".to_owned(), &OnePiece::default()).try_into_bytes().unwrap(), "12");
+    // One piece, although it exceeds the limit.
+    assert_eq!(ReplayBody::recording("12".to_owned(), 1).0.try_into_bytes().unwrap(), "12");
+}
+
+#[test]
+fn a_streamed_body_is_given_back_as_it_was() {
+    let (attempt, handle) = ReplayBody::recording(Script::chunks(["1", "22"]), LIMIT);
+    let mut attempt = attempt.try_into_bytes().unwrap_err();
+    assert_eq!(drain(&mut attempt), [data("1"), data("22"), Seen::End]);
+    let mut replay = handle.into_replay().unwrap().try_into_bytes().unwrap_err();
+    assert_eq!(drain(&mut replay), [data("1"), data("22"), Seen::End]);
+    let passing = ReplayBody::passing(Script::chunks(["1"]), &OnePiece::default());
+    assert_eq!(drain(&mut passing.try_into_bytes().unwrap_err()), [data("1"), Seen::End]);
+}
+
+#[test]
+fn a_foreign_body_is_one_piece_if_the_app_says_so() {
+    let says_so = OnePiece::new(|body: &Script| (body.size_hint().exact() == Some(3)).then(|| "123".into()));
+    let body = Script::chunks(["12", "3"]).exact();
+    let size = body.size_hint();
+    let (attempt, handle) = ReplayBody::recorded(body, size, LIMIT, &says_so);
+    assert_eq!(handle.into_replay().unwrap().try_into_bytes().unwrap(), "123");
+    assert_eq!(attempt.try_into_bytes().unwrap(), "123");
+    let passing = ReplayBody::passing(Script::chunks(["12", "3"]).exact(), &says_so);
+    assert_eq!(passing.try_into_bytes().unwrap(), "123");
+    // Otherwise, and for another type, the body is streamed.
+    let body = Script::chunks(["1", "2"]).exact();
+    let size = body.size_hint();
+    let (mut attempt, _handle) = ReplayBody::recorded(body, size, LIMIT, &says_so);
+    assert_eq!(drain(&mut attempt), [data("1"), data("2"), Seen::End]);
+    let boxed = Script::chunks(["12", "3"]).exact().boxed_unsync();
+    assert!(ReplayBody::passing(boxed, &says_so).try_into_bytes().is_err());
 }
 
 // Sources that fail, and unusual frames
@@ -561,9 +610,10 @@ fn the_source_of_an_error_stays_intact() {
         }
     }
     let body = Script::new([Step::Fail]).map_err(Outer);
-    for mut body in
-        [ReplayBody::passing(Script::new([Step::Fail]).map_err(Outer)), ReplayBody::recording(body, LIMIT).0]
-    {
+    for mut body in [
+        ReplayBody::passing(Script::new([Step::Fail]).map_err(Outer), &OnePiece::default()),
+        ReplayBody::recording(body, LIMIT).0,
+    ] {
         let frame = Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop()));
         let Poll::Ready(Some(Err(error))) = frame else { panic!("{frame:?}") };
         assert_eq!(error.source().unwrap().to_string(), "the disk failed");
@@ -608,7 +658,7 @@ fn buffers_other_than_bytes_are_copied_into_bytes() {
     let (mut attempt, handle) = ReplayBody::recording(Full::new(chain()), LIMIT);
     assert_eq!(drain(&mut attempt), [data("12345"), Seen::End]);
     assert_eq!(drain(&mut handle.into_replay().unwrap()), [data("12345"), Seen::End]);
-    assert_eq!(drain(&mut ReplayBody::passing(Full::new(chain()))), [data("12345"), Seen::End]);
+    assert_eq!(drain(&mut ReplayBody::passing(Full::new(chain()), &OnePiece::default())), [data("12345"), Seen::End]);
 }
 
 #[test]

@@ -400,12 +400,13 @@ impl Environment {
         match (written, stored) {
             (Written::Failed, _) => Some(()),
             (Written::Saved, Stored::DeletePending(epochs)) => self.step(Event::Deleted { epochs }),
-            (_, Stored::DeletePending(_) | Stored::Clean(_)) => None,
             (Written::Claimed, Stored::OverwritePending(older)) => {
                 let claim = Arc::new(Claim::new(older, 7_u64.into(), false));
                 self.step(Event::OverwriteClaimed { epoch, claim })
             }
-            (Written::Claimed, _) | (Written::Saved, Stored::OverwritePending(_)) => None,
+            (_, Stored::DeletePending(_) | Stored::Clean(_))
+            | (Written::Claimed, _)
+            | (Written::Saved, Stored::OverwritePending(_)) => None,
             (Written::Saved, _) => self.step(Event::Saved { epoch, tokens, version: version(5) }),
             (Written::Found(record_epoch), _) => self.adopts(epoch, place, record_epoch, false),
             (Written::FoundOlder, _) => self.went_back(epoch),
@@ -491,7 +492,8 @@ impl Environment {
 
     fn due(&self) -> Option<RefreshSchedule> {
         let (early, expired) = (self.now + Duration::from_secs(30), self.now + Duration::from_secs(60));
-        self.config.early.then_some(RefreshSchedule { early, expired })
+        let expired_wall = self.wall() + Duration::from_secs(60);
+        self.config.early.then_some(RefreshSchedule { early, expired, expired_wall })
     }
 }
 
@@ -507,7 +509,7 @@ static TOKENS: LazyLock<Vec<(Tokens, Tokens, Tokens)>> = LazyLock::new(|| {
 });
 
 impl Flight {
-    /// Whether the flight holds the claim, and the outcome of its call is open.
+    /// Returns `true` if the flight holds the claim, and the outcome of its call is open.
     fn has_claim(self) -> bool {
         self.stage == Stage::Claimed
     }

@@ -339,14 +339,14 @@ fn of_another_epoch(event: &Event, now: Epoch) -> bool {
     }
 }
 
-/// Whether tokens that were handed in replace the tokens in force.
+/// Returns `true` if tokens that were handed in replace the tokens in force.
 fn renews(old: &State, event: &Event) -> bool {
     let Event::Renewed { epoch, generation, tokens, .. } = event else { return false };
     let is_current = old.phase == Phase::Active && (*epoch, *generation) == (old.epoch, old.generation);
     is_current && tokens.clone().completed_from(&old.tokens) != old.tokens
 }
 
-/// Whether a record that was found is older than the tokens in force.
+/// Returns `true` if a record that was found is older than the tokens in force.
 fn is_older(old: &State, event: &Event) -> bool {
     let Event::Adopted { record, .. } = event else { return false };
     record.epoch() == old.epoch && record.generation() < old.place
