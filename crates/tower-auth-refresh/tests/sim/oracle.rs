@@ -33,12 +33,19 @@ pub struct Oracle {
     refused: HashSet<Token>,
     /// The newest refresh token that was stored, by sign-in.
     stored: HashMap<usize, usize>,
+    /// When it was stored.
+    stored_at: HashMap<usize, Duration>,
     /// The access tokens that were stored.
     stored_access: HashSet<Token>,
     /// The access tokens whose commit fails or hangs.
     not_saved: HashSet<Token>,
     /// The last failover of the store, by sign-in.
     failed_over: HashMap<usize, Duration>,
+    /// The sign-ins whose generations no longer have the order of the server's tokens: after a failover, a process has
+    /// presented a token that another one had presented before.
+    forked: HashSet<usize>,
+    /// The last claim, by incarnation and user.
+    claimed: HashMap<(usize, usize), Duration>,
     /// The newest refresh token that a process has received, by incarnation and sign-in.
     received: HashMap<(usize, usize), usize>,
     /// The newest access token that a process has sent, by incarnation and sign-in.
@@ -70,6 +77,8 @@ pub struct CallRecord {
     pub marked: bool,
     /// The token has been presented before, which the store has forgotten.
     pub is_forgotten: bool,
+    /// When the token was claimed.
+    pub claimed_at: Duration,
     pub manual: bool,
     /// When the token was due, for an early refresh.
     pub due: Option<Duration>,
@@ -165,12 +174,13 @@ impl Oracle {
         self.count("refresh calls");
         // What other processes did before a failover is lost with the store's last writes and claims.
         let failed_over = self.failed_over.get(&call.token.family).copied();
+        let claimed_at = self.claimed.get(&(call.incarnation, call.user)).copied().unwrap_or_default();
         let is_known = |other: &&CallRecord| {
-            other.incarnation == call.incarnation || failed_over.is_none_or(|failed_over| other.at >= failed_over)
+            let holds = |failed_over| other.claimed_at.min(claimed_at) >= failed_over;
+            other.incarnation == call.incarnation || failed_over.is_none_or(holds)
         };
         let presented = self.calls.iter().filter(|other| other.token == call.token).collect::<Vec<_>>();
         let before = presented.iter().copied().filter(is_known).collect::<Vec<_>>();
-        let is_forgotten = before.is_empty() && !presented.is_empty();
         let mut broken = Vec::new();
         if self.received.get(&(call.incarnation, call.token.family)).is_some_and(|newest| *newest > call.token.number) {
             broken.push("no older refresh token is presented where a newer one is known");
@@ -183,6 +193,7 @@ impl Oracle {
             use RefreshErrorKind::{Rejected, Unavailable};
             matches!(other.ended, Some((_, Outcome::Failed(Unavailable | Rejected))))
         };
+        let is_forgotten = before.len() < presented.len() && before.iter().all(|other| unused(&other));
         let doubtful = match before.iter().rfind(|other| !unused(other)).and_then(|other| other.ended) {
             Some((_, Outcome::Tokens(_))) => rotation != Rotation::Reusable,
             Some(_) => true,
@@ -191,7 +202,9 @@ impl Oracle {
         if (doubtful || superseded && !is_forgotten) && !call.marked {
             broken.push("a token that may have been used is presented as in doubt");
         }
-        if self.stored.get(&call.token.family).is_some_and(|newest| *newest > call.token.number) {
+        // After a failover, a process may commit without a claim, while another one holds the claim.
+        let is_stored = failed_over.is_none() || self.stored_at[&call.token.family] < claimed_at;
+        if is_stored && self.stored.get(&call.token.family).is_some_and(|newest| *newest > call.token.number) {
             broken.push("a token isn't presented after its successor was stored");
         }
         let answered = before.iter().any(|other| match other.ended {
@@ -242,7 +255,10 @@ impl Oracle {
         if superseded && is_forgotten {
             self.count("older tokens presented by a process that knows none newer");
         }
-        self.calls.push(CallRecord { is_forgotten, ..call });
+        if is_forgotten {
+            self.forked.insert(call.token.family);
+        }
+        self.calls.push(CallRecord { is_forgotten, claimed_at, ..call });
         ticket
     }
 
@@ -300,6 +316,10 @@ impl Oracle {
         self.not_saved.insert(access_token(tokens));
     }
 
+    pub fn claimed(&mut self, now: Duration, incarnation: usize, user: usize) {
+        self.claimed.insert((incarnation, user), now);
+    }
+
     /// Records tokens that a process has received.
     pub fn tokens_received(&mut self, incarnation: usize, tokens: &Tokens) {
         let Token { family, number } = refresh_token(tokens);
@@ -319,6 +339,7 @@ impl Oracle {
         let (access, refresh) = (access_token(tokens), refresh_token(tokens));
         self.note(now, format_args!("{process}: stores {refresh}"));
         self.stored_access.insert(access);
+        self.stored_at.insert(refresh.family, now);
         let newest = self.stored.entry(refresh.family).or_default();
         let skips = self.failed_over.contains_key(&refresh.family) && refresh.number > *newest + 1;
         if refresh.number < *newest {
@@ -421,7 +442,7 @@ impl Oracle {
             let newest = self.sent.entry((incarnation, family)).or_default();
             let is_older = number < *newest;
             *newest = number.max(*newest);
-            if is_older {
+            if is_older && !self.forked.contains(&family) {
                 let detail = format!("request {id} with a.{family}.{number}");
                 self.violation(now, "no older token is adopted where a newer one is known", detail);
             }

@@ -355,6 +355,7 @@ impl Service<RefreshRequest> for Refresher {
                     access: access_token(request.tokens()),
                     marked: request.is_in_doubt(),
                     is_forgotten: false,
+                    claimed_at: Duration::ZERO,
                     manual: request.trigger() == Trigger::Manual,
                     due: (request.trigger() == Trigger::Early).then(|| {
                         let window = env.plan.early.expect("only a plan with a window refreshes early");

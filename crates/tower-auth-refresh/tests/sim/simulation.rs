@@ -40,7 +40,7 @@ pub struct State {
     pub slots: Vec<Slot>,
     pub oracle: Oracle,
     /// The current incarnation of each process.
-    incarnations: HashMap<String, usize>,
+    pub incarnations: HashMap<String, usize>,
     armed: Vec<CrashPoint>,
     /// The hosts that are about to crash, and when.
     due_crashes: Vec<(Duration, String)>,

@@ -187,6 +187,9 @@ impl TokenStore for SharedStore {
     fn claim<'a>(&'a self, version: &'a Version, lease: Duration) -> StoreFuture<'a, ClaimOutcome> {
         self.call("claim", None, move |state, user, now| {
             let found = state.slots[user].claim(version, lease, now);
+            if let ClaimOutcome::Claimed(_) = found {
+                state.oracle.claimed(now, state.incarnations[&self.process], user);
+            }
             let what = match &found {
                 ClaimOutcome::Claimed(claim) if claim.is_in_doubt() => "claimed, in doubt",
                 ClaimOutcome::Claimed(_) => "claimed",
@@ -227,7 +230,15 @@ impl TokenStore for SharedStore {
                 state.oracle.stored(now, &self.process, entry.tokens());
                 CommitOutcome::Stored(state.slots[user].write(entry.clone()))
             }
-            other => CommitOutcome::Conflict(other.clone()),
+            other => {
+                let is_older =
+                    |record: &Record| record.epoch() == entry.epoch() && record.generation() < entry.generation();
+                // After a failover the tokens are used from memory, and written over the older ones.
+                if other.as_ref().is_some_and(is_older) {
+                    state.oracle.not_saved(entry.tokens());
+                }
+                CommitOutcome::Conflict(other.clone())
+            }
         })
     }
 
