@@ -850,7 +850,7 @@ async fn the_end_of_a_session_is_written_when_the_store_recovers() {
 
 #[tokio::test(start_paused = true)]
 async fn a_session_is_not_built_on_a_store_that_fails() {
-    for call in [StoreCall::Load, StoreCall::Replace] {
+    for call in [StoreCall::Load, StoreCall::Insert] {
         for fault in [FAILURES.as_slice(), &LOST_ANSWERS].concat() {
             let store = faulty_store();
             store.inject(call, fault);
