@@ -203,6 +203,6 @@ package:
         for file in CHANGELOG.md LICENSE-APACHE LICENSE-MIT README.md src/lib.rs; do
             grep -qx "$file" <<<"$listed" || { echo "$crate: the package lacks $file"; exit 1; }
         done
-        allowed='^(\.cargo_vcs_info\.json|Cargo\.(lock|toml|toml\.orig)|[A-Z-]+(\.md)?|src/.*\.(md|rs)|tests/.*\.rs)$'
+        allowed='^(\.cargo_vcs_info\.json|Cargo\.(lock|toml|toml\.orig)|[A-Z-]+(\.md)?|(recipes|src)/.*\.(md|rs)|tests/.*\.rs)$'
         if grep -Ev "$allowed" <<<"$listed"; then echo "$crate: the package has unexpected files"; exit 1; fi
     done
