@@ -436,7 +436,9 @@ impl Model {
     fn dispatch(&mut self, id: usize) {
         let session = self.callers[id].session;
         let it = &self.sessions[session];
-        let useless = it.tokens.access.is_none() || it.rejected && self.in_flight(session).is_some();
+        // An upload that exceeds the replay limit couldn't be replayed, so it waits where another request would be sent.
+        let is_upload = self.callers[id].kind == Some(RequestKind::Upload);
+        let useless = it.tokens.access.is_none() || it.rejected && (is_upload || self.in_flight(session).is_some());
         if it.active
             && useless
             && let Some(f) = self.join_or_start(id, false).1
