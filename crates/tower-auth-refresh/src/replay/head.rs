@@ -85,6 +85,8 @@ fn unpack_uri(packed: &mut Bytes, scheme: Option<Scheme>) -> Option<Uri> {
 }
 
 /// Appends the length of `bytes`, with the flag as its lowest bit, and then the bytes.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "saves instructions in every request: see the instruction counts")]
 fn pack(packed: &mut Vec<u8>, bytes: &[u8], flag: bool) {
     let len = 2 * bytes.len() as u64 + u64::from(flag);
     packed.extend_from_slice(&len.to_le_bytes());
