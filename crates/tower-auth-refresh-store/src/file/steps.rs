@@ -1,0 +1,27 @@
+//! The steps of a write, at each of which the tests make the operating system fail or the process die.
+
+use std::path::Path;
+
+/// The next call to the operating system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Step {
+    Lock,
+    Create,
+    Write,
+    SyncFile,
+    Rename,
+    SyncDirectory,
+    Remove,
+    /// All calls of one operation have been made.
+    Return,
+}
+
+/// Precedes each step of a write in this directory.
+#[cfg(not(test))]
+#[expect(clippy::unnecessary_wraps, reason = "it fails in tests")]
+pub(super) fn reach(_: &Path, _: Step) -> std::io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+pub(super) use super::tests::steps::reach;
