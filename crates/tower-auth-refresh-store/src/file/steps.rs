@@ -1,7 +1,5 @@
 //! The steps of a write, at each of which the tests make the operating system fail or the process die.
 
-use std::path::Path;
-
 /// The next call to the operating system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Step {
@@ -17,11 +15,11 @@ pub(super) enum Step {
 }
 
 /// Precedes each step of a write in this directory.
-#[cfg(not(test))]
+#[cfg(not(all(test, unix)))]
 #[expect(clippy::unnecessary_wraps, reason = "it fails in tests")]
-pub(super) fn reach(_: &Path, _: Step) -> std::io::Result<()> {
+pub(super) fn reach(_: &std::path::Path, _: Step) -> std::io::Result<()> {
     Ok(())
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 pub(super) use super::tests::steps::reach;

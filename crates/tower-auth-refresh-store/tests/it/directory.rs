@@ -1,7 +1,5 @@
 //! A directory for one test.
 
-#![expect(clippy::unwrap_used, reason = "a test's directory may fail the test")]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,13 +21,15 @@ impl TestDirectory {
 
     /// Returns the paths of the files with this ending.
     pub(crate) fn files(&self, ending: &str) -> Vec<PathBuf> {
-        let paths = fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().path());
-        paths.filter(|path| path.to_str().unwrap().ends_with(ending)).collect()
+        let paths = fs::read_dir(&self.0)
+            .expect("the directory is readable")
+            .map(|entry| entry.expect("the directory is readable").path());
+        paths.filter(|path| path.to_str().expect("the directory is readable").ends_with(ending)).collect()
     }
 
     /// Returns the path of the only file with this ending.
     pub(crate) fn file(&self, ending: &str) -> PathBuf {
-        let [path] = self.files(ending).try_into().unwrap();
+        let [path] = self.files(ending).try_into().expect("the directory is readable");
         path
     }
 }
