@@ -43,7 +43,7 @@ pub(super) struct ClaimFile {
     pub(super) is_released: bool,
     pub(super) begins: u64,
     pub(super) lease: u64,
-    host: [u8; 16],
+    pub(super) host: [u8; 16],
 }
 
 impl ClaimFile {

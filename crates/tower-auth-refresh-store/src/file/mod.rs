@@ -6,7 +6,8 @@ mod lock;
 mod platform;
 mod session;
 mod steps;
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests;
 
 use std::fmt;
@@ -244,7 +245,7 @@ async fn bounded<T: Send + 'static, R: Send + 'static>(
     match timeout(CALL_TIMEOUT, call).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(_)) => Err(failed(StoreErrorKind::Unavailable, "the operation was aborted")),
-        Err(_) => Err(failed(StoreErrorKind::Unavailable, "the disk takes too long")),
+        Err(_) => Err(failed(StoreErrorKind::Unavailable, "the call has taken too long")),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Tests at the steps of a write: failures, kills, and processes that share a directory.
 
+mod clock;
 mod crashes;
 #[path = "../../../tests/it/directory.rs"]
 mod directory;
