@@ -103,7 +103,7 @@ impl Keys {
     /// Lets records pass that aren't encrypted. Default: they are errors.
     ///
     /// For a store that was used without keys before. Each record is encrypted when it is next written. Until this is
-    /// taken back, whoever can write to the store can put a record of their own in place of the user's.
+    /// taken back, a process that can write to the store can put a record of its own in place of the user's.
     #[must_use]
     pub fn accept_unencrypted(mut self) -> Self {
         self.accepts_unencrypted = true;

@@ -123,6 +123,7 @@ impl FileStore {
     /// # Cancel safety
     ///
     /// A call of the store that is dropped runs to its end on its own thread, and later calls on this handle wait for it.
+    /// A claim that is granted after its call was dropped is given back.
     #[must_use]
     pub fn store(&self, key: impl AsRef<[u8]>) -> Arc<dyn TokenStore> {
         let codec = Codec::new(&self.settings.namespace, key.as_ref());
@@ -168,7 +169,8 @@ impl FileStoreBuilder {
     /// Allows a directory on a network or FUSE file system. Default: it is refused.
     ///
     /// On many of them locks exclude nothing, or hang. Then two processes may present the same refresh token, and a
-    /// server with reuse detection signs the user out. [`FileStore::check`] tests the locks within one host only.
+    /// server with reuse detection signs the user out. [`FileStore::check`] tests the locks within one host only. If a
+    /// process dies, the next one waits for its lease, since a free lock proves nothing.
     pub fn allow_network(mut self) -> Self {
         self.settings.allows_network = true;
         self
@@ -265,8 +267,12 @@ impl SessionStore {
         let (files, here) = (Arc::clone(&self.files), Arc::clone(&self.here));
         Box::pin(async move {
             let deadline = Instant::now() + LOCK_TIMEOUT;
-            let operation = move |here| operation(&files, &mut Turn { here, deadline });
-            Ok(bounded(self.files.settings(), here.lock_owned(), operation).await?)
+            let until_dropped = Arc::new(());
+            let caller = Arc::downgrade(&until_dropped);
+            let operation = move |here| operation(&files, &mut Turn { here, deadline, caller });
+            let outcome = bounded(self.files.settings(), here.lock_owned(), operation).await;
+            drop(until_dropped);
+            Ok(outcome?)
         })
     }
 }

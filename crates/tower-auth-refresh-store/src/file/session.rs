@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedMutexGuard;
@@ -18,7 +18,7 @@ use super::claim::{self, ClaimFile};
 use super::directory::Directory;
 use super::lock;
 use super::steps::Step;
-use crate::error::{Problem, StoreError};
+use crate::error::{Problem, StoreError, StoreErrorKind};
 use crate::random;
 use crate::record::Codec;
 
@@ -48,6 +48,8 @@ pub(super) struct Turn {
     pub(super) here: OwnedMutexGuard<Here>,
     /// The end of the time that the call waits for the lock.
     pub(super) deadline: Instant,
+    /// Dropped with the call's future.
+    pub(super) caller: Weak<()>,
 }
 
 /// The standing of a version's refresh token.
@@ -93,6 +95,7 @@ impl SessionFiles {
         version: &Version,
         lease: Duration,
     ) -> Result<ClaimOutcome, StoreError> {
+        let caller = turn.caller.clone();
         self.locked(turn, |directory, here| {
             let (record, length) = match self.read(directory)? {
                 Some((record, length)) if record.version() == version => (record, length),
@@ -105,7 +108,10 @@ impl SessionFiles {
             };
             let id = random::identifier().map_err(|problem| problem.at(self.directory()))?;
             let claim = ClaimFile::new(number(&record), id, in_doubt, lease);
-            let written = self.write_claim(directory, here, &claim, length + SPARE);
+            let written = self.write_claim(directory, here, &claim, length + SPARE).and_then(|()| {
+                let abandoned = || Problem::new(StoreErrorKind::Unavailable, "the call was given up");
+                caller.upgrade().map(drop).ok_or_else(|| abandoned().at(&directory.path_of(&self.claim)))
+            });
             if written.is_err() {
                 here.held = None;
                 // The token will not be presented, so it is in no doubt, even if the claim was written.
@@ -222,7 +228,8 @@ impl SessionFiles {
             return Ok(Standing::InDoubt);
         }
         let failed = |problem: Problem| problem.at(&directory.path_of(&self.claim));
-        if claim.is_of_this_boot() && !lock::is_held(&file).map_err(failed)? {
+        let proves_life = !self.settings.allows_network && claim.is_of_this_boot();
+        if proves_life && !lock::is_held(&file).map_err(failed)? {
             return Ok(Standing::InDoubt);
         }
         let left = here.left(claim);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tower_auth_refresh::Session;
@@ -32,6 +33,22 @@ async fn a_call_that_finds_the_lock_taken_fails_in_time_and_a_read_succeeds() {
     // What was given up is not made later.
     assert_eq!(store.load().await.unwrap().unwrap().version(), &version);
     claimed(&*store, &version).await;
+}
+
+#[tokio::test]
+async fn a_claim_that_is_granted_after_its_call_was_dropped_is_given_back() {
+    let directory = TestDirectory::new();
+    let [store, peer] = [(); 2].map(|()| FileStore::open_single(directory.path()).unwrap());
+    let version = store.replace(&entry(1)).await.unwrap();
+    let lock = fs::File::open(directory.file(".lock")).unwrap();
+    lock.lock().unwrap();
+    let mut call = store.claim(&version, LEASE);
+    assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    drop(call);
+    drop(lock);
+    // The handle makes one call at a time.
+    store.load().await.unwrap();
+    assert!(!claimed(&*peer, &version).await.is_in_doubt());
 }
 
 #[tokio::test]
@@ -100,9 +117,8 @@ async fn a_claim_that_was_released_in_doubt_is_not_released_again() {
 fn a_call_outside_of_a_runtime_is_an_error() {
     let directory = TestDirectory::new();
     let store = FileStore::open_single(directory.path()).unwrap();
-    let waker = std::task::Waker::noop();
-    let outcome = store.load().as_mut().poll(&mut std::task::Context::from_waker(waker));
-    let std::task::Poll::Ready(outcome) = outcome else { panic!("it waits") };
+    let outcome = store.load().as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    let Poll::Ready(outcome) = outcome else { panic!("it waits") };
     assert_eq!(kind(outcome, directory.path()), StoreErrorKind::Misconfigured);
 }
 

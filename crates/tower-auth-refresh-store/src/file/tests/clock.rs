@@ -50,6 +50,18 @@ async fn a_lease_lasts_no_longer_than_its_length_if_the_clock_is_set_back() {
     assert!(matches!(first, ClaimOutcome::Busy { retry_in } if retry_in <= LEASE), "{first:?}");
 }
 
+#[tokio::test]
+async fn a_free_lock_proves_nothing_on_a_network_file_system() {
+    let directory = TestDirectory::new();
+    let open = || FileStore::builder(directory.path()).allow_network().open().unwrap().store("ada");
+    let (store, peer) = (open(), open());
+    let version = store.replace(&entry(1)).await.unwrap();
+    claimed(&*store, &version).await;
+    drop(store);
+    let outcome = peer.claim(&version, LEASE).await.unwrap();
+    assert!(matches!(outcome, ClaimOutcome::Busy { .. }), "{outcome:?}");
+}
+
 #[test]
 fn a_claim_is_read_as_it_was_written() {
     for flags in 0..4 {
