@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | [`FileStore`] | a command-line program, a desktop app, services of one host | `file` (default) |
 //!
-//! With the feature `encryption` and [`Keys`], a store encrypts its records.
+//! With the feature `encryption`, a store encrypts its records: see `Keys`.
 //!
 //! # The files
 //!

@@ -41,6 +41,11 @@ impl<'a> Directory<'a> {
         self.path.join(name)
     }
 
+    /// Returns the function that makes an error of a problem with a file.
+    pub(super) fn error_at<'b>(&'b self, name: &'b str) -> impl Fn(Problem) -> StoreError + 'b {
+        |problem| problem.at(&self.path_of(name))
+    }
+
     /// Opens a file for reading. Returns `None` if there is none.
     pub(super) fn file(&self, name: &str) -> Result<Option<File>, StoreError> {
         match self.handle.open_file(name, How::Read) {

@@ -10,7 +10,6 @@ mod steps;
 #[cfg(unix)]
 mod tests;
 
-use std::fmt;
 use std::future::{Future, ready};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -60,19 +59,19 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 /// # std::fs::remove_dir_all(directory)?;
 /// # Ok(()) }
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct FileStore {
     settings: Arc<Settings>,
 }
 
 /// A [`FileStore`] that is being set up.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct FileStoreBuilder {
     settings: Settings,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Settings {
     directory: PathBuf,
     namespace: String,
@@ -186,9 +185,11 @@ impl FileStoreBuilder {
     /// [`Misconfigured`](StoreErrorKind::Misconfigured) if it is on a network file system, which isn't allowed,
     /// [`Unavailable`](StoreErrorKind::Unavailable) if it can't be made or opened.
     pub fn open(self) -> Result<FileStore, StoreError> {
-        let settings = Arc::new(self.settings);
-        let failed = |error| Problem::io("make the directory", error).at(&settings.directory);
-        platform::Handle::make(&settings.directory).map_err(failed)?;
+        let failed = |error| Problem::io("make the directory", error).at(&self.settings.directory);
+        // The process may change its working directory.
+        let directory = std::path::absolute(&self.settings.directory).map_err(failed)?;
+        platform::Handle::make(&directory).map_err(failed)?;
+        let settings = Arc::new(Settings { directory, ..self.settings });
         remove_unfinished(&settings.open()?)?;
         Ok(FileStore { settings })
     }
@@ -270,7 +271,7 @@ impl SessionStore {
             let until_dropped = Arc::new(());
             let caller = Arc::downgrade(&until_dropped);
             let operation = move |here| operation(&files, &mut Turn { here, deadline, caller });
-            let outcome = bounded(self.files.settings(), here.lock_owned(), operation).await;
+            let outcome = bounded(&self.files.settings, here.lock_owned(), operation).await;
             drop(until_dropped);
             Ok(outcome?)
         })
@@ -319,27 +320,5 @@ impl TokenStore for SessionStore {
 
     fn is_durable(&self) -> bool {
         true
-    }
-}
-
-macro_rules! debug {
-    ($($store:ident)*) => {$(
-        impl fmt::Debug for $store {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.settings.show(stringify!($store), f)
-            }
-        }
-    )*};
-}
-
-debug!(FileStore FileStoreBuilder);
-
-impl Settings {
-    fn show(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut shown = f.debug_struct(name);
-        shown.field("directory", &self.directory).field("namespace", &self.namespace);
-        #[cfg(feature = "encryption")]
-        shown.field("keys", &self.keys);
-        shown.finish_non_exhaustive()
     }
 }

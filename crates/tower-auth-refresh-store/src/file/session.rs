@@ -4,7 +4,6 @@
 //! only ever replaced as a whole.
 
 use std::fs::File;
-use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -27,7 +26,7 @@ const SPARE: usize = 4096;
 
 /// The files of one session.
 pub(super) struct SessionFiles {
-    settings: Arc<Settings>,
+    pub(super) settings: Arc<Settings>,
     codec: Codec,
     record: String,
     claim: String,
@@ -66,14 +65,6 @@ impl SessionFiles {
         Self { settings, codec, record, claim, lock }
     }
 
-    pub(super) fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
-    fn directory(&self) -> &Path {
-        &self.settings.directory
-    }
-
     pub(super) fn load(&self) -> Result<Option<Record>, StoreError> {
         Ok(self.read(&self.settings.open()?)?.map(|(record, _)| record))
     }
@@ -106,11 +97,11 @@ impl SessionFiles {
                 Standing::InDoubt => true,
                 Standing::Busy(retry_in) => return Ok(ClaimOutcome::Busy { retry_in }),
             };
-            let id = random::identifier().map_err(|problem| problem.at(self.directory()))?;
+            let id = random::identifier().map_err(directory.error_at(&self.claim))?;
             let claim = ClaimFile::new(number(&record), id, in_doubt, lease);
             let written = self.write_claim(directory, here, &claim, length + SPARE).and_then(|()| {
-                let abandoned = || Problem::new(StoreErrorKind::Unavailable, "the call was given up");
-                caller.upgrade().map(drop).ok_or_else(|| abandoned().at(&directory.path_of(&self.claim)))
+                let dropped = || Problem::new(StoreErrorKind::Unavailable, "the call was dropped");
+                caller.upgrade().map(drop).ok_or_else(dropped).map_err(directory.error_at(&self.claim))
             });
             if written.is_err() {
                 here.held = None;
@@ -189,10 +180,10 @@ impl SessionFiles {
     ) -> Result<T, StoreError> {
         let directory = self.settings.open()?;
         let lock = directory.lock_file(&self.lock)?;
-        lock::acquire(&lock, turn.deadline).map_err(|problem| problem.at(&directory.path_of(&self.lock)))?;
+        lock::acquire(&lock, turn.deadline).map_err(directory.error_at(&self.lock))?;
         let outcome = operation(&directory, &mut turn.here)?;
-        directory.reach(Step::Return).map_err(|error| Problem::io("return", error).at(self.directory()))?;
-        // Closing the file unlocks it.
+        directory.reach(Step::Return).map_err(|error| Problem::io("return", error).at(&self.settings.directory))?;
+        // Unlocks it.
         drop(lock);
         Ok(outcome)
     }
@@ -202,15 +193,14 @@ impl SessionFiles {
         let Some(file) = directory.file(&self.record)? else { return Ok(None) };
         let bytes = directory.read(&self.record, &file)?;
         let length = bytes.len();
-        let record = self.codec.decode(bytes).map_err(|problem| problem.at(&directory.path_of(&self.record)))?;
+        let record = self.codec.decode(bytes).map_err(directory.error_at(&self.record))?;
         Ok(Some((record, length)))
     }
 
     /// Writes a record over any other, and ends any claim.
     fn write(&self, directory: &Directory<'_>, here: &mut Here, entry: &Entry) -> Result<Version, StoreError> {
-        let failed = |problem: Problem| problem.at(&directory.path_of(&self.record));
-        let version = random::identifier().map_err(failed)?;
-        let bytes = self.codec.encode(version, entry).map_err(failed)?;
+        let version = random::identifier().map_err(directory.error_at(&self.record))?;
+        let bytes = self.codec.encode(version, entry).map_err(directory.error_at(&self.record))?;
         let (draft, _) = directory.draft(&self.record, &bytes, 0)?;
         draft.publish(&self.record)?;
         directory.sync()?;
@@ -227,9 +217,8 @@ impl SessionFiles {
         if claim.is_released {
             return Ok(Standing::InDoubt);
         }
-        let failed = |problem: Problem| problem.at(&directory.path_of(&self.claim));
         let proves_life = !self.settings.allows_network && claim.is_of_this_boot();
-        if proves_life && !lock::is_held(&file).map_err(failed)? {
+        if proves_life && !lock::is_held(&file).map_err(directory.error_at(&self.claim))? {
             return Ok(Standing::InDoubt);
         }
         let left = here.left(claim);
@@ -240,7 +229,7 @@ impl SessionFiles {
     fn read_claim(&self, directory: &Directory<'_>) -> Result<Option<(File, Option<ClaimFile>)>, StoreError> {
         let Some(file) = directory.file(&self.claim)? else { return Ok(None) };
         let bytes = directory.read(&self.claim, &file)?;
-        let claim = ClaimFile::decode(&bytes).map_err(|problem| problem.at(&directory.path_of(&self.claim)))?;
+        let claim = ClaimFile::decode(&bytes).map_err(directory.error_at(&self.claim))?;
         Ok(Some((file, claim)))
     }
 
@@ -270,7 +259,7 @@ impl SessionFiles {
         length: usize,
     ) -> Result<(), StoreError> {
         let (draft, file) = directory.draft(&self.claim, &claim.encode(), length)?;
-        lock::hold(&file).map_err(|problem| problem.at(&directory.path_of(&self.claim)))?;
+        lock::hold(&file).map_err(directory.error_at(&self.claim))?;
         draft.publish(&self.claim)?;
         // Even if the next step fails, other processes see the file, and that it is locked.
         here.held = Some((ClaimId::from(claim.id), file));

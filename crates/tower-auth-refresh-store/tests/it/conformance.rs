@@ -9,8 +9,8 @@ use tower_auth_refresh::store::TokenStore;
 use tower_auth_refresh_store::FileStore;
 use tower_auth_refresh_testkit::conformance::{self, Handles};
 
-use crate::directory::TestDirectory;
 use crate::peer::Peer;
+use crate::support::TestDirectory;
 
 /// Far longer than some writes to the disk, on a machine that does other things as well.
 const LEASE: Duration = Duration::from_millis(600);

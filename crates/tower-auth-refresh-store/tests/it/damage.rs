@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tower_auth_refresh::store::{ClaimOutcome, ClearOutcome, CommitOutcome, InsertOutcome, TokenStore};
 use tower_auth_refresh_store::{FileStore, StoreErrorKind};
 
-use crate::directory::TestDirectory;
-use crate::{LEASE, claimed, entry, kind};
+use crate::kind;
+use crate::support::{LEASE, TestDirectory, claimed, entry};
 
 /// The length of a claim without the zeros behind it.
 const CLAIM: usize = 102;

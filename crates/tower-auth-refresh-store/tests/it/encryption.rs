@@ -9,8 +9,8 @@ use tower_auth_refresh::store::{CommitOutcome, Entry, Epoch, TokenStore};
 use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
 use tower_auth_refresh_store::{FileStore, Keys, StoreErrorKind};
 
-use crate::directory::TestDirectory;
-use crate::{claimed, entry, kind};
+use crate::kind;
+use crate::support::{TestDirectory, claimed, entry};
 
 const CANARY: &str = "c4n4ry-T0ken";
 
@@ -115,7 +115,7 @@ async fn a_record_in_clear_is_refused_if_there_are_keys_unless_it_is_accepted_an
     assert_eq!(
         kind(files(path, keys("1", 7)).store("ada").load().await, &record),
         StoreErrorKind::Misconfigured,
-        "a record that anyone could have put there"
+        "any process could have put it there"
     );
     let store = files(path, keys("1", 7).accept_unencrypted()).store("ada");
     assert_eq!(store.load().await.unwrap().unwrap().entry(), &canaries());

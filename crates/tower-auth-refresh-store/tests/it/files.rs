@@ -10,9 +10,9 @@ use tower_auth_refresh::store::{ClaimOutcome, Presented, TokenStore};
 use tower_auth_refresh_store::{FileStore, StoreErrorKind};
 use tower_auth_refresh_testkit::TestKit;
 
-use crate::directory::TestDirectory;
+use crate::kind;
 use crate::peer::Peer;
-use crate::{LEASE, claimed, entry, kind};
+use crate::support::{LEASE, TestDirectory, claimed, entry};
 
 #[tokio::test]
 async fn a_call_that_finds_the_lock_taken_fails_in_time_and_a_read_succeeds() {

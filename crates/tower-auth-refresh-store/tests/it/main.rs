@@ -4,7 +4,6 @@
 
 mod conformance;
 mod damage;
-mod directory;
 #[cfg(feature = "encryption")]
 mod encryption;
 mod files;
@@ -12,28 +11,10 @@ mod model;
 mod peer;
 #[cfg(unix)]
 mod permissions;
-
-use std::time::Duration;
+mod support;
 
 use tower::BoxError;
-use tower_auth_refresh::store::{Claim, ClaimOutcome, Entry, Epoch, TokenStore, Version};
-use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
 use tower_auth_refresh_store::{StoreError, StoreErrorKind};
-
-const LEASE: Duration = Duration::from_secs(60);
-
-fn entry(generation: u64) -> Entry {
-    let access = AccessToken::new(format!("access-{generation}")).unwrap();
-    let refresh = RefreshToken::new(format!("refresh-{generation}")).unwrap();
-    Entry::new(Epoch::from(7), generation, Tokens::new(access, refresh))
-}
-
-async fn claimed(store: &dyn TokenStore, version: &Version) -> Claim {
-    match store.claim(version, LEASE).await.unwrap() {
-        ClaimOutcome::Claimed(claim) => claim,
-        other => panic!("{other:?}"),
-    }
-}
 
 /// Returns the kind of an error of a call, which names the resource `of`.
 fn kind<T: std::fmt::Debug>(outcome: Result<T, BoxError>, of: &std::path::Path) -> StoreErrorKind {

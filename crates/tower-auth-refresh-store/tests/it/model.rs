@@ -10,8 +10,7 @@ use tower_auth_refresh::store::{
 };
 use tower_auth_refresh_store::FileStore;
 
-use crate::directory::TestDirectory;
-use crate::entry;
+use crate::support::{TestDirectory, entry};
 
 /// A call. Versions and claims are by their number, the latest being 0.
 #[derive(Clone, Debug)]

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use tower_auth_refresh_store::{FileStore, StoreErrorKind};
 
-use crate::directory::TestDirectory;
-use crate::{LEASE, entry, kind};
+use crate::kind;
+use crate::support::{LEASE, TestDirectory, entry};
 
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().mode() & 0o7777

@@ -17,7 +17,13 @@ impl Handle {
     /// Makes a directory that only the user may open, and its parents.
     pub(in crate::file) fn make(path: &Path) -> io::Result<()> {
         use std::os::unix::fs::DirBuilderExt;
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+        let new: Vec<_> = path.ancestors().take_while(|path| !path.exists()).collect();
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        // The name of a new directory is in its parent, which the user may be unable to read.
+        for parent in new.iter().filter_map(|path| File::open(path.parent()?).ok()) {
+            parent.sync_all()?;
+        }
+        Ok(())
     }
 
     /// Opens a directory. Follows one symbolic link, if the user or root made it.

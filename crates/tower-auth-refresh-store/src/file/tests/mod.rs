@@ -2,34 +2,19 @@
 
 mod clock;
 mod crashes;
-#[path = "../../../tests/it/directory.rs"]
-mod directory;
 mod disk;
 mod fail;
 mod fleet;
 mod program;
 pub(super) mod steps;
+#[path = "../../../tests/it/support.rs"]
+mod support;
 
-use tower_auth_refresh::store::{Claim, ClaimOutcome, Entry, Epoch, Record, TokenStore, Version};
-use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
+use tower_auth_refresh::Tokens;
+use tower_auth_refresh::store::{Claim, ClaimOutcome, Record, TokenStore, Version};
 
 use super::*;
-use directory::TestDirectory;
-
-const LEASE: Duration = Duration::from_secs(60);
-
-fn entry(generation: u64) -> Entry {
-    let access = AccessToken::new(format!("access-{generation}")).unwrap();
-    let refresh = RefreshToken::new(format!("refresh-{generation}")).unwrap();
-    Entry::new(Epoch::from(7), generation, Tokens::new(access, refresh))
-}
-
-async fn claimed(store: &dyn TokenStore, version: &Version) -> Claim {
-    match store.claim(version, LEASE).await.unwrap() {
-        ClaimOutcome::Claimed(claim) => claim,
-        other => panic!("{other:?}"),
-    }
-}
+use support::{LEASE, TestDirectory, claimed, entry};
 
 fn generation(record: Option<&Record>) -> Option<u64> {
     record.map(Record::generation)
