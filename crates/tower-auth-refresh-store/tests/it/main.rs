@@ -4,7 +4,7 @@
 
 mod conformance;
 mod damage;
-#[cfg(feature = "encryption")]
+#[cfg(all(feature = "encryption", unix))]
 mod encryption;
 mod files;
 mod model;
