@@ -54,7 +54,7 @@ async fn a_claim_that_is_granted_after_its_call_was_dropped_is_given_back() {
 #[tokio::test]
 async fn sessions_and_namespaces_have_files_of_their_own_and_no_key_is_a_path() {
     let directory = TestDirectory::new();
-    let keys = ["", "ada", "../ada", "/etc/passwd", "CON", "a\0b", "ADA"];
+    let keys = ["", "ada", "da", "../ada", "/etc/passwd", "CON", "a\0b", "ADA"];
     let namespaces = ["", "a", "da"];
     let mut stores = Vec::new();
     for namespace in namespaces {
