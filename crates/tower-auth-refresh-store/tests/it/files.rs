@@ -83,8 +83,13 @@ async fn an_unfinished_file_of_a_dead_process_is_removed_and_that_of_a_live_one_
     FileStore::open(directory.path()).unwrap();
     assert!(unfinished.exists());
     drop(lock);
+    let foreign = ["notes.2026.tmp", "notes.tmp", ".tmp"].map(|name| directory.path().join(name));
+    for path in &foreign {
+        fs::write(path, "").unwrap();
+    }
     FileStore::open(directory.path()).unwrap();
     assert!(!unfinished.exists());
+    assert!(foreign.iter().all(|path| path.exists()), "a store removes its own files only");
     assert_eq!(store.load().await.unwrap().unwrap().generation(), 1);
 }
 
