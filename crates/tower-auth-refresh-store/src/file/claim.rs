@@ -13,10 +13,11 @@
 //! | 32 | SHA-256 of all bytes before |
 //! | … | zeros, to reserve the space of the next record |
 //!
-//! The first five bytes keep their meaning in later formats. A claim that is damaged leaves its record's token in doubt.
+//! The first five bytes keep their meaning in later formats. A claim that is damaged leaves its record's token in
+//! doubt.
 //!
-//! The process that made a claim keeps the file open and locked. If the lock is free although host and boot are those of
-//! the reader, the process has died, or has dropped the store, and there is nothing to wait for.
+//! The process that made a claim keeps the file open and locked. If the lock is free although host and boot are those
+//! of the reader, the process has died, or has dropped the store, and there is nothing to wait for.
 
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

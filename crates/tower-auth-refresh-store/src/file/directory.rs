@@ -1,8 +1,8 @@
 //! The directory of a store: private, on a local disk, and written to in a way that survives a crash.
 //!
 //! A file is replaced by a new one: written under a name of its own, flushed to the disk, renamed, and the directory
-//! flushed. If flushing fails, the new file is removed; another attempt writes another file, since a second flush of the
-//! same one may report success for data that is lost.
+//! flushed. If flushing fails, the new file is removed; another attempt writes another file, since a second flush of
+//! the same one may report success for data that is lost.
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -121,8 +121,8 @@ impl FileStore {
     ///
     /// # Cancel safety
     ///
-    /// A call of the store that is dropped runs to its end on its own thread, and later calls on this handle wait for it.
-    /// A claim that is granted after its call was dropped is given back.
+    /// A call of the store that is dropped runs to its end on its own thread, and later calls on this handle wait for
+    /// it. A claim that is granted after its call was dropped is given back.
     #[must_use]
     pub fn store(&self, key: impl AsRef<[u8]>) -> Arc<dyn TokenStore> {
         let codec = Codec::new(&self.settings.namespace, key.as_ref());
@@ -231,7 +231,8 @@ fn remove_unfinished(directory: &Directory<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Runs an operation on a thread that may block, within the time for a call. `ready`: what the operation waits for first.
+/// Runs an operation on a thread that may block, within the time for a call. `ready`: what the operation waits for
+/// first.
 async fn bounded<T: Send + 'static, R: Send + 'static>(
     settings: &Settings,
     ready: impl Future<Output = R>,
@@ -258,8 +259,8 @@ struct SessionStore {
 }
 
 impl SessionStore {
-    /// Makes a call when all earlier calls on this handle have ended, those that were dropped too. Otherwise a write that
-    /// was dropped could take effect after a later one.
+    /// Makes a call when all earlier calls on this handle have ended, those that were dropped too. Otherwise a write
+    /// that was dropped could take effect after a later one.
     fn run<T: Send + 'static>(
         &self,
         operation: impl FnOnce(&SessionFiles, &mut Turn) -> Result<T, StoreError> + Send + 'static,
