@@ -555,7 +555,8 @@ impl TokenStore for MemoryStore {
 
     fn release<'a>(&'a self, claim: &'a Claim, presented: Presented) -> StoreFuture<'a, ()> {
         self.with(|slot| {
-            let Some(lease) = slot.lease_of(claim) else { return };
+            // A claim that was released is no longer held.
+            let Some(lease) = slot.lease_of(claim).filter(|held| held.until.is_some()) else { return };
             lease.until = None;
             if presented == Presented::Unused && !lease.in_doubt {
                 slot.lease = None;
