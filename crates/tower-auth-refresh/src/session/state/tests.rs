@@ -118,3 +118,11 @@ fn no_order_of_sign_ins_writes_and_late_flights_breaks_an_invariant() {
     let ended = explore("epochs", Environment::initial(), &Action::of_epochs(), depth);
     assert!(ended || !must_end);
 }
+
+#[test]
+fn no_look_at_the_store_beside_other_events_breaks_an_invariant() {
+    let (depth, must_end) = requested_depth().map_or((8, false), |_| (u32::MAX, true));
+    let initial = vec![Environment::ordinary()];
+    let ended = explore("looks", initial, &Action::of_looks(), depth);
+    assert!(ended || !must_end);
+}

@@ -59,6 +59,11 @@ impl Environment {
             gap.hash(digest);
             epochs.hash_stored(&sync.stored, digest);
         }
+        if let Some(look) = &self.look {
+            let same_epoch = look.epoch == self.state.epoch;
+            // Newer and older records are told from the tokens by their places, if these are still those of the look.
+            (same_epoch, same_epoch && look.place == self.state.place, look.is_over()).hash(digest);
+        }
     }
 
     /// Hashes the order of the generations. They are only compared with one another and with the last two, so a gap of
