@@ -25,6 +25,7 @@ mod require_token;
 mod rewind;
 mod secrets;
 mod stacks;
+mod states;
 mod stores;
 mod strict;
 mod support;
