@@ -213,9 +213,9 @@ async fn a_session_restored_with_an_expired_access_token_is_refreshed_first_if_i
 }
 
 /// Upgrades to a protocol that echoes five bytes, if the request carries this token.
-async fn upgrade(mut request: Request<Incoming>, token: &str) -> Result<Response<Full<Bytes>>, Infallible> {
+fn upgrade(mut request: Request<Incoming>, token: &str) -> Response<Full<Bytes>> {
     if request.headers().get(AUTHORIZATION).is_none_or(|value| *value != format!("Bearer {token}")) {
-        return Ok(response(401));
+        return response(401);
     }
     assert_eq!(request.headers()[UPGRADE], "echo");
     assert_eq!(request.headers()[CONNECTION], "upgrade");
@@ -229,7 +229,7 @@ async fn upgrade(mut request: Request<Incoming>, token: &str) -> Result<Response
     response.headers_mut().insert(UPGRADE, "echo".parse().unwrap());
     response.headers_mut().insert(CONNECTION, "upgrade".parse().unwrap());
     *response.body_mut() = Full::default();
-    Ok(response)
+    response
 }
 
 #[tokio::test]
@@ -240,7 +240,10 @@ async fn a_refused_upgrade_is_refreshed_and_then_switches_protocols() {
         loop {
             let (io, _) = listener.accept().await.unwrap();
             let connection = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(io), service_fn(|request| upgrade(request, "a2")))
+                .serve_connection(
+                    TokioIo::new(io),
+                    service_fn(|request| async { Ok::<_, Infallible>(upgrade(request, "a2")) }),
+                )
                 .with_upgrades();
             tokio::spawn(connection);
         }
