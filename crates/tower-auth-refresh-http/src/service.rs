@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use tower_auth_refresh::{RefreshError, RefreshRequest, RevokeRequest, Tokens};
 use tower_service::Service;
 
-use crate::{AuthServerError, ClientCredentials, CookieRefresh, JsonLogout, JsonRefresh, OAuthRefresh, OAuthRevoke};
+use crate::{AuthServerError, ClientCredentials, JsonLogout, JsonRefresh, OAuthRefresh, OAuthRevoke};
 
 macro_rules! impl_service {
     (|$request:ident: $Request:ty| -> Result<$Response:ty, $Error:ty>, $($Call:ty: $method:ident($($argument:expr)?),)*) => {$(
@@ -32,7 +32,6 @@ macro_rules! impl_service {
 impl_service!(
     |request: RefreshRequest| -> Result<Tokens, RefreshError>,
     JsonRefresh: refresh(request.tokens()),
-    CookieRefresh: refresh(request.tokens()),
     OAuthRefresh: refresh(request.tokens()),
     ClientCredentials: request_tokens(),
 );

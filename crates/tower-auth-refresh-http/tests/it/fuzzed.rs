@@ -13,7 +13,7 @@ use tokio::runtime::{Builder, Runtime};
 use tower_auth_refresh::{
     AccessToken, ChallengePolicy, RefreshError, RefreshErrorKind, RefreshToken, ResponseHead, Tokens,
 };
-use tower_auth_refresh_http::{AuthClient, ClientAuth, CookieRefresh, JsonRefresh, OAuthRefresh, TokenFields};
+use tower_auth_refresh_http::{AuthClient, ClientAuth, JsonRefresh, OAuthRefresh, TokenFields};
 
 const URL: &str = "https://app.example.com/auth/refresh";
 
@@ -32,7 +32,7 @@ pub(crate) fn answer(data: &[u8]) {
     check(status, &now(JsonRefresh::new(client(), URL).unwrap().refresh(&old())));
     check(status, &now(JsonRefresh::new(client(), URL).unwrap().fields(nested).refresh(&old())));
     check(status, &now(OAuthRefresh::new(client(), URL, auth).unwrap().refresh(&old())));
-    check(status, &now(CookieRefresh::new(client(), URL, "rt").unwrap().refresh(&old())));
+    check(status, &now(JsonRefresh::new(client(), URL).unwrap().cookie("rt").refresh(&old())));
 }
 
 /// A `Retry-After` of any bytes, with a 429 and a 503.
@@ -63,7 +63,7 @@ pub(crate) fn challenge(data: &[u8]) {
 /// `Set-Cookie` of any bytes, a line each. The cookie that is taken is presented again.
 pub(crate) fn cookie(data: &[u8]) {
     let client = answering(StatusCode::OK, headers(&SET_COOKIE, data), br#"{"access_token":"a2"}"#);
-    let refresh = CookieRefresh::new(client, URL, "rt").unwrap();
+    let refresh = JsonRefresh::new(client, URL).unwrap().cookie("rt");
     let result = now(refresh.refresh(&old()));
     check(StatusCode::OK, &result);
     let Ok(tokens) = result else { return };

@@ -16,8 +16,8 @@ use tower_auth_refresh::{
     SessionState, Tokens,
 };
 use tower_auth_refresh_http::{
-    AuthClient, AuthServerError, ClientAuth, ClientCredentials, CookieRefresh, JsonLogin, JsonLogout, JsonRefresh,
-    LoginError, OAuthRefresh, OAuthRevoke,
+    AuthClient, AuthServerError, ClientAuth, ClientCredentials, JsonLogin, JsonLogout, JsonRefresh, LoginError,
+    OAuthRefresh, OAuthRevoke,
 };
 
 use crate::support::{Answer, Scripted, access, answer, failing, old_tokens};
@@ -50,7 +50,7 @@ async fn every_refresh_call_serves_a_session_under_layers() {
     let sessions = [
         session(layered(JsonRefresh::new(client(), URL).unwrap())).await,
         session(layered(OAuthRefresh::new(client(), URL, ClientAuth::public("app")).unwrap())).await,
-        session(layered(CookieRefresh::new(client(), URL, "rt").unwrap())).await,
+        session(layered(JsonRefresh::new(client(), URL).unwrap().cookie("rt"))).await,
     ];
     for session in sessions {
         session.refresh().await.unwrap();
@@ -179,7 +179,7 @@ async fn cookie_attributes_outlive_a_rotation_without_attributes() {
         answer(200, r#"{"access_token":"a2"}"#).header("set-cookie", "rt=r2; Path=/auth; Max-Age=60"),
         answer(200, r#"{"access_token":"a3"}"#),
     ]);
-    let session = session(CookieRefresh::new(scripted.client(), URL, "rt").unwrap()).await;
+    let session = session(JsonRefresh::new(scripted.client(), URL).unwrap().cookie("rt")).await;
     session.refresh().await.unwrap();
     session.refresh().await.unwrap();
     let tokens = session.tokens();
