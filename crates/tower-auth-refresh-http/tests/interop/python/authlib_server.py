@@ -214,10 +214,4 @@ def revoke(owner):
     return {}
 
 
-common.serve(
-    ARGUMENTS.port,
-    app,
-    refresh_path="/oauth/token",
-    presented=lambda environ, body: (common.basic_client_id(environ), common.form_refresh_token(body)),
-    routes={"/test/user": create_user, "/test/revoke": revoke},
-)
+common.serve_oauth(ARGUMENTS.port, app, "/oauth/token", create_user, revoke)
