@@ -1,5 +1,5 @@
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use http::{HeaderName, HeaderValue};
 use serde_json::json;
 use tower_auth_refresh::{RefreshToken, Tokens};
@@ -38,9 +38,31 @@ async fn the_refresh_grant_is_a_form_with_basic_authentication() {
         ("audience", "https://api.example.com"),
     ];
     assert_eq!(request.form(), pairs(&expected));
-    // base64("my+app:s3%3Ac+r%E2%82%ACt")
-    assert_eq!(request.header("authorization"), Some("Basic bXkrYXBwOnMzJTNBYytyJUUyJTgyJUFDdA=="));
+    // base64("my%20app:s3%3Ac%20r%E2%82%ACt")
+    assert_eq!(request.header("authorization"), Some("Basic bXklMjBhcHA6czMlM0FjJTIwciVFMiU4MiVBQ3Q="));
     assert!(request.headers["authorization"].is_sensitive());
+}
+
+#[tokio::test]
+async fn http_basic_encodes_an_id_and_a_secret_so_that_every_form_decoder_reads_them() {
+    let scripted = Scripted::with([answer(200, r#"{"access_token":"a2"}"#)]);
+    for (plain, encoded) in [
+        ("app-1_2.3", "app-1_2.3"),
+        // Not `+`, which a decoder of URLs leaves as it is.
+        ("my app", "my%20app"),
+        ("a:b", "a%3Ab"),
+        ("100%", "100%25"),
+        ("%20", "%2520"),
+        ("a+b", "a%2Bb"),
+        ("r\u{e9}sum\u{e9} \u{20ac}", "r%C3%A9sum%C3%A9%20%E2%82%AC"),
+    ] {
+        let auth = ClientAuth::basic(plain, plain);
+        OAuthRefresh::new(scripted.client(), URL, auth).unwrap().refresh(&old_tokens()).await.unwrap();
+        let requests = scripted.requests();
+        let sent = requests.last().unwrap().header("authorization").unwrap().strip_prefix("Basic ").unwrap();
+        let credentials = String::from_utf8(STANDARD.decode(sent).unwrap()).unwrap();
+        assert_eq!(credentials, format!("{encoded}:{encoded}"), "{plain}");
+    }
 }
 
 #[tokio::test]

@@ -32,7 +32,7 @@ class Client(ClientMixin):
 
     def __init__(self, client_id):
         self.client_id = client_id
-        self.client_secret = f"s3cret&{client_id}%"
+        self.client_secret = f"s3cret& {client_id} %"
 
     def get_client_id(self):
         return self.client_id
