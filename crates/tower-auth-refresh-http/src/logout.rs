@@ -18,6 +18,16 @@ use crate::setters::setters;
 /// It is a [`RevokeService`](tower_auth_refresh::RevokeService): a session (`Session::builder(…).revoke(…)`) calls it
 /// on `sign_out`, and for tokens that arrive later. The session is signed out locally whatever the server answers.
 ///
+/// # Outcomes
+///
+/// | answer | outcome |
+/// | --- | --- |
+/// | 2xx; 401, 403 or 404, unless it is the page of a proxy or firewall or blames the client | signed out |
+/// | nothing was sent, no answer, a broken one, 5xx, 429, `temporarily_unavailable` | an error: the session [repeats the call](tower_auth_refresh::SessionBuilder::revoke) |
+/// | any other | an error, which is not repeated |
+///
+/// # Examples
+///
 /// ```
 /// use tower_auth_refresh_http::{AuthClient, InvalidEndpoint, JsonLogout};
 ///
@@ -67,7 +77,9 @@ impl JsonLogout {
     ///
     /// [`AuthServerError`], if the server may still accept the refresh token. 401, 403 and 404 are no errors: the user
     /// is signed out already. They are errors if the answer is the page of a proxy or firewall (HTML, a challenge with
-    /// `Basic` and the like), or says that the client is wrong (`invalid_client`).
+    /// `Basic` and the like), or says that the client is wrong (`invalid_client`). As a service for a session, the call
+    /// fails with a [`RefreshError`](tower_auth_refresh::RefreshError) of that source, whose kind decides whether the
+    /// call is repeated.
     pub fn revoke(&self, tokens: &Tokens) -> impl Future<Output = Result<(), AuthServerError>> + Send + use<> {
         let sent = self.call.request(tokens).map(|request| self.call.send(request));
         let endpoint = self.call.endpoint.clone();

@@ -120,7 +120,8 @@
 //! | event `session ended` | info | `generation` |
 //! | event `tokens not saved` | warn | |
 //! | event `tokens saved`, after `tokens not saved` | info | |
-//! | event `tokens not revoked` | warn | |
+//! | event `tokens not revoked` | warn | `repeated`: `true` if the call is repeated in the background |
+//! | event `tokens revoked`, after `tokens not revoked` | info | |
 //! | event `claim not released` | debug | |
 //! | event `session not rechecked`: its store can't be read, and it is served from memory | warn | |
 

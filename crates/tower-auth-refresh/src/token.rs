@@ -247,6 +247,12 @@ impl Tokens {
         self.extra.iter().flat_map(|members| members.iter()).map(|(name, value)| (name.as_str(), value))
     }
 
+    /// Returns `true` if these tokens and the others have their access token or their refresh token in common.
+    pub(crate) fn share_a_token_with(&self, others: &Self) -> bool {
+        self.access.is_some() && self.access == others.access
+            || self.refresh.is_some() && self.refresh == others.refresh
+    }
+
     /// Discards an expiry that is already past: one of the two clocks is wrong.
     pub(crate) fn unless_expired_at(self, now: SystemTime) -> Self {
         Self { expires_at: self.expires_at.filter(|at| *at > now), ..self }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceExt};
 
@@ -14,6 +15,7 @@ use super::config::{Config, Rotation};
 use super::error::SessionError;
 use super::limiter::RefreshLimiter;
 use super::recheck::Recheck;
+use super::revocation::MOST_REPEATED;
 use super::store_call::bounded;
 use crate::refresh::{RefreshRequest, RefreshService, RevokeRequest, RevokeService};
 use crate::store::{Entry, Epoch, InsertOutcome, MemoryStore, Record, TokenStore};
@@ -92,6 +94,13 @@ impl SessionBuilder {
 
     /// Sets the service that revokes tokens at [`sign_out`](Session::sign_out), and tokens that arrive after it.
     /// Default: none.
+    ///
+    /// A sign-out waits for one call, of at most [`refresh_timeout`](Self::refresh_timeout). If it fails, the tokens are
+    /// assumed to be still valid (RFC 7009 §2.2.1), and a task repeats the call: for 10 minutes, with pauses from 1 s
+    /// doubling to 60 s, or as long as the server asked for, up to 300 s. It ends early if the failure is
+    /// [final](RevokeService), if the user signs in again with the same tokens, or with the runtime. At most 1,024
+    /// revocations are repeated at a time, by all sessions of a registry together; any further one that fails isn't.
+    /// No sign-in waits for them.
     pub fn revoke(mut self, revoke: impl RevokeService) -> Self {
         self.revoke = Some(BoxCloneSyncService::new(revoke.map_err(Into::<BoxError>::into)));
         self
@@ -125,6 +134,7 @@ impl SessionBuilder {
         Config {
             refresh: self.refresh,
             revoke: self.revoke,
+            repeated_revocations: Arc::new(Semaphore::new(MOST_REPEATED)),
             refresh_timeout: self.refresh_timeout,
             rotation: self.rotation,
             refresh_early: self.refresh_early,
