@@ -94,7 +94,8 @@
 //!     revoke service.
 //! 15. Only a rejection by the authorization server ends a session. Any other failure keeps the tokens.
 //! 16. The inner service is only called when its `poll_ready` has returned ready, for the replay too.
-//! 17. A well-formed refresh token that the server has issued is never dropped, whatever else is wrong with its answer.
+//! 17. A well-formed refresh token that the server has issued is never dropped, whatever else is wrong with its answer,
+//!     unless the answer says that it is another user's.
 //!
 //! <!-- -->
 //!

@@ -39,7 +39,9 @@ const ID_TOKEN: &str = "id_token";
 /// A known `error` code in a 2xx answer counts as in a 400. Any other `error` beside an access token is ignored.
 ///
 /// If the session holds an ID token and the answer has one of another `sub` (OpenID Connect Core §12.2), the tokens are
-/// another user's: they are dropped, and the call is misconfigured.
+/// another user's: all of them are dropped, and the call is misconfigured. Not even the refresh token is kept: it would
+/// bring the other user's access tokens into this session. If the answer's ID token can't be read, the one before is
+/// kept.
 ///
 /// # Examples
 ///
@@ -119,8 +121,8 @@ impl OAuthRefresh {
         async move {
             let granted = async {
                 let answer = sent.ok_or_else(no_refresh_token)?.await?;
-                let granted = this.classifier.tokens(answer, ReceivedCookies::default(), presented.as_ref())?;
-                check_subject(&granted, subject.as_ref())?;
+                let mut granted = this.classifier.tokens(answer, ReceivedCookies::default(), presented.as_ref())?;
+                check_subject(&mut granted, subject.as_ref())?;
                 Ok(granted)
             };
             let granted = granted.await.map_err(|error: AuthServerError| error.at(&this.call.endpoint))?;
@@ -130,14 +132,15 @@ impl OAuthRefresh {
 }
 
 /// Refuses tokens whose ID token has another subject than the one before.
-fn check_subject(granted: &Granted, known: Option<&Value>) -> Result<(), AuthServerError> {
-    let issued = granted.extra.get(ID_TOKEN).and_then(subject);
-    match (known, issued) {
-        (Some(known), Some(issued)) if *known != issued => {
-            Err(AuthServerError::misconfigured("the answer holds an ID token of another user"))
-        }
-        _ => Ok(()),
+fn check_subject(granted: &mut Granted, known: Option<&Value>) -> Result<(), AuthServerError> {
+    let Some(known) = known else { return Ok(()) };
+    match granted.extra.get(ID_TOKEN).and_then(subject) {
+        Some(issued) if issued == *known => {}
+        Some(_) => return Err(AuthServerError::misconfigured("the answer holds an ID token of another user")),
+        // The session keeps the ID token before, so that later answers are checked as well.
+        None => drop(granted.extra.remove(ID_TOKEN)),
     }
+    Ok(())
 }
 
 /// The `sub` of an ID token, if it can be read.

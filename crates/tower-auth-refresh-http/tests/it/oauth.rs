@@ -2,12 +2,12 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use http::{HeaderName, HeaderValue};
 use serde_json::json;
-use tower_auth_refresh::{RefreshToken, Tokens};
+use tower_auth_refresh::{RefreshErrorKind, RefreshToken, Session, Tokens};
 use tower_auth_refresh_http::{
     AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke, TokenFields,
 };
 
-use crate::support::{Answer, Scripted, access, answer, issued, old_tokens, outcome, refresh};
+use crate::support::{Answer, Scripted, access, answer, failing, issued, old_tokens, outcome, refresh};
 
 const URL: &str = "https://auth.example.com/token";
 
@@ -255,6 +255,29 @@ async fn the_names_and_headers_of_a_grant_are_configurable() {
 /// A signed JWT of this subject.
 fn id_token(subject: &str) -> String {
     format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(json!({ "sub": subject }).to_string()))
+}
+
+#[tokio::test]
+async fn an_id_token_that_cannot_be_read_does_not_replace_one_whose_user_is_known() {
+    let answered = |access: &str, id_token: serde_json::Value| {
+        let answered = json!({"access_token": access, "refresh_token": format!("{access}-r"), "id_token": id_token});
+        answer(200, answered.to_string())
+    };
+    for unreadable in [json!(null), json!("unreadable"), json!(""), json!(7), json!({"sub": "ada"})] {
+        let bobs = answered("bobs-access", id_token("bob").into());
+        let client = Scripted::with([answered("a2", unreadable), bobs.clone(), bobs]).client();
+        let grant = OAuthRefresh::new(client, URL, ClientAuth::public("app")).unwrap();
+        let held = serde_json::Map::from_iter([("id_token".to_owned(), id_token("ada").into())]);
+        let tokens = old_tokens().with_extra(held);
+        let session = Session::builder(grant).tokens(tokens).build().await.unwrap();
+        session.refresh().await.unwrap();
+        assert_eq!(session.tokens().extra("id_token"), Some(&id_token("ada").into()));
+
+        // The refresh token of the other user isn't kept either: it would bring that user's access tokens.
+        session.refresh().await.unwrap_err();
+        assert_eq!(failing(&session), RefreshErrorKind::Misconfigured);
+        assert_eq!((access(&session.tokens()), refresh(&session.tokens())), ("a2", Some("a2-r")));
+    }
 }
 
 #[tokio::test]

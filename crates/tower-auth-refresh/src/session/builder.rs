@@ -80,7 +80,8 @@ impl SessionBuilder {
     /// with it. Default: off; a session refreshes when an API refuses the token.
     ///
     /// A request starts it, never a timer. The window is spread by a quarter, and never reaches into the first half of
-    /// the token's life. A request that finds the token expired waits for the refresh.
+    /// the token's life. If the server advises an earlier time ([`Tokens::refresh_at`]), the window begins then. A request
+    /// that finds the token expired waits for the refresh.
     pub fn refresh_early(mut self, window: Duration) -> Self {
         self.refresh_early = Some(window);
         self

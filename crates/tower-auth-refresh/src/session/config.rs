@@ -86,8 +86,10 @@ impl Config {
 
     /// Returns the times of an early refresh, if the session refreshes early and the expiry is known.
     pub(super) fn schedule(&self, tokens: &Tokens, at: At) -> Option<RefreshSchedule> {
-        let window = self.refresh_early?;
-        let lifetime = tokens.expires_at()?.duration_since(at.wall).unwrap_or_default();
+        let (window, expires_at) = (self.refresh_early?, tokens.expires_at()?);
+        let advised = tokens.refresh_at().and_then(|refresh_at| expires_at.duration_since(refresh_at).ok());
+        let window = window.max(advised.unwrap_or_default());
+        let lifetime = expires_at.duration_since(at.wall).unwrap_or_default();
         Some(RefreshSchedule::before_expiry(lifetime, window, at))
     }
 }
