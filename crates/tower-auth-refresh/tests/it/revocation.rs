@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::error::Error;
-use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -16,8 +15,8 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 use tower::{BoxError, ServiceExt, service_fn};
 use tower_auth_refresh::{
-    AuthRefresh, AuthRefreshLayer, RefreshError, RefreshRequest, ReplayBody, RevokeRequest, Session, SessionErrorKind,
-    SessionRegistry, SessionState, Tokens,
+    AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshRequest, ReplayBody, RevokeRequest, Session,
+    SessionErrorKind, SessionRegistry, SessionState, Tokens,
 };
 
 use crate::support::{Calls, ORIGIN, Script, origin, pair, script, settle};
@@ -76,32 +75,18 @@ async fn a_revocation_that_fails_on_the_network_is_repeated_until_it_succeeds() 
     assert_eq!(session.state(), SessionState::SignedOut);
 }
 
-#[derive(Debug)]
-struct Wrapped(RefreshError);
-
-impl fmt::Display for Wrapped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("wrapped")
-    }
-}
-
-impl Error for Wrapped {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&self.0)
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_revocation_is_repeated_unless_its_failure_is_final() {
     let cases: [(BoxError, bool); 8] = [
         (unreachable().into(), true),
         (RefreshError::in_doubt("the answer broke off").into(), true),
         (io::Error::from(io::ErrorKind::ConnectionReset).into(), true),
-        (Wrapped(unreachable()).into(), true),
+        // As a source.
+        (NotRefreshed::Failed(Arc::new(unreachable())).into(), true),
         (RefreshError::unavailable("429").without_retry().into(), true),
         (RefreshError::misconfigured("invalid_client").into(), false),
         (RefreshError::rejected("no").into(), false),
-        (Wrapped(RefreshError::misconfigured("invalid_client")).into(), false),
+        (NotRefreshed::Failed(Arc::new(RefreshError::misconfigured("invalid_client"))).into(), false),
     ];
     for (error, repeated) in cases {
         let (session, mut revocations) = session().await;
