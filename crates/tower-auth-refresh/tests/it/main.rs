@@ -22,6 +22,7 @@ mod replay_wire;
 mod replicas;
 mod reports;
 mod require_token;
+mod revocation;
 mod rewind;
 mod secrets;
 mod stacks;
