@@ -70,12 +70,8 @@ impl ManyUsers {
 
     fn new(configure: impl FnOnce(Arc<Database>, SessionRegistryBuilder<u32>) -> SessionRegistryBuilder<u32>) -> Self {
         let (service, auth) = script();
-        let revoked = Arc::<Mutex<Vec<Tokens>>>::default();
-        let log = Arc::clone(&revoked);
-        let template = Session::builder(service).revoke(service_fn(move |request: RevokeRequest| {
-            log.lock().unwrap().push(request.tokens().clone());
-            std::future::ready(Ok::<_, BoxError>(()))
-        }));
+        let (revoke, revoked) = revocations();
+        let template = Session::builder(service).revoke(revoke);
         let stores = Arc::<Database>::default();
         let sessions = configure(Arc::clone(&stores), SessionRegistry::builder(template)).build().unwrap();
         let (service, api) = script();
