@@ -9,7 +9,8 @@ use http_body_util::Full;
 use serde_json::json;
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceExt};
-use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, RevokeRequest, Tokens};
+use tower_auth_refresh::refresh::RevokeRequest;
+use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Tokens};
 use tower_auth_refresh_http::{
     AuthClient, ClientAuth, JsonLogin, JsonLogout, JsonRefresh, OAuthRefresh, OAuthRevoke, TokenFields,
 };

@@ -14,9 +14,10 @@ use http_body_util::Full;
 use serde_json::json;
 use tower::timeout::error::Elapsed;
 use tower::{Service, ServiceBuilder, service_fn};
+use tower_auth_refresh::refresh::RevokeService;
 use tower_auth_refresh::{
-    NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, RefreshService, RefreshToken, RevokeService,
-    Rotation, Session, SessionState, Tokens,
+    NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, RefreshService, RefreshToken, Rotation, Session,
+    SessionState, Tokens,
 };
 use tower_auth_refresh_http::{
     AuthClient, AuthServerError, ClientAuth, ClientCredentials, JsonLogin, JsonLogout, JsonRefresh, LoginError,

@@ -18,10 +18,13 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tower::{BoxError, ServiceExt, service_fn};
+use tower_auth_refresh::layer::PerRequest;
+use tower_auth_refresh::refresh::RevokeRequest;
+use tower_auth_refresh::registry::SessionRegistryBuilder;
+use tower_auth_refresh::session::SessionErrorKind;
 use tower_auth_refresh::{
-    AuthRefresh, AuthRefreshLayer, NotRefreshed, PerRequest, RefreshError, RefreshErrorKind, RefreshReport,
-    RefreshRequest, ReplayBody, RevokeRequest, Session, SessionErrorKind, SessionRegistry, SessionRegistryBuilder,
-    SessionRegistryError, SessionState, Tokens,
+    AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshErrorKind, RefreshReport, RefreshRequest,
+    ReplayBody, Session, SessionRegistry, SessionRegistryError, SessionState, Tokens,
 };
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 use tower_layer::Layer;

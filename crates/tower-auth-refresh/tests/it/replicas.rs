@@ -7,11 +7,10 @@ use std::time::{Duration, SystemTime};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
+use tower_auth_refresh::registry::SessionRegistryBuilder;
+use tower_auth_refresh::session::SessionErrorKind;
 use tower_auth_refresh::store::{ClaimOutcome, CommitOutcome, Entry, Epoch, MemoryStore, Record, TokenStore};
-use tower_auth_refresh::{
-    RefreshError, RefreshRequest, Session, SessionErrorKind, SessionRegistry, SessionRegistryBuilder, SessionState,
-    Tokens,
-};
+use tower_auth_refresh::{RefreshError, RefreshRequest, Session, SessionRegistry, SessionState, Tokens};
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 
 use crate::support::*;

@@ -17,9 +17,10 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tower::{BoxError, ServiceExt};
+use tower_auth_refresh::refresh::Trigger;
 use tower_auth_refresh::store::{Entry, Epoch, TokenStore};
 use tower_auth_refresh::{
-    AuthRefreshLayer, NotRefreshed, Origin, RefreshError, RefreshErrorKind, Session, SessionState, Tokens, Trigger,
+    AuthRefreshLayer, NotRefreshed, Origin, RefreshError, RefreshErrorKind, Session, SessionState, Tokens,
 };
 use tower_layer::Layer;
 

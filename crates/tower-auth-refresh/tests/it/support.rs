@@ -13,11 +13,12 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use tokio::sync::{mpsc, oneshot};
 use tower::{BoxError, Service, ServiceExt};
+use tower_auth_refresh::refresh::{RevokeRequest, RevokeService};
+use tower_auth_refresh::session::RefreshFailure;
 use tower_auth_refresh::store::{Claim, ClaimOutcome, CommitOutcome, Entry, Epoch, MemoryStore, Record};
 use tower_auth_refresh::{
-    AccessToken, AuthRefresh, AuthRefreshLayer, NotRefreshed, Origin, RefreshError, RefreshFailure, RefreshReport,
-    RefreshRequest, RefreshService, RefreshToken, ReplayBody, RevokeRequest, RevokeService, Session, SessionBuilder,
-    SessionState, Tokens,
+    AccessToken, AuthRefresh, AuthRefreshLayer, NotRefreshed, Origin, RefreshError, RefreshReport, RefreshRequest,
+    RefreshService, RefreshToken, ReplayBody, Session, SessionBuilder, SessionState, Tokens,
 };
 use tower_auth_refresh_testkit::conformance::FaultyStore;
 use tower_layer::Layer;

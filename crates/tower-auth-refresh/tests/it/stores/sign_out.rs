@@ -5,7 +5,9 @@ use std::error::Error;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tower::BoxError;
-use tower_auth_refresh::{RefreshError, RevokeRequest, SessionError, SessionErrorKind, SessionState, Tokens};
+use tower_auth_refresh::refresh::RevokeRequest;
+use tower_auth_refresh::session::SessionErrorKind;
+use tower_auth_refresh::{RefreshError, SessionError, SessionState, Tokens};
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, StoreFault};
 
 use super::{FAILURES, LOST_ANSWERS, MINUTE, SECOND, TIMEOUT, peer_on, stored, stored_with};
