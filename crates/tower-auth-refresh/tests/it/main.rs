@@ -26,6 +26,7 @@ mod revocation;
 mod rewind;
 mod secrets;
 mod stacks;
+mod states;
 mod stores;
 mod strict;
 mod support;
