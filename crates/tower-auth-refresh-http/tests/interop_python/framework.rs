@@ -202,9 +202,10 @@ fn simplejwt_fields() -> TokenFields {
     TokenFields::default().access_token("access").refresh_token("refresh")
 }
 
-/// HTTP Basic as RFC 6749 §2.3.1 has it.
+/// HTTP Basic as RFC 6749 §2.3.1 has it; a blank as `%20`, since Authlib leaves a `+` as it is.
 fn basic(id: &str, secret: &str) -> String {
     use base64::Engine;
-    let encoded = [id, secret].map(|text| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>());
+    let encoded = [id, secret]
+        .map(|text| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20"));
     format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(encoded.join(":")))
 }
