@@ -19,6 +19,7 @@
 //!
 //! - A record is replaced as a whole: a new file is written to the disk, renamed, and the directory written to the disk.
 //!   A process or machine that dies at any moment leaves the old record or the new one, and no copy of an old one.
+//!   A refresh flushes two files to the disk, and the directory after each.
 //! - A claim reserves the disk space for the next record, so that a full disk is noticed before the refresh token is
 //!   used up.
 //! - If the process that made a claim dies, the next process takes over at once; the refresh token is then in doubt.

@@ -105,10 +105,9 @@ impl ClaimFile {
         })
     }
 
-    /// Returns the time until the lease ends: never longer than the lease, however the clock was set meanwhile.
+    /// Returns the time until the lease ends by the wall clock.
     pub(super) fn remaining(&self) -> Duration {
-        let left = self.begins.saturating_add(self.lease).saturating_sub(now());
-        Duration::from_millis(left.min(self.lease))
+        Duration::from_millis(self.begins.saturating_add(self.lease).saturating_sub(now()))
     }
 
     /// Returns `true` if the claim was made on this host, since it was booted.

@@ -18,6 +18,9 @@ use crate::{private, random, record};
 /// The ending of a file that isn't complete.
 const DRAFT: &str = ".tmp";
 
+/// The name of the files with which a directory is checked.
+pub(super) const PROBE: &str = "check";
+
 /// An open directory.
 pub(super) struct Directory<'a> {
     handle: Handle,
@@ -127,14 +130,16 @@ impl<'a> Directory<'a> {
     }
 }
 
-/// Returns `true` for a file that a store has made.
-pub(super) fn is_of_a_store(name: &str) -> bool {
-    [".record", ".claim", ".lock", DRAFT].iter().any(|ending| name.ends_with(ending))
+/// Returns the session, as files are named by, whose file this is; `None` for a file that no store has made.
+pub(super) fn session_of(name: &str) -> Option<&str> {
+    let (session, _) = name.split_once('.')?;
+    let is_hash = session.len() == 64 && session.bytes().all(|digit| digit.is_ascii_hexdigit());
+    (is_hash || session == PROBE).then_some(session)
 }
 
-/// Returns the name of the file that a draft was to become; `None` for other files.
-pub(super) fn name_of_draft(name: &str) -> Option<&str> {
-    name.strip_suffix(DRAFT)?.rsplit_once('.').map(|(name, _)| name)
+/// Returns `true` for a file that isn't complete.
+pub(super) fn is_draft(name: &str) -> bool {
+    name.ends_with(DRAFT)
 }
 
 /// A new file that is complete, but not visible yet. Removed if it is dropped.

@@ -23,7 +23,7 @@ use tower_auth_refresh::store::{
     Version,
 };
 
-use self::directory::{Directory, is_of_a_store, name_of_draft};
+use self::directory::{Directory, PROBE, is_draft, session_of};
 use self::session::{Here, SessionFiles, Turn};
 use crate::error::{Problem, StoreError, StoreErrorKind};
 #[cfg(feature = "encryption")]
@@ -201,9 +201,8 @@ impl Settings {
     }
 
     fn check(&self) -> Result<(), StoreError> {
-        const PROBE: &str = "check";
         let directory = self.open()?;
-        for name in directory.names()?.into_iter().filter(|name| is_of_a_store(name)) {
+        for name in directory.names()?.into_iter().filter(|name| session_of(name).is_some()) {
             directory.file(&name)?;
         }
         let lock = format!("{PROBE}.lock");
@@ -221,8 +220,8 @@ impl Settings {
 
 /// Removes the files that processes have begun to write when they died, since they may hold tokens.
 fn remove_unfinished(directory: &Directory<'_>) -> Result<(), StoreError> {
-    for unfinished in directory.names()? {
-        let Some(session) = name_of_draft(&unfinished).and_then(|name| name.split('.').next()) else { continue };
+    for unfinished in directory.names()?.into_iter().filter(|name| is_draft(name)) {
+        let Some(session) = session_of(&unfinished) else { continue };
         // Without the lock, it may be a file that is being written.
         let lock = directory.lock_file(&format!("{session}.lock"))?;
         if lock.try_lock().is_ok() {

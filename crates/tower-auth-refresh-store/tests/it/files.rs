@@ -54,7 +54,7 @@ async fn a_claim_that_is_granted_after_its_call_was_dropped_is_given_back() {
 #[tokio::test]
 async fn sessions_and_namespaces_have_files_of_their_own_and_no_key_is_a_path() {
     let directory = TestDirectory::new();
-    let keys = ["", "ada", "../ada", "/etc/passwd", "CON", "a\0b", "ADA"];
+    let keys = ["", "ada", "da", "../ada", "/etc/passwd", "CON", "a\0b", "ADA"];
     let namespaces = ["", "a", "da"];
     let mut stores = Vec::new();
     for namespace in namespaces {
@@ -83,8 +83,13 @@ async fn an_unfinished_file_of_a_dead_process_is_removed_and_that_of_a_live_one_
     FileStore::open(directory.path()).unwrap();
     assert!(unfinished.exists());
     drop(lock);
+    let foreign = ["notes.2026.tmp", "notes.tmp", ".tmp"].map(|name| directory.path().join(name));
+    for path in &foreign {
+        fs::write(path, "").unwrap();
+    }
     FileStore::open(directory.path()).unwrap();
     assert!(!unfinished.exists());
+    assert!(foreign.iter().all(|path| path.exists()), "a store removes its own files only");
     assert_eq!(store.load().await.unwrap().unwrap().generation(), 1);
 }
 

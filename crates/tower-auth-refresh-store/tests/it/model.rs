@@ -135,9 +135,9 @@ impl Subject {
     }
 }
 
-/// Each of some 20 calls writes to the disk.
+/// 200, of some 20 calls each.
 fn cases() -> u32 {
-    std::env::var("PROPTEST_CASES").map_or(50, |cases| cases.parse().unwrap())
+    std::env::var("PROPTEST_CASES").map_or(200, |cases| cases.parse().unwrap())
 }
 
 proptest! {
