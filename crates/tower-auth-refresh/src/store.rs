@@ -164,7 +164,7 @@ impl Entry {
 
     /// Returns the number of the tokens within their epoch: 1 for those of the sign-in, one more after each refresh.
     ///
-    /// All processes that share the store count alike (a session's own [`Generation`](crate::Generation) counts within
+    /// All processes that share the store count alike (a session's own [`Generation`](crate::refresh::Generation) counts within
     /// its process). A session that holds a higher number than the store knows that the store has lost writes, and writes
     /// its tokens back before it presents or adopts anything.
     #[must_use]
