@@ -562,6 +562,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn without_a_limit_of_its_own_a_layer_reads_8_kib() {
+        let padded = |len: usize| Full::new(Bytes::from(EXPIRED.to_owned() + &" ".repeat(len - EXPIRED.len())));
+        assert!(inspect(layer(), "application/json", padded(8192)).await.1);
+        assert!(!inspect(layer(), "application/json", padded(8193)).await.1);
+    }
+
+    #[tokio::test]
+    async fn the_layer_is_ready_when_the_inner_service_is() {
+        let (inner, mut handle) = tower_test::mock::pair::<Request<()>, Response<Full<Bytes>>>();
+        let mut service = tokio_test::task::spawn(layer().layer(inner));
+        handle.allow(0);
+        assert!(service.enter(|cx, mut service| service.poll_ready(cx)).is_pending());
+        handle.allow(1);
+        assert!(service.enter(|cx, mut service| service.poll_ready(cx)).is_ready());
+    }
+
+    #[tokio::test]
     async fn only_json_is_read_unless_the_app_selects() {
         let body = || Full::new(Bytes::from_static(EXPIRED.as_bytes()));
         for json in ["application/json", "Application/JSON; charset=utf-8", "application/graphql-response+json"] {
