@@ -376,6 +376,21 @@ mod tests {
     }
 
     #[test]
+    fn the_expiry_is_found_at_its_path() {
+        let fields = TokenFields::default().expires_at("meta.valid_until");
+        let at = unix(300);
+        let tokens = read(&fields, json!({"access_token": "a", "meta": {"valid_until": at}})).unwrap();
+        assert_eq!(tokens.expires_at(), Some(SystemTime::UNIX_EPOCH + Duration::from_secs(at)));
+    }
+
+    #[test]
+    fn a_lifetime_of_ten_years_at_most_is_known() {
+        let ten_years = 10 * 366 * 24 * 60 * 60;
+        assert_eq!(lifetime(json!({"access_token": "a", "expires_in": ten_years})), Some(ten_years));
+        assert_eq!(lifetime(json!({"access_token": "a", "expires_in": ten_years + 1})), None);
+    }
+
+    #[test]
     fn an_expiry_that_makes_no_sense_is_unknown_and_fails_no_answer() {
         for value in [
             json!(0),

@@ -43,6 +43,9 @@ fn configured_secrets_are_not_shown() {
         CookieRefresh::new(client.clone(), URL, "rt").unwrap(),
     );
     assert!(!shown.contains(SECRET), "{shown}");
+    for name in ["AuthClient { timeout", "ClientAuth { id", "Classifier { call"] {
+        assert!(shown.contains(name), "{name}: {shown}");
+    }
 }
 
 #[tokio::test]
