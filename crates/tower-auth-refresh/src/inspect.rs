@@ -610,6 +610,36 @@ mod tests {
         assert!(body.is_end_stream() && body.frame().await.is_none());
     }
 
+    /// A body that knows its length once its first frame was read.
+    struct Learning(Vec<Bytes>);
+
+    impl Body for Learning {
+        type Data = Bytes;
+        type Error = &'static str;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Read>> {
+            Poll::Ready(self.0.pop().map(|data| Ok(Frame::data(data))))
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            if self.0.len() > 2 {
+                return SizeHint::default();
+            }
+            SizeHint::with_exact(self.0.iter().map(|data| data.len() as u64).sum())
+        }
+    }
+
+    #[tokio::test]
+    async fn the_size_hint_of_the_unread_rest_is_that_of_the_body() {
+        let pieces = ["123", "12345678", "{"].map(Bytes::from).to_vec();
+        let (mut body, _) = inspect(layer().limit(8), "application/json", Learning(pieces)).await;
+        assert_eq!(body.size_hint().exact(), None);
+        for piece in ["{", "12345678"] {
+            assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), piece);
+        }
+        assert_eq!(body.size_hint().exact(), Some(3));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_stalled_body_is_held_back_for_the_time_out_and_then_given_back() {
         let late = stream::once(async {
