@@ -17,6 +17,8 @@ use crate::store::Epoch;
 pub(crate) struct Credentials<'a> {
     pub(crate) epoch: Epoch,
     pub(crate) generation: Generation,
+    /// Not 0 if the acceptance of the request is to be recorded: see [`Snapshot::watch`].
+    pub(crate) watch: u32,
     value: Option<Cow<'a, HeaderValue>>,
 }
 
@@ -46,7 +48,7 @@ impl Credentials<'_> {
             value.set_sensitive(true);
             Cow::Owned(value)
         });
-        Self { epoch: snapshot.epoch, generation: snapshot.generation, value }
+        Self { epoch: snapshot.epoch, generation: snapshot.generation, watch: snapshot.watch(), value }
     }
 
     /// Whether there are none: the session has no token.
@@ -88,9 +90,9 @@ impl LastCredentials {
     #[inline]
     pub(crate) fn at(&self, revision: Revision) -> Option<Credentials<'_>> {
         match self {
-            Self::Kept(of, Credentials { epoch, generation, value }) if *of == revision => {
+            Self::Kept(of, Credentials { epoch, generation, watch, value }) if *of == revision => {
                 let value = value.as_deref().map(Cow::Borrowed);
-                Some(Credentials { epoch: *epoch, generation: *generation, value })
+                Some(Credentials { epoch: *epoch, generation: *generation, watch: *watch, value })
             }
             _ => None,
         }

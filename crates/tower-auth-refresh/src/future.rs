@@ -24,6 +24,7 @@ use crate::scope::Spelling;
 use crate::service::{Setup, SharedSetup};
 use crate::session::{Session, is_near};
 use crate::store::Epoch;
+use crate::target::Target;
 
 pin_project! {
     /// The response future of [`AuthRefresh`](crate::AuthRefresh).
@@ -59,7 +60,7 @@ pin_project! {
         // The inner service is to be made ready for the replay.
         ReadyingReplay { inner: Svc, replay: Option<Box<Unreplayed<B>>> },
         // Sent again, with the token of this generation, or without one since the session has changed.
-        Replayed { #[pin] future: F, generation: Option<Generation> },
+        Replayed { #[pin] future: F, with: Option<Replayed> },
     }
 }
 
@@ -82,6 +83,8 @@ struct Kept<B> {
     body: Replay<B>,
     epoch: Epoch,
     generation: Generation,
+    /// Not 0 if its acceptance is to be recorded.
+    watch: u32,
     /// As long as it may, before it was sent: it is not kept waiting again.
     has_waited: bool,
 }
@@ -95,8 +98,16 @@ struct Challenged<B, ResB> {
 /// A request to be sent again, and the epoch that it was made in.
 struct Unreplayed<B> {
     request: Request<ReplayBody<B>>,
+    target: Target,
     epoch: Epoch,
     refused: Generation,
+}
+
+/// The token that a replay carries.
+struct Replayed {
+    target: Target,
+    generation: Generation,
+    watch: u32,
 }
 
 impl<Svc, S, B, ResB> ResponseFuture<Svc, S, B, ResB>
@@ -133,7 +144,7 @@ where
             if let Some(trigger) = cell.wait_before_send(&snapshot) {
                 // What was reserved for it is given back: the refresh call may need the same.
                 *ready = setup.inner();
-                let newer = newer_tokens(session, epoch, snapshot.generation, trigger, None);
+                let newer = newer_tokens(session, epoch, snapshot.generation, trigger, None, None);
                 let unsent = Unsent { request, spelling, epoch, deadline: cell.deadline(), has_waited: false };
                 let state = State::Waiting { newer, request: Some(Box::new(unsent)) };
                 return Self { setup, own, state };
@@ -174,7 +185,7 @@ where
         spelling: Spelling,
     ) -> Self {
         let options = &setup.options;
-        let Credentials { epoch, generation, .. } = credentials;
+        let Credentials { epoch, generation, watch, .. } = credentials;
         if credentials.is_empty() {
             let state = State::Bare { future: ready.call(request.map(ReplayBody::passing)), epoch };
             return Self { setup, own, state };
@@ -193,7 +204,7 @@ where
             drop(replay);
             return Self::pass(ready, setup, own, request);
         }
-        let kept = replay.map(|body| Kept { head, body, epoch, generation, has_waited: false });
+        let kept = replay.map(|body| Kept { head, body, epoch, generation, watch, has_waited: false });
         let future = ready.call(request);
         Self { setup, own, state: State::Sent { future, kept } }
     }
@@ -268,10 +279,10 @@ where
                     let verdict = verdict(response);
                     if verdict == Verdict::Pass {
                         if let Some(kept) = kept
-                            && kept.body.is_lost()
+                            && (kept.watch != 0 || kept.body.is_lost())
                             && says_good(response.status())
                         {
-                            session().cell().accepted_unreplayable(kept.generation);
+                            kept.record_acceptance(session(), options);
                         }
                         // Frees what was kept, and the record of the body if it is still being sent.
                         *kept = None;
@@ -283,7 +294,10 @@ where
                         return Poll::Ready(Ok(reported(response, RefreshReport::StepUp)));
                     }
                     let deadline = kept.has_waited.then(Instant::now);
-                    let newer = newer_tokens(session(), kept.epoch, kept.generation, Trigger::Challenge, deadline);
+                    let target = kept.head.target(&options.origins);
+                    let trigger = Trigger::Challenge;
+                    let newer =
+                        newer_tokens(session(), kept.epoch, kept.generation, trigger, Some(target), deadline);
                     match kept.body.pause() {
                         Ok(()) => {
                             let challenged = Some(Box::new(Challenged { response, kept }));
@@ -328,34 +342,41 @@ where
                 }
                 StateProj::ReadyingReplay { inner, replay } => {
                     ready!(inner.poll_ready(cx))?;
-                    let Unreplayed { mut request, epoch, refused } =
+                    let Unreplayed { mut request, target, epoch, refused } =
                         *replay.take().expect("taken once, when the state is left");
                     let snapshot = session().cell().snapshot();
                     // In another epoch it goes bare, so that the server's own refusal results.
                     let credentials = (snapshot.epoch == epoch).then(|| Credentials::in_force(&snapshot, options));
                     let attached = Credentials::fill(credentials, request.headers_mut(), options);
-                    let generation = attached.then_some(snapshot.generation);
+                    let (generation, watch) = (snapshot.generation, snapshot.watch());
+                    let with = attached.then_some(Replayed { target, generation, watch });
                     tracing::debug!(
-                        target: TARGET, refused = refused.0, generation = generation.map(Generation::get), "replaying"
+                        target: TARGET, refused = refused.0, generation = with.as_ref().map(|it| it.generation.0),
+                        "replaying"
                     );
                     let future = inner.call(request);
-                    this.state.set(State::Replayed { future, generation });
+                    this.state.set(State::Replayed { future, with });
                 }
-                StateProj::Replayed { future, generation } => {
+                StateProj::Replayed { future, with } => {
                     let response = ready!(future.poll(cx))?;
-                    let Some(generation) = *generation else {
+                    let Some(Replayed { target, generation, watch }) = *with else {
                         let report = RefreshReport::NotRefreshed(NotRefreshed::SessionChanged);
                         return Poll::Ready(Ok(reported(response, report)));
                     };
-                    let (report, accepted) = match verdict(&response) {
-                        Verdict::Expired => (RefreshReport::ReplayRefused, Some(false)),
+                    let report = match verdict(&response) {
+                        Verdict::Expired => {
+                            session().cell().refused(target, generation);
+                            RefreshReport::ReplayRefused
+                        }
                         // The token was good, if not good enough.
-                        Verdict::StepUp => (RefreshReport::StepUp, None),
-                        Verdict::Pass => (RefreshReport::Replayed, says_good(response.status()).then_some(true)),
+                        Verdict::StepUp => RefreshReport::StepUp,
+                        Verdict::Pass => {
+                            if says_good(response.status()) {
+                                session().cell().accepted(target, generation, watch);
+                            }
+                            RefreshReport::Replayed
+                        }
                     };
-                    if let Some(accepted) = accepted {
-                        session().cell().replayed(generation, accepted);
-                    }
                     return Poll::Ready(Ok(reported(response, report)));
                 }
             }
@@ -387,9 +408,10 @@ fn newer_tokens(
     epoch: Epoch,
     generation: Generation,
     trigger: Trigger,
+    target: Option<Target>,
     deadline: Option<Instant>,
 ) -> NewerTokens {
-    Box::pin(Arc::clone(session.cell()).wait_for_newer_tokens(epoch, generation, trigger, deadline))
+    Box::pin(Arc::clone(session.cell()).wait_for_newer_tokens(epoch, generation, trigger, target, deadline))
 }
 
 /// Whether an answer says that the token is good. A server's own failure says nothing of it, nor does a 401 for another
@@ -405,15 +427,26 @@ fn reported<ResB>(mut response: Response<ResB>, report: RefreshReport) -> Respon
 }
 
 impl<B> Kept<B> {
+    /// Records that the first attempt was accepted.
+    #[cold]
+    fn record_acceptance(&self, session: &Session, options: &Options) {
+        if self.watch == 0 {
+            session.cell().accepted_unreplayable(self.generation);
+        } else {
+            session.cell().accepted(self.head.target(&options.origins), self.generation, self.watch);
+        }
+    }
+
     /// Takes the body from the attempt, and the head out of its packing, with room in it for the token.
     fn into_unreplayed(self, options: &Options) -> Result<Unreplayed<B>, NotReplayable> {
+        let target = self.head.target(&options.origins);
         let mut head = self.head.rebuild(&options.origins)?;
         if !Credentials::reserve(&mut head.headers, options) {
             return Err(NotReplayable::Head);
         }
         let body = self.body.into_replay()?;
         let request = Request::from_parts(head, body);
-        Ok(Unreplayed { request, epoch: self.epoch, refused: self.generation })
+        Ok(Unreplayed { request, target, epoch: self.epoch, refused: self.generation })
     }
 }
 

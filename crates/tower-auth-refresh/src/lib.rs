@@ -79,7 +79,8 @@
 //! 6. A panic, an abort or a shutdown of the runtime frees the slot and answers the waiters.
 //! 7. A request is sent at most twice.
 //! 8. An API that answers 401 for ever, beside an authorization server that answers 200 for ever, causes at most 75
-//!    refreshes in any hour.
+//!    refreshes in any hour. An endpoint that refuses tokens which others accept causes no more, and stops no refresh that
+//!    another endpoint needs.
 //! 9. A 401 to an older token than the one in force causes no refresh, only a replay.
 //! 10. One session's token is never on another's request, nor is a request made before a sign-in or sign-out attached
 //!     to, replayed as, or kept waiting for whoever is signed in afterwards. (One whose 401 has been read for a replay
@@ -128,6 +129,7 @@ mod service;
 mod session;
 mod shared;
 pub mod store;
+mod target;
 mod timer;
 mod token;
 

@@ -386,8 +386,10 @@ pub enum NotRefreshed {
     NoRefreshToken,
     /// The authorization server issued the very token that the API refuses.
     SameToken,
-    /// The API refuses fresh tokens again and again: the session cools down rather than refreshing for ever.
+    /// The API refuses every fresh token: the session cools down rather than refreshing for ever.
     Looping,
+    /// The API refuses this request with every fresh token, and accepts others: the refusal is about the request.
+    RequestRefused,
 }
 
 impl NotRefreshed {
@@ -402,6 +404,7 @@ impl NotRefreshed {
             Self::NoRefreshToken => "no_refresh_token",
             Self::SameToken => "same_token",
             Self::Looping => "looping",
+            Self::RequestRefused => "request_refused",
         }
     }
 }
@@ -417,6 +420,7 @@ impl fmt::Display for NotRefreshed {
             Self::NoRefreshToken => "the session has no refresh token",
             Self::SameToken => "the authorization server issued the token that the API refuses",
             Self::Looping => "the API refuses every fresh token",
+            Self::RequestRefused => "the API refuses this request with every fresh token",
         })
     }
 }

@@ -7,6 +7,7 @@ use http::{Extensions, Method, Request, Version, request};
 
 use super::NotReplayable;
 use crate::scope::{Origins, Spelling};
+use crate::target::Target;
 
 /// The head of a request, kept for a replay.
 ///
@@ -47,6 +48,14 @@ impl Head {
         }
         let extensions = if extensions.is_empty() { Extensions::new() } else { extensions.clone() };
         Self { method: request.method().clone(), version: request.version(), extensions, spelling, packed }
+    }
+
+    /// Returns the target of the request, or of no request if the head can't be rebuilt either.
+    pub(crate) fn target(&self, origins: &Origins) -> Target {
+        let mut packed = Bytes::copy_from_slice(&self.packed);
+        let uri = unpack_uri(&mut packed, self.spelling, origins).unwrap_or_default();
+        let authority = uri.authority().map_or("", Authority::as_str);
+        Target::new(&self.method, authority, uri.path())
     }
 
     /// The head again, ready for the token. `origins`: those that have told how it is spelled.

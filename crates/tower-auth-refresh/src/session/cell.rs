@@ -24,6 +24,7 @@ use super::state::{At, Effect, Event, Phase, RefreshSchedule, State};
 use crate::TARGET;
 use crate::refresh::Generation;
 use crate::store::{Epoch, Record, TokenStore};
+use crate::target::Target;
 use crate::token::Tokens;
 
 // The fields that a look-up in a registry reads come first: beside the reference count, so that one cache miss is enough.
@@ -350,9 +351,25 @@ impl TokenCell {
         self.marked(self.config.revoke(tokens)).await
     }
 
-    /// Records the result of a replay.
-    pub(crate) fn replayed(&self, generation: Generation, accepted: bool) {
-        self.replays.record(generation, accepted);
+    /// Records that a request was accepted: a replay, or a first attempt that was sent under a [`watch`](State::watch).
+    pub(crate) fn accepted(self: &Arc<Self>, target: Target, generation: Generation, watch: u32) {
+        self.replays.record(target, generation, true);
+        let results = self.replays.load();
+        if !self.snapshot().is_changed_by(target, generation, watch, results) {
+            return;
+        }
+        let event = Event::Accepted { target, generation, watch, results };
+        if let Ok(mut writer) = self.lock.try_write() {
+            self.step(&mut writer, event);
+        } else {
+            let cell = Arc::clone(self);
+            self.spawn(async move { cell.change(event).await });
+        }
+    }
+
+    /// Records that a replay was refused.
+    pub(crate) fn refused(&self, target: Target, generation: Generation) {
+        self.replays.record(target, generation, false);
     }
 
     /// Records that a request was accepted that can't be replayed.

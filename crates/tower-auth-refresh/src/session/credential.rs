@@ -26,6 +26,7 @@ use super::error::SessionError;
 use super::state::State;
 use crate::refresh::{Generation, NotRefreshed, Trigger};
 use crate::store::Epoch;
+use crate::target::Target;
 use crate::token::{AccessToken, Tokens};
 
 /// An access token, and its place in the session: what [`Session::renewed`] needs to know of a token that was refused.
@@ -102,7 +103,7 @@ impl Session {
                 (trigger, _) => (state.epoch, state.generation, trigger.unwrap_or(Trigger::Acquire)),
             }
         };
-        let renewed = Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, trigger, None).await;
+        let renewed = Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, trigger, None, None).await;
         let state = self.cell.snapshot();
         if state.epoch != epoch {
             return Err(renewed.err().unwrap_or(NotRefreshed::SessionChanged));
@@ -130,7 +131,8 @@ impl Session {
     /// Dropping the future interrupts no refresh.
     pub async fn renewed(&self, refused: &Credential) -> Result<Credential, NotRefreshed> {
         let (epoch, generation) = (refused.epoch, refused.generation);
-        Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, Trigger::Challenge, None).await?;
+        let (trigger, target) = (Trigger::Challenge, Some(Target::TOKEN_API));
+        Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, trigger, target, None).await?;
         let state = self.cell.snapshot();
         if state.epoch != epoch {
             return Err(NotRefreshed::SessionChanged);
@@ -143,8 +145,12 @@ impl Session {
     /// Only tokens that live for less than a minute need it: their refusal is otherwise taken for that of a fresh token,
     /// and after six in a row the session cools down.
     pub fn accepted(&self, credential: &Credential) {
-        if self.cell.snapshot().epoch == credential.epoch {
-            self.cell.replayed(credential.generation, true);
+        let (epoch, watch) = {
+            let state = self.cell.snapshot();
+            (state.epoch, state.watch())
+        };
+        if epoch == credential.epoch {
+            self.cell.accepted(Target::TOKEN_API, credential.generation, watch);
         }
     }
 

@@ -1,13 +1,41 @@
-//! [`LoopGuard`]: bounds the refreshes of a session whose API refuses every fresh token.
+//! [`LoopGuard`]: bounds the refreshes that refusals of fresh tokens cause, without stopping those that work.
 //!
-//! A *strike* is a fresh token that an API refuses: within [`PROBATION`] of its arrival, or in a replay, without having
-//! been accepted before. The first five strikes in a row are free. From the sixth on each starts a cool-down of 1 s,
-//! doubling to 60 s, jittered upward only, in which challenges are not answered by a refresh. A token that is accepted
-//! clears the strikes: one with a newer generation than the last strike's. Slower refusals than [`PROBATION`] need no
-//! guard: they cause at most 60 refreshes in an hour. Together: at most 75 refreshes in any hour.
+//! A refresh is *wasted* if its token does not get the challenged request accepted. The guard limits wasted refreshes on
+//! two levels, by the same schedule: the first five in a row are free. From the sixth on each starts a cool-down of 1 s,
+//! doubling to 60 s, jittered upward only.
+//!
+//! **The session.** A *strike* is a fresh token that an API refuses: within [`PROBATION`] of its arrival, or in a replay,
+//! without having been accepted before. In the cool-down after a strike, challenges are answered with `Looping` instead
+//! of a refresh. The strikes are cleared, and the cool-down lifted, by an accepted token that is newer than the last
+//! strike's, or by a request that was sent after the last strike. Slower refusals than [`PROBATION`] need no guard: they
+//! cause at most 60 refreshes in an hour. Together: an API that refuses everything causes at most 75 refreshes in any
+//! hour.
+//!
+//! **The [`Target`].** Some endpoints refuse a token that others accept: they require another scope, or a more recent
+//! sign-in. Acceptances elsewhere clear the session's strikes, so these refusals are counted by target. The flight that
+//! a challenge starts is on the account of the challenged target until the next challenge or flight settles it:
+//!
+//! - If the target accepted the new token, its account is closed.
+//! - If it refused the new token, that weighs [`REFUSED`].
+//! - Otherwise (the caller was dropped, or the body could not be replayed) it weighs [`UNKNOWN`].
+//! - If the flight failed, it weighs nothing.
+//!
+//! A target of weight [`SUSPECT`] is *held*: in the cool-down that all targets with an account share, its challenges start
+//! no flight, add no strike, and are answered with `RequestRefused`. They may still join a flight, or use newer tokens.
+//! The schedule is shared so that ten such endpoints cause no more refreshes than one. Once the cool-down is at its
+//! longest, one refused token is enough.
+//!
+//! Two exemptions keep the guard from stopping a refresh that a healthy target needs:
+//!
+//! - A target without an account may start a flight in the session's cool-down, [`EXEMPTIONS`] times until a token is
+//!   accepted. An API that refuses everything has that many refreshes more.
+//! - A token that was accepted and is past its known expiry may be refreshed at any time.
+//!
+//! If [`MOST_SUSPECTS`] targets have an account, the guard can't tell further ones apart: they share the cool-down, too.
 //!
 //! The guard has two parts. [`LoopGuard`] is part of the session's state and changes under the lock. [`ReplayResults`]
-//! lies beside it in atomics, because each replay writes it; an event carries its values into the state.
+//! lies beside it in atomics, because each replay writes it; an event carries its values into the state. First attempts
+//! that are accepted are recorded only while there are strikes or accounts: see [`LoopGuard::watch`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,31 +43,82 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::backoff::{SHORTEST, doubled};
+use super::state::At;
 use crate::refresh::Generation;
+use crate::target::Target;
 
-/// The strike from which on each starts a cool-down.
+/// The wasted refresh in a row from which on each starts a cool-down.
 pub(crate) const LOOPING: u32 = 6;
 
 /// The age up to which the refusal of a token that was never accepted is a strike.
 pub(crate) const PROBATION: Duration = Duration::from_secs(60);
 
-/// The time for which a session with strikes is kept in memory, so that evicting it does not clear them.
+/// The time for which a session with strikes is kept in memory, so that evicting it does not clear them. The account of a
+/// target is forgotten after as long.
 pub(crate) const MEMORY: Duration = Duration::from_secs(60 * 60);
 
-/// The strikes of a session.
-#[derive(Clone, Copy, Debug)]
+/// The weight of a flight whose token its target refused.
+const REFUSED: u8 = 3;
+
+/// The weight of a flight whose token its target neither accepted nor refused.
+const UNKNOWN: u8 = 1;
+
+/// The weight from which on a target is held, until so many refreshes were wasted that the cool-down is at its longest.
+pub(super) const SUSPECT: u8 = 6;
+
+/// The most targets with an account.
+pub(super) const MOST_SUSPECTS: usize = 16;
+
+/// The flights that targets without an account may start in the session's cool-down until a token is accepted.
+pub(super) const EXEMPTIONS: u8 = 3;
+
+/// The strikes of a session, and the accounts of its targets.
+#[derive(Clone, Debug)]
 pub(super) struct LoopGuard {
     /// Strikes in a row.
     pub(super) strikes: u32,
+    /// The target that started the last flight, until that is settled.
+    pub(super) starter: Option<Target>,
     /// The generation of the last strike.
     pub(super) last_refusal: Generation,
     /// The time at which a flight brought the generation in force.
     pub(super) issued: Option<Instant>,
+    /// Boxed: most sessions have none.
+    pub(super) suspects: Option<Box<Suspects>>,
+}
+
+/// The targets with an account, and what they share.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Suspects {
+    /// Wasted refreshes in a row.
+    pub(super) wasted: u32,
+    /// The end of the cool-down after the last one.
+    pub(super) until: Option<Instant>,
+    /// The exemptions used since a token was accepted.
+    pub(super) exemptions: u8,
+    pub(super) accounts: Vec<Account>,
+}
+
+/// The wasted refreshes of a target.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Account {
+    pub(super) target: Target,
+    pub(super) weight: u8,
+    /// The acceptance of a newer generation closes the account.
+    pub(super) refused: Generation,
+    /// The time of the last one.
+    pub(super) at: Instant,
 }
 
 impl LoopGuard {
     pub(super) fn new() -> Self {
-        Self { strikes: 0, last_refusal: Generation(0), issued: None }
+        Self { strikes: 0, starter: None, last_refusal: Generation(0), issued: None, suspects: None }
+    }
+
+    /// Returns 0 if accepted first attempts need not be recorded; otherwise a number that dates a request: it grows with
+    /// each strike.
+    pub(super) fn watch(&self) -> u32 {
+        if self.strikes == 0 && self.suspects.is_none() { 0 } else { self.strikes.saturating_add(1) }
     }
 
     /// Whether a token newer than the last strike's was accepted.
@@ -47,11 +126,25 @@ impl LoopGuard {
         self.strikes > 0 && accepted > self.last_refusal
     }
 
+    /// Whether the acceptance of a request proves that fresh tokens are accepted. `watch`: of the moment of its sending.
+    pub(super) fn is_cleared_by(&self, generation: Generation, watch: u32) -> bool {
+        let sent_since = generation == self.last_refusal && watch == self.watch();
+        self.has_recovered(generation) || self.strikes > 0 && sent_since
+    }
+
+    /// Clears the strikes.
+    pub(super) fn clear_strikes(&mut self) {
+        self.strikes = 0;
+        if let Some(suspects) = &mut self.suspects {
+            suspects.exemptions = 0;
+        }
+        self.drop_empty();
+    }
+
     /// Whether the refusal of `generation`, which is in force, is a strike.
     pub(super) fn is_strike(&self, generation: Generation, results: Results, now: Instant) -> bool {
-        let fresh = self.issued.is_some_and(|issued| now.duration_since(issued) < PROBATION);
         let refused_in_replay = results.refused >= generation;
-        self.issued.is_some() && results.accepted < generation && (fresh || refused_in_replay)
+        self.issued.is_some() && results.accepted < generation && (self.is_fresh(now) || refused_in_replay)
     }
 
     /// Adds a strike and returns the cool-down that it starts.
@@ -63,22 +156,162 @@ impl LoopGuard {
 
     /// Returns the cool-down after the last strike, if there is one.
     pub(super) fn cool_down(&self, jitter: f64) -> Option<Duration> {
-        let over = self.strikes.checked_sub(LOOPING)?;
-        Some(doubled(SHORTEST, over).mul_f64(1.0 + jitter / 4.0))
+        cool_down(self.strikes, jitter)
+    }
+
+    /// Opens the account of a flight that starts. `None`: no challenge started it.
+    pub(super) fn start(&mut self, target: Option<Target>) {
+        self.starter = target;
+    }
+
+    /// Drops the account of a flight that failed.
+    pub(super) fn forget_start(&mut self) {
+        self.starter = None;
+    }
+
+    /// Whether a flight has ended, or is under way, that is not settled yet.
+    pub(super) fn has_unsettled_start(&self) -> bool {
+        self.starter.is_some()
+    }
+
+    /// Settles the last flight. `challenger`: the target that has just refused `in_force`, which is the newest generation.
+    pub(super) fn settle(
+        &mut self,
+        in_force: Generation,
+        challenger: Option<Target>,
+        results: Results,
+        at: At,
+    ) {
+        let now = at.now;
+        if let Some(suspects) = &mut self.suspects {
+            suspects.accounts.retain(|account| now.duration_since(account.at) < MEMORY);
+        }
+        if let Some(target) = self.starter.take() {
+            let refused_again = challenger == Some(target) && self.is_fresh(now);
+            if results.starter.refused || refused_again && !results.starter.accepted {
+                self.waste(target, REFUSED, in_force, at);
+            } else if results.starter.accepted {
+                self.close(target);
+            } else if self.is_fresh(now) {
+                self.waste(target, UNKNOWN, Generation(in_force.0.saturating_sub(1)), at);
+            }
+        }
+        self.drop_empty();
+    }
+
+    /// Settles a flight that brought the very token that its target has refused.
+    pub(super) fn refused_again(&mut self, in_force: Generation, at: At) {
+        if let Some(target) = self.starter.take() {
+            self.waste(target, REFUSED, in_force, at);
+        }
+    }
+
+    /// Whether the acceptance of `generation` closes the account of the target.
+    pub(super) fn is_closed_by(&self, target: Target, generation: Generation, results: Results) -> bool {
+        // A target that has refused a token in its replay proves nothing by accepting the same token.
+        let refused = self.starter == Some(target) && results.starter.refused;
+        !refused && self.account(target).is_some_and(|account| generation > account.refused)
+    }
+
+    /// Closes the account of a target.
+    pub(super) fn close(&mut self, target: Target) {
+        if let Some(suspects) = &mut self.suspects {
+            suspects.accounts.retain(|account| account.target != target);
+        }
+        self.drop_empty();
+    }
+
+    /// Whether challenges by this target start no flight now.
+    pub(super) fn is_held(&self, target: Target, now: Instant) -> bool {
+        self.suspects.as_deref().is_some_and(|suspects| {
+            suspects.until.is_some_and(|until| now < until)
+                && self.account(target).map_or(suspects.is_full(), |account| account.weight >= suspects.limit())
+        })
+    }
+
+    /// Ends the cool-down of the targets.
+    pub(super) fn release(&mut self) {
+        if let Some(suspects) = &mut self.suspects {
+            suspects.until = None;
+        }
+    }
+
+    /// Whether a target has no account.
+    pub(super) fn is_clean(&self, target: Target) -> bool {
+        self.suspects.as_deref().is_none_or(|suspects| !suspects.is_full()) && self.account(target).is_none()
+    }
+
+    /// Uses an exemption from the session's cool-down, if the target has one.
+    pub(super) fn use_exemption(&mut self, target: Target) -> bool {
+        let is_clean = self.is_clean(target);
+        let suspects = self.suspects.get_or_insert_default();
+        let may = is_clean && suspects.exemptions < EXEMPTIONS;
+        suspects.exemptions += u8::from(may);
+        may
     }
 
     /// Whether evicting the session would let its API cause more refreshes.
     pub(super) fn must_be_remembered(&self, in_force: Generation, refused: Generation, now: Instant) -> bool {
-        let is_refusing = self.strikes > 0 || refused >= in_force;
+        let is_refusing = self.strikes > 0 || self.suspects.is_some() || refused >= in_force;
         is_refusing && self.issued.is_some_and(|issued| now.duration_since(issued) < MEMORY)
+    }
+
+    /// Whether the token in force arrived a moment ago.
+    fn is_fresh(&self, now: Instant) -> bool {
+        self.issued.is_some_and(|issued| now.duration_since(issued) < PROBATION)
+    }
+
+    fn waste(&mut self, target: Target, weight: u8, refused: Generation, At { now, jitter, .. }: At) {
+        let suspects = self.suspects.get_or_insert_default();
+        suspects.wasted = suspects.wasted.saturating_add(1);
+        suspects.until = cool_down(suspects.wasted, jitter).map(|pause| now + pause);
+        let account = suspects.accounts.iter_mut().find(|account| account.target == target);
+        if let Some(account) = account {
+            let weight = account.weight.saturating_add(weight);
+            *account = Account { target, weight, refused, at: now };
+        } else if !suspects.is_full() {
+            suspects.accounts.push(Account { target, weight, refused, at: now });
+        }
+    }
+
+    fn account(&self, target: Target) -> Option<&Account> {
+        self.suspects.as_deref()?.accounts.iter().find(|account| account.target == target)
+    }
+
+    fn drop_empty(&mut self) {
+        let is_empty = |suspects: &Suspects| suspects.accounts.is_empty() && suspects.exemptions == 0;
+        if self.suspects.as_deref().is_some_and(is_empty) {
+            self.suspects = None;
+        }
     }
 }
 
-/// The newest generations with which a replay was accepted, and refused.
+impl Suspects {
+    fn is_full(&self) -> bool {
+        self.accounts.len() >= MOST_SUSPECTS
+    }
+
+    /// Returns the weight from which on a target is held.
+    fn limit(&self) -> u8 {
+        if self.wasted < 2 * LOOPING { SUSPECT } else { REFUSED }
+    }
+}
+
+/// Returns the cool-down after so many wasted refreshes in a row, if there is one.
+fn cool_down(wasted: u32, jitter: f64) -> Option<Duration> {
+    let over = wasted.checked_sub(LOOPING)?;
+    Some(doubled(SHORTEST, over).mul_f64(1.0 + jitter / 4.0))
+}
+
+/// The newest generations with which a request was accepted, and refused in a replay; and the results of the target that
+/// started the last flight.
 #[derive(Debug, Default)]
 pub(super) struct ReplayResults {
     accepted: AtomicU64,
     refused: AtomicU64,
+    /// The target in the upper half. In the lower half the generation that its flight replaces, shifted by the two bits
+    /// of its [`StarterResults`].
+    starter: AtomicU64,
 }
 
 /// The values of [`ReplayResults`] at one moment.
@@ -86,43 +319,67 @@ pub(super) struct ReplayResults {
 pub(crate) struct Results {
     pub(crate) accepted: Generation,
     pub(crate) refused: Generation,
+    pub(crate) starter: StarterResults,
 }
+
+/// The results, with the tokens of a flight or newer ones, of the target that started it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct StarterResults {
+    pub(crate) accepted: bool,
+    /// In a replay.
+    pub(crate) refused: bool,
+}
+
+const STARTER_ACCEPTED: u64 = 1;
+const STARTER_REFUSED: u64 = 2;
 
 impl ReplayResults {
     pub(super) fn load(&self) -> Results {
         let [accepted, refused] = [&self.accepted, &self.refused].map(|it| Generation(it.load(Ordering::Relaxed)));
-        Results { accepted, refused }
+        let starter = self.starter.load(Ordering::Relaxed);
+        let starter = StarterResults {
+            accepted: starter & STARTER_ACCEPTED != 0,
+            refused: starter & STARTER_REFUSED != 0,
+        };
+        Results { accepted, refused, starter }
     }
 
-    /// Records the result of a replay.
-    pub(super) fn record(&self, generation: Generation, accepted: bool) {
-        let newest = if accepted { &self.accepted } else { &self.refused };
-        // Loads first, to avoid contention on the cache line.
-        if newest.load(Ordering::Relaxed) < generation.0 {
-            newest.fetch_max(generation.0, Ordering::Relaxed);
-        }
+    /// Begins to record the results of a target whose flight replaces `generation`.
+    pub(super) fn start(&self, target: Option<Target>, generation: Generation) {
+        let target = target.map_or(0, |target| u64::from(target.get()));
+        self.starter.store(target << 32 | shifted(generation), Ordering::Relaxed);
+    }
+
+    /// Records the result of a request: of a replay, or an accepted first attempt.
+    pub(super) fn record(&self, target: Target, generation: Generation, accepted: bool) {
+        self.record_newest(generation, accepted);
+        let bit = if accepted { STARTER_ACCEPTED } else { STARTER_REFUSED };
+        let recorded = |starter: u64| {
+            let is_newer = shifted(generation) > starter & u64::from(u32::MAX - 3);
+            let is_its_own = starter >> 32 == u64::from(target.get()) && is_newer;
+            (is_its_own && starter & bit == 0).then_some(starter | bit)
+        };
+        let _ = self.starter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, recorded);
     }
 
     /// Records that a request was accepted that can't be replayed. That proves as much as an accepted replay, unless a
     /// replay was refused.
     pub(super) fn record_accepted_unreplayable(&self, generation: Generation) {
         if self.refused.load(Ordering::Relaxed) < generation.0 {
-            self.record(generation, true);
+            self.record_newest(generation, true);
+        }
+    }
+
+    fn record_newest(&self, generation: Generation, accepted: bool) {
+        let newest = if accepted { &self.accepted } else { &self.refused };
+        // Loads first, to avoid contention on the cache line.
+        if newest.load(Ordering::Relaxed) < generation.0 {
+            newest.fetch_max(generation.0, Ordering::Relaxed);
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::backoff::LONGEST;
-    use super::*;
-
-    #[test]
-    fn five_strikes_are_free_and_the_sixth_starts_a_cool_down() {
-        let after = |strikes, jitter| LoopGuard { strikes, ..LoopGuard::new() }.cool_down(jitter);
-        assert_eq!(after(5, 0.5), None);
-        assert_eq!(after(6, 0.0), Some(SHORTEST));
-        assert_eq!(after(8, 0.0), Some(4 * SHORTEST));
-        assert!(after(u32::MAX, 0.99).unwrap() >= LONGEST);
-    }
+/// The lower half of [`ReplayResults::starter`] for a generation. It wraps around after 2^30 generations.
+fn shifted(generation: Generation) -> u64 {
+    generation.0 << 2 & u64::from(u32::MAX)
 }

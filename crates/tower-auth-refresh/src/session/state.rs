@@ -9,9 +9,10 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::backoff;
-use super::loop_guard::{LoopGuard, Results};
+use super::loop_guard::{LOOPING, LoopGuard, Results};
 use crate::refresh::{Generation, NotRefreshed, RefreshError, Trigger};
 use crate::store::{Claim, Entry, Epoch, Record, Version};
+use crate::target::Target;
 use crate::token::Tokens;
 
 /// The time after its arrival in which a token is not replaced early, however soon it expires.
@@ -94,6 +95,8 @@ pub(crate) struct Failures {
 struct Cooling {
     until: Instant,
     why: NotRefreshed,
+    /// The end of the part that a failed flight causes. The rest is the loop guard's.
+    failed_until: Instant,
 }
 
 /// The answer to a caller that wants newer tokens than it has.
@@ -112,12 +115,15 @@ pub(crate) enum Decision {
 /// An event in a session's life. Events of a flight carry the epoch that it was started in.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
-    /// An API answered 401 to this generation.
-    Challenged { generation: Generation, results: Results },
+    /// An API answered 401 to a request to this target with this generation.
+    Challenged { target: Target, generation: Generation, results: Results },
+    /// A request to this target with this generation was accepted. `watch`: the [`watch`](State::watch) that it was sent
+    /// under.
+    Accepted { target: Target, generation: Generation, watch: u32, results: Results },
     /// A token newer than the last strike's was accepted.
     Recovered,
-    /// A flight was started.
-    Started,
+    /// A flight was started. `target`: where a challenge by it is the reason.
+    Started { target: Option<Target>, results: Results },
     /// The flight obtained tokens. They are stored, or are to be.
     Refreshed { epoch: Epoch, place: u64, tokens: Tokens, stored: Stored, due: Option<RefreshSchedule> },
     /// A call that failed issued a new refresh token all the same. The access token in force stays; the failure follows.
@@ -235,13 +241,30 @@ impl State {
         self.guard.has_recovered(accepted)
     }
 
-    /// Answers a caller that holds `generation` of `epoch` and wants newer tokens. `needs_refresh_token`: whether the
-    /// refresh service can't do without a refresh token.
+    /// Returns 0 unless accepted first attempts are to be recorded: see [`LoopGuard::watch`].
+    #[inline]
+    pub(crate) fn watch(&self) -> u32 {
+        self.guard.watch()
+    }
+
+    /// Whether an [`Accepted`](Event::Accepted) changes anything.
+    pub(crate) fn is_changed_by(&self, target: Target, generation: Generation, watch: u32, results: Results) -> bool {
+        self.guard.is_cleared_by(generation, watch) || self.guard.is_closed_by(target, generation, results)
+    }
+
+    /// Whether a challenge by a target that is [held](LoopGuard::is_held) changes nothing.
+    pub(crate) fn is_settled(&self, at: At) -> bool {
+        !self.guard.has_unsettled_start() && self.guard.strikes == 0 && !self.has_expired(at)
+    }
+
+    /// Answers a caller that holds `generation` of `epoch` and wants newer tokens. `target`: that of a challenged request.
+    /// `needs_refresh_token`: whether the refresh service can't do without a refresh token.
     pub(crate) fn decide(
         &self,
         epoch: Epoch,
         generation: Generation,
         trigger: Trigger,
+        target: Option<Target>,
         needs_refresh_token: bool,
         now: Instant,
     ) -> Decision {
@@ -253,6 +276,7 @@ impl State {
         if epoch != self.epoch {
             return Decision::Refuse(NotRefreshed::SessionChanged);
         }
+        let is_clean = target.is_some_and(|target| self.guard.is_clean(target));
         match self.phase {
             Phase::SignedOut | Phase::Ended => Decision::Refuse(NotRefreshed::SignedOut),
             Phase::Active | Phase::Refreshing if self.has_newer_than(generation, trigger) => Decision::UseNewer,
@@ -262,7 +286,12 @@ impl State {
             }
             Phase::Active => match (trigger, self.cooling_at(now)) {
                 (Trigger::Manual, _) => Decision::Start,
+                // Another target has refused the tokens in force, and this one may accept them.
+                (_, Some(_)) if generation < self.generation && self.is_looping(now) && is_clean => Decision::UseNewer,
                 (_, Some(why)) => Decision::Refuse(why),
+                (_, None) if target.is_some_and(|target| self.guard.is_held(target, now)) => {
+                    Decision::Refuse(NotRefreshed::RequestRefused)
+                }
                 // While an API refuses fresh tokens, none is fetched ahead of need.
                 (Trigger::Early, None) if self.guard.strikes > 0 => Decision::Refuse(NotRefreshed::Looping),
                 (_, None) => Decision::Start,
@@ -279,9 +308,21 @@ impl State {
 
     fn apply(&mut self, event: Event, at: At) -> Effect {
         match event {
-            Event::Challenged { generation, results } => self.challenged(generation, results, at),
-            Event::Recovered => self.guard.strikes = 0,
-            Event::Started => {
+            Event::Challenged { target, generation, results } => self.challenged(target, generation, results, at),
+            Event::Accepted { target, generation, watch, results } => {
+                if self.guard.is_cleared_by(generation, watch) {
+                    self.recover(at.now);
+                    // The request was sent after the refusal.
+                    self.rejected &= generation != self.generation || self.phase == Phase::Refreshing;
+                }
+                if self.guard.is_closed_by(target, generation, results) {
+                    self.guard.close(target);
+                }
+            }
+            Event::Recovered => self.recover(at.now),
+            Event::Started { target, results } => {
+                self.guard.settle(self.generation, None, results, at);
+                self.guard.start(target);
                 self.phase = Phase::Refreshing;
                 self.cooling = None;
             }
@@ -307,13 +348,15 @@ impl State {
             }
             Event::Failed { epoch, error, in_doubt } if epoch == self.epoch => {
                 self.finish_flight();
+                self.guard.forget_start();
                 self.in_doubt |= in_doubt;
                 let retry_after = error.retry_after();
                 let count = self.failed(Arc::clone(&error), at);
+                let failed_until = at.now + backoff::cool_down(count, retry_after, at.jitter);
                 // A failed flight in between does not shorten the loop guard's cool-down.
-                let pause = backoff::cool_down(count, retry_after, at.jitter)
-                    .max(self.guard.cool_down(at.jitter).unwrap_or_default());
-                self.cool(at.now + pause, NotRefreshed::CoolingDown(error));
+                let looping_until = at.now + self.guard.cool_down(at.jitter).unwrap_or_default();
+                let (until, why) = (failed_until.max(looping_until), NotRefreshed::CoolingDown(error));
+                self.cool(Cooling { until, why, failed_until });
             }
             Event::Rejected { epoch, error, next } if epoch == self.epoch => {
                 self.end(Phase::Ended, next, Stored::DeletePending(self.stale_epochs()));
@@ -378,21 +421,44 @@ impl State {
         Effect::Nothing
     }
 
-    /// Takes the first refusal of the generation in force into account.
-    fn challenged(&mut self, generation: Generation, results: Results, at: At) {
+    /// Takes a refusal of the generation in force into account.
+    fn challenged(&mut self, target: Target, generation: Generation, results: Results, at: At) {
         if generation != self.generation {
             return;
         }
         if self.has_recovered(results.accepted) {
-            self.guard.strikes = 0;
+            self.recover(at.now);
         }
-        if self.rejected {
+        self.guard.settle(generation, Some(target), results, at);
+        if self.phase == Phase::Active && results.accepted >= generation && self.has_expired(at) {
+            self.end_loop_cool_down(at.now);
+            self.guard.release();
+        }
+        // If this were the session's next strike and started its cool-down, that would be the answer.
+        if self.guard.is_held(target, at.now) && self.guard.strikes < LOOPING - 1 {
             return;
         }
-        self.rejected = true;
-        if self.guard.is_strike(generation, results, at.now) {
-            self.strike(at);
+        if !self.rejected {
+            self.rejected = true;
+            if self.guard.is_strike(generation, results, at.now) {
+                self.strike(at);
+            }
         }
+        if self.is_looping(at.now) && self.guard.use_exemption(target) {
+            self.end_loop_cool_down(at.now);
+        }
+    }
+
+    /// Clears the strikes, and ends the cool-down that they caused.
+    fn recover(&mut self, now: Instant) {
+        self.guard.clear_strikes();
+        self.end_loop_cool_down(now);
+    }
+
+    /// Whether the tokens in force are past their expiry, as far as it is known.
+    fn has_expired(&self, at: At) -> bool {
+        self.due.as_deref().is_some_and(|due| due.expired <= at.now)
+            || self.tokens.expires_at().is_some_and(|expiry| expiry <= at.wall)
     }
 
     /// Counts a failed flight and returns the count.
@@ -405,14 +471,27 @@ impl State {
 
     fn strike(&mut self, at: At) {
         if let Some(pause) = self.guard.strike(self.generation, at.jitter) {
-            self.cool(at.now + pause, NotRefreshed::Looping);
+            self.cool(Cooling { until: at.now + pause, why: NotRefreshed::Looping, failed_until: at.now });
         }
     }
 
-    fn cool(&mut self, until: Instant, why: NotRefreshed) {
-        self.cooling = Some(Box::new(Cooling { until, why }));
+    fn cool(&mut self, cooling: Cooling) {
         if let Some(due) = &mut self.due {
-            due.early = due.early.max(until);
+            due.early = due.early.max(cooling.until);
+        }
+        self.cooling = Some(Box::new(cooling));
+    }
+
+    /// Whether nothing but the loop guard's cool-down prevents a flight.
+    fn is_looping(&self, now: Instant) -> bool {
+        self.cooling.as_deref().is_some_and(|cooling| cooling.failed_until <= now && now < cooling.until)
+    }
+
+    /// Shortens the cool-down to the part that a failed flight causes.
+    fn end_loop_cool_down(&mut self, now: Instant) {
+        match &mut self.cooling {
+            Some(cooling) if now < cooling.failed_until => cooling.until = cooling.failed_until,
+            cooling => *cooling = None,
         }
     }
 
@@ -431,6 +510,7 @@ impl State {
             self.guard.issued = Some(at.now);
         } else if self.rejected || self.tokens.access_token().is_none() {
             // Counts like a fresh token that is refused.
+            self.guard.refused_again(self.generation, at);
             self.strike(at);
         }
     }

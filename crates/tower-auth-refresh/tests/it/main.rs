@@ -22,3 +22,4 @@ mod stores;
 mod strict;
 mod support;
 mod wire;
+mod endpoints;

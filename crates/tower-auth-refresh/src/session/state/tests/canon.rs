@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::super::{State, Stored};
-use super::environment::Environment;
+use super::environment::{Environment, target};
 use crate::refresh::NotRefreshed;
 use crate::session::loop_guard;
 use crate::store::Epoch;
@@ -15,6 +15,7 @@ use crate::store::Epoch;
 /// Beyond these counts, one more doesn't change any pause.
 const MANY_FAILURES: u32 = 7;
 const MANY_STRIKES: u32 = loop_guard::LOOPING + 6;
+const MANY_WASTED: u32 = 2 * loop_guard::LOOPING;
 
 impl Environment {
     /// Returns a key that is equal for environments that behave alike.
@@ -40,6 +41,28 @@ impl Environment {
         let cooling = cooling.as_ref().map(|it| (self.left(it.until), matches!(it.why, NotRefreshed::Looping)));
         cooling.filter(|(left, _)| !left.is_zero()).hash(digest);
         due.as_deref().map(|due| (self.left(due.early), self.left(due.expired))).hash(digest);
+        self.hash_accounts(digest);
+    }
+
+    /// Hashes what is known of the endpoints.
+    fn hash_accounts(&self, digest: &mut Digest) {
+        let State { guard, generation, cooling, .. } = &self.state;
+        cooling.as_ref().map(|it| self.left(it.failed_until)).filter(|left| !left.is_zero()).hash(digest);
+        guard.starter.hash(digest);
+        self.starter.map(|(endpoint, base)| (endpoint, (generation.0 - base.0).min(2))).hash(digest);
+        self.starter_results.hash(digest);
+        let Some(suspects) = &guard.suspects else { return };
+        (suspects.wasted.min(MANY_WASTED), suspects.exemptions).hash(digest);
+        suspects.until.map(|until| self.left(until)).filter(|left| !left.is_zero()).hash(digest);
+        for endpoint in 0..3 {
+            let account = suspects.accounts.iter().find(|account| account.target == target(endpoint));
+            let account = account.map(|it| {
+                // The age itself is left out: no sequence from it to that of the memory ends within the hour.
+                let is_forgotten = self.now.duration_since(it.at) >= loop_guard::MEMORY;
+                (it.weight.min(loop_guard::SUSPECT), (generation.0 - it.refused.0).min(2), is_forgotten)
+            });
+            account.hash(digest);
+        }
     }
 
     fn left(&self, until: Instant) -> Duration {

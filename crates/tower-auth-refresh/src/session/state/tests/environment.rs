@@ -7,11 +7,18 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::super::{At, Decision, Event, Phase, RefreshSchedule, Results, State, Stored};
-use super::action::{Action, Commit, Failure, Held, Initial, LateEnd, Received, RecordEpoch, Wait, Written};
+use super::action::{Action, Commit, Endpoint, Failure, Held, Initial, LateEnd, Received, RecordEpoch, Wait, Written};
 use crate::refresh::{Generation, RefreshError, Trigger};
-use crate::session::loop_guard;
+use crate::session::loop_guard::{self, StarterResults};
 use crate::store::{Claim, Entry, Epoch, Record, Version};
+use crate::target::Target;
 use crate::token::{AccessToken, RefreshToken, Tokens};
+
+/// Returns the target of an endpoint.
+pub(super) fn target(endpoint: Endpoint) -> Target {
+    let path = ["/a", "/b", "/c"][endpoint];
+    Target::new(&http::Method::GET, "api.example.com", path)
+}
 
 /// Bounds of the model: the number of flights that outlive their epoch (a third would behave like the second), and of
 /// sign-ins while the store takes no write.
@@ -40,6 +47,9 @@ pub(super) struct Environment {
     /// The newest generations with which a replay was accepted, and refused.
     pub(super) accepted: Generation,
     pub(super) refused: Generation,
+    /// The endpoint that started the last flight, the generation that it replaces, and the endpoint's results since.
+    pub(super) starter: Option<(Endpoint, Generation)>,
+    pub(super) starter_results: StarterResults,
     /// The number of tokens and epochs created so far.
     created: u64,
 
@@ -113,7 +123,7 @@ impl Environment {
     /// One strike below the threshold of the loop guard.
     pub(super) fn refused_often(self) -> Self {
         let refusal =
-            [Action::Request(Trigger::Challenge, 0), Action::Claims, Action::Refreshed(Received::New, Commit::Saved)];
+            [Action::Challenge(0, 0), Action::Claims, Action::Refreshed(Received::New, Commit::Saved)];
         (1..loop_guard::LOOPING).fold(self.after_all(&refusal), |environment, _| environment.after_all(&refusal))
     }
 
@@ -141,6 +151,8 @@ impl Environment {
             sync: None,
             accepted: Generation(0),
             refused: Generation(0),
+            starter: None,
+            starter_results: StarterResults::default(),
             created: 2,
             first: Generation(1),
             may_hold: Vec::new(),
@@ -178,7 +190,8 @@ impl Environment {
 
     fn act(&mut self, action: Action) -> Option<()> {
         match action {
-            Action::Request(trigger, age) => self.request(trigger, age),
+            Action::Request(trigger, age) => self.request(trigger, None, age),
+            Action::Challenge(endpoint, age) => self.request(Trigger::Challenge, Some(endpoint), age),
             Action::Claims => self.claims(),
             Action::Refreshed(received, commit) => self.refreshed(received, commit),
             Action::Salvages(commit) => self.salvages(commit),
@@ -233,11 +246,14 @@ impl Environment {
                 let (generation, tokens) = (self.carried(age)?, self.receive(received));
                 self.step(Event::Renewed { epoch: self.state.epoch, generation, tokens, due: self.due() })
             }
-            Action::Replayed(accepted, age) => {
+            Action::Replayed(endpoint, accepted, age) => {
                 let generation = self.carried(age)?;
-                let newest = if accepted { &mut self.accepted } else { &mut self.refused };
-                *newest = generation.max(*newest);
-                Some(())
+                self.answers(endpoint, generation, accepted, 0)
+            }
+            Action::Accepted(endpoint) => {
+                let (generation, watch) = (self.carried(0)?, self.state.watch());
+                // Otherwise it is not recorded.
+                (watch != 0).then(|| self.answers(endpoint, generation, true, watch))?
             }
             Action::Advance(wait) => self.advance(wait),
         }
@@ -252,8 +268,27 @@ impl Environment {
         self.step(event)
     }
 
+    /// Does what the cell does with the result of a request.
+    fn answers(&mut self, endpoint: Endpoint, generation: Generation, accepted: bool, watch: u32) -> Option<()> {
+        let newest = if accepted { &mut self.accepted } else { &mut self.refused };
+        *newest = generation.max(*newest);
+        if self.starter.is_some_and(|(starter, base)| starter == endpoint && generation > base) {
+            let StarterResults { accepted: was_accepted, refused: was_refused } = &mut self.starter_results;
+            *(if accepted { was_accepted } else { was_refused }) = true;
+        }
+        let (target, results) = (target(endpoint), self.results());
+        if accepted && self.state.is_changed_by(target, generation, watch, results) {
+            self.step(Event::Accepted { target, generation, watch, results })?;
+        }
+        Some(())
+    }
+
+    pub(super) fn results(&self) -> Results {
+        Results { accepted: self.accepted, refused: self.refused, starter: self.starter_results }
+    }
+
     /// Does what the cell does, under its lock, for a caller that asks for newer tokens.
-    fn request(&mut self, trigger: Trigger, age: u64) -> Option<()> {
+    fn request(&mut self, trigger: Trigger, endpoint: Option<Endpoint>, age: u64) -> Option<()> {
         let early = self.state.due.as_deref().is_some_and(|due| self.now >= due.early);
         let generation = match trigger {
             Trigger::Challenge => self.carried(age)?,
@@ -266,23 +301,26 @@ impl Environment {
             let error = Arc::new(RefreshError::in_doubt("the flight died"));
             self.step(Event::Failed { epoch, error, in_doubt: true })?;
         }
-        if trigger == Trigger::Challenge {
-            self.step(Event::Challenged {
-                generation,
-                results: Results { accepted: self.accepted, refused: self.refused },
-            })?;
+        let results = self.results();
+        if let Some(endpoint) = endpoint {
+            self.step(Event::Challenged { target: target(endpoint), generation, results })?;
         } else if trigger == Trigger::Early && self.state.has_recovered(self.accepted) {
             self.step(Event::Recovered)?;
         }
-        if let Decision::Start = self.decide(trigger, generation) {
+        let decision = self.decide(trigger, endpoint, generation);
+        self.check_decision(endpoint, &decision);
+        if let Decision::Start = decision {
             self.flight = Some(Flight { claimed: false, superseded: false, salvaged: false, dead: false });
-            self.step(Event::Started)?;
+            self.step(Event::Started { target: endpoint.map(target), results })?;
+            self.starter = endpoint.map(|endpoint| (endpoint, self.state.generation));
+            self.starter_results = StarterResults::default();
         }
         Some(())
     }
 
-    pub(super) fn decide(&self, trigger: Trigger, generation: Generation) -> Decision {
-        self.state.decide(self.state.epoch, generation, trigger, self.config.needs_refresh_token, self.now)
+    pub(super) fn decide(&self, trigger: Trigger, endpoint: Option<Endpoint>, generation: Generation) -> Decision {
+        let (epoch, target) = (self.state.epoch, endpoint.map(target));
+        self.state.decide(epoch, generation, trigger, target, self.config.needs_refresh_token, self.now)
     }
 
     /// The generation of `age` ago, if a request of this epoch can have been sent with it.
@@ -403,6 +441,9 @@ impl Environment {
     fn advance(&mut self, wait: Wait) -> Option<()> {
         self.now = match wait {
             Wait::Cooled => self.state.cooling.as_ref().filter(|cooling| cooling.until > self.now)?.until,
+            Wait::Released => {
+                self.state.guard.suspects.as_ref()?.until.filter(|until| *until > self.now)?
+            }
             Wait::Due => self.state.due.as_deref().filter(|due| due.early > self.now)?.early,
             Wait::AlmostProbation => self.now + loop_guard::PROBATION - Duration::from_secs(1),
             Wait::Probation => self.now + loop_guard::PROBATION,

@@ -6,10 +6,14 @@ use tokio::time::Instant;
 
 use super::super::{At, Event, Results, State, Stored};
 use crate::refresh::Generation;
+use crate::session::loop_guard::StarterResults;
 use crate::store::{Epoch, Version};
+use crate::target::Target;
 use crate::token::{AccessToken, RefreshToken, Tokens};
 
 const NONE: Generation = Generation(0);
+const NO_RESULTS: Results =
+    Results { accepted: NONE, refused: NONE, starter: StarterResults { accepted: false, refused: false } };
 
 fn epoch() -> Epoch {
     Epoch::from(1)
@@ -18,6 +22,10 @@ fn epoch() -> Epoch {
 fn pair(n: u32) -> Tokens {
     let (access, refresh) = (AccessToken::new(format!("a{n}")), RefreshToken::new(format!("r{n}")));
     Tokens::new(access.unwrap(), refresh.unwrap())
+}
+
+fn started() -> Event {
+    Event::Started { target: None, results: NO_RESULTS }
 }
 
 fn refreshed(n: u32) -> Event {
@@ -42,8 +50,8 @@ fn a_session_is_at_rest_without_a_flight_and_without_a_pending_write() {
     let saved = || Event::Saved { epoch: epoch(), tokens: pair(1), version: Version::from(1_u64) };
     assert!(!after(at, []).is_at_rest(NONE, at.now));
     assert!(after(at, [saved()]).is_at_rest(NONE, at.now));
-    assert!(!after(at, [saved(), Event::Started]).is_at_rest(NONE, at.now));
-    assert!(after(at, [saved(), Event::Started, refreshed(2)]).is_at_rest(NONE, at.now));
+    assert!(!after(at, [saved(), started()]).is_at_rest(NONE, at.now));
+    assert!(after(at, [saved(), started(), refreshed(2)]).is_at_rest(NONE, at.now));
 }
 
 #[test]
@@ -53,11 +61,11 @@ fn refusals_of_fresh_tokens_are_remembered_for_an_hour() {
     let almost = at.now + Duration::from_secs(3_599);
     // One strike; the tokens after it are not refused yet.
     let fresh = Generation(2);
-    let strike = Event::Challenged { generation: fresh, results: Results { accepted: NONE, refused: NONE } };
-    let state = after(at, [Event::Started, refreshed(2), strike, Event::Started, refreshed(3)]);
+    let strike = Event::Challenged { target: Target::TOKEN_API, generation: fresh, results: NO_RESULTS };
+    let state = after(at, [started(), refreshed(2), strike, started(), refreshed(3)]);
     assert!(!state.is_at_rest(NONE, at.now) && !state.is_at_rest(NONE, almost));
     assert!(state.is_at_rest(NONE, hour));
     // No strike yet, but a replay was refused.
-    let state = after(at, [Event::Started, refreshed(2)]);
+    let state = after(at, [started(), refreshed(2)]);
     assert!(!state.is_at_rest(fresh, almost) && state.is_at_rest(fresh, hour));
 }

@@ -4,11 +4,15 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::super::{Decision, Effect, Event, Phase, State, Stored};
-use super::environment::{Environment, foreign};
+use super::action::Endpoint;
+use super::environment::{Environment, foreign, target};
 use crate::refresh::{Generation, NotRefreshed, Trigger};
 use crate::session::loop_guard;
 use crate::store::Epoch;
+use crate::target::Target;
 use crate::token::Tokens;
 
 const TRIGGERS: [Trigger; 4] = [Trigger::Challenge, Trigger::Early, Trigger::Acquire, Trigger::Manual];
@@ -23,7 +27,13 @@ impl Environment {
     pub(super) fn remember(&mut self, before: &State, event: &Event) {
         let epoch = before.epoch;
         match event {
-            Event::Challenged { generation, .. } => self.challenged |= *generation == before.generation,
+            Event::Challenged { target, generation, .. } => {
+                self.challenged |= *generation == before.generation && !self.is_held(*target);
+            }
+            Event::Accepted { generation, watch, .. } => {
+                let was_sent_since = *generation == before.generation && before.guard.is_cleared_by(*generation, *watch);
+                self.challenged &= !was_sent_since || before.phase == Phase::Refreshing;
+            }
             Event::Refreshed { epoch: of, place, tokens, .. } if *of == epoch => {
                 self.newest = *place;
                 self.remember_tokens(before, tokens);
@@ -134,13 +144,13 @@ impl Environment {
     }
 
     fn check_demands(&self) {
-        let State { phase, epoch, generation, tokens, .. } = &self.state;
+        let State { phase, generation, tokens, .. } = &self.state;
         let needs_refresh_token = self.config.needs_refresh_token;
         let has_none = needs_refresh_token && tokens.refresh_token().is_none();
         let older = generation.0.checked_sub(1).map(Generation);
         for trigger in TRIGGERS {
             for over in [foreign(), self.ended.unwrap_or(Epoch::from(0))] {
-                let now = self.state.decide(over, *generation, trigger, needs_refresh_token, self.now);
+                let now = self.state.decide(over, *generation, trigger, None, needs_refresh_token, self.now);
                 let ended = self.ended == Some(over);
                 let refused = match now {
                     Decision::Refuse(NotRefreshed::Ended(_)) => ended,
@@ -149,7 +159,8 @@ impl Environment {
                 };
                 assert!(refused, "10: no refresh, join or replay in another epoch");
             }
-            match (phase, self.decide(trigger, *generation)) {
+            let endpoint = (trigger == Trigger::Challenge).then_some(0);
+            match (phase, self.decide(trigger, endpoint, *generation)) {
                 (Phase::SignedOut, Decision::Refuse(NotRefreshed::SignedOut))
                 | (Phase::Ended, Decision::Refuse(NotRefreshed::Ended(_)))
                 | (Phase::Refreshing, Decision::Join) => {}
@@ -162,21 +173,52 @@ impl Environment {
                 (Phase::Active, Decision::Refuse(NotRefreshed::CoolingDown(_) | NotRefreshed::Looping)) => {
                     assert_ne!(trigger, Trigger::Manual, "a manual refresh is allowed in a cool-down");
                 }
+                (Phase::Active, Decision::Refuse(NotRefreshed::RequestRefused)) => {
+                    assert!(self.state.guard.is_held(target(0), self.now), "18: only a held target is refused");
+                }
                 (phase, demand) => panic!("1: {demand:?} while {phase:?}"),
             }
             let Some(older) = older.filter(|_| matches!(phase, Phase::Active | Phase::Refreshing)) else { continue };
-            match self.decide(trigger, older) {
+            match self.decide(trigger, endpoint, older) {
                 Decision::UseNewer => assert!(
-                    !self.challenged || trigger == Trigger::Manual,
+                    !self.challenged || trigger == Trigger::Manual || self.may_be_offered_refused_tokens(endpoint),
                     "newer tokens that were refused are not offered"
                 ),
                 _ => assert!(self.challenged && trigger != Trigger::Manual, "9: a stale 401 causes no refresh"),
             }
         }
         if *phase == Phase::Active && !has_none {
-            let later = self.state.decide(*epoch, *generation, Trigger::Challenge, true, self.now + LONGEST_COOL_DOWN);
+            let later = self.decide_at(self.now + LONGEST_COOL_DOWN);
             assert!(!needs_refresh_token || matches!(later, Decision::Start), "15: every cool-down ends");
         }
+    }
+
+    fn decide_at(&self, now: Instant) -> Decision {
+        let State { epoch, generation, .. } = self.state;
+        self.state.decide(epoch, generation, Trigger::Challenge, Some(target(0)), true, now)
+    }
+
+    /// Whether an endpoint without an account is offered tokens that another endpoint refused, in the session's cool-down.
+    fn may_be_offered_refused_tokens(&self, endpoint: Option<Endpoint>) -> bool {
+        let is_clean = endpoint.is_some_and(|endpoint| self.state.guard.is_clean(target(endpoint)));
+        is_clean && self.state.is_looping(self.now)
+    }
+
+    /// Whether the challenge that has just been taken into account changed nothing, since its target is held.
+    fn is_held(&self, target: Target) -> bool {
+        self.state.guard.is_held(target, self.now) && self.state.guard.strikes < loop_guard::LOOPING - 1
+    }
+
+    /// Checks the answer to a challenge of the generation in force.
+    pub(super) fn check_decision(&self, endpoint: Option<Endpoint>, decision: &Decision) {
+        let Some(endpoint) = endpoint else { return };
+        let Decision::Refuse(NotRefreshed::Looping | NotRefreshed::RequestRefused) = decision else { return };
+        let guard = &self.state.guard;
+        let has_exemptions = guard.suspects.as_ref().is_none_or(|suspects| suspects.exemptions < loop_guard::EXEMPTIONS);
+        assert!(
+            !(guard.is_clean(target(endpoint)) && has_exemptions),
+            "18: the refusals of one target don't stop a refresh that another one needs"
+        );
     }
 
     /// Checks a step from one state to the next.
@@ -249,13 +291,14 @@ impl Environment {
             Event::Challenged { generation, .. } if *generation < old.generation => {
                 assert!(self.is_unchanged_since(before), "9: a stale 401 changes nothing");
             }
-            Event::Challenged { .. } => {
+            Event::Challenged { target, .. } => {
                 if before.accepted > before.last_refusal {
                     strikes = 0;
                 }
+                let is_held = self.is_held(*target);
                 let age = before.obtained_at.map(|obtained_at| self.now.duration_since(obtained_at));
                 let fresh = age.is_some_and(|age| age < loop_guard::PROBATION || before.refused == old.generation);
-                if !before.challenged && fresh && before.accepted < old.generation {
+                if !is_held && !before.challenged && fresh && before.accepted < old.generation {
                     is_strike = true;
                 }
             }
@@ -266,6 +309,13 @@ impl Environment {
                 );
                 strikes = 0;
             }
+            Event::Accepted { generation, watch, .. } => {
+                if old.guard.is_cleared_by(*generation, *watch) {
+                    assert!(*generation >= before.last_refusal, "8: only a token as new as the last strike's is proof");
+                    assert!(!new.is_looping(self.now), "18: an accepted token ends the loop guard's cool-down");
+                    strikes = 0;
+                }
+            }
             Event::Failed { error, .. } => {
                 let asked = error.retry_after().unwrap_or_default().min(LONGEST_COOL_DOWN);
                 let doubled = Duration::from_secs(1 << (self.failures - 1)).min(Duration::from_secs(60));
@@ -273,7 +323,7 @@ impl Environment {
                 assert_eq!(cooling.until - self.now, asked.max(doubled).max(loop_pause(new.guard.strikes)), "8");
                 assert!(matches!(&cooling.why, NotRefreshed::CoolingDown(of) if Arc::ptr_eq(of, error)));
             }
-            Event::Started => assert!(new.cooling.is_none(), "a flight begins after a cool-down, or ends it"),
+            Event::Started { .. } => assert!(new.cooling.is_none(), "a flight begins after a cool-down, or ends it"),
             Event::Renewed { .. } if !renews(old, event) => {}
             Event::Adopted { .. } if is_older(old, event) => {}
             Event::Refreshed { .. } | Event::Adopted { .. } | Event::Renewed { .. }
@@ -287,7 +337,7 @@ impl Environment {
             _ => {}
         }
         strikes += u32::from(is_strike);
-        if is_strike {
+        if is_strike && !self.used_exemption_since(before) {
             self.check_loop_guard();
         }
         assert_eq!(
@@ -295,6 +345,11 @@ impl Environment {
             "8: a refused fresh token is a strike; an accepted one clears the strikes"
         );
         is_strike
+    }
+
+    fn used_exemption_since(&self, before: &Self) -> bool {
+        let used = |state: &State| state.guard.suspects.as_ref().map_or(0, |suspects| suspects.exemptions);
+        used(&self.state) > used(&before.state)
     }
 
     /// Checks the loop guard's cool-down after a strike.
@@ -353,11 +408,11 @@ fn is_older(old: &State, event: &Event) -> bool {
 
 fn phase_after(old: &State, event: &Event) -> Phase {
     match event {
-        Event::Started => Phase::Refreshing,
+        Event::Started { .. } => Phase::Refreshing,
         Event::Rejected { .. } => Phase::Ended,
         Event::RecordGone { .. } | Event::SignedOut { .. } => Phase::SignedOut,
         Event::Adopted { record, ends_flight: false, .. } if record.epoch() == old.epoch => old.phase,
-        Event::Challenged { .. } | Event::Recovered | Event::Saved { .. } | Event::Deleted { .. } => old.phase,
+        Event::Challenged { .. } | Event::Accepted { .. } | Event::Recovered | Event::Saved { .. } | Event::Deleted { .. } => old.phase,
         Event::Salvaged { .. } | Event::StoreWentBack { .. } | Event::Renewed { .. } => old.phase,
         _ => Phase::Active,
     }
