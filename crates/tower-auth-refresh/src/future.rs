@@ -296,8 +296,7 @@ where
                     let deadline = kept.has_waited.then(Instant::now);
                     let target = kept.head.target(&options.origins);
                     let trigger = Trigger::Challenge;
-                    let newer =
-                        newer_tokens(session(), kept.epoch, kept.generation, trigger, Some(target), deadline);
+                    let newer = newer_tokens(session(), kept.epoch, kept.generation, trigger, Some(target), deadline);
                     match kept.body.pause() {
                         Ok(()) => {
                             let challenged = Some(Box::new(Challenged { response, kept }));

@@ -14,9 +14,9 @@ use gateway::{AuthServer, Gateway, Metrics, RefreshWatch, Settings};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tower_auth_refresh::store::{
-    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, Presented, Record, StoreFuture, Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Presented, Record, StoreFuture, Version,
 };
-use tower_auth_refresh::{MemoryStore, TokenStore, Tokens};
+use tower_auth_refresh::{MemoryStore, TokenStore};
 use tower_auth_refresh_testkit::TestServer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -32,11 +32,11 @@ impl TokenStore for SlowStore {
         self.0.load()
     }
 
-    fn replace<'a>(&'a self, epoch: Epoch, tokens: &'a Tokens) -> StoreFuture<'a, Version> {
-        self.0.replace(epoch, tokens)
+    fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {
+        self.0.replace(entry)
     }
 
-    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome> {
+    fn claim<'a>(&'a self, version: &'a Version, lease: Duration) -> StoreFuture<'a, ClaimOutcome> {
         self.0.claim(version, lease)
     }
 
@@ -48,15 +48,19 @@ impl TokenStore for SlowStore {
         self.0.release(claim, presented)
     }
 
-    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome> {
+    fn commit<'a>(&'a self, claim: &'a Claim, entry: &'a Entry) -> StoreFuture<'a, CommitOutcome> {
         Box::pin(async {
             sleep(Duration::from_millis(300)).await;
-            self.0.commit(claim, tokens).await
+            self.0.commit(claim, entry).await
         })
     }
 
-    fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome> {
+    fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
         self.0.clear(version)
+    }
+
+    fn is_durable(&self) -> bool {
+        self.0.is_durable()
     }
 }
 
@@ -100,7 +104,7 @@ async fn shutdown_during_a_refresh_stores_the_new_tokens_and_answers_the_request
         // The gateway has stopped, and the store holds the current refresh token.
         let store = kept.lock().unwrap().pop().unwrap();
         let record = store.load().await.unwrap().unwrap();
-        let refresh = record.tokens.refresh_token().unwrap().expose_secret().to_owned();
+        let refresh = record.tokens().refresh_token().unwrap().expose_secret().to_owned();
         let body = serde_json::json!({ "refresh_token": refresh }).to_string();
         let browser = Browser::at(kit.address());
         assert_eq!(browser.post("/auth/refresh", body).await.status, 200, "disconnects: {disconnects}");

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use tower::BoxError;
 use tower_auth_refresh::store::{
-    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, MemoryStore, Presented, Record, StoreError, StoreFuture,
-    TokenStore, Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, MemoryStore, Presented, Record, StoreFuture, TokenStore,
+    Version,
 };
 use tower_auth_refresh::{RefreshToken, Tokens};
 
@@ -40,11 +40,11 @@ impl TokenFile {
         &self.refresh_token
     }
 
-    async fn write(&self, tokens: &Tokens) -> Result<(), StoreError> {
+    async fn write(&self, tokens: &Tokens) -> Result<(), BoxError> {
         let Some(token) = tokens.refresh_token().cloned() else { return Ok(()) };
         let path = self.path.clone();
         let written = tokio::task::spawn_blocking(move || replace(&path, token.expose_secret()));
-        written.await.map_err(StoreError::new)?.map_err(StoreError::new)
+        Ok(written.await??)
     }
 }
 
@@ -83,14 +83,14 @@ impl TokenStore for TokenFile {
         self.memory.load()
     }
 
-    fn replace<'a>(&'a self, epoch: Epoch, tokens: &'a Tokens) -> StoreFuture<'a, Version> {
+    fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {
         Box::pin(async move {
-            self.write(tokens).await?;
-            self.memory.replace(epoch, tokens).await
+            self.write(entry.tokens()).await?;
+            self.memory.replace(entry).await
         })
     }
 
-    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome> {
+    fn claim<'a>(&'a self, version: &'a Version, lease: Duration) -> StoreFuture<'a, ClaimOutcome> {
         self.memory.claim(version, lease)
     }
 
@@ -102,21 +102,28 @@ impl TokenStore for TokenFile {
         self.memory.release(claim, presented)
     }
 
-    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome> {
+    fn commit<'a>(&'a self, claim: &'a Claim, entry: &'a Entry) -> StoreFuture<'a, CommitOutcome> {
         Box::pin(async move {
-            self.write(tokens).await?;
-            self.memory.commit(claim, tokens).await
+            self.write(entry.tokens()).await?;
+            self.memory.commit(claim, entry).await
         })
     }
 
     /// Keeps the file: a rejected token is harmless, and the user can see which token was rejected.
-    fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome> {
+    fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
         self.memory.clear(version)
+    }
+
+    /// The rest of the tokens is lost with the process.
+    fn is_durable(&self) -> bool {
+        false
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tower_auth_refresh::store::Epoch;
+
     use super::*;
 
     /// A temporary directory that is removed on drop.
@@ -138,8 +145,8 @@ mod tests {
         }
     }
 
-    fn tokens(refresh: &str) -> Tokens {
-        Tokens::from_refresh_token(RefreshToken::new(refresh).unwrap())
+    fn entry(generation: u64, refresh: &str) -> Entry {
+        Entry::new(Epoch::from(1), generation, Tokens::from_refresh_token(RefreshToken::new(refresh).unwrap()))
     }
 
     #[tokio::test]
@@ -147,11 +154,11 @@ mod tests {
         let (_directory, path) = TempDir::with("rotated", "r1\n");
         let store = TokenFile::open(&path).unwrap();
         assert_eq!(store.refresh_token().expose_secret(), "r1");
-        let version = TokenStore::replace(&store, Epoch::random(), &tokens("r1")).await.unwrap();
-        let ClaimOutcome::Claimed(claim) = store.claim(version, Duration::from_secs(9)).await.unwrap() else {
+        let version = TokenStore::replace(&store, &entry(1, "r1")).await.unwrap();
+        let ClaimOutcome::Claimed(claim) = store.claim(&version, Duration::from_secs(9)).await.unwrap() else {
             panic!()
         };
-        assert!(matches!(store.commit(&claim, &tokens("r2")).await.unwrap(), CommitOutcome::Stored(_)));
+        assert!(matches!(store.commit(&claim, &entry(2, "r2")).await.unwrap(), CommitOutcome::Stored(_)));
         assert_eq!(fs::read_to_string(&path).unwrap(), "r2\n");
         assert!(!sibling(&path, ".new").exists());
         #[cfg(unix)]

@@ -134,14 +134,14 @@ impl<'a> Demo<'a> {
         self.server.expire_access_tokens();
         self.server.inject(Route::Refresh, Fault::drop_connection().times(1));
         let failed = get(self.client.clone(), self.server.url("/api/offline")).await?;
-        self.inspector.note(&format!("the call: {failed}; the session: {:?}", self.session.state()));
-        let kept = self.session.state() == SessionState::Active;
+        self.inspector.note(&format!("the call: {failed}; the session: {}", name(&self.session.state())));
+        let kept = matches!(self.session.state(), SessionState::Failing(_));
 
         // After a failure, the session backs off for a second before the next refresh.
         tokio::time::sleep(Duration::from_millis(1100)).await;
         let retried = get(self.client.clone(), self.server.url("/api/online")).await?;
         let seen = self.show(start);
-        self.inspector.note(&format!("the next call: {retried}; the session: {:?}", self.session.state()));
+        self.inspector.note(&format!("the next call: {retried}; the session: {}", name(&self.session.state())));
         let refreshes: Vec<_> = seen.iter().filter(|entry| entry.route == Route::Refresh).collect();
         // The second refresh presented the same refresh token and succeeded.
         let recovered = matches!(refreshes[..], [lost, granted]
@@ -156,8 +156,8 @@ impl<'a> Demo<'a> {
         self.server.revoke(USER);
         self.server.expire_access_tokens();
         let refused = get(self.client.clone(), self.server.url("/api/revoked")).await?;
-        let state = *changes.wait_for(|state| *state == SessionState::Ended).await?;
-        self.inspector.note(&format!("the call: {refused}; the app is notified: {state:?}"));
+        let state = changes.wait_for(SessionState::is_ended).await?.clone();
+        self.inspector.note(&format!("the call: {refused}; the app is notified: {}", name(&state)));
 
         self.session.sign_in(self.auth.login(USER).await?).await?;
         let again = get(self.client.clone(), self.server.url("/api/again")).await?;
@@ -199,4 +199,12 @@ async fn get(mut client: ApiClient, url: String) -> Result<String, BoxError> {
 
 fn count(entries: &[Entry], route: Route) -> usize {
     entries.iter().filter(|entry| entry.route == route).count()
+}
+
+fn name(state: &SessionState) -> String {
+    match state {
+        SessionState::Failing(failure) => format!("Failing, {}", failure.error()),
+        SessionState::Ended(error) => format!("Ended, {error}"),
+        state => format!("{state:?}"),
+    }
 }

@@ -178,14 +178,14 @@ async fn a_login_dropped_at_any_moment_signs_in_all_the_way_or_not_at_all() {
     for polls in 1.. {
         let client = AuthClient::new(Slow::default());
         let store = Arc::new(MemoryStore::new());
-        let session = Session::builder(JsonRefresh::new(client.clone(), URL).unwrap()).shared_store(store.clone());
+        let session = Session::builder(JsonRefresh::new(client.clone(), URL).unwrap()).store(store.clone());
         let session = session.build().await.unwrap();
         let login = JsonLogin::new(client, URL).unwrap();
         let ended = polled(login.sign_in(&session, &json!({})), polls).await;
         for _ in 0..100 {
             yield_now().await;
         }
-        let stored = store.load().await.unwrap().map(|record| record.tokens).unwrap_or_default();
+        let stored = store.load().await.unwrap().map(|record| record.tokens().clone()).unwrap_or_default();
         assert_eq!(stored, session.tokens(), "{polls} polls");
         match session.state() {
             SessionState::SignedOut => assert_eq!(stored, Tokens::default()),

@@ -39,12 +39,10 @@ pub(crate) fn retry_after(data: &[u8]) {
     for status in [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE] {
         let client = answering(status, headers.clone(), b"");
         let error = now(JsonRefresh::new(client, URL).unwrap().refresh(&old())).unwrap_err();
-        match error.kind() {
-            RefreshErrorKind::Unavailable { retry_after: Some(delay), .. } => {
-                assert!(delay <= Duration::from_secs(60 * 60));
-            }
-            RefreshErrorKind::Unavailable { retry_after: None, .. } => assert_eq!(status, 429),
-            kind => assert_eq!((status.as_u16(), kind), (503, RefreshErrorKind::InDoubt)),
+        match (error.kind(), error.retry_after()) {
+            (RefreshErrorKind::Unavailable, Some(delay)) => assert!(delay <= Duration::from_secs(60 * 60)),
+            (RefreshErrorKind::Unavailable, None) => assert_eq!(status, 429),
+            (kind, _) => assert_eq!((status.as_u16(), kind), (503, RefreshErrorKind::InDoubt)),
         }
     }
 }

@@ -77,7 +77,8 @@ async fn a_timeout_around_the_call_is_in_doubt_and_keeps_the_session() {
     let NotRefreshed::Failed(error) = session.refresh().await.unwrap_err() else { panic!() };
     assert_eq!(error.kind(), RefreshErrorKind::InDoubt);
     assert!(error.source().unwrap().is::<Elapsed>());
-    assert_eq!(session.state(), SessionState::Active);
+    let SessionState::Failing(failure) = session.state() else { panic!("{:?}", session.state()) };
+    assert_eq!((failure.kind(), failure.count()), (RefreshErrorKind::InDoubt, 1));
 }
 
 #[tokio::test]
@@ -85,7 +86,7 @@ async fn an_error_means_under_layers_what_it_meant_without() {
     let refused = Scripted::with([answer(400, r#"{"error":"invalid_grant"}"#)]).client();
     let session = session(layered(OAuthRefresh::new(refused, URL, ClientAuth::public("app")).unwrap())).await;
     let NotRefreshed::Ended(error) = session.refresh().await.unwrap_err() else { panic!() };
-    assert_eq!(session.state(), SessionState::Ended);
+    assert!(matches!(session.state(), SessionState::Ended(of) if std::sync::Arc::ptr_eq(&of, &error)));
     let mut cause: &dyn Error = &*error;
     while let Some(source) = cause.source() {
         cause = source;
@@ -100,7 +101,9 @@ async fn a_misconfigured_call_keeps_the_tokens() {
     let session = session(refresh).await;
     let NotRefreshed::Failed(error) = session.refresh().await.unwrap_err() else { panic!() };
     assert_eq!(error.kind(), RefreshErrorKind::Misconfigured);
-    assert_eq!((session.state(), session.tokens()), (SessionState::Active, old_tokens()));
+    let SessionState::Failing(failure) = session.state() else { panic!("{:?}", session.state()) };
+    assert_eq!((failure.kind(), failure.count()), (RefreshErrorKind::Misconfigured, 1));
+    assert_eq!(session.tokens(), old_tokens());
     assert_eq!(wrong.asked().len(), 1);
 }
 
@@ -121,7 +124,11 @@ async fn what_was_not_sent_is_sent_again_and_what_is_in_doubt_only_as_the_rotati
             .unwrap();
         assert_eq!(session.refresh().await.is_ok(), calls == 2, "{rotation:?}");
         assert_eq!(scripted.asked().len(), calls, "{rotation:?}");
-        assert_eq!(session.state(), SessionState::Active);
+        match session.state() {
+            SessionState::Active => assert_eq!(calls, 2),
+            SessionState::Failing(failure) => assert_eq!((failure.kind(), calls), (RefreshErrorKind::InDoubt, 1)),
+            state => panic!("{state:?}"),
+        }
     }
 }
 

@@ -140,15 +140,13 @@ pub(crate) fn refresh(tokens: &Tokens) -> Option<&str> {
 pub(crate) fn outcome(result: &Result<Tokens, RefreshError>) -> String {
     match result {
         Ok(_) => "tokens".to_owned(),
-        Err(error) => match error.kind() {
-            RefreshErrorKind::Rejected => "rejected".to_owned(),
-            RefreshErrorKind::Misconfigured => "misconfigured".to_owned(),
-            RefreshErrorKind::Unavailable { retry_after: None, .. } => "unavailable".to_owned(),
-            RefreshErrorKind::Unavailable { retry_after: Some(delay), .. } => {
-                format!("unavailable for {} s", delay.as_secs())
-            }
-            RefreshErrorKind::InDoubt => "in doubt".to_owned(),
-            other => format!("{other:?}"),
+        Err(error) => match (error.kind(), error.retry_after()) {
+            (RefreshErrorKind::Rejected, _) => "rejected".to_owned(),
+            (RefreshErrorKind::Misconfigured, _) => "misconfigured".to_owned(),
+            (RefreshErrorKind::Unavailable, None) => "unavailable".to_owned(),
+            (RefreshErrorKind::Unavailable, Some(delay)) => format!("unavailable for {} s", delay.as_secs()),
+            (RefreshErrorKind::InDoubt, _) => "in doubt".to_owned(),
+            (other, _) => format!("{other:?}"),
         },
     }
 }

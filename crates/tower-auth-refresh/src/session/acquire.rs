@@ -148,9 +148,8 @@ impl TokenCell {
         if let Some(answer) = self.join_unlocked(epoch, generation, trigger, target) {
             return answer;
         }
-        let answer = self.with_write_lock(move |cell, writer| {
-            cell.join_or_start_locked(writer, epoch, generation, trigger, target)
-        });
+        let answer = self
+            .with_write_lock(move |cell, writer| cell.join_or_start_locked(writer, epoch, generation, trigger, target));
         // The runtime has shut down.
         answer.await.unwrap_or_else(|gone| Err(NotRefreshed::Failed(Arc::new(RefreshError::unavailable(gone)))))
     }

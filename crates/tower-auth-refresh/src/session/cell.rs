@@ -3,12 +3,13 @@
 //! The lock is held to change the state and to start a flight, never across a call to the store or to the authorization
 //! server. A request on its ordinary way only reads the published snapshot.
 
+use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
-use futures_util::future::join;
+use futures_util::future::{join, try_join_all};
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Notify, RwLock, RwLockWriteGuard, watch};
 use tokio::task::{JoinError, JoinHandle};
@@ -21,11 +22,12 @@ use super::error::SessionError;
 use super::flight::Flight;
 use super::loop_guard::ReplayResults;
 use super::state::{At, Effect, Event, Phase, RefreshSchedule, State};
+use super::store_sync::Revocation;
 use crate::TARGET;
 use crate::refresh::Generation;
 use crate::store::{Epoch, Record, TokenStore};
 use crate::target::Target;
-use crate::token::Tokens;
+use crate::token::{AccessToken, RefreshToken, Tokens};
 
 // The fields that a look-up in a registry reads come first: beside the reference count, so that one cache miss is enough.
 #[repr(C)]
@@ -54,6 +56,15 @@ struct Watchers {
     states: watch::Sender<SessionState>,
     /// Wakes the task that retries writes.
     more_to_save: Notify,
+    revoked: std::sync::Mutex<Revoked>,
+}
+
+/// The tokens that were revoked last: digests, since the session has dropped the tokens themselves.
+#[derive(Default)]
+struct Revoked {
+    keys: RandomState,
+    digests: [Option<u64>; 4],
+    next: usize,
 }
 
 /// The number of a published state.
@@ -143,7 +154,7 @@ impl TokenCell {
     fn watchers(&self) -> &Watchers {
         self.watchers.get_or_init(|| {
             let states = watch::Sender::new(SessionState::of(&self.snapshot()));
-            Box::new(Watchers { states, more_to_save: Notify::new() })
+            Box::new(Watchers { states, more_to_save: Notify::new(), revoked: std::sync::Mutex::default() })
         })
     }
 
@@ -230,7 +241,7 @@ impl TokenCell {
         match effect {
             Effect::Nothing => {}
             Effect::Sync => self.save_in_background(),
-            Effect::Discard(tokens) => self.revoke_in_background(tokens),
+            Effect::Discard(tokens) => drop(self.revoke_in_background(tokens)),
         }
         // No request waits for tokens of another epoch.
         if next.epoch != state.epoch
@@ -284,6 +295,7 @@ impl TokenCell {
         if self.needs_refresh_token() && tokens.is_empty() {
             return Err(SessionError::no_tokens());
         }
+        self.forget_revoked();
         let due = self.schedule(&tokens);
         self.change(Event::SignedIn { next: Epoch::random(), tokens, due }).await;
         self.save().await
@@ -326,9 +338,13 @@ impl TokenCell {
     /// Drops the tokens at once, then has them deleted and revoked.
     pub(crate) async fn sign_out(self: Arc<Self>) -> Result<(), SessionError> {
         let tokens = self.drop_tokens(None).await.unwrap_or_default();
-        let (deleted, revoked) = join(self.sync_or_retry(), Arc::clone(&self).revoke(tokens)).await;
+        let mut revocations = Vec::new();
+        let deleting = self.sync_or_retry_with(&mut revocations);
+        let (deleted, revoked) = join(deleting, Arc::clone(&self).revoke(tokens)).await;
+        // Those of the tokens that only the store held.
+        let others = try_join_all(revocations.into_iter().map(async |revocation| revocation.await?)).await;
         deleted.map_err(SessionError::not_stored)?;
-        revoked.map_err(SessionError::revoke)
+        revoked.and(others.map(drop)).map_err(SessionError::revoke)
     }
 
     /// Does the first part of a sign-out. It remains to [`save`](Self::save) it and to revoke the tokens. Returns `None`
@@ -339,12 +355,42 @@ impl TokenCell {
             return None;
         }
         let tokens = self.snapshot().tokens.clone();
+        // Before the record is deleted, which would revoke the same tokens again.
+        self.mark_revoked(&tokens);
         self.step(&mut writer, Event::SignedOut { next: Epoch::random() });
         Some(tokens)
     }
 
-    pub(super) fn revoke_in_background(self: &Arc<Self>, tokens: Tokens) {
-        self.spawn(Arc::clone(self).revoke(tokens));
+    /// Revokes tokens, unless they have been revoked already.
+    pub(super) fn revoke_in_background(self: &Arc<Self>, tokens: Tokens) -> Option<Revocation> {
+        self.mark_revoked(&tokens).then(|| self.spawn(Arc::clone(self).revoke(tokens)))
+    }
+
+    /// Returns whether these tokens have to be revoked, and have not been.
+    fn mark_revoked(&self, tokens: &Tokens) -> bool {
+        if self.config.revoke.is_none() || tokens.is_empty() {
+            return false;
+        }
+        let mut revoked = self.watchers().revoked.lock().unwrap_or_else(PoisonError::into_inner);
+        let secrets = (
+            tokens.access_token().map(AccessToken::expose_secret),
+            tokens.refresh_token().map(RefreshToken::expose_secret),
+        );
+        let digest = Some(revoked.keys.hash_one(secrets));
+        if revoked.digests.contains(&digest) {
+            return false;
+        }
+        let next = revoked.next;
+        revoked.digests[next] = digest;
+        revoked.next = (next + 1) % revoked.digests.len();
+        true
+    }
+
+    /// Forgets which tokens were revoked: a user may sign in with the same ones again.
+    fn forget_revoked(&self) {
+        if let Some(watchers) = self.watchers.get() {
+            *watchers.revoked.lock().unwrap_or_else(PoisonError::into_inner) = Revoked::default();
+        }
     }
 
     async fn revoke(self: Arc<Self>, tokens: Tokens) -> Result<(), BoxError> {

@@ -175,13 +175,7 @@ impl LoopGuard {
     }
 
     /// Settles the last flight. `challenger`: the target that has just refused `in_force`, which is the newest generation.
-    pub(super) fn settle(
-        &mut self,
-        in_force: Generation,
-        challenger: Option<Target>,
-        results: Results,
-        at: At,
-    ) {
+    pub(super) fn settle(&mut self, in_force: Generation, challenger: Option<Target>, results: Results, at: At) {
         let now = at.now;
         if let Some(suspects) = &mut self.suspects {
             suspects.accounts.retain(|account| now.duration_since(account.at) < MEMORY);
@@ -337,10 +331,8 @@ impl ReplayResults {
     pub(super) fn load(&self) -> Results {
         let [accepted, refused] = [&self.accepted, &self.refused].map(|it| Generation(it.load(Ordering::Relaxed)));
         let starter = self.starter.load(Ordering::Relaxed);
-        let starter = StarterResults {
-            accepted: starter & STARTER_ACCEPTED != 0,
-            refused: starter & STARTER_REFUSED != 0,
-        };
+        let starter =
+            StarterResults { accepted: starter & STARTER_ACCEPTED != 0, refused: starter & STARTER_REFUSED != 0 };
         Results { accepted, refused, starter }
     }
 
@@ -382,4 +374,256 @@ impl ReplayResults {
 /// The lower half of [`ReplayResults::starter`] for a generation. It wraps around after 2^30 generations.
 fn shifted(generation: Generation) -> u64 {
     generation.0 << 2 & u64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use http::Method;
+
+    use super::super::backoff::LONGEST;
+    use super::*;
+
+    const NOTHING: StarterResults = StarterResults { accepted: false, refused: false };
+
+    fn target(path: &str) -> Target {
+        Target::new(&Method::GET, "api.example.com", path)
+    }
+
+    /// A guard and its clock. Each flight brings a new generation.
+    struct Guarded {
+        guard: LoopGuard,
+        in_force: Generation,
+        at: At,
+    }
+
+    impl Guarded {
+        fn new() -> Self {
+            let at = At { now: Instant::now(), wall: SystemTime::UNIX_EPOCH, jitter: 0.0 };
+            Self { guard: LoopGuard { issued: Some(at.now), ..LoopGuard::new() }, in_force: Generation(1), at }
+        }
+
+        fn results(starter: StarterResults) -> Results {
+            Results { accepted: Generation(0), refused: Generation(0), starter }
+        }
+
+        /// A challenge by this target starts a flight, whose starter gets these results.
+        fn flight(&mut self, target: Target, starter: StarterResults) {
+            self.guard.start(Some(target));
+            self.in_force.0 += 1;
+            self.guard.issued = Some(self.at.now);
+            self.settle(None, starter);
+        }
+
+        fn settle(&mut self, challenger: Option<Target>, starter: StarterResults) {
+            self.guard.settle(self.in_force, challenger, Self::results(starter), self.at);
+        }
+
+        fn refused(&mut self, target: Target, times: u32) {
+            for _ in 0..times {
+                self.flight(target, StarterResults { refused: true, ..NOTHING });
+            }
+        }
+
+        fn is_held(&self, target: Target) -> bool {
+            self.guard.is_held(target, self.at.now)
+        }
+
+        fn is_closed_by(&self, target: Target, generation: Generation) -> bool {
+            self.guard.is_closed_by(target, generation, Self::results(NOTHING))
+        }
+    }
+
+    #[test]
+    fn five_strikes_are_free_and_the_sixth_starts_a_cool_down() {
+        let after = |strikes, jitter| LoopGuard { strikes, ..LoopGuard::new() }.cool_down(jitter);
+        assert_eq!(after(5, 0.5), None);
+        assert_eq!(after(6, 0.0), Some(SHORTEST));
+        assert_eq!(after(8, 0.0), Some(4 * SHORTEST));
+        assert!(after(u32::MAX, 0.99).unwrap() >= LONGEST);
+    }
+
+    #[test]
+    fn a_target_is_held_from_its_sixth_wasted_refresh_on_for_as_long_as_the_cool_down_lasts() {
+        let mut it = Guarded::new();
+        let fresh = target("/fresh");
+        it.refused(fresh, 5);
+        assert!(!it.is_held(fresh));
+        let mut pause = SHORTEST;
+        for _ in 6..15 {
+            it.refused(fresh, 1);
+            it.at.now += pause - Duration::from_millis(1);
+            assert!(it.is_held(fresh) && !it.is_held(target("/ok")));
+            it.at.now += Duration::from_millis(1);
+            assert!(!it.is_held(fresh));
+            pause = (2 * pause).min(LONGEST);
+        }
+    }
+
+    #[test]
+    fn targets_share_their_cool_down_and_each_is_held_after_two_refusals() {
+        let mut it = Guarded::new();
+        let [a, b] = ["/a", "/b"].map(target);
+        it.refused(a, 5);
+        it.refused(b, 1);
+        assert!(it.is_held(a) && !it.is_held(b));
+        it.refused(b, 1);
+        assert!(it.is_held(b));
+    }
+
+    #[test]
+    fn one_refusal_is_enough_at_the_longest_cool_down() {
+        let mut it = Guarded::new();
+        it.refused(target("/a"), 11);
+        it.refused(target("/b"), 1);
+        assert!(it.is_held(target("/b")));
+    }
+
+    #[test]
+    fn unknown_results_weigh_less_and_nothing_after_the_probation() {
+        let mut it = Guarded::new();
+        let upload = target("/upload");
+        it.refused(target("/fresh"), 6);
+        for _ in 0..5 {
+            it.flight(upload, NOTHING);
+        }
+        assert!(!it.is_held(upload));
+        it.guard.start(Some(upload));
+        it.at.now += PROBATION;
+        it.settle(Some(upload), NOTHING);
+        it.refused(target("/fresh"), 1);
+        assert!(it.is_held(target("/fresh")) && !it.is_held(upload));
+        it.flight(upload, NOTHING);
+        assert!(it.is_held(upload));
+    }
+
+    #[test]
+    fn a_target_that_refuses_its_own_fresh_token_in_a_first_attempt_has_refused_it() {
+        let mut it = Guarded::new();
+        let upload = target("/upload");
+        it.refused(target("/fresh"), 6);
+        for _ in 0..2 {
+            assert!(!it.is_held(upload));
+            it.guard.start(Some(upload));
+            it.settle(Some(upload), NOTHING);
+        }
+        assert!(it.is_held(upload));
+    }
+
+    #[test]
+    fn an_accepted_token_closes_the_account_if_the_target_has_not_refused_it() {
+        let mut it = Guarded::new();
+        let [fresh, upload] = ["/fresh", "/upload"].map(target);
+        it.refused(fresh, 1);
+        let refused = it.in_force;
+        assert!(!it.is_closed_by(fresh, refused) && it.is_closed_by(fresh, Generation(refused.0 + 1)));
+        assert!(!it.is_closed_by(target("/ok"), Generation(refused.0 + 1)));
+        it.flight(upload, NOTHING);
+        assert!(it.is_closed_by(upload, it.in_force));
+        it.guard.close(upload);
+        it.flight(fresh, StarterResults { accepted: true, ..NOTHING });
+        assert!(it.guard.suspects.is_none());
+        assert_eq!(it.guard.watch(), 0);
+    }
+
+    #[test]
+    fn the_acceptance_of_a_token_that_the_target_refused_in_its_replay_closes_nothing() {
+        let mut it = Guarded::new();
+        let fresh = target("/fresh");
+        it.refused(fresh, 1);
+        it.guard.start(Some(fresh));
+        let results = Guarded::results(StarterResults { accepted: true, refused: true });
+        assert!(!it.guard.is_closed_by(fresh, Generation(it.in_force.0 + 1), results));
+        it.refused(fresh, 4);
+        it.flight(fresh, StarterResults { accepted: true, refused: true });
+        assert!(it.is_held(fresh));
+    }
+
+    #[test]
+    fn a_failed_flight_weighs_nothing_and_the_same_token_again_is_a_refusal() {
+        let mut it = Guarded::new();
+        let fresh = target("/fresh");
+        for _ in 0..10 {
+            it.guard.start(Some(fresh));
+            it.guard.forget_start();
+            it.settle(Some(fresh), NOTHING);
+        }
+        assert!(it.guard.suspects.is_none());
+        for _ in 0..6 {
+            it.guard.start(Some(fresh));
+            it.guard.refused_again(it.in_force, it.at);
+        }
+        assert!(it.is_held(fresh));
+    }
+
+    #[test]
+    fn accounts_are_forgotten_after_an_hour() {
+        let mut it = Guarded::new();
+        it.refused(target("/fresh"), 6);
+        it.at.now += MEMORY;
+        it.settle(None, NOTHING);
+        assert!(it.guard.suspects.is_none());
+    }
+
+    #[test]
+    fn further_targets_share_the_cool_down_once_there_is_no_room_for_them() {
+        let mut it = Guarded::new();
+        let letter = |n: usize| target(&format!("/{}", char::from(b'a' + u8::try_from(n).unwrap())));
+        for n in 0..MOST_SUSPECTS {
+            assert!(!it.is_held(letter(n)) && it.guard.is_clean(letter(n)));
+            it.refused(letter(n), 1);
+        }
+        let further = letter(MOST_SUSPECTS);
+        assert!(it.is_held(further) && !it.guard.is_clean(further) && !it.guard.use_exemption(further));
+        it.refused(further, 1);
+        assert_eq!(it.guard.suspects.as_ref().unwrap().accounts.len(), MOST_SUSPECTS);
+        it.at.now += 2 * LONGEST;
+        assert!(!it.is_held(further));
+    }
+
+    #[test]
+    fn exemptions_are_used_up_until_the_strikes_are_cleared() {
+        let mut it = Guarded::new();
+        it.refused(target("/fresh"), 1);
+        for _ in 0..2 {
+            assert!(!it.guard.use_exemption(target("/fresh")));
+            for _ in 0..EXEMPTIONS {
+                assert!(it.guard.use_exemption(target("/ok")));
+            }
+            assert!(!it.guard.use_exemption(target("/ok")));
+            it.guard.clear_strikes();
+        }
+    }
+
+    #[test]
+    fn strikes_are_cleared_by_a_newer_token_or_by_a_request_that_was_sent_since() {
+        let mut guard = LoopGuard::new();
+        assert_eq!(guard.watch(), 0);
+        guard.strike(Generation(4), 0.0);
+        let before = guard.watch();
+        guard.strike(Generation(5), 0.0);
+        assert!(guard.is_cleared_by(Generation(6), 0));
+        assert!(guard.is_cleared_by(Generation(5), guard.watch()));
+        assert!(!guard.is_cleared_by(Generation(5), before) && !guard.is_cleared_by(Generation(4), guard.watch()));
+        guard.clear_strikes();
+        assert!(!guard.is_cleared_by(Generation(6), guard.watch()));
+    }
+
+    #[test]
+    fn only_the_starters_results_with_newer_tokens_are_recorded_as_its_own() {
+        let results = ReplayResults::default();
+        let [fresh, ok] = ["/fresh", "/ok"].map(target);
+        results.start(Some(fresh), Generation(7));
+        results.record(ok, Generation(8), true);
+        results.record(fresh, Generation(7), false);
+        assert_eq!(results.load().starter, NOTHING);
+        assert_eq!((results.load().accepted, results.load().refused), (Generation(8), Generation(7)));
+        results.record(fresh, Generation(8), false);
+        assert_eq!(results.load().starter, StarterResults { refused: true, ..NOTHING });
+        results.record(fresh, Generation(9), true);
+        assert_eq!(results.load().starter, StarterResults { accepted: true, refused: true });
+        results.start(None, Generation(9));
+        assert_eq!(results.load().starter, NOTHING);
+    }
 }

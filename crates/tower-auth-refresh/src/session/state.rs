@@ -429,10 +429,13 @@ impl State {
         if self.has_recovered(results.accepted) {
             self.recover(at.now);
         }
-        self.guard.settle(generation, Some(target), results, at);
-        if self.phase == Phase::Active && results.accepted >= generation && self.has_expired(at) {
-            self.end_loop_cool_down(at.now);
-            self.guard.release();
+        // While a flight is under way, its starter has no new token yet.
+        if self.phase == Phase::Active {
+            self.guard.settle(generation, Some(target), results, at);
+            if results.accepted >= generation && self.has_expired(at) {
+                self.end_loop_cool_down(at.now);
+                self.guard.release();
+            }
         }
         // If this were the session's next strike and started its cool-down, that would be the answer.
         if self.guard.is_held(target, at.now) && self.guard.strikes < LOOPING - 1 {

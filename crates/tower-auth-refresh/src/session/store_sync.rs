@@ -4,15 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use futures_util::future::join;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tower::BoxError;
 
 use super::backoff;
 use super::cell::{SignInAttempt, TokenCell};
-use super::state::{Event, Stored};
+use super::state::{Event, Phase, Stored};
 use super::store_call::bounded;
 use crate::TARGET;
 use crate::store::{Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, Record, Version};
+
+/// A revocation in a task of its own.
+pub(super) type Revocation = JoinHandle<Result<(), BoxError>>;
 
 /// Whether a record is of the same epoch as an entry and older: its store has lost writes.
 pub(super) fn is_older_than(record: &Record, entry: &Entry) -> bool {
@@ -22,6 +26,11 @@ pub(super) fn is_older_than(record: &Record, entry: &Entry) -> bool {
 impl TokenCell {
     /// Makes all pending writes.
     pub(super) async fn sync(self: &Arc<Self>) -> Result<(), BoxError> {
+        self.sync_with(&mut Vec::new()).await
+    }
+
+    /// Makes all pending writes. `revocations`: receives the revocations of tokens that only the store held.
+    async fn sync_with(self: &Arc<Self>, revocations: &mut Vec<Revocation>) -> Result<(), BoxError> {
         let mut attempted = self.writes.lock().await;
         loop {
             let state = Arc::clone(&self.snapshot());
@@ -65,7 +74,9 @@ impl TokenCell {
                     }
                 }
                 Stored::DeletePending(epochs) => {
-                    self.delete_record_of(epochs).await?;
+                    // The end of a session is no sign-out: the server has ended it, and its tokens.
+                    let is_sign_out = state.phase == Phase::SignedOut;
+                    self.delete_record_of(epochs, is_sign_out.then_some(&mut *revocations)).await?;
                     self.change(Event::Deleted { epochs: Arc::clone(epochs) }).await;
                 }
             }
@@ -94,17 +105,33 @@ impl TokenCell {
 
     /// Makes all pending writes, and goes on trying in the background if one fails.
     pub(super) async fn sync_or_retry(self: &Arc<Self>) -> Result<(), BoxError> {
-        let synced = self.sync().await;
+        self.sync_or_retry_with(&mut Vec::new()).await
+    }
+
+    pub(super) async fn sync_or_retry_with(
+        self: &Arc<Self>,
+        revocations: &mut Vec<Revocation>,
+    ) -> Result<(), BoxError> {
+        let synced = self.sync_with(revocations).await;
         if synced.is_err() {
             self.save_in_background();
         }
         synced
     }
 
-    /// Deletes the record of an epoch that is over, whatever version a late flight has given it.
-    async fn delete_record_of(&self, epochs: &[Epoch]) -> Result<(), BoxError> {
+    /// Deletes the record of an epoch that is over, whatever version a late flight has given it. Revokes its tokens, at a
+    /// sign-out: they may be newer than those that this process knew.
+    async fn delete_record_of(
+        self: &Arc<Self>,
+        epochs: &[Epoch],
+        mut revocations: Option<&mut Vec<Revocation>>,
+    ) -> Result<(), BoxError> {
         let mut found = bounded(|| self.store.load()).await?;
         while let Some(record) = found.filter(|record| epochs.contains(&record.epoch())) {
+            // Before the record is deleted: if the answer is lost, its tokens are no longer known.
+            if let Some(revocations) = &mut revocations {
+                revocations.extend(self.revoke_in_background(record.tokens().clone()));
+            }
             found = match bounded(|| self.store.clear(record.version())).await? {
                 ClearOutcome::Cleared => None,
                 ClearOutcome::Conflict(record) => Some(record),

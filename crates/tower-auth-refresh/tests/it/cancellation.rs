@@ -22,10 +22,10 @@ use tokio::runtime::{self, Runtime};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 use tower::{BoxError, Service, ServiceExt, service_fn};
-use tower_auth_refresh::store::{Epoch, MemoryStore, TokenStore};
+use tower_auth_refresh::store::{MemoryStore, TokenStore};
 use tower_auth_refresh::{
-    AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshRequest, ReplayBody, RevokeRequest, Session,
-    SessionRegistry, SessionState, Tokens,
+    AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, ReplayBody,
+    RevokeRequest, Session, SessionErrorKind, SessionRegistry, SessionState, Tokens,
 };
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 use tower_layer::Layer;
@@ -329,7 +329,7 @@ async fn a_build_dropped_at_any_moment_can_be_repeated() {
         let (polls, turns) = Dropped::at_each_moment(async |dropped| {
             let store = faulty_store();
             if let Some(tokens) = &stored {
-                store.inner().replace(tower_auth_refresh::store::Epoch::random(), tokens).await.unwrap();
+                store.sign_in_as_peer(tokens).await;
             }
             let build = || {
                 let (refresh, _) = script::<_, Tokens, RefreshError>();
@@ -359,7 +359,7 @@ struct SlowRegistry {
 impl SlowRegistry {
     async fn new() -> Self {
         let (store, revoked) = (faulty_store(), Arc::<Mutex<Vec<Tokens>>>::default());
-        store.inner().replace(Epoch::random(), &pair(1)).await.unwrap();
+        store.sign_in_as_peer(&pair(1)).await;
         let refresh = tower::service_fn(|_: RefreshRequest| async {
             yield_now().await;
             yield_now().await;
@@ -483,7 +483,7 @@ async fn a_dropped_waiter_ends_at_once_and_does_not_affect_the_others() {
 #[tokio::test(start_paused = true)]
 async fn new_tokens_are_stored_although_all_waiters_are_dropped() {
     let store = Arc::new(MemoryStore::new());
-    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).store(store.clone())).await;
     let responses: Vec<_> = (0..20).map(|_| it.get()).collect();
     for call in it.api.take(20).await {
         call.reply(401).await;
@@ -498,14 +498,14 @@ async fn new_tokens_are_stored_although_all_waiters_are_dropped() {
     refresh.answer(Ok(pair(2)));
     settle().await;
     assert_eq!(it.session.tokens(), pair(2));
-    assert_eq!(store.load().await.unwrap().unwrap().tokens, pair(2));
+    assert_eq!(*store.load().await.unwrap().unwrap().tokens(), pair(2));
     assert!(it.api.is_idle().await && it.auth.is_idle().await);
 }
 
 #[tokio::test(start_paused = true)]
 async fn new_tokens_are_stored_although_all_handles_are_dropped() {
     let store = Arc::new(MemoryStore::new());
-    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).store(store.clone())).await;
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
     response.abort();
@@ -513,7 +513,7 @@ async fn new_tokens_are_stored_although_all_handles_are_dropped() {
     drop(it);
     refresh.answer(Ok(pair(2)));
     settle().await;
-    assert_eq!(store.load().await.unwrap().unwrap().tokens, pair(2));
+    assert_eq!(*store.load().await.unwrap().unwrap().tokens(), pair(2));
 }
 
 // Waiters that are kept but not polled.
@@ -627,7 +627,7 @@ fn a_waker_that_polls_at_once_causes_no_deadlock() {
 fn a_waker_that_polls_at_once_gets_a_session_that_was_loaded() {
     let runtime = multi_thread();
     let store = faulty_store();
-    runtime.block_on(store.replace(Epoch::random(), &pair(1))).unwrap();
+    runtime.block_on(store.sign_in_as_peer(&pair(1)));
     store.inject(StoreCall::Load, StoreFault::hang_until_cleared().after_effect());
     let stored = store.clone();
     let found = runtime.block_on(async {
@@ -807,9 +807,13 @@ fn when_the_runtime_shuts_down_during_a_flight_the_waiters_on_other_runtimes_are
             // Later calls fail too: the runtime is gone.
             refresh.answer(Ok(pair(2)));
             assert!(within_15_seconds(it.session.refresh()).await.is_err());
-            assert!(within_15_seconds(it.session.sign_in(pair(5))).await.is_err());
-            assert!(within_15_seconds(it.session.sign_out()).await.is_err());
-            assert_eq!(it.session.state(), SessionState::Active);
+            for changed in [it.session.sign_in(pair(5)).boxed(), it.session.sign_out().boxed()] {
+                let error = within_15_seconds(changed).await.unwrap_err();
+                assert_eq!((error.kind(), error.took_effect()), (SessionErrorKind::Runtime, false));
+            }
+            let failure = failing(&it.session);
+            assert_eq!(failure.kind(), RefreshErrorKind::InDoubt);
+            assert!(failure.count() >= 2, "{failure:?}");
             let response = within_15_seconds(it.get_refused()).await;
             let response = within_15_seconds(response).await.unwrap();
             assert_eq!(response.status(), 401);

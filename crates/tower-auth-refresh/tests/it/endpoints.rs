@@ -248,11 +248,8 @@ async fn twenty_concurrent_healthy_requests_at_the_expiry_are_never_refused() {
     for lifetime in LIFETIMES {
         let it = Stack::new(lifetime, Expiry::Unknown).await;
         let (fresh, ok) = (it.clone(), it.clone());
-        all([
-            fresh.refused(SECOND / 4, |_| "/fresh".to_owned()).boxed_local(),
-            ok.accepted(SECOND, 20).boxed_local(),
-        ])
-        .await;
+        all([fresh.refused(SECOND / 4, |_| "/fresh".to_owned()).boxed_local(), ok.accepted(SECOND, 20).boxed_local()])
+            .await;
         it.assert_healthy("20 at a time");
     }
 }
@@ -320,7 +317,11 @@ async fn callers_that_are_dropped_are_counted_and_healthy_ones_go_on() {
 async fn an_api_whose_endpoints_all_refuse_every_token_causes_at_most_75_refreshes_in_any_hour() {
     for endpoints in [1, 2, 7, 30] {
         let it = Stack::new(300, Expiry::Unknown).await;
-        let name = move |n: u32| char::from(b'a' + u8::try_from(n % endpoints % 26).unwrap()).to_string().repeat(1 + (n % endpoints / 26) as usize);
+        let name = move |n: u32| {
+            char::from(b'a' + u8::try_from(n % endpoints % 26).unwrap())
+                .to_string()
+                .repeat(1 + (n % endpoints / 26) as usize)
+        };
         it.clone().refused(SECOND / 4, move |n| format!("/{}/fresh", name(n))).await;
         let all = it.refreshes.lock().unwrap().len();
         println!("{endpoints} endpoints that refuse everything: {all} refreshes in an hour");

@@ -69,9 +69,9 @@ impl Fixture {
         cool_down().await;
     }
 
-    /// Asserts that the session still has the tokens of its sign-in and sends them.
-    async fn assert_kept(&mut self) {
-        assert_eq!(self.session.state(), SessionState::Active);
+    /// Asserts that the last refresh failed, and that the session still has the tokens of its sign-in and sends them.
+    async fn assert_kept(&mut self, kind: RefreshErrorKind) {
+        assert_eq!(failing(&self.session).kind(), kind);
         assert_eq!(self.session.tokens(), pair(1));
         let response = self.get();
         let call = self.api.next().await;
@@ -116,7 +116,7 @@ async fn a_refresh_that_never_answers_is_abandoned_at_its_time_out_and_a_new_one
     // A late answer is discarded.
     unanswered.answer(Ok(pair(9)));
     assert!(it.auth.is_idle().await);
-    it.assert_kept().await;
+    it.assert_kept(RefreshErrorKind::InDoubt).await;
     it.assert_recovers(true).await;
 }
 
@@ -326,7 +326,7 @@ async fn a_panic_of_the_refresh_service_answers_all_waiters_and_the_next_refresh
             assert_eq!(failure(not_refreshed(&response)), RefreshErrorKind::InDoubt, "{stage:?}");
         }
         assert_took(begun, Duration::ZERO);
-        it.assert_kept().await;
+        it.assert_kept(RefreshErrorKind::InDoubt).await;
         it.assert_recovers(true).await;
     }
 }
@@ -380,7 +380,7 @@ async fn a_refresh_service_that_never_becomes_ready_leaves_nothing_in_doubt() {
     assert_took(begun, TIMEOUT);
     assert!(matches!(failure(not_refreshed(&response)), RefreshErrorKind::Unavailable));
     stuck.store(false, Ordering::Relaxed);
-    it.assert_kept().await;
+    it.assert_kept(RefreshErrorKind::Unavailable).await;
     it.assert_recovers(false).await;
 }
 
@@ -394,7 +394,7 @@ async fn a_refresh_service_that_fails_to_become_ready_is_tried_three_times_and_l
     let response = it.get_refused().await.await.unwrap();
     assert!(matches!(failure(not_refreshed(&response)), RefreshErrorKind::Unavailable));
     assert_eq!(*attempts.lock().unwrap(), 3);
-    it.assert_kept().await;
+    it.assert_kept(RefreshErrorKind::Unavailable).await;
     it.assert_recovers(false).await;
 }
 
@@ -416,7 +416,7 @@ async fn any_other_error_of_the_refresh_service_is_in_doubt() {
     calls.next().await.answer(Err("something else".into()));
     assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
     assert!(calls.is_idle().await);
-    it.assert_kept().await;
+    it.assert_kept(RefreshErrorKind::InDoubt).await;
 }
 
 // The effect of each kind of failure.
@@ -433,10 +433,11 @@ async fn an_unavailable_server_is_called_three_times_with_the_same_token_and_not
         refresh.answer(Err(unavailable()));
     }
     let response = response.await.unwrap();
-    assert!(matches!(failure(not_refreshed(&response)), RefreshErrorKind::Unavailable { retry_after: None, .. }));
+    let NotRefreshed::Failed(error) = not_refreshed(&response) else { panic!("{response:?}") };
+    assert_eq!((error.kind(), error.retry_after()), (RefreshErrorKind::Unavailable, None));
     assert!(begun.elapsed() < SECOND);
     assert!(it.auth.is_idle().await);
-    it.assert_kept().await;
+    it.assert_kept(RefreshErrorKind::Unavailable).await;
     it.assert_recovers(false).await;
 }
 
@@ -462,7 +463,7 @@ async fn a_misconfigured_call_is_not_repeated_and_keeps_the_tokens() {
     let NotRefreshed::CoolingDown(error) = not_refreshed(&response) else { panic!("{response:?}") };
     assert_eq!(error.kind(), RefreshErrorKind::Misconfigured);
     assert!(it.auth.is_idle().await);
-    it.assert_kept().await;
+    it.assert_kept(RefreshErrorKind::Misconfigured).await;
     it.assert_recovers(false).await;
 }
 
@@ -489,10 +490,8 @@ async fn an_attempt_past_the_time_out_is_neither_made_nor_waited_for() {
     it.auth.next().await.answer(Err(unavailable_for(20 * SECOND)));
     let response = response.await.unwrap();
     assert_took(begun, 20 * SECOND);
-    let retry_after = Some(20 * SECOND);
-    assert!(
-        matches!(failure(not_refreshed(&response)), RefreshErrorKind::Unavailable { retry_after: r, .. } if r == retry_after)
-    );
+    let NotRefreshed::Failed(error) = not_refreshed(&response) else { panic!("{response:?}") };
+    assert_eq!((error.kind(), error.retry_after()), (RefreshErrorKind::Unavailable, Some(20 * SECOND)));
     // The cool-down is as long as the server requested.
     sleep(19 * SECOND).await;
     let response = it.get_refused().await.await.unwrap();
@@ -550,7 +549,7 @@ async fn a_refresh_whose_answer_was_lost_is_not_repeated_within_the_flight() {
     let response = it.get_refused().await.await.unwrap();
     assert!(matches!(not_refreshed(&response), NotRefreshed::CoolingDown(_)));
     assert!(it.auth.is_idle().await);
-    it.assert_kept().await;
+    it.assert_kept(RefreshErrorKind::InDoubt).await;
     it.assert_recovers(true).await;
 }
 
@@ -587,7 +586,7 @@ async fn a_rejection_of_a_token_in_doubt_ends_the_session() {
     let response = it.get_refused().await;
     it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
     assert!(matches!(not_refreshed(&response.await.unwrap()), NotRefreshed::Ended(_)));
-    assert_eq!(it.session.state(), SessionState::Ended);
+    assert!(it.session.state().is_ended());
 }
 
 #[tokio::test(start_paused = true)]
@@ -679,7 +678,7 @@ async fn an_answer_without_any_token_is_in_doubt() {
     it.auth.next().await.answer(Ok(Tokens::default()));
     assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
     assert!(it.auth.is_idle().await);
-    it.assert_kept().await;
+    it.assert_kept(RefreshErrorKind::InDoubt).await;
     it.assert_recovers(true).await;
 }
 
@@ -690,20 +689,20 @@ async fn an_answer_without_an_access_token_is_in_doubt_and_replaces_nothing() {
     it.auth.next().await.answer(Ok(Tokens::from_refresh_token(refresh("r2"))));
     assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
     assert!(it.auth.is_idle().await);
-    it.assert_kept().await;
+    it.assert_kept(RefreshErrorKind::InDoubt).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_refresh_token_that_the_answer_omits_is_kept_and_stored() {
     let store = Arc::new(MemoryStore::new());
-    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).store(store.clone())).await;
     let response = it.get_refused().await;
     it.auth.next().await.answer(Ok(Tokens::from_access_token(access("a2"))));
     it.api.next().await.reply(200).await;
     assert_eq!(response.await.unwrap().status(), 200);
     let expected = Tokens::new(access("a2"), refresh("r1"));
     assert_eq!(it.session.tokens(), expected);
-    assert_eq!(store.load().await.unwrap().unwrap().tokens, expected);
+    assert_eq!(*store.load().await.unwrap().unwrap().tokens(), expected);
 
     let _response = it.get_refused().await;
     assert_eq!(it.auth.next().await.presented(), "r1");
@@ -714,12 +713,12 @@ async fn a_refresh_token_that_the_answer_omits_is_kept_and_stored() {
 #[tokio::test(start_paused = true)]
 async fn a_rejected_refresh_token_ends_the_session_with_one_event_and_one_outcome_for_all() {
     let store = Arc::new(MemoryStore::new());
-    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).shared_store(store.clone())).await;
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).store(store.clone())).await;
     let mut changes = it.session.subscribe();
     let events = tokio::spawn(async move {
         let mut events = Vec::new();
         while changes.changed().await.is_ok() {
-            events.push(*changes.borrow_and_update());
+            events.push(changes.borrow_and_update().clone());
         }
         events
     });
@@ -736,7 +735,7 @@ async fn a_rejected_refresh_token_ends_the_session_with_one_event_and_one_outcom
         outcomes.push(Arc::clone(error));
     }
     assert!(outcomes.iter().all(|outcome| Arc::ptr_eq(outcome, &outcomes[0])));
-    assert_eq!(it.session.state(), SessionState::Ended);
+    assert!(it.session.state().is_ended());
     assert_eq!(it.session.tokens(), Tokens::default());
     settle().await;
     assert!(store.load().await.unwrap().is_none());
@@ -752,7 +751,7 @@ async fn a_rejected_refresh_token_ends_the_session_with_one_event_and_one_outcom
     assert!(it.auth.is_idle().await);
 
     drop(it);
-    assert_eq!(events.await.unwrap(), [SessionState::Refreshing, SessionState::Ended]);
+    assert_eq!(events.await.unwrap(), [SessionState::Refreshing, SessionState::Ended(Arc::clone(&outcomes[0]))]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -777,7 +776,7 @@ async fn a_rejection_inside_another_error_ends_the_session_too() {
     });
     calls.next().await.answer(Err(Layered(RefreshError::rejected("invalid_grant"))));
     assert!(matches!(outcome.await.unwrap(), Err(NotRefreshed::Ended(_))));
-    assert_eq!(session.state(), SessionState::Ended);
+    assert!(session.state().is_ended());
 }
 
 #[tokio::test(start_paused = true)]
@@ -804,8 +803,7 @@ async fn a_rejection_is_overruled_by_newer_tokens_in_the_store() {
     let refresh = it.auth.next().await;
     // A peer whose clock is ahead considered the claim expired, and refreshed first.
     sleep(Duration::from_secs(1)).await;
-    let record = store.record().await.unwrap();
-    store.inner().replace(record.epoch, &pair(2)).await.unwrap();
+    store.overwrite_as_peer(&pair(2)).await;
     refresh.answer(Err(RefreshError::rejected("invalid_grant")));
     let call = it.api.next().await;
     assert_eq!(call.token(), Some("a2"));
@@ -826,7 +824,7 @@ async fn a_rejection_ends_nothing_while_the_store_cannot_be_read() {
         it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
         let response = response.await.unwrap();
         assert!(matches!(failure(not_refreshed(&response)), RefreshErrorKind::Unavailable));
-        it.assert_kept().await;
+        it.assert_kept(RefreshErrorKind::Unavailable).await;
 
         store.clear_faults();
         cool_down().await;
@@ -852,11 +850,10 @@ async fn a_rejection_ends_nothing_if_a_peer_has_taken_the_claim_over() {
     // The deadline of the waiters has long passed.
     assert!(matches!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt));
     settle().await;
-    assert_eq!(it.session.state(), SessionState::Active);
-    it.assert_kept().await;
+    it.assert_kept(RefreshErrorKind::Unavailable).await;
 
     // The tokens that the peer obtains are adopted.
-    store.inner().commit(&peer_claim, &pair(2)).await.unwrap();
+    store.commit_as_peer(&peer_claim, &pair(2)).await;
     cool_down().await;
     let response = it.get_refused().await;
     let call = it.api.next().await;
@@ -875,7 +872,7 @@ async fn a_rejection_ends_nothing_while_the_claim_cannot_be_renewed() {
         store.inject(StoreCall::Renew, fault);
         it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
         assert!(matches!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::Unavailable));
-        it.assert_kept().await;
+        it.assert_kept(RefreshErrorKind::Unavailable).await;
     }
 }
 
@@ -888,7 +885,7 @@ async fn an_unverified_rejection_leaves_no_doubt_and_the_next_one_ends_the_sessi
         store.inject(call, StoreFault::fail());
         it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
         assert!(matches!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::Unavailable));
-        it.assert_kept().await;
+        it.assert_kept(RefreshErrorKind::Unavailable).await;
         store.clear_faults();
         cool_down().await;
         // The rejection was a definite answer.
@@ -897,7 +894,7 @@ async fn an_unverified_rejection_leaves_no_doubt_and_the_next_one_ends_the_sessi
         assert!(!refresh.request.is_in_doubt());
         refresh.answer(Err(RefreshError::rejected("invalid_grant")));
         assert!(matches!(not_refreshed(&response.await.unwrap()), NotRefreshed::Ended(_)));
-        assert_eq!(it.session.state(), SessionState::Ended);
+        assert!(it.session.state().is_ended());
     }
 }
 
@@ -925,9 +922,9 @@ async fn a_process_that_dies_after_a_rejection_blocks_its_peers_for_15_seconds_a
     response.await.unwrap();
     settle().await;
     let record = store.record().await.unwrap();
-    let claiming = store.inner().claim(record.version, Duration::from_secs(40)).await.unwrap();
-    let ClaimOutcome::Busy { until } = claiming else { panic!("{claiming:?}") };
-    assert!(until <= Instant::now() + Duration::from_secs(15));
+    let claiming = store.inner().claim(record.version(), Duration::from_secs(40)).await.unwrap();
+    let ClaimOutcome::Busy { retry_in } = claiming else { panic!("{claiming:?}") };
+    assert!(retry_in <= Duration::from_secs(15));
 }
 
 #[tokio::test(start_paused = true)]
@@ -936,8 +933,7 @@ async fn a_rejection_after_a_peers_sign_out_is_a_sign_out() {
     let mut it = Fixture::with(|builder| builder.tokens(pair(1)).store(store.clone())).await;
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
-    let record = store.record().await.unwrap();
-    store.inner().clear(record.version).await.unwrap();
+    store.sign_out_as_peer().await;
     refresh.answer(Err(RefreshError::rejected("invalid_grant")));
     assert_eq!(response.await.unwrap().status(), 401);
     assert_eq!(it.session.state(), SessionState::SignedOut);
@@ -1001,7 +997,8 @@ async fn a_401_to_a_refresh_call_through_its_own_layer_triggers_nothing() {
     it.api.next().await.reply(401).await;
     assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::Misconfigured);
     assert!(it.api.is_idle().await);
-    assert_eq!(it.session.state(), SessionState::Active);
+    let failure = failing(&it.session);
+    assert_eq!((failure.kind(), failure.count()), (RefreshErrorKind::Misconfigured, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -1025,5 +1022,5 @@ async fn a_refresh_call_through_its_own_layer_behind_a_buffer_ends_by_its_time_o
     assert_eq!(response.status(), 401);
     assert_eq!(failure(not_refreshed(&response)), RefreshErrorKind::InDoubt);
     assert!(it.api.is_idle().await);
-    it.assert_kept().await;
+    it.assert_kept(RefreshErrorKind::InDoubt).await;
 }

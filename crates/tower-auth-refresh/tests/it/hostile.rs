@@ -61,8 +61,7 @@ impl Hour {
         let store: Arc<dyn TokenStore> = Arc::new(MemoryStore::new());
         let mut clients = Vec::new();
         for _ in 0..self.replicas {
-            let builder =
-                Session::builder(auth.clone()).tokens(report_expiry(pair(1))).shared_store(Arc::clone(&store));
+            let builder = Session::builder(auth.clone()).tokens(report_expiry(pair(1))).store(Arc::clone(&store));
             let builder = if self.early { builder.refresh_early(60 * SECOND) } else { builder };
             clients.push(AuthRefreshLayer::new(builder.build().await.unwrap(), origin()).layer(api.clone()));
         }

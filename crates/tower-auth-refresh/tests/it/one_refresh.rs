@@ -304,7 +304,7 @@ async fn a_manual_refresh_completes_with_the_first_new_token_even_if_an_api_refu
 
     settle().await;
     assert!(manual.is_woken());
-    assert!(matches!(manual.poll(), std::task::Poll::Ready(Ok(()))));
+    assert!(matches!(manual.poll(), std::task::Poll::Ready(Ok(tokens)) if tokens == pair(2)));
     assert!(it.auth.is_idle().await);
 }
 
@@ -317,7 +317,7 @@ async fn refresh_to(it: &mut Fixture, n: u32) {
     assert_eq!(response.await.unwrap().status(), 200);
 }
 
-fn refresh_now(it: &Fixture) -> JoinHandle<Result<(), NotRefreshed>> {
+fn refresh_now(it: &Fixture) -> JoinHandle<Result<Tokens, NotRefreshed>> {
     let session = it.session.clone();
     tokio::spawn(async move { session.refresh().await })
 }

@@ -18,11 +18,10 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tower::{BoxError, ServiceExt, service_fn};
-use tower_auth_refresh::store::Epoch;
 use tower_auth_refresh::{
     AuthRefresh, AuthRefreshLayer, NotRefreshed, PerRequest, RefreshError, RefreshErrorKind, RefreshReport,
-    RefreshRequest, ReplayBody, RevokeRequest, Session, SessionRegistry, SessionRegistryBuilder, SessionRegistryError,
-    SessionState, Tokens,
+    RefreshRequest, ReplayBody, RevokeRequest, Session, SessionErrorKind, SessionRegistry, SessionRegistryBuilder,
+    SessionRegistryError, SessionState, Tokens,
 };
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 use tower_layer::Layer;
@@ -98,7 +97,7 @@ impl ManyUsers {
     async fn store(&self, users: impl IntoIterator<Item = u32>) {
         for user in users {
             let store = self.stores.of(user);
-            store.inner().replace(Epoch::random(), &pair(user)).await.unwrap();
+            store.sign_in_as_peer(&pair(user)).await;
         }
     }
 
@@ -113,7 +112,7 @@ impl ManyUsers {
     }
 
     /// Refreshes a session in a new task.
-    async fn refresh(&self, user: u32) -> JoinHandle<Result<(), NotRefreshed>> {
+    async fn refresh(&self, user: u32) -> JoinHandle<Result<Tokens, NotRefreshed>> {
         let session = self.get(user).await;
         tokio::spawn(async move { session.refresh().await })
     }
@@ -536,7 +535,9 @@ async fn a_registry_full_of_sessions_without_a_store_refuses_a_sign_in_and_evict
     for user in 101..=200 {
         let refused = it.sessions.sign_in(user, pair(user)).await;
         let message = refused.as_ref().unwrap_err().to_string();
-        assert_eq!(message, "there is no room for another session: all are in use, or could not be brought back");
+        let expected =
+            "the session registry is full: all sessions are in use, or could not be brought back after an eviction";
+        assert_eq!(message, expected);
         assert!(is_full(&refused));
     }
     for user in 1..=100 {
@@ -625,7 +626,9 @@ async fn a_sign_in_that_was_not_saved_is_found_and_never_evicted() {
     let it = ManyUsers::durable(|builder| builder.max_sessions(1));
     it.stores.of(1).inject(StoreCall::Replace, StoreFault::fail());
     let error = it.sessions.sign_in(1, pair(1)).await.unwrap_err();
-    assert_eq!(error.to_string(), "the session's store failed");
+    assert_eq!(error.to_string(), "the session has changed, but its store failed");
+    let SessionRegistryError::Session(error) = error else { panic!("{error:?}") };
+    assert_eq!((error.kind(), error.took_effect()), (SessionErrorKind::Store, true));
     assert_eq!(it.get(1).await.tokens(), pair(1));
     assert!(is_full(&it.sessions.sign_in(2, pair(2)).await));
     it.stores.of(1).clear_faults();
@@ -879,7 +882,7 @@ async fn ten_thousand_sessions_expire_together_and_the_limit_on_refreshes_holds(
 async fn begin_refreshes(
     it: &ManyUsers,
     users: impl IntoIterator<Item = u32>,
-) -> Vec<JoinHandle<Result<(), NotRefreshed>>> {
+) -> Vec<JoinHandle<Result<Tokens, NotRefreshed>>> {
     let mut refreshing = Vec::new();
     for user in users {
         refreshing.push(it.refresh(user).await);
@@ -1070,7 +1073,7 @@ async fn a_session_that_is_signed_out_while_it_waits_for_a_permit_is_not_refresh
     assert_eq!(third.presented(), "r3");
     third.answer(Ok(pair(13)));
     let refreshed: Vec<_> = join_all(refreshing).await.into_iter().map(Result::unwrap).collect();
-    assert!(matches!(refreshed[..], [Ok(()), Err(NotRefreshed::SessionChanged), Ok(())]), "{refreshed:?}");
+    assert!(matches!(refreshed[..], [Ok(_), Err(NotRefreshed::SessionChanged), Ok(_)]), "{refreshed:?}");
     assert!(it.auth.is_idle().await);
 }
 

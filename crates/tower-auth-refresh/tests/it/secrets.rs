@@ -13,7 +13,7 @@ use http::{HeaderName, Request, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use tower::{Service, ServiceBuilder, ServiceExt};
-use tower_auth_refresh::store::{ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, Presented};
+use tower_auth_refresh::store::{ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, Presented};
 use tower_auth_refresh::{
     AccessToken, AuthRefreshLayer, ChallengePolicy, MemoryStore, NotRefreshed, Origin, Origins, RefreshError,
     RefreshReport, RefreshRequest, RefreshService, RefreshToken, ReplayLimit, RevokeRequest, RevokeService, Rotation,
@@ -270,24 +270,26 @@ async fn no_secret_is_in_the_debug_output_of_any_public_type() {
 
     // The store.
     let store = MemoryStore::new();
-    watch.debug(store.replace(Epoch::random(), &tokens).await.unwrap());
+    let entry = |tokens| Entry::new(Epoch::random(), 1, tokens);
+    watch.debug(entry(tokens.clone()));
+    watch.debug(store.replace(&entry(tokens)).await.unwrap());
     watch.debug(&store);
     let record = store.load().await.unwrap().unwrap();
     watch.debug(&record);
-    let claiming = store.claim(record.version, Duration::from_secs(1)).await.unwrap();
+    let claiming = store.claim(record.version(), Duration::from_secs(1)).await.unwrap();
     watch.debug(&claiming);
     let ClaimOutcome::Claimed(claim) = claiming else { panic!() };
     watch.debug(&claim);
-    watch.debug(store.claim(record.version, Duration::from_secs(1)).await.unwrap());
+    watch.debug(store.claim(record.version(), Duration::from_secs(1)).await.unwrap());
     watch.debug(Presented::InDoubt);
-    assert!(matches!(store.commit(&claim, &watch.tokens()).await.unwrap(), CommitOutcome::Stored(_)));
-    let conflict = store.commit(&claim, &watch.tokens()).await.unwrap();
+    assert!(matches!(store.commit(&claim, &entry(watch.tokens())).await.unwrap(), CommitOutcome::Stored(_)));
+    let conflict = store.commit(&claim, &entry(watch.tokens())).await.unwrap();
     assert!(matches!(conflict, CommitOutcome::Conflict(Some(_))));
     watch.debug(conflict);
-    let changed = store.claim(record.version, Duration::from_secs(1)).await.unwrap();
+    let changed = store.claim(record.version(), Duration::from_secs(1)).await.unwrap();
     assert!(matches!(changed, ClaimOutcome::Changed(Some(_))));
     watch.debug(changed);
-    let conflict = store.clear(record.version).await.unwrap();
+    let conflict = store.clear(record.version()).await.unwrap();
     assert!(matches!(conflict, ClearOutcome::Conflict(_)));
     watch.debug(conflict);
 

@@ -15,10 +15,11 @@ use http_body_util::Full;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tower::{BoxError, Service, ServiceExt};
-use tower_auth_refresh::store::{ClaimOutcome, Epoch, Presented};
+use tower_auth_refresh::store::{ClaimOutcome, Presented};
 use tower_auth_refresh::{
     AuthRefreshLayer, NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, ReplayBody, RevokeRequest,
-    RevokeService, Session, SessionBuilder, SessionState, Tokens,
+    RevokeService, Session, SessionBuilder, SessionErrorKind, SessionRegistry, SessionRegistryError, SessionState,
+    Tokens,
 };
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 use tower_layer::Layer;
@@ -35,15 +36,15 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Faults that leave the store unchanged.
-const FAILURES: [StoreFault; 4] =
+pub const FAILURES: [StoreFault; 4] =
     [StoreFault::fail(), StoreFault::hang_until_cleared(), StoreFault::panic_on_call(), StoreFault::panic()];
 
 /// Faults after the effect of a call, whose answer is lost.
-const LOST_ANSWERS: [StoreFault; 2] =
+pub const LOST_ANSWERS: [StoreFault; 2] =
     [StoreFault::fail().after_effect(), StoreFault::hang_until_cleared().after_effect()];
 
 /// A client over a session that was signed in with [`pair`]`(1)`, and its store.
-async fn stored() -> (Fixture, FaultyStore) {
+pub async fn stored() -> (Fixture, FaultyStore) {
     stored_with(|builder| builder).await
 }
 
@@ -56,9 +57,9 @@ async fn stored_with(configure: impl FnOnce(SessionBuilder) -> SessionBuilder) -
 }
 
 /// Another process on the same store, which the faults do not affect.
-async fn peer_on(store: &FaultyStore) -> Fixture {
+pub async fn peer_on(store: &FaultyStore) -> Fixture {
     let store = store.inner();
-    Fixture::with(|builder| builder.shared_store(store)).await
+    Fixture::with(|builder| builder.store(store)).await
 }
 
 /// A revoke service that accepts everything, and the tokens that it was sent.
@@ -79,13 +80,13 @@ fn kind(why: &NotRefreshed) -> RefreshErrorKind {
     }
 }
 
-fn is_unavailable(why: &NotRefreshed) -> bool {
+pub fn is_unavailable(why: &NotRefreshed) -> bool {
     matches!(kind(why), RefreshErrorKind::Unavailable)
 }
 
 impl Fixture {
     /// Sends a request that is refused, refreshes with `r{n}`, and accepts the replay.
-    async fn refreshes_from(&mut self, n: u32, in_doubt: bool) {
+    pub async fn refreshes_from(&mut self, n: u32, in_doubt: bool) {
         let response = self.get_refused().await;
         let refresh = self.auth.next().await;
         assert_eq!(refresh.presented(), format!("r{n}"));
@@ -95,7 +96,7 @@ impl Fixture {
     }
 
     /// Asserts that the next call carries `a{n}` and accepts it, which completes `response`.
-    async fn accepts(&mut self, response: JoinHandle<Response<Full<Bytes>>>, n: u32) {
+    pub async fn accepts(&mut self, response: JoinHandle<Response<Full<Bytes>>>, n: u32) {
         let call = self.api.next().await;
         assert_eq!(call.token(), Some(&*format!("a{n}")));
         call.reply(200).await;
@@ -103,7 +104,7 @@ impl Fixture {
     }
 
     /// Asserts that a new request carries `a{n}`.
-    async fn sends(&mut self, n: u32) {
+    pub async fn sends(&mut self, n: u32) {
         let response = self.get();
         self.accepts(response, n).await;
     }
@@ -220,8 +221,7 @@ async fn late_tokens_are_discarded_and_revoked_if_a_peer_signs_out_during_the_ca
     let (mut it, store) = stored_with(|builder| builder.revoke(revoke)).await;
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
-    let record = store.record().await.unwrap();
-    store.inner().clear(record.version).await.unwrap();
+    store.sign_out_as_peer().await;
     refresh.answer(Ok(pair(2)));
     assert_eq!(response.await.unwrap().status(), 401);
     assert!(it.api.is_idle().await);
@@ -236,7 +236,7 @@ async fn late_tokens_are_revoked_and_not_stored_if_a_peer_signs_another_user_in_
     let (mut it, store) = stored_with(|builder| builder.revoke(revoke)).await;
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
-    store.inner().replace(Epoch::random(), &pair(5)).await.unwrap();
+    store.sign_in_as_peer(&pair(5)).await;
     refresh.answer(Ok(pair(2)));
     let response = response.await.unwrap();
     assert_eq!(response.status(), 401);
@@ -253,8 +253,7 @@ async fn a_commit_that_finds_a_newer_generation_adopts_it_and_discards_its_own()
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
     // A peer whose clock is ahead considered the claim expired, and refreshed first.
-    let record = store.record().await.unwrap();
-    store.inner().replace(record.epoch, &pair(7)).await.unwrap();
+    store.overwrite_as_peer(&pair(7)).await;
     refresh.answer(Ok(pair(2)));
     it.accepts(response, 7).await;
     assert_eq!(it.session.tokens(), pair(7));
@@ -267,8 +266,7 @@ async fn a_commit_that_finds_the_same_tokens_ends_the_refresh() {
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
     // A peer whose clock is ahead refreshed first, and the server answers a repeated call with the same tokens.
-    let record = store.record().await.unwrap();
-    store.inner().replace(record.epoch, &pair(2)).await.unwrap();
+    store.overwrite_as_peer(&pair(2)).await;
     refresh.answer(Ok(pair(2)));
     it.accepts(response, 2).await;
     assert_eq!(it.session.state(), SessionState::Active);
@@ -394,7 +392,7 @@ async fn a_claim_that_is_held_for_longer_than_a_refresh_may_take_is_respected() 
     assert!(it.auth.is_idle().await);
     it.sends(1).await;
     // Until its holder commits.
-    store.inner().commit(&claim, &pair(2)).await.unwrap();
+    store.commit_as_peer(&claim, &pair(2)).await;
     sleep(MINUTE).await;
     let response = it.get_refused().await;
     it.accepts(response, 2).await;
@@ -445,7 +443,7 @@ async fn a_record_that_is_rewritten_does_not_clear_the_doubt_about_its_refresh_t
     }
     // For example restored from a backup: the store no longer has a claim.
     let record = store.record().await.unwrap();
-    store.inner().replace(record.epoch, &record.tokens).await.unwrap();
+    store.inner().replace(record.entry()).await.unwrap();
     it.refreshes_from(1, true).await;
 }
 
@@ -590,13 +588,13 @@ async fn while_tokens_are_unsaved_no_peer_can_claim_the_used_refresh_token() {
         sleep(answered_after).await;
         refresh.answer(Ok(pair(2)));
         it.accepts(response, 2).await;
-        let version = store.record().await.unwrap().version;
+        let version = store.record().await.unwrap().version().clone();
         for tenth in 0..12_000 {
             // The renewal hangs at first too.
             if tenth == 40 {
                 store.clear_faults_of(StoreCall::Renew);
             }
-            let claiming = store.inner().claim(version, SECOND).await.unwrap();
+            let claiming = store.inner().claim(&version, SECOND).await.unwrap();
             assert!(matches!(claiming, ClaimOutcome::Busy { .. }), "{fault:?}, {answered_after:?}: after {tenth}/10 s");
             sleep(SECOND / 10).await;
         }
@@ -785,7 +783,7 @@ async fn a_sign_in_that_is_written_late_does_not_undo_a_later_one() {
         let (mut it, store) = stored().await;
         store.inject(StoreCall::Replace, fault);
         assert!(it.session.sign_in(pair(5)).await.is_err());
-        store.inner().replace(Epoch::random(), &pair(7)).await.unwrap();
+        store.sign_in_as_peer(&pair(7)).await;
         store.clear_faults();
         sleep(2 * MINUTE).await;
         assert_eq!(store.tokens().await, Some(pair(7)), "{fault:?}");
@@ -797,7 +795,7 @@ async fn a_sign_in_that_is_written_late_does_not_undo_a_later_one() {
 async fn a_sign_in_overrides_a_peers_earlier_sign_in() {
     for fault in FAILURES {
         let (mut it, store) = stored().await;
-        store.inner().replace(Epoch::random(), &pair(5)).await.unwrap();
+        store.sign_in_as_peer(&pair(5)).await;
         store.inject(StoreCall::Replace, fault);
         assert!(it.session.sign_in(pair(7)).await.is_err());
         store.clear_faults();
@@ -843,7 +841,7 @@ async fn the_end_of_a_session_is_written_when_the_store_recovers() {
         it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
         assert!(matches!(not_refreshed(&response.await.unwrap()), NotRefreshed::Ended(_)));
         sleep(MINUTE).await;
-        assert_eq!(it.session.state(), SessionState::Ended);
+        assert!(it.session.state().is_ended());
         store.clear_faults();
         sleep(2 * MINUTE).await;
         assert_eq!(store.tokens().await, None, "{fault:?}");
@@ -861,7 +859,10 @@ async fn a_session_is_not_built_on_a_store_that_fails() {
             let session = Session::builder(refresh).tokens(pair(1)).store(store.clone()).build().await;
             let error = session.expect_err("the store failed");
             assert_eq!(error.to_string(), "the session's store failed", "{call:?}, {fault:?}");
-            assert_eq!(error.source().unwrap().to_string(), "the token store failed");
+            assert_eq!((error.kind(), error.took_effect()), (SessionErrorKind::Store, false));
+            let cause = error.source().unwrap().to_string();
+            let causes = ["injected fault", "the store panicked", "deadline has elapsed"];
+            assert!(causes.contains(&&*cause), "{call:?}, {fault:?}: {cause}");
             assert!(begun.elapsed() <= STORE_TIMEOUT + SECOND);
         }
     }
@@ -888,9 +889,98 @@ async fn a_sign_out_deletes_the_tokens_that_a_peer_has_refreshed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sign_out_revokes_the_tokens_that_only_the_store_held() {
+    let (revoke, revoked) = revocations();
+    let (it, store) = stored_with(|builder| builder.revoke(revoke)).await;
+    store.refresh_as_peer(&pair(2)).await;
+    it.session.sign_out().await.unwrap();
+    assert_eq!(*revoked.lock().unwrap(), [pair(1), pair(2)]);
+    assert_eq!(store.tokens().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_out_that_is_written_late_revokes_each_of_the_tokens_once() {
+    for call in [StoreCall::Load, StoreCall::Clear] {
+        for fault in [FAILURES.as_slice(), &LOST_ANSWERS].concat() {
+            let (revoke, revoked) = revocations();
+            let (it, store) = stored_with(|builder| builder.revoke(revoke)).await;
+            store.refresh_as_peer(&pair(2)).await;
+            store.inject(call, fault);
+            let error = it.session.sign_out().await.unwrap_err();
+            assert_eq!((error.kind(), error.took_effect()), (SessionErrorKind::Store, true));
+            assert!(revoked.lock().unwrap().contains(&pair(1)));
+            if store.tokens().await.is_some() {
+                // Another process refreshes before it notices the sign-out.
+                store.overwrite_as_peer(&pair(3)).await;
+            }
+            let last = store.tokens().await;
+            sleep(10 * MINUTE).await;
+            store.clear_faults();
+            sleep(2 * MINUTE).await;
+            assert_eq!(store.tokens().await, None);
+            let revoked = revoked.lock().unwrap();
+            let is_revoked = |tokens: &Tokens| revoked.iter().filter(|it| *it == tokens).count();
+            assert_eq!(is_revoked(&pair(1)), 1, "{call:?}, {fault:?}: {revoked:?}");
+            assert!(is_revoked(&pair(2)) <= 1, "{call:?}, {fault:?}: {revoked:?}");
+            assert_eq!(is_revoked(&last.unwrap_or(pair(2))), 1, "{call:?}, {fault:?}: {revoked:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_out_reports_that_the_tokens_that_only_the_store_held_could_not_be_revoked() {
+    let (revoke, mut revocations) = script::<RevokeRequest, (), BoxError>();
+    let (it, store) = stored_with(|builder| builder.revoke(revoke)).await;
+    store.refresh_as_peer(&pair(2)).await;
+    let signed_out = tokio::spawn({
+        let session = it.session.clone();
+        async move { session.sign_out().await }
+    });
+    for call in revocations.take(2).await {
+        let is_known = *call.request.tokens() == pair(1);
+        call.answer(if is_known { Ok(()) } else { Err("it is down".into()) });
+    }
+    let error = signed_out.await.unwrap().unwrap_err();
+    assert_eq!((error.kind(), error.took_effect()), (SessionErrorKind::Revoke, true));
+    assert_eq!(error.source().unwrap().to_string(), "it is down");
+    assert_eq!(store.tokens().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_out_revokes_neither_a_user_whom_a_peer_has_signed_in_nor_does_the_end_of_a_session() {
+    let (revoke, revoked) = revocations();
+    let (it, store) = stored_with(|builder| builder.revoke(revoke)).await;
+    store.sign_in_as_peer(&pair(5)).await;
+    it.session.sign_out().await.unwrap();
+    assert_eq!(*revoked.lock().unwrap(), [pair(1)]);
+
+    let (revoke, revoked) = revocations();
+    let (mut it, store) = stored_with(|builder| builder.revoke(revoke)).await;
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Err(RefreshError::rejected("invalid_grant")));
+    response.await.unwrap();
+    settle().await;
+    assert_eq!(store.tokens().await, None);
+    assert_eq!(*revoked.lock().unwrap(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_that_are_signed_in_with_again_are_revoked_again() {
+    let (revoke, revoked) = revocations();
+    let (it, store) = stored_with(|builder| builder.revoke(revoke)).await;
+    for signed_out in 1..=2 {
+        store.refresh_as_peer(&pair(2)).await;
+        it.session.sign_out().await.unwrap();
+        let expected: Vec<_> = [pair(1), pair(2)].into_iter().cycle().take(2 * signed_out).collect();
+        assert_eq!(*revoked.lock().unwrap(), expected);
+        it.session.sign_in(pair(1)).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sign_out_does_not_sign_out_a_user_whom_a_peer_has_signed_in() {
     let (it, store) = stored().await;
-    store.inner().replace(Epoch::random(), &pair(5)).await.unwrap();
+    store.sign_in_as_peer(&pair(5)).await;
     it.session.sign_out().await.unwrap();
     assert_eq!(it.session.state(), SessionState::SignedOut);
     assert_eq!(store.tokens().await, Some(pair(5)));
@@ -920,7 +1010,7 @@ async fn a_user_whom_a_peer_signs_in_during_the_deletion_by_a_sign_out_stays_sig
         async move { session.sign_out().await }
     });
     settle().await;
-    store.inner().replace(Epoch::random(), &pair(5)).await.unwrap();
+    store.sign_in_as_peer(&pair(5)).await;
     store.clear_faults();
     signed_out.await.unwrap().unwrap();
     assert_eq!(store.tokens().await, Some(pair(5)));
@@ -1004,7 +1094,8 @@ async fn a_sign_out_revokes_the_tokens_and_reports_a_failure() {
     assert_eq!(store.tokens().await, None);
     call.answer(Err("it is down".into()));
     let error = signed_out.await.unwrap().unwrap_err();
-    assert_eq!(error.to_string(), "the tokens could not be revoked");
+    assert_eq!(error.to_string(), "the user is signed out, but the tokens could not be revoked");
+    assert_eq!((error.kind(), error.took_effect()), (SessionErrorKind::Revoke, true));
     assert_eq!(error.source().unwrap().to_string(), "it is down");
     assert_eq!(it.session.state(), SessionState::SignedOut);
     assert_eq!(store.tokens().await, None);
@@ -1502,4 +1593,139 @@ async fn under_random_faults_no_refresh_token_is_presented_twice_unmarked_and_al
             std::panic::resume_unwind(panic);
         }
     }
+}
+
+// A record that can't be read: it is corrupt, of a newer format, or encrypted with an unknown key.
+
+/// Makes each call fail that returns the record.
+fn make_unreadable(store: &FaultyStore) {
+    for call in [StoreCall::Load, StoreCall::Claim, StoreCall::Commit, StoreCall::Clear] {
+        store.inject(call, StoreFault::fail());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_is_not_built_on_a_record_that_cannot_be_read() {
+    let (_first, store) = stored().await;
+    let record = store.record().await;
+    make_unreadable(&store);
+    for tokens in [None, Some(pair(5))] {
+        let (refresh, _auth) = script::<_, Tokens, RefreshError>();
+        let builder = Session::builder(refresh).store(store.clone());
+        let built = match tokens {
+            Some(tokens) => builder.tokens(tokens).build().await,
+            None => builder.build().await,
+        };
+        let error = built.expect_err("the record can't be read");
+        assert_eq!((error.kind(), error.took_effect()), (SessionErrorKind::Store, false));
+        assert_eq!(store.record().await, record, "the record is left alone");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_cannot_be_read_is_no_sign_out_at_a_claim() {
+    let (mut it, store) = stored().await;
+    store.refresh_as_peer(&pair(2)).await;
+    make_unreadable(&store);
+    let response = it.get_refused().await.await.unwrap();
+    assert!(is_unavailable(not_refreshed(&response)), "{response:?}");
+    assert_eq!((failing(&it.session).count(), it.session.tokens()), (1, pair(1)));
+    assert!(it.auth.is_idle().await);
+    it.sends(1).await;
+    store.clear_faults();
+    sleep(MINUTE).await;
+    let response = it.get_refused().await;
+    it.accepts(response, 2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_cannot_be_read_is_an_error_of_the_registry_and_not_a_user_who_is_signed_out() {
+    let (_first, store) = stored().await;
+    let record = store.record().await;
+    let (refresh, _auth) = script::<_, Tokens, RefreshError>();
+    let shared = Arc::new(store.clone());
+    let sessions = SessionRegistry::builder(Session::builder(refresh)).store_factory(move |_: &u32| shared.clone());
+    let sessions = sessions.build().unwrap();
+    make_unreadable(&store);
+    let is_store_error = |error: SessionRegistryError| match error {
+        SessionRegistryError::Session(error) => (error.kind(), error.took_effect()) == (SessionErrorKind::Store, false),
+        error => panic!("{error:?}"),
+    };
+    assert!(is_store_error(sessions.get(&1).await.unwrap_err()));
+    assert!(is_store_error(sessions.sign_out(&1).await.unwrap_err()));
+    assert_eq!((sessions.len(), store.record().await), (0, record), "nothing is kept, and nothing is deleted");
+    store.clear_faults();
+    assert_eq!(sessions.get(&1).await.unwrap().expect("the user is signed in").tokens(), pair(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_in_is_in_force_and_is_written_once_the_record_can_be_read() {
+    let (mut it, store) = stored().await;
+    make_unreadable(&store);
+    let error = it.session.sign_in(pair(5)).await.unwrap_err();
+    assert_eq!((error.kind(), error.took_effect()), (SessionErrorKind::Store, true));
+    sleep(10 * MINUTE).await;
+    it.sends(5).await;
+    assert_eq!(store.tokens().await, Some(pair(1)));
+    store.clear_faults();
+    sleep(2 * MINUTE).await;
+    assert_eq!(store.tokens().await, Some(pair(5)));
+    it.refreshes_from(5, false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_out_is_not_complete_before_the_record_can_be_read() {
+    let (it, store) = stored().await;
+    make_unreadable(&store);
+    let error = it.session.sign_out().await.unwrap_err();
+    assert_eq!((error.kind(), error.took_effect()), (SessionErrorKind::Store, true));
+    assert_eq!(it.session.state(), SessionState::SignedOut);
+    sleep(10 * MINUTE).await;
+    assert_eq!(store.tokens().await, Some(pair(1)));
+    store.clear_faults();
+    sleep(2 * MINUTE).await;
+    assert_eq!(store.tokens().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_stay_in_force_while_the_record_that_they_are_to_replace_cannot_be_read() {
+    let (mut it, store) = stored().await;
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    make_unreadable(&store);
+    refresh.answer(Ok(pair(2)));
+    it.accepts(response, 2).await;
+    sleep(10 * MINUTE).await;
+    it.sends(2).await;
+    assert_eq!(store.tokens().await, Some(pair(1)));
+    assert!(it.session.state().is_signed_in());
+    store.clear_faults();
+    sleep(2 * MINUTE).await;
+    assert_eq!(store.tokens().await, Some(pair(2)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_ends_nothing_while_the_record_cannot_be_read() {
+    let (mut it, store) = stored().await;
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    make_unreadable(&store);
+    refresh.answer(Err(RefreshError::rejected("invalid_grant")));
+    let response = response.await.unwrap();
+    assert!(is_unavailable(not_refreshed(&response)), "{response:?}");
+    assert!(it.session.state().is_signed_in());
+    it.sends(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_call_that_issued_a_refresh_token_adopts_what_a_peer_has_stored_meanwhile() {
+    let (mut it, store) = stored().await;
+    let response = it.get_refused().await;
+    let call = it.auth.next().await;
+    store.overwrite_as_peer(&pair(7)).await;
+    call.answer(Err(RefreshError::in_doubt("no access token").with_refresh_token(refresh("r2"))));
+    it.accepts(response, 7).await;
+    settle().await;
+    assert_eq!((it.session.state(), it.session.tokens()), (SessionState::Active, pair(7)));
+    it.refreshes_from(7, false).await;
 }

@@ -13,10 +13,10 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use tokio::sync::{mpsc, oneshot};
 use tower::{Service, ServiceExt};
-use tower_auth_refresh::store::{Claim, ClaimOutcome, CommitOutcome, MemoryStore, Record};
+use tower_auth_refresh::store::{Claim, ClaimOutcome, CommitOutcome, Entry, Epoch, MemoryStore, Record};
 use tower_auth_refresh::{
-    AccessToken, AuthRefresh, AuthRefreshLayer, NotRefreshed, Origin, RefreshError, RefreshReport, RefreshRequest,
-    RefreshService, RefreshToken, ReplayBody, Session, SessionBuilder, Tokens,
+    AccessToken, AuthRefresh, AuthRefreshLayer, NotRefreshed, Origin, RefreshError, RefreshFailure, RefreshReport,
+    RefreshRequest, RefreshService, RefreshToken, ReplayBody, Session, SessionBuilder, SessionState, Tokens,
 };
 use tower_auth_refresh_testkit::conformance::FaultyStore;
 use tower_layer::Layer;
@@ -281,6 +281,14 @@ pub fn failure<B>(response: &Response<B>) -> Arc<RefreshError> {
     }
 }
 
+/// The failure that the session reports as its state.
+pub fn failing(session: &Session) -> RefreshFailure {
+    match session.state() {
+        SessionState::Failing(failure) => failure,
+        other => panic!("{other:?}"),
+    }
+}
+
 /// The body of a response.
 pub async fn text(response: Response<Full<Bytes>>) -> String {
     let body = response.into_body().collect().await.unwrap().to_bytes();
@@ -303,8 +311,23 @@ pub trait AsPeer {
     /// Claims the stored record.
     async fn claim_as_peer(&self, lease: Duration) -> Claim;
 
+    /// Commits these tokens as the successors of the stored ones.
+    async fn commit_as_peer(&self, claim: &Claim, tokens: &Tokens);
+
     /// Claims the stored record and commits these tokens.
     async fn refresh_as_peer(&self, tokens: &Tokens);
+
+    /// Writes these tokens as the successors of the stored ones, although another process may hold a claim.
+    async fn overwrite_as_peer(&self, tokens: &Tokens);
+
+    /// Writes the tokens of a new sign-in.
+    async fn sign_in_as_peer(&self, tokens: &Tokens);
+
+    /// Deletes the stored record.
+    async fn sign_out_as_peer(&self);
+
+    /// The entry of these tokens as the successors of the stored ones.
+    async fn next_entry(&self, tokens: &Tokens) -> Entry;
 }
 
 impl AsPeer for FaultyStore {
@@ -313,12 +336,12 @@ impl AsPeer for FaultyStore {
     }
 
     async fn tokens(&self) -> Option<Tokens> {
-        self.record().await.map(|record| record.tokens)
+        self.record().await.map(|record| record.tokens().clone())
     }
 
     async fn claim_as_peer(&self, lease: Duration) -> Claim {
         let record = self.record().await.unwrap();
-        match self.inner().claim(record.version, lease).await.unwrap() {
+        match self.inner().claim(record.version(), lease).await.unwrap() {
             ClaimOutcome::Claimed(claim) => claim,
             other => panic!("{other:?}"),
         }
@@ -326,6 +349,30 @@ impl AsPeer for FaultyStore {
 
     async fn refresh_as_peer(&self, tokens: &Tokens) {
         let claim = self.claim_as_peer(Duration::from_secs(35)).await;
-        assert!(matches!(self.inner().commit(&claim, tokens).await.unwrap(), CommitOutcome::Stored(_)));
+        self.commit_as_peer(&claim, tokens).await;
+    }
+
+    async fn commit_as_peer(&self, claim: &Claim, tokens: &Tokens) {
+        let entry = self.next_entry(tokens).await;
+        assert!(matches!(self.inner().commit(claim, &entry).await.unwrap(), CommitOutcome::Stored(_)));
+    }
+
+    async fn overwrite_as_peer(&self, tokens: &Tokens) {
+        let entry = self.next_entry(tokens).await;
+        self.inner().replace(&entry).await.unwrap();
+    }
+
+    async fn sign_in_as_peer(&self, tokens: &Tokens) {
+        self.inner().replace(&Entry::new(Epoch::random(), 1, tokens.clone())).await.unwrap();
+    }
+
+    async fn sign_out_as_peer(&self) {
+        let record = self.record().await.unwrap();
+        self.inner().clear(record.version()).await.unwrap();
+    }
+
+    async fn next_entry(&self, tokens: &Tokens) -> Entry {
+        let record = self.record().await.unwrap();
+        Entry::new(record.epoch(), record.generation() + 1, tokens.clone())
     }
 }

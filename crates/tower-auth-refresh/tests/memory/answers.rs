@@ -173,7 +173,9 @@ async fn refresh(client: AuthClient, shape: Shape, length: usize) {
         Err(NotRefreshed::Failed(error)) => assert_eq!(error.kind(), RefreshErrorKind::InDoubt, "{name}: {error:?}"),
         other => panic!("{name}: {other:?}"),
     }
-    assert_eq!((session.state(), session.tokens()), (SessionState::Active, tokens()));
+    let SessionState::Failing(failure) = session.state() else { panic!("{name}: {:?}", session.state()) };
+    assert_eq!((failure.kind(), failure.count()), (RefreshErrorKind::InDoubt, 1), "{name}");
+    assert_eq!(session.tokens(), tokens());
     if length > BUFFERED {
         server.assert_dropped(name).await;
     }

@@ -17,7 +17,7 @@ use tower::{ServiceExt, service_fn};
 use tower_auth_refresh::store::{MemoryStore, TokenStore};
 use tower_auth_refresh::{
     AccessToken, AuthRefreshLayer, NotRefreshed, Origin, RefreshError, RefreshErrorKind, RefreshReport, RefreshRequest,
-    RefreshToken, ReplayBody, ReplayLimit, RevokeRequest, Rotation, Session, Tokens,
+    RefreshToken, ReplayBody, ReplayLimit, RevokeRequest, Rotation, Session, SessionState, Tokens,
 };
 use tower_auth_refresh_testkit::conformance::{self, FaultyStore, StoreFault};
 use tower_layer::Layer;
@@ -62,7 +62,7 @@ impl Driver {
         let shared = Arc::<Mutex<Shared>>::default();
         let store = Arc::new(MemoryStore::new());
         let session = async |session: SessionIndex| {
-            let faulty = FaultyStore::shared(Arc::clone(&store) as Arc<dyn TokenStore>);
+            let faulty = FaultyStore::new(Arc::clone(&store));
             let (auth, revoking) = (Arc::clone(&shared), Arc::clone(&shared));
             let refresh = service_fn(move |request| refresh(Arc::clone(&auth), session, request));
             let revoke = service_fn(move |request: RevokeRequest| {
@@ -92,9 +92,9 @@ impl Driver {
     }
 
     pub(crate) async fn observed(&self) -> Observed {
-        let stored = self.store.load().await.unwrap().map(|record| pair(&record.tokens));
+        let stored = self.store.load().await.unwrap().map(|record| pair(record.tokens()));
         let describe = |(session, _): &(Session, _)| {
-            format!("{:?}, {}: {:?}", session.state(), session.generation(), pair(&session.tokens()))
+            format!("{}, {}: {:?}", state(session), session.generation(), pair(&session.tokens()))
         };
         let mut shared = self.shared();
         shared.observed.revoked.sort();
@@ -128,7 +128,7 @@ impl Driver {
                 let session = self.sessions[session].0.clone();
                 self.spawn(async move {
                     match session.refresh().await {
-                        Ok(()) => "refreshed".to_owned(),
+                        Ok(_) => "refreshed".to_owned(),
                         Err(error) => format!("{:?}", reason(&error)),
                     }
                 });
@@ -341,6 +341,14 @@ fn pair(tokens: &Tokens) -> Pair {
     }
 }
 
+fn state(session: &Session) -> String {
+    match session.state() {
+        SessionState::Failing(failure) => format!("Failing({:?}, {})", kind(failure.error()), failure.count()),
+        SessionState::Ended(_) => "Ended".to_owned(),
+        state => format!("{state:?}"),
+    }
+}
+
 fn reason(error: &NotRefreshed) -> Reason {
     match error {
         NotRefreshed::Failed(error) => Reason::Failed(kind(error)),
@@ -351,6 +359,7 @@ fn reason(error: &NotRefreshed) -> Reason {
         NotRefreshed::NoRefreshToken => Reason::NoRefreshToken,
         NotRefreshed::SameToken => Reason::SameToken,
         NotRefreshed::Looping => Reason::Looping,
+        NotRefreshed::RequestRefused => Reason::RequestRefused,
         other => panic!("{other:?}"),
     }
 }

@@ -20,6 +20,8 @@ const END_LEASE: u64 = 15_000;
 const WRITTEN_BY: u64 = 66_000;
 const CLAIM_POLL: u64 = 201;
 const PROBATION: u64 = 60_000;
+/// Wasted refreshes of an endpoint are forgotten after this.
+const MEMORY: u64 = 3_600_000;
 
 /// A moment within an interval. The width of the interval is the jitter.
 #[derive(Clone, Copy, PartialEq)]
@@ -80,19 +82,59 @@ struct Session {
     rejected: bool,
     in_doubt: bool,
     failures: u32,
+    /// The kind of the last of them.
+    failure: Option<FailureKind>,
     strikes: u32,
     last_refusal: u32,
     issued: Option<Moment>,
     cooling: Option<(Moment, Reason)>,
+    /// The end of the part of the cool-down that a failure causes.
+    failed_until: Option<Moment>,
+    suspects: Option<Suspects>,
+    starter: Option<Starter>,
     pending: PendingWrite,
     // Kept across epochs:
     generation: u32,
     accepted: u32,
     refused: u32,
     written_over: Option<(u32, Option<u32>)>,
+    /// The tokens that the session has revoked last.
+    revoked: VecDeque<Pair>,
     issued_count: u32,
     next: VecDeque<Answer>,
     faults: BTreeMap<Call, Fault>,
+}
+
+/// The endpoints with wasted refreshes, and what they share.
+#[derive(Default)]
+struct Suspects {
+    wasted: u32,
+    until: Option<Moment>,
+    exemptions: u32,
+    accounts: BTreeMap<Endpoint, Account>,
+}
+
+#[derive(Clone, Copy)]
+struct Account {
+    weight: u32,
+    /// The newest generation that the endpoint refused.
+    refused: u32,
+    at: Moment,
+}
+
+/// The endpoint that started the last flight, and its results since.
+#[derive(Clone, Copy)]
+struct Starter {
+    endpoint: Endpoint,
+    base: u32,
+    accepted: bool,
+    refused: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Endpoint {
+    Get,
+    Post,
 }
 
 struct Flight {
@@ -139,6 +181,8 @@ struct Caller {
     kind: Option<RequestKind>,
     epoch: u32,
     generation: u32,
+    /// The count of strikes at the sending, if the acceptance is recorded.
+    watch: Option<u32>,
     slow: bool,
     progress: Progress,
 }
@@ -272,6 +316,7 @@ impl Model {
                 let order = self.wait_for_current_write(session);
                 let replaced = self.epochs_in_store(session);
                 let epoch = self.new_epoch();
+                self.sessions[session].revoked.clear();
                 self.begin_epoch(session, epoch, held.pair(signed_in_with(number)));
                 self.set_pending(session, PendingWrite::SignIn(replaced));
                 let written = self.write_in_order(session, order);
@@ -281,6 +326,7 @@ impl Model {
                 let id = self.caller(session, None, false);
                 let order = self.wait_for_current_write(session);
                 let (of, tokens) = (self.epochs_in_store(session), self.sessions[session].tokens);
+                self.mark_revoked(session, tokens);
                 self.end_epoch(session);
                 self.set_pending(
                     session,
@@ -327,11 +373,12 @@ impl Model {
     pub(crate) fn observed(&mut self) -> &Observed {
         let describe = |session: SessionIndex| {
             let it = &self.sessions[session];
-            let state = match (it.active, it.ended, self.in_flight(session)) {
-                (true, _, None) => "Active",
-                (true, _, Some(_)) => "Refreshing",
-                (false, Some(_), _) => "Ended",
-                (false, None, _) => "SignedOut",
+            let state = match (it.active, it.ended, self.in_flight(session), it.failure) {
+                (true, _, None, None) => "Active".to_owned(),
+                (true, _, None, Some(kind)) => format!("Failing({kind:?}, {})", it.failures),
+                (true, _, Some(_), _) => "Refreshing".to_owned(),
+                (false, Some(_), _, _) => "Ended".to_owned(),
+                (false, None, _, _) => "SignedOut".to_owned(),
             };
             format!("{state}, {}: {:?}", it.generation, it.tokens)
         };
@@ -356,7 +403,7 @@ impl Model {
                 Stage::Started | Stage::Over => unreachable!("the flight has no timer"),
                 Stage::Queueing(look) if look.hi < self.flights[f].deadline.lo => self.claim(f),
                 Stage::SavingFirst(_) | Stage::Queueing(_) | Stage::ClaimHangs => {
-                    self.fail(f, FailureKind::Unavailable, 0)
+                    self.fail(f, FailureKind::Unavailable, 0);
                 }
                 Stage::Called => {
                     self.flights[f].in_doubt = true;
@@ -413,7 +460,7 @@ impl Model {
 
     fn caller(&mut self, session: SessionIndex, kind: Option<RequestKind>, slow: bool) -> usize {
         let Session { epoch, generation, .. } = self.sessions[session];
-        self.callers.push(Caller { session, kind, epoch, generation, slow, progress: Progress::Done });
+        self.callers.push(Caller { session, kind, epoch, generation, watch: None, slow, progress: Progress::Done });
         self.observed.requests.push(Request::default());
         self.callers.len() - 1
     }
@@ -430,7 +477,7 @@ impl Model {
         let useless = it.tokens.access.is_none() || it.rejected && self.in_flight(session).is_some();
         if it.active
             && useless
-            && let Some(f) = self.join_or_start(id, false).1
+            && let Some(f) = self.join_or_start(id, false, None).1
         {
             self.callers[id].progress = Progress::Unsent(f);
             return;
@@ -444,6 +491,7 @@ impl Model {
         let token = it.tokens.access.filter(|_| same_epoch);
         if same_epoch {
             self.callers[id].generation = it.generation;
+            self.callers[id].watch = it.watch();
         }
         self.send_attempt(id, token, if token.is_some() { Attempt::First } else { Attempt::Unauthenticated });
     }
@@ -452,6 +500,7 @@ impl Model {
         let it = &self.sessions[self.callers[id].session];
         let token = it.tokens.access;
         self.callers[id].generation = it.generation;
+        self.callers[id].watch = it.watch();
         self.callers[id].slow = false;
         self.send_attempt(id, token, Attempt::Replay);
     }
@@ -467,20 +516,22 @@ impl Model {
     }
 
     fn api_answers(&mut self, id: usize) {
-        let Caller { session, kind, epoch, generation, progress, .. } = self.callers[id];
+        let Caller { session, kind, epoch, generation, watch, progress, .. } = self.callers[id];
         let Progress::AtApi { attempt, good } = progress else { return };
         let it = &mut self.sessions[session];
         match (attempt, good) {
             (Attempt::Unauthenticated, _) => {
                 let generation = it.generation;
-                let end = match self.decide(session, epoch, generation, false) {
+                let end = match self.decide(session, epoch, generation, false, None) {
                     Decision::No(reason) => format!("401 {reason:?}"),
                     _ => "401".to_owned(),
                 };
                 self.end(id, end);
             }
             (Attempt::First, true) => {
-                if kind == Some(RequestKind::Upload) && it.refused < generation {
+                if watch.is_some() {
+                    self.accepted(id);
+                } else if kind == Some(RequestKind::Upload) && it.refused < generation {
                     it.accepted = it.accepted.max(generation);
                 }
                 self.end(id, "200".to_owned());
@@ -495,11 +546,14 @@ impl Model {
                 _ => self.replay(id),
             },
             (Attempt::Replay, true) => {
-                it.accepted = it.accepted.max(generation);
+                self.accepted(id);
                 self.end(id, "200 Replayed".to_owned());
             }
             (Attempt::Replay, false) => {
                 it.refused = it.refused.max(generation);
+                if let Some(starter) = it.starter.as_mut().filter(|it| Some(it.endpoint) == endpoint(kind)) {
+                    starter.refused |= generation > starter.base;
+                }
                 self.end(id, "401 ReplayRefused".to_owned());
             }
         }
@@ -507,26 +561,143 @@ impl Model {
 
     /// Requests newer tokens after a 401.
     fn challenged(&mut self, id: usize) -> (Decision, Option<usize>) {
-        let Caller { session, epoch, generation, .. } = self.callers[id];
-        let it = &mut self.sessions[session];
+        let Caller { session, kind, epoch, generation, .. } = self.callers[id];
+        let endpoint = endpoint(kind).unwrap();
+        let it = &self.sessions[session];
         if it.epoch == epoch && it.generation == generation {
-            if it.accepted > it.last_refusal {
-                it.strikes = 0;
+            if it.strikes > 0 && it.accepted > it.last_refusal {
+                self.recover(session);
             }
-            if let (false, Some(issued)) = (std::mem::replace(&mut it.rejected, true), it.issued) {
-                let fresh = self.before(issued.plus(PROBATION, PROBATION));
-                let it = &self.sessions[session];
-                if it.accepted < generation && (fresh || it.refused >= generation) {
-                    self.strike(session);
+            if self.in_flight(session).is_none() {
+                self.settle_start(session, Some(endpoint));
+            }
+            if !(self.is_held(session, endpoint) && self.sessions[session].strikes < 5) {
+                self.refuse(session, generation);
+                if self.is_looping(session) && self.use_exemption(session, endpoint) {
+                    self.end_loop_pause(session);
                 }
             }
         }
-        self.join_or_start(id, false)
+        self.join_or_start(id, false, Some(endpoint))
+    }
+
+    /// Takes the first refusal of the token in force into account.
+    fn refuse(&mut self, session: SessionIndex, generation: u32) {
+        let it = &mut self.sessions[session];
+        if let (false, Some(issued)) = (std::mem::replace(&mut it.rejected, true), it.issued) {
+            let fresh = self.before(issued.plus(PROBATION, PROBATION));
+            let it = &self.sessions[session];
+            if it.accepted < generation && (fresh || it.refused >= generation) {
+                self.strike(session);
+            }
+        }
+    }
+
+    /// An endpoint accepted a replay, or a request that was sent while there were strikes.
+    fn accepted(&mut self, id: usize) {
+        let Caller { session, kind, generation, watch, .. } = self.callers[id];
+        let endpoint = endpoint(kind).unwrap();
+        let is_in_flight = self.in_flight(session).is_some();
+        let it = &mut self.sessions[session];
+        it.accepted = it.accepted.max(generation);
+        let mut was_refused = false;
+        if let Some(starter) = it.starter.as_mut().filter(|it| it.endpoint == endpoint) {
+            starter.accepted |= generation > starter.base;
+            was_refused = starter.refused;
+        }
+        let sent_since = generation == it.last_refusal && watch == Some(it.strikes);
+        if it.strikes > 0 && (generation > it.last_refusal || sent_since) {
+            it.rejected &= generation != it.generation || is_in_flight;
+            self.recover(session);
+        }
+        let it = &mut self.sessions[session];
+        if let Some(suspects) = &mut it.suspects
+            && !was_refused
+            && suspects.accounts.get(&endpoint).is_some_and(|account| generation > account.refused)
+        {
+            suspects.accounts.remove(&endpoint);
+        }
+        it.drop_empty();
+    }
+
+    /// Clears the strikes.
+    fn recover(&mut self, session: SessionIndex) {
+        let it = &mut self.sessions[session];
+        it.strikes = 0;
+        if let Some(suspects) = &mut it.suspects {
+            suspects.exemptions = 0;
+        }
+        it.drop_empty();
+        self.end_loop_pause(session);
+    }
+
+    /// Shortens a cool-down to the part that a failure causes.
+    fn end_loop_pause(&mut self, session: SessionIndex) {
+        let failed_until = self.sessions[session].failed_until.filter(|until| self.before(*until));
+        let it = &mut self.sessions[session];
+        it.cooling = it.cooling.and_then(|(_, reason)| Some((failed_until?, reason)));
+    }
+
+    /// Whether nothing but the loop guard's cool-down prevents a flight.
+    fn is_looping(&self, session: SessionIndex) -> bool {
+        let it = &self.sessions[session];
+        it.cooling.is_some_and(|(until, _)| self.before(until)) && !it.failed_until.is_some_and(|it| self.before(it))
+    }
+
+    fn is_fresh(&self, session: SessionIndex) -> bool {
+        self.sessions[session].issued.is_some_and(|issued| self.before(issued.plus(PROBATION, PROBATION)))
+    }
+
+    /// Settles the last flight, whose starter has got its answer or has given up.
+    fn settle_start(&mut self, session: SessionIndex, challenger: Option<Endpoint>) {
+        let mut suspects = self.sessions[session].suspects.take();
+        if let Some(suspects) = &mut suspects {
+            suspects.accounts.retain(|_, account| self.before(account.at.plus(MEMORY, MEMORY)));
+        }
+        self.sessions[session].suspects = suspects;
+        self.sessions[session].drop_empty();
+        let Some(Starter { endpoint, accepted, refused, .. }) = self.sessions[session].starter.take() else { return };
+        let generation = self.sessions[session].generation;
+        if refused || !accepted && challenger == Some(endpoint) && self.is_fresh(session) {
+            self.waste(session, endpoint, 3, generation);
+        } else if accepted {
+            let it = &mut self.sessions[session];
+            if let Some(suspects) = &mut it.suspects {
+                suspects.accounts.remove(&endpoint);
+            }
+            it.drop_empty();
+        } else if self.is_fresh(session) {
+            self.waste(session, endpoint, 1, generation.saturating_sub(1));
+        }
+    }
+
+    fn waste(&mut self, session: SessionIndex, endpoint: Endpoint, weight: u32, refused: u32) {
+        let at = self.at;
+        let suspects = self.sessions[session].suspects.get_or_insert_default();
+        suspects.wasted += 1;
+        suspects.until = loop_pause(suspects.wasted).map(|(lo, hi)| at.plus(lo, hi));
+        let before = suspects.accounts.get(&endpoint).map_or(0, |account| account.weight);
+        suspects.accounts.insert(endpoint, Account { weight: before + weight, refused, at });
+    }
+
+    /// Whether challenges by this endpoint start no flight now.
+    fn is_held(&self, session: SessionIndex, endpoint: Endpoint) -> bool {
+        let Some(suspects) = &self.sessions[session].suspects else { return false };
+        let limit = if suspects.wasted < 12 { 6 } else { 3 };
+        suspects.accounts.get(&endpoint).is_some_and(|account| account.weight >= limit)
+            && suspects.until.is_some_and(|until| self.before(until))
+    }
+
+    fn use_exemption(&mut self, session: SessionIndex, endpoint: Endpoint) -> bool {
+        let it = &mut self.sessions[session];
+        let may = it.is_clean(endpoint) && it.suspects.as_ref().is_none_or(|suspects| suspects.exemptions < 3);
+        it.suspects.get_or_insert_default().exemptions += u32::from(may);
+        may
     }
 
     fn manual_refresh(&mut self, session: SessionIndex) {
         let id = self.caller(session, None, false);
-        match self.join_or_start(id, true) {
+        match self.join_or_start(id, true, None) {
             (_, Some(f)) => self.callers[id].progress = Progress::Waiting(f),
             (Decision::No(reason), _) => self.end(id, format!("{reason:?}")),
             _ => unreachable!("no tokens are newer than those in force"),
@@ -559,7 +730,14 @@ impl Model {
     }
 
     /// Decides about a demand for tokens newer than `generation`.
-    fn decide(&self, session: SessionIndex, epoch: u32, generation: u32, manual: bool) -> Decision {
+    fn decide(
+        &self,
+        session: SessionIndex,
+        epoch: u32,
+        generation: u32,
+        manual: bool,
+        endpoint: Option<Endpoint>,
+    ) -> Decision {
         let it = &self.sessions[session];
         match it.cooling {
             _ if it.ended.is_some_and(|of| epoch == of || epoch == it.epoch) => Decision::No(Reason::Ended),
@@ -568,18 +746,25 @@ impl Model {
             _ if generation < it.generation && (!it.rejected || manual) => Decision::Newer,
             _ if self.in_flight(session).is_some() => Decision::Join(self.in_flight(session).unwrap()),
             _ if it.tokens.refresh.is_none() => Decision::No(Reason::NoRefreshToken),
-            Some((until, reason)) if !manual && self.before(until) => Decision::No(reason),
+            Some((until, reason)) if !manual && self.before(until) => {
+                let is_clean = endpoint.is_some_and(|endpoint| it.is_clean(endpoint));
+                let may_try = generation < it.generation && is_clean && self.is_looping(session);
+                if may_try { Decision::Newer } else { Decision::No(reason) }
+            }
+            _ if endpoint.is_some_and(|endpoint| self.is_held(session, endpoint)) => {
+                Decision::No(Reason::RequestRefused)
+            }
             _ => Decision::Start,
         }
     }
 
     /// Returns the decision and the flight to wait for. Starts a flight if none is in progress.
-    fn join_or_start(&mut self, id: usize, manual: bool) -> (Decision, Option<usize>) {
+    fn join_or_start(&mut self, id: usize, manual: bool, endpoint: Option<Endpoint>) -> (Decision, Option<usize>) {
         let Caller { session, epoch, generation, .. } = self.callers[id];
-        let decide = self.decide(session, epoch, generation, manual);
+        let decide = self.decide(session, epoch, generation, manual, endpoint);
         let flight = match decide {
             Decision::Join(f) => Some(f),
-            Decision::Start => Some(self.start(session)),
+            Decision::Start => Some(self.start(session, endpoint)),
             _ => None,
         };
         (decide, flight)
@@ -589,11 +774,16 @@ impl Model {
     fn apply_tokens(&mut self, session: SessionIndex, tokens: Pair) {
         let it = &mut self.sessions[session];
         let same = tokens.access == it.tokens.access;
-        (it.tokens, it.in_doubt, it.failures, it.cooling) = (tokens, false, 0, None);
+        (it.tokens, it.in_doubt, it.failures, it.failure, it.cooling) = (tokens, false, 0, None, None);
+        it.failed_until = None;
         if !same {
             it.generation += 1;
             (it.rejected, it.issued) = (false, Some(self.at));
         } else if it.rejected {
+            let generation = it.generation;
+            if let Some(starter) = it.starter.take() {
+                self.waste(session, starter.endpoint, 3, generation);
+            }
             self.strike(session);
         }
     }
@@ -604,7 +794,7 @@ impl Model {
         it.strikes += 1;
         it.last_refusal = it.generation;
         if let Some((lo, hi)) = it.loop_pause() {
-            it.cooling = Some((at.plus(lo, hi), Reason::Looping));
+            (it.cooling, it.failed_until) = (Some((at.plus(lo, hi), Reason::Looping)), None);
         }
     }
 
@@ -627,13 +817,14 @@ impl Model {
     fn reset(&mut self, session: SessionIndex, epoch: u32) {
         self.stop_renewing(session);
         let old = std::mem::take(&mut self.sessions[session]);
-        let Session { generation, accepted, refused, written_over, issued_count, next, faults, .. } = old;
+        let Session { generation, accepted, refused, written_over, revoked, issued_count, next, faults, .. } = old;
         self.sessions[session] = Session {
             epoch,
             generation,
             accepted,
             refused,
             written_over,
+            revoked,
             issued_count,
             next,
             faults,
@@ -663,15 +854,37 @@ impl Model {
         self.observed.revoked.extend(Some(tokens).filter(|it| *it != Pair::default()));
     }
 
+    /// Returns whether the session has not revoked these tokens before.
+    fn mark_revoked(&mut self, session: SessionIndex, tokens: Pair) -> bool {
+        let revoked = &mut self.sessions[session].revoked;
+        let is_new = tokens != Pair::default() && !revoked.contains(&tokens);
+        if is_new {
+            revoked.push_back(tokens);
+            if revoked.len() > 4 {
+                revoked.pop_front();
+            }
+        }
+        is_new
+    }
+
+    fn revoke_once(&mut self, session: SessionIndex, tokens: Pair) {
+        if self.mark_revoked(session, tokens) {
+            self.revoke(tokens);
+        }
+    }
+
     // Flights: claim, call, save, publish.
 
-    fn start(&mut self, session: SessionIndex) -> usize {
+    fn start(&mut self, session: SessionIndex, endpoint: Option<Endpoint>) -> usize {
+        self.settle_start(session, None);
         let deadline = self.at.plus(REFRESH_TIMEOUT, REFRESH_TIMEOUT);
         // If two sessions start at one moment, either may reach the store first.
         let side_by_side = |it: &Flight| it.session != session && it.line == self.line && it.deadline == deadline;
         self.undetermined.set(self.is_undetermined() || self.flights.iter().any(side_by_side));
         let it = &mut self.sessions[session];
-        it.cooling = None;
+        (it.cooling, it.failed_until) = (None, None);
+        let base = it.generation;
+        it.starter = endpoint.map(|endpoint| Starter { endpoint, base, accepted: false, refused: false });
         self.flights.push(Flight {
             session,
             epoch: it.epoch,
@@ -870,7 +1083,7 @@ impl Model {
             );
             self.sync(session);
         } else {
-            self.revoke(new_tokens);
+            self.revoke_once(session, new_tokens);
         }
         self.finish(f, Ok(()));
     }
@@ -891,10 +1104,12 @@ impl Model {
         if it.epoch == epoch {
             it.in_doubt |= in_doubt;
             it.failures += 1;
+            it.failure = Some(kind);
             let full = (1_000 << (it.failures - 1).min(10)).min(60_000_u64);
-            let pause = Moment { lo: full / 2, hi: full }
-                .max((retry_after, retry_after))
-                .max(it.loop_pause().unwrap_or_default());
+            let failed = Moment { lo: full / 2, hi: full }.max((retry_after, retry_after));
+            let pause = failed.max(it.loop_pause().unwrap_or_default());
+            it.starter = None;
+            it.failed_until = Some(at.plus(failed.lo, failed.hi));
             it.cooling = Some((at.plus(pause.lo, pause.hi), Reason::CoolingDown(kind)));
         }
         self.finish(f, Err(Reason::Failed(kind)));
@@ -925,7 +1140,7 @@ impl Model {
         for id in 0..self.callers.len() {
             match self.callers[id].progress {
                 Progress::Unsent(of) | Progress::Challenged(of) | Progress::Waiting(of) if of == f => {
-                    self.wake(id, outcome)
+                    self.wake(id, outcome);
                 }
                 _ => {}
             }
@@ -947,8 +1162,11 @@ impl Model {
             PendingWrite::SignOut(of) => !of.contains(&epoch),
             PendingWrite::Nothing | PendingWrite::Tokens(_) => false,
         };
-        let sees = concerned && self.fault(1 - session, Call::Load).is_none();
-        self.undetermined.set(self.is_undetermined() || sees && replaced != Some(epoch));
+        // A sign-out revokes the tokens of a record before it deletes the record.
+        let revokes = matches!(&peer.pending, PendingWrite::SignOut(of) if of.contains(&epoch)) && peer.ended.is_none();
+        let sees = concerned && replaced != Some(epoch) || revokes;
+        let reads = self.fault(1 - session, Call::Load).is_none();
+        self.undetermined.set(self.is_undetermined() || sees && reads);
         self.store.last += 1;
         let version = self.store.last;
         (self.store.record, self.store.lease) = (Some(Record { version, epoch, tokens }), None);
@@ -1081,7 +1299,11 @@ impl Model {
             },
             PendingWrite::SignOut(of) => {
                 let fault = self.fault(session, Call::Clear);
-                if self.store.record.is_some_and(|it| of.contains(&it.epoch)) {
+                if let Some(record) = self.store.record.filter(|it| of.contains(&it.epoch)) {
+                    // A sign-out revokes what it deletes; the end of a session doesn't.
+                    if self.sessions[session].ended.is_none() {
+                        self.revoke_once(session, record.tokens);
+                    }
                     if fault == Some(Fault::Fail) {
                         return false;
                     }
@@ -1100,7 +1322,7 @@ impl Model {
     fn adopt_conflicting_write(&mut self, session: SessionIndex, epoch: u32, same_epoch: Pair) -> bool {
         let found = self.store.record;
         if found.is_none_or(|record| record.epoch != epoch) {
-            self.revoke(same_epoch);
+            self.revoke_once(session, same_epoch);
         }
         if let Some(record) = found {
             self.adopt_record(session, epoch, record);
@@ -1145,10 +1367,32 @@ impl Model {
 impl Session {
     /// The loop guard's cool-down, from the sixth strike on.
     fn loop_pause(&self) -> Option<(u64, u64)> {
-        let excess = self.strikes.checked_sub(6)?;
-        let pause = (1_000 << excess.min(10)).min(60_000_u64);
-        Some((pause, pause + pause / 4))
+        loop_pause(self.strikes)
     }
+
+    fn watch(&self) -> Option<u32> {
+        (self.strikes > 0 || self.suspects.is_some()).then_some(self.strikes)
+    }
+
+    fn is_clean(&self, endpoint: Endpoint) -> bool {
+        self.suspects.as_ref().is_none_or(|suspects| !suspects.accounts.contains_key(&endpoint))
+    }
+
+    fn drop_empty(&mut self) {
+        self.suspects.take_if(|suspects| suspects.accounts.is_empty() && suspects.exemptions == 0);
+    }
+}
+
+/// The loop guard's cool-down, from the sixth wasted refresh on.
+fn loop_pause(wasted: u32) -> Option<(u64, u64)> {
+    let excess = wasted.checked_sub(6)?;
+    let pause = (1_000 << excess.min(10)).min(60_000_u64);
+    Some((pause, pause + pause / 4))
+}
+
+/// The endpoint of a request. All paths are the same.
+fn endpoint(kind: Option<RequestKind>) -> Option<Endpoint> {
+    kind.map(|kind| if kind == RequestKind::Get { Endpoint::Get } else { Endpoint::Post })
 }
 
 impl Flight {

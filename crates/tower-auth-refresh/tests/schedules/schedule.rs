@@ -12,6 +12,7 @@ use http::Request;
 use http_body_util::Full;
 use tokio::time::{Instant, sleep};
 use tower::{Service, ServiceExt};
+use tower_auth_refresh::store::{Entry, Epoch};
 use tower_auth_refresh::{
     AuthRefreshLayer, MemoryStore, Origin, RefreshReport, Session, SessionState, TokenStore, Tokens,
 };
@@ -129,7 +130,7 @@ impl Runner {
         oracle.history().is_fleet = is_fleet;
         oracle.history().early = early;
         let first = oracle.issue(1);
-        store.replace(tower_auth_refresh::store::Epoch(1), &first).await.unwrap();
+        store.replace(&Entry::new(Epoch::from(1), 1, first)).await.unwrap();
         if early.is_none() {
             oracle.expire();
         }
@@ -420,7 +421,7 @@ impl Runner {
         for session in &self.sessions {
             let state = session.state();
             history.check(state != SessionState::Refreshing, "6: the session is refreshing for ever");
-            let ended = state == SessionState::Ended;
+            let ended = state.is_ended();
             let rejected = history.families.values().any(|family| family.is_revoked);
             history.check(!ended || rejected, "15: the session has ended without a rejection by the server");
         }
@@ -440,7 +441,7 @@ impl Runner {
         }
         let session = &self.sessions[0];
         let tokens = session.tokens();
-        let stored = record.map(|record| record.tokens);
+        let stored = record.map(|record| record.tokens().clone());
         let same = stored.clone().unwrap_or_default() == tokens;
         history.check(same, format_args!("3: the store holds {:?}, the session {:?}", pair(stored), Pair::of(&tokens)));
         for user in self.signed_out.borrow().iter() {

@@ -5,10 +5,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tower_auth_refresh::Tokens;
 use tower_auth_refresh::store::{
-    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, MemoryStore, Presented, Record, StoreError, StoreFuture,
-    TokenStore, Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, MemoryStore, Presented, Record, StoreFuture, TokenStore,
+    Version,
 };
 
 use crate::gates::{Gate, Gates, Outcome};
@@ -21,11 +20,11 @@ pub(crate) struct GatedStore {
 }
 
 /// Reports tokens to the oracle as saved when the commit ends, even if the store failed or the commit was dropped.
-struct Saved<'a>(&'a Oracle, &'a Tokens);
+struct Saved<'a>(&'a Oracle, &'a Entry);
 
 impl Drop for Saved<'_> {
     fn drop(&mut self) {
-        self.0.saved(self.1);
+        self.0.saved(self.1.tokens());
     }
 }
 
@@ -37,11 +36,11 @@ impl GatedStore {
     ) -> StoreFuture<'a, T> {
         Box::pin(async move {
             if self.gates.pass(Gate::Store(name)).await != Outcome::Proceed {
-                return Err(StoreError::new("the store is down"));
+                return Err("the store is down".into());
             }
             let done = call().await;
             if self.gates.pass(Gate::StoreAnswer(name)).await != Outcome::Proceed {
-                return Err(StoreError::new("the answer was lost"));
+                return Err("the answer was lost".into());
             }
             done
         })
@@ -53,11 +52,11 @@ impl TokenStore for GatedStore {
         self.call("load", || self.inner.load())
     }
 
-    fn replace<'a>(&'a self, epoch: Epoch, tokens: &'a Tokens) -> StoreFuture<'a, Version> {
-        self.call("replace", move || self.inner.replace(epoch, tokens))
+    fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {
+        self.call("replace", move || self.inner.replace(entry))
     }
 
-    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome> {
+    fn claim<'a>(&'a self, version: &'a Version, lease: Duration) -> StoreFuture<'a, ClaimOutcome> {
         self.call("claim", move || self.inner.claim(version, lease))
     }
 
@@ -69,19 +68,23 @@ impl TokenStore for GatedStore {
         self.call("release", move || self.inner.release(claim, presented))
     }
 
-    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome> {
+    fn commit<'a>(&'a self, claim: &'a Claim, entry: &'a Entry) -> StoreFuture<'a, CommitOutcome> {
         let committed = self.call("commit", move || {
-            self.oracle.saved(tokens);
-            self.inner.commit(claim, tokens)
+            self.oracle.saved(entry.tokens());
+            self.inner.commit(claim, entry)
         });
-        let saved = Saved(&self.oracle, tokens);
+        let saved = Saved(&self.oracle, entry);
         Box::pin(async move {
             let _saved = saved;
             committed.await
         })
     }
 
-    fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome> {
+    fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
         self.call("clear", move || self.inner.clear(version))
+    }
+
+    fn is_durable(&self) -> bool {
+        self.inner.is_durable()
     }
 }

@@ -1,6 +1,7 @@
 //! Sessions on a simulated network: an authorization server that rotates refresh tokens and treats every reuse as
 //! theft, APIs whose tokens live for seconds, and a fleet of processes that share a store. Faults are latency,
-//! partitions, held and lost messages, and crashes of any host at any moment, in particular around the rotation.
+//! partitions, held and lost messages, crashes of any host at any moment, in particular around the rotation, and failovers
+//! of the store to a replica that lacks its last writes.
 //!
 //! Each seed is one simulation and is reproducible, except where tokens are refreshed early: between issue and coming
 //! into force, expiry is read from the wall clock, which advances by microseconds meanwhile. Afterwards it follows the
@@ -33,7 +34,7 @@ use self::simulation::{PANICS, Verdict};
 const NAME: &str = "simulated_network";
 
 /// The events that a full run has to contain, or it would prove nothing.
-const EXPECTED: [&str; 27] = [
+const EXPECTED: [&str; 30] = [
     "access tokens refused",
     "answered 2xx",
     "answered 401",
@@ -44,9 +45,12 @@ const EXPECTED: [&str; 27] = [
     "crashes between claim and refresh call",
     "crashes between rotation and answer",
     "crashes during a refresh call",
+    "failovers of the store",
     "failures of the store",
     "messages held",
     "one-way partitions",
+    "older records written over",
+    "older tokens presented by a process that knows none newer",
     "partitions",
     "refresh calls left in doubt",
     "refresh calls that were not sent",

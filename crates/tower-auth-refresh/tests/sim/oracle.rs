@@ -37,6 +37,12 @@ pub struct Oracle {
     stored_access: HashSet<Token>,
     /// The access tokens whose commit fails or hangs.
     not_saved: HashSet<Token>,
+    /// The last failover of the store, by sign-in.
+    failed_over: HashMap<usize, Duration>,
+    /// The newest refresh token that a process has received, by incarnation and sign-in.
+    received: HashMap<(usize, usize), usize>,
+    /// The newest access token that a process has sent, by incarnation and sign-in.
+    sent: HashMap<(usize, usize), usize>,
     pub signed_out: HashSet<usize>,
     /// The sign-outs that were observed: incarnation and sign-in.
     observed_sign_outs: HashSet<(usize, usize)>,
@@ -61,6 +67,8 @@ pub struct CallRecord {
     /// The access token to replace.
     pub access: Token,
     pub marked: bool,
+    /// The token has been presented before, which the store has forgotten.
+    pub is_forgotten: bool,
     pub manual: bool,
     /// When the token was due, for an early refresh.
     pub due: Option<Duration>,
@@ -154,8 +162,18 @@ impl Oracle {
             format_args!("incarnation {}: presents {} as call {ticket}{mark}", call.incarnation, call.token),
         );
         self.count("refresh calls");
-        let before = self.calls.iter().filter(|other| other.token == call.token).collect::<Vec<_>>();
+        // What other processes did before a failover is lost with the store's last writes and claims.
+        let failed_over = self.failed_over.get(&call.token.family).copied();
+        let is_known = |other: &&CallRecord| {
+            other.incarnation == call.incarnation || failed_over.is_none_or(|failed_over| other.at >= failed_over)
+        };
+        let presented = self.calls.iter().filter(|other| other.token == call.token).collect::<Vec<_>>();
+        let before = presented.iter().copied().filter(is_known).collect::<Vec<_>>();
+        let is_forgotten = before.is_empty() && !presented.is_empty();
         let mut broken = Vec::new();
+        if self.received.get(&(call.incarnation, call.token.family)).is_some_and(|newest| *newest > call.token.number) {
+            broken.push("no older refresh token is presented where a newer one is known");
+        }
         if before.iter().any(|other| other.ended.is_none()) {
             broken.push("a refresh token is presented by one caller at a time");
         }
@@ -169,7 +187,7 @@ impl Oracle {
             Some(_) => true,
             None => false,
         };
-        if (doubtful || superseded) && !call.marked {
+        if (doubtful || superseded && !is_forgotten) && !call.marked {
             broken.push("a token that may have been used is presented as in doubt");
         }
         if self.stored.get(&call.token.family).is_some_and(|newest| *newest > call.token.number) {
@@ -220,7 +238,10 @@ impl Oracle {
         for rule in broken {
             self.violation(now, rule, format!("{} as call {ticket}", call.token));
         }
-        self.calls.push(call);
+        if superseded && is_forgotten {
+            self.count("older tokens presented by a process that knows none newer");
+        }
+        self.calls.push(CallRecord { is_forgotten, ..call });
         ticket
     }
 
@@ -251,7 +272,7 @@ impl Oracle {
         self.note(now, format_args!("auth: {token} of call {ticket}: {}", refusal.unwrap_or("granted")));
         let call = &self.calls[ticket.0];
         if superseded {
-            if !call.marked && call.ended.is_none() {
+            if !call.marked && !call.is_forgotten && call.ended.is_none() {
                 self.violation(
                     now,
                     "a token that may have been used is presented as in doubt",
@@ -278,16 +299,35 @@ impl Oracle {
         self.not_saved.insert(access_token(tokens));
     }
 
+    /// Records tokens that a process has received.
+    pub fn tokens_received(&mut self, incarnation: usize, tokens: &Tokens) {
+        let Token { family, number } = refresh_token(tokens);
+        let newest = self.received.entry((incarnation, family)).or_default();
+        *newest = number.max(*newest);
+    }
+
+    /// Records that the store has lost its last writes. `tokens`: those that are left.
+    pub fn failed_over(&mut self, now: Duration, tokens: &Tokens) {
+        let Token { family, number } = refresh_token(tokens);
+        self.note(now, format_args!("the store holds {}", refresh_token(tokens)));
+        self.failed_over.insert(family, now);
+        self.stored.insert(family, number);
+    }
+
     pub fn stored(&mut self, now: Duration, process: &str, tokens: &Tokens) {
         let (access, refresh) = (access_token(tokens), refresh_token(tokens));
         self.note(now, format_args!("{process}: stores {refresh}"));
         self.stored_access.insert(access);
         let newest = self.stored.entry(refresh.family).or_default();
+        let skips = self.failed_over.contains_key(&refresh.family) && refresh.number > *newest + 1;
         if refresh.number < *newest {
             let newest = *newest;
             self.violation(now, "the store never returns to an older token", format!("{refresh} over number {newest}"));
         } else {
             *newest = refresh.number;
+        }
+        if skips {
+            self.count("older records written over");
         }
     }
 
@@ -376,6 +416,16 @@ impl Oracle {
     /// Records one attempt of a request.
     pub fn attempt_sent(&mut self, now: Duration, id: usize, token: Option<Token>) {
         let unknown = |token: &Token| !self.stored_access.contains(token) && !self.not_saved.contains(token);
+        let incarnation = self.requests[id].incarnation;
+        if let Some(Token { family, number }) = token {
+            let newest = self.sent.entry((incarnation, family)).or_default();
+            let is_older = number < *newest;
+            *newest = number.max(*newest);
+            if is_older {
+                let detail = format!("request {id} with a.{family}.{number}");
+                self.violation(now, "no older token is adopted where a newer one is known", detail);
+            }
+        }
         // The first tokens of a sign-in are in force at once.
         if let Some(token) = token.filter(|token| token.number > 1).filter(unknown) {
             let detail = format!("request {id} with a.{}.{}", token.family, token.number);

@@ -51,6 +51,8 @@ pub enum Event {
     CrashPoint(CrashPoint),
     /// The authorization server revokes a user's newest sign-in.
     Revoke(usize),
+    /// The store fails over to a replica that lacks a user's last writes, this many, and claims.
+    FailOver { user: usize, lost: usize },
 }
 
 pub type Link = (String, String);
@@ -110,9 +112,15 @@ impl Plan {
             events: Vec::new(),
         };
         plan.events = (0..rng.usize(2..=7)).map(|_| (millis(rng, 0..to_millis(plan.chaos)), plan.event(rng))).collect();
-        plan.events.sort_by_key(|(at, _)| *at);
         plan.early = (rng.u8(..3) == 0).then(|| millis(rng, 500..3_000));
         (plan.http2, plan.oauth) = (rng.u8(..3) == 0, rng.u8(..3) == 0);
+        if rng.u8(..3) == 0 {
+            for _ in 0..rng.usize(1..=4) {
+                let event = Event::FailOver { user: rng.usize(..users), lost: rng.usize(0..=3) };
+                plan.events.push((millis(rng, 0..to_millis(plan.chaos)), event));
+            }
+        }
+        plan.events.sort_by_key(|(at, _)| *at);
         plan
     }
 

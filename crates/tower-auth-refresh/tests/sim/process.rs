@@ -134,10 +134,10 @@ impl Process {
             let mut changes = session.subscribe();
             let mut held = None;
             loop {
-                let state = *changes.borrow_and_update();
+                let state = changes.borrow_and_update().clone();
                 let now = self.env.now();
-                match (state, held) {
-                    (SessionState::Ended, _) => self.env.state().oracle.session_ended(now, self.incarnation, user),
+                match (&state, held) {
+                    (SessionState::Ended(_), _) => self.env.state().oracle.session_ended(now, self.incarnation, user),
                     (SessionState::SignedOut, None) => {}
                     (SessionState::SignedOut, Some(held)) => {
                         let state = &mut *self.env.state();
@@ -171,7 +171,7 @@ impl Process {
             let (process, call) = (self.name.clone(), self.refresh.clone());
             let refresh = Refresher { env: Arc::clone(env), process, incarnation: self.incarnation, user, call };
             let session = Session::builder(refresh)
-                .shared_store(Arc::clone(&store))
+                .store(Arc::clone(&store))
                 .rotation(plan.rotation)
                 .refresh_timeout(plan.refresh_timeout);
             let session = match plan.early {
@@ -223,7 +223,7 @@ impl Process {
         let held = self.env.sign_out(user, self.incarnation, &session);
         let mut states = session.subscribe();
         let signed_out = task::spawn_local(async move { session.sign_out().await });
-        let is_over = |state: &SessionState| matches!(state, SessionState::SignedOut | SessionState::Ended);
+        let is_over = |state: &SessionState| !state.is_signed_in();
         let _ = states.wait_for(is_over).await;
         self.env.state().oracle.sign_out_observed(self.incarnation, held);
         let _ = signed_out.await;
@@ -354,6 +354,7 @@ impl Service<RefreshRequest> for Refresher {
                     token,
                     access: access_token(request.tokens()),
                     marked: request.is_in_doubt(),
+                    is_forgotten: false,
                     manual: request.trigger() == Trigger::Manual,
                     due: (request.trigger() == Trigger::Early).then(|| {
                         let window = env.plan.early.expect("only a plan with a window refreshes early");
@@ -375,6 +376,9 @@ impl Service<RefreshRequest> for Refresher {
             };
             let now = pending.env.now();
             pending.env.state().oracle.call_ended(now, ticket, outcome);
+            if let Ok(tokens) = &answer {
+                pending.env.state().oracle.tokens_received(this.incarnation, tokens);
+            }
             if answer.is_ok() && pending.env.crashes_at(CrashPoint::AfterAnswer, &this.process) {
                 return forever().await;
             }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fastrand::Rng;
-use tower_auth_refresh::store::Epoch;
+use tower_auth_refresh::store::{Entry, Epoch};
 use tower_auth_refresh::{Session, Tokens};
 use turmoil::Sim;
 
@@ -98,7 +98,7 @@ impl Environment {
             let state = &mut *env.state();
             let tokens = state.authority.sign_in(user, Duration::ZERO);
             state.oracle.stored(Duration::ZERO, "setup", &tokens);
-            state.slots[user].write(Epoch::random(), tokens);
+            state.slots[user].write(Entry::new(Epoch::random(), 1, tokens));
         }
         Arc::new(env)
     }
@@ -292,9 +292,9 @@ impl Environment {
         }
         let settled = state.slots.iter().all(|slot| match &slot.record {
             Some(record) => {
-                let newest = state.authority.newest(family(&record.tokens));
+                let newest = state.authority.newest(family(record.tokens()));
                 let pair = |tokens| (access_token(tokens), refresh_token(tokens));
-                pair(&record.tokens) == pair(&newest)
+                pair(record.tokens()) == pair(&newest)
             }
             // Deleted by a sign-out that arrived late. A session that was built meanwhile sees this at its next refresh.
             None => slot.cleared.is_some_and(|cleared| state.oracle.signed_out.contains(&cleared)),
@@ -422,6 +422,13 @@ impl Chaos {
                 env.state().authority.revoke(user);
                 None
             }
+            Event::FailOver { user, lost } => {
+                let state = &mut *env.state();
+                if let Some(record) = state.slots[user].fail_over(lost) {
+                    state.oracle.failed_over(now, record.tokens());
+                }
+                None
+            }
         }
     }
 
@@ -463,6 +470,7 @@ impl Event {
             Self::Crash { silent: true, .. } => "silent crashes",
             Self::CrashPoint(_) => "crash points armed",
             Self::Revoke(_) => "sign-ins revoked",
+            Self::FailOver { .. } => "failovers of the store",
         }
     }
 }

@@ -6,10 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
+use tower::BoxError;
 use tower_auth_refresh::Tokens;
 use tower_auth_refresh::store::{
-    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Epoch, Presented, Record, StoreError, StoreFuture, TokenStore,
+    Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Presented, Record, StoreFuture, TokenStore,
     Version,
 };
 
@@ -23,6 +24,8 @@ use crate::simulation::{Environment, State};
 pub struct Slot {
     last: u64,
     pub record: Option<Record>,
+    /// The records that were written over.
+    earlier: Vec<Record>,
     /// The sign-in whose record was deleted last.
     pub cleared: Option<usize>,
     claim: Option<Lease>,
@@ -58,39 +61,53 @@ impl Slot {
 
     /// The sign-in whose tokens are stored.
     pub fn family(&self) -> Option<usize> {
-        self.record.as_ref().map(|record| family(&record.tokens))
+        self.record.as_ref().map(|record| family(record.tokens()))
     }
 
-    fn is(&self, version: Version) -> bool {
-        self.record.as_ref().is_some_and(|record| record.version == version)
+    fn is(&self, version: &Version) -> bool {
+        self.record.as_ref().is_some_and(|record| record.version() == version)
     }
 
-    pub fn write(&mut self, epoch: Epoch, tokens: Tokens) -> Version {
-        let version = Version(self.next());
-        self.record = Some(Record { version, epoch, tokens });
+    pub fn write(&mut self, entry: Entry) -> Version {
+        let version = Version::from(self.next());
+        self.earlier.extend(self.record.take());
+        self.record = Some(Record::new(version.clone(), entry));
         self.claim = None;
         version
     }
 
-    fn held(&mut self, claim: &Claim) -> Option<&mut Lease> {
-        let current = self.is(claim.version);
-        self.claim.as_mut().filter(|lease| current && lease.id == claim.id)
+    /// Loses the claim and the last writes, this many at most, as far as they are of one sign-in. Returns the record that
+    /// is left.
+    pub fn fail_over(&mut self, lost: usize) -> Option<&Record> {
+        let epoch = self.record.as_ref()?.epoch();
+        for _ in 0..lost {
+            if self.earlier.last().is_some_and(|earlier| earlier.epoch() == epoch) {
+                self.record = self.earlier.pop();
+            }
+        }
+        self.claim = None;
+        self.record.as_ref()
     }
 
-    fn claim(&mut self, version: Version, lease: Duration, now: Duration) -> ClaimOutcome {
+    fn held(&mut self, claim: &Claim) -> Option<&mut Lease> {
+        let current = self.is(claim.version());
+        self.claim.as_mut().filter(|lease| current && ClaimId::from(lease.id) == *claim.id())
+    }
+
+    fn claim(&mut self, version: &Version, lease: Duration, now: Duration) -> ClaimOutcome {
         if !self.is(version) {
             return ClaimOutcome::Changed(self.record.clone());
         }
         let in_doubt = match self.claim {
             None => false,
             Some(Lease { until: Some(until), .. }) if now < until => {
-                return ClaimOutcome::Busy { until: Instant::now() + until.saturating_sub(now) };
+                return ClaimOutcome::Busy { retry_in: until.saturating_sub(now) };
             }
             Some(_) => true,
         };
         let id = self.next();
         self.claim = Some(Lease { id, until: Some(now + lease), in_doubt });
-        ClaimOutcome::Claimed(Claim { version, id, in_doubt })
+        ClaimOutcome::Claimed(Claim::new(version.clone(), id.into(), in_doubt))
     }
 }
 
@@ -138,10 +155,10 @@ impl SharedStore {
         })
     }
 
-    fn fail(&self, name: &'static str, when: &str) -> StoreError {
+    fn fail(&self, name: &'static str, when: &str) -> BoxError {
         let now = self.env.now();
         self.env.state().oracle.store_failed(now, &self.process, name, when);
-        StoreError::new("the disk is full")
+        "the disk is full".into()
     }
 }
 
@@ -150,23 +167,23 @@ impl TokenStore for SharedStore {
         self.call("load", None, |state, user, _| state.slots[user].record.clone())
     }
 
-    fn replace<'a>(&'a self, epoch: Epoch, tokens: &'a Tokens) -> StoreFuture<'a, Version> {
+    fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {
         self.call("replace", None, move |state, user, now| {
-            state.oracle.stored(now, &self.process, tokens);
-            state.slots[user].write(epoch, tokens.clone())
+            state.oracle.stored(now, &self.process, entry.tokens());
+            state.slots[user].write(entry.clone())
         })
     }
 
-    fn claim(&self, version: Version, lease: Duration) -> StoreFuture<'_, ClaimOutcome> {
+    fn claim<'a>(&'a self, version: &'a Version, lease: Duration) -> StoreFuture<'a, ClaimOutcome> {
         self.call("claim", None, move |state, user, now| {
             let found = state.slots[user].claim(version, lease, now);
             let what = match &found {
-                ClaimOutcome::Claimed(claim) if claim.in_doubt => "claimed, in doubt",
+                ClaimOutcome::Claimed(claim) if claim.is_in_doubt() => "claimed, in doubt",
                 ClaimOutcome::Claimed(_) => "claimed",
                 ClaimOutcome::Busy { .. } => "busy",
-                ClaimOutcome::Changed(_) => "changed",
+                _ => "changed",
             };
-            state.oracle.note(now, format_args!("{}: claim on version {}: {what}", self.process, version.0));
+            state.oracle.note(now, format_args!("{}: claim on {version:?}: {what}", self.process));
             found
         })
     }
@@ -194,33 +211,37 @@ impl TokenStore for SharedStore {
         })
     }
 
-    fn commit<'a>(&'a self, claim: &'a Claim, tokens: &'a Tokens) -> StoreFuture<'a, CommitOutcome> {
-        self.call("commit", Some(tokens), move |state, user, now| match &state.slots[user].record {
-            Some(record) if record.version == claim.version => {
-                let epoch = record.epoch;
-                state.oracle.stored(now, &self.process, tokens);
-                CommitOutcome::Stored(state.slots[user].write(epoch, tokens.clone()))
+    fn commit<'a>(&'a self, claim: &'a Claim, entry: &'a Entry) -> StoreFuture<'a, CommitOutcome> {
+        self.call("commit", Some(entry.tokens()), move |state, user, now| match &state.slots[user].record {
+            Some(record) if record.version() == claim.version() => {
+                state.oracle.stored(now, &self.process, entry.tokens());
+                CommitOutcome::Stored(state.slots[user].write(entry.clone()))
             }
             other => CommitOutcome::Conflict(other.clone()),
         })
     }
 
-    fn clear(&self, version: Version) -> StoreFuture<'_, ClearOutcome> {
+    fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
         self.call("clear", None, move |state, user, now| match &state.slots[user].record {
-            Some(record) if record.version != version => ClearOutcome::Conflict(record.clone()),
+            Some(record) if record.version() != version => ClearOutcome::Conflict(record.clone()),
             found => {
                 if let Some(record) = found {
-                    let family = family(&record.tokens);
+                    let family = family(record.tokens());
                     let alive = state.authority.family(family).ended.is_none();
                     state.oracle.cleared(now, &self.process, family, alive);
                     state.slots[user].cleared = Some(family);
                 }
                 let slot = &mut state.slots[user];
                 slot.record = None;
+                slot.earlier.clear();
                 slot.claim = None;
                 ClearOutcome::Cleared
             }
         })
+    }
+
+    fn is_durable(&self) -> bool {
+        true
     }
 }
 

@@ -111,7 +111,7 @@ impl Call {
 /// Returns the session, or the 401 that says that the session is over.
 async fn require_active(app: &App, id: SessionId, session: Session) -> Result<Session, Response> {
     match session.state() {
-        SessionState::Ended => {
+        SessionState::Ended(_) => {
             drop(session);
             Err(end(app, id).await)
         }

@@ -65,10 +65,7 @@ async fn not_refreshed(app: &App, id: SessionId, reason: &NotRefreshed) -> Respo
 }
 
 fn retry_after(error: &RefreshError) -> Option<Duration> {
-    match error.kind() {
-        RefreshErrorKind::Unavailable { retry_after, .. } => retry_after,
-        _ => None,
-    }
+    error.retry_after().filter(|_| error.kind() == RefreshErrorKind::Unavailable)
 }
 
 /// Maps a call without a response.

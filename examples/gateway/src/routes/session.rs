@@ -13,8 +13,8 @@ use tower_auth_refresh::{Session, SessionState};
 use crate::app::App;
 use crate::problem::Problem;
 
-/// Returns JSON: `state` (`signed_out`, `active`, `refreshing` or `ended`) and, while the session has tokens, their
-/// `generation` and the seconds until their expiry, `expires_in`, if known.
+/// Returns JSON: `state` (`signed_out`, `active`, `refreshing`, `failing` or `ended`) and, while the session has tokens,
+/// their `generation` and the seconds until their expiry, `expires_in`, if known.
 pub(crate) async fn session(State(app): State<App>, headers: HeaderMap) -> Response {
     let session = match app.cookie.read(&headers) {
         None => None,
@@ -31,7 +31,8 @@ fn to_json(session: &Session) -> Value {
     let state = match session.state() {
         SessionState::Active => "active",
         SessionState::Refreshing => "refreshing",
-        SessionState::Ended => return json!({ "state": "ended" }),
+        SessionState::Failing(_) => "failing",
+        SessionState::Ended(_) => return json!({ "state": "ended" }),
         _ => return json!({ "state": "signed_out" }),
     };
     let left = session.tokens().expires_at().map(|expiry| expiry.duration_since(SystemTime::now()).unwrap_or_default());

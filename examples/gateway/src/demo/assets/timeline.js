@@ -104,7 +104,7 @@ function showTotals() {
 
 async function updateState() {
   const { state, generation } = await (await fetch("/session")).json();
-  const signedIn = state === "active" || state === "refreshing";
+  const signedIn = ["active", "refreshing", "failing"].includes(state);
   showStatus(signedIn ? `${user ?? "signed in"}: ${state}, token ${generation}` : state.replace("_", " "));
   $("state").dataset.state = state;
   for (const id of ["fire", "logout"]) $(id).disabled = !signedIn;

@@ -164,7 +164,9 @@ impl Action {
             all.extend([Self::Replayed(0, true, age), Self::Replayed(0, false, age), Self::Replayed(1, true, age)]);
         }
         all.extend([Self::Accepted(0), Self::Accepted(1)]);
-        all.extend([Wait::Cooled, Wait::Released, Wait::Due, Wait::AlmostProbation, Wait::Probation].map(Self::Advance));
+        all.extend(
+            [Wait::Cooled, Wait::Released, Wait::Due, Wait::AlmostProbation, Wait::Probation].map(Self::Advance),
+        );
         all
     }
 
@@ -176,7 +178,7 @@ impl Action {
             Self::Fails(failure) => *failure == Failure::Unavailable,
             Self::Replayed(endpoint, _, age) => (*endpoint, *age) == (0, 0),
             Self::Advance(wait) => matches!(wait, Wait::Cooled | Wait::Probation),
-            _ => matches!(action, Self::Claims | Self::Accepted(0)),
+            _ => *action == Self::Claims,
         };
         Self::all().into_iter().filter(of_pace).collect()
     }

@@ -84,14 +84,20 @@ pub(super) struct Config {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Flight {
-    /// The flight holds the claim and may present the refresh token. Pending writes were done before.
-    pub(super) claimed: bool,
+    stage: Stage,
     /// Other tokens came into force since the flight was started.
     superseded: bool,
-    /// The failed call has issued a refresh token; the failure follows.
-    salvaged: bool,
     /// The flight's task is dead, which no caller has noticed yet.
     dead: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Stage {
+    Started,
+    /// The flight holds the claim and may present the refresh token. Pending writes were done before.
+    Claimed,
+    /// The call has failed and issued a refresh token; the failure follows.
+    Salvaged,
 }
 
 #[derive(Clone)]
@@ -122,8 +128,7 @@ impl Environment {
 
     /// One strike below the threshold of the loop guard.
     pub(super) fn refused_often(self) -> Self {
-        let refusal =
-            [Action::Challenge(0, 0), Action::Claims, Action::Refreshed(Received::New, Commit::Saved)];
+        let refusal = [Action::Challenge(0, 0), Action::Claims, Action::Refreshed(Received::New, Commit::Saved)];
         (1..loop_guard::LOOPING).fold(self.after_all(&refusal), |environment, _| environment.after_all(&refusal))
     }
 
@@ -203,15 +208,15 @@ impl Environment {
                 self.step(event)
             }
             Action::Finds(record_epoch) => {
-                self.end_flight_if(!self.flight?.salvaged)?;
+                self.end_flight_if(self.flight?.stage != Stage::Salvaged)?;
                 self.adopts(self.state.epoch, self.state.place, record_epoch, true)
             }
             Action::FindsOlder => {
-                self.flight.filter(|flight| !flight.dead && !flight.claimed)?;
+                self.flight.filter(|flight| !flight.dead && flight.stage == Stage::Started)?;
                 matches!(self.state.stored, Stored::Clean(_)).then(|| self.went_back(self.state.epoch))?
             }
             Action::FindsNothing => {
-                self.end_flight_if(!self.flight?.salvaged)?;
+                self.end_flight_if(self.flight?.stage != Stage::Salvaged)?;
                 self.vanishes(self.state.epoch)
             }
             Action::IsSuperseded => {
@@ -310,7 +315,7 @@ impl Environment {
         let decision = self.decide(trigger, endpoint, generation);
         self.check_decision(endpoint, &decision);
         if let Decision::Start = decision {
-            self.flight = Some(Flight { claimed: false, superseded: false, salvaged: false, dead: false });
+            self.flight = Some(Flight { stage: Stage::Started, superseded: false, dead: false });
             self.step(Event::Started { target: endpoint.map(target), results })?;
             self.starter = endpoint.map(|endpoint| (endpoint, self.state.generation));
             self.starter_results = StarterResults::default();
@@ -331,9 +336,9 @@ impl Environment {
     }
 
     fn claims(&mut self) -> Option<()> {
-        let flight = self.flight.as_mut().filter(|flight| !flight.dead && !flight.claimed)?;
+        let flight = self.flight.as_mut().filter(|flight| !flight.dead && flight.stage == Stage::Started)?;
         // Otherwise the flight first does the pending write.
-        matches!(self.state.stored, Stored::Clean(Some(_))).then(|| flight.claimed = true)
+        matches!(self.state.stored, Stored::Clean(Some(_))).then(|| flight.stage = Stage::Claimed)
     }
 
     /// Ends the flight if `can` holds and its task is alive.
@@ -350,7 +355,7 @@ impl Environment {
 
     fn salvages(&mut self, commit: Commit) -> Option<()> {
         let flight = self.flight.as_mut().filter(|flight| !flight.dead && flight.has_claim())?;
-        flight.salvaged = true;
+        flight.stage = Stage::Salvaged;
         let refresh = self.tokens(Held::Both).refresh_token().expect("both tokens").clone();
         let tokens = self.state.tokens.clone().with_refresh_token(refresh);
         let (epoch, place) = (self.state.epoch, self.state.place + 1);
@@ -360,8 +365,11 @@ impl Environment {
     fn fails(&mut self, failure: Failure) -> Option<()> {
         let flight = self.flight?;
         // Once a refresh token was salvaged, nothing is in doubt.
-        let can = if flight.salvaged { failure != Failure::InDoubt } else { flight.claimed };
-        self.end_flight_if(can || failure == Failure::Unavailable)?;
+        self.end_flight_if(match flight.stage {
+            Stage::Started => failure == Failure::Unavailable,
+            Stage::Claimed => true,
+            Stage::Salvaged => failure != Failure::InDoubt,
+        })?;
         let error = match failure {
             Failure::Unavailable => RefreshError::unavailable("no"),
             Failure::Later(seconds) => RefreshError::unavailable("no").with_retry_after(Duration::from_secs(seconds)),
@@ -441,9 +449,7 @@ impl Environment {
     fn advance(&mut self, wait: Wait) -> Option<()> {
         self.now = match wait {
             Wait::Cooled => self.state.cooling.as_ref().filter(|cooling| cooling.until > self.now)?.until,
-            Wait::Released => {
-                self.state.guard.suspects.as_ref()?.until.filter(|until| *until > self.now)?
-            }
+            Wait::Released => self.state.guard.suspects.as_ref()?.until.filter(|until| *until > self.now)?,
             Wait::Due => self.state.due.as_deref().filter(|due| due.early > self.now)?.early,
             Wait::AlmostProbation => self.now + loop_guard::PROBATION - Duration::from_secs(1),
             Wait::Probation => self.now + loop_guard::PROBATION,
@@ -536,7 +542,7 @@ static TOKENS: LazyLock<Vec<(Tokens, Tokens, Tokens)>> = LazyLock::new(|| {
 impl Flight {
     /// Whether the flight holds the claim, and the outcome of its call is open.
     fn has_claim(self) -> bool {
-        self.claimed && !self.salvaged
+        self.stage == Stage::Claimed
     }
 }
 

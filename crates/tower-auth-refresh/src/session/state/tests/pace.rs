@@ -40,7 +40,12 @@ impl Search {
 
     fn assert_at_most_75(&mut self, environment: &Environment) {
         let most = self.most(environment);
-        println!("{:?} beside {:?}: {most} refreshes at most, {} states", self.refusing, self.healthy, self.known.len());
+        println!(
+            "{:?} beside {:?}: {most} refreshes at most, {} states",
+            self.refusing,
+            self.healthy,
+            self.known.len()
+        );
         assert!((60..=75).contains(&most), "{most}");
     }
 
@@ -106,9 +111,10 @@ impl Search {
         }
         let challenged = environment.after(Action::Challenge(healthy, 0)).unwrap();
         assert!(challenged.flight.is_some(), "18: the refresh that the healthy endpoint needs is started");
-        let replayed = [Action::Claims, Action::Refreshed(Received::New, Commit::Saved), Action::Replayed(healthy, true, 0)]
-            .iter()
-            .fold(challenged, |environment, action| environment.after(*action).unwrap());
+        let replayed =
+            [Action::Claims, Action::Refreshed(Received::New, Commit::Saved), Action::Replayed(healthy, true, 0)]
+                .iter()
+                .fold(challenged, |environment, action| environment.after(*action).unwrap());
         self.most(&replayed)
     }
 }

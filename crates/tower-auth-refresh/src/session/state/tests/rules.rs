@@ -31,7 +31,8 @@ impl Environment {
                 self.challenged |= *generation == before.generation && !self.is_held(*target);
             }
             Event::Accepted { generation, watch, .. } => {
-                let was_sent_since = *generation == before.generation && before.guard.is_cleared_by(*generation, *watch);
+                let was_sent_since =
+                    *generation == before.generation && before.guard.is_cleared_by(*generation, *watch);
                 self.challenged &= !was_sent_since || before.phase == Phase::Refreshing;
             }
             Event::Refreshed { epoch: of, place, tokens, .. } if *of == epoch => {
@@ -214,7 +215,8 @@ impl Environment {
         let Some(endpoint) = endpoint else { return };
         let Decision::Refuse(NotRefreshed::Looping | NotRefreshed::RequestRefused) = decision else { return };
         let guard = &self.state.guard;
-        let has_exemptions = guard.suspects.as_ref().is_none_or(|suspects| suspects.exemptions < loop_guard::EXEMPTIONS);
+        let has_exemptions =
+            guard.suspects.as_ref().is_none_or(|suspects| suspects.exemptions < loop_guard::EXEMPTIONS);
         assert!(
             !(guard.is_clean(target(endpoint)) && has_exemptions),
             "18: the refusals of one target don't stop a refresh that another one needs"
@@ -412,8 +414,14 @@ fn phase_after(old: &State, event: &Event) -> Phase {
         Event::Rejected { .. } => Phase::Ended,
         Event::RecordGone { .. } | Event::SignedOut { .. } => Phase::SignedOut,
         Event::Adopted { record, ends_flight: false, .. } if record.epoch() == old.epoch => old.phase,
-        Event::Challenged { .. } | Event::Accepted { .. } | Event::Recovered | Event::Saved { .. } | Event::Deleted { .. } => old.phase,
-        Event::Salvaged { .. } | Event::StoreWentBack { .. } | Event::Renewed { .. } => old.phase,
+        Event::Challenged { .. }
+        | Event::Accepted { .. }
+        | Event::Recovered
+        | Event::Salvaged { .. }
+        | Event::Saved { .. }
+        | Event::Deleted { .. }
+        | Event::StoreWentBack { .. }
+        | Event::Renewed { .. } => old.phase,
         _ => Phase::Active,
     }
 }
