@@ -145,6 +145,7 @@ mod session;
 mod shared;
 mod shared_setup;
 pub mod store;
+mod target;
 mod timer;
 mod token;
 

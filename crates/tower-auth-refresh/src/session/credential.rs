@@ -26,6 +26,7 @@ use super::error::SessionError;
 use super::state::State;
 use crate::refresh::{Generation, NotRefreshed, Trigger};
 use crate::store::Epoch;
+use crate::target::Target;
 use crate::token::{AccessToken, Tokens};
 
 /// An access token, and its place in the session: what [`Session::renewed`] needs to know of a token that was refused.
@@ -115,7 +116,7 @@ impl Session {
                 (trigger, _) => (state.epoch, state.generation, trigger.unwrap_or(Trigger::Acquire)),
             }
         };
-        let renewed = Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, trigger, None).await;
+        let renewed = Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, trigger, None, None).await;
         let state = self.cell.snapshot();
         if state.epoch != epoch {
             return Err(renewed.err().unwrap_or(NotRefreshed::SessionChanged));
@@ -143,7 +144,8 @@ impl Session {
     /// Dropping the future interrupts no refresh.
     pub async fn renewed(&self, refused: &Credential) -> Result<Credential, NotRefreshed> {
         let (epoch, generation) = (refused.epoch, refused.generation_in(&self.cell.snapshot()));
-        Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, Trigger::Challenge, None).await?;
+        let (trigger, target) = (Trigger::Challenge, Some(Target::TOKEN_API));
+        Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, trigger, target, None).await?;
         let state = self.cell.snapshot();
         if state.epoch != epoch {
             return Err(NotRefreshed::SessionChanged);
@@ -161,7 +163,7 @@ impl Session {
             (state.epoch, credential.generation_in(&state))
         };
         if epoch == credential.epoch {
-            self.cell.replayed(generation, true);
+            self.cell.accepted(Target::TOKEN_API, generation);
         }
     }
 

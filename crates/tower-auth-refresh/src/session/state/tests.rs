@@ -113,6 +113,12 @@ fn no_order_of_refusals_failures_and_pauses_breaks_an_invariant() {
 }
 
 #[test]
+fn no_order_of_the_answers_of_two_endpoints_breaks_an_invariant() {
+    let initial = vec![Environment::ordinary(), Environment::ordinary().refused_often()];
+    explore("endpoints", initial, &Action::of_endpoints(), requested_depth().unwrap_or(11));
+}
+
+#[test]
 fn no_order_of_sign_ins_writes_and_late_flights_breaks_an_invariant() {
     // Not to its end within the time limit, since stores that go back and renewals were added: 2.4 million states and
     // sequences of 524 events in 60 s.
