@@ -20,6 +20,7 @@ use crate::retry_after::{rate_limit_reset, retry_after};
 #[derive(Clone)]
 pub(crate) struct Classifier {
     call: Call,
+    fields: TokenFields,
     rejected_when: Option<Arc<RejectedWhen>>,
 }
 
@@ -38,19 +39,19 @@ pub(crate) enum Call {
 
 impl Classifier {
     pub(crate) fn new(call: Call) -> Self {
-        Self { call, rejected_when: None }
+        Self { call, fields: TokenFields::default(), rejected_when: None }
     }
 
-    pub(crate) fn rejected_when(
-        mut self,
-        predicate: impl Fn(StatusCode, &Value) -> bool + Send + Sync + 'static,
-    ) -> Self {
+    pub(crate) fn fields(&mut self, fields: TokenFields) {
+        self.fields = fields;
+    }
+
+    pub(crate) fn rejected_when(&mut self, predicate: impl Fn(StatusCode, &Value) -> bool + Send + Sync + 'static) {
         self.rejected_when = Some(Arc::new(predicate));
-        self
     }
 
-    pub(crate) fn with_oauth_rules(self) -> Self {
-        Self { call: Call::OAuth, ..self }
+    pub(crate) fn oauth_rules(&mut self) {
+        self.call = Call::OAuth;
     }
 
     /// Returns the tokens of an answer, or its meaning if it has none.
@@ -60,19 +61,18 @@ impl Classifier {
     pub(crate) fn tokens(
         &self,
         answer: Answer,
-        fields: &TokenFields,
-        cookies: Option<ReceivedCookies>,
+        cookies: ReceivedCookies,
         presented: Option<&RefreshToken>,
     ) -> Result<Granted, AuthServerError> {
-        let issued = match &cookies {
-            Some(ReceivedCookies { refresh: Some(change), .. }) => change.token(),
-            _ if answer.status.is_success() => fields.issued_refresh_token(&answer.text),
-            _ => None,
+        let issued = match &cookies.refresh {
+            Some(change) => change.token(),
+            None if answer.status.is_success() => self.fields.issued_refresh_token(&answer.text),
+            None => None,
         };
         let issued = issued.filter(|token| Some(token) != presented);
         let parsed = Parsed::from(answer);
         self.check_rejected_when(&parsed)?;
-        self.granted(parsed, fields, cookies).map_err(|error| match issued {
+        self.granted(parsed, cookies).map_err(|error| match issued {
             Some(token) => error.with_refresh_token(token),
             None => error,
         })
@@ -122,14 +122,9 @@ impl Classifier {
         }
     }
 
-    fn granted(
-        &self,
-        parsed: Parsed,
-        fields: &TokenFields,
-        cookies: Option<ReceivedCookies>,
-    ) -> Result<Granted, AuthServerError> {
+    fn granted(&self, parsed: Parsed, cookies: ReceivedCookies) -> Result<Granted, AuthServerError> {
         let status = parsed.status;
-        let deleted = cookies.as_ref().is_some_and(|cookies| matches!(cookies.refresh, Some(CookieChange::Deleted)));
+        let deleted = matches!(cookies.refresh, Some(CookieChange::Deleted));
         if deleted && (status.is_success() || status.is_client_error()) {
             let problem = "the server deleted the refresh cookie";
             return Err(AuthServerError::new(Kind::Rejected, problem).with_status(status));
@@ -138,8 +133,8 @@ impl Classifier {
             return Err(self.failure(parsed));
         }
         let known_error = parsed.named_error().and_then(kind_of_code).is_some();
-        let mut values = fields.take(parsed.json.clone());
-        let kept = cookies.map(|cookies| cookies.apply(&mut values)).unwrap_or_default();
+        let mut values = self.fields.take(parsed.json.clone());
+        let kept = cookies.apply(&mut values);
         match values.check(status) {
             Ok(mut granted) if !known_error => {
                 granted.extra.extend(kept);

@@ -39,6 +39,9 @@ const SCHEMES: [&str; 3] = ["bearer", "token", "jwt"];
 /// Without a lifetime and a time of expiry, the `exp` of an access token that is a JWT is used. An expiry that makes no
 /// sense (past, zero, negative, over ten years away) counts as unknown. It never fails an answer.
 ///
+/// Beside the lifetime, `refresh_in` (or `refreshIn`) is the number of seconds after which the server advises to refresh:
+/// see [`Tokens::with_refresh_at`].
+///
 /// All other members of the answer are kept in the [`Tokens`], except for `token_type`.
 ///
 /// ```
@@ -111,13 +114,25 @@ impl TokenFields {
         } else {
             Refresh::Value(self.refresh_token.take(&mut answer))
         };
+        let refresh_in = ["refresh_in", "refreshIn"].map(|name| self.expires_in.sibling(name).take(&mut answer));
+        let refresh_in = refresh_in.into_iter().flatten().next();
         let expires_in = self.expires_in.take(&mut answer);
         let expires_at = self.expires_at.take(&mut answer);
         let extra = match answer {
             Value::Object(members) => members,
             _ => Map::new(),
         };
-        Values { is_object, token_types, access, refresh, expires_in, expires_at, access_expiry: None, extra }
+        Values {
+            is_object,
+            token_types,
+            access,
+            refresh,
+            expires_in,
+            refresh_in,
+            expires_at,
+            access_expiry: None,
+            extra,
+        }
     }
 
     /// The refresh token that a success issued, however unreadable the rest of the answer is.
@@ -160,6 +175,7 @@ pub(crate) struct Values {
     access: Option<Value>,
     refresh: Refresh,
     expires_in: Option<Value>,
+    refresh_in: Option<Value>,
     expires_at: Option<Value>,
     /// The expiry of the cookie that held the access token.
     access_expiry: Option<SystemTime>,
@@ -176,6 +192,7 @@ pub(crate) struct Granted {
     pub(crate) access: AccessToken,
     pub(crate) refresh: Option<RefreshToken>,
     pub(crate) expiry: Option<SystemTime>,
+    pub(crate) refresh_at: Option<SystemTime>,
     pub(crate) extra: Map<String, Value>,
 }
 
@@ -229,7 +246,9 @@ impl Values {
             .or_else(|| jwt_expiry(access.expose_secret()))
             .or(self.access_expiry)
             .filter(|at| at.duration_since(now).is_ok_and(|left| !left.is_zero() && left <= LONGEST_LIFETIME));
-        Ok(Granted { access, refresh, expiry, extra: self.extra })
+        let refresh_at = self.refresh_in.and_then(|value| now.checked_add(seconds(&value)?));
+        let refresh_at = refresh_at.filter(|at| expiry.is_none_or(|expiry| *at < expiry));
+        Ok(Granted { access, refresh, expiry, refresh_at, extra: self.extra })
     }
 }
 
@@ -241,6 +260,10 @@ impl Granted {
         };
         let tokens = match self.expiry {
             Some(at) => tokens.with_expires_at(at),
+            None => tokens,
+        };
+        let tokens = match self.refresh_at {
+            Some(at) => tokens.with_refresh_at(at),
             None => tokens,
         };
         tokens.with_extra(self.extra)
@@ -373,6 +396,22 @@ mod tests {
         assert!(in_300(json!({"access_token": "a", "expires_at": date})));
         // A lifetime, which needs no clock but this one, takes precedence over a date by the server's.
         assert_eq!(lifetime(json!({"access_token": "a", "expires_in": 5, "expires_at": unix(300)})), Some(5));
+    }
+
+    #[test]
+    fn the_time_from_which_a_refresh_is_advised_is_read_and_lies_before_the_expiry() {
+        let advised = |answer: Value| {
+            let tokens = read(&TokenFields::default(), answer).unwrap();
+            assert_eq!(tokens.extras().count(), 0);
+            Some((tokens.refresh_at()?.duration_since(SystemTime::now()).unwrap().as_secs_f64()).round())
+        };
+        assert_eq!(advised(json!({"access_token": "a", "expires_in": 7199, "refresh_in": 3599})), Some(3599.0));
+        assert_eq!(advised(json!({"access_token": "a", "expires_in": "7199", "refresh_in": "3599"})), Some(3599.0));
+        assert_eq!(advised(json!({"access_token": "a", "expires_in": 7199, "refreshIn": 3599})), Some(3599.0));
+        assert_eq!(advised(json!({"access_token": "a", "refresh_in": 3599})), Some(3599.0));
+        for value in [json!(7199), json!(0), json!(-1), json!(1e300), json!("soon"), json!(null), json!({})] {
+            assert_eq!(advised(json!({"access_token": "a", "expires_in": 7199, "refresh_in": value})), None, "{value}");
+        }
     }
 
     #[test]

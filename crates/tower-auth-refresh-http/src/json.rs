@@ -2,18 +2,13 @@
 
 use std::future::Future;
 
-use http::{HeaderName, HeaderValue, StatusCode};
-use serde_json::Value;
 use tower_auth_refresh::{RefreshError, Tokens};
 
 use crate::classify::{Call, Classifier};
 use crate::client::AuthClient;
 use crate::endpoint::InvalidEndpoint;
-use crate::error::AuthServerError;
-use crate::fields::TokenFields;
-use crate::json_call::{JsonCall, JsonRequest, bearer, no_refresh_token};
-use crate::oauth::ClientAuth;
-use crate::path::Path;
+use crate::json_call::{JsonCall, no_refresh_token};
+use crate::setters::setters;
 
 /// The refresh call to an app's own endpoint: `POST /auth/refresh` with `{"refresh_token": …}`.
 ///
@@ -37,8 +32,30 @@ use crate::path::Path;
 ///
 /// # Paths
 ///
-/// The names of members, here and in [`TokenFields`], are paths: `variables.refreshToken`, or the JSON Pointer
+/// The names of members, here and in [`TokenFields`](crate::TokenFields), are paths: `variables.refreshToken`, or the JSON Pointer
 /// `/variables/refreshToken`. Objects on the way are created.
+///
+/// # Cookies
+///
+/// With [`cookie`](Self::cookie) the value of the cookie *is* the session's refresh token: it is stored, claimed and
+/// rotated like any other, and there is no jar besides. A `Set-Cookie` of the cookie's name rotates the refresh token;
+/// without one the old one is kept, and a refresh token in the body is ignored. A request without members has no body.
+///
+/// The cookie's attributes are honoured as RFC 6265 says, and kept in [`Tokens::extra`]`("refresh_cookie")`, so that
+/// they outlive the process:
+///
+/// - `Domain` must cover the endpoint's host, or the cookie is ignored. Without it the cookie is sent to this host
+///   alone.
+/// - `Path` (by default the directory of the endpoint that set it) must cover the endpoint's path, or the cookie is
+///   for other endpoints and ignored. Of several that do, the longest takes precedence.
+/// - `Secure` keeps it off `http://`, except for loopback. The name prefixes `__Secure-` and `__Host-` are checked.
+/// - `Max-Age` takes precedence over `Expires`. A cookie that is set with an expiry in the past is deleted: in a 2xx or
+///   4xx the session ends, by the app's own word. The deletion of a cookie of the same name for another domain or path
+///   is ignored. A kept cookie that has expired isn't sent any more: the session ends too.
+///
+/// A session that is signed in with a cookie's bare value (`Tokens::new(access, RefreshToken::new(value)?)`) knows no
+/// attributes; the cookie is then sent to the endpoint until an answer sets them.
+/// [`JsonLogin::cookie`](crate::JsonLogin::cookie) signs in with them.
 ///
 /// # Examples
 ///
@@ -52,6 +69,20 @@ use crate::path::Path;
 ///     .member("device_id", json!("7f9c"))
 ///     .fields(TokenFields::camel_case())
 ///     .rejected_when(|status, body| status == 403 && body["code"] == "REFRESH_TOKEN_REVOKED");
+/// # Ok(refresh) }
+/// ```
+///
+/// Both tokens in cookies, and a CSRF token that is repeated in a header:
+///
+/// ```
+/// # use tower_auth_refresh_http::{AuthClient, InvalidEndpoint, JsonRefresh};
+/// # fn configure(client: AuthClient) -> Result<JsonRefresh, InvalidEndpoint> {
+/// use http::HeaderName;
+///
+/// let refresh = JsonRefresh::new(client, "https://app.example.com/auth/refresh")?
+///     .cookie("refresh_token_cookie")
+///     .access_token_cookie("access_token_cookie")
+///     .header_from_cookie(HeaderName::from_static("x-csrf-token"), "csrf_refresh_token");
 /// # Ok(refresh) }
 /// ```
 ///
@@ -75,16 +106,7 @@ use crate::path::Path;
 #[derive(Clone, Debug)]
 pub struct JsonRefresh {
     call: JsonCall,
-    placement: Placement,
-    fields: TokenFields,
     classifier: Classifier,
-}
-
-/// The place of the refresh token in the request.
-#[derive(Clone, Debug)]
-enum Placement {
-    Member(Path),
-    Bearer,
 }
 
 impl JsonRefresh {
@@ -94,27 +116,21 @@ impl JsonRefresh {
     ///
     /// [`InvalidEndpoint`] if no token may be sent there.
     pub fn new(client: AuthClient, url: &str) -> Result<Self, InvalidEndpoint> {
-        Ok(Self {
-            call: JsonCall::new(client, url)?,
-            placement: Placement::Member(Path::parse("refresh_token")),
-            fields: TokenFields::default(),
-            classifier: Classifier::new(Call::Refresh),
-        })
+        Ok(Self { call: JsonCall::new(client, url)?, classifier: Classifier::new(Call::Refresh) })
     }
 
-    /// Sets the path of the refresh token in the request. Default: `refresh_token`.
+    setters!(refresh_token_field, refresh_token_as_bearer);
+
+    /// Sends and receives the refresh token as this cookie, not in the body. Default: in the body.
+    ///
+    /// See [Cookies](Self#cookies).
     #[must_use]
-    pub fn refresh_token_field(mut self, path: impl AsRef<str>) -> Self {
-        self.placement = Placement::Member(Path::parse(path.as_ref()));
+    pub fn cookie(mut self, name: impl Into<String>) -> Self {
+        self.call.cookies.refresh = Some(name.into());
         self
     }
 
-    /// Sends the refresh token as `Authorization: Bearer …`, not in the body. Default: in the body.
-    #[must_use]
-    pub fn refresh_token_as_bearer(mut self) -> Self {
-        self.placement = Placement::Bearer;
-        self
-    }
+    setters!(access_token_cookie, header_from_cookie);
 
     /// Sends the expired access token too, at this path of the request. Default: it isn't sent.
     #[must_use]
@@ -126,54 +142,11 @@ impl JsonRefresh {
     /// Sends the expired access token too, as `Authorization: Bearer …`. Default: it isn't sent.
     #[must_use]
     pub fn access_token_as_bearer(mut self) -> Self {
-        self.call.access_token_as_bearer();
+        self.call.access_token_as_bearer = true;
         self
     }
 
-    /// Adds a member to the request: a device id, a GraphQL query. Default: none. May be called more than once.
-    #[must_use]
-    pub fn member(mut self, path: impl AsRef<str>, value: impl Into<Value>) -> Self {
-        self.call.member(path.as_ref(), value.into());
-        self
-    }
-
-    /// Sends a header, which may replace the `Accept` of all calls. Default: none.
-    #[must_use]
-    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.call.header(name, value);
-        self
-    }
-
-    /// Sets the `Content-Type` of the request. Default: `application/json`.
-    #[must_use]
-    pub fn content_type(mut self, value: HeaderValue) -> Self {
-        self.call.content_type(value);
-        self
-    }
-
-    /// Authenticates the client, as OAuth 2.0 does: by HTTP Basic, or by members of the body. Default: it doesn't.
-    #[must_use]
-    pub fn client_auth(mut self, auth: ClientAuth) -> Self {
-        self.call.client_auth(auth);
-        self
-    }
-
-    /// Sets the places of the tokens in the answer. Default: [`TokenFields::default`].
-    #[must_use]
-    pub fn fields(mut self, fields: TokenFields) -> Self {
-        self.fields = fields;
-        self
-    }
-
-    /// Adds a rule by which an answer rejects the refresh token and ends the session. Default: the table
-    /// [above](Self).
-    ///
-    /// The predicate sees every answer first, with a body of `null` where it isn't JSON.
-    #[must_use]
-    pub fn rejected_when(mut self, predicate: impl Fn(StatusCode, &Value) -> bool + Send + Sync + 'static) -> Self {
-        self.classifier = self.classifier.rejected_when(predicate);
-        self
-    }
+    setters!(member, header, content_type, client_auth, fields, rejected_when);
 
     /// Applies the table of [`OAuthRefresh`](crate::OAuthRefresh): a 401 without `invalid_grant` keeps the tokens.
     /// Default: a 401 of the app ends the session.
@@ -182,7 +155,7 @@ impl JsonRefresh {
     /// answers that reject the refresh token by [`rejected_when`](Self::rejected_when).
     #[must_use]
     pub fn with_oauth_rules(mut self) -> Self {
-        self.classifier = self.classifier.with_oauth_rules();
+        self.classifier.oauth_rules();
         self
     }
 
@@ -190,25 +163,19 @@ impl JsonRefresh {
     ///
     /// # Errors
     ///
-    /// [`RefreshError`], with an [`AuthServerError`] as its source.
+    /// [`RefreshError`], with an [`AuthServerError`](crate::AuthServerError) as its source.
     pub fn refresh(&self, tokens: &Tokens) -> impl Future<Output = Result<Tokens, RefreshError>> + Send + use<> {
-        let sent = self.request(tokens).map(|request| self.call.send(request));
-        let presented = tokens.refresh_token().cloned();
-        let this = self.clone();
+        let presented = tokens.refresh_token().ok_or_else(no_refresh_token);
+        let sent = presented.and_then(|_| Ok(self.call.send(self.call.request(tokens)?)));
+        let (this, tokens) = (self.clone(), tokens.clone());
         async move {
-            let granted = async { this.classifier.tokens(sent?.await?, &this.fields, None, presented.as_ref()) };
+            let granted = async {
+                let answer = sent?.await?;
+                let received = this.call.cookies.rotated(&answer.headers, &this.call.endpoint, &tokens);
+                this.classifier.tokens(answer, received, tokens.refresh_token())
+            };
             let granted = granted.await.map_err(|error| error.at(&this.call.endpoint))?;
             Ok(granted.into_tokens())
         }
-    }
-
-    fn request(&self, tokens: &Tokens) -> Result<JsonRequest, AuthServerError> {
-        let refresh = tokens.refresh_token().ok_or_else(no_refresh_token)?;
-        let mut request = self.call.request(tokens)?;
-        match &self.placement {
-            Placement::Member(path) => request.member(path, refresh.expose_secret().into())?,
-            Placement::Bearer => request.authorization(bearer(refresh.expose_secret())?)?,
-        }
-        Ok(request)
     }
 }

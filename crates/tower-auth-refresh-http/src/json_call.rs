@@ -12,6 +12,7 @@ use tower_auth_refresh::Tokens;
 
 use crate::answer::Answer;
 use crate::client::AuthClient;
+use crate::cookie::CookieNames;
 use crate::endpoint::{Endpoint, InvalidEndpoint};
 use crate::error::AuthServerError;
 use crate::oauth::ClientAuth;
@@ -27,7 +28,16 @@ pub(crate) struct JsonCall {
     auth: Option<ClientAuth>,
     members: Vec<(Path, Value)>,
     access_token_field: Option<Path>,
-    access_token_as_bearer: bool,
+    pub(crate) access_token_as_bearer: bool,
+    /// The place of the refresh token, unless it is in a cookie.
+    placement: Placement,
+    pub(crate) cookies: CookieNames,
+}
+
+#[derive(Clone, Debug)]
+enum Placement {
+    Member(Path),
+    Bearer,
 }
 
 /// One request, under construction.
@@ -48,6 +58,8 @@ impl JsonCall {
             members: Vec::new(),
             access_token_field: None,
             access_token_as_bearer: false,
+            placement: Placement::Member(Path::parse("refresh_token")),
+            cookies: CookieNames::default(),
         })
     }
 
@@ -72,11 +84,15 @@ impl JsonCall {
         self.access_token_field = Some(Path::parse(path));
     }
 
-    pub(crate) fn access_token_as_bearer(&mut self) {
-        self.access_token_as_bearer = true;
+    pub(crate) fn refresh_token_field(&mut self, path: &str) {
+        (self.placement, self.cookies.refresh) = (Placement::Member(Path::parse(path)), None);
     }
 
-    /// Begins a request with everything but the refresh token.
+    pub(crate) fn refresh_token_as_bearer(&mut self) {
+        (self.placement, self.cookies.refresh) = (Placement::Bearer, None);
+    }
+
+    /// A request that presents these tokens.
     pub(crate) fn request(&self, tokens: &Tokens) -> Result<JsonRequest, AuthServerError> {
         let mut request = JsonRequest { headers: self.headers.clone(), members: Map::new() };
         for (path, value) in &self.members {
@@ -98,6 +114,14 @@ impl JsonCall {
             }
             if self.access_token_as_bearer {
                 request.authorization(bearer(access.expose_secret())?)?;
+            }
+        }
+        if let Some(refresh) = tokens.refresh_token() {
+            self.cookies.apply(tokens, &self.endpoint, &mut request)?;
+            match &self.placement {
+                _ if self.cookies.refresh.is_some() => {}
+                Placement::Member(path) => request.member(path, refresh.expose_secret().into())?,
+                Placement::Bearer => request.authorization(bearer(refresh.expose_secret())?)?,
             }
         }
         Ok(request)
@@ -180,7 +204,7 @@ pub(crate) fn secret_header(value: String) -> Result<HeaderValue, AuthServerErro
 }
 
 /// `Authorization: Bearer …`
-pub(crate) fn bearer(token: &str) -> Result<HeaderValue, AuthServerError> {
+fn bearer(token: &str) -> Result<HeaderValue, AuthServerError> {
     secret_header(format!("Bearer {token}"))
 }
 

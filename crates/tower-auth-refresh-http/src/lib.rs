@@ -3,7 +3,7 @@
 //! | server | refresh call | further calls |
 //! | --- | --- | --- |
 //! | an app's own, JSON | [`JsonRefresh`] | [`JsonLogin`], [`JsonLogout`] |
-//! | an app's own, the refresh token in a cookie | [`CookieRefresh`] | the same, with `.cookie(name)` |
+//! | an app's own, the refresh token in a cookie | [`JsonRefresh::cookie`] | [`JsonLogin::cookie`], [`JsonLogout::cookie`] |
 //! | OAuth 2.0 | [`OAuthRefresh`], [`ClientCredentials`] | [`OAuthRevoke`], [`AuthorizationServer`] (discovery) |
 //!
 //! Each of them is a `tower` service, so that time-outs, limits and tracing can be layered around it, and can be called
@@ -112,11 +112,11 @@ mod login;
 mod logout;
 mod oauth;
 mod service;
+mod setters;
 
 pub mod recipes;
 
 pub use self::client::AuthClient;
-pub use self::cookie::CookieRefresh;
 pub use self::endpoint::InvalidEndpoint;
 pub use self::error::AuthServerError;
 pub use self::fields::TokenFields;

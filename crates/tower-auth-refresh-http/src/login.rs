@@ -4,17 +4,15 @@ use std::error::Error;
 use std::fmt;
 use std::future::Future;
 
-use http::{HeaderName, HeaderValue};
 use serde_core::Serialize;
 use tower_auth_refresh::{Session, SessionError, Tokens};
 
 use crate::classify::{Call, Classifier};
 use crate::client::AuthClient;
-use crate::cookie::CookieNames;
 use crate::endpoint::InvalidEndpoint;
 use crate::error::AuthServerError;
-use crate::fields::TokenFields;
 use crate::json_call::JsonCall;
+use crate::setters::setters;
 
 /// Exchanges credentials for tokens: `POST /auth/login` with the credentials as JSON.
 ///
@@ -46,8 +44,6 @@ use crate::json_call::JsonCall;
 #[derive(Clone, Debug)]
 pub struct JsonLogin {
     call: JsonCall,
-    cookies: CookieNames,
-    fields: TokenFields,
     classifier: Classifier,
 }
 
@@ -58,49 +54,26 @@ impl JsonLogin {
     ///
     /// [`InvalidEndpoint`] if no credentials may be sent there.
     pub fn new(client: AuthClient, url: &str) -> Result<Self, InvalidEndpoint> {
-        Ok(Self {
-            call: JsonCall::new(client, url)?,
-            cookies: CookieNames::default(),
-            fields: TokenFields::default(),
-            classifier: Classifier::new(Call::Login),
-        })
+        Ok(Self { call: JsonCall::new(client, url)?, classifier: Classifier::new(Call::Login) })
     }
 
-    /// Sets the places of the tokens in the answer. Default: [`TokenFields::default`].
-    #[must_use]
-    pub fn fields(mut self, fields: TokenFields) -> Self {
-        self.fields = fields;
-        self
-    }
+    setters!(fields, header, access_token_cookie);
 
-    /// Sends a header. Default: none.
-    #[must_use]
-    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.call.header(name, value);
-        self
-    }
-
-    /// Takes the refresh token from this cookie, for a [`CookieRefresh`](crate::CookieRefresh). Default: from the body.
+    /// Takes the refresh token from this cookie, for [`JsonRefresh::cookie`](crate::JsonRefresh::cookie). Default: from
+    /// the body.
     #[must_use]
     pub fn cookie(mut self, name: impl Into<String>) -> Self {
-        self.cookies.refresh = Some(name.into());
-        self
-    }
-
-    /// Takes the access token from this cookie. Default: from the body.
-    #[must_use]
-    pub fn access_token_cookie(mut self, name: impl Into<String>) -> Self {
-        self.cookies.access = Some(name.into());
+        self.call.cookies.refresh = Some(name.into());
         self
     }
 
     /// Keeps a further cookie, for a
-    /// [header of the refresh call](crate::CookieRefresh::header_from_cookie). Default: none.
+    /// [header of the refresh call](crate::JsonRefresh::header_from_cookie). Default: none.
     ///
     /// May be called more than once.
     #[must_use]
     pub fn keep_cookie(mut self, name: impl Into<String>) -> Self {
-        self.cookies.keep(name.into());
+        self.call.cookies.keep(name.into());
         self
     }
 
@@ -142,8 +115,8 @@ impl JsonLogin {
         async move {
             let granted = async {
                 let answer = sent.await?;
-                let received = this.cookies.issued(&answer.headers, &this.call.endpoint);
-                this.classifier.tokens(answer, &this.fields, Some(received), None)
+                let received = this.call.cookies.issued(&answer.headers, &this.call.endpoint);
+                this.classifier.tokens(answer, received, None)
             };
             let granted = granted.await.map_err(|error| error.at(&this.call.endpoint))?;
             Ok(granted.into_tokens())

@@ -3,22 +3,30 @@
 use std::future::Future;
 use std::time::SystemTime;
 
-use http::{HeaderName, HeaderValue, StatusCode};
-use serde_json::Value;
+use http::StatusCode;
 use tower_auth_refresh::Tokens;
 
 use crate::classify::{Call, Classifier};
 use crate::client::AuthClient;
-use crate::cookie::CookieNames;
 use crate::endpoint::InvalidEndpoint;
 use crate::error::{AuthServerError, Kind};
-use crate::json_call::{JsonCall, JsonRequest, bearer};
-use crate::path::Path;
+use crate::json_call::JsonCall;
+use crate::setters::setters;
 
 /// Reports the user's sign-out to an app: `POST /auth/logout` with `{"refresh_token": …}`.
 ///
 /// It is a [`RevokeService`](tower_auth_refresh::RevokeService): a session (`Session::builder(…).revoke(…)`) calls it
 /// on `sign_out`, and for tokens that arrive later. The session is signed out locally whatever the server answers.
+///
+/// # Outcomes
+///
+/// | answer | outcome |
+/// | --- | --- |
+/// | 2xx; 401, 403 or 404, unless it is the page of a proxy or firewall or blames the client | signed out |
+/// | nothing was sent, no answer, a broken one, 5xx, 429, `temporarily_unavailable` | an error: the session [repeats the call](tower_auth_refresh::SessionBuilder::revoke) |
+/// | any other | an error, which is not repeated |
+///
+/// # Examples
 ///
 /// ```
 /// use tower_auth_refresh_http::{AuthClient, InvalidEndpoint, JsonLogout};
@@ -30,16 +38,6 @@ use crate::path::Path;
 #[derive(Clone, Debug)]
 pub struct JsonLogout {
     call: JsonCall,
-    cookies: CookieNames,
-    placement: Placement,
-    with_access_token: bool,
-}
-
-/// The place of the refresh token in the request.
-#[derive(Clone, Debug)]
-enum Placement {
-    Member(Path),
-    Bearer,
 }
 
 impl JsonLogout {
@@ -49,56 +47,19 @@ impl JsonLogout {
     ///
     /// [`InvalidEndpoint`] if no token may be sent there.
     pub fn new(client: AuthClient, url: &str) -> Result<Self, InvalidEndpoint> {
-        Ok(Self {
-            call: JsonCall::new(client, url)?,
-            cookies: CookieNames::default(),
-            placement: Placement::Member(Path::parse("refresh_token")),
-            with_access_token: false,
-        })
+        Ok(Self { call: JsonCall::new(client, url)? })
     }
 
-    /// Sets the path of the refresh token in the request. Default: `refresh_token`.
-    #[must_use]
-    pub fn refresh_token_field(mut self, path: impl AsRef<str>) -> Self {
-        self.placement = Placement::Member(Path::parse(path.as_ref()));
-        self
-    }
-
-    /// Sends the refresh token as `Authorization: Bearer …`, not in the body. Default: in the body.
-    #[must_use]
-    pub fn refresh_token_as_bearer(mut self) -> Self {
-        self.placement = Placement::Bearer;
-        self
-    }
+    setters!(refresh_token_field, refresh_token_as_bearer);
 
     /// Sends the refresh token as this cookie, not in the body. Default: in the body.
     #[must_use]
     pub fn cookie(mut self, name: impl Into<String>) -> Self {
-        self.cookies.refresh = Some(name.into());
+        self.call.cookies.refresh = Some(name.into());
         self
     }
 
-    /// Repeats the value of a kept cookie in a header, as in
-    /// [`CookieRefresh`](crate::CookieRefresh::header_from_cookie). Default: none.
-    #[must_use]
-    pub fn header_from_cookie(mut self, header: HeaderName, cookie: impl Into<String>) -> Self {
-        self.cookies.header(header, cookie.into());
-        self
-    }
-
-    /// Adds a member to the request. Default: none. May be called more than once.
-    #[must_use]
-    pub fn member(mut self, path: impl AsRef<str>, value: impl Into<Value>) -> Self {
-        self.call.member(path.as_ref(), value.into());
-        self
-    }
-
-    /// Sends a header. Default: none.
-    #[must_use]
-    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.call.header(name, value);
-        self
-    }
+    setters!(header_from_cookie, member, header, content_type, client_auth);
 
     /// Sends the access token too, as `Authorization: Bearer …`. Default: it isn't sent.
     ///
@@ -106,8 +67,7 @@ impl JsonLogout {
     /// passed, a 401 is an error.
     #[must_use]
     pub fn with_access_token(mut self) -> Self {
-        self.call.access_token_as_bearer();
-        self.with_access_token = true;
+        self.call.access_token_as_bearer = true;
         self
     }
 
@@ -117,12 +77,14 @@ impl JsonLogout {
     ///
     /// [`AuthServerError`], if the server may still accept the refresh token. 401, 403 and 404 are no errors: the user
     /// is signed out already. They are errors if the answer is the page of a proxy or firewall (HTML, a challenge with
-    /// `Basic` and the like), or says that the client is wrong (`invalid_client`).
+    /// `Basic` and the like), or says that the client is wrong (`invalid_client`). As a service for a session, the call
+    /// fails with a [`RefreshError`](tower_auth_refresh::RefreshError) of that source, whose kind decides whether the
+    /// call is repeated.
     pub fn revoke(&self, tokens: &Tokens) -> impl Future<Output = Result<(), AuthServerError>> + Send + use<> {
-        let sent = self.request(tokens).map(|request| self.call.send(request));
+        let sent = self.call.request(tokens).map(|request| self.call.send(request));
         let endpoint = self.call.endpoint.clone();
         let expired = tokens.expires_at().is_some_and(|at| at <= SystemTime::now());
-        let may_blame_access_token = self.with_access_token && expired;
+        let may_blame_access_token = self.call.access_token_as_bearer && expired;
         async move {
             let signed_out = async {
                 let answer = sent?.await?;
@@ -134,18 +96,5 @@ impl JsonLogout {
             };
             signed_out.await.map_err(|error| error.at(&endpoint))
         }
-    }
-
-    fn request(&self, tokens: &Tokens) -> Result<JsonRequest, AuthServerError> {
-        let mut request = self.call.request(tokens)?;
-        if let Some(refresh) = tokens.refresh_token() {
-            self.cookies.apply(tokens, &self.call.endpoint, &mut request)?;
-            match &self.placement {
-                _ if self.cookies.refresh.is_some() => {}
-                Placement::Member(path) => request.member(path, refresh.expose_secret().into())?,
-                Placement::Bearer => request.authorization(bearer(refresh.expose_secret())?)?,
-            }
-        }
-        Ok(request)
     }
 }

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use tower_auth_refresh::{RefreshError, RefreshRequest, RevokeRequest, Tokens};
 use tower_service::Service;
 
-use crate::{AuthServerError, ClientCredentials, CookieRefresh, JsonLogout, JsonRefresh, OAuthRefresh, OAuthRevoke};
+use crate::{ClientCredentials, JsonLogout, JsonRefresh, OAuthRefresh, OAuthRevoke};
 
 macro_rules! impl_service {
     (|$request:ident: $Request:ty| -> Result<$Response:ty, $Error:ty>, $($Call:ty: $method:ident($($argument:expr)?),)*) => {$(
@@ -23,7 +23,8 @@ macro_rules! impl_service {
 
             fn call(&mut self, $request: $Request) -> Self::Future {
                 let _ = &$request;
-                Box::pin(self.$method($($argument)?))
+                let called = self.$method($($argument)?);
+                Box::pin(async move { called.await.map_err(RefreshError::from) })
             }
         }
     )*};
@@ -32,13 +33,12 @@ macro_rules! impl_service {
 impl_service!(
     |request: RefreshRequest| -> Result<Tokens, RefreshError>,
     JsonRefresh: refresh(request.tokens()),
-    CookieRefresh: refresh(request.tokens()),
     OAuthRefresh: refresh(request.tokens()),
     ClientCredentials: request_tokens(),
 );
 
 impl_service!(
-    |request: RevokeRequest| -> Result<(), AuthServerError>,
+    |request: RevokeRequest| -> Result<(), RefreshError>,
     JsonLogout: revoke(request.tokens()),
     OAuthRevoke: revoke(request.tokens()),
 );

@@ -38,6 +38,8 @@ struct Members<'a> {
     refresh_token: Option<Cow<'a, str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     expires_at: Option<SystemTime>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refresh_at: Option<SystemTime>,
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     extra: Map<String, Value>,
 }
@@ -60,6 +62,7 @@ impl Serialize for ExposedTokens {
             access_token: self.0.access_token().map(|token| token.expose_secret().into()),
             refresh_token: self.0.refresh_token().map(|token| token.expose_secret().into()),
             expires_at: self.0.expires_at(),
+            refresh_at: self.0.refresh_at(),
             extra: self.0.extras().map(|(name, value)| (name.to_owned(), value.clone())).collect(),
         };
         members.serialize(serializer)
@@ -77,7 +80,11 @@ impl<'de> Deserialize<'de> for ExposedTokens {
             refresh.transpose().map_err(Error::custom)?,
             members.expires_at,
         );
-        Ok(Self(tokens.with_extra(members.extra)))
+        let tokens = tokens.with_extra(members.extra);
+        Ok(Self(match members.refresh_at {
+            Some(at) => tokens.with_refresh_at(at),
+            None => tokens,
+        }))
     }
 }
 
@@ -104,7 +111,7 @@ mod tests {
             Tokens::default(),
             Tokens::from_access_token(AccessToken::new("a").unwrap()).with_expires_at(at),
             Tokens::from_refresh_token(RefreshToken::new("r").unwrap()),
-            both.with_expires_at(at).with_extra(members),
+            both.with_expires_at(at).with_refresh_at(at - Duration::from_secs(1_800)).with_extra(members),
         ] {
             let text = serde_json::to_vec(&ExposedTokens::from(tokens.clone())).unwrap();
             assert_eq!(Tokens::from(serde_json::from_slice::<ExposedTokens>(&text).unwrap()), tokens);

@@ -94,7 +94,8 @@
 //!     revoke service.
 //! 15. Only a rejection by the authorization server ends a session. Any other failure keeps the tokens.
 //! 16. The inner service is only called when its `poll_ready` has returned ready, for the replay too.
-//! 17. A well-formed refresh token that the server has issued is never dropped, whatever else is wrong with its answer.
+//! 17. A well-formed refresh token that the server has issued is never dropped, whatever else is wrong with its answer,
+//!     unless the answer says that it is another user's.
 //!
 //! <!-- -->
 //!
@@ -120,7 +121,8 @@
 //! | event `session ended` | info | `generation` |
 //! | event `tokens not saved` | warn | |
 //! | event `tokens saved`, after `tokens not saved` | info | |
-//! | event `tokens not revoked` | warn | |
+//! | event `tokens not revoked` | warn | `repeated`: `true` if the call is repeated in the background |
+//! | event `tokens revoked`, after `tokens not revoked` | info | |
 //! | event `claim not released` | debug | |
 //! | event `session not rechecked`: its store can't be read, and it is served from memory | warn | |
 

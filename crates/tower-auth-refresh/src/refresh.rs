@@ -77,6 +77,10 @@ impl<S> RefreshService for S where
 ///
 /// By RFC 7009, or an app's `/auth/logout`. A trait alias like [`RefreshService`], for
 /// `Service<RevokeRequest, Response = ()>`.
+///
+/// A call that failed is [repeated](crate::SessionBuilder::revoke), unless its error is a [`RefreshError`] of the kind
+/// [`Misconfigured`](RefreshErrorKind::Misconfigured) or [`Rejected`](RefreshErrorKind::Rejected), or has one as a
+/// source. Tokens that the server no longer accepts are no error.
 pub trait RevokeService:
     Service<RevokeRequest, Response = (), Error: Into<BoxError>, Future: Send + 'static> + Clone + Send + Sync + 'static
 {
@@ -351,14 +355,30 @@ impl RefreshError {
             Ok(own) => return Ok(*own),
             Err(other) => other,
         };
-        let mut cause = error.source();
-        while let Some(source) = cause {
-            if let Some(own) = source.downcast_ref::<Self>() {
-                return Ok(Self { kind: own.kind, details: own.details.clone(), source: Some(error) });
-            }
-            cause = source.source();
+        match Self::in_chain(&*error) {
+            Some(own) => Ok(Self { kind: own.kind, details: own.details.clone(), source: Some(error) }),
+            None => Err(error),
         }
-        Err(error)
+    }
+
+    /// Returns the first [`RefreshError`] among an error and its sources.
+    pub(crate) fn in_chain<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(own) = error.downcast_ref() {
+                return Some(own);
+            }
+            cause = error.source();
+        }
+        None
+    }
+
+    /// Returns the source of a [`RefreshError`], and any other error as it is.
+    pub(crate) fn unwrap_source(error: BoxError) -> BoxError {
+        match error.downcast::<Self>() {
+            Ok(mut own) => own.source.take().unwrap_or(own),
+            Err(other) => other,
+        }
     }
 }
 

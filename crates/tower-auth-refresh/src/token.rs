@@ -149,6 +149,7 @@ pub struct Tokens {
     access: Option<AccessToken>,
     refresh: Option<RefreshToken>,
     expires_at: Option<SystemTime>,
+    refresh_at: Option<SystemTime>,
     extra: Option<Arc<Map<String, Value>>>,
 }
 
@@ -181,7 +182,7 @@ impl Tokens {
         refresh: Option<RefreshToken>,
         expires_at: Option<SystemTime>,
     ) -> Self {
-        Self { access, refresh, expires_at, extra: None }
+        Self { access, refresh, expires_at, ..Self::default() }
     }
 
     /// Sets the lifetime of the access token (`expires_in`, RFC 6749 §5.1).
@@ -202,6 +203,15 @@ impl Tokens {
     #[must_use]
     pub fn with_expires_at(self, at: SystemTime) -> Self {
         Self { expires_at: Some(at), ..self }
+    }
+
+    /// Sets the time from which the server advises to refresh, before the expiry (Microsoft's `refresh_in`). Default: none.
+    ///
+    /// A session with [`refresh_early`](crate::SessionBuilder::refresh_early) and a known expiry refreshes from then on, if
+    /// its own window doesn't begin earlier. A session without early refreshes ignores the advice.
+    #[must_use]
+    pub fn with_refresh_at(self, at: SystemTime) -> Self {
+        Self { refresh_at: Some(at), ..self }
     }
 
     /// Adds further members of the server's answer (`scope`, `id_token`, …).
@@ -236,6 +246,12 @@ impl Tokens {
         self.expires_at
     }
 
+    /// Returns the time from which the server advises to refresh.
+    #[must_use]
+    pub fn refresh_at(&self) -> Option<SystemTime> {
+        self.refresh_at
+    }
+
     /// Returns a further member of the server's answer.
     #[must_use]
     pub fn extra(&self, name: &str) -> Option<&Value> {
@@ -245,6 +261,12 @@ impl Tokens {
     /// Returns all further members of the server's answer.
     pub fn extras(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.extra.iter().flat_map(|members| members.iter()).map(|(name, value)| (name.as_str(), value))
+    }
+
+    /// Returns `true` if these tokens and the others have their access token or their refresh token in common.
+    pub(crate) fn share_a_token_with(&self, others: &Self) -> bool {
+        self.access.is_some() && self.access == others.access
+            || self.refresh.is_some() && self.refresh == others.refresh
     }
 
     /// Discards an expiry that is already past: one of the two clocks is wrong.
@@ -282,6 +304,7 @@ impl fmt::Debug for Tokens {
             .field("access", &self.access)
             .field("refresh", &self.refresh)
             .field("expires_at", &self.expires_at)
+            .field("refresh_at", &self.refresh_at)
             .field("extra", &self.extra.as_ref().map(|members| members.keys().collect::<Vec<_>>()))
             .finish()
     }
@@ -332,7 +355,10 @@ mod tests {
             .with_extra(members(r#"{"scope":"read","id_token":"x"}"#));
         let new =
             Tokens::from_access_token(AccessToken::new("a2").unwrap()).with_extra(members(r#"{"scope":"write"}"#));
+        // The times are those of the old access token.
+        let old = old.with_expires_at(SystemTime::UNIX_EPOCH).with_refresh_at(SystemTime::UNIX_EPOCH);
         let new = new.completed_from(&old);
+        assert_eq!((new.expires_at(), new.refresh_at()), (None, None));
         assert_eq!(new.refresh_token(), old.refresh_token());
         assert_eq!(new.access_token().unwrap().expose_secret(), "a2");
         assert_eq!(new.extra("scope"), Some(&Value::from("write")));

@@ -32,6 +32,7 @@ pub(crate) struct CookieNames {
 }
 
 /// The cookies of one answer.
+#[derive(Default)]
 pub(crate) struct ReceivedCookies {
     /// `None` if the refresh token is in the body.
     pub(crate) refresh: Option<CookieChange>,
@@ -41,10 +42,6 @@ pub(crate) struct ReceivedCookies {
 }
 
 impl CookieNames {
-    pub(crate) fn with_refresh(name: String) -> Self {
-        Self { refresh: Some(name), ..Self::default() }
-    }
-
     pub(crate) fn keep(&mut self, cookie: String) {
         if !self.kept.contains(&cookie) {
             self.kept.push(cookie);
@@ -226,7 +223,7 @@ mod tests {
     const URL: &str = "https://app.example.com/auth/refresh";
 
     fn names() -> CookieNames {
-        CookieNames::with_refresh("rt".to_owned())
+        CookieNames { refresh: Some("rt".to_owned()), ..CookieNames::default() }
     }
 
     fn holding(set: &str) -> Tokens {

@@ -43,7 +43,8 @@ enum Proof {
 impl ClientAuth {
     /// HTTP Basic authentication, which every server must support (`client_secret_basic`).
     ///
-    /// The id and the secret are form-encoded first (RFC 6749 §2.3.1).
+    /// The id and the secret are form-encoded first (RFC 6749 §2.3.1), a blank as `%20`: decoders of forms and of URLs
+    /// read that alike.
     pub fn basic(id: impl Into<String>, secret: impl Into<String>) -> Self {
         Self::new(id.into(), Proof::Basic(Arc::new(SecretString::from(secret.into()))))
     }
@@ -86,7 +87,8 @@ impl ClientAuth {
     pub(crate) fn authenticate(&self, mut add: impl FnMut(&str, &str)) -> Option<HeaderValue> {
         match &self.proof {
             Proof::Basic(secret) => {
-                let encoded = |text: &str| byte_serialize(text.as_bytes()).collect::<String>();
+                // A blank as `%20`: some servers decode it as in a URL, and leave a `+` as it is.
+                let encoded = |text: &str| byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20");
                 let credentials = format!("{}:{}", encoded(&self.id), encoded(secret.expose_secret()));
                 let mut value = HeaderValue::try_from(format!("Basic {}", STANDARD.encode(credentials))).ok()?;
                 value.set_sensitive(true);

@@ -2,15 +2,15 @@
 
 use std::future::Future;
 
-use http::{HeaderName, HeaderValue};
 use tower_auth_refresh::{RefreshError, Tokens};
 
 use super::{ClientAuth, OAuthCall};
 use crate::classify::{Call, Classifier};
 use crate::client::AuthClient;
+use crate::cookie::ReceivedCookies;
 use crate::endpoint::InvalidEndpoint;
 use crate::error::AuthServerError;
-use crate::fields::TokenFields;
+use crate::setters::setters;
 
 /// The client credentials grant (RFC 6749 §4.4), for a service that acts for itself and has no refresh token.
 ///
@@ -29,7 +29,7 @@ use crate::fields::TokenFields;
 #[derive(Clone, Debug)]
 pub struct ClientCredentials {
     call: OAuthCall,
-    fields: TokenFields,
+    classifier: Classifier,
 }
 
 impl ClientCredentials {
@@ -39,7 +39,7 @@ impl ClientCredentials {
     ///
     /// [`InvalidEndpoint`] if no secret may be sent there.
     pub fn new(client: AuthClient, url: &str, auth: ClientAuth) -> Result<Self, InvalidEndpoint> {
-        Ok(Self { call: OAuthCall::new(client, url, auth)?, fields: TokenFields::default() })
+        Ok(Self { call: OAuthCall::new(client, url, auth)?, classifier: Classifier::new(Call::OAuth) })
     }
 
     /// Requests scopes, separated by spaces. Default: the server's choice.
@@ -48,28 +48,7 @@ impl ClientCredentials {
         self.param("scope", scope)
     }
 
-    /// Adds a parameter: `audience`, `resource` (RFC 8707). Default: none. May be called more than once.
-    ///
-    /// A `grant_type` replaces the usual one.
-    #[must_use]
-    pub fn param(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.call.param(name, value);
-        self
-    }
-
-    /// Sends a header. Default: none.
-    #[must_use]
-    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.call.header(name, value);
-        self
-    }
-
-    /// Sets the places of the tokens in the answer. Default: [`TokenFields::default`].
-    #[must_use]
-    pub fn fields(mut self, fields: TokenFields) -> Self {
-        self.fields = fields;
-        self
-    }
+    setters!(param, header, fields);
 
     /// Makes the call by itself, without a session.
     ///
@@ -80,7 +59,7 @@ impl ClientCredentials {
         let sent = self.call.post(&[("grant_type", "client_credentials")]);
         let this = self.clone();
         async move {
-            let granted = async { Classifier::new(Call::OAuth).tokens(sent.await?, &this.fields, None, None) };
+            let granted = async { this.classifier.tokens(sent.await?, ReceivedCookies::default(), None) };
             let failed = |error: AuthServerError| error.of_repeatable_call().at(&this.call.endpoint);
             let mut granted = granted.await.map_err(failed)?;
             // RFC 6749 §4.4.3 advises against a refresh token here, and the session would have to present it.

@@ -2,17 +2,18 @@
 
 use std::future::Future;
 
-use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::Value;
 use tower_auth_refresh::{RefreshError, Tokens};
 
 use super::{ClientAuth, OAuthCall};
 use crate::classify::{Call, Classifier};
 use crate::client::AuthClient;
+use crate::cookie::ReceivedCookies;
 use crate::endpoint::InvalidEndpoint;
 use crate::error::AuthServerError;
-use crate::fields::{Granted, TokenFields, jwt_claims};
+use crate::fields::{Granted, jwt_claims};
 use crate::json_call::no_refresh_token;
+use crate::setters::setters;
 
 /// The member of an answer that holds the ID token (OpenID Connect Core §3.1.3.3).
 const ID_TOKEN: &str = "id_token";
@@ -38,7 +39,9 @@ const ID_TOKEN: &str = "id_token";
 /// A known `error` code in a 2xx answer counts as in a 400. Any other `error` beside an access token is ignored.
 ///
 /// If the session holds an ID token and the answer has one of another `sub` (OpenID Connect Core §12.2), the tokens are
-/// another user's: they are dropped, and the call is misconfigured.
+/// another user's: all of them are dropped, and the call is misconfigured. Not even the refresh token is kept: it would
+/// bring the other user's access tokens into this session. If the answer's ID token can't be read, the one before is
+/// kept.
 ///
 /// # Examples
 ///
@@ -71,7 +74,6 @@ const ID_TOKEN: &str = "id_token";
 pub struct OAuthRefresh {
     call: OAuthCall,
     refresh_token_field: String,
-    fields: TokenFields,
     classifier: Classifier,
 }
 
@@ -85,7 +87,6 @@ impl OAuthRefresh {
         Ok(Self {
             call: OAuthCall::new(client, url, auth)?,
             refresh_token_field: "refresh_token".to_owned(),
-            fields: TokenFields::default(),
             classifier: Classifier::new(Call::OAuth),
         })
     }
@@ -96,51 +97,12 @@ impl OAuthRefresh {
         self.param("scope", scope)
     }
 
-    /// Adds a parameter: `audience`, `resource` (RFC 8707). Default: none. May be called more than once.
-    ///
-    /// A `grant_type` replaces the usual one.
-    #[must_use]
-    pub fn param(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.call.param(name, value);
-        self
-    }
-
-    /// Sends a header. Default: none.
-    #[must_use]
-    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.call.header(name, value);
-        self
-    }
+    setters!(param, header, fields, rejected_when);
 
     /// Sets the name of the parameter that holds the refresh token. Default: `refresh_token`.
     #[must_use]
     pub fn refresh_token_field(mut self, name: impl Into<String>) -> Self {
         self.refresh_token_field = name.into();
-        self
-    }
-
-    /// Sets the places of the tokens in the answer. Default: [`TokenFields::default`].
-    #[must_use]
-    pub fn fields(mut self, fields: TokenFields) -> Self {
-        self.fields = fields;
-        self
-    }
-
-    /// Adds a rule by which an answer rejects the refresh token and ends the session. Default: the table
-    /// [above](Self).
-    ///
-    /// The predicate sees every answer first, with a body of `null` where it isn't JSON. For a server that answers a
-    /// dead refresh token with a bare 400, and nothing else:
-    ///
-    /// ```
-    /// # use tower_auth_refresh_http::OAuthRefresh;
-    /// # fn with(refresh: OAuthRefresh) -> OAuthRefresh {
-    /// refresh.rejected_when(|status, body| status == 400 && body.is_null())
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn rejected_when(mut self, predicate: impl Fn(StatusCode, &Value) -> bool + Send + Sync + 'static) -> Self {
-        self.classifier = self.classifier.rejected_when(predicate);
         self
     }
 
@@ -159,8 +121,8 @@ impl OAuthRefresh {
         async move {
             let granted = async {
                 let answer = sent.ok_or_else(no_refresh_token)?.await?;
-                let granted = this.classifier.tokens(answer, &this.fields, None, presented.as_ref())?;
-                check_subject(&granted, subject.as_ref())?;
+                let mut granted = this.classifier.tokens(answer, ReceivedCookies::default(), presented.as_ref())?;
+                check_subject(&mut granted, subject.as_ref())?;
                 Ok(granted)
             };
             let granted = granted.await.map_err(|error: AuthServerError| error.at(&this.call.endpoint))?;
@@ -170,14 +132,15 @@ impl OAuthRefresh {
 }
 
 /// Refuses tokens whose ID token has another subject than the one before.
-fn check_subject(granted: &Granted, known: Option<&Value>) -> Result<(), AuthServerError> {
-    let issued = granted.extra.get(ID_TOKEN).and_then(subject);
-    match (known, issued) {
-        (Some(known), Some(issued)) if *known != issued => {
-            Err(AuthServerError::misconfigured("the answer holds an ID token of another user"))
-        }
-        _ => Ok(()),
+fn check_subject(granted: &mut Granted, known: Option<&Value>) -> Result<(), AuthServerError> {
+    let Some(known) = known else { return Ok(()) };
+    match granted.extra.get(ID_TOKEN).and_then(subject) {
+        Some(issued) if issued == *known => {}
+        Some(_) => return Err(AuthServerError::misconfigured("the answer holds an ID token of another user")),
+        // The session keeps the ID token before, so that later answers are checked as well.
+        None => drop(granted.extra.remove(ID_TOKEN)),
     }
+    Ok(())
 }
 
 /// The `sub` of an ID token, if it can be read.

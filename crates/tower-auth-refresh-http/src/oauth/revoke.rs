@@ -16,6 +16,16 @@ use crate::error::AuthServerError;
 /// on `sign_out`, and for tokens that arrive later. It revokes the refresh token, and with it all access tokens of the
 /// same grant (RFC 7009 §2.1); without a refresh token, the access token.
 ///
+/// # Outcomes
+///
+/// | answer | outcome |
+/// | --- | --- |
+/// | 2xx; `invalid_grant`, `invalid_token` | revoked |
+/// | nothing was sent, no answer, a broken one, 5xx, 429, `temporarily_unavailable` | an error: the session [repeats the call](tower_auth_refresh::SessionBuilder::revoke) |
+/// | any other: `invalid_client`, `unsupported_token_type`, 401, 403 and 404 without such a code | an error, which is not repeated |
+///
+/// # Examples
+///
 /// ```
 /// use tower_auth_refresh_http::{AuthClient, ClientAuth, InvalidEndpoint, OAuthRevoke};
 ///
@@ -43,7 +53,9 @@ impl OAuthRevoke {
     /// # Errors
     ///
     /// [`AuthServerError`] for any answer but 2xx. An unknown token counts as revoked: the server answers 200, or refuses
-    /// it by `invalid_grant` or `invalid_token`.
+    /// it by `invalid_grant` or `invalid_token`. As a service for a session, the call fails with a
+    /// [`RefreshError`](tower_auth_refresh::RefreshError) of that source, whose kind decides whether the call is
+    /// repeated.
     pub fn revoke(&self, tokens: &Tokens) -> impl Future<Output = Result<(), AuthServerError>> + Send + use<> {
         let sent = match (tokens.refresh_token(), tokens.access_token()) {
             (Some(token), _) => Some((token.expose_secret(), "refresh_token")),

@@ -18,8 +18,8 @@ use tokio::task::yield_now;
 use tower::Service;
 use tower_auth_refresh::{MemoryStore, Session, SessionState, TokenStore, Tokens};
 use tower_auth_refresh_http::{
-    AuthClient, AuthorizationServer, ClientAuth, ClientCredentials, CookieRefresh, JsonLogin, JsonLogout, JsonRefresh,
-    OAuthRefresh, OAuthRevoke,
+    AuthClient, AuthorizationServer, ClientAuth, ClientCredentials, JsonLogin, JsonLogout, JsonRefresh, OAuthRefresh,
+    OAuthRevoke,
 };
 
 use crate::support::{access, old_tokens};
@@ -158,7 +158,7 @@ async fn a_call_dropped_at_any_poll_leaves_nothing_behind() {
     dropped_at_each_poll("JSON", |client| JsonRefresh::new(client, URL).unwrap().refresh(&old_tokens())).await;
     dropped_at_each_poll("OAuth", |client| OAuthRefresh::new(client, URL, public()).unwrap().refresh(&old_tokens()))
         .await;
-    dropped_at_each_poll("cookie", |client| CookieRefresh::new(client, URL, "rt").unwrap().refresh(&old_tokens()))
+    dropped_at_each_poll("cookie", |client| JsonRefresh::new(client, URL).unwrap().cookie("rt").refresh(&old_tokens()))
         .await;
     dropped_at_each_poll("client credentials", |client| {
         ClientCredentials::new(client, URL, ClientAuth::basic("app", "s")).unwrap().request_tokens()

@@ -1,7 +1,7 @@
 use http::{HeaderName, HeaderValue};
 use serde_json::json;
 use tower_auth_refresh::Session;
-use tower_auth_refresh_http::{CookieRefresh, JsonLogin, JsonLogout};
+use tower_auth_refresh_http::{JsonLogin, JsonLogout, JsonRefresh};
 
 use crate::support::{Answer, Scripted, access, answer, cause, issued, old_tokens, outcome, refresh};
 
@@ -11,8 +11,8 @@ fn setting(status: u16, cookie: &str) -> Answer {
     answer(status, r#"{"access_token":"a2","refresh_token":"from the body"}"#).header("set-cookie", cookie)
 }
 
-fn refresher(scripted: &Scripted) -> CookieRefresh {
-    CookieRefresh::new(scripted.client(), URL, "rt").unwrap()
+fn refresher(scripted: &Scripted) -> JsonRefresh {
+    JsonRefresh::new(scripted.client(), URL).unwrap().cookie("rt")
 }
 
 #[tokio::test]
@@ -117,9 +117,10 @@ async fn a_cookie_of_another_host_or_an_expired_one_is_not_sent() {
 }
 
 /// Flask-JWT-Extended's cookies.
-fn both_in_cookies(scripted: &Scripted) -> CookieRefresh {
-    CookieRefresh::new(scripted.client(), URL, "refresh_token_cookie")
+fn both_in_cookies(scripted: &Scripted) -> JsonRefresh {
+    JsonRefresh::new(scripted.client(), URL)
         .unwrap()
+        .cookie("refresh_token_cookie")
         .access_token_cookie("access_token_cookie")
         .header_from_cookie(HeaderName::from_static("x-csrf-token"), "csrf_refresh_token")
 }
@@ -166,12 +167,13 @@ async fn an_access_token_in_a_cookie_needs_no_readable_body() {
         let mut answered = setting_all(2);
         (answered.status, answered.body) = (200, text.into());
         let scripted = Scripted::with([answered]);
-        let refresh_call = CookieRefresh::new(scripted.client(), URL, "refresh_token_cookie").unwrap();
+        let refresh_call = JsonRefresh::new(scripted.client(), URL).unwrap().cookie("refresh_token_cookie");
         let tokens = refresh_call.access_token_cookie("access_token_cookie").refresh(&old_tokens()).await.unwrap();
         assert_eq!((access(&tokens), refresh(&tokens)), ("a2", Some("r2")), "{text}");
     }
     let without = answer(200, r#"{"msg":"ok"}"#).header("set-cookie", "refresh_token_cookie=r2; Path=/auth");
-    let refresh_call = CookieRefresh::new(Scripted::with([without]).client(), URL, "refresh_token_cookie").unwrap();
+    let refresh_call =
+        JsonRefresh::new(Scripted::with([without]).client(), URL).unwrap().cookie("refresh_token_cookie");
     let result = refresh_call.access_token_cookie("access_token_cookie").refresh(&old_tokens()).await;
     assert_eq!((outcome(&result), issued(&result)), ("misconfigured".to_owned(), Some("r2")));
 }
@@ -197,7 +199,7 @@ async fn a_kept_cookie_outlives_an_answer_without_it() {
         answer(200, r#"{"access_token":"a2"}"#),
         answer(200, r#"{"access_token":"a3"}"#),
     ]);
-    let refresh_call = CookieRefresh::new(scripted.client(), URL, "refresh_token_cookie").unwrap();
+    let refresh_call = JsonRefresh::new(scripted.client(), URL).unwrap().cookie("refresh_token_cookie");
     let refresh_call = refresh_call.header_from_cookie(HeaderName::from_static("x-csrf-token"), "csrf_refresh_token");
     let login = JsonLogin::new(scripted.client(), URL)
         .unwrap()

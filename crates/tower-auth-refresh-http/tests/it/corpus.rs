@@ -19,22 +19,13 @@ fn replay(target: &str, check: impl Fn(&[u8])) {
     assert!(replayed > 0, "the corpus of {target} is empty");
 }
 
-#[test]
-fn answers() {
-    replay("answer", fuzzed::answer);
+macro_rules! targets {
+    ($($target:ident),*) => {$(
+        #[test]
+        fn $target() {
+            replay(stringify!($target), fuzzed::$target);
+        }
+    )*};
 }
 
-#[test]
-fn retry_after() {
-    replay("retry_after", fuzzed::retry_after);
-}
-
-#[test]
-fn challenges() {
-    replay("challenge", fuzzed::challenge);
-}
-
-#[test]
-fn cookies() {
-    replay("cookie", fuzzed::cookie);
-}
+targets!(answer, challenge, cookie, inspected, kept_cookies, metadata, rate_limit, retry_after, url);

@@ -6,7 +6,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::StatusCode;
 use tower_auth_refresh::{RefreshError, Tokens};
-use tower_auth_refresh_http::{AuthClient, ClientAuth, ClientCredentials, CookieRefresh, JsonRefresh, OAuthRefresh};
+use tower_auth_refresh_http::{AuthClient, ClientAuth, ClientCredentials, JsonRefresh, OAuthRefresh};
 
 use crate::support::{Answer, Scripted, access, answer, cause, old_tokens, outcome, refresh};
 
@@ -22,7 +22,7 @@ async fn by_json(client: AuthClient) -> Result<Tokens, RefreshError> {
 }
 
 async fn by_cookie(client: AuthClient) -> Result<Tokens, RefreshError> {
-    CookieRefresh::new(client, URL, "rt").unwrap().refresh(&old_tokens()).await
+    JsonRefresh::new(client, URL).unwrap().cookie("rt").refresh(&old_tokens()).await
 }
 
 /// The same outcome for all kinds of call.
@@ -339,7 +339,7 @@ async fn an_answer_that_matches_rejected_when_ends_the_session() {
         assert_eq!(outcome(&json.refresh(&old_tokens()).await), expected);
         let oauth = OAuthRefresh::new(client(), URL, ClientAuth::public("app")).unwrap().rejected_when(own);
         assert_eq!(outcome(&oauth.refresh(&old_tokens()).await), expected);
-        let cookie = CookieRefresh::new(client(), URL, "rt").unwrap().rejected_when(own);
+        let cookie = JsonRefresh::new(client(), URL).unwrap().cookie("rt").rejected_when(own);
         assert_eq!(outcome(&cookie.refresh(&old_tokens()).await), expected);
     }
     // A bare 400, and an error in a 200.

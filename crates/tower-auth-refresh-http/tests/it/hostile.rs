@@ -6,7 +6,7 @@ use std::time::Duration;
 #[cfg(feature = "client")]
 use tower_auth_refresh::{NotRefreshed, RefreshErrorKind, Session};
 use tower_auth_refresh::{RefreshError, Tokens};
-use tower_auth_refresh_http::{AuthClient, ClientAuth, CookieRefresh, JsonRefresh, OAuthRefresh};
+use tower_auth_refresh_http::{AuthClient, ClientAuth, JsonRefresh, OAuthRefresh};
 #[cfg(feature = "client")]
 use tower_auth_refresh_testkit::{Fault, Route, TestServer};
 
@@ -21,7 +21,7 @@ async fn by_each(answer: Answer) -> [Result<Tokens, RefreshError>; 3] {
     [
         OAuthRefresh::new(client(), URL, ClientAuth::public("app")).unwrap().refresh(&old).await,
         JsonRefresh::new(client(), URL).unwrap().refresh(&old).await,
-        CookieRefresh::new(client(), URL, "rt").unwrap().refresh(&old).await,
+        JsonRefresh::new(client(), URL).unwrap().cookie("rt").refresh(&old).await,
     ]
 }
 
@@ -85,7 +85,7 @@ async fn of_many_cookies_only_the_configured_one_is_kept_and_its_last_value_coun
         flood = flood.header("set-cookie", format!("rt=r{n}; Path=/; Secure"));
     }
     let scripted = Scripted::with([flood]);
-    let tokens = CookieRefresh::new(scripted.client(), URL, "rt").unwrap().refresh(&old_tokens()).await.unwrap();
+    let tokens = JsonRefresh::new(scripted.client(), URL).unwrap().cookie("rt").refresh(&old_tokens()).await.unwrap();
     assert_eq!(refresh(&tokens), Some("r999"));
     let kept: usize = tokens.extras().map(|(name, value)| name.len() + value.to_string().len()).sum();
     assert!(kept < 1_000, "{kept} bytes are kept beside the tokens");

@@ -12,9 +12,7 @@ use http_body::Frame;
 use http_body_util::{Full, StreamBody};
 use tower::{BoxError, service_fn};
 use tower_auth_refresh::{RefreshError, Tokens};
-use tower_auth_refresh_http::{
-    AuthClient, ClientAuth, ClientCredentials, CookieRefresh, JsonRefresh, OAuthRefresh, TokenFields,
-};
+use tower_auth_refresh_http::{AuthClient, ClientAuth, ClientCredentials, JsonRefresh, OAuthRefresh, TokenFields};
 
 use crate::support::{Answer, Scripted, answer, issued, old_tokens, outcome};
 
@@ -150,7 +148,7 @@ async fn a_match_of_rejected_when_ends_the_session_whatever_is_issued() {
 async fn a_refresh_cookie_beside_a_failure_is_kept() {
     let cookie = |status, body: &'static str| async move {
         let answer = answer(status, body).header("set-cookie", "rt=rt-2; Path=/auth");
-        let refresh = CookieRefresh::new(Scripted::with([answer]).client(), URL, "rt").unwrap();
+        let refresh = JsonRefresh::new(Scripted::with([answer]).client(), URL).unwrap().cookie("rt");
         let result = refresh.refresh(&old_tokens()).await;
         (outcome(&result), issued(&result).map(str::to_owned))
     };
@@ -163,7 +161,7 @@ async fn a_refresh_cookie_beside_a_failure_is_kept() {
     assert_eq!(cookie(401, "{}").await, kept("in doubt"));
     // A refresh token in the body is ignored.
     let answer = answer(200, r#"{"refresh_token":"rt-9"}"#);
-    let refresh = CookieRefresh::new(Scripted::with([answer]).client(), URL, "rt").unwrap();
+    let refresh = JsonRefresh::new(Scripted::with([answer]).client(), URL).unwrap().cookie("rt");
     assert_eq!(issued(&refresh.refresh(&old_tokens()).await), None);
 }
 

@@ -3,6 +3,9 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::future::pending;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,14 +13,14 @@ use http::{Request, Response};
 use http_body_util::Full;
 use serde_json::json;
 use tower::timeout::error::Elapsed;
-use tower::{ServiceBuilder, service_fn};
+use tower::{Service, ServiceBuilder, service_fn};
 use tower_auth_refresh::{
-    NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, RefreshService, RefreshToken, Rotation, Session,
-    SessionState, Tokens,
+    NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, RefreshService, RefreshToken, RevokeService,
+    Rotation, Session, SessionState, Tokens,
 };
 use tower_auth_refresh_http::{
-    AuthClient, AuthServerError, ClientAuth, ClientCredentials, CookieRefresh, JsonLogin, JsonLogout, JsonRefresh,
-    LoginError, OAuthRefresh, OAuthRevoke,
+    AuthClient, AuthServerError, ClientAuth, ClientCredentials, JsonLogin, JsonLogout, JsonRefresh, LoginError,
+    OAuthRefresh, OAuthRevoke,
 };
 
 use crate::support::{Answer, Scripted, access, answer, failing, old_tokens};
@@ -50,7 +53,7 @@ async fn every_refresh_call_serves_a_session_under_layers() {
     let sessions = [
         session(layered(JsonRefresh::new(client(), URL).unwrap())).await,
         session(layered(OAuthRefresh::new(client(), URL, ClientAuth::public("app")).unwrap())).await,
-        session(layered(CookieRefresh::new(client(), URL, "rt").unwrap())).await,
+        session(layered(JsonRefresh::new(client(), URL).unwrap().cookie("rt"))).await,
     ];
     for session in sessions {
         session.refresh().await.unwrap();
@@ -162,6 +165,81 @@ async fn logout_calls_the_server_and_clears_locally_whatever_the_answer() {
     }
 }
 
+/// Signs out with this revoke service, waits, and returns whether the sign-out succeeded and the number of calls.
+async fn signed_out(scripted: &Scripted, revoke: impl RevokeService) -> (bool, usize) {
+    let refresh = JsonRefresh::new(scripted.client(), URL).unwrap();
+    let session = Session::builder(refresh).tokens(old_tokens()).revoke(revoke).build().await.unwrap();
+    let signed_out = session.sign_out().await.is_ok();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    (signed_out, scripted.requests().len())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_logout_is_repeated_after_a_failure_that_may_pass_and_after_no_other_answer() {
+    for (first, expected) in [
+        (answer(204, ""), (true, 1)),
+        // The user is signed out already.
+        (answer(401, ""), (true, 1)),
+        (answer(403, r#"{"message":"forbidden"}"#), (true, 1)),
+        (answer(404, ""), (true, 1)),
+        (answer(500, ""), (false, 2)),
+        (answer(502, "<html>"), (false, 2)),
+        (answer(503, ""), (false, 2)),
+        (answer(503, "").header("retry-after", "120"), (false, 2)),
+        (answer(429, ""), (false, 2)),
+        (answer(400, r#"{"error":"temporarily_unavailable"}"#), (false, 2)),
+        // The same call would fail again.
+        (answer(302, "").header("location", "/login"), (false, 1)),
+        (answer(400, ""), (false, 1)),
+        (answer(401, r#"{"error":"invalid_client"}"#), (false, 1)),
+        (answer(403, "<html>blocked"), (false, 1)),
+    ] {
+        let case = format!("{first:?}");
+        let scripted = Scripted::with([first, answer(204, "")]);
+        let logout = JsonLogout::new(scripted.client(), URL).unwrap();
+        assert_eq!(signed_out(&scripted, logout).await, expected, "{case}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_is_repeated_after_a_failure_that_may_pass_and_after_no_other_answer() {
+    for (first, expected) in [
+        (answer(200, ""), (true, 1)),
+        (answer(400, r#"{"error":"invalid_token"}"#), (true, 1)),
+        (answer(503, "").header("retry-after", "120"), (false, 2)),
+        (answer(500, ""), (false, 2)),
+        (answer(400, r#"{"error":"unsupported_token_type"}"#), (false, 1)),
+        (answer(401, r#"{"error":"invalid_client"}"#), (false, 1)),
+        // Of a revocation endpoint, they are about the client or the URL.
+        (answer(403, ""), (false, 1)),
+        (answer(404, ""), (false, 1)),
+    ] {
+        let case = format!("{first:?}");
+        let scripted = Scripted::with([first, answer(200, "")]);
+        let revoke = OAuthRevoke::new(scripted.client(), URL, ClientAuth::public("app")).unwrap();
+        assert_eq!(signed_out(&scripted, revoke).await, expected, "{case}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_logout_that_never_reached_the_server_is_repeated() {
+    for kind in [io::ErrorKind::ConnectionRefused, io::ErrorKind::ConnectionReset] {
+        let scripted = Scripted::with([answer(204, "")]);
+        let (then, failed) = (scripted.clone(), Arc::new(AtomicBool::new(false)));
+        let client = AuthClient::new(service_fn(move |request: Request<Full<Bytes>>| {
+            let (fails, mut then) = (!failed.swap(true, Ordering::Relaxed), then.clone());
+            async move {
+                if fails {
+                    return Err(io::Error::from(kind));
+                }
+                then.call(request).await.map_err(io::Error::other)
+            }
+        }));
+        let logout = JsonLogout::new(client, URL).unwrap();
+        assert_eq!(signed_out(&scripted, logout).await, (false, 1), "{kind}");
+    }
+}
+
 #[tokio::test]
 async fn sign_out_revokes_under_layers_too() {
     let scripted = Scripted::with([answer(200, "")]);
@@ -179,7 +257,7 @@ async fn cookie_attributes_outlive_a_rotation_without_attributes() {
         answer(200, r#"{"access_token":"a2"}"#).header("set-cookie", "rt=r2; Path=/auth; Max-Age=60"),
         answer(200, r#"{"access_token":"a3"}"#),
     ]);
-    let session = session(CookieRefresh::new(scripted.client(), URL, "rt").unwrap()).await;
+    let session = session(JsonRefresh::new(scripted.client(), URL).unwrap().cookie("rt")).await;
     session.refresh().await.unwrap();
     session.refresh().await.unwrap();
     let tokens = session.tokens();

@@ -1,13 +1,13 @@
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use http::{HeaderName, HeaderValue};
 use serde_json::json;
-use tower_auth_refresh::{RefreshToken, Tokens};
+use tower_auth_refresh::{RefreshErrorKind, RefreshToken, Session, Tokens};
 use tower_auth_refresh_http::{
     AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke, TokenFields,
 };
 
-use crate::support::{Answer, Scripted, access, answer, issued, old_tokens, outcome, refresh};
+use crate::support::{Answer, Scripted, access, answer, failing, issued, old_tokens, outcome, refresh};
 
 const URL: &str = "https://auth.example.com/token";
 
@@ -38,9 +38,31 @@ async fn the_refresh_grant_is_a_form_with_basic_authentication() {
         ("audience", "https://api.example.com"),
     ];
     assert_eq!(request.form(), pairs(&expected));
-    // base64("my+app:s3%3Ac+r%E2%82%ACt")
-    assert_eq!(request.header("authorization"), Some("Basic bXkrYXBwOnMzJTNBYytyJUUyJTgyJUFDdA=="));
+    // base64("my%20app:s3%3Ac%20r%E2%82%ACt")
+    assert_eq!(request.header("authorization"), Some("Basic bXklMjBhcHA6czMlM0FjJTIwciVFMiU4MiVBQ3Q="));
     assert!(request.headers["authorization"].is_sensitive());
+}
+
+#[tokio::test]
+async fn http_basic_encodes_an_id_and_a_secret_so_that_every_form_decoder_reads_them() {
+    let scripted = Scripted::with([answer(200, r#"{"access_token":"a2"}"#)]);
+    for (plain, encoded) in [
+        ("app-1_2.3", "app-1_2.3"),
+        // Not `+`, which a decoder of URLs leaves as it is.
+        ("my app", "my%20app"),
+        ("a:b", "a%3Ab"),
+        ("100%", "100%25"),
+        ("%20", "%2520"),
+        ("a+b", "a%2Bb"),
+        ("r\u{e9}sum\u{e9} \u{20ac}", "r%C3%A9sum%C3%A9%20%E2%82%AC"),
+    ] {
+        let auth = ClientAuth::basic(plain, plain);
+        OAuthRefresh::new(scripted.client(), URL, auth).unwrap().refresh(&old_tokens()).await.unwrap();
+        let requests = scripted.requests();
+        let sent = requests.last().unwrap().header("authorization").unwrap().strip_prefix("Basic ").unwrap();
+        let credentials = String::from_utf8(STANDARD.decode(sent).unwrap()).unwrap();
+        assert_eq!(credentials, format!("{encoded}:{encoded}"), "{plain}");
+    }
 }
 
 #[tokio::test]
@@ -233,6 +255,29 @@ async fn the_names_and_headers_of_a_grant_are_configurable() {
 /// A signed JWT of this subject.
 fn id_token(subject: &str) -> String {
     format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(json!({ "sub": subject }).to_string()))
+}
+
+#[tokio::test]
+async fn an_id_token_that_cannot_be_read_does_not_replace_one_whose_user_is_known() {
+    let answered = |access: &str, id_token: serde_json::Value| {
+        let answered = json!({"access_token": access, "refresh_token": format!("{access}-r"), "id_token": id_token});
+        answer(200, answered.to_string())
+    };
+    for unreadable in [json!(null), json!("unreadable"), json!(""), json!(7), json!({"sub": "ada"})] {
+        let bobs = answered("bobs-access", id_token("bob").into());
+        let client = Scripted::with([answered("a2", unreadable), bobs.clone(), bobs]).client();
+        let grant = OAuthRefresh::new(client, URL, ClientAuth::public("app")).unwrap();
+        let held = serde_json::Map::from_iter([("id_token".to_owned(), id_token("ada").into())]);
+        let tokens = old_tokens().with_extra(held);
+        let session = Session::builder(grant).tokens(tokens).build().await.unwrap();
+        session.refresh().await.unwrap();
+        assert_eq!(session.tokens().extra("id_token"), Some(&id_token("ada").into()));
+
+        // The refresh token of the other user isn't kept either: it would bring that user's access tokens.
+        session.refresh().await.unwrap_err();
+        assert_eq!(failing(&session), RefreshErrorKind::Misconfigured);
+        assert_eq!((access(&session.tokens()), refresh(&session.tokens())), ("a2", Some("a2-r")));
+    }
 }
 
 #[tokio::test]

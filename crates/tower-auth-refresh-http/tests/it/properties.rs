@@ -5,7 +5,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tower_auth_refresh::{RefreshError, Tokens};
-use tower_auth_refresh_http::{ClientAuth, CookieRefresh, JsonRefresh, OAuthRefresh, TokenFields};
+use tower_auth_refresh_http::{ClientAuth, JsonRefresh, OAuthRefresh, TokenFields};
 
 use crate::support::{Answer, Scripted, answer, old_tokens};
 
@@ -23,7 +23,7 @@ fn read(answer: &Answer, fields: TokenFields) -> Vec<Result<Tokens, RefreshError
         vec![
             JsonRefresh::new(client(), URL).unwrap().fields(fields.clone()).refresh(&old_tokens()).await,
             OAuthRefresh::new(client(), URL, ClientAuth::public("app")).unwrap().refresh(&old_tokens()).await,
-            CookieRefresh::new(client(), URL, "rt").unwrap().fields(fields).refresh(&old_tokens()).await,
+            JsonRefresh::new(client(), URL).unwrap().cookie("rt").fields(fields).refresh(&old_tokens()).await,
         ]
     })
 }

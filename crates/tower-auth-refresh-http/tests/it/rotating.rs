@@ -21,7 +21,7 @@ use proptest::sample::select;
 use serde_json::{Map, Value, json};
 use tower::{BoxError, ServiceExt, service_fn};
 use tower_auth_refresh::{AccessToken, NotRefreshed, RefreshToken, Session, SessionState, Tokens};
-use tower_auth_refresh_http::{AuthClient, ClientAuth, CookieRefresh, JsonRefresh, OAuthRefresh};
+use tower_auth_refresh_http::{AuthClient, ClientAuth, JsonRefresh, OAuthRefresh};
 use tower_auth_refresh_testkit::TestKit;
 
 use crate::support::{Scripted, answer, old_tokens};
@@ -205,7 +205,7 @@ async fn keeps_its_refresh_token(distortions: &[Distortion]) {
         let client = distorting(&kit, distortions);
         let json = JsonRefresh::new(client.clone(), URL).unwrap();
         let oauth = OAuthRefresh::new(client.clone(), URL, ClientAuth::public("app")).unwrap();
-        let cookie = CookieRefresh::new(client, URL, "rt").unwrap();
+        let cookie = JsonRefresh::new(client, URL).unwrap().cookie("rt");
         let mut tokens = signed_in(&kit);
         for _ in 0..10 {
             let result = match call {
@@ -232,7 +232,7 @@ async fn stays_signed_in(distortions: &[Distortion]) {
         let builder = match call {
             "json" => Session::builder(JsonRefresh::new(client, URL).unwrap()),
             "oauth" => Session::builder(OAuthRefresh::new(client, URL, ClientAuth::public("app")).unwrap()),
-            _ => Session::builder(CookieRefresh::new(client, URL, "rt").unwrap()),
+            _ => Session::builder(JsonRefresh::new(client, URL).unwrap().cookie("rt")),
         };
         let session = builder.tokens(signed_in(&kit)).build().await.unwrap();
         let mut refreshed = false;

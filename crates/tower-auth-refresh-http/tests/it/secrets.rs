@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde_json::json;
 use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
 use tower_auth_refresh_http::{
-    ClientAuth, ClientCredentials, CookieRefresh, JsonLogin, JsonLogout, JsonRefresh, OAuthRefresh, OAuthRevoke,
+    ClientAuth, ClientCredentials, JsonLogin, JsonLogout, JsonRefresh, OAuthRefresh, OAuthRevoke,
 };
 
 use crate::support::{Scripted, answer};
@@ -40,7 +40,7 @@ fn configured_secrets_are_not_shown() {
         JsonRefresh::new(client.clone(), URL).unwrap(),
         JsonLogin::new(client.clone(), URL).unwrap(),
         JsonLogout::new(client.clone(), URL).unwrap(),
-        CookieRefresh::new(client.clone(), URL, "rt").unwrap(),
+        JsonRefresh::new(client.clone(), URL).unwrap().cookie("rt"),
     );
     assert!(!shown.contains(SECRET), "{shown}");
 }
@@ -69,7 +69,7 @@ async fn secrets_in_requests_and_answers_are_not_shown_in_errors() {
             let client = Scripted::with([answer]).client();
             let auth = || ClientAuth::basic("app", SECRET);
             let json = JsonRefresh::new(client.clone(), URL).unwrap();
-            let cookie = CookieRefresh::new(client.clone(), URL, "rt").unwrap();
+            let cookie = JsonRefresh::new(client.clone(), URL).unwrap().cookie("rt");
             let errors = [
                 json.refresh(&tokens).await.err(),
                 OAuthRefresh::new(client.clone(), URL, auth()).unwrap().refresh(&tokens).await.err(),

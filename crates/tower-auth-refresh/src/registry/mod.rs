@@ -267,7 +267,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
     /// # Errors
     ///
     /// If the store can't be read: the user is still signed in then. If the store can't be written, or the revoke service
-    /// fails: the user is signed out all the same, and deleting from the store is retried in the background. If the
+    /// fails: the user is signed out all the same, and deleting and revoking are retried in the background. If the
     /// runtime has shut down: nothing has changed then. A key without a user is no error.
     pub async fn sign_out(&self, key: &K) -> Result<(), SessionRegistryError> {
         let signed_out = self.inner.config.spawn(Arc::clone(&self.inner).sign_out(key.clone()));
@@ -289,7 +289,8 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
     /// Waits until no refresh is in flight and all writes and revocations are done. A server calls it before it exits, once
     /// it takes no more requests.
     ///
-    /// While a store fails it doesn't return: bound it with a time-out.
+    /// While a store fails it doesn't return, and while the revoke service fails it takes 10 minutes and more: bound it
+    /// with a time-out.
     pub async fn wait_idle(&self) {
         if let Some(limiter) = &self.inner.config.limiter {
             limiter.wait_idle().await;

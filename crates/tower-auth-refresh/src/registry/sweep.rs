@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Inner;
 use super::table::Cursor;
-use crate::session::{Config, TokenCell};
+use crate::session::{Revocation, TokenCell};
 
 /// The sweeps in one idle time-out.
 const SWEEPS_A_TIMEOUT: u32 = 8;
@@ -81,8 +81,7 @@ impl<K: Eq + Hash + Send + Sync + 'static> Inner<K> {
             cell.is_over() || is_idle
         });
         if !idle.is_empty() {
-            let (sessions, config) = (Arc::downgrade(self), Arc::clone(&self.config));
-            self.config.spawn(sign_out(idle, sessions, before, config, Arc::clone(revocations)));
+            self.config.spawn(sign_out(idle, Arc::downgrade(self), before, Arc::clone(revocations)));
         }
         removed.is_some()
     }
@@ -94,14 +93,13 @@ async fn sign_out<K: Eq + Hash + Send + Sync + 'static>(
     idle: Vec<(u32, Arc<TokenCell>)>,
     sessions: Weak<Inner<K>>,
     mut from: Cursor,
-    config: Arc<Config>,
-    revocations: Arc<Semaphore>,
+    calls: Arc<Semaphore>,
 ) {
-    let mut tokens = Vec::new();
+    let mut revocations = Vec::new();
     let mut over = Vec::new();
     for (used, cell) in idle {
         if let Some(dropped) = cell.drop_tokens(Some(used)).await {
-            tokens.push(dropped);
+            revocations.push(Revocation::new(&cell, dropped));
             over.push(cell);
         }
     }
@@ -111,11 +109,11 @@ async fn sign_out<K: Eq + Hash + Send + Sync + 'static>(
         let remove = || drop(sessions.table.sweep(&mut from, |cell| cell.is_over()));
         let _ = catch_unwind(AssertUnwindSafe(remove));
     }
-    let revoke = async |tokens| {
-        let _permit = revocations.acquire().await;
-        let _ = config.revoke(tokens).await;
+    let revoke = async |revocation: Revocation| {
+        let _permit = calls.acquire().await;
+        let _ = revocation.run().await;
     };
-    stream::iter(tokens).for_each_concurrent(CALLS, revoke).await;
+    stream::iter(revocations).for_each_concurrent(CALLS, revoke).await;
 }
 
 /// Compares times of a clock that wraps.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceExt};
 
@@ -14,6 +15,7 @@ use super::config::{Config, Rotation};
 use super::error::SessionError;
 use super::limiter::RefreshLimiter;
 use super::recheck::Recheck;
+use super::revocation::MOST_REPEATED;
 use super::store_call::bounded;
 use crate::refresh::{RefreshRequest, RefreshService, RevokeRequest, RevokeService};
 use crate::store::{Entry, Epoch, InsertOutcome, MemoryStore, Record, TokenStore};
@@ -78,7 +80,8 @@ impl SessionBuilder {
     /// with it. Default: off; a session refreshes when an API refuses the token.
     ///
     /// A request starts it, never a timer. The window is spread by a quarter, and never reaches into the first half of
-    /// the token's life. A request that finds the token expired waits for the refresh.
+    /// the token's life. If the server advises an earlier time ([`Tokens::refresh_at`]), the window begins then. A request
+    /// that finds the token expired waits for the refresh.
     pub fn refresh_early(mut self, window: Duration) -> Self {
         self.refresh_early = Some(window);
         self
@@ -92,6 +95,13 @@ impl SessionBuilder {
 
     /// Sets the service that revokes tokens at [`sign_out`](Session::sign_out), and tokens that arrive after it.
     /// Default: none.
+    ///
+    /// A sign-out waits for one call, of at most [`refresh_timeout`](Self::refresh_timeout). If it fails, the tokens are
+    /// assumed to be still valid (RFC 7009 §2.2.1), and a task repeats the call: for 10 minutes, with pauses from 1 s
+    /// doubling to 60 s, or as long as the server asked for, up to 300 s. It ends early if the failure is
+    /// [final](RevokeService), if the user signs in again with the same tokens, or with the runtime. At most 1,024
+    /// revocations are repeated at a time, by all sessions of a registry together; any further one that fails isn't.
+    /// No sign-in waits for them.
     pub fn revoke(mut self, revoke: impl RevokeService) -> Self {
         self.revoke = Some(BoxCloneSyncService::new(revoke.map_err(Into::<BoxError>::into)));
         self
@@ -125,6 +135,7 @@ impl SessionBuilder {
         Config {
             refresh: self.refresh,
             revoke: self.revoke,
+            repeated_revocations: Arc::new(Semaphore::new(MOST_REPEATED)),
             refresh_timeout: self.refresh_timeout,
             rotation: self.rotation,
             refresh_early: self.refresh_early,

@@ -14,15 +14,15 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Notify, RwLock, RwLockWriteGuard, watch};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
-use tower::BoxError;
 
 use super::SessionState;
 use super::config::Config;
 use super::error::SessionError;
 use super::flight::Flight;
 use super::loop_guard::StarterResults;
+use super::revocation::Revocation;
 use super::state::{At, Effect, Event, Phase, RefreshSchedule, State};
-use super::store_sync::Revocation;
+use super::store_sync::RevocationTask;
 use crate::TARGET;
 use crate::challenge::SentToken;
 use crate::refresh::Generation;
@@ -175,9 +175,10 @@ impl TokenCell {
         })
     }
 
-    /// Runs the refresh call so that requests which it makes through this session's own layer are recognised.
-    pub(super) async fn marked<F: Future>(self: &Arc<Self>, refresh_call: F) -> F::Output {
-        REFRESHING.scope(self.id(), refresh_call).await
+    /// Runs a call so that requests which it makes through the layer of the session with this [`id`](Self::id) are
+    /// recognised.
+    pub(super) async fn marked<F: Future>(id: usize, call: F) -> F::Output {
+        REFRESHING.scope(id, call).await
     }
 
     /// Returns `true` if this task is the session's own refresh call.
@@ -357,7 +358,7 @@ impl TokenCell {
         let tokens = self.drop_tokens(None).await.unwrap_or_default();
         let mut revocations = Vec::new();
         let deleting = self.sync_or_retry_with(&mut revocations);
-        let (deleted, revoked) = join(deleting, Arc::clone(&self).revoke(tokens)).await;
+        let (deleted, revoked) = join(deleting, Revocation::new(&self, tokens).run()).await;
         // Those of the tokens that only the store held.
         let others = try_join_all(revocations.into_iter().map(async |revocation| revocation.await?)).await;
         deleted.map_err(SessionError::not_stored)?;
@@ -379,8 +380,8 @@ impl TokenCell {
     }
 
     /// Revokes tokens, unless they have been revoked already.
-    pub(super) fn revoke_in_background(self: &Arc<Self>, tokens: Tokens) -> Option<Revocation> {
-        self.mark_revoked(&tokens).then(|| self.spawn(Arc::clone(self).revoke(tokens)))
+    pub(super) fn revoke_in_background(self: &Arc<Self>, tokens: Tokens) -> Option<RevocationTask> {
+        self.mark_revoked(&tokens).then(|| self.spawn(Revocation::new(self, tokens).run()))
     }
 
     /// Returns whether these tokens have to be revoked, and have not been.
@@ -408,10 +409,6 @@ impl TokenCell {
         if let Some(watchers) = self.watchers.get() {
             *watchers.revoked.lock().unwrap_or_else(PoisonError::into_inner) = Revoked::default();
         }
-    }
-
-    async fn revoke(self: Arc<Self>, tokens: Tokens) -> Result<(), BoxError> {
-        self.marked(self.config.revoke(tokens)).await
     }
 
     /// Records that an API accepted this generation: in a replay, or in a first attempt that is watched.

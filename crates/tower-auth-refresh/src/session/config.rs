@@ -1,21 +1,20 @@
 //! [`Config`]: the settings that a session was built with, and the operations that depend on nothing else.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
+use tower::BoxError;
 use tower::util::BoxCloneSyncService;
-use tower::{BoxError, ServiceExt};
 
 use super::limiter::RefreshLimiter;
 use super::recheck::Recheck;
 use super::state::{At, RefreshSchedule};
 use super::store_call::STORE_TIMEOUT;
-use crate::TARGET;
 use crate::random;
 use crate::refresh::{RefreshRequest, RevokeRequest};
 use crate::token::Tokens;
@@ -24,6 +23,8 @@ use crate::token::Tokens;
 pub(crate) struct Config {
     pub(crate) refresh: BoxCloneSyncService<RefreshRequest, Tokens, BoxError>,
     pub(crate) revoke: Option<BoxCloneSyncService<RevokeRequest, (), BoxError>>,
+    /// The permits to repeat a revocation that failed.
+    pub(super) repeated_revocations: Arc<Semaphore>,
     pub(crate) refresh_timeout: Duration,
     pub(crate) rotation: Rotation,
     pub(crate) refresh_early: Option<Duration>,
@@ -83,26 +84,12 @@ impl Config {
         self.runtime.spawn(task.inspect(|_| drop(count)))
     }
 
-    /// Revokes tokens at the authorization server, if there is a service for it.
-    pub(crate) async fn revoke(&self, tokens: Tokens) -> Result<(), BoxError> {
-        let Some(revoke) = self.revoke.clone().filter(|_| tokens != Tokens::default()) else { return Ok(()) };
-        // A service that panicked is dropped and never called again, so its broken state is never seen.
-        let call = AssertUnwindSafe(revoke.oneshot(RevokeRequest { tokens })).catch_unwind();
-        let revoked = match timeout(self.refresh_timeout, call).await {
-            Ok(Ok(revoked)) => revoked,
-            Ok(Err(_panic)) => Err("the revoke service panicked".into()),
-            Err(elapsed) => Err(elapsed.into()),
-        };
-        if revoked.is_err() {
-            tracing::warn!(target: TARGET, "tokens not revoked");
-        }
-        revoked
-    }
-
     /// Returns the times of an early refresh, if the session refreshes early and the expiry is known.
     pub(super) fn schedule(&self, tokens: &Tokens, at: At) -> Option<RefreshSchedule> {
-        let window = self.refresh_early?;
-        let lifetime = tokens.expires_at()?.duration_since(at.wall).unwrap_or_default();
+        let (window, expires_at) = (self.refresh_early?, tokens.expires_at()?);
+        let advised = tokens.refresh_at().and_then(|refresh_at| expires_at.duration_since(refresh_at).ok());
+        let window = window.max(advised.unwrap_or_default());
+        let lifetime = expires_at.duration_since(at.wall).unwrap_or_default();
         Some(RefreshSchedule::before_expiry(lifetime, window, at))
     }
 }

@@ -35,6 +35,7 @@ mod limiter;
 mod loop_guard;
 mod recheck;
 mod refresh_task;
+mod revocation;
 mod state;
 mod status;
 mod store_call;
@@ -55,6 +56,7 @@ pub(crate) use self::credential::wait_before_handing_out;
 pub use self::error::{SessionError, SessionErrorKind};
 pub(crate) use self::limiter::RefreshLimiter;
 pub(crate) use self::recheck::{Look, Recheck, run_clock};
+pub(crate) use self::revocation::Revocation;
 pub(crate) use self::state::State as Snapshot;
 pub use self::status::{RefreshFailure, SessionState, SessionStatus};
 pub(crate) use self::store_call::bounded;
@@ -111,7 +113,8 @@ impl Session {
     /// # Errors
     ///
     /// If the store or the revoke service fails: the user is signed out all the same. Deleting from the store is retried
-    /// in the background, revoking isn't. If the session's runtime has shut down: nothing has changed then.
+    /// in the background, and so is revoking, [within bounds](SessionBuilder::revoke). If the session's runtime has shut
+    /// down: nothing has changed then.
     ///
     /// # Cancel safety
     ///

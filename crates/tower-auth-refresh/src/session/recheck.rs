@@ -244,7 +244,12 @@ impl TokenCell {
 
 impl State {
     /// Returns the change after a look at the store. `before`: the state when the look began, in line with the store.
-    fn event_of_look(&self, before: &Self, found: Option<Record>, due: Option<RefreshSchedule>) -> Option<Event> {
+    pub(super) fn event_of_look(
+        &self,
+        before: &Self,
+        found: Option<Record>,
+        due: Option<RefreshSchedule>,
+    ) -> Option<Event> {
         let epoch = self.epoch;
         if before.epoch != epoch || !matches!(self.stored, Stored::Clean(_)) {
             // Signed in or out in this process since, or about to write.

@@ -293,7 +293,7 @@ impl RefreshTask {
             service.call(request).await.map_err(RefreshError::classify)
         };
         // A service that panicked is dropped and never called again, so its broken state is never seen.
-        let attempt = AssertUnwindSafe(self.cell.marked(attempt)).catch_unwind();
+        let attempt = AssertUnwindSafe(TokenCell::marked(self.cell.id(), attempt)).catch_unwind();
         let tokens = match timeout_at(deadline, attempt).await {
             Ok(Ok(answer)) => answer?,
             Ok(Err(_panic)) => return Err(RefreshError::in_doubt("the refresh service panicked")),

@@ -21,7 +21,7 @@ use crate::store::{Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoc
 const OVERWRITE_LEASE: Duration = Duration::from_secs(15);
 
 /// A revocation in a task of its own.
-pub(super) type Revocation = JoinHandle<Result<(), BoxError>>;
+pub(super) type RevocationTask = JoinHandle<Result<(), BoxError>>;
 
 /// Returns `true` if a record is of the same epoch as an entry and older: its store has lost writes.
 pub(super) fn is_older_than(record: &Record, entry: &Entry) -> bool {
@@ -35,7 +35,7 @@ impl TokenCell {
     }
 
     /// Makes all pending writes. `revocations`: receives the revocations of tokens that only the store held.
-    async fn sync_with(self: &Arc<Self>, revocations: &mut Vec<Revocation>) -> Result<(), BoxError> {
+    async fn sync_with(self: &Arc<Self>, revocations: &mut Vec<RevocationTask>) -> Result<(), BoxError> {
         let mut attempted = self.writes.lock().await;
         loop {
             let state = Arc::clone(&self.snapshot());
@@ -117,7 +117,7 @@ impl TokenCell {
 
     pub(super) async fn sync_or_retry_with(
         self: &Arc<Self>,
-        revocations: &mut Vec<Revocation>,
+        revocations: &mut Vec<RevocationTask>,
     ) -> Result<(), BoxError> {
         let synced = self.sync_with(revocations).await;
         if synced.is_err() {
@@ -131,7 +131,7 @@ impl TokenCell {
     async fn delete_record_of(
         self: &Arc<Self>,
         epochs: &[Epoch],
-        mut revocations: Option<&mut Vec<Revocation>>,
+        mut revocations: Option<&mut Vec<RevocationTask>>,
     ) -> Result<(), BoxError> {
         let mut found = bounded(|| self.store.load()).await?;
         while let Some(record) = found.filter(|record| epochs.contains(&record.epoch())) {

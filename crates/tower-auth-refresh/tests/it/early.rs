@@ -168,3 +168,45 @@ async fn early_refreshes_resume_once_a_fresh_token_was_accepted() {
     assert_sent_at_once(&mut it, "a3").await;
     assert_eq!(it.auth.next().await.request.trigger(), Trigger::Early);
 }
+
+/// Tokens that expire in 100 s, and that the server advises to refresh after `seconds`.
+fn advised(n: u32, seconds: u64) -> Tokens {
+    let tokens = expiring(n);
+    let issued = tokens.expires_at().unwrap() - 100 * SECOND;
+    tokens.with_refresh_at(issued + Duration::from_secs(seconds))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_in_of_the_server_begins_the_window_of_an_early_refresh() {
+    // The window, the advice, and two times: before the first no request refreshes, from the second on one does.
+    for (window, advice, not_before, from) in [
+        (1, 60, 59, 71),
+        // The session's own window begins earlier.
+        (40, 95, 59, 71),
+        // Not in the first half of the token's life.
+        (1, 2, 49, 63),
+    ] {
+        let tokens = advised(1, advice);
+        let mut it = Fixture::with(|builder| builder.tokens(tokens).refresh_early(window * SECOND)).await;
+        sleep(not_before * SECOND).await;
+        assert_sent_at_once(&mut it, "a1").await;
+        assert!(it.auth.is_idle().await, "{window}, {advice}");
+        sleep((from - not_before) * SECOND).await;
+        assert_sent_at_once(&mut it, "a1").await;
+        let refresh = it.auth.next().await;
+        assert_eq!(refresh.request.trigger(), Trigger::Early);
+        // The next tokens come without advice, and that of the first ones is no longer in force.
+        refresh.answer(Ok(expiring(2)));
+        settle().await;
+        assert_eq!(it.session.tokens().refresh_at(), None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_in_of_the_server_refreshes_nothing_unless_the_session_refreshes_early() {
+    let tokens = advised(1, 60);
+    let mut it = Fixture::with(|builder| builder.tokens(tokens)).await;
+    sleep(99 * SECOND).await;
+    assert_sent_at_once(&mut it, "a1").await;
+    assert!(it.auth.is_idle().await);
+}

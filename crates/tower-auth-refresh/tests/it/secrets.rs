@@ -20,8 +20,7 @@ use tower_auth_refresh::{
     Session, SkipAuth, TokenStore, Tokens,
 };
 use tower_auth_refresh_http::{
-    AuthClient, ClientAuth, ClientCredentials, CookieRefresh, JsonLogin, JsonLogout, JsonRefresh, OAuthRefresh,
-    OAuthRevoke,
+    AuthClient, ClientAuth, ClientCredentials, JsonLogin, JsonLogout, JsonRefresh, OAuthRefresh, OAuthRevoke,
 };
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 use tower_http::trace::{DefaultMakeSpan, DefaultOnRequest, DefaultOnResponse, TraceLayer};
@@ -519,7 +518,7 @@ async fn no_secret_is_in_traces_or_errors_of_the_http_crates_services() {
         let logout = || JsonLogout::new(client(), URL).unwrap().with_access_token();
         exercise(&watch, JsonRefresh::new(client(), URL).unwrap(), logout()).await;
         watch.check_and_clear();
-        exercise(&watch, CookieRefresh::new(client(), URL, "rt").unwrap(), logout()).await;
+        exercise(&watch, JsonRefresh::new(client(), URL).unwrap().cookie("rt"), logout()).await;
         assert!(watch.has("\"cookie\": Sensitive"));
         watch.check_and_clear();
 

@@ -34,10 +34,11 @@ use self::simulation::{PANICS, Verdict};
 const NAME: &str = "simulated_network";
 
 /// The events that a full run has to contain, or it would prove nothing.
-const EXPECTED: [&str; 30] = [
+const EXPECTED: [&str; 34] = [
     "access tokens refused",
     "answered 2xx",
     "answered 401",
+    "calls on a record that can't be read",
     "crashes",
     "crashes after the store took the tokens",
     "crashes before the rotation",
@@ -47,11 +48,13 @@ const EXPECTED: [&str; 30] = [
     "crashes during a refresh call",
     "failovers of the store",
     "failures of the store",
+    "looks at the store",
     "messages held",
     "one-way partitions",
     "older records written over",
     "older tokens presented by a process that knows none newer",
     "partitions",
+    "periods with an unreadable record",
     "refresh calls left in doubt",
     "refresh calls that were not sent",
     "refreshed",
@@ -62,6 +65,7 @@ const EXPECTED: [&str; 30] = [
     "sessions that ended",
     "sign-ins lost with a response",
     "sign-outs",
+    "sign-outs elsewhere that a look has found",
     "silent crashes",
     "simulations over HTTP/2",
     "simulations with OAuth",

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::Method;
 use tokio::task;
-use tower_auth_refresh::{RefreshErrorKind, Rotation, Tokens};
+use tower_auth_refresh::{RefreshErrorKind, Rotation, SessionState, Tokens};
 
 use crate::servers::Token;
 use crate::store::{access_token, refresh_token};
@@ -53,6 +53,10 @@ pub struct Oracle {
     pub signed_out: HashSet<usize>,
     /// The sign-outs that were observed: incarnation and sign-in.
     observed_sign_outs: HashSet<(usize, usize)>,
+    /// When a record was deleted by a sign-out, by sign-in.
+    deleted: HashMap<usize, Duration>,
+    /// The sign-outs of other processes that a look must have seen: incarnation and sign-in.
+    seen_sign_outs: HashSet<(usize, usize)>,
 }
 
 /// A broken promise.
@@ -175,12 +179,15 @@ impl Oracle {
         // What other processes did before a failover is lost with the store's last writes and claims.
         let failed_over = self.failed_over.get(&call.token.family).copied();
         let claimed_at = self.claimed.get(&(call.incarnation, call.user)).copied().unwrap_or_default();
+        let sent = self.sent.get(&(call.incarnation, call.token.family)).copied().unwrap_or_default();
         let is_known = |other: &&CallRecord| {
             let holds = |failed_over| other.claimed_at.min(claimed_at) >= failed_over;
-            other.incarnation == call.incarnation || failed_over.is_none_or(holds)
+            let adopted = matches!(other.ended, Some((_, Outcome::Tokens(access))) if access.number <= sent);
+            other.incarnation == call.incarnation || adopted || failed_over.is_none_or(holds)
         };
         let presented = self.calls.iter().filter(|other| other.token == call.token).collect::<Vec<_>>();
         let before = presented.iter().copied().filter(is_known).collect::<Vec<_>>();
+        let is_presented_elsewhere = presented.iter().any(|other| !is_known(other) && other.ended.is_none());
         let mut broken = Vec::new();
         if self.received.get(&(call.incarnation, call.token.family)).is_some_and(|newest| *newest > call.token.number) {
             broken.push("no older refresh token is presented where a newer one is known");
@@ -196,7 +203,8 @@ impl Oracle {
         let is_forgotten = before.len() < presented.len() && before.iter().all(|other| unused(&other));
         let doubtful = match before.iter().rfind(|other| !unused(other)).and_then(|other| other.ended) {
             Some((_, Outcome::Tokens(_))) => rotation != Rotation::Reusable,
-            Some(_) => true,
+            // A server that doesn't rotate leaves one token in all records, so the doubt can be lost with a record.
+            Some(_) => rotation != Rotation::Reusable || failed_over.is_none(),
             None => false,
         };
         if (doubtful || superseded && !is_forgotten) && !call.marked {
@@ -255,7 +263,7 @@ impl Oracle {
         if superseded && is_forgotten {
             self.count("older tokens presented by a process that knows none newer");
         }
-        if is_forgotten {
+        if is_forgotten || is_presented_elsewhere {
             self.forked.insert(call.token.family);
         }
         self.calls.push(CallRecord { is_forgotten, claimed_at, ..call });
@@ -289,7 +297,9 @@ impl Oracle {
         self.note(now, format_args!("auth: {token} of call {ticket}: {}", refusal.unwrap_or("granted")));
         let call = &self.calls[ticket.0];
         if superseded {
-            if !call.marked && !call.is_forgotten && call.ended.is_none() {
+            // A claim that a failover has lost did not keep others from presenting the token meanwhile.
+            let claim_lost = self.failed_over.get(&token.family).is_some_and(|at| call.claimed_at < *at);
+            if !call.marked && !call.is_forgotten && !claim_lost && call.ended.is_none() {
                 self.violation(
                     now,
                     "a token that may have been used is presented as in doubt",
@@ -358,6 +368,27 @@ impl Oracle {
         if alive && !self.signed_out.contains(&family) {
             self.violation(now, "only the server's rejection ends a session", format!("sign-in {family} is cleared"));
         }
+        self.deleted.insert(family, now);
+    }
+
+    /// Returns whether these tokens were stored, and no write of them has failed.
+    pub fn is_saved(&self, tokens: &Tokens) -> bool {
+        let access = access_token(tokens);
+        self.stored_access.contains(&access) && !self.not_saved.contains(&access)
+    }
+
+    /// Records a look at the store, by a session that held tokens of this sign-in when it began.
+    pub fn looked(&mut self, now: Duration, incarnation: usize, begun: Duration, family: usize, state: &SessionState) {
+        self.note(now, format_args!("incarnation {incarnation}: has looked at the record of sign-in {family}"));
+        self.count("looks at the store");
+        // After a failover, a session may be about to write its newer tokens, and compares the record then.
+        let is_deleted = self.deleted.get(&family).is_some_and(|deleted| *deleted < begun);
+        if is_deleted && !self.failed_over.contains_key(&family) {
+            self.seen_sign_outs.insert((incarnation, family));
+            if !state.is_signed_in() {
+                self.count("sign-outs elsewhere that a look has found");
+            }
+        }
     }
 
     // Sessions
@@ -417,6 +448,10 @@ impl Oracle {
         if let Some(family) = family.filter(|family| self.observed_sign_outs.contains(&(incarnation, *family))) {
             self.violation(now, "a sign-out beats a late refresh", format!("request {id} for sign-in {family}"));
         }
+        if let Some(family) = family.filter(|family| self.seen_sign_outs.contains(&(incarnation, *family))) {
+            let detail = format!("request {id} for sign-in {family}");
+            self.violation(now, "a sign-out elsewhere is in force after a look at the store", detail);
+        }
         self.requests.push(RequestRecord {
             incarnation,
             family,
@@ -429,6 +464,20 @@ impl Oracle {
             answered: false,
         });
         id
+    }
+
+    /// Returns whether the store may hold other tokens of this sign-in than the server's newest: after a failover, two
+    /// processes have presented the same token, and the server has answered both.
+    pub fn may_differ(&self, family: usize) -> bool {
+        self.failed_over.contains_key(&family) && self.was_granted_twice(family)
+    }
+
+    fn was_granted_twice(&self, family: usize) -> bool {
+        let granted = |call: &&CallRecord| {
+            call.token.family == family && matches!(call.ended, Some((_, Outcome::Tokens(_) | Outcome::Abandoned)))
+        };
+        let granted = self.calls.iter().filter(granted).collect::<Vec<_>>();
+        granted.iter().enumerate().any(|(n, call)| granted[..n].iter().any(|other| other.token == call.token))
     }
 
     pub fn family_of(&self, id: usize) -> Option<usize> {

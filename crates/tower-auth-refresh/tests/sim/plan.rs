@@ -26,6 +26,8 @@ pub struct Plan {
     pub sign_outs: f64,
     /// The window of the early refresh, if tokens are refreshed early.
     pub early: Option<Duration>,
+    /// The time between two looks at the store for the writes of other processes, if there are any.
+    pub recheck: Option<Duration>,
     /// Uses HTTP/2 instead of HTTP/1.
     pub http2: bool,
     /// Uses `OAuthRefresh` instead of `JsonRefresh`.
@@ -53,6 +55,8 @@ pub enum Event {
     Revoke(usize),
     /// The store fails over to a replica that lacks a user's last writes, this many, and claims.
     FailOver { user: usize, lost: usize },
+    /// A user's record can't be read for a while.
+    Unreadable { user: usize, lasting: Duration },
 }
 
 pub type Link = (String, String);
@@ -106,6 +110,7 @@ impl Plan {
             auth_faults: if rng.bool() { 0.0 } else { rng.f64() * 0.2 },
             sign_outs: if rng.u8(..) < 192 { 0.0 } else { 0.03 },
             early: None,
+            recheck: None,
             http2: false,
             oauth: false,
             chaos: millis(rng, 5_000..12_000),
@@ -119,6 +124,11 @@ impl Plan {
                 let event = Event::FailOver { user: rng.usize(..users), lost: rng.usize(0..=3) };
                 plan.events.push((millis(rng, 0..to_millis(plan.chaos)), event));
             }
+        }
+        plan.recheck = (rng.u8(..3) == 0).then(|| millis(rng, 200..2_000));
+        if rng.u8(..4) == 0 {
+            let event = Event::Unreadable { user: rng.usize(..users), lasting: millis(rng, 200..4_000) };
+            plan.events.push((millis(rng, 0..to_millis(plan.chaos)), event));
         }
         plan.events.sort_by_key(|(at, _)| *at);
         plan

@@ -118,6 +118,7 @@ pub async fn run(env: Arc<Environment>, name: String) -> turmoil::Result {
     let process = Rc::new(Process { env: Arc::clone(&env), name, incarnation, refresh, client, sessions });
     for user in 0..plan.users {
         task::spawn_local(Rc::clone(&process).maintain_session(user));
+        task::spawn_local(Rc::clone(&process).recheck(user));
         task::spawn_local(Rc::clone(&process).send_requests(user));
         task::spawn_local(Rc::clone(&process).send_requests(user));
         task::spawn_local(Rc::clone(&process).send_until_success(user));
@@ -182,6 +183,22 @@ impl Process {
                 return session;
             }
             sleep(Duration::from_millis(300)).await;
+        }
+    }
+
+    /// Looks at the store for the writes of other processes, if the plan has it so.
+    async fn recheck(self: Rc<Self>, user: usize) {
+        let Some(pause) = self.env.plan.recheck else { return };
+        loop {
+            sleep(pause).await;
+            let Some(session) = self.session(user) else { continue };
+            let begun = self.env.now();
+            let held = Some(session.tokens()).filter(|it| it.refresh_token().is_some());
+            let Some(held) = held.filter(|held| self.env.state().oracle.is_saved(held)) else { continue };
+            if session.recheck().await.is_ok() {
+                let now = self.env.now();
+                self.env.state().oracle.looked(now, self.incarnation, begun, family(&held), &session.state());
+            }
         }
     }
 

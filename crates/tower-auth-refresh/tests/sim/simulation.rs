@@ -295,7 +295,7 @@ impl Environment {
             Some(record) => {
                 let newest = state.authority.newest(family(record.tokens()));
                 let pair = |tokens| (access_token(tokens), refresh_token(tokens));
-                pair(record.tokens()) == pair(&newest)
+                pair(record.tokens()) == pair(&newest) || state.oracle.may_differ(family(record.tokens()))
             }
             // Deleted by a sign-out that arrived late. A session that was built meanwhile sees this at its next refresh.
             None => slot.cleared.is_some_and(|cleared| state.oracle.signed_out.contains(&cleared)),
@@ -423,6 +423,10 @@ impl Chaos {
                 env.state().authority.revoke(user);
                 None
             }
+            Event::Unreadable { user, lasting } => {
+                env.state().slots[user].unreadable_until = now + lasting;
+                None
+            }
             Event::FailOver { user, lost } => {
                 let state = &mut *env.state();
                 if let Some(record) = state.slots[user].fail_over(lost) {
@@ -449,6 +453,7 @@ impl Chaos {
             self.act(sim, env, now, Action::Restart { host, silent: false });
         }
         let state = &mut *env.state();
+        state.slots.iter_mut().for_each(|slot| slot.unreadable_until = Duration::ZERO);
         state.oracle.note(now, format_args!("all faults are repaired, and every access token expires"));
         state.authority.expire_all(now);
         state.phase = Phase::Recovery;
@@ -472,6 +477,7 @@ impl Event {
             Self::CrashPoint(_) => "crash points armed",
             Self::Revoke(_) => "sign-ins revoked",
             Self::FailOver { .. } => "failovers of the store",
+            Self::Unreadable { .. } => "periods with an unreadable record",
         }
     }
 }

@@ -29,6 +29,8 @@ pub struct Slot {
     /// The sign-in whose record was deleted last.
     pub cleared: Option<usize>,
     claim: Option<Lease>,
+    /// Until then, the record can't be read.
+    pub unreadable_until: Duration,
 }
 
 struct Lease {
@@ -142,6 +144,15 @@ impl SharedStore {
             if fault == Fault::BeforeEffect {
                 return Err(self.fail(name, "before its effect"));
             }
+            if env.state().slots[self.user].unreadable_until > env.now() && name != "replace" {
+                let mut state = env.state();
+                state.oracle.count("calls on a record that can't be read");
+                if let Some(tokens) = new_tokens {
+                    state.oracle.not_saved(tokens);
+                }
+                drop(state);
+                return Err(self.fail(name, "since the record can't be read"));
+            }
             let done = effect(&mut env.state(), self.user, env.now());
             let crashes = name == "commit" && env.crashes_at(CrashPoint::AfterCommit, &self.process);
             if crashes {
@@ -158,7 +169,7 @@ impl SharedStore {
     fn fail(&self, name: &'static str, when: &str) -> BoxError {
         let now = self.env.now();
         self.env.state().oracle.store_failed(now, &self.process, name, when);
-        "the disk is full".into()
+        "the store fails".into()
     }
 }
 
@@ -180,6 +191,7 @@ impl TokenStore for SharedStore {
     fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {
         self.call("replace", None, move |state, user, now| {
             state.oracle.stored(now, &self.process, entry.tokens());
+            state.slots[user].unreadable_until = Duration::ZERO;
             state.slots[user].write(entry.clone())
         })
     }

@@ -32,7 +32,7 @@ class Client(ClientMixin):
 
     def __init__(self, client_id):
         self.client_id = client_id
-        self.client_secret = f"s3cret&{client_id}%"
+        self.client_secret = f"s3cret& {client_id} %"
 
     def get_client_id(self):
         return self.client_id
@@ -214,10 +214,4 @@ def revoke(owner):
     return {}
 
 
-common.serve(
-    ARGUMENTS.port,
-    app,
-    refresh_path="/oauth/token",
-    presented=lambda environ, body: (common.basic_client_id(environ), common.form_refresh_token(body)),
-    routes={"/test/user": create_user, "/test/revoke": revoke},
-)
+common.serve_oauth(ARGUMENTS.port, app, "/oauth/token", create_user, revoke)

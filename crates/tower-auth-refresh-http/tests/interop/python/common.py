@@ -129,3 +129,14 @@ def serve(port, app, **events):
     threading.Thread(target=end_with_standard_input, daemon=True).start()
     print(json.dumps({"port": server.server_port}), flush=True)
     server.serve_forever()
+
+
+def serve_oauth(port, app, token_path, create_user, revoke):
+    """Serves an OAuth 2.0 server, whose clients authenticate by HTTP Basic: a client is the owner of its tokens."""
+    serve(
+        port,
+        app,
+        refresh_path=token_path,
+        presented=lambda environ, body: (basic_client_id(environ), form_refresh_token(body)),
+        routes={"/test/user": create_user, "/test/revoke": revoke},
+    )

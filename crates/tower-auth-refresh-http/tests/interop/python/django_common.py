@@ -9,9 +9,12 @@ from django.core.management import call_command
 from django.core.wsgi import get_wsgi_application
 
 
-def start(database, apps, **further):
-    """Configures Django and creates the tables, unless an earlier process of the same test has created them."""
-    apps = ["django.contrib.auth", "django.contrib.contenttypes", *apps]
+def start(database, apps, authentication, **further):
+    """Configures Django and creates the tables, unless an earlier process of the same test has created them.
+
+    `authentication`: the class by which the views of Django REST framework authenticate.
+    """
+    apps = ["django.contrib.auth", "django.contrib.contenttypes", "rest_framework", *apps]
     settings.configure(
         ALLOWED_HOSTS=["127.0.0.1"],
         SECRET_KEY="a key of the interop tests, known to all",
@@ -35,6 +38,10 @@ def start(database, apps, **further):
         MIGRATION_MODULES={name.split(".")[-1]: None for name in apps},
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         LOGGING_CONFIG=None,
+        REST_FRAMEWORK={
+            "DEFAULT_AUTHENTICATION_CLASSES": [authentication],
+            "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+        },
         **further,
     )
     django.setup()
@@ -43,6 +50,21 @@ def start(database, apps, **further):
         cursor.execute("PRAGMA journal_mode=WAL")
     call_command("migrate", run_syncdb=True, verbosity=0)
     return get_wsgi_application()
+
+
+def notes():
+    """Returns a view of Django REST framework that any user may see. The import needs the settings."""
+    from rest_framework.permissions import IsAuthenticated
+    from rest_framework.response import Response
+    from rest_framework.views import APIView
+
+    class Notes(APIView):
+        permission_classes = [IsAuthenticated]
+
+        def get(self, request):
+            return Response({"user": request.user.username})
+
+    return Notes
 
 
 def create_user():

@@ -18,12 +18,9 @@ ROTATION = {
 
 APP = django_common.start(
     ARGUMENTS.database,
-    ["oauth2_provider", "rest_framework"],
+    ["oauth2_provider"],
+    "oauth2_provider.contrib.rest_framework.OAuth2Authentication",
     OAUTH2_PROVIDER={"ACCESS_TOKEN_EXPIRE_SECONDS": common.LIFETIME, **ROTATION[ARGUMENTS.rotation]},
-    REST_FRAMEWORK={
-        "DEFAULT_AUTHENTICATION_CLASSES": ["oauth2_provider.contrib.rest_framework.OAuth2Authentication"],
-        "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    },
 )
 
 from django.http import JsonResponse
@@ -31,16 +28,8 @@ from django.urls import include, path
 from oauth2_provider.contrib.rest_framework import TokenHasScope
 from oauth2_provider.decorators import protected_resource
 from oauth2_provider.models import Application, RefreshToken
-from rest_framework.permissions import IsAuthenticated
-from rest_framework.response import Response
-from rest_framework.views import APIView
 
-
-class Notes(APIView):
-    permission_classes = [IsAuthenticated]
-
-    def get(self, request):
-        return Response({"user": request.user.username})
+Notes = django_common.notes()
 
 
 class Admin(Notes):
@@ -91,10 +80,4 @@ def revoke(owner):
     return {}
 
 
-common.serve(
-    ARGUMENTS.port,
-    APP,
-    refresh_path="/o/token/",
-    presented=lambda environ, body: (common.basic_client_id(environ), common.form_refresh_token(body)),
-    routes={"/test/user": create_user, "/test/revoke": revoke},
-)
+common.serve_oauth(ARGUMENTS.port, APP, "/o/token/", create_user, revoke)

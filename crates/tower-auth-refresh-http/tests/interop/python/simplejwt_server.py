@@ -21,15 +21,12 @@ ROTATION = {
 
 APP = django_common.start(
     ARGUMENTS.database,
-    ["rest_framework", "rest_framework_simplejwt.token_blacklist"],
+    ["rest_framework_simplejwt.token_blacklist"],
+    "rest_framework_simplejwt.authentication.JWTAuthentication",
     SIMPLE_JWT={
         "ACCESS_TOKEN_LIFETIME": timedelta(seconds=common.JWT_LIFETIME),
         "REFRESH_TOKEN_LIFETIME": timedelta(hours=1),
         **ROTATION[ARGUMENTS.rotation],
-    },
-    REST_FRAMEWORK={
-        "DEFAULT_AUTHENTICATION_CLASSES": ["rest_framework_simplejwt.authentication.JWTAuthentication"],
-        "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     },
 )
 
@@ -38,19 +35,12 @@ import json
 from django.contrib.auth.models import User
 from django.urls import path
 from rest_framework.authentication import SessionAuthentication
-from rest_framework.permissions import IsAdminUser, IsAuthenticated
-from rest_framework.response import Response
-from rest_framework.views import APIView
+from rest_framework.permissions import IsAdminUser
 from rest_framework_simplejwt.authentication import JWTAuthentication
 from rest_framework_simplejwt.token_blacklist.models import BlacklistedToken, OutstandingToken
 from rest_framework_simplejwt.views import TokenBlacklistView, TokenObtainPairView, TokenRefreshView
 
-
-class Notes(APIView):
-    permission_classes = [IsAuthenticated]
-
-    def get(self, request):
-        return Response({"user": request.user.username})
+Notes = django_common.notes()
 
 
 class Admin(Notes):

@@ -63,7 +63,7 @@ pub(super) async fn every_record_is_read_back_unchanged(fixture: Fixture) {
     let long = AccessToken::new("x".repeat(4096)).expect("the token is visible ASCII");
     let at = UNIX_EPOCH + Duration::new(2_000_000_000, 123_456_700);
     let kinds = [
-        tokens("1").with_expires_at(at).with_extra(members.clone()),
+        tokens("1").with_expires_at(at).with_refresh_at(at - Duration::from_secs(1_800)).with_extra(members.clone()),
         Tokens::from_access_token(access()).with_expires_at(at),
         Tokens::from_refresh_token(refresh_token("with \"quotes\", \\ and spaces")),
         Tokens::from_access_token(long).with_extra(members),

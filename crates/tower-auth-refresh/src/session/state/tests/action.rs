@@ -65,6 +65,17 @@ pub(super) enum Written {
     Failed,
 }
 
+/// The record that a look has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Looked {
+    /// Of the epoch in which the look began: newer than the tokens that were in force then.
+    Newer(Received),
+    Same,
+    Older,
+    AnotherEpoch(Held),
+    Nothing,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LateEnd {
     Refreshed,
@@ -119,6 +130,9 @@ pub(super) enum Action {
     // The write outside flights:
     Reads,
     Writes(Written),
+    // A look for the writes of other processes:
+    Looks,
+    Looked(Looked),
     // The app:
     SignsIn(Held),
     /// Signs in with the tokens that are in force already.
@@ -162,6 +176,9 @@ impl Action {
             [Written::Saved, Written::Claimed, Written::FoundOlder, Written::FoundNothing, Written::Failed]
                 .map(Self::Writes),
         );
+        all.push(Self::Looks);
+        all.extend([Looked::Newer(New), Looked::Newer(SameAccessToken), Looked::Same].map(Self::Looked));
+        all.extend([Looked::Older, Looked::AnotherEpoch(Both), Looked::Nothing].map(Self::Looked));
         let late = [LateEnd::Refreshed, RefreshedUnsaved, LateEnd::Failed, LateEnd::Rejected, FoundItsOwnEpoch];
         all.extend(late.map(Self::Late));
         all.extend([FoundThisEpoch, FoundAnotherEpoch, LateEnd::FoundOlder, LateEnd::Salvaged].map(Self::Late));
@@ -208,8 +225,21 @@ impl Action {
         let of_epochs = |action: &Self| match action {
             Self::Request(trigger, age) => *trigger == Trigger::Manual && *age == 0,
             Self::Fails(failure) => *failure == Failure::InDoubt,
-            _ => !matches!(action, Self::Challenge(..) | Self::Replayed(..) | Self::Accepted(_) | Self::Advance(_)),
+            Self::Challenge(..) | Self::Replayed(..) | Self::Accepted(_) | Self::Advance(_) => false,
+            _ => !matches!(action, Self::Looks | Self::Looked(_)),
         };
         Self::all().into_iter().filter(of_epochs).collect()
+    }
+
+    /// The actions that can overlap with a look: a flight, writes, and the app's calls.
+    pub(super) fn of_looks() -> Vec<Self> {
+        let of_looks = |action: &Self| match action {
+            Self::Looks | Self::Looked(_) => true,
+            Self::Late(_) | Self::SignsInAgain | Self::Dies => false,
+            Self::SignsIn(held) => *held == Held::Both,
+            Self::Renews(received, age) => *received == Received::New && *age == 0,
+            _ => Self::of_epochs().contains(action),
+        };
+        Self::all().into_iter().filter(of_looks).collect()
     }
 }

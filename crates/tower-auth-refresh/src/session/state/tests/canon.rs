@@ -64,26 +64,22 @@ impl Environment {
     }
 
     fn hash_epochs(&self, epochs: &mut Epochs, digest: &mut Digest) {
-        match &self.state.stored {
-            Stored::Clean(version) => version.is_some().hash(digest),
-            Stored::CommitPending(_) => 2.hash(digest),
-            Stored::OverwritePending(_) => 5.hash(digest),
-            Stored::SignInPending(over) => (3, epochs.names(over)).hash(digest),
-            Stored::DeletePending(of) => (4, epochs.names(of)).hash(digest),
-        }
+        epochs.hash_stored(&self.state.stored, digest);
         self.state.ended.as_ref().map(|ended| epochs.name(ended.0)).hash(digest);
         epochs.names(&self.late).hash(digest);
         epochs.names(&self.may_hold).hash(digest);
         if let Some(sync) = &self.sync {
             (epochs.name(sync.epoch), sync.tokens == self.state.tokens).hash(digest);
-            // Places are only compared within an epoch.
-            let places = (sync.epoch == self.state.epoch).then(|| self.state.place - sync.place);
-            places.hash(digest);
-            match &sync.stored {
-                Stored::DeletePending(of) => (0, epochs.names(of)).hash(digest),
-                Stored::SignInPending(over) => (1, epochs.names(over)).hash(digest),
-                _ => 2.hash(digest),
-            }
+            // Places are only compared within an epoch. What the write finds has the place that it has read or the
+            // next one, so a gap of two is equivalent to a wider one.
+            let gap = (sync.epoch == self.state.epoch).then(|| (self.state.place - sync.place).min(2));
+            gap.hash(digest);
+            epochs.hash_stored(&sync.stored, digest);
+        }
+        if let Some(look) = &self.look {
+            let same_epoch = look.epoch == self.state.epoch;
+            // Newer and older records are told from the tokens by their places, if these are still those of the look.
+            (same_epoch, same_epoch && look.place == self.state.place, look.is_over()).hash(digest);
         }
     }
 
@@ -119,6 +115,17 @@ impl Epochs {
 
     fn names(&mut self, epochs: &[Epoch]) -> Vec<usize> {
         epochs.iter().map(|epoch| self.name(*epoch)).collect()
+    }
+
+    fn hash_stored(&mut self, stored: &Stored, digest: &mut Digest) {
+        match stored {
+            Stored::Clean(version) => (0, version).hash(digest),
+            // A claim's content decides nothing.
+            Stored::CommitPending(_) => 1.hash(digest),
+            Stored::OverwritePending(version) => (2, version).hash(digest),
+            Stored::SignInPending(over) => (3, self.names(over)).hash(digest),
+            Stored::DeletePending(of) => (4, self.names(of)).hash(digest),
+        }
     }
 }
 

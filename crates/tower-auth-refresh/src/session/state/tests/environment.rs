@@ -1,5 +1,6 @@
 //! A model of the state machine's environment: the sources of its events, and their preconditions and contents.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
@@ -8,7 +9,9 @@ use http::Method;
 use tokio::time::Instant;
 
 use super::super::{At, Decision, Event, Phase, RefreshSchedule, Results, State, Stored};
-use super::action::{Action, Commit, Endpoint, Failure, Held, Initial, LateEnd, Received, RecordEpoch, Wait, Written};
+use super::action::{
+    Action, Commit, Endpoint, Failure, Held, Initial, LateEnd, Looked, Received, RecordEpoch, Wait, Written,
+};
 use crate::refresh::{Generation, RefreshError, Trigger};
 use crate::session::loop_guard;
 use crate::store::{Claim, Entry, Epoch, Record, Version};
@@ -49,6 +52,8 @@ pub(super) struct Environment {
     pub(super) sync: Option<Sync>,
     /// The results of the target that started the last flight.
     pub(super) results: Results,
+    /// The look in progress: the state when it began.
+    pub(super) look: Option<Rc<State>>,
     /// The number of tokens and epochs created so far.
     created: u64,
 
@@ -169,6 +174,7 @@ impl Environment {
             flight: None,
             late: Vec::new(),
             sync: None,
+            look: None,
             results: Results { accepted: Generation(0), refused: Generation(0) },
             created: 2,
             first: Generation(1),
@@ -247,6 +253,11 @@ impl Environment {
                 outstanding.then(|| self.sync = Some(Sync { epoch, place, tokens, stored }))
             }
             Action::Writes(written) => self.writes(written),
+            Action::Looks => {
+                let begins = matches!(self.state.stored, Stored::Clean(_)) && self.look.is_none();
+                begins.then(|| self.look = Some(Rc::new(self.state.clone())))
+            }
+            Action::Looked(looked) => self.looked(looked),
             Action::SignsIn(held) => {
                 let tokens = self.tokens(held);
                 self.signs_in(tokens)
@@ -472,6 +483,27 @@ impl Environment {
             (Written::FoundNothing, Stored::CommitPending(_) | Stored::OverwritePending(_)) => self.vanishes(epoch),
             _ => None,
         }
+    }
+
+    /// Ends the look in progress.
+    fn looked(&mut self, looked: Looked) -> Option<()> {
+        let before = self.look.take()?;
+        let (epoch, place, is_over) = (before.epoch, before.place, before.is_over());
+        let of_epoch = |place, tokens| (!is_over).then(|| Entry::new(epoch, place, tokens));
+        let entry = match looked {
+            Looked::Newer(received) => Some(of_epoch(place + 1, self.receive(received))?),
+            Looked::Same => Some(of_epoch(place, before.tokens.clone())?),
+            Looked::Older => Some(of_epoch(place.checked_sub(1)?, self.tokens(Held::Both))?),
+            Looked::AnotherEpoch(held) => Some(Entry::new(self.new_epoch(), 2, self.tokens(held))),
+            Looked::Nothing => None,
+        };
+        let found = entry.map(|entry| Record::new(version(3), entry));
+        let Some(mut event) = self.state.event_of_look(&before, found, self.due()) else { return Some(()) };
+        assert_eq!(self.state.epoch, epoch, "10: a look changes nothing once its epoch is over");
+        if let Event::RecordGone { next, .. } = &mut event {
+            *next = self.new_epoch();
+        }
+        self.step(event)
     }
 
     fn advance(&mut self, wait: Wait) -> Option<()> {

@@ -1,0 +1,324 @@
+//! [`FileStore`]: tokens in files of a private directory, which several processes may share.
+
+mod claim;
+mod directory;
+mod lock;
+mod platform;
+mod session;
+mod steps;
+#[cfg(test)]
+#[cfg(unix)]
+mod tests;
+
+use std::future::{Future, ready};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+use tower_auth_refresh::store::{
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, Presented, Record, StoreFuture, TokenStore,
+    Version,
+};
+
+use self::directory::{Directory, is_of_a_store, name_of_draft};
+use self::session::{Here, SessionFiles, Turn};
+use crate::error::{Problem, StoreError, StoreErrorKind};
+#[cfg(feature = "encryption")]
+use crate::keys::Keys;
+use crate::record::Codec;
+
+/// The time for which a call waits for the lock of a session's files.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The time after which a call fails, less than the 5 s that a session waits for it.
+const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// A directory that holds the tokens of one session, or of many (feature `file`, on by default).
+///
+/// Several processes may use it at once: one of them refreshes, the others adopt its tokens. It survives the death of a
+/// process, or of the machine, at any moment. See [the crate's documentation](crate#the-files) for the files.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
+/// # use tower_auth_refresh::{RefreshError, RefreshRequest, Session, SessionRegistry, Tokens};
+/// # use tower_auth_refresh_store::FileStore;
+/// # let directory = std::env::temp_dir().join(format!("store-doc-{}", std::process::id()));
+/// # let refresh = tower::service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
+/// // One session, as a command-line program has it:
+/// let session = Session::builder(refresh).store(FileStore::open_single(&directory)?).build().await?;
+///
+/// // Many sessions:
+/// # let refresh = tower::service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
+/// let files = FileStore::open(&directory)?;
+/// let sessions = SessionRegistry::builder(Session::builder(refresh))
+///     .store_factory(move |user: &String| files.store(user))
+///     .build()?;
+/// # std::fs::remove_dir_all(directory)?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct FileStore {
+    settings: Arc<Settings>,
+}
+
+/// A [`FileStore`] that is being set up.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct FileStoreBuilder {
+    settings: Settings,
+}
+
+#[derive(Clone, Debug)]
+struct Settings {
+    directory: PathBuf,
+    namespace: String,
+    allows_network: bool,
+    #[cfg(feature = "encryption")]
+    keys: Option<Keys>,
+}
+
+impl FileStore {
+    /// Opens a directory with the default settings, and makes it if there is none.
+    ///
+    /// It blocks for some calls to the operating system, like [`FileStoreBuilder::open`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`FileStoreBuilder::open`].
+    pub fn open(directory: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        Self::builder(directory).open()
+    }
+
+    /// Opens a directory with the default settings, for the tokens of one session.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`FileStoreBuilder::open`].
+    pub fn open_single(directory: impl Into<PathBuf>) -> Result<Arc<dyn TokenStore>, StoreError> {
+        Ok(Self::open(directory)?.store(""))
+    }
+
+    /// Sets up a store in a directory.
+    pub fn builder(directory: impl Into<PathBuf>) -> FileStoreBuilder {
+        FileStoreBuilder {
+            settings: Settings {
+                directory: directory.into(),
+                namespace: String::new(),
+                allows_network: false,
+                #[cfg(feature = "encryption")]
+                keys: None,
+            },
+        }
+    }
+
+    /// Returns the store of one session, by its key. Touches no file.
+    ///
+    /// Each call returns a handle of its own. While a handle exists, the claims that it has made hold; if it is dropped
+    /// before it has committed or released a claim, that claim ends in doubt.
+    ///
+    /// # Cancel safety
+    ///
+    /// A call of the store that is dropped runs to its end on its own thread, and later calls on this handle wait for it.
+    /// A claim that is granted after its call was dropped is given back.
+    #[must_use]
+    pub fn store(&self, key: impl AsRef<[u8]>) -> Arc<dyn TokenStore> {
+        let codec = Codec::new(&self.settings.namespace, key.as_ref());
+        #[cfg(feature = "encryption")]
+        let codec = codec.with_keys(self.settings.keys.clone());
+        Arc::new(SessionStore {
+            files: Arc::new(SessionFiles::new(Arc::clone(&self.settings), codec)),
+            here: Arc::default(),
+        })
+    }
+
+    /// Tests that the directory can be used: permissions, each file's owner, locks, and a write to the disk.
+    ///
+    /// A program may call it at its start, and show the error, which says how to mend it.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is unsafe or doesn't work.
+    ///
+    /// # Cancel safety
+    ///
+    /// If it is dropped, the test runs to its end on its own thread.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        let settings = Arc::clone(&self.settings);
+        bounded(&self.settings, ready(()), move |()| settings.check()).await
+    }
+}
+
+impl FileStoreBuilder {
+    /// Keeps the sessions apart from those of other programs that use the directory. Default: none.
+    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.settings.namespace = namespace.into();
+        self
+    }
+
+    /// Encrypts the records with the first of these keys. Default: they are in clear (feature `encryption`).
+    #[cfg(feature = "encryption")]
+    pub fn keys(mut self, keys: Keys) -> Self {
+        self.settings.keys = Some(keys);
+        self
+    }
+
+    /// Allows a directory on a network or FUSE file system. Default: it is refused.
+    ///
+    /// On many of them locks exclude nothing, or hang. Then two processes may present the same refresh token, and a
+    /// server with reuse detection signs the user out. [`FileStore::check`] tests the locks within one host only. If a
+    /// process dies, the next one waits for its lease, since a free lock proves nothing.
+    pub fn allow_network(mut self) -> Self {
+        self.settings.allows_network = true;
+        self
+    }
+
+    /// Opens the directory, and makes it if there is none.
+    ///
+    /// Removes the unfinished files of processes that have died. It blocks for some calls to the operating system.
+    ///
+    /// # Errors
+    ///
+    /// [`TooOpen`](StoreErrorKind::TooOpen) if other users own the directory or may open it,
+    /// [`Misconfigured`](StoreErrorKind::Misconfigured) if it is on a network file system, which isn't allowed,
+    /// [`Unavailable`](StoreErrorKind::Unavailable) if it can't be made or opened.
+    pub fn open(self) -> Result<FileStore, StoreError> {
+        let failed = |error| Problem::io("make the directory", error).at(&self.settings.directory);
+        // The process may change its working directory.
+        let directory = std::path::absolute(&self.settings.directory).map_err(failed)?;
+        platform::Handle::make(&directory).map_err(failed)?;
+        let settings = Arc::new(Settings { directory, ..self.settings });
+        remove_unfinished(&settings.open()?)?;
+        Ok(FileStore { settings })
+    }
+}
+
+impl Settings {
+    fn open(&self) -> Result<Directory<'_>, StoreError> {
+        Directory::open(&self.directory, self.allows_network)
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        const PROBE: &str = "check";
+        let directory = self.open()?;
+        for name in directory.names()?.into_iter().filter(|name| is_of_a_store(name)) {
+            directory.file(&name)?;
+        }
+        let lock = format!("{PROBE}.lock");
+        let (first, second, path) =
+            (directory.lock_file(&lock)?, directory.lock_file(&lock)?, directory.path_of(&lock));
+        lock::acquire(&first, Instant::now() + LOCK_TIMEOUT).map_err(|problem| problem.at(&path))?;
+        if second.try_lock().is_ok() {
+            return Err(Problem::new(StoreErrorKind::Misconfigured, "its lock excludes nothing").at(&path));
+        }
+        directory.draft(PROBE, &[0; 4096], 0)?.0.publish(PROBE)?;
+        directory.remove(PROBE)?;
+        directory.sync()
+    }
+}
+
+/// Removes the files that processes have begun to write when they died, since they may hold tokens.
+fn remove_unfinished(directory: &Directory<'_>) -> Result<(), StoreError> {
+    for unfinished in directory.names()? {
+        let Some(session) = name_of_draft(&unfinished).and_then(|name| name.split('.').next()) else { continue };
+        // Without the lock, it may be a file that is being written.
+        let lock = directory.lock_file(&format!("{session}.lock"))?;
+        if lock.try_lock().is_ok() {
+            directory.remove(&unfinished)?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs an operation on a thread that may block, within the time for a call. `ready`: what the operation waits for first.
+async fn bounded<T: Send + 'static, R: Send + 'static>(
+    settings: &Settings,
+    ready: impl Future<Output = R>,
+    operation: impl FnOnce(R) -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let failed = |kind, reason| Problem::new(kind, reason).at(&settings.directory);
+    let runtime = Handle::try_current()
+        .map_err(|_| failed(StoreErrorKind::Misconfigured, "the store was called outside of a tokio runtime"))?;
+    let call = async {
+        let ready = ready.await;
+        runtime.spawn_blocking(move || operation(ready)).await
+    };
+    match timeout(CALL_TIMEOUT, call).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(_)) => Err(failed(StoreErrorKind::Unavailable, "the operation was aborted")),
+        Err(_) => Err(failed(StoreErrorKind::Unavailable, "the call has taken too long")),
+    }
+}
+
+/// A handle on one session's files.
+struct SessionStore {
+    files: Arc<SessionFiles>,
+    here: Arc<Mutex<Here>>,
+}
+
+impl SessionStore {
+    /// Makes a call when all earlier calls on this handle have ended, those that were dropped too. Otherwise a write that
+    /// was dropped could take effect after a later one.
+    fn run<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&SessionFiles, &mut Turn) -> Result<T, StoreError> + Send + 'static,
+    ) -> StoreFuture<'_, T> {
+        let (files, here) = (Arc::clone(&self.files), Arc::clone(&self.here));
+        Box::pin(async move {
+            let deadline = Instant::now() + LOCK_TIMEOUT;
+            let until_dropped = Arc::new(());
+            let caller = Arc::downgrade(&until_dropped);
+            let operation = move |here| operation(&files, &mut Turn { here, deadline, caller });
+            let outcome = bounded(&self.files.settings, here.lock_owned(), operation).await;
+            drop(until_dropped);
+            Ok(outcome?)
+        })
+    }
+}
+
+impl TokenStore for SessionStore {
+    fn load(&self) -> StoreFuture<'_, Option<Record>> {
+        self.run(|files, _| files.load())
+    }
+
+    fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
+        let entry = entry.clone();
+        self.run(move |files, turn| files.insert(turn, &entry))
+    }
+
+    fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {
+        let entry = entry.clone();
+        self.run(move |files, turn| files.replace(turn, &entry))
+    }
+
+    fn claim<'a>(&'a self, version: &'a Version, lease: Duration) -> StoreFuture<'a, ClaimOutcome> {
+        let version = version.clone();
+        self.run(move |files, turn| files.claim(turn, &version, lease))
+    }
+
+    fn renew<'a>(&'a self, claim: &'a Claim, lease: Duration) -> StoreFuture<'a, bool> {
+        let claim = claim.clone();
+        self.run(move |files, turn| files.renew(turn, &claim, lease))
+    }
+
+    fn release<'a>(&'a self, claim: &'a Claim, presented: Presented) -> StoreFuture<'a, ()> {
+        let claim = claim.clone();
+        self.run(move |files, turn| files.release(turn, &claim, presented))
+    }
+
+    fn commit<'a>(&'a self, claim: &'a Claim, entry: &'a Entry) -> StoreFuture<'a, CommitOutcome> {
+        let (claim, entry) = (claim.clone(), entry.clone());
+        self.run(move |files, turn| files.commit(turn, &claim, &entry))
+    }
+
+    fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
+        let version = version.clone();
+        self.run(move |files, turn| files.clear(turn, &version))
+    }
+
+    fn is_durable(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,42 @@
+//! The calls to the operating system that the standard library doesn't have, or not on every system.
+
+#[cfg_attr(unix, path = "unix.rs")]
+#[cfg_attr(not(unix), path = "other.rs")]
+mod system;
+
+pub(super) use self::system::Handle;
+
+/// The purpose for which a file is opened.
+#[derive(Clone, Copy)]
+pub(super) enum How {
+    Read,
+    /// To lock the file, which is made if there is none.
+    Lock,
+    /// To write a file that doesn't exist yet.
+    Create,
+}
+
+/// Returns `true` for the number (`statfs`) of a Linux file system that several hosts may share.
+///
+/// Any FUSE file system may, and some of them accept locks that exclude nothing.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn is_remote(kind: u32) -> bool {
+    const REMOTE: [u32; 15] = [
+        0x0000_6969, // NFS
+        0x0000_517b, // SMB
+        0xfe53_4d42, // SMB 2
+        0xff53_4d42, // CIFS
+        0x0102_1997, // 9P
+        0x6573_5546, // FUSE, virtiofs
+        0x00c3_6400, // Ceph
+        0x5346_414f, // AFS
+        0x6b41_4653, // kAFS
+        0x7375_7245, // Coda
+        0x0bd0_0bd0, // Lustre
+        0x4750_4653, // GPFS
+        0x7461_636f, // OCFS2
+        0x0116_1970, // GFS2
+        0x786f_4256, // VirtualBox shared folders
+    ];
+    REMOTE.contains(&kind)
+}

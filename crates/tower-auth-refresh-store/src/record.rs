@@ -1,0 +1,224 @@
+//! The record, as every store writes it: an entry, bound to its version and its session.
+//!
+//! | bytes | content |
+//! | ---: | --- |
+//! | 4 | `tarr` |
+//! | 1 | the format: 1 |
+//! | 1 | the protection: 0 a checksum, 1 `XChaCha20-Poly1305` |
+//! | 16 | the version |
+//! | 1 + n | encrypted: the length of the key's identifier, and the identifier |
+//! | 24 | encrypted: the nonce |
+//! | … | the entry as JSON, encrypted or in clear: `{"epoch":…,"generation":…,"tokens":{…}}` |
+//! | 32 or 16 | in clear: SHA-256 of the storage key and all bytes before; encrypted: the tag |
+//!
+//! The associated data of the encryption are the storage key and all bytes before the nonce. The storage key is the hash
+//! of namespace and session key; neither is kept. So a record can't be moved to another session, nor a version be given
+//! to another record, and any changed byte is noticed.
+//!
+//! The first five bytes keep their meaning in later formats.
+
+use std::io::{self, Write};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tower_auth_refresh::ExposedTokens;
+use tower_auth_refresh::store::{Entry, Epoch, Record, Version};
+use zeroize::Zeroizing;
+
+use crate::error::{Problem, StoreErrorKind};
+#[cfg(feature = "encryption")]
+use crate::keys::{Keys, NONCE, TAG};
+
+const MAGIC: &[u8; 4] = b"tarr";
+const FORMAT: u8 = 1;
+const CLEAR: u8 = 0;
+const ENCRYPTED: u8 = 1;
+const HEADER: usize = 4 + 1 + 1 + 16;
+pub(crate) const CHECKSUM: usize = 32;
+
+/// The longest record that is written or read: far more than tokens take.
+pub(crate) const LONGEST: u64 = 1024 * 1024;
+
+/// The place of one session's record, and what protects it there.
+pub(crate) struct Codec {
+    storage_key: [u8; 32],
+    #[cfg(feature = "encryption")]
+    keys: Option<Keys>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Content {
+    epoch: u64,
+    generation: u64,
+    tokens: ExposedTokens,
+}
+
+impl Codec {
+    /// A codec for the session `key` of a namespace. Both are hashed: a gateway's key may be a secret itself.
+    pub(crate) fn new(namespace: &str, key: &[u8]) -> Self {
+        let mut hash = Sha256::new_with_prefix(b"tower-auth-refresh-store 1\0");
+        hash.update((namespace.len() as u64).to_be_bytes());
+        hash.update(namespace);
+        hash.update(key);
+        Self {
+            storage_key: hash.finalize().into(),
+            #[cfg(feature = "encryption")]
+            keys: None,
+        }
+    }
+
+    #[cfg(feature = "encryption")]
+    pub(crate) fn with_keys(self, keys: Option<Keys>) -> Self {
+        Self { keys, ..self }
+    }
+
+    /// Returns the name under which the record is stored: the storage key in hexadecimal digits.
+    pub(crate) fn name(&self) -> String {
+        use std::fmt::Write;
+        self.storage_key.iter().fold(String::with_capacity(64), |mut name, byte| {
+            // Writing to a string doesn't fail.
+            let _ = write!(name, "{byte:02x}");
+            name
+        })
+    }
+
+    /// Returns the record's bytes.
+    pub(crate) fn encode(&self, version: u128, entry: &Entry) -> Result<Zeroizing<Vec<u8>>, Problem> {
+        let entry = Content {
+            epoch: entry.epoch().to_u64(),
+            generation: entry.generation(),
+            tokens: entry.tokens().clone().into(),
+        };
+        // Written twice, since a vector that grows leaves a copy behind.
+        let mut count = Counter(0);
+        serialize(&entry, &mut count)?;
+        let mut bytes = Zeroizing::new(Vec::with_capacity(count.0 + HEADER + 1 + 64 + 24 + CHECKSUM));
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&[FORMAT, CLEAR]);
+        bytes.extend_from_slice(&version.to_be_bytes());
+        #[cfg(feature = "encryption")]
+        if let Some(keys) = &self.keys {
+            bytes[5] = ENCRYPTED;
+            let id = keys.current().as_bytes();
+            // An identifier has at most 64 bytes.
+            bytes.push(u8::try_from(id.len()).unwrap_or(u8::MAX));
+            bytes.extend_from_slice(id);
+            let context = self.context(&bytes);
+            let nonce_at = bytes.len();
+            bytes.extend_from_slice(&[0; NONCE]);
+            let text_at = bytes.len();
+            serialize(&entry, &mut *bytes)?;
+            let (nonce, tag) = keys.encrypt(&context, &mut bytes[text_at..])?;
+            bytes[nonce_at..text_at].copy_from_slice(&nonce);
+            bytes.extend_from_slice(&tag);
+            return within_limit(bytes);
+        }
+        serialize(&entry, &mut *bytes)?;
+        let checksum = self.checksum(&bytes);
+        bytes.extend_from_slice(&checksum);
+        within_limit(bytes)
+    }
+
+    /// Returns the record that these bytes hold.
+    pub(crate) fn decode(&self, mut bytes: Zeroizing<Vec<u8>>) -> Result<Record, Problem> {
+        if bytes.len() < HEADER || !bytes.starts_with(MAGIC) || bytes[4] < FORMAT {
+            return Err(corrupt("the record is damaged"));
+        }
+        if bytes[4] > FORMAT {
+            let reason = format!("the record has format {}, of a later version of this program", bytes[4]);
+            return Err(Problem::new(StoreErrorKind::NewerFormat, reason));
+        }
+        let version = Version::from(&bytes[6..HEADER]);
+        let entry = match bytes[5] {
+            CLEAR => self.decode_clear(&bytes)?,
+            ENCRYPTED => self.decrypt(&mut bytes)?,
+            _ => return Err(corrupt("the record is damaged")),
+        };
+        Ok(Record::new(version, entry))
+    }
+
+    fn decode_clear(&self, bytes: &[u8]) -> Result<Entry, Problem> {
+        let damaged = || corrupt("the record is damaged, or of another session");
+        let (content, checksum) = bytes.split_last_chunk::<CHECKSUM>().ok_or_else(damaged)?;
+        if content.len() < HEADER || self.checksum(content) != *checksum {
+            return Err(damaged());
+        }
+        #[cfg(feature = "encryption")]
+        if self.keys.as_ref().is_some_and(|keys| !keys.accepts_unencrypted()) {
+            let reason = "the record isn't encrypted, but keys were given: see `Keys::accept_unencrypted`";
+            return Err(Problem::new(StoreErrorKind::Misconfigured, reason));
+        }
+        parse(&content[HEADER..])
+    }
+
+    #[cfg(feature = "encryption")]
+    fn decrypt(&self, bytes: &mut [u8]) -> Result<Entry, Problem> {
+        let damaged = || corrupt("the record is damaged");
+        let id_length = usize::from(*bytes.get(HEADER).ok_or_else(damaged)?);
+        let (head, rest) = bytes.split_at_mut_checked(HEADER + 1 + id_length).ok_or_else(damaged)?;
+        let (nonce, rest) = rest.split_first_chunk_mut::<NONCE>().ok_or_else(damaged)?;
+        let (text, tag) = rest.split_last_chunk_mut::<TAG>().ok_or_else(damaged)?;
+        let id = std::str::from_utf8(&head[HEADER + 1..]).map_err(|_| damaged())?;
+        let Some(keys) = &self.keys else { return Err(unknown_key()) };
+        keys.decrypt(id, &self.context(head), *nonce, text, *tag)?;
+        parse(text)
+    }
+
+    #[cfg(not(feature = "encryption"))]
+    #[expect(clippy::unused_self, reason = "as with the feature `encryption`")]
+    fn decrypt(&self, _: &mut [u8]) -> Result<Entry, Problem> {
+        Err(unknown_key())
+    }
+
+    /// The associated data of an encrypted record, of which `head` are the bytes before the nonce.
+    #[cfg(feature = "encryption")]
+    fn context(&self, head: &[u8]) -> Vec<u8> {
+        [&self.storage_key, head].concat()
+    }
+
+    fn checksum(&self, bytes: &[u8]) -> [u8; CHECKSUM] {
+        Sha256::new_with_prefix(self.storage_key).chain_update(bytes).finalize().into()
+    }
+}
+
+fn within_limit(bytes: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, Problem> {
+    if bytes.len() as u64 > LONGEST {
+        let reason = format!("a record of {} bytes is longer than {LONGEST}", bytes.len());
+        return Err(Problem::new(StoreErrorKind::Misconfigured, reason));
+    }
+    Ok(bytes)
+}
+
+fn serialize(content: &Content, to: impl Write) -> Result<(), Problem> {
+    // The cause may quote a value.
+    let unwritable = |_| Problem::new(StoreErrorKind::Misconfigured, "the tokens can't be written as JSON");
+    serde_json::to_writer(to, content).map_err(unwritable)
+}
+
+fn parse(text: &[u8]) -> Result<Entry, Problem> {
+    // The cause may quote a value.
+    let content: Content = serde_json::from_slice(text).map_err(|_| corrupt("the record's content is invalid"))?;
+    Ok(Entry::new(Epoch::from(content.epoch), content.generation, content.tokens.into()))
+}
+
+fn corrupt(reason: &str) -> Problem {
+    Problem::new(StoreErrorKind::Corrupt, format!("{reason}; remove the file to sign in again"))
+}
+
+fn unknown_key() -> Problem {
+    Problem::new(StoreErrorKind::UnknownKey, "the record is encrypted, but no keys were given")
+}
+
+/// Counts the bytes that are written.
+struct Counter(usize);
+
+impl Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

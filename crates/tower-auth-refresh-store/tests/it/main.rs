@@ -1,0 +1,24 @@
+//! Tests of the stores by their public interface.
+#![cfg(feature = "file")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
+
+mod conformance;
+mod damage;
+#[cfg(all(feature = "encryption", unix))]
+mod encryption;
+mod files;
+mod model;
+mod peer;
+#[cfg(unix)]
+mod permissions;
+mod support;
+
+use tower::BoxError;
+use tower_auth_refresh_store::{StoreError, StoreErrorKind};
+
+/// Returns the kind of an error of a call, which names the resource `of`.
+fn kind<T: std::fmt::Debug>(outcome: Result<T, BoxError>, of: &std::path::Path) -> StoreErrorKind {
+    let error = outcome.unwrap_err().downcast::<StoreError>().unwrap();
+    assert!(error.to_string().starts_with(of.to_str().unwrap()), "{error} doesn't name {}", of.display());
+    error.kind()
+}
