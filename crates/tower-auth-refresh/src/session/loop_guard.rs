@@ -300,3 +300,252 @@ impl StarterResults {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use http::Method;
+
+    use super::super::backoff::LONGEST;
+    use super::*;
+
+    const NOTHING: Results = Results { accepted: Generation(0), refused: Generation(0) };
+
+    fn target(path: &str) -> Target {
+        Target::new(&Method::GET, b"api.example.com", path.as_bytes())
+    }
+
+    /// A guard and its clock. Each flight brings a new generation.
+    struct Guarded {
+        guard: LoopGuard,
+        in_force: Generation,
+        at: At,
+    }
+
+    impl Guarded {
+        fn new() -> Self {
+            let at = At { now: Instant::now(), wall: SystemTime::UNIX_EPOCH, jitter: 0.0 };
+            Self { guard: LoopGuard::new(), in_force: Generation(1), at }
+        }
+
+        fn start(&mut self, target: Option<Target>) {
+            self.guard.start(target, self.in_force, NOTHING, self.at);
+            self.in_force.0 += 1;
+            self.guard.issued = Some(self.at.now);
+        }
+
+        fn settle(&mut self, results: Results) {
+            self.guard.settle(true, results, self.at);
+        }
+
+        /// Challenges by the target start flights, whose tokens it refuses in the replay.
+        fn refused(&mut self, target: Target, times: u32) {
+            for _ in 0..times {
+                self.start(Some(target));
+                self.settle(Results { refused: self.in_force, ..NOTHING });
+            }
+        }
+
+        /// Challenges by the target start flights, whose callers are dropped.
+        fn unknown(&mut self, target: Target, times: u32) {
+            for _ in 0..times {
+                self.start(Some(target));
+                self.settle(NOTHING);
+            }
+        }
+
+        fn accepts(&mut self, target: Target, generation: Generation) {
+            let changes = self.guard.is_changed_by_acceptance(target, generation, NOTHING);
+            let before = format!("{:?}", self.guard);
+            self.guard.accept(target, generation, NOTHING);
+            assert_eq!(changes, format!("{:?}", self.guard) != before);
+        }
+
+        fn is_looping(&self, target: Target) -> bool {
+            matches!(self.guard.refusal(target, self.at.now), Some(NotRefreshed::Looping))
+        }
+
+        fn is_request_refused(&self, target: Target) -> bool {
+            matches!(self.guard.refusal(target, self.at.now), Some(NotRefreshed::RequestRefused))
+        }
+
+        fn may_start(&self, target: Target) -> bool {
+            self.guard.refusal(target, self.at.now).is_none()
+        }
+
+        fn wasted(&self) -> u32 {
+            self.guard.row.as_ref().map_or(0, |row| row.wasted)
+        }
+    }
+
+    #[test]
+    fn the_sixth_wasted_flight_and_each_further_one_start_a_pause_for_their_target() {
+        let mut it = Guarded::new();
+        let fresh = target("/fresh");
+        it.refused(fresh, 5);
+        assert!(it.may_start(fresh));
+        let mut pause = SHORTEST;
+        for _ in 6..15 {
+            it.refused(fresh, 1);
+            let end = it.at.now + pause;
+            it.at.now = end.checked_sub(Duration::from_millis(1)).unwrap();
+            assert!(it.is_looping(fresh) && it.may_start(target("/ok")));
+            it.at.now = end;
+            assert!(it.may_start(fresh));
+            pause = (2 * pause).min(LONGEST);
+        }
+    }
+
+    #[test]
+    fn a_failed_flight_is_not_wasted_and_starts_the_pause_anew() {
+        let mut it = Guarded::new();
+        let fresh = target("/fresh");
+        it.refused(fresh, 6);
+        it.at.now += SHORTEST;
+        it.start(Some(fresh));
+        it.guard.fail(it.at);
+        it.settle(NOTHING);
+        assert!(it.is_looping(fresh));
+        assert_eq!(it.wasted(), 6);
+    }
+
+    #[test]
+    fn the_report_of_a_suspect_depends_on_whether_others_are_accepted() {
+        let mut it = Guarded::new();
+        let fresh = target("/fresh");
+        it.refused(fresh, 6);
+        assert!(it.is_looping(fresh) && it.guard.is_refusing());
+        it.accepts(target("/ok"), it.in_force);
+        assert!(it.is_request_refused(fresh) && !it.guard.is_refusing());
+    }
+
+    #[test]
+    fn if_more_than_few_targets_refuse_every_token_no_target_may_start_a_flight() {
+        let mut it = Guarded::new();
+        for path in ["/a", "/b", "/c"] {
+            it.refused(target(path), 2);
+        }
+        assert!(it.may_start(target("/ok")));
+        it.refused(target("/d"), 1);
+        assert!(it.is_looping(target("/ok")));
+        it.accepts(target("/other"), it.in_force);
+        assert!(it.may_start(target("/ok")) && it.is_request_refused(target("/d")));
+    }
+
+    #[test]
+    fn a_flight_without_a_result_counts_half_and_not_at_all_after_the_probation() {
+        let mut it = Guarded::new();
+        let upload = target("/upload");
+        it.refused(target("/fresh"), 6);
+        it.unknown(upload, 1);
+        it.start(Some(upload));
+        it.at.now += PROBATION;
+        it.settle(NOTHING);
+        it.refused(target("/fresh"), 1);
+        assert!(it.is_looping(target("/fresh")) && it.may_start(upload));
+        it.unknown(upload, 1);
+        assert!(it.is_looping(upload));
+    }
+
+    #[test]
+    fn a_refresh_ahead_of_need_is_wasted_only_if_its_token_is_refused() {
+        let mut it = Guarded::new();
+        for _ in 0..10 {
+            it.start(Some(Target::SESSION));
+        }
+        assert_eq!(it.wasted(), 0);
+        it.settle(NOTHING);
+        assert_eq!(it.wasted(), 1);
+        it.accepts(target("/any"), it.in_force);
+        assert_eq!(it.wasted(), 0);
+    }
+
+    #[test]
+    fn a_target_is_cleared_by_the_acceptance_of_a_newer_token_than_it_has_refused() {
+        let mut it = Guarded::new();
+        let [fresh, upload] = ["/fresh", "/upload"].map(target);
+        it.refused(fresh, 1);
+        it.accepts(fresh, it.in_force);
+        it.start(None);
+        it.accepts(target("/ok"), it.in_force);
+        assert_eq!(it.wasted(), 1);
+        it.accepts(fresh, it.in_force);
+        assert!(!it.guard.is_watching());
+        // As the starter of a flight.
+        it.unknown(upload, 1);
+        it.start(Some(upload));
+        it.settle(Results { accepted: it.in_force, ..NOTHING });
+        assert!(!it.guard.is_watching());
+    }
+
+    #[test]
+    fn a_target_that_accepts_and_refuses_the_same_token_is_not_cleared() {
+        let mut it = Guarded::new();
+        let mixed = target("/mixed");
+        for wasted in 1..=6 {
+            it.start(Some(mixed));
+            let results = Results { accepted: it.in_force, refused: it.in_force };
+            assert!(!it.guard.is_changed_by_acceptance(mixed, it.in_force, results) || wasted > 1);
+            it.guard.accept(mixed, it.in_force, results);
+            it.settle(results);
+            assert_eq!(it.wasted(), wasted);
+        }
+        assert!(!it.may_start(mixed));
+    }
+
+    #[test]
+    fn an_accepted_token_may_be_refreshed_once_it_has_expired() {
+        let mut it = Guarded::new();
+        let fresh = target("/fresh");
+        it.refused(fresh, 6);
+        it.guard.expire(it.in_force);
+        assert!(it.is_looping(fresh));
+        it.accepts(target("/ok"), it.in_force);
+        it.guard.expire(it.in_force);
+        assert!(it.may_start(fresh));
+    }
+
+    #[test]
+    fn wasted_flights_are_forgotten_after_an_hour() {
+        let mut it = Guarded::new();
+        it.refused(target("/fresh"), 6);
+        it.at.now += MEMORY;
+        it.settle(NOTHING);
+        assert!(!it.guard.is_watching());
+    }
+
+    #[test]
+    fn targets_that_can_no_longer_be_told_apart_are_suspects() {
+        let mut it = Guarded::new();
+        let nth = |n: usize| target(&"/x".repeat(n + 1));
+        for n in 0..MOST_SUSPECTS {
+            it.accepts(target("/ok"), it.in_force);
+            assert!(it.may_start(nth(n)));
+            it.refused(nth(n), 1);
+        }
+        it.accepts(target("/ok"), it.in_force);
+        assert!(it.is_request_refused(nth(MOST_SUSPECTS)));
+        it.refused(nth(MOST_SUSPECTS), 1);
+        assert_eq!(it.guard.row.as_ref().unwrap().accounts.len(), MOST_SUSPECTS);
+        it.at.now += 2 * LONGEST;
+        assert!(it.may_start(nth(MOST_SUSPECTS)));
+    }
+
+    #[test]
+    fn only_results_of_the_starter_are_recorded() {
+        let mut it = Guarded::new();
+        let results = StarterResults::default();
+        let [fresh, ok] = ["/fresh", "/ok"].map(target);
+        results.record(&it.guard, fresh, Generation(1), true);
+        it.start(Some(fresh));
+        results.record(&it.guard, ok, Generation(2), true);
+        assert_eq!(results.load(), NOTHING);
+        results.record(&it.guard, fresh, Generation(2), false);
+        results.record(&it.guard, fresh, Generation(1), false);
+        assert_eq!(results.load(), Results { refused: Generation(2), ..NOTHING });
+        it.start(Some(Target::SESSION));
+        results.record(&it.guard, ok, Generation(3), true);
+        assert_eq!(results.load(), Results { accepted: Generation(3), refused: Generation(2) });
+    }
+}

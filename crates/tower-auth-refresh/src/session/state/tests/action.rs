@@ -159,7 +159,7 @@ impl Action {
         for trigger in [Trigger::Early, Trigger::Acquire, Trigger::Manual] {
             all.extend([Self::Request(trigger, 0), Self::Request(trigger, 1)]);
         }
-        all.extend([Self::Challenge(0, 0), Self::Challenge(0, 1), Self::Challenge(1, 0)]);
+        all.extend([Self::Challenge(0, 0), Self::Challenge(0, 1)]);
         for received in [New, SameAccessToken, Unchanged] {
             all.extend([Commit::Saved, Commit::Failed].map(|commit| Self::Refreshed(received, commit)));
             all.push(Self::Renews(received, 0));
@@ -187,10 +187,9 @@ impl Action {
         for age in [0, 1] {
             all.extend([Self::Replayed(0, true, age), Self::Replayed(0, false, age)]);
         }
-        all.extend([Self::Replayed(1, true, 0), Self::Accepted(0), Self::Accepted(1)]);
+        all.push(Self::Accepted(0));
         all.extend(
-            [Wait::Cooled, Wait::Released, Wait::Due, Wait::AlmostProbation, Wait::Probation, Wait::Memory]
-                .map(Self::Advance),
+            [Wait::Cooled, Wait::Released, Wait::Due, Wait::AlmostProbation, Wait::Probation].map(Self::Advance),
         );
         all
     }
@@ -198,26 +197,29 @@ impl Action {
     /// The actions of one user with a working store and one endpoint: refusals, failures, time.
     pub(super) fn of_pace() -> Vec<Self> {
         let of_pace = |action: &Self| match action {
-            Self::Challenge(endpoint, age) => (*endpoint, *age) == (0, 0),
             Self::Refreshed(received, commit) => *received != Received::SameAccessToken && *commit == Commit::Saved,
             Self::Fails(failure) => *failure == Failure::Unavailable,
-            Self::Replayed(endpoint, _, age) => (*endpoint, *age) == (0, 0),
+            Self::Challenge(endpoint, age) | Self::Replayed(endpoint, _, age) => (*endpoint, *age) == (0, 0),
             Self::Advance(wait) => matches!(wait, Wait::Cooled | Wait::Released | Wait::Probation),
             _ => *action == Self::Claims,
         };
         Self::all().into_iter().filter(of_pace).collect()
     }
 
-    /// The actions of two endpoints, with a working store.
+    /// The actions of two endpoints, of which only the first refuses replays, with a working store.
     pub(super) fn of_endpoints() -> Vec<Self> {
         let of_endpoints = |action: &Self| match action {
             Self::Refreshed(received, commit) => *received == Received::New && *commit == Commit::Saved,
             Self::Fails(failure) => *failure == Failure::Unavailable,
             Self::Replayed(_, _, age) => *age == 0,
-            Self::Advance(wait) => matches!(wait, Wait::Cooled | Wait::Released | Wait::Memory),
+            Self::Advance(wait) => matches!(wait, Wait::Cooled | Wait::Released),
             _ => matches!(action, Self::Claims | Self::Challenge(..) | Self::Accepted(_)),
         };
-        Self::all().into_iter().filter(of_endpoints).collect()
+        let of_the_second =
+            [Self::Challenge(1, 0), Self::Challenge(1, 1), Self::Replayed(1, true, 0), Self::Accepted(1)];
+        let mut actions: Vec<_> = Self::all().into_iter().filter(of_endpoints).collect();
+        actions.extend(of_the_second.into_iter().chain([Self::Advance(Wait::Memory)]));
+        actions
     }
 
     /// The actions that change epochs, at one moment: sign-ins, peers, writes, late flights.

@@ -276,7 +276,11 @@ impl Environment {
             }
             Action::Replayed(endpoint, accepted, age) => {
                 let generation = self.carried(age)?;
-                if accepted { self.accepted(endpoint, generation) } else { self.refused_again(endpoint, generation) }
+                if accepted {
+                    return self.accepted(endpoint, generation);
+                }
+                self.refused_again(endpoint, generation);
+                Some(())
             }
             Action::Accepted(endpoint) => {
                 let generation = self.carried(0)?;
@@ -315,13 +319,12 @@ impl Environment {
     }
 
     /// Does what the cell does when an endpoint has refused a replay.
-    fn refused_again(&mut self, endpoint: Endpoint, generation: Generation) -> Option<()> {
+    fn refused_again(&mut self, endpoint: Endpoint, generation: Generation) {
         if self.state.guard.is_starter(target(endpoint)) {
             self.results.refused = generation.max(self.results.refused);
         }
         let trial = &mut self.trials[endpoint];
         (trial.refused_again, trial.refused) = (true, trial.refused.max(generation.0));
-        Some(())
     }
 
     /// Does what the cell does, under its lock, for a caller that asks for newer tokens.

@@ -297,13 +297,13 @@ impl Environment {
             }
             _ => {}
         }
-        let wasted = |state: &State| state.guard.row.as_ref().map_or(0, |row| row.wasted);
+        let count = |state: &State| state.guard.row.as_ref().map_or(0, |row| row.wasted);
         if wastes {
             let goes_on = before.remembers_row_at(self.now);
-            assert_eq!(wasted(new), if goes_on { wasted(old) + 1 } else { 1 }, "8: a wasted flight is counted");
+            assert_eq!(count(new), if goes_on { count(old) + 1 } else { 1 }, "8: a wasted flight is counted");
             self.check_pause();
         } else {
-            let is_unchanged = wasted(new) == wasted(old) || new.guard.row.is_none();
+            let is_unchanged = count(new) == count(old) || new.guard.row.is_none();
             assert!(is_unchanged, "8: the count of wasted flights goes up by these alone, and down to none");
         }
     }
