@@ -135,6 +135,10 @@ impl Session {
     /// refused at the same time. The refusal counts as the layer's challenges do: an API that refuses every token causes
     /// at most 75 refreshes in an hour.
     ///
+    /// The session doesn't know which request was refused, so all callers of this method count as one endpoint, beside
+    /// those of the layer. Refusals of fresh tokens that are reported here delay further refreshes by this method; they
+    /// stop no refresh that a request through the layer needs.
+    ///
     /// # Errors
     ///
     /// The reason why there is no newer credential. [`NotRefreshed::SessionChanged`] if a user signed in or out since.
@@ -156,7 +160,7 @@ impl Session {
     /// Records that an API accepted a credential.
     ///
     /// Only tokens that live for less than a minute need it: their refusal is otherwise taken for that of a fresh token,
-    /// and after six in a row the session cools down.
+    /// and after six in a row [`renewed`](Self::renewed) cools down.
     pub fn accepted(&self, credential: &Credential) {
         let (epoch, generation) = {
             let state = self.cell.snapshot();

@@ -210,9 +210,8 @@ impl Action {
     pub(super) fn of_endpoints() -> Vec<Self> {
         let of_endpoints = |action: &Self| match action {
             Self::Refreshed(received, commit) => *received == Received::New && *commit == Commit::Saved,
-            Self::Fails(failure) => *failure == Failure::Unavailable,
             Self::Replayed(_, _, age) => *age == 0,
-            Self::Advance(wait) => matches!(wait, Wait::Cooled | Wait::Released),
+            Self::Advance(wait) => *wait == Wait::Released,
             _ => matches!(action, Self::Claims | Self::Challenge(..) | Self::Accepted(_)),
         };
         let of_the_second =
