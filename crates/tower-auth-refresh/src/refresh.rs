@@ -452,6 +452,15 @@ pub enum NotRefreshed {
 }
 
 impl NotRefreshed {
+    /// Returns `true` if only a sign-in helps.
+    ///
+    /// No user is signed in, the authorization server has ended the session, or the access token was refused and there is
+    /// no refresh token to replace it. After any other reason the session may obtain tokens by itself later.
+    #[must_use]
+    pub fn requires_sign_in(&self) -> bool {
+        matches!(self, Self::SignedOut | Self::Ended(_) | Self::NoRefreshToken)
+    }
+
     /// Returns the name of the reason in traces.
     pub(crate) fn as_str(&self) -> &'static str {
         match self {

@@ -24,13 +24,14 @@ use crate::replay::NotReplayable;
 ///
 /// ```
 /// use http::{Response, StatusCode};
-/// use tower_auth_refresh::{NotRefreshed, RefreshReport};
+/// use tower_auth_refresh::RefreshReport;
 ///
 /// fn must_sign_in<B>(response: &Response<B>) -> bool {
-///     matches!(
-///         response.extensions().get(),
-///         Some(RefreshReport::NotRefreshed(NotRefreshed::Ended(_) | NotRefreshed::SignedOut) | RefreshReport::StepUp(_))
-///     )
+///     match response.extensions().get() {
+///         Some(RefreshReport::NotRefreshed(why)) => why.requires_sign_in(),
+///         Some(RefreshReport::StepUp(_)) => true,
+///         _ => false,
+///     }
 /// }
 ///
 /// fn authorized<B>(response: Response<B>) -> Result<Response<B>, Box<dyn std::error::Error + Send + Sync>> {

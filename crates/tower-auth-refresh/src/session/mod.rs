@@ -154,7 +154,7 @@ impl Session {
     /// revoked, as after a [sign-out](Self::sign_out) here. While a write is pending, nothing is read: that write finds
     /// out.
     ///
-    /// A [`SessionRegistry`](crate::SessionRegistry) does it [by itself](crate::SessionRegistryBuilder::recheck). Callers
+    /// A [`SessionRegistry`](crate::SessionRegistry) does it [by itself](crate::registry::SessionRegistryBuilder::recheck). Callers
     /// at the same time share two reads of the store at most: the one under way and one that begins after it.
     ///
     /// # Errors

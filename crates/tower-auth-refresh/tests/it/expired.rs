@@ -6,7 +6,8 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use tokio::task::JoinHandle;
-use tower_auth_refresh::{RefreshError, RefreshReport, ReplayLimit, Tokens, Trigger};
+use tower_auth_refresh::refresh::Trigger;
+use tower_auth_refresh::{RefreshError, RefreshReport, ReplayLimit, Tokens};
 
 use crate::support::*;
 

@@ -13,11 +13,12 @@ use http::{HeaderName, Request, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use tower::{Service, ServiceBuilder, ServiceExt};
+use tower_auth_refresh::refresh::{RevokeRequest, RevokeService};
 use tower_auth_refresh::store::{ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, Presented};
 use tower_auth_refresh::{
     AccessToken, AuthRefreshLayer, ChallengePolicy, MemoryStore, NotRefreshed, Origin, Origins, RefreshError,
-    RefreshReport, RefreshRequest, RefreshService, RefreshToken, ReplayLimit, RevokeRequest, RevokeService, Rotation,
-    Session, SkipAuth, TokenStore, Tokens,
+    RefreshReport, RefreshRequest, RefreshService, RefreshToken, ReplayLimit, Rotation, Session, SkipAuth, TokenStore,
+    Tokens,
 };
 use tower_auth_refresh_http::{
     AuthClient, ClientAuth, ClientCredentials, JsonLogin, JsonLogout, JsonRefresh, OAuthRefresh, OAuthRevoke,
@@ -265,7 +266,7 @@ async fn no_secret_is_in_the_debug_output_of_any_public_type() {
     watch.debug(
         layer.header(HeaderName::from_static("x-api-token")).challenge(ChallengePolicy::when(|_| true)).require_token(),
     );
-    watch.debug(tower_auth_refresh::InspectBodyLayer::json(|_, _| true));
+    watch.debug(tower_auth_refresh::inspect::InspectBodyLayer::json(|_, _| true));
     watch.debug((SkipAuth, ReplayLimit(7), ChallengePolicy::grpc(), origin(), StatusCode::OK));
     session.sign_out().await.unwrap();
     watch.debug(&session);

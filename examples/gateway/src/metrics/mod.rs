@@ -11,7 +11,8 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http::StatusCode;
-use tower_auth_refresh::{NotReplayable, RefreshReport};
+use tower_auth_refresh::RefreshReport;
+use tower_auth_refresh::replay::NotReplayable;
 
 use self::histogram::Histogram;
 pub use self::refreshes::RefreshWatch;
