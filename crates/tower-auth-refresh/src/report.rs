@@ -55,6 +55,8 @@ pub enum RefreshReport {
     /// The request could not be replayed. The session refreshes nonetheless, for later requests.
     NotReplayable(NotReplayable),
     /// There was no newer token for a replay, or no token at all for the request.
+    ///
+    /// With [`NotRefreshed::RequestRefused`], the refusal is about the request rather than about the token.
     NotRefreshed(NotRefreshed),
     /// The API requires a stronger authentication of the user (RFC 9470), or more rights (RFC 6750 §3.1), than a refresh
     /// provides.

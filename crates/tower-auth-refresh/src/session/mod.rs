@@ -139,7 +139,7 @@ impl Session {
             let state = self.cell.snapshot();
             (state.epoch, state.generation)
         };
-        Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, Trigger::Manual, None).await?;
+        Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, Trigger::Manual, None, None).await?;
         let state = self.cell.snapshot();
         if state.epoch == epoch { Ok(state.tokens.clone()) } else { Err(NotRefreshed::SessionChanged) }
     }

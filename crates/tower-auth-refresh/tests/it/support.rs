@@ -132,6 +132,19 @@ where
             }
         });
     }
+
+    /// Answers every call from now on after this time.
+    pub fn serve_after(mut self, latency: Duration, mut answer: impl FnMut(&Req) -> Result<Res, E> + Send + 'static) {
+        tokio::spawn(async move {
+            while let Some(call) = self.0.recv().await {
+                let answered = answer(&call.request);
+                tokio::spawn(async move {
+                    tokio::time::sleep(latency).await;
+                    call.answer(answered);
+                });
+            }
+        });
+    }
 }
 
 impl<Req, Res, E> Call<Req, Res, E> {

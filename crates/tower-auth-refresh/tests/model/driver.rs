@@ -361,6 +361,7 @@ fn reason(error: &NotRefreshed) -> Reason {
         NotRefreshed::NoRefreshToken => Reason::NoRefreshToken,
         NotRefreshed::SameToken => Reason::SameToken,
         NotRefreshed::Looping => Reason::Looping,
+        NotRefreshed::RequestRefused => Reason::RequestRefused,
         other => panic!("{other:?}"),
     }
 }

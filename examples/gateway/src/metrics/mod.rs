@@ -39,7 +39,7 @@ const OUTCOMES: [&str; 9] = [
 
 const REPLAYS: [&str; 2] = ["accepted", "refused"];
 
-const NOT_REPLAYED: [&str; 13] = [
+const NOT_REPLAYED: [&str; 14] = [
     "too_large",
     "source_failed",
     "unknown_frame",
@@ -52,6 +52,7 @@ const NOT_REPLAYED: [&str; 13] = [
     "no_refresh_token",
     "same_token",
     "looping",
+    "request_refused",
     "step_up",
 ];
 
