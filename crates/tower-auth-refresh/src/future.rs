@@ -101,8 +101,6 @@ struct Kept<B> {
     body: Replay<B>,
     epoch: Epoch,
     generation: Generation,
-    /// The loop guard is told if the first attempt is accepted.
-    is_watched: bool,
     /// The request has waited until its deadline before it was sent, and doesn't wait again.
     has_waited: bool,
 }
@@ -235,7 +233,7 @@ where
         limit: ReplayLimit,
     ) -> Self {
         let options = &setup.options;
-        let Credentials { epoch, generation, is_watched, .. } = credentials;
+        let Credentials { epoch, generation, .. } = credentials;
         // First the head is kept, then the request moved, then the token attached: in this order no copy reads bytes
         // that have just been written in smaller pieces, for which store-to-load forwarding fails.
         let head = Head::keep(&request);
@@ -249,7 +247,7 @@ where
             drop(replay);
             return Self::send_unattached(ready, setup, own, request, epoch);
         }
-        let kept = replay.map(|body| Kept { head, body, epoch, generation, is_watched, has_waited: false });
+        let kept = replay.map(|body| Kept { head, body, epoch, generation, has_waited: false });
         let future = ready.call(request);
         Self { setup, own, state: State::Sent { future, kept } }
     }
@@ -353,7 +351,7 @@ where
                     let verdict = verdict(response, kept.as_ref().map(|kept| kept.generation));
                     if verdict != Verdict::Expired {
                         if let Some(kept) = kept
-                            && kept.is_watched
+                            && session().cell().is_watching()
                             && shows_acceptance(response.status())
                         {
                             session().cell().accepted(kept.head.target(), kept.generation);

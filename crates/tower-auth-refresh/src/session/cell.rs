@@ -39,6 +39,8 @@ pub(crate) struct TokenCell {
     pub(super) looked: AtomicU32,
     /// A copy of the state's [`is_over`](State::is_over).
     over: AtomicBool,
+    /// A copy of the state's [`is_watching`](State::is_watching).
+    watching: AtomicBool,
     /// `true` if a task retries writes that the store has failed.
     pub(super) saving: AtomicBool,
     /// `true` if a look at the store is under way.
@@ -125,6 +127,7 @@ impl TokenCell {
         Self {
             lock: RwLock::new(Writer { flight: None }),
             over: AtomicBool::new(state.is_over()),
+            watching: AtomicBool::new(state.is_watching()),
             published: ArcSwap::from_pointee(state),
             revision: AtomicU64::new(0),
             watchers: OnceLock::new(),
@@ -273,6 +276,7 @@ impl TokenCell {
     fn publish(&self, state: &Arc<State>) {
         self.published.store(Arc::clone(state));
         self.over.store(state.is_over(), Ordering::Release);
+        self.watching.store(state.is_watching(), Ordering::Relaxed);
         // After the state: a reader of the new number finds the new state.
         self.revision.fetch_add(1, Ordering::Release);
         fence(Ordering::SeqCst);
@@ -411,7 +415,13 @@ impl TokenCell {
         }
     }
 
-    /// Records that an API accepted this generation: in a replay, or in a first attempt that is watched.
+    /// Returns `true` if accepted first attempts are to be recorded.
+    #[inline]
+    pub(crate) fn is_watching(&self) -> bool {
+        self.watching.load(Ordering::Relaxed)
+    }
+
+    /// Records that an API accepted this generation: in a replay, or in a first attempt while the loop guard watches.
     pub(crate) fn accepted(self: &Arc<Self>, target: Target, generation: Generation) {
         let event = {
             let state = self.snapshot();

@@ -180,8 +180,6 @@ struct Caller {
     epoch: u32,
     generation: u32,
     slow: bool,
-    /// The loop guard is told if the first attempt is accepted.
-    is_watched: bool,
     /// The reason why the request was sent without a token.
     lack: Option<Reason>,
     progress: Progress,
@@ -461,8 +459,7 @@ impl Model {
 
     fn caller(&mut self, session: SessionIndex, kind: Option<RequestKind>, slow: bool) -> usize {
         let Session { epoch, generation, .. } = self.sessions[session];
-        let (is_watched, lack, progress) = (false, None, Progress::Done);
-        self.callers.push(Caller { session, kind, epoch, generation, slow, is_watched, lack, progress });
+        self.callers.push(Caller { session, kind, epoch, generation, slow, lack: None, progress: Progress::Done });
         self.observed.requests.push(Request::default());
         self.callers.len() - 1
     }
@@ -497,7 +494,6 @@ impl Model {
         let it = &self.sessions[self.callers[id].session];
         let same_epoch = it.epoch == self.callers[id].epoch;
         let token = it.tokens.access.filter(|_| same_epoch);
-        self.callers[id].is_watched = it.row.is_some();
         if same_epoch {
             self.callers[id].generation = it.generation;
         }
@@ -523,7 +519,7 @@ impl Model {
     }
 
     fn api_answers(&mut self, id: usize) {
-        let Caller { session, kind, epoch, is_watched, lack, progress, .. } = self.callers[id];
+        let Caller { session, kind, epoch, lack, progress, .. } = self.callers[id];
         let Progress::AtApi { attempt, good } = progress else { return };
         let it = &self.sessions[session];
         match (attempt, good) {
@@ -536,7 +532,7 @@ impl Model {
                 self.end(id, format!("401 {reason:?}"));
             }
             (Attempt::First, true) => {
-                if is_watched {
+                if it.row.is_some() {
                     self.accepted(id);
                 }
                 self.end(id, "200".to_owned());
