@@ -115,6 +115,17 @@ impl Fixture {
     async fn expire(&self) {
         sleep(self.lease * 5 / 4).await;
     }
+
+    /// Waits until calls that were dropped have ended, as far as loads can tell: a store may run them on other threads.
+    async fn settle(&self) {
+        let (mut last, mut unchanged) = (None, 0);
+        while unchanged < 3 {
+            sleep(self.lease / 8).await;
+            let loaded = (self.a.load().await.expect("load"), self.b.load().await.expect("load"));
+            unchanged = if loaded.0 == loaded.1 && last.as_ref() == Some(&loaded) { unchanged + 1 } else { 0 };
+            last = Some(loaded);
+        }
+    }
 }
 
 /// The entry of a user's tokens by their number, such as `"1"`. Those without a number have the highest one.

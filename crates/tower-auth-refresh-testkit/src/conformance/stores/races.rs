@@ -69,6 +69,7 @@ pub(super) async fn a_dropped_call_does_not_block_later_calls(fixture: Fixture) 
     let a = &fixture.a;
     drop(a.load().now_or_never());
     drop(a.claim(&version, fixture.lease).now_or_never());
+    fixture.settle().await;
     let record = fixture.load().await.expect("a claim deletes nothing");
     assert_eq!(*record.version(), version, "a claim writes nothing");
     fixture.expire().await;
@@ -77,11 +78,14 @@ pub(super) async fn a_dropped_call_does_not_block_later_calls(fixture: Fixture) 
     drop(a.renew(&claim, fixture.lease).now_or_never());
     drop(a.release(&claim, Presented::InDoubt).now_or_never());
     drop(a.commit(&claim, &entry("2")).now_or_never());
+    fixture.settle().await;
     let record = fixture.load().await.expect("a commit deletes nothing");
     assert!([entry("1"), entry("2")].contains(record.entry()), "a partial record was written");
     drop(a.replace(&entry("3")).now_or_never());
+    fixture.settle().await;
     let record = fixture.load().await.expect("a sign-in deletes nothing");
     drop(a.clear(record.version()).now_or_never());
+    fixture.settle().await;
 
     let version = fixture.sign_in("4").await;
     let claim = fixture.expect_claimed(&fixture.b, &version).await;
