@@ -289,11 +289,7 @@ impl Parsed {
 
 /// Parses JSON, in which bytes that aren't UTF-8 cost only the strings that hold them.
 fn parse_json(text: &[u8]) -> Option<Value> {
-    match serde_json::from_slice(text) {
-        Ok(json) => Some(json),
-        Err(_) if std::str::from_utf8(text).is_err() => serde_json::from_str(&String::from_utf8_lossy(text)).ok(),
-        Err(_) => None,
-    }
+    serde_json::from_slice(text).or_else(|_| serde_json::from_str(&String::from_utf8_lossy(text))).ok()
 }
 
 fn in_doubt(problem: &'static str) -> AuthServerError {

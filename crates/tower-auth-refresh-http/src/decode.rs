@@ -87,6 +87,7 @@ mod tests {
             ("x-gzip", gzip(TEXT)),
             ("gzip, identity", gzip(TEXT)),
             ("gzip, gzip", gzip(&gzip(TEXT))),
+            ("gzip, gzip, gzip", gzip(&gzip(&gzip(TEXT)))),
             ("deflate", zlib.finish().unwrap()),
             ("deflate", raw.finish().unwrap()),
             ("identity", TEXT.to_vec()),
@@ -106,6 +107,13 @@ mod tests {
         for coding in ["br", "zstd", "compress", "gzip, br", "gzip, gzip, gzip, gzip"] {
             assert!(matches!(decoded(coding, TEXT), (_, BodyEnd::Undecodable)), "{coding}");
         }
+    }
+
+    #[test]
+    fn a_body_that_expands_to_exactly_the_limit_is_complete() {
+        let (text, end) = decoded("gzip", gzip(&vec![b' '; 64 * 1024]));
+        assert_eq!(text.len(), 64 * 1024);
+        assert!(matches!(end, BodyEnd::Complete));
     }
 
     #[test]

@@ -399,6 +399,21 @@ mod tests {
     }
 
     #[test]
+    fn the_expiry_is_found_at_its_path() {
+        let fields = TokenFields::default().expires_at("meta.valid_until");
+        let at = unix(300);
+        let tokens = read(&fields, json!({"access_token": "a", "meta": {"valid_until": at}})).unwrap();
+        assert_eq!(tokens.expires_at(), Some(SystemTime::UNIX_EPOCH + Duration::from_secs(at)));
+    }
+
+    #[test]
+    fn a_lifetime_of_ten_years_at_most_is_known() {
+        let ten_years = 10 * 366 * 24 * 60 * 60;
+        assert_eq!(lifetime(json!({"access_token": "a", "expires_in": ten_years})), Some(ten_years));
+        assert_eq!(lifetime(json!({"access_token": "a", "expires_in": ten_years + 1})), None);
+    }
+
+    #[test]
     fn the_time_from_which_a_refresh_is_advised_is_read_and_lies_before_the_expiry() {
         let advised = |answer: Value| {
             let tokens = read(&TokenFields::default(), answer).unwrap();

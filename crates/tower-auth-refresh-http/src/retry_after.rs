@@ -100,6 +100,10 @@ mod tests {
             assert_eq!(reset(name, "1800000042"), Some(42));
             assert_eq!(reset(name, "1800000042000"), Some(42));
             assert_eq!(reset(name, "1700000000"), Some(0));
+            assert_eq!(reset(name, "999999999"), Some(999_999_999));
+            // September 2001, in either unit.
+            assert_eq!(reset(name, "1000000000"), Some(0));
+            assert_eq!(reset(name, "1000000000000"), Some(0));
             for unreadable in ["", "-1", "soon", "NaN", "inf", "-inf"] {
                 assert_eq!(reset(name, unreadable), None, "{unreadable:?}");
             }

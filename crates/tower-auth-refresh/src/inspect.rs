@@ -564,6 +564,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn without_a_limit_of_its_own_a_layer_reads_8_kib() {
+        let padded = |len: usize| Full::new(Bytes::from(EXPIRED.to_owned() + &" ".repeat(len - EXPIRED.len())));
+        assert!(inspect(layer(), "application/json", padded(8192)).await.1);
+        assert!(!inspect(layer(), "application/json", padded(8193)).await.1);
+    }
+
+    #[tokio::test]
+    async fn the_layer_is_ready_when_the_inner_service_is() {
+        let (inner, mut handle) = tower_test::mock::pair::<Request<()>, Response<Full<Bytes>>>();
+        let mut service = tokio_test::task::spawn(layer().layer(inner));
+        handle.allow(0);
+        assert!(service.enter(|cx, mut service| service.poll_ready(cx)).is_pending());
+        handle.allow(1);
+        assert!(service.enter(|cx, mut service| service.poll_ready(cx)).is_ready());
+    }
+
+    #[tokio::test]
     async fn only_json_is_read_unless_the_app_selects() {
         let body = || Full::new(Bytes::from_static(EXPIRED.as_bytes()));
         for json in ["application/json", "Application/JSON; charset=utf-8", "application/graphql-response+json"] {
@@ -593,6 +610,36 @@ mod tests {
         assert_eq!((body.size_hint().lower(), body.size_hint().upper()), (0, None));
         body.frame().await.unwrap().unwrap();
         assert!(body.is_end_stream() && body.frame().await.is_none());
+    }
+
+    /// A body that knows its length once its first frame was read.
+    struct Learning(Vec<Bytes>);
+
+    impl Body for Learning {
+        type Data = Bytes;
+        type Error = &'static str;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Read>> {
+            Poll::Ready(self.0.pop().map(|data| Ok(Frame::data(data))))
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            if self.0.len() > 2 {
+                return SizeHint::default();
+            }
+            SizeHint::with_exact(self.0.iter().map(|data| data.len() as u64).sum())
+        }
+    }
+
+    #[tokio::test]
+    async fn the_size_hint_of_the_unread_rest_is_that_of_the_body() {
+        let pieces = ["123", "12345678", "{"].map(Bytes::from).to_vec();
+        let (mut body, _) = inspect(layer().limit(8), "application/json", Learning(pieces)).await;
+        assert_eq!(body.size_hint().exact(), None);
+        for piece in ["{", "12345678"] {
+            assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), piece);
+        }
+        assert_eq!(body.size_hint().exact(), Some(3));
     }
 
     #[tokio::test(start_paused = true)]

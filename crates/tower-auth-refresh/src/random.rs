@@ -47,6 +47,12 @@ mod tests {
     }
 
     #[test]
+    fn the_numbers_are_those_of_the_reference_implementation() {
+        seed_random_numbers(0);
+        assert_eq!([bits(), bits(), bits()], [0xE220_A839_7B1D_CDAF, 0x6E78_9E6A_A1B9_65F4, 0x06C4_5D18_8009_454F]);
+    }
+
+    #[test]
     fn a_seed_repeats_the_numbers() {
         let numbers = || {
             seed_random_numbers(7);

@@ -560,4 +560,20 @@ mod tests {
         assert_eq!((plain.retry_after(), plain.refresh_token()), (None, None));
         assert!(plain.may_retry());
     }
+
+    #[test]
+    fn the_debug_output_of_an_error_shows_its_delay_and_whether_it_may_be_retried() {
+        let error = RefreshError::unavailable("later").with_retry_after(Duration::from_secs(3)).without_retry();
+        let shown = format!("{error:?}");
+        assert!(shown.contains("retry_after: Some(3s), no_retry: true"), "{shown}");
+    }
+
+    #[test]
+    fn a_request_to_test_a_service_with_is_as_it_was_made() {
+        let request = RefreshRequest::new(Tokens::default());
+        assert_eq!((request.trigger(), request.is_in_doubt()), (Trigger::Challenge, false));
+        assert_eq!(request.generation().to_string(), "1");
+        let request = request.with_trigger(Trigger::Early).with_in_doubt(true);
+        assert_eq!((request.trigger(), request.is_in_doubt()), (Trigger::Early, true));
+    }
 }

@@ -614,6 +614,28 @@ mod tests {
         assert!(size_of::<Option<Version>>() <= 16, "kept in each session");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_holds_until_the_moment_at_which_it_expires() {
+        let store = MemoryStore::new();
+        let entry = Entry::new(Epoch::random(), 1, Tokens::default());
+        let version = store.replace(&entry).await.unwrap();
+        let lease = Duration::from_secs(30);
+        let claim = async || store.claim(&version, lease).await.unwrap();
+        assert!(matches!(claim().await, ClaimOutcome::Claimed(first) if !first.is_in_doubt()));
+        tokio::time::advance(lease - Duration::from_millis(1)).await;
+        let ClaimOutcome::Busy { retry_in } = claim().await else { panic!("the lease still holds") };
+        tokio::time::advance(retry_in).await;
+        assert!(matches!(claim().await, ClaimOutcome::Claimed(second) if second.is_in_doubt()));
+    }
+
+    #[test]
+    fn an_entry_returns_what_it_was_made_of() {
+        let tokens = Tokens::from_access_token(crate::AccessToken::new("a1").unwrap());
+        let entry = Entry::new(Epoch::from(7), 3, tokens);
+        assert_eq!((entry.epoch(), entry.generation()), (Epoch::from(7), 3));
+        assert_eq!(entry.tokens().access_token().unwrap().expose_secret(), "a1");
+    }
+
     #[test]
     fn an_epoch_is_kept_as_a_number() {
         let epoch = Epoch::random();

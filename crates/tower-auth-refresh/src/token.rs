@@ -407,6 +407,17 @@ mod tests {
         let tokens = Tokens::default();
         assert_eq!(tokens.clone().with_expires_in(Duration::ZERO).expires_at(), None);
         assert_eq!(tokens.clone().with_expires_in(Duration::MAX).expires_at(), None);
-        assert!(tokens.with_expires_in(Duration::from_secs(1)).expires_at().is_some());
+        assert!(tokens.clone().with_expires_in(Duration::from_secs(1)).expires_at().is_some());
+        let decade = Duration::from_secs(10 * 366 * 24 * 60 * 60);
+        assert!(tokens.clone().with_expires_in(decade).expires_at().is_some());
+        assert_eq!(tokens.with_expires_in(decade + Duration::from_secs(1)).expires_at(), None);
+    }
+
+    #[test]
+    fn an_expiry_is_past_from_its_moment_on() {
+        let now = SystemTime::now();
+        let tokens = |at| Tokens::default().with_expires_at(at).unless_expired_at(now);
+        assert_eq!(tokens(now).expires_at(), None);
+        assert!(tokens(now + Duration::from_nanos(1)).expires_at().is_some());
     }
 }

@@ -227,6 +227,13 @@ mod tests {
     }
 
     #[test]
+    fn a_cookie_with_a_domain_is_for_all_its_hosts() {
+        let of = |set| attributes(set).cover(&Endpoint::parse("https://www.example.com/auth", false).unwrap());
+        assert!(of("rt=v; Domain=example.com"));
+        assert!(!of("rt=v; Domain=app.example.com") && !of("rt=v; Domain=") && !of("rt=v"));
+    }
+
+    #[test]
     fn a_cookie_without_attributes_stays_with_this_host_and_directory() {
         let expected = Attributes {
             domain: "app.example.com".to_owned(),

@@ -215,6 +215,26 @@ async fn a_kept_cookie_outlives_an_answer_without_it() {
 }
 
 #[tokio::test]
+async fn a_kept_cookie_that_the_server_deletes_is_sent_no_more() {
+    let deleting =
+        answer(200, r#"{"access_token":"a2"}"#).header("set-cookie", "csrf_refresh_token=; Path=/; Max-Age=0");
+    let scripted = Scripted::with([setting_all(1), deleting]);
+    let refresh_call = both_in_cookies(&scripted);
+    let login = JsonLogin::new(scripted.client(), URL)
+        .unwrap()
+        .cookie("refresh_token_cookie")
+        .access_token_cookie("access_token_cookie")
+        .keep_cookie("csrf_refresh_token");
+    let session = Session::builder(refresh_call).build().await.unwrap();
+    login.sign_in(&session, &json!({})).await.unwrap();
+    session.refresh().await.unwrap();
+    assert_eq!(scripted.requests()[1].header("x-csrf-token"), Some("c1|x"));
+    // Without it, nothing is sent.
+    session.refresh().await.unwrap_err();
+    assert_eq!(scripted.requests().len(), 2);
+}
+
+#[tokio::test]
 async fn the_deletion_of_another_cookie_ends_no_session() {
     let kept = json!({"domain": "app.example.com", "host_only": true, "path": "/auth", "secure": false});
     let tokens = old_tokens().with_extra(serde_json::Map::from_iter([("refresh_cookie".to_owned(), kept)]));

@@ -88,6 +88,13 @@ async fn a_hollow_error_beside_an_access_token_is_ignored() {
 }
 
 #[tokio::test]
+async fn a_hollow_error_beside_a_malformed_token_is_ignored() {
+    for hollow in [r#""""#, "{}", "null"] {
+        all(answer(200, format!(r#"{{"access_token":"a\nb","error":{hollow}}}"#)), "in doubt").await;
+    }
+}
+
+#[tokio::test]
 async fn a_2xx_without_an_access_token_at_its_path_is_misconfigured() {
     for answered in ["{}", r#"{"access_token":""}"#, r#"{"access_token":null}"#, r#"{"accessToken":"a2"}"#] {
         all(answer(200, answered), "misconfigured").await;
@@ -132,6 +139,9 @@ async fn an_answer_exactly_at_the_limit_is_read() {
     let body = |length| format!(r#"{{"access_token":"a2","padding":"{}"}}"#, "x".repeat(length - around));
     all(answer(200, body(64 * 1024)), "tokens").await;
     all(answer(200, body(64 * 1024 + 1)), "in doubt").await;
+    let rejection = r#"{"error":"invalid_grant"}"#;
+    let padded = rejection.to_owned() + &" ".repeat(64 * 1024 - rejection.len());
+    all(answer(400, padded).header("content-length", (64 * 1024).to_string()), "rejected").await;
 }
 
 #[tokio::test]
@@ -141,6 +151,22 @@ async fn an_expires_in_of_any_type_never_fails_an_answer() {
         // JSON itself has no number of that size.
         let expected = if expires_in == "1e400" { "in doubt" } else { "tokens" };
         all(answer(200, text), expected).await;
+    }
+}
+
+#[tokio::test]
+async fn an_error_is_of_one_kind() {
+    let cases = [
+        (400, "invalid_grant", [true, false, false, false]),
+        (400, "invalid_client", [false, true, false, false]),
+        (400, "temporarily_unavailable", [false, false, true, false]),
+        (500, "server_error", [false, false, false, true]),
+    ];
+    for (status, code, expected) in cases {
+        let error = by_oauth(Scripted::with([error(status, code)]).client()).await.unwrap_err();
+        let cause = cause(&error);
+        let kinds = [cause.is_rejected(), cause.is_misconfigured(), cause.is_unavailable(), cause.is_in_doubt()];
+        assert_eq!((kinds, cause.code()), (expected, Some(code)));
     }
 }
 

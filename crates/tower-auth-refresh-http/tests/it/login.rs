@@ -1,7 +1,9 @@
+use std::error::Error;
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
-use tower_auth_refresh_http::{JsonLogin, JsonLogout, TokenFields};
+use tower_auth_refresh::Session;
+use tower_auth_refresh_http::{JsonLogin, JsonLogout, JsonRefresh, TokenFields};
 
 use crate::support::{Answer, Scripted, access, answer, old_tokens, refresh};
 
@@ -43,6 +45,17 @@ async fn wrong_credentials_are_distinguished_from_other_failures() {
     }
     assert!(refused(answer(429, "").header("retry-after", "5")).await.retry_after().is_some());
     assert!(refused(answer(500, "")).await.is_in_doubt());
+}
+
+#[tokio::test]
+async fn a_failed_login_has_its_cause() {
+    let refresh_call = JsonRefresh::new(Scripted::default().client(), LOGIN).unwrap();
+    let session = Session::builder(refresh_call).build().await.unwrap();
+    let login = JsonLogin::new(Scripted::with([answer(401, "")]).client(), LOGIN).unwrap();
+    let error = login.sign_in(&session, &json!({})).await.unwrap_err();
+    assert_eq!(error.to_string(), "the login failed");
+    let cause = error.source().unwrap().to_string();
+    assert!(cause.contains("the server rejected the credentials"), "{cause}");
 }
 
 #[tokio::test]

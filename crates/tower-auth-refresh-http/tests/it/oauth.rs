@@ -1,5 +1,6 @@
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use http::header::ACCEPT;
 use http::{HeaderName, HeaderValue};
 use serde_json::json;
 use tower_auth_refresh::{RefreshErrorKind, RefreshToken, Session, Tokens};
@@ -157,6 +158,7 @@ async fn a_server_is_discovered_where_rfc_8414_says() {
         ("https://auth.example.com", "https://auth.example.com/.well-known/oauth-authorization-server"),
         ("https://auth.example.com/", "https://auth.example.com/.well-known/oauth-authorization-server"),
         ("https://auth.example.com/a/b", "https://auth.example.com/.well-known/oauth-authorization-server/a/b"),
+        ("https://a.io/b/c", "https://a.io/.well-known/oauth-authorization-server/b/c"),
     ] {
         let scripted = Scripted::with([metadata(issuer)]);
         let server = AuthorizationServer::discover(&scripted.client(), issuer).await.unwrap();
@@ -232,9 +234,11 @@ async fn the_names_and_headers_of_a_grant_are_configurable() {
         .param("grant_type", "renewal")
         .param("resource", "https://a.example")
         .param("resource", "https://b.example")
-        .header(HeaderName::from_static("apikey"), HeaderValue::from_static("k1"));
+        .header(HeaderName::from_static("apikey"), HeaderValue::from_static("k1"))
+        .header(ACCEPT, HeaderValue::from_static("application/json"));
     grant.refresh(&old_tokens()).await.unwrap();
     let request = scripted.only();
+    assert!(request.headers["apikey"].is_sensitive() && !request.headers[ACCEPT].is_sensitive());
     let expected = [
         ("token", "old-refresh"),
         ("grant_type", "renewal"),

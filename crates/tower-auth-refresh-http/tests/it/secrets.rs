@@ -43,6 +43,9 @@ fn configured_secrets_are_not_shown() {
         JsonRefresh::new(client.clone(), URL).unwrap().cookie("rt"),
     );
     assert!(!shown.contains(SECRET), "{shown}");
+    for name in ["AuthClient { timeout", "ClientAuth { id", "Classifier { call"] {
+        assert!(shown.contains(name), "{name}: {shown}");
+    }
 }
 
 #[tokio::test]

@@ -171,6 +171,10 @@ async fn the_whole_call_is_bounded_in_time() {
     let silent = service_fn(|_: Request<Full<Bytes>>| pending::<Result<Response<Full<Bytes>>, Infallible>>());
     assert_eq!(refreshed_by(AuthClient::new(silent).timeout(Duration::from_secs(3))).await, "in doubt");
     assert_eq!(start.elapsed().as_secs(), 3);
+
+    let start = Instant::now();
+    assert_eq!(refreshed_by(AuthClient::new(silent).timeout(Duration::MAX)).await, "in doubt");
+    assert_eq!(start.elapsed().as_secs(), 3600, "the longest time-out");
 }
 
 /// Sends part of a body, then an error, or nothing more.
@@ -193,6 +197,16 @@ fn async_stream(
         None => stream::pending().boxed(),
     };
     stream::iter([Ok(Frame::data(Bytes::from(sent)))]).chain(end)
+}
+
+#[tokio::test]
+async fn the_error_of_a_connection_that_breaks_off_is_the_cause_of_the_failure() {
+    for status in [200, 400, 500] {
+        let client = breaking_off(status, r#"{"access_"#, Some("reset"));
+        let error = OAuthRefresh::new(client, URL, ClientAuth::public("app")).unwrap().refresh(&old_tokens()).await;
+        let error = error.unwrap_err();
+        assert_eq!(cause(&error).source().unwrap().to_string(), "reset", "{status}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -527,6 +527,8 @@ mod tests {
                 assert_eq!(challenge.read(status, &expired, "Bearer"), Pass, "{status}");
             }
         }
+        let step_up = headers(&[r#"Bearer error="insufficient_user_authentication""#]);
+        assert_eq!(ChallengePolicy::grpc().read(StatusCode::BAD_REQUEST, &step_up, "Bearer"), Pass);
     }
 
     #[test]

@@ -229,6 +229,7 @@ mod tests {
         assert_eq!(error(&format!("bad token {token}")), None);
         assert_eq!(error("8f14e45fceea167a5a36dedd4bea2543"), None);
         assert_eq!(error(&"x".repeat(41)), None);
+        assert_eq!(error(&"x".repeat(40)).unwrap().len(), 40);
         assert_eq!(error("insufficient_user_authentication").as_deref(), Some("insufficient_user_authentication"));
         assert_eq!(error(r"invalid\\grant").as_deref(), Some("invalid"));
         assert_eq!(error("expiré").as_deref(), Some("expir"));

@@ -194,3 +194,71 @@ impl Cursor {
 fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tokio::runtime::Handle;
+    use tower::service_fn;
+
+    use super::*;
+    use crate::session::{Recheck, Session};
+    use crate::{MemoryStore, RefreshError, RefreshRequest, Tokens};
+
+    /// Makes sessions without a user, which can be evicted unless another handle of theirs is kept.
+    fn cells() -> impl Iterator<Item = Arc<TokenCell>> {
+        let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
+        let config = Session::builder(refresh).into_config(Handle::current(), None, Recheck::new(None));
+        let config = Arc::new(config);
+        std::iter::repeat_with(move || {
+            Arc::new(TokenCell::new(None, Arc::new(MemoryStore::new()), Arc::clone(&config)))
+        })
+    }
+
+    #[test]
+    fn the_keys_are_spread_over_all_shards() {
+        let table = Table::<u32>::new(10_000);
+        let mut keys = HashMap::<*const _, u32>::new();
+        for key in 0..10_000 {
+            *keys.entry(std::ptr::from_ref(table.shard_of(&key).1)).or_default() += 1;
+        }
+        assert!(table.shards.len() > 40);
+        assert_eq!(keys.len(), table.shards.len());
+        let average = 10_000 / u32::try_from(keys.len()).unwrap();
+        assert!(keys.values().all(|here| (average / 2..average * 2).contains(here)), "{keys:?}");
+    }
+
+    #[tokio::test]
+    async fn an_eviction_compares_the_next_eight_sessions_that_can_be_evicted() {
+        let table = Table::<u32>::new(1);
+        for (key, cell) in (0..100).zip(cells()) {
+            table.insert(key, cell);
+        }
+        let occupied: Vec<_> = {
+            let shard = lock(&table.shards[0]);
+            (0..shard.num_buckets()).filter_map(|bucket| Some((bucket, shard.get_bucket(bucket)?.key))).collect()
+        };
+        let mut cursor = Cursor::default();
+        let evicted = table.evict(&mut cursor).unwrap();
+        assert_eq!(cursor.bucket, occupied[7].0 + 1);
+        assert_eq!(Some(evicted.key), occupied[..8].iter().map(|(_, key)| *key).min(), "the longest unused");
+    }
+
+    #[tokio::test]
+    async fn an_eviction_examines_a_bounded_number_of_buckets() {
+        let table = Table::<u32>::new(1);
+        let in_use: Vec<_> = cells().take(4000).collect();
+        for (key, cell) in (0..).zip(&in_use) {
+            table.insert(key, Arc::clone(cell));
+        }
+        let buckets = lock(&table.shards[0]).num_buckets();
+        assert!(buckets > BUCKETS_A_CALL);
+        let mut cursor = Cursor::default();
+        assert!(table.evict(&mut cursor).is_none());
+        assert_eq!(cursor.bucket, BUCKETS_A_CALL);
+        drop(in_use);
+        assert!(table.evict(&mut cursor).is_some(), "goes on from there");
+        assert!(cursor.bucket > BUCKETS_A_CALL);
+    }
+}

@@ -277,7 +277,7 @@ impl<B> Other<B> {
 }
 
 /// The app's way to take a body of a type of its own that is in memory as one piece.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct OnePiece(Option<Arc<dyn Any + Send + Sync>>);
 
 /// Returns the whole body, or `None` if the body isn't in memory as one piece.
@@ -291,12 +291,6 @@ impl OnePiece {
     fn take<B: 'static>(&self, body: &B) -> Option<Bytes> {
         let take: &Take<B> = self.0.as_ref()?.downcast_ref()?;
         take(body)
-    }
-}
-
-impl fmt::Debug for OnePiece {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("OnePiece").finish_non_exhaustive()
     }
 }
 

@@ -29,7 +29,6 @@ impl TokenCell {
             (Phase::Refreshing, _, Some(due)) if due.has_expired(Instant::now(), SystemTime::now()) => {
                 Some(Trigger::Early)
             }
-            (Phase::Active, None, _) => self.refusal(state.epoch).is_none().then_some(Trigger::Acquire),
             _ => None,
         }
     }

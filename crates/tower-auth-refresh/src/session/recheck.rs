@@ -335,3 +335,16 @@ impl Drop for LookTask {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_ticks_sixteen_times_within_a_bound_of_a_year_at_most() {
+        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+        let tick = |bound| Recheck::new(Some(bound)).tick;
+        assert_eq!(tick(300 * DAY), Some(300 * DAY / 16));
+        assert_eq!(tick(Duration::MAX), Some(365 * DAY / 16));
+    }
+}

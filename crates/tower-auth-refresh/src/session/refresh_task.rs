@@ -19,7 +19,6 @@ use super::cell::TokenCell;
 use super::flight::{CompletionGuard, Flight, Outcome};
 use super::state::{Event, State, Stored};
 use super::store_call::{STORE_TIMEOUT, bounded, bounded_by};
-use super::store_sync::is_older_than;
 use crate::TARGET;
 use crate::random;
 use crate::refresh::{NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, Trigger};
@@ -416,6 +415,11 @@ impl RefreshTask {
         };
         Some((entry, stored))
     }
+}
+
+/// Returns `true` if a record is of the same epoch as an entry and older: its store has lost writes.
+fn is_older_than(record: &Record, entry: &Entry) -> bool {
+    record.epoch() == entry.epoch() && record.generation() < entry.generation()
 }
 
 /// Calls the store, bounded by the flight's deadline.

@@ -23,11 +23,6 @@ const OVERWRITE_LEASE: Duration = Duration::from_secs(15);
 /// A revocation in a task of its own.
 pub(super) type RevocationTask = JoinHandle<Result<(), BoxError>>;
 
-/// Returns `true` if a record is of the same epoch as an entry and older: its store has lost writes.
-pub(super) fn is_older_than(record: &Record, entry: &Entry) -> bool {
-    record.epoch() == entry.epoch() && record.generation() < entry.generation()
-}
-
 impl TokenCell {
     /// Makes all pending writes.
     pub(super) async fn sync(self: &Arc<Self>) -> Result<(), BoxError> {
@@ -158,7 +153,7 @@ impl TokenCell {
     }
 
     /// Adopts a write that the store holds instead of ours. If it is of another epoch, our tokens are revoked. If it is
-    /// older than ours, the store has lost writes, and ours is written back.
+    /// older than the state, the store has lost writes, and the step that adopts it has the state written back.
     pub(super) async fn adopt_conflicting_write(
         self: &Arc<Self>,
         ours: Entry,
@@ -170,9 +165,6 @@ impl TokenCell {
             // It is ours after all: an earlier call that seemed to fail.
             Some(record) if *record.entry() == ours && !ends_flight => {
                 Event::Saved { epoch, tokens: ours.into_tokens(), version: record.version().clone() }
-            }
-            Some(record) if is_older_than(&record, &ours) => {
-                Event::StoreWentBack { epoch, version: record.version().clone() }
             }
             Some(record) => {
                 if record.epoch() != epoch {

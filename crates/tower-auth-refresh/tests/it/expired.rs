@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use tokio::task::JoinHandle;
+use tower::{Service, ServiceExt};
 use tower_auth_refresh::refresh::Trigger;
 use tower_auth_refresh::{RefreshError, RefreshReport, ReplayLimit, Tokens};
 
@@ -90,6 +91,27 @@ async fn an_upload_over_the_replay_limit_waits_if_its_token_was_refused() {
     it.auth.next().await.answer(Ok(valid(2)));
     it.api.reply(1, "a2", 200).await;
     assert_eq!(response.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_over_the_replay_limit_waits_though_its_handle_keeps_the_refused_token() {
+    let mut it = Fixture::new().await;
+    let first = it.get_refused().await;
+    it.auth.next().await.answer(Err(RefreshError::misconfigured("no")));
+    first.await.unwrap();
+    tokio::time::sleep(2 * MINUTE).await;
+    for _ in 0..3 {
+        let request = Request::get(ORIGIN).body(Full::default()).unwrap();
+        let response = tokio::spawn(it.client.ready().await.unwrap().call(request));
+        it.api.reply(1, "a1", 200).await;
+        assert_eq!(response.await.unwrap().unwrap().status(), 200);
+    }
+    let request = Request::post(ORIGIN).extension(ReplayLimit(10)).body(Full::from(vec![7; 11])).unwrap();
+    let response = tokio::spawn(it.client.ready().await.unwrap().call(request));
+    assert!(it.api.is_idle().await);
+    it.auth.next().await.answer(Ok(valid(2)));
+    it.api.reply(1, "a2", 200).await;
+    assert_eq!(response.await.unwrap().unwrap().status(), 200);
 }
 
 /// The paused clock stands still, as the monotonic clock does while the machine is suspended.

@@ -96,6 +96,27 @@ impl Fixture {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_call_that_may_not_be_repeated_or_that_issued_a_refresh_token_is_made_once() {
+    let mut it = Fixture::new().await;
+    it.fail_once(RefreshError::unavailable("later").without_retry()).await;
+    it.assert_kept(RefreshErrorKind::Unavailable).await;
+    it.fail_once(RefreshError::unavailable("later").with_refresh_token(refresh("r2"))).await;
+    assert_eq!(it.session.tokens(), Tokens::new(access("a1"), refresh("r2")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_state_equals_itself_until_another_refresh_fails() {
+    let mut it = Fixture::new().await;
+    assert!(!it.session.state().is_ended());
+    it.fail_once(RefreshError::misconfigured("no such client")).await;
+    let first = it.session.state();
+    assert!(!first.is_ended());
+    assert_eq!(first, it.session.state());
+    it.fail_once(RefreshError::misconfigured("no such client")).await;
+    assert_ne!(first, it.session.state());
+}
+
 // Time-outs.
 
 #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tower_auth_refresh::{NotRefreshed, RefreshError, RefreshReport, Tokens};
 
+use crate::secrets::Watch;
 use crate::support::*;
 
 #[tokio::test(start_paused = true)]
@@ -245,6 +246,22 @@ async fn a_failed_refresh_is_one_attempt_with_one_outcome_for_twenty_waiters() {
     assert!(it.auth.is_idle().await);
     assert!(it.api.is_idle().await);
     assert_eq!(it.session.tokens(), pair(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_span_of_a_refresh_counts_its_waiters() {
+    let (watch, _capture) = Watch::start();
+    let mut it = Fixture::new().await;
+    let responses: Vec<_> = (0..20).map(|_| it.get()).collect();
+    it.api.reply(20, "a1", 401).await;
+    let call = it.auth.next().await;
+    settle().await;
+    call.answer(Ok(pair(2)));
+    it.api.reply(20, "a2", 200).await;
+    for response in responses {
+        assert_eq!(response.await.unwrap().status(), 200);
+    }
+    assert!(watch.count("waiters=20") > 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
+use std::error::Error;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -835,6 +836,25 @@ fn a_registry_is_not_built_outside_a_runtime() {
     let refresh = service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
     let error = SessionRegistry::<u32>::builder(Session::builder(refresh)).build().unwrap_err();
     assert_eq!(error.to_string(), "the session has no running tokio runtime");
+}
+
+#[test]
+fn a_load_whose_runtime_shuts_down_answers_its_callers() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (home, other) = (runtime(), runtime());
+    let (service, _auth): (_, AuthCalls) = script();
+    let sessions = {
+        let _home = home.enter();
+        let builder = SessionRegistry::builder(Session::builder(service));
+        builder.store_factory(|_: &u32| Arc::new(faulty_store())).build().unwrap()
+    };
+    let found = other.spawn(async move { sessions.get(&1).await });
+    other.block_on(tokio::task::yield_now());
+    drop(home);
+    let found = other.block_on(async { tokio::time::timeout(15 * SECOND, found).await.unwrap().unwrap() });
+    let error = found.unwrap_err();
+    assert!(matches!(&error, SessionRegistryError::Session(why) if why.kind() == SessionErrorKind::Runtime));
+    assert_eq!(error.source().unwrap().to_string(), "the task that loads the session is gone");
 }
 
 // The limit on concurrent refreshes.

@@ -13,6 +13,7 @@ use tower_auth_refresh::store::{ClaimOutcome, CommitOutcome, Entry, Epoch, Memor
 use tower_auth_refresh::{RefreshError, RefreshRequest, Session, SessionRegistry, SessionState, Tokens};
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 
+use crate::secrets::Watch;
 use crate::support::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -264,6 +265,34 @@ mod a_change_elsewhere {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn that_lost_a_refresh_token_alone_is_written_over() {
+        let (mut a, _, shared) = fleet().await;
+        let old = stored(&shared).await;
+        let (call, session) = a.refresh().await;
+        call.answer(Err(RefreshError::in_doubt("no access token").with_refresh_token(refresh("r2"))));
+        settle().await;
+        let salvaged = Tokens::new(access("a1"), refresh("r2"));
+        assert_eq!(stored(&shared).await.unwrap().tokens(), &salvaged);
+        shared.rewind(old).await;
+        a.changed().await;
+        a.sessions.wait_idle().await;
+        assert_eq!(session.tokens(), salvaged);
+        let record = stored(&shared).await.unwrap();
+        assert_eq!((record.generation(), record.tokens()), (2, &salvaged));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_is_none_leaves_a_refresh_token_in_doubt() {
+        let (mut a, _, _) = fleet().await;
+        let (call, _) = a.refresh().await;
+        call.answer(Err(RefreshError::in_doubt("connection reset")));
+        settle().await;
+        a.changed().await;
+        let (call, _) = a.refresh().await;
+        assert!(call.request.is_in_doubt());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn that_is_none_leaves_the_session_as_it_is() {
         let (a, _, shared) = fleet().await;
         let session = a.get().await.unwrap();
@@ -305,6 +334,31 @@ mod a_change_elsewhere {
         let found = found.await.unwrap();
         assert!(!found.is_ok_and(|found| found.is_some()));
         assert!(a.get().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn during_a_load_is_not_undone_while_another_load_is_under_way() {
+        let shared = shared_store();
+        let a = Replica::of(&shared);
+        sign_in_elsewhere(&shared, pair(1)).await;
+        let get = async || {
+            let sessions = a.sessions.clone();
+            let found = tokio::spawn(async move { sessions.get(&USER).await });
+            settle().await;
+            found
+        };
+        // The record has been read, and the answer is on its way.
+        a.store.inject(StoreCall::Load, StoreFault::delay(SECOND).after_effect().times(1));
+        let first = get().await;
+        sign_out_elsewhere(&shared).await;
+        a.changed().await;
+        a.store.inject(StoreCall::Load, StoreFault::delay(2 * SECOND).times(1));
+        let second = get().await;
+        assert_eq!(a.loads(), 2);
+        for found in [first, second] {
+            assert!(found.await.unwrap().unwrap().is_none());
+        }
+        assert!(a.sessions.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
@@ -514,6 +568,26 @@ mod a_look {
         while a.get().await.is_some() {
             assert!(up.elapsed() < RECHECK / 4);
             sleep(SECOND / 10).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_fails_is_logged_once_until_one_succeeds() {
+        let (watch, _capture) = Watch::start();
+        let logged = || watch.count("session not rechecked");
+        let (a, _, _) = fleet().await;
+        a.changed().await;
+        assert_eq!(logged(), 0);
+        for outages in 1..=2 {
+            a.store.inject(StoreCall::Load, StoreFault::fail());
+            for _ in 0..60 {
+                a.time_to_get().await;
+                sleep(SECOND).await;
+            }
+            assert_eq!(logged(), outages);
+            a.store.clear_faults();
+            sleep(RECHECK).await;
+            a.time_to_get().await;
         }
     }
 

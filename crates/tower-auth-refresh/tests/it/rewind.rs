@@ -4,7 +4,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tower_auth_refresh::store::{ClaimOutcome, Record};
 use tower_auth_refresh::{NotRefreshed, RefreshError, RefreshErrorKind, SessionState, Tokens};
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
@@ -338,6 +338,37 @@ async fn a_store_that_goes_back_while_a_refresh_goes_on_from_another_processes_t
     it.accepts(response, 4).await;
     settle().await;
     assert_stored(&store, 4).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_another_process_holds_the_older_record_a_refresh_waits_for_it_until_the_deadline() {
+    for lease in [10 * SECOND, MINUTE] {
+        let (mut it, store) = stored().await;
+        let expired = |n| pair(n).with_expires_at(SystemTime::UNIX_EPOCH);
+        store.refresh_as_peer(&expired(2)).await;
+        let second = store.snapshot().await;
+        store.refresh_as_peer(&expired(3)).await;
+        store.inject(StoreCall::Claim, StoreFault::hang_until_cleared().after_calls(1));
+        let response = it.get_refused().await;
+        settle().await;
+        store.rewind(second).await;
+        store.claim_as_peer(lease).await;
+        store.clear_faults();
+        let begun = Instant::now();
+        if lease < MINUTE {
+            let refresh = it.auth.next().await;
+            assert_eq!((refresh.presented(), refresh.request.is_in_doubt()), ("r3", false));
+            assert!((lease..lease + SECOND).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+            refresh.answer(Ok(pair(4)));
+            it.accepts(response, 4).await;
+        } else {
+            let why = failure(&response.await.unwrap());
+            let cause = std::error::Error::source(&*why).unwrap().to_string();
+            assert_eq!(cause, "another process has claimed an older record");
+            assert!((29 * SECOND..=30 * SECOND).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+            assert!(it.auth.is_idle().await);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

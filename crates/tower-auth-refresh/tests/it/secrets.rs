@@ -9,16 +9,19 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, Request, StatusCode};
+use http::header::WWW_AUTHENTICATE;
+use http::{HeaderMap, HeaderName, Request, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use tower::{Service, ServiceBuilder, ServiceExt};
+use tower_auth_refresh::challenge::ResponseHead;
+use tower_auth_refresh::inspect::InspectBodyLayer;
 use tower_auth_refresh::refresh::{RevokeRequest, RevokeService};
 use tower_auth_refresh::store::{ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, Presented};
 use tower_auth_refresh::{
     AccessToken, AuthRefreshLayer, ChallengePolicy, MemoryStore, NotRefreshed, Origin, Origins, RefreshError,
-    RefreshReport, RefreshRequest, RefreshService, RefreshToken, ReplayLimit, Rotation, Session, SkipAuth, TokenStore,
-    Tokens,
+    RefreshReport, RefreshRequest, RefreshService, RefreshToken, ReplayLimit, Rotation, Session, SessionRegistry,
+    SkipAuth, TokenStore, Tokens,
 };
 use tower_auth_refresh_http::{
     AuthClient, ClientAuth, ClientCredentials, JsonLogin, JsonLogout, JsonRefresh, OAuthRefresh, OAuthRevoke,
@@ -34,14 +37,14 @@ use crate::support::*;
 
 /// Canaries, which are random secrets, and everything that was printed while they were in use.
 #[derive(Clone, Default)]
-struct Watch {
+pub struct Watch {
     canaries: Arc<Mutex<Vec<String>>>,
     printed: Arc<Mutex<String>>,
 }
 
 impl Watch {
     /// Captures every trace and every panic message of this thread.
-    fn start() -> (Self, impl Drop) {
+    pub fn start() -> (Self, impl Drop) {
         let watch = Self::default();
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(Level::TRACE)
@@ -100,7 +103,9 @@ impl Watch {
     }
 
     fn debug(&self, it: impl Debug) {
-        self.text(&format!("{it:?} {it:#?}"));
+        let text = format!("{it:?}");
+        assert!(!text.is_empty(), "a value that shows nothing of itself");
+        self.text(&format!("{text} {it:#?}"));
     }
 
     fn error(&self, error: &(dyn Error + 'static)) {
@@ -126,7 +131,12 @@ impl Watch {
     }
 
     fn has(&self, text: &str) -> bool {
-        self.printed.lock().unwrap().contains(text)
+        self.count(text) > 0
+    }
+
+    /// Returns how often a text was printed.
+    pub fn count(&self, text: &str) -> usize {
+        self.printed.lock().unwrap().matches(text).count()
     }
 
     /// Asserts that nothing leaked and clears the output, which keeps the next check fast.
@@ -262,14 +272,31 @@ async fn no_secret_is_in_the_debug_output_of_any_public_type() {
         assert_eq!(service.ready().await.unwrap().call(request).await.unwrap().status(), 200);
         watch.debug(&service);
     }
+    assert!(watch.has("last: LastCredentials { .. }"));
     watch.debug(AuthRefreshLayer::per_request(Origins::from(origin())));
     watch.debug(
         layer.header(HeaderName::from_static("x-api-token")).challenge(ChallengePolicy::when(|_| true)).require_token(),
     );
-    watch.debug(tower_auth_refresh::inspect::InspectBodyLayer::json(|_, _| true));
+    let inspecting = InspectBodyLayer::json(|_, _| true);
+    watch.debug(&inspecting);
+    let answer = watch.canary();
+    let inner = tower::service_fn(move |_: Request<()>| {
+        let response = http::Response::builder().header("content-type", "application/json").body(answer.clone());
+        std::future::ready(response)
+    });
+    watch.debug(inspecting.layer(()));
+    let response = inspecting.layer(inner).call(Request::new(()));
+    watch.debug(&response);
+    watch.debug(response.await.unwrap().into_body());
+    let headers = HeaderMap::from_iter([(WWW_AUTHENTICATE, watch.canary().parse().unwrap())]);
+    watch.debug(ResponseHead::new(StatusCode::UNAUTHORIZED, &headers));
     watch.debug((SkipAuth, ReplayLimit(7), ChallengePolicy::grpc(), origin(), StatusCode::OK));
     session.sign_out().await.unwrap();
     watch.debug(&session);
+    let (service, _auth): (_, AuthCalls) = script();
+    let registry = SessionRegistry::<u32>::builder(Session::builder(service).tokens(watch.tokens()));
+    watch.debug(&registry);
+    watch.debug(registry.build().unwrap());
 
     // The store.
     let store = MemoryStore::new();
@@ -391,6 +418,9 @@ async fn no_secret_is_in_traces_or_errors_for_any_outcome_of_a_refresh() {
         it.refused(|| Err(error())).await;
         it.refused(|| panic!("a refresh call in the cool-down")).await;
         tokio::time::sleep(Duration::from_secs(3600)).await;
+    }
+    for kind in ["misconfigured", "unavailable", "in_doubt"] {
+        assert!(watch.has(&format!("kind=\"{kind}\"")), "{kind}");
     }
     assert!(watch.has("refresh attempt failed") && watch.has("report=\"cooling_down\""));
 

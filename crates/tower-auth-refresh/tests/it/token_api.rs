@@ -431,6 +431,12 @@ async fn a_sliding_token_to_an_older_credential_is_ignored() {
         it.session.renew(&current, sliding(n)).await.unwrap();
     }
     assert_eq!(token(&in_force(&it.session)), "a3");
+    // It waits for no refresh either: none is about to replace it.
+    let renewing = renewed(&it.session, &in_force(&it.session));
+    let call = it.auth.next().await;
+    tokio::time::timeout(SECOND, it.session.renew(&current, sliding(7))).await.unwrap().unwrap();
+    call.answer(Ok(pair(4)));
+    assert_eq!(token(&renewing.await.unwrap().unwrap()), "a4");
 }
 
 #[tokio::test(start_paused = true)]

@@ -401,6 +401,19 @@ async fn the_end_of_a_session_is_written_when_the_store_recovers() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_is_not_built_on_empty_tokens_unless_it_needs_no_refresh_token() {
+    let (service, _auth): (_, AuthCalls) = script();
+    let store = faulty_store();
+    let builder = Session::builder(service).store(store.clone());
+    let error = builder.tokens(Tokens::default()).build().await.unwrap_err();
+    assert_eq!((error.kind(), error.took_effect()), (SessionErrorKind::NoTokens, false));
+    assert_eq!(store.record().await, None);
+    let (service, _auth): (_, AuthCalls) = script();
+    let session = Session::client_credentials(service).tokens(Tokens::default()).build().await.unwrap();
+    assert_eq!(session.state(), SessionState::Active);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_is_not_built_on_a_store_that_fails() {
     for call in [StoreCall::Load, StoreCall::Insert] {
         for fault in [FAILURES.as_slice(), &LOST_ANSWERS].concat() {

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use tower::BoxError;
 use tower_auth_refresh::refresh::RevokeRequest;
 use tower_auth_refresh::session::SessionErrorKind;
-use tower_auth_refresh::{RefreshError, SessionError, SessionState, Tokens};
+use tower_auth_refresh::{RefreshError, Session, SessionError, SessionState, Tokens};
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, StoreFault};
 
 use super::{FAILURES, LOST_ANSWERS, MINUTE, SECOND, TIMEOUT, peer_on, stored, stored_with};
@@ -66,6 +66,33 @@ async fn a_sign_out_that_is_written_late_revokes_each_of_the_tokens_once() {
             assert_eq!(is_revoked(&last.unwrap_or(pair(2))), 1, "{call:?}, {fault:?}: {revoked:?}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_out_that_is_written_after_a_late_refresh_revokes_each_of_the_tokens_once() {
+    let (revoke, revoked) = revocations();
+    let (mut it, store) = stored_with(|builder| builder.revoke(revoke)).await;
+    let response = it.get_refused().await;
+    let call = it.auth.next().await;
+    store.inject(StoreCall::Load, StoreFault::fail());
+    it.session.sign_out().await.unwrap_err();
+    assert_eq!(response.await.unwrap().status(), 401);
+    call.answer(Ok(pair(2)));
+    settle().await;
+    store.clear_faults();
+    sleep(2 * MINUTE).await;
+    assert_eq!(store.tokens().await, None);
+    assert_eq!(*revoked.lock().unwrap(), [pair(1), pair(2)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sign_out_of_a_session_that_has_no_token_revokes_nothing() {
+    let (revoke, revoked) = revocations();
+    let (service, _auth): (_, AuthCalls) = script();
+    let session = Session::client_credentials(service).revoke(revoke).build().await.unwrap();
+    session.sign_out().await.unwrap();
+    assert_eq!(session.state(), SessionState::SignedOut);
+    assert!(revoked.lock().unwrap().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
