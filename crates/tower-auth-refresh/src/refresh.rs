@@ -446,8 +446,8 @@ pub enum NotRefreshed {
     Looping,
     /// The API refuses this request with fresh tokens, which it accepts with other requests.
     ///
-    /// The refusal is about the request (a missing scope, an endpoint that requires a more recent sign-in), so a refresh
-    /// would not help. The session goes on refreshing for other requests.
+    /// The refusal is about the request (a missing scope, an endpoint that requires a more recent sign-in), so a
+    /// refresh would not help. The session goes on refreshing for other requests.
     RequestRefused,
 }
 

@@ -6,8 +6,8 @@ use http::Method;
 
 /// A hash of a request's method, authority and path.
 ///
-/// The query, and segments of the path that contain a digit, are left out: `/users/7/orders` and `/users/8/orders` are one
-/// endpoint. Endpoints with the same hash count as one.
+/// The query, and segments of the path that contain a digit, are left out: `/users/7/orders` and `/users/8/orders` are
+/// one endpoint. Endpoints with the same hash count as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Target(NonZeroU32);
 
@@ -15,7 +15,7 @@ impl Target {
     /// The target of refreshes that no refusal starts.
     pub(crate) const SESSION: Self = Self(NonZeroU32::MIN);
 
-    /// The target of [`Session::renewed`](crate::Session::renewed): the session doesn't see the requests of its callers.
+    /// The target of [`Session::renewed`](crate::Session::renewed): the session doesn't see its callers' requests.
     pub(crate) const TOKEN_API: Self = Self(NonZeroU32::MAX);
 
     /// `path`: with or without a query.

@@ -6,13 +6,14 @@
 //! - Refused in the replay: the target is a *suspect*.
 //! - Accepted: the target is no suspect any more.
 //! - Neither (the caller was dropped, or the body could not be replayed): two of these make a suspect, if the token was
-//!   refused within [`PROBATION`] of its arrival. Slower refusals need no guard: they cause at most 60 refreshes an hour.
+//!   refused within [`PROBATION`] of its arrival. Slower refusals need no guard: they cause at most 60 refreshes an
+//!   hour.
 //! - A flight that fails is not wasted. It only starts the pause anew.
 //!
 //! Wasted flights are counted in a row. The first five are free. From the sixth on each starts a pause of 1 s, doubling
-//! to 60 s, jittered upward only. In the pause, a challenge by a suspect starts no flight. A challenge by another target
-//! does, unless more than [`FEW`] targets have refused a token since one was accepted anywhere: then the API refuses
-//! everything. So do challenges of a token that was accepted and is past its known expiry.
+//! to 60 s, jittered upward only. In the pause, a challenge by a suspect starts no flight. A challenge by another
+//! target does, unless more than [`FEW`] targets have refused a token since one was accepted anywhere: then the API
+//! refuses everything. If a token was accepted and is past its known expiry, its challenge ends the pause.
 //!
 //! The row ends when no suspect is left. An accepted token clears a target if it is newer than the one that the target
 //! refused: a target that accepts some requests and refuses others remains a suspect. An hour without a wasted flight
@@ -20,11 +21,13 @@
 //!
 //! Together: an API that refuses everything causes at most 75 refreshes in any hour, and so do endpoints that refuse
 //! everything beside others that accept, not counting those of expired tokens. There is one pause for all suspects, so
-//! that ten cause no more refreshes than one. Beyond [`MOST_SUSPECTS`], targets can't be told apart: they count as suspects.
+//! that ten cause no more refreshes than one. Beyond [`MOST_SUSPECTS`], targets can't be told apart, and count as
+//! suspects.
 //!
-//! The guard is part of the session's state and changes under the lock. The results of a flight's starter are in atomics
-//! beside it, [`StarterResults`], since each replay may write them. First attempts that are accepted are only recorded
-//! while the guard [watches](LoopGuard::is_watching).
+//! The guard is part of the session's state and changes under the lock. The results of a flight's starter are in
+//! atomics beside it, [`StarterResults`], since each replay may write them. First attempts that are accepted are only
+//! recorded while the guard [watches](LoopGuard::is_watching): the cell has a copy of that flag, and a request reads no
+//! more than the flag.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -152,8 +155,8 @@ impl LoopGuard {
         self.waste(target, REFUSED, in_force, at);
     }
 
-    /// Returns `true` if the results of this target are those of the last flight's starter, which is not settled yet. If
-    /// no request started the flight, all are.
+    /// Returns `true` if the results of this target are those of the starter of the last flight, which is not settled
+    /// yet. If no challenge started the flight, the results of each target are.
     pub(super) fn is_starter(&self, target: Target) -> bool {
         self.starter.is_some_and(|starter| starter.target == target || starter.target == Target::SESSION)
     }
