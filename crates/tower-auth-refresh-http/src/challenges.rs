@@ -1,7 +1,7 @@
 //! `WWW-Authenticate` in the answer to a refresh call (RFC 9110 §11.6.1).
 
 use http::HeaderMap;
-use tower_auth_refresh::Challenge;
+use tower_auth_refresh::challenge::Challenge;
 
 /// The schemes of proxies and gateways, which know nothing of refresh tokens.
 const PROXY_SCHEMES: [&str; 5] = ["basic", "digest", "negotiate", "ntlm", "kerberos"];

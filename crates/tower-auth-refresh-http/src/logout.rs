@@ -15,7 +15,7 @@ use crate::setters::setters;
 
 /// Reports the user's sign-out to an app: `POST /auth/logout` with `{"refresh_token": …}`.
 ///
-/// It is a [`RevokeService`](tower_auth_refresh::RevokeService): a session (`Session::builder(…).revoke(…)`) calls it
+/// It is a [`RevokeService`](tower_auth_refresh::refresh::RevokeService): a session (`Session::builder(…).revoke(…)`) calls it
 /// on `sign_out`, and for tokens that arrive later. The session is signed out locally whatever the server answers.
 ///
 /// # Outcomes

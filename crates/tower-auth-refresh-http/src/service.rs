@@ -4,7 +4,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tower_auth_refresh::{RefreshError, RefreshRequest, RevokeRequest, Tokens};
+use tower_auth_refresh::refresh::RevokeRequest;
+use tower_auth_refresh::{RefreshError, RefreshRequest, Tokens};
 use tower_service::Service;
 
 use crate::{ClientCredentials, JsonLogout, JsonRefresh, OAuthRefresh, OAuthRevoke};

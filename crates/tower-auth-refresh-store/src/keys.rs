@@ -23,9 +23,9 @@ const LONGEST_FILE: u64 = 64 * 1024;
 
 /// The keys that a store encrypts its records with (feature `encryption`).
 ///
-/// Each key has an identifier, which is stored in clear beside what is encrypted with it. Records are encrypted with the
-/// first key and decrypted with any, so a key is replaced in three steps: put the new one first and keep the old one;
-/// wait until each record has been written again, as each refresh does; then remove the old one.
+/// Each key has an identifier, which is stored in clear beside what is encrypted with it. Records are encrypted with
+/// the first key and decrypted with any, so a key is replaced in three steps: put the new one first and keep the old
+/// one; wait until each record has been written again, as each refresh does; then remove the old one.
 ///
 /// As text, a ring is one key a line, `identifier:key`, the key being 32 bytes in base64. Empty lines and those that
 /// begin with `#` are skipped. To make one:
@@ -55,8 +55,8 @@ impl Keys {
     ///
     /// # Errors
     ///
-    /// [`Misconfigured`](StoreErrorKind::Misconfigured) if the key hasn't 32 bytes, or the identifier isn't 1 to 64 bytes
-    /// of visible ASCII without `:`.
+    /// [`Misconfigured`](StoreErrorKind::Misconfigured) if the key hasn't 32 bytes, or the identifier isn't 1 to 64
+    /// bytes of visible ASCII without `:`.
     pub fn new(id: &str, key: &[u8]) -> Result<Self, StoreError> {
         Self::of(vec![Key::new(id, key)]).map_err(|problem| problem.of("the key ring"))
     }
@@ -78,8 +78,8 @@ impl Keys {
     ///
     /// # Errors
     ///
-    /// [`Unavailable`](StoreErrorKind::Unavailable) if the file can't be read, [`TooOpen`](StoreErrorKind::TooOpen) if it
-    /// isn't private, [`Misconfigured`](StoreErrorKind::Misconfigured) if it isn't a key ring.
+    /// [`Unavailable`](StoreErrorKind::Unavailable) if the file can't be read, [`TooOpen`](StoreErrorKind::TooOpen) if
+    /// it isn't private, [`Misconfigured`](StoreErrorKind::Misconfigured) if it isn't a key ring.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let path = path.as_ref();
         let failed = |error| Problem::io("read the key ring", error).at(path);

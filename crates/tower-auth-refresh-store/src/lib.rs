@@ -8,8 +8,8 @@
 //!
 //! # The files
 //!
-//! A [`FileStore`] is a directory that only the user may open. For each session it has up to three files, named by a hash
-//! of the namespace and the session's key:
+//! A [`FileStore`] is a directory that only the user may open. For each session it has up to three files, named by a
+//! hash of the namespace and the session's key:
 //!
 //! | file | content |
 //! | --- | --- |
@@ -17,15 +17,16 @@
 //! | `….claim` | the claim of the process that refreshes them |
 //! | `….lock` | nothing: an operation locks it. It is never removed, or two processes could hold the lock at once |
 //!
-//! - A record is replaced as a whole: a new file is written to the disk, renamed, and the directory written to the disk.
-//!   A process or machine that dies at any moment leaves the old record or the new one, and no copy of an old one.
+//! - A record is replaced as a whole: a new file is written to the disk, renamed, and the directory written to the
+//!   disk. A process or machine that dies at any moment leaves the old record or the new one, and no copy of an old
+//!   one. A refresh flushes two files to the disk, and the directory after each.
 //! - A claim reserves the disk space for the next record, so that a full disk is noticed before the refresh token is
 //!   used up.
 //! - If the process that made a claim dies, the next process takes over at once; the refresh token is then in doubt.
-//!   Otherwise a claim holds until its lease ends by the wall clock, and never for longer than the lease, if the clock is
-//!   set back.
-//! - A record that is damaged, of a later format, or encrypted with an unknown key is an error. The user stays signed in
-//!   until the cause is mended, or the file is removed.
+//!   Otherwise a claim holds until its lease ends by the wall clock, and never for longer than the lease, if the clock
+//!   is set back.
+//! - A record that is damaged, of a later format, or encrypted with an unknown key is an error. The user stays signed
+//!   in until the cause is mended, or the file is removed.
 //! - A file or directory that another user owns or may open is refused, as is a symbolic link in the directory. The
 //!   directory itself may be a symbolic link that the user or root has made; it is followed once.
 //! - A network file system is refused, and with it FUSE, unless [allowed](FileStoreBuilder::allow_network).
@@ -35,8 +36,8 @@
 //!
 //! # Errors
 //!
-//! Every failure is a [`StoreError`] with a [`StoreErrorKind`]. Each call ends within 4 s, of which at most 3 s are spent
-//! waiting for other processes.
+//! Every failure is a [`StoreError`] with a [`StoreErrorKind`]. Each call ends within 4 s, of which at most 3 s are
+//! spent waiting for other processes.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

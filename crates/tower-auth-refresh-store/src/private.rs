@@ -24,7 +24,9 @@ pub(crate) fn check_for(user: u32, metadata: &Metadata, path: &Path) -> Result<(
     let (owner, mode, shown) = (metadata.uid(), metadata.mode() & 0o7777, path.display());
     let refuse = |reason| Err(Problem::new(StoreErrorKind::TooOpen, reason).at(path));
     if owner != user {
-        return refuse(format!("belongs to user {owner}, not to user {user}: run `chown {user} {shown}` or remove it"));
+        return refuse(format!(
+            "belongs to user {owner}: run the program as that user instead of {user}, or `chown {user} {shown}`"
+        ));
     }
     if mode & 0o077 != 0 {
         let private = if metadata.is_dir() { 700 } else { 600 };

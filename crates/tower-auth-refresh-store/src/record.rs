@@ -11,9 +11,9 @@
 //! | … | the entry as JSON, encrypted or in clear: `{"epoch":…,"generation":…,"tokens":{…}}` |
 //! | 32 or 16 | in clear: SHA-256 of the storage key and all bytes before; encrypted: the tag |
 //!
-//! The associated data of the encryption are the storage key and all bytes before the nonce. The storage key is the hash
-//! of namespace and session key; neither is kept. So a record can't be moved to another session, nor a version be given
-//! to another record, and any changed byte is noticed.
+//! The associated data of the encryption are the storage key and all bytes before the nonce. The storage key is the
+//! hash of namespace and session key; the latter is not kept. So a record can't be moved to another session, nor a
+//! version be given to another record, and any changed byte is noticed.
 //!
 //! The first five bytes keep their meaning in later formats.
 

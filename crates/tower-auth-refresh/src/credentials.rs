@@ -17,6 +17,8 @@ use crate::store::Epoch;
 pub(crate) struct Credentials<'a> {
     pub(crate) epoch: Epoch,
     pub(crate) generation: Generation,
+    /// The loop guard is told if the request is accepted.
+    pub(crate) is_watched: bool,
     value: Option<Cow<'a, HeaderValue>>,
 }
 
@@ -47,7 +49,7 @@ impl Credentials<'_> {
             value.set_sensitive(true);
             Cow::Owned(value)
         });
-        Self { epoch: snapshot.epoch, generation: snapshot.generation, value }
+        Self { epoch: snapshot.epoch, generation: snapshot.generation, is_watched: snapshot.is_watching(), value }
     }
 
     /// Puts the credentials on a request.
@@ -85,9 +87,9 @@ impl LastCredentials {
     #[inline]
     pub(crate) fn at(&self, revision: Revision) -> Option<Credentials<'_>> {
         match self {
-            Self::Kept(of, Credentials { epoch, generation, value }) if *of == revision => {
+            Self::Kept(of, Credentials { epoch, generation, is_watched, value }) if *of == revision => {
                 let value = value.as_deref().map(Cow::Borrowed);
-                Some(Credentials { epoch: *epoch, generation: *generation, value })
+                Some(Credentials { epoch: *epoch, generation: *generation, is_watched: *is_watched, value })
             }
             _ => None,
         }

@@ -24,6 +24,7 @@ use crate::require_token::TokenMissing;
 use crate::session::{Session, Snapshot, is_near, wait_before_handing_out};
 use crate::shared_setup::{Setup, SharedSetup};
 use crate::store::Epoch;
+use crate::target::Target;
 
 pin_project! {
     /// The response future of [`AuthRefresh`](crate::AuthRefresh).
@@ -58,8 +59,8 @@ pin_project! {
         Draining { drain: Pin<Box<Drain<ResB>>>, replay: Option<Box<PendingReplay<B>>> },
         // Waits for the inner service to be ready for the replay.
         ReadyingReplay { inner: Svc, replay: Option<Box<PendingReplay<B>>> },
-        // Sent again with the token of this generation, or without a token if the session has changed.
-        Replayed { #[pin] future: F, generation: Option<Generation> },
+        // Sent again to this target with the token of this generation, or without a token if the session has changed.
+        Replayed { #[pin] future: F, target: Target, generation: Option<Generation> },
     }
 }
 
@@ -100,6 +101,8 @@ struct Kept<B> {
     body: Replay<B>,
     epoch: Epoch,
     generation: Generation,
+    /// The loop guard is told if the first attempt is accepted.
+    is_watched: bool,
     /// The request has waited until its deadline before it was sent, and doesn't wait again.
     has_waited: bool,
 }
@@ -113,6 +116,7 @@ struct Challenged<B, ResB> {
 /// A request to be sent again, and the epoch in which it was made.
 struct PendingReplay<B> {
     request: Request<ReplayBody<B>>,
+    target: Target,
     epoch: Epoch,
     refused: Generation,
 }
@@ -168,7 +172,7 @@ where
                 if let Some(trigger) = wait {
                     // Returns the capacity that is reserved for the request: the refresh call may need it.
                     *ready = setup.inner();
-                    let newer = newer_tokens(session, epoch, snapshot.generation, trigger, None);
+                    let newer = newer_tokens(session, epoch, snapshot.generation, trigger, None, None);
                     let held = HeldRequest { request, epoch, deadline: cell.deadline(), has_waited: false, why: None };
                     let state = State::Waiting { newer, request: Some(Box::new(held)) };
                     return Self { setup, own, state };
@@ -231,7 +235,7 @@ where
         limit: ReplayLimit,
     ) -> Self {
         let options = &setup.options;
-        let Credentials { epoch, generation, .. } = credentials;
+        let Credentials { epoch, generation, is_watched, .. } = credentials;
         // First the head is kept, then the request moved, then the token attached: in this order no copy reads bytes
         // that have just been written in smaller pieces, for which store-to-load forwarding fails.
         let head = Head::keep(&request);
@@ -245,7 +249,7 @@ where
             drop(replay);
             return Self::send_unattached(ready, setup, own, request, epoch);
         }
-        let kept = replay.map(|body| Kept { head, body, epoch, generation, has_waited: false });
+        let kept = replay.map(|body| Kept { head, body, epoch, generation, is_watched, has_waited: false });
         let future = ready.call(request);
         Self { setup, own, state: State::Sent { future, kept } }
     }
@@ -349,10 +353,10 @@ where
                     let verdict = verdict(response, kept.as_ref().map(|kept| kept.generation));
                     if verdict != Verdict::Expired {
                         if let Some(kept) = kept
-                            && kept.body.is_lost()
+                            && kept.is_watched
                             && shows_acceptance(response.status())
                         {
-                            session().cell().accepted_unreplayable(kept.generation);
+                            session().cell().accepted(kept.head.target(), kept.generation);
                         }
                         // Frees the parts that were kept, and the body's record if the body is still being sent.
                         *kept = None;
@@ -362,7 +366,8 @@ where
                     let response = ready!(answer)?;
                     let mut kept = kept.take().expect("taken once, when the state is left");
                     let deadline = kept.has_waited.then(Instant::now);
-                    let newer = newer_tokens(session(), kept.epoch, kept.generation, Trigger::Challenge, deadline);
+                    let (trigger, target) = (Trigger::Challenge, Some(kept.head.target()));
+                    let newer = newer_tokens(session(), kept.epoch, kept.generation, trigger, target, deadline);
                     match kept.body.pause() {
                         Ok(()) => {
                             let challenged = Some(Box::new(Challenged { response, kept }));
@@ -407,7 +412,7 @@ where
                 }
                 StateProj::ReadyingReplay { inner, replay } => {
                     ready!(inner.poll_ready(cx))?;
-                    let PendingReplay { mut request, epoch, refused } =
+                    let PendingReplay { mut request, target, epoch, refused } =
                         *replay.take().expect("taken once, when the state is left");
                     let snapshot = session().cell().snapshot();
                     // In another epoch the request is sent bare, so that the caller gets the server's own refusal.
@@ -422,24 +427,26 @@ where
                         target: TARGET, refused = refused.0, generation = generation.map(Generation::get), "replaying"
                     );
                     let future = inner.call(request);
-                    this.state.set(State::Replayed { future, generation });
+                    this.state.set(State::Replayed { future, target, generation });
                 }
-                StateProj::Replayed { future, generation } => {
+                StateProj::Replayed { future, target, generation } => {
                     let response = ready!(future.poll(cx))?;
                     let Some(generation) = *generation else {
                         let report = RefreshReport::NotRefreshed(NotRefreshed::SessionChanged);
                         return Poll::Ready(Ok(reported(response, report)));
                     };
-                    let (report, accepted) = match verdict(&response, Some(generation)) {
-                        Verdict::Expired => (RefreshReport::ReplayRefused, Some(false)),
+                    let report = match verdict(&response, Some(generation)) {
+                        Verdict::Expired => {
+                            session().cell().refused_again(*target, generation);
+                            RefreshReport::ReplayRefused
+                        }
                         verdict => {
-                            let report = refusal(verdict, &response, options).unwrap_or(RefreshReport::Replayed);
-                            (report, shows_acceptance(response.status()).then_some(true))
+                            if shows_acceptance(response.status()) {
+                                session().cell().accepted(*target, generation);
+                            }
+                            refusal(verdict, &response, options).unwrap_or(RefreshReport::Replayed)
                         }
                     };
-                    if let Some(accepted) = accepted {
-                        session().cell().replayed(generation, accepted);
-                    }
                     return Poll::Ready(Ok(reported(response, report)));
                 }
             }
@@ -476,9 +483,10 @@ fn newer_tokens(
     epoch: Epoch,
     generation: Generation,
     trigger: Trigger,
+    target: Option<Target>,
     deadline: Option<Instant>,
 ) -> NewerTokens {
-    Box::pin(Arc::clone(session.cell()).wait_for_newer_tokens(epoch, generation, trigger, deadline))
+    Box::pin(Arc::clone(session.cell()).wait_for_newer_tokens(epoch, generation, trigger, target, deadline))
 }
 
 /// Returns `true` if a response with this status, which is no challenge, shows that the API accepted the token. A
@@ -532,13 +540,14 @@ impl Lack {
 impl<B> Kept<B> {
     /// Takes the body from the attempt and unpacks the head, with room for the token.
     fn into_pending_replay(self, options: &Options) -> Result<PendingReplay<B>, NotReplayable> {
+        let target = self.head.target();
         let mut head = self.head.rebuild()?;
         if !Credentials::reserve(&mut head.headers, options) {
             return Err(NotReplayable::Head);
         }
         let body = self.body.into_replay()?;
         let request = Request::from_parts(head, body);
-        Ok(PendingReplay { request, epoch: self.epoch, refused: self.generation })
+        Ok(PendingReplay { request, target, epoch: self.epoch, refused: self.generation })
     }
 }
 

@@ -38,7 +38,9 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
 /// use serde_json::Value;
 /// use tower::{Service, ServiceBuilder, ServiceExt};
-/// use tower_auth_refresh::{AuthRefreshLayer, ChallengePolicy, InspectBodyLayer, Origin, ResponseHead};
+/// use tower_auth_refresh::challenge::ResponseHead;
+/// use tower_auth_refresh::inspect::InspectBodyLayer;
+/// use tower_auth_refresh::{AuthRefreshLayer, ChallengePolicy, Origin};
 /// # use http::{Request, Response};
 /// # use http_body_util::{BodyExt, Full};
 /// # use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, ReplayBody, Session, Tokens};

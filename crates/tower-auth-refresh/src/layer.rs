@@ -1,4 +1,4 @@
-//! [`AuthRefreshLayer`]: the layer that a client stack is built with, and its settings.
+//! [`AuthRefreshLayer`]: the layer that a client stack is built with, its settings, and the types behind it.
 
 use std::sync::Arc;
 
@@ -8,9 +8,11 @@ use http::header::AUTHORIZATION;
 use tower_layer::Layer;
 
 use crate::challenge::ChallengePolicy;
-use crate::options::{Options, PerRequest};
+pub use crate::future::ResponseFuture;
+use crate::options::Options;
+pub use crate::options::{PerRequest, SessionSource};
 use crate::replay::{OnePiece, ReplayLimit};
-use crate::require_token::RequireToken;
+pub use crate::require_token::{RequireToken, RequireTokenFuture};
 use crate::scope::Origins;
 use crate::service::AuthRefresh;
 use crate::session::Session;

@@ -74,7 +74,7 @@
 //!
 //! 1. At most one refresh is in flight per signed-in session; with a shared [store](TokenStore), per fleet.
 //! 2. A refresh token is presented once per claim on the store, and again only as [`Rotation`] allows.
-//! 3. [Generations](Generation) only grow. A session that loses a race never overwrites or ends a newer generation.
+//! 3. [Generations](refresh::Generation) only grow. A session that loses a race never overwrites or ends a newer generation.
 //! 4. Every waiter is answered by its deadline: the refresh time-out and 5 s, including the time that a
 //!    [`SessionRegistry`] keeps the refresh waiting for a permit.
 //! 5. Dropping any caller, at any await, never cancels, loses or repeats a refresh.
@@ -96,16 +96,17 @@
 //! 16. The inner service is only called when its `poll_ready` has returned ready, for the replay too.
 //! 17. A well-formed refresh token that the server has issued is never dropped, whatever else is wrong with its answer,
 //!     unless the answer says that it is another user's.
-//!
-//! <!-- -->
-//!
+//! 18. One endpoint's refusals never stop a refresh that another endpoint needs. Beside endpoints that accept the
+//!     session's tokens, those that refuse every token cause at most 75 refreshes in any hour beyond those of expired
+//!     tokens. (An endpoint is a method, an origin and a path without the segments that contain a digit. Up to 16
+//!     endpoints that refuse every token are told apart.)
 //! 19. Every 401 that the layer passes to the caller has a [`RefreshReport`] with the reason. (The layer doesn't look at
 //!     responses to requests that pass untouched: to foreign origins, with [`SkipAuth`], or with a header of the
 //!     caller's own.)
 //! 20. A store that has lost its last writes (a failover, a restored backup) never makes an older refresh token be
 //!     presented, nor an older token be adopted, where a newer one of the same sign-in is known: it is written back.
 //! 21. A sign-out on one replica is in force on all replicas that share its store within the stated
-//!     [bound](SessionRegistryBuilder::recheck), as far as the store can be read.
+//!     [bound](registry::SessionRegistryBuilder::recheck), as far as the store can be read.
 //! 22. A record that can't be read is an error, never a sign-out.
 //!
 //! # Tracing
@@ -126,53 +127,52 @@
 //! | event `claim not released` | debug | |
 //! | event `session not rechecked`: its store can't be read, and it is served from memory | warn | |
 
-mod challenge;
+pub mod challenge;
 mod credentials;
 mod drain;
 #[cfg(feature = "serde")]
 mod exposed_tokens;
 mod future;
-mod inspect;
-mod layer;
+pub mod inspect;
+pub mod layer;
 mod options;
 mod random;
-mod refresh;
-mod registry;
-mod replay;
+pub mod refresh;
+pub mod registry;
+pub mod replay;
 mod report;
 mod require_token;
 mod scope;
 mod service;
-mod session;
+pub mod session;
 mod shared;
 mod shared_setup;
 pub mod store;
+mod target;
 mod timer;
 mod token;
 
-pub use challenge::{Challenge, ChallengePolicy, ChallengeSummary, ResponseHead, StepUp};
+#[doc(inline)]
+pub use challenge::ChallengePolicy;
 #[cfg(feature = "serde")]
 pub use exposed_tokens::ExposedTokens;
-pub use future::ResponseFuture;
-pub use inspect::{InspectBody, InspectBodyFuture, InspectBodyLayer, InspectedBody};
-pub use layer::{AuthRefreshLayer, RequireTokenLayer};
-pub use options::{PerRequest, SessionSource, SkipAuth};
+#[doc(inline)]
+pub use layer::AuthRefreshLayer;
+pub use options::SkipAuth;
 #[doc(hidden)]
 pub use random::seed_random_numbers;
-pub use refresh::{
-    Generation, NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, RefreshService, RevokeRequest,
-    RevokeService, Trigger,
-};
-pub use registry::{SessionRegistry, SessionRegistryBuilder, SessionRegistryError};
-pub use replay::{NotReplayable, ReplayBody, ReplayLimit, Superseded};
+#[doc(inline)]
+pub use refresh::{NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, RefreshService};
+#[doc(inline)]
+pub use registry::{SessionRegistry, SessionRegistryError};
+#[doc(inline)]
+pub use replay::{ReplayBody, ReplayLimit};
 pub use report::RefreshReport;
-pub use require_token::{RequireToken, RequireTokenFuture};
 pub use scope::{InvalidOrigin, Origin, Origins};
 pub use service::AuthRefresh;
-pub use session::{
-    Credential, RefreshFailure, Rotation, Session, SessionBuilder, SessionError, SessionErrorKind, SessionState,
-    SessionStatus,
-};
+#[doc(inline)]
+pub use session::{Credential, Rotation, Session, SessionBuilder, SessionError, SessionState};
+#[doc(inline)]
 pub use store::{MemoryStore, TokenStore};
 pub use token::{AccessToken, InvalidToken, RefreshToken, Tokens};
 

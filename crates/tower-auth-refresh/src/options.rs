@@ -74,7 +74,7 @@ pub(crate) struct Options {
     pub(crate) scheme: Box<str>,
     pub(crate) replay_limit: ReplayLimit,
     pub(crate) one_piece: OnePiece,
-    /// Set if a [`RequireToken`](crate::RequireToken) inside refuses requests without a token.
+    /// Set if a [`RequireToken`](crate::layer::RequireToken) inside refuses requests without a token.
     pub(crate) require_token: bool,
 }
 

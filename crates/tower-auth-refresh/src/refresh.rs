@@ -442,11 +442,25 @@ pub enum NotRefreshed {
     NoRefreshToken,
     /// The authorization server issued the same token that the API refuses.
     SameToken,
-    /// The API refused several fresh tokens: the session cools down, so as not to refresh in a loop.
+    /// The API refused several fresh tokens and accepted none: the session cools down, so as not to refresh in a loop.
     Looping,
+    /// The API refuses this request with fresh tokens, which it accepts with other requests.
+    ///
+    /// The refusal is about the request (a missing scope, an endpoint that requires a more recent sign-in), so a refresh
+    /// would not help. The session goes on refreshing for other requests.
+    RequestRefused,
 }
 
 impl NotRefreshed {
+    /// Returns `true` if only a sign-in helps.
+    ///
+    /// No user is signed in, the authorization server has ended the session, or the access token was refused and there is
+    /// no refresh token to replace it. After any other reason the session may obtain tokens by itself later.
+    #[must_use]
+    pub fn requires_sign_in(&self) -> bool {
+        matches!(self, Self::SignedOut | Self::Ended(_) | Self::NoRefreshToken)
+    }
+
     /// Returns the name of the reason in traces.
     pub(crate) fn as_str(&self) -> &'static str {
         match self {
@@ -459,6 +473,7 @@ impl NotRefreshed {
             Self::NoRefreshToken => "no_refresh_token",
             Self::SameToken => "same_token",
             Self::Looping => "looping",
+            Self::RequestRefused => "request_refused",
         }
     }
 }
@@ -475,6 +490,7 @@ impl fmt::Display for NotRefreshed {
             Self::NoRefreshToken => "the session has no refresh token",
             Self::SameToken => "the authorization server issued the token that the API refuses",
             Self::Looping => "the API refuses every fresh token",
+            Self::RequestRefused => "the API refuses this request with tokens that it accepts with others",
         })
     }
 }

@@ -24,13 +24,14 @@ use crate::replay::NotReplayable;
 ///
 /// ```
 /// use http::{Response, StatusCode};
-/// use tower_auth_refresh::{NotRefreshed, RefreshReport};
+/// use tower_auth_refresh::RefreshReport;
 ///
 /// fn must_sign_in<B>(response: &Response<B>) -> bool {
-///     matches!(
-///         response.extensions().get(),
-///         Some(RefreshReport::NotRefreshed(NotRefreshed::Ended(_) | NotRefreshed::SignedOut) | RefreshReport::StepUp(_))
-///     )
+///     match response.extensions().get() {
+///         Some(RefreshReport::NotRefreshed(why)) => why.requires_sign_in(),
+///         Some(RefreshReport::StepUp(_)) => true,
+///         _ => false,
+///     }
 /// }
 ///
 /// fn authorized<B>(response: Response<B>) -> Result<Response<B>, Box<dyn std::error::Error + Send + Sync>> {
@@ -54,6 +55,8 @@ pub enum RefreshReport {
     /// The request could not be replayed. The session refreshes nonetheless, for later requests.
     NotReplayable(NotReplayable),
     /// There was no newer token for a replay, or no token at all for the request.
+    ///
+    /// With [`NotRefreshed::RequestRefused`], the refusal is about the request rather than about the token.
     NotRefreshed(NotRefreshed),
     /// The API requires a stronger authentication of the user (RFC 9470), or more rights (RFC 6750 §3.1), than a refresh
     /// provides.

@@ -13,7 +13,7 @@ use crate::report::RefreshReport;
 
 /// A service inside the middleware that refuses requests for which there is no token.
 ///
-/// It is made by a [`RequireTokenLayer`](crate::RequireTokenLayer). The middleware marks such requests.
+/// It is made by a [`RequireTokenLayer`](crate::layer::RequireTokenLayer). The middleware marks such requests.
 #[derive(Clone, Debug)]
 pub struct RequireToken<Svc> {
     inner: Svc,

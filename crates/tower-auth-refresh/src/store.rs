@@ -164,7 +164,7 @@ impl Entry {
 
     /// Returns the number of the tokens within their epoch: 1 for those of the sign-in, one more after each refresh.
     ///
-    /// All processes that share the store count alike (a session's own [`Generation`](crate::Generation) counts within
+    /// All processes that share the store count alike (a session's own [`Generation`](crate::refresh::Generation) counts within
     /// its process). A session that holds a higher number than the store knows that the store has lost writes, and writes
     /// its tokens back before it presents or adopts anything.
     #[must_use]
@@ -555,7 +555,8 @@ impl TokenStore for MemoryStore {
 
     fn release<'a>(&'a self, claim: &'a Claim, presented: Presented) -> StoreFuture<'a, ()> {
         self.with(|slot| {
-            let Some(lease) = slot.lease_of(claim) else { return };
+            // A claim that was released is no longer held.
+            let Some(lease) = slot.lease_of(claim).filter(|held| held.until.is_some()) else { return };
             lease.until = None;
             if presented == Presented::Unused && !lease.in_doubt {
                 slot.lease = None;

@@ -149,8 +149,14 @@ pub struct Tokens {
     access: Option<AccessToken>,
     refresh: Option<RefreshToken>,
     expires_at: Option<SystemTime>,
+    further: Option<Arc<Further>>,
+}
+
+/// The parts that few tokens have, in an allocation of their own, so that a session without them stays small.
+#[derive(Clone, Default, PartialEq, Eq)]
+struct Further {
     refresh_at: Option<SystemTime>,
-    extra: Option<Arc<Map<String, Value>>>,
+    extra: Map<String, Value>,
 }
 
 impl Tokens {
@@ -211,7 +217,8 @@ impl Tokens {
     /// its own window doesn't begin earlier. A session without early refreshes ignores the advice.
     #[must_use]
     pub fn with_refresh_at(self, at: SystemTime) -> Self {
-        Self { refresh_at: Some(at), ..self }
+        let extra = self.further.as_ref().map(|further| further.extra.clone()).unwrap_or_default();
+        Self { further: Further { refresh_at: Some(at), extra }.shared(), ..self }
     }
 
     /// Adds further members of the server's answer (`scope`, `id_token`, …).
@@ -219,7 +226,7 @@ impl Tokens {
     /// They are kept and stored unchanged. `Debug` shows their names only; they are not wiped on drop.
     #[must_use]
     pub fn with_extra(self, members: Map<String, Value>) -> Self {
-        Self { extra: (!members.is_empty()).then(|| Arc::new(members)), ..self }
+        Self { further: Further { refresh_at: self.refresh_at(), extra: members }.shared(), ..self }
     }
 
     /// Returns `true` if there is neither an access token nor a refresh token.
@@ -249,18 +256,18 @@ impl Tokens {
     /// Returns the time from which the server advises to refresh.
     #[must_use]
     pub fn refresh_at(&self) -> Option<SystemTime> {
-        self.refresh_at
+        self.further.as_ref()?.refresh_at
     }
 
     /// Returns a further member of the server's answer.
     #[must_use]
     pub fn extra(&self, name: &str) -> Option<&Value> {
-        self.extra.as_ref()?.get(name)
+        self.further.as_ref()?.extra.get(name)
     }
 
     /// Returns all further members of the server's answer.
     pub fn extras(&self) -> impl Iterator<Item = (&str, &Value)> {
-        self.extra.iter().flat_map(|members| members.iter()).map(|(name, value)| (name.as_str(), value))
+        self.further.iter().flat_map(|further| further.extra.iter()).map(|(name, value)| (name.as_str(), value))
     }
 
     /// Returns `true` if these tokens and the others have their access token or their refresh token in common.
@@ -285,16 +292,25 @@ impl Tokens {
         if self.refresh.is_none() {
             self.refresh.clone_from(&previous.refresh);
         }
-        self.extra = match (self.extra.take(), &previous.extra) {
-            (None, old) => old.clone(),
+        self.further = match (self.further.take(), &previous.further) {
+            (None, Some(old)) if old.refresh_at.is_none() => Some(Arc::clone(old)),
             (new, None) => new,
-            (Some(new), Some(old)) => {
-                let mut members = Map::clone(old);
-                members.extend(Map::clone(&new));
-                Some(Arc::new(members))
+            (new, Some(old)) => {
+                let mut further = Further { refresh_at: None, extra: old.extra.clone() };
+                if let Some(new) = new {
+                    further.refresh_at = new.refresh_at;
+                    further.extra.extend(new.extra.clone());
+                }
+                further.shared()
             }
         };
         self
+    }
+}
+
+impl Further {
+    fn shared(self) -> Option<Arc<Self>> {
+        (self != Self::default()).then(|| Arc::new(self))
     }
 }
 
@@ -304,8 +320,16 @@ impl fmt::Debug for Tokens {
             .field("access", &self.access)
             .field("refresh", &self.refresh)
             .field("expires_at", &self.expires_at)
+            .field("further", &self.further)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Further {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Further")
             .field("refresh_at", &self.refresh_at)
-            .field("extra", &self.extra.as_ref().map(|members| members.keys().collect::<Vec<_>>()))
+            .field("extra", &self.extra.keys().collect::<Vec<_>>())
             .finish()
     }
 }
@@ -363,6 +387,19 @@ mod tests {
         assert_eq!(new.access_token().unwrap().expose_secret(), "a2");
         assert_eq!(new.extra("scope"), Some(&Value::from("write")));
         assert_eq!(new.extra("id_token"), Some(&Value::from("x")));
+    }
+
+    #[test]
+    fn the_time_to_refresh_and_the_members_are_set_in_any_order_and_leave_each_other_alone() {
+        let at = SystemTime::UNIX_EPOCH;
+        let members: Map<String, Value> = serde_json::from_str(r#"{"scope":"read"}"#).unwrap();
+        let tokens = Tokens::default().with_refresh_at(at).with_extra(members.clone());
+        assert_eq!(tokens, Tokens::default().with_extra(members).with_refresh_at(at));
+        assert_eq!((tokens.refresh_at(), tokens.extra("scope")), (Some(at), Some(&Value::from("read"))));
+        let without = tokens.with_extra(Map::new());
+        assert_eq!((without.refresh_at(), without.extras().count()), (Some(at), 0));
+        // Tokens that are completed take the members, not the time.
+        assert_eq!(Tokens::default().completed_from(&without), Tokens::default());
     }
 
     #[test]

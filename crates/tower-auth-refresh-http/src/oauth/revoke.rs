@@ -12,7 +12,7 @@ use crate::error::AuthServerError;
 
 /// Token revocation (RFC 7009).
 ///
-/// It is a [`RevokeService`](tower_auth_refresh::RevokeService): a session (`Session::builder(…).revoke(…)`) calls it
+/// It is a [`RevokeService`](tower_auth_refresh::refresh::RevokeService): a session (`Session::builder(…).revoke(…)`) calls it
 /// on `sign_out`, and for tokens that arrive later. It revokes the refresh token, and with it all access tokens of the
 /// same grant (RFC 7009 §2.1); without a refresh token, the access token.
 ///

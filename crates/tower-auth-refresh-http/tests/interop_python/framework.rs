@@ -9,7 +9,8 @@ use http_body_util::Full;
 use serde_json::json;
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceExt};
-use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, RevokeRequest, Tokens};
+use tower_auth_refresh::refresh::RevokeRequest;
+use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Tokens};
 use tower_auth_refresh_http::{
     AuthClient, ClientAuth, JsonLogin, JsonLogout, JsonRefresh, OAuthRefresh, OAuthRevoke, TokenFields,
 };
@@ -201,9 +202,10 @@ fn simplejwt_fields() -> TokenFields {
     TokenFields::default().access_token("access").refresh_token("refresh")
 }
 
-/// HTTP Basic as RFC 6749 §2.3.1 has it.
+/// HTTP Basic as RFC 6749 §2.3.1 has it; a blank as `%20`, since Authlib leaves a `+` as it is.
 fn basic(id: &str, secret: &str) -> String {
     use base64::Engine;
-    let encoded = [id, secret].map(|text| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>());
+    let encoded = [id, secret]
+        .map(|text| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20"));
     format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(encoded.join(":")))
 }

@@ -35,34 +35,22 @@ where
     assert!(failed.is_empty(), "failed at {}", failed.join(", "));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fifty_callers_see_no_failure_through_ten_expiries() {
-    at_each_server(scenarios::fifty_callers).await;
+macro_rules! at_each_server {
+    ($($test:ident: $scenario:ident,)*) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $test() {
+            at_each_server(scenarios::$scenario).await;
+        }
+    )*};
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revoked_grant_ends_the_session() {
-    at_each_server(scenarios::revoked_grant).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_restarts_ends_no_session_by_being_away() {
-    at_each_server(scenarios::restart).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sign_out_revokes_the_refresh_token() {
-    at_each_server(scenarios::sign_out).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_forbidden_request_passes_and_an_expired_one_is_replayed() {
-    at_each_server(scenarios::forbidden_beside_expired).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_answers_403_to_an_expired_token_needs_a_policy_or_an_early_refresh() {
-    at_each_server(scenarios::forbidden_like_expired).await;
+at_each_server! {
+    fifty_callers_see_no_failure_through_ten_expiries: fifty_callers,
+    a_revoked_grant_ends_the_session: revoked_grant,
+    a_server_that_restarts_ends_no_session_by_being_away: restart,
+    sign_out_revokes_the_refresh_token: sign_out,
+    a_forbidden_request_passes_and_an_expired_one_is_replayed: forbidden_beside_expired,
+    a_server_that_answers_403_to_an_expired_token_needs_a_policy_or_an_early_refresh: forbidden_like_expired,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

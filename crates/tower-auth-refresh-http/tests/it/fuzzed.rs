@@ -13,9 +13,11 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 use tower::{Layer, ServiceExt};
+use tower_auth_refresh::challenge::ResponseHead;
+use tower_auth_refresh::inspect::InspectBodyLayer;
 use tower_auth_refresh::{
-    AccessToken, AuthRefreshLayer, ChallengePolicy, InspectBodyLayer, Origin, RefreshError, RefreshErrorKind,
-    RefreshReport, RefreshRequest, RefreshToken, ReplayBody, ResponseHead, Session, Tokens,
+    AccessToken, AuthRefreshLayer, ChallengePolicy, Origin, RefreshError, RefreshErrorKind, RefreshReport,
+    RefreshRequest, RefreshToken, ReplayBody, Session, Tokens,
 };
 use tower_auth_refresh_http::{
     AuthClient, AuthorizationServer, ClientAuth, JsonLogin, JsonLogout, JsonRefresh, OAuthRefresh, TokenFields,

@@ -25,9 +25,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
 use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_auth_refresh::refresh::RevokeRequest;
 use tower_auth_refresh::{
     AuthRefreshLayer, NotRefreshed, Origin, RefreshError, RefreshErrorKind, RefreshReport, RefreshRequest,
-    RefreshToken, ReplayBody, RevokeRequest, Rotation, Session, SessionState, Tokens,
+    RefreshToken, ReplayBody, Rotation, Session, SessionState, Tokens,
 };
 use tower_auth_refresh_http::{
     AuthClient, AuthServerError, AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke,

@@ -14,16 +14,18 @@ use http_body_util::Full;
 use serde_json::json;
 use tower::timeout::error::Elapsed;
 use tower::{Service, ServiceBuilder, service_fn};
+use tower_auth_refresh::refresh::RevokeService;
+use tower_auth_refresh::store::{MemoryStore, TokenStore};
 use tower_auth_refresh::{
-    NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, RefreshService, RefreshToken, RevokeService,
-    Rotation, Session, SessionState, Tokens,
+    NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, RefreshService, RefreshToken, Rotation, Session,
+    SessionState, Tokens,
 };
 use tower_auth_refresh_http::{
     AuthClient, AuthServerError, ClientAuth, ClientCredentials, JsonLogin, JsonLogout, JsonRefresh, LoginError,
     OAuthRefresh, OAuthRevoke,
 };
 
-use crate::support::{Answer, Scripted, access, answer, failing, old_tokens};
+use crate::support::{Answer, Scripted, access, answer, failing, old_tokens, refresh as refresh_of};
 
 const URL: &str = "https://api.example.com/auth/refresh";
 
@@ -263,4 +265,26 @@ async fn cookie_attributes_outlive_a_rotation_without_attributes() {
     let tokens = session.tokens();
     assert_eq!(tokens.refresh_token().map(RefreshToken::expose_secret), Some("r2"));
     assert_eq!(tokens.extra("refresh_cookie").unwrap()["path"], "/auth");
+}
+
+#[tokio::test]
+async fn a_refresh_token_beside_no_usable_access_token_is_stored_and_presented_next_and_the_failure_reported() {
+    for (unusable, kind) in [
+        (r#"{"refresh_token":"rt-2"}"#, RefreshErrorKind::Misconfigured),
+        (r#"{"access_token":7,"refresh_token":"rt-2"}"#, RefreshErrorKind::InDoubt),
+    ] {
+        let scripted = Scripted::with([answer(200, unusable), granted()]);
+        let store = Arc::new(MemoryStore::new());
+        let refresh = JsonRefresh::new(scripted.client(), URL).unwrap();
+        let builder = Session::builder(refresh).tokens(old_tokens()).store(Arc::clone(&store));
+        let session = builder.build().await.unwrap();
+
+        let NotRefreshed::Failed(error) = session.refresh().await.unwrap_err() else { panic!("it failed") };
+        assert_eq!((error.kind(), failing(&session)), (kind, kind));
+        let stored = store.load().await.unwrap().unwrap().tokens().clone();
+        assert_eq!((access(&stored), refresh_of(&stored)), ("old-access", Some("rt-2")));
+
+        session.refresh().await.unwrap();
+        assert_eq!(scripted.requests()[1].json(), json!({"refresh_token": "rt-2"}));
+    }
 }

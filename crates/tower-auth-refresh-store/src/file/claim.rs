@@ -13,10 +13,11 @@
 //! | 32 | SHA-256 of all bytes before |
 //! | … | zeros, to reserve the space of the next record |
 //!
-//! The first five bytes keep their meaning in later formats. A claim that is damaged leaves its record's token in doubt.
+//! The first five bytes keep their meaning in later formats. A claim that is damaged leaves its record's token in
+//! doubt.
 //!
-//! The process that made a claim keeps the file open and locked. If the lock is free although host and boot are those of
-//! the reader, the process has died, or has dropped the store, and there is nothing to wait for.
+//! The process that made a claim keeps the file open and locked. If the lock is free although host and boot are those
+//! of the reader, the process has died, or has dropped the store, and there is nothing to wait for.
 
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -105,10 +106,9 @@ impl ClaimFile {
         })
     }
 
-    /// Returns the time until the lease ends: never longer than the lease, however the clock was set meanwhile.
+    /// Returns the time until the lease ends by the wall clock.
     pub(super) fn remaining(&self) -> Duration {
-        let left = self.begins.saturating_add(self.lease).saturating_sub(now());
-        Duration::from_millis(left.min(self.lease))
+        Duration::from_millis(self.begins.saturating_add(self.lease).saturating_sub(now()))
     }
 
     /// Returns `true` if the claim was made on this host, since it was booted.

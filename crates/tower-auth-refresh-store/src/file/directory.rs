@@ -1,8 +1,8 @@
 //! The directory of a store: private, on a local disk, and written to in a way that survives a crash.
 //!
 //! A file is replaced by a new one: written under a name of its own, flushed to the disk, renamed, and the directory
-//! flushed. If flushing fails, the new file is removed; another attempt writes another file, since a second flush of the
-//! same one may report success for data that is lost.
+//! flushed. If flushing fails, the new file is removed; another attempt writes another file, since a second flush of
+//! the same one may report success for data that is lost.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,6 +17,9 @@ use crate::{private, random, record};
 
 /// The ending of a file that isn't complete.
 const DRAFT: &str = ".tmp";
+
+/// The name of the files with which a directory is checked.
+pub(super) const PROBE: &str = "check";
 
 /// An open directory.
 pub(super) struct Directory<'a> {
@@ -127,14 +130,16 @@ impl<'a> Directory<'a> {
     }
 }
 
-/// Returns `true` for a file that a store has made.
-pub(super) fn is_of_a_store(name: &str) -> bool {
-    [".record", ".claim", ".lock", DRAFT].iter().any(|ending| name.ends_with(ending))
+/// Returns the session, as files are named by, whose file this is; `None` for a file that no store has made.
+pub(super) fn session_of(name: &str) -> Option<&str> {
+    let (session, _) = name.split_once('.')?;
+    let is_hash = session.len() == 64 && session.bytes().all(|digit| digit.is_ascii_hexdigit());
+    (is_hash || session == PROBE).then_some(session)
 }
 
-/// Returns the name of the file that a draft was to become; `None` for other files.
-pub(super) fn name_of_draft(name: &str) -> Option<&str> {
-    name.strip_suffix(DRAFT)?.rsplit_once('.').map(|(name, _)| name)
+/// Returns `true` for a file that isn't complete.
+pub(super) fn is_draft(name: &str) -> bool {
+    name.ends_with(DRAFT)
 }
 
 /// A new file that is complete, but not visible yet. Removed if it is dropped.

@@ -23,7 +23,7 @@ use tower_auth_refresh::store::{
     Version,
 };
 
-use self::directory::{Directory, is_of_a_store, name_of_draft};
+use self::directory::{Directory, PROBE, is_draft, session_of};
 use self::session::{Here, SessionFiles, Turn};
 use crate::error::{Problem, StoreError, StoreErrorKind};
 #[cfg(feature = "encryption")]
@@ -121,8 +121,8 @@ impl FileStore {
     ///
     /// # Cancel safety
     ///
-    /// A call of the store that is dropped runs to its end on its own thread, and later calls on this handle wait for it.
-    /// A claim that is granted after its call was dropped is given back.
+    /// A call of the store that is dropped runs to its end on its own thread, and later calls on this handle wait for
+    /// it. A claim that is granted after its call was dropped is given back.
     #[must_use]
     pub fn store(&self, key: impl AsRef<[u8]>) -> Arc<dyn TokenStore> {
         let codec = Codec::new(&self.settings.namespace, key.as_ref());
@@ -201,9 +201,8 @@ impl Settings {
     }
 
     fn check(&self) -> Result<(), StoreError> {
-        const PROBE: &str = "check";
         let directory = self.open()?;
-        for name in directory.names()?.into_iter().filter(|name| is_of_a_store(name)) {
+        for name in directory.names()?.into_iter().filter(|name| session_of(name).is_some()) {
             directory.file(&name)?;
         }
         let lock = format!("{PROBE}.lock");
@@ -221,8 +220,8 @@ impl Settings {
 
 /// Removes the files that processes have begun to write when they died, since they may hold tokens.
 fn remove_unfinished(directory: &Directory<'_>) -> Result<(), StoreError> {
-    for unfinished in directory.names()? {
-        let Some(session) = name_of_draft(&unfinished).and_then(|name| name.split('.').next()) else { continue };
+    for unfinished in directory.names()?.into_iter().filter(|name| is_draft(name)) {
+        let Some(session) = session_of(&unfinished) else { continue };
         // Without the lock, it may be a file that is being written.
         let lock = directory.lock_file(&format!("{session}.lock"))?;
         if lock.try_lock().is_ok() {
@@ -232,7 +231,8 @@ fn remove_unfinished(directory: &Directory<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Runs an operation on a thread that may block, within the time for a call. `ready`: what the operation waits for first.
+/// Runs an operation on a thread that may block, within the time for a call. `ready`: what the operation waits for
+/// first.
 async fn bounded<T: Send + 'static, R: Send + 'static>(
     settings: &Settings,
     ready: impl Future<Output = R>,
@@ -259,8 +259,8 @@ struct SessionStore {
 }
 
 impl SessionStore {
-    /// Makes a call when all earlier calls on this handle have ended, those that were dropped too. Otherwise a write that
-    /// was dropped could take effect after a later one.
+    /// Makes a call when all earlier calls on this handle have ended, those that were dropped too. Otherwise a write
+    /// that was dropped could take effect after a later one.
     fn run<T: Send + 'static>(
         &self,
         operation: impl FnOnce(&SessionFiles, &mut Turn) -> Result<T, StoreError> + Send + 'static,

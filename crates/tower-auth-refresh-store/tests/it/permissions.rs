@@ -77,6 +77,10 @@ async fn a_file_that_others_may_read_is_refused_and_the_error_says_how_to_mend_i
         }
         set_mode(&path, 0o600);
     }
+    // Only a store's own files have to be private.
+    let notes = directory.path().join("notes.txt");
+    fs::write(&notes, "").unwrap();
+    set_mode(&notes, 0o644);
     files.check().await.unwrap();
 }
 

@@ -19,7 +19,10 @@ impl TestDirectory {
         static LAST: AtomicUsize = AtomicUsize::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed);
         let name = format!("tower-auth-refresh-store-{}-{number}", std::process::id());
-        Self(std::env::temp_dir().join(name))
+        // In memory if possible, where the tests don't depend on the time that a disk takes.
+        let memory = Path::new("/dev/shm");
+        let on_disk = std::env::var_os("TMPDIR").is_some() || !memory.is_dir();
+        Self(if on_disk { std::env::temp_dir().join(name) } else { memory.join(name) })
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -34,6 +34,7 @@ defects! {
     ReleaseIsAlwaysInDoubt
     ReleaseIsNeverInDoubt
     ReleaseDoesNothing
+    ReleaseIsRepeated
     RenewDoesNothing
     RenewRevivesAReleasedClaim
     CommitIgnoresTheVersion
@@ -293,7 +294,9 @@ impl TokenStore for Broken {
 
     fn release<'a>(&'a self, claim: &'a Claim, presented: Presented) -> StoreFuture<'a, ()> {
         self.call(|slot, defect| {
-            let Some(held) = slot.held(claim, defect).filter(|_| defect != D::ReleaseDoesNothing) else { return };
+            let held = slot.held(claim, defect).filter(|_| defect != D::ReleaseDoesNothing);
+            let held = held.filter(|held| held.until.is_some() || defect == D::ReleaseIsRepeated);
+            let Some(held) = held else { return };
             let clears_doubt = defect == D::ReleaseClearsTheDoubt;
             let in_doubt = match presented {
                 Presented::Unused => (held.in_doubt && !clears_doubt) || defect == D::ReleaseIsAlwaysInDoubt,

@@ -11,7 +11,7 @@ use http::header::{HeaderMap, WWW_AUTHENTICATE};
 ///
 /// ```
 /// use http::{HeaderMap, HeaderValue, header::WWW_AUTHENTICATE};
-/// use tower_auth_refresh::Challenge;
+/// use tower_auth_refresh::challenge::Challenge;
 ///
 /// let value = r#"Basic realm="api", Bearer error="insufficient_user_authentication", max_age="300""#;
 /// let headers = HeaderMap::from_iter([(WWW_AUTHENTICATE, HeaderValue::from_static(value))]);

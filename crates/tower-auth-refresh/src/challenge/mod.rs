@@ -5,7 +5,8 @@
 //!
 //! ```
 //! use http::{HeaderMap, HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
-//! use tower_auth_refresh::{ChallengePolicy, ResponseHead};
+//! use tower_auth_refresh::challenge::ResponseHead;
+//! use tower_auth_refresh::ChallengePolicy;
 //!
 //! let with = |value| HeaderMap::from_iter([(WWW_AUTHENTICATE, HeaderValue::from_static(value))]);
 //! let expired = with(r#"Bearer realm="api", error="invalid_token""#);
@@ -33,7 +34,7 @@
 //! # let _ = challenge;
 //! ```
 //!
-//! If only the body says that the token has expired, [`InspectBodyLayer`](crate::InspectBodyLayer) reads a bounded part
+//! If only the body says that the token has expired, [`InspectBodyLayer`](crate::inspect::InspectBodyLayer) reads a bounded part
 //! of it.
 
 use std::fmt;
@@ -116,7 +117,7 @@ impl ChallengePolicy {
         Self(Rule::Grpc)
     }
 
-    /// Like [`bearer`](Self::bearer), and takes a response that an [`InspectBodyLayer`](crate::InspectBodyLayer) inside
+    /// Like [`bearer`](Self::bearer), and takes a response that an [`InspectBodyLayer`](crate::inspect::InspectBodyLayer) inside
     /// this middleware has marked for a challenge.
     ///
     /// Within a policy by [`when`](Self::when), [`matches`](Self::matches) of this policy reads the mark.
@@ -576,7 +577,7 @@ mod tests {
         let headers = headers(&["Token"]);
         let head = ResponseHead { scheme: "Token", ..ResponseHead::new(StatusCode::UNAUTHORIZED, &headers) };
         let sent = SentToken {
-            generation: crate::Generation(7),
+            generation: crate::refresh::Generation(7),
             in_force: true,
             expires_at: Some(std::time::SystemTime::UNIX_EPOCH),
         };

@@ -17,7 +17,8 @@ use crate::refresh::Generation;
 /// ```
 /// use std::time::{Duration, SystemTime};
 /// use http::StatusCode;
-/// use tower_auth_refresh::{ChallengePolicy, ResponseHead};
+/// use tower_auth_refresh::challenge::ResponseHead;
+/// use tower_auth_refresh::ChallengePolicy;
 ///
 /// // The clocks of the server and of this machine may differ.
 /// const SKEW: Duration = Duration::from_secs(30);

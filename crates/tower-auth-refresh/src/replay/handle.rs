@@ -42,15 +42,6 @@ impl<B> Replay<B> {
         }
     }
 
-    /// Returns whether the body can no longer be replayed.
-    pub(crate) fn is_lost(&self) -> bool {
-        match &self.source {
-            Source::Empty(_) | Source::Single(_) => false,
-            Source::Recorded { keeper, .. } => keeper.is_lost(),
-            Source::Never(_) => true,
-        }
-    }
-
     /// Drops the handle, which resumes the attempt and wakes it if it waits.
     pub(crate) fn resume(self) {
         drop(self);

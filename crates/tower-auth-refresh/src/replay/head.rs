@@ -6,6 +6,7 @@ use http::uri::{self, Authority, PathAndQuery, Scheme, Uri};
 use http::{Extensions, Method, Request, Version, request};
 
 use super::NotReplayable;
+use crate::target::Target;
 
 /// The head of a request, kept for a replay.
 ///
@@ -40,6 +41,13 @@ impl Head {
         let extensions = if extensions.is_empty() { Extensions::new() } else { extensions.clone() };
         let (method, version, scheme) = (request.method().clone(), request.version(), uri.scheme().cloned());
         Self { method, version, extensions, scheme, packed }
+    }
+
+    /// Returns the endpoint that the request is sent to.
+    pub(crate) fn target(&self) -> Target {
+        let (authority, rest) = next(&self.packed).unwrap_or_default();
+        let (path_and_query, _) = next(rest).unwrap_or_default();
+        Target::new(&self.method, authority, path_and_query)
     }
 
     /// Unpacks the head, still without a token.
@@ -91,6 +99,12 @@ fn pack(packed: &mut Vec<u8>, bytes: &[u8], flag: bool) {
     let len = 2 * bytes.len() as u64 + u64::from(flag);
     packed.extend_from_slice(&len.to_le_bytes());
     packed.extend_from_slice(bytes);
+}
+
+/// Returns the next part, and the rest.
+fn next(packed: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (len, rest) = packed.split_first_chunk()?;
+    rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len) / 2).ok()?)
 }
 
 fn unpack(packed: &mut Bytes) -> Option<(Bytes, bool)> {

@@ -1,9 +1,9 @@
-//! The parts of a request that are kept for a replay: its [`Head`], and its body as a [`ReplayBody`].
+//! [`ReplayBody`] and the rest of what is kept of a request for its replay.
 //!
 //! The head is packed into one buffer and unpacked only for a replay. The body isn't collected first: the attempt
-//! streams it, and a [`Replay`] handle holds a record of the frames that were sent, by reference count except for tiny
-//! frames and trailers. A replay takes over the record and the part of the source that the attempt hasn't read yet. The
-//! body of the superseded attempt ends in a [`Superseded`] error.
+//! streams it, and a record is kept of the frames that were sent, by reference count except for tiny frames and
+//! trailers. A replay takes over the record and the part of the source that the attempt hasn't read yet. The body of the
+//! superseded attempt ends in a [`Superseded`] error.
 
 use std::error::Error;
 use std::fmt;

@@ -150,11 +150,6 @@ impl<B> Keeper<B> {
         Ok(())
     }
 
-    /// Returns whether the record is incomplete.
-    pub(super) fn is_lost(&self) -> bool {
-        matches!(self.0.lock().phase, Phase::Lost(_))
-    }
-
     /// Takes the record and the source, which is `None` if it has ended. Wakes the reader, which returns an error.
     pub(super) fn steal(self) -> Result<(Record, Option<B>), NotReplayable> {
         let mut shared = self.0.lock();

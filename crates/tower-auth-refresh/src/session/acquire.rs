@@ -11,6 +11,7 @@ use super::refresh_task;
 use super::state::{Decision, Event, Phase, RefreshSchedule, State};
 use crate::refresh::{Generation, NotRefreshed, RefreshError, Trigger};
 use crate::store::Epoch;
+use crate::target::Target;
 
 impl TokenCell {
     /// Returns the deadline of a caller that begins to wait now.
@@ -51,21 +52,21 @@ impl TokenCell {
                 (state.epoch, state.generation)
             };
             // A flight needs no waiter.
-            let _ = self.join_or_start_locked(&mut writer, epoch, generation, Trigger::Early);
+            let _ = self.join_or_start_locked(&mut writer, epoch, generation, Trigger::Early, None);
         }
     }
 
     /// Returns the reason why a request that was made in `epoch` went out without a token.
     pub(crate) fn refusal(&self, epoch: Epoch) -> Option<NotRefreshed> {
         let state = self.snapshot();
-        match self.decide(&state, epoch, state.generation, Trigger::Acquire) {
+        match self.decide(&state, epoch, state.generation, Trigger::Acquire, None) {
             Decision::Refuse(why) => Some(why),
             _ => None,
         }
     }
 
     /// Waits until newer tokens than `generation` are in force: returns at once if they are, else joins the flight under
-    /// way or starts one. `deadline`: that of a caller that has waited before.
+    /// way or starts one. `target`: that of a challenged request. `deadline`: that of a caller that has waited before.
     ///
     /// Dropping the future at any point changes nothing for other waiters.
     pub(crate) async fn wait_for_newer_tokens(
@@ -73,10 +74,11 @@ impl TokenCell {
         epoch: Epoch,
         generation: Generation,
         trigger: Trigger,
+        target: Option<Target>,
         mut deadline: Option<Instant>,
     ) -> Result<(), NotRefreshed> {
         loop {
-            let Some(flight) = self.join_or_start(epoch, generation, trigger).await? else { return Ok(()) };
+            let Some(flight) = self.join_or_start(epoch, generation, trigger, target).await? else { return Ok(()) };
             // Computed after joining, so that it is no earlier than the first tick of the flight's clock.
             let deadline = *deadline.get_or_insert_with(|| self.deadline());
             let _clock = flight.start_earlier_clock(deadline, &self.config.runtime);
@@ -95,7 +97,7 @@ impl TokenCell {
             };
             let state = self.snapshot();
             if state.epoch != epoch {
-                return match self.decide(&state, epoch, generation, trigger) {
+                return match self.decide(&state, epoch, generation, trigger, target) {
                     Decision::Refuse(why) => Err(why),
                     _ => Err(NotRefreshed::SessionChanged),
                 };
@@ -111,8 +113,15 @@ impl TokenCell {
         }
     }
 
-    fn decide(&self, state: &State, epoch: Epoch, generation: Generation, trigger: Trigger) -> Decision {
-        state.decide(epoch, generation, trigger, self.needs_refresh_token(), Instant::now())
+    fn decide(
+        &self,
+        state: &State,
+        epoch: Epoch,
+        generation: Generation,
+        trigger: Trigger,
+        target: Option<Target>,
+    ) -> Decision {
+        state.decide(epoch, generation, trigger, target, self.needs_refresh_token(), Instant::now())
     }
 
     /// Returns the flight to wait for; `None` if newer tokens are in force.
@@ -121,12 +130,13 @@ impl TokenCell {
         epoch: Epoch,
         generation: Generation,
         trigger: Trigger,
+        target: Option<Target>,
     ) -> Result<Option<Arc<Flight>>, NotRefreshed> {
-        if let Some(answer) = self.join_unlocked(epoch, generation, trigger) {
+        if let Some(answer) = self.join_unlocked(epoch, generation, trigger, target) {
             return answer;
         }
-        let answer =
-            self.with_write_lock(move |cell, writer| cell.join_or_start_locked(writer, epoch, generation, trigger));
+        let answer = self
+            .with_write_lock(move |cell, writer| cell.join_or_start_locked(writer, epoch, generation, trigger, target));
         // The runtime has shut down.
         answer.await.unwrap_or_else(|gone| Err(NotRefreshed::Failed(Arc::new(RefreshError::unavailable(gone)))))
     }
@@ -137,13 +147,14 @@ impl TokenCell {
         epoch: Epoch,
         generation: Generation,
         trigger: Trigger,
+        target: Option<Target>,
     ) -> Option<Result<Option<Arc<Flight>>, NotRefreshed>> {
         let state = self.snapshot();
-        match self.decide(&state, epoch, generation, trigger) {
+        match self.decide(&state, epoch, generation, trigger, target) {
             Decision::UseNewer => Some(Ok(None)),
             Decision::Refuse(why @ (NotRefreshed::SessionChanged | NotRefreshed::Ended(_))) => Some(Err(why)),
             // The first challenge to a generation has to be recorded under the lock.
-            Decision::Join if state.is_rejected() || trigger != Trigger::Challenge => {
+            Decision::Join if state.is_rejected() || target.is_none() => {
                 let writer = self.lock.try_read().ok()?;
                 let flight = writer.flight.as_ref().filter(|flight| flight.is_running())?;
                 Some(Ok(Some(flight.join())))
@@ -158,15 +169,15 @@ impl TokenCell {
         epoch: Epoch,
         generation: Generation,
         trigger: Trigger,
+        target: Option<Target>,
     ) -> Result<Option<Arc<Flight>>, NotRefreshed> {
         self.reap_dead_flight_locked(writer);
-        let results = self.replays.load();
-        if trigger == Trigger::Challenge && self.snapshot().epoch == epoch {
-            self.step(writer, Event::Challenged { generation, results });
-        } else if trigger == Trigger::Early && self.snapshot().has_recovered(results.accepted) {
-            self.step(writer, Event::Recovered);
+        if let Some(target) = target
+            && self.snapshot().epoch == epoch
+        {
+            self.step(writer, Event::Challenged { target, generation, results: self.results.load() });
         }
-        let decision = self.decide(&self.snapshot(), epoch, generation, trigger);
+        let decision = self.decide(&self.snapshot(), epoch, generation, trigger, target);
         match decision {
             Decision::UseNewer => Ok(None),
             Decision::Refuse(why) => Err(why),
@@ -175,7 +186,7 @@ impl TokenCell {
                 Ok(Some(flight.join()))
             }
             Decision::Start => {
-                let base = self.step(writer, Event::Started);
+                let base = self.step(writer, Event::Started { trigger, target, results: self.results.load() });
                 let flight = refresh_task::start(self, base, trigger);
                 let joined = flight.join();
                 writer.flight = Some(flight);

@@ -19,7 +19,7 @@ use super::SessionState;
 use super::config::Config;
 use super::error::SessionError;
 use super::flight::Flight;
-use super::loop_guard::ReplayResults;
+use super::loop_guard::StarterResults;
 use super::revocation::Revocation;
 use super::state::{At, Effect, Event, Phase, RefreshSchedule, State};
 use super::store_sync::RevocationTask;
@@ -27,6 +27,7 @@ use crate::TARGET;
 use crate::challenge::SentToken;
 use crate::refresh::Generation;
 use crate::store::{Epoch, Record, TokenStore};
+use crate::target::Target;
 use crate::token::{AccessToken, RefreshToken, Tokens};
 
 // The fields that a look-up in a registry reads come first: beside the reference count, so that one cache miss is enough.
@@ -49,7 +50,7 @@ pub(crate) struct TokenCell {
     /// The number of states published so far.
     revision: AtomicU64,
     watchers: OnceLock<Box<Watchers>>,
-    pub(super) replays: ReplayResults,
+    pub(super) results: StarterResults,
     pub(super) store: Arc<dyn TokenStore>,
     /// Serializes the writes made outside of flights, so that the store ends in line with the state. Holds the last
     /// sign-in that was written, or may have been.
@@ -127,7 +128,7 @@ impl TokenCell {
             published: ArcSwap::from_pointee(state),
             revision: AtomicU64::new(0),
             watchers: OnceLock::new(),
-            replays: ReplayResults::default(),
+            results: StarterResults::default(),
             used: AtomicU32::new(0),
             looked: AtomicU32::new(config.recheck.now()),
             saving: AtomicBool::new(false),
@@ -213,8 +214,8 @@ impl TokenCell {
     /// be remembered, and its store can bring it back, if there is anything to bring back.
     pub(crate) fn is_evictable(self: &Arc<Self>) -> bool {
         self.is_alone() && (self.is_over() || self.is_durable()) && {
-            let refused = self.replays.load().refused;
-            self.snapshot().is_at_rest(refused, Instant::now())
+            let results = self.results.load();
+            self.snapshot().is_at_rest(results, Instant::now())
         }
     }
 
@@ -410,14 +411,28 @@ impl TokenCell {
         }
     }
 
-    /// Records the result of a replay.
-    pub(crate) fn replayed(&self, generation: Generation, accepted: bool) {
-        self.replays.record(generation, accepted);
+    /// Records that an API accepted this generation: in a replay, or in a first attempt that is watched.
+    pub(crate) fn accepted(self: &Arc<Self>, target: Target, generation: Generation) {
+        let event = {
+            let state = self.snapshot();
+            self.results.record(&state.guard, target, generation, true);
+            let results = self.results.load();
+            if !state.guard.is_changed_by_acceptance(target, generation, results) {
+                return;
+            }
+            Event::Accepted { target, generation, results }
+        };
+        if let Ok(mut writer) = self.lock.try_write() {
+            self.step(&mut writer, event);
+        } else {
+            let cell = Arc::clone(self);
+            self.spawn(async move { cell.change(event).await });
+        }
     }
 
-    /// Records that a request was accepted that can't be replayed.
-    pub(crate) fn accepted_unreplayable(&self, generation: Generation) {
-        self.replays.record_accepted_unreplayable(generation);
+    /// Records that an API refused this generation in a replay.
+    pub(crate) fn refused_again(&self, target: Target, generation: Generation) {
+        self.results.record(&self.snapshot().guard, target, generation, false);
     }
 }
 

@@ -26,6 +26,7 @@ use super::error::SessionError;
 use super::state::State;
 use crate::refresh::{Generation, NotRefreshed, Trigger};
 use crate::store::Epoch;
+use crate::target::Target;
 use crate::token::{AccessToken, Tokens};
 
 /// An access token, and its place in the session: what [`Session::renewed`] needs to know of a token that was refused.
@@ -115,7 +116,7 @@ impl Session {
                 (trigger, _) => (state.epoch, state.generation, trigger.unwrap_or(Trigger::Acquire)),
             }
         };
-        let renewed = Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, trigger, None).await;
+        let renewed = Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, trigger, None, None).await;
         let state = self.cell.snapshot();
         if state.epoch != epoch {
             return Err(renewed.err().unwrap_or(NotRefreshed::SessionChanged));
@@ -134,6 +135,10 @@ impl Session {
     /// refused at the same time. The refusal counts as the layer's challenges do: an API that refuses every token causes
     /// at most 75 refreshes in an hour.
     ///
+    /// The session doesn't know which request was refused, so all callers of this method count as one endpoint, beside
+    /// those of the layer. Refusals of fresh tokens that are reported here delay further refreshes by this method; they
+    /// stop no refresh that a request through the layer needs.
+    ///
     /// # Errors
     ///
     /// The reason why there is no newer credential. [`NotRefreshed::SessionChanged`] if a user signed in or out since.
@@ -143,7 +148,8 @@ impl Session {
     /// Dropping the future interrupts no refresh.
     pub async fn renewed(&self, refused: &Credential) -> Result<Credential, NotRefreshed> {
         let (epoch, generation) = (refused.epoch, refused.generation_in(&self.cell.snapshot()));
-        Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, Trigger::Challenge, None).await?;
+        let (trigger, target) = (Trigger::Challenge, Some(Target::TOKEN_API));
+        Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, trigger, target, None).await?;
         let state = self.cell.snapshot();
         if state.epoch != epoch {
             return Err(NotRefreshed::SessionChanged);
@@ -154,14 +160,14 @@ impl Session {
     /// Records that an API accepted a credential.
     ///
     /// Only tokens that live for less than a minute need it: their refusal is otherwise taken for that of a fresh token,
-    /// and after six in a row the session cools down.
+    /// and after six in a row [`renewed`](Self::renewed) cools down.
     pub fn accepted(&self, credential: &Credential) {
         let (epoch, generation) = {
             let state = self.cell.snapshot();
             (state.epoch, credential.generation_in(&state))
         };
         if epoch == credential.epoch {
-            self.cell.replayed(generation, true);
+            self.cell.accepted(Target::TOKEN_API, generation);
         }
     }
 

@@ -139,7 +139,7 @@ impl Session {
             let state = self.cell.snapshot();
             (state.epoch, state.generation)
         };
-        Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, Trigger::Manual, None).await?;
+        Arc::clone(&self.cell).wait_for_newer_tokens(epoch, generation, Trigger::Manual, None, None).await?;
         let state = self.cell.snapshot();
         if state.epoch == epoch { Ok(state.tokens.clone()) } else { Err(NotRefreshed::SessionChanged) }
     }
@@ -154,7 +154,7 @@ impl Session {
     /// revoked, as after a [sign-out](Self::sign_out) here. While a write is pending, nothing is read: that write finds
     /// out.
     ///
-    /// A [`SessionRegistry`](crate::SessionRegistry) does it [by itself](crate::SessionRegistryBuilder::recheck). Callers
+    /// A [`SessionRegistry`](crate::SessionRegistry) does it [by itself](crate::registry::SessionRegistryBuilder::recheck). Callers
     /// at the same time share two reads of the store at most: the one under way and one that begins after it.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use super::backoff;
 use super::loop_guard::{LoopGuard, Results};
 use crate::refresh::{Generation, NotRefreshed, RefreshError, Trigger};
 use crate::store::{Claim, Entry, Epoch, Record, Version};
+use crate::target::Target;
 use crate::token::Tokens;
 
 /// The time after its arrival in which a token is not replaced early, however soon it expires.
@@ -94,7 +95,7 @@ pub(crate) struct Failures {
     pub(crate) last: Arc<RefreshError>,
 }
 
-/// A time in which challenges start no flight.
+/// The time after a failed flight in which challenges start no flight.
 #[derive(Clone, Debug)]
 struct Cooling {
     until: Instant,
@@ -117,12 +118,12 @@ pub(crate) enum Decision {
 /// An event in a session's life. Events of a flight carry the epoch that it was started in.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
-    /// An API answered 401 to this generation.
-    Challenged { generation: Generation, results: Results },
-    /// A token newer than the last strike's was accepted.
-    Recovered,
-    /// A flight was started.
-    Started,
+    /// An API answered 401 to a request to this target with this generation.
+    Challenged { target: Target, generation: Generation, results: Results },
+    /// An API accepted a request to this target with this generation.
+    Accepted { target: Target, generation: Generation, results: Results },
+    /// A flight was started. `target`: that of the challenge, if one started the flight.
+    Started { trigger: Trigger, target: Option<Target>, results: Results },
     /// The flight obtained tokens. They are stored, or are to be.
     Refreshed { epoch: Epoch, place: u64, tokens: Tokens, stored: Stored, due: Option<RefreshSchedule> },
     /// A call that failed issued a new refresh token all the same. The access token in force stays; the failure follows.
@@ -207,18 +208,24 @@ impl State {
         self.rejected
     }
 
+    /// Returns `true` if the loop guard is to be told of accepted first attempts.
+    #[inline]
+    pub(crate) fn is_watching(&self) -> bool {
+        self.guard.is_watching()
+    }
+
     /// Returns `true` if no user is signed in.
     pub(crate) fn is_over(&self) -> bool {
         matches!(self.phase, Phase::SignedOut | Phase::Ended)
     }
 
     /// Returns `true` if nothing is under way or pending, and the state holds nothing that must be remembered and that
-    /// no store holds. `refused`: the newest generation with which a replay was refused.
-    pub(crate) fn is_at_rest(&self, refused: Generation, now: Instant) -> bool {
+    /// no store holds.
+    pub(crate) fn is_at_rest(&self, results: Results, now: Instant) -> bool {
         self.phase != Phase::Refreshing
             && matches!(self.stored, Stored::Clean(_))
             && self.cooling_at(now).is_none()
-            && !self.guard.must_be_remembered(self.generation, refused, now)
+            && !self.guard.must_be_remembered(results, now)
     }
 
     /// Returns `true` if newer tokens than `generation` are in force that are worth a request. Tokens that an API has
@@ -243,18 +250,14 @@ impl State {
         Entry::new(self.epoch, self.place, self.tokens.clone())
     }
 
-    /// Returns `true` if there are strikes, and a newer token than the last strike's was accepted.
-    pub(crate) fn has_recovered(&self, accepted: Generation) -> bool {
-        self.guard.has_recovered(accepted)
-    }
-
-    /// Answers a caller that holds `generation` of `epoch` and wants newer tokens. `needs_refresh_token`: whether the
-    /// refresh service can't do without a refresh token.
+    /// Answers a caller that holds `generation` of `epoch` and wants newer tokens. `target`: that of the challenge, if
+    /// there was one. `needs_refresh_token`: whether the refresh service can't do without a refresh token.
     pub(crate) fn decide(
         &self,
         epoch: Epoch,
         generation: Generation,
         trigger: Trigger,
+        target: Option<Target>,
         needs_refresh_token: bool,
         now: Instant,
     ) -> Decision {
@@ -277,8 +280,11 @@ impl State {
                 (Trigger::Manual, _) => Decision::Start,
                 (_, Some(why)) => Decision::Refuse(why),
                 // While an API refuses fresh tokens, none is fetched ahead of need.
-                (Trigger::Early, None) if self.guard.strikes > 0 => Decision::Refuse(NotRefreshed::Looping),
-                (_, None) => Decision::Start,
+                (Trigger::Early, None) if self.guard.is_refusing() => Decision::Refuse(NotRefreshed::Looping),
+                (_, None) => {
+                    let refusal = self.guard.refusal(target.unwrap_or(Target::SESSION), now);
+                    refusal.map_or(Decision::Start, Decision::Refuse)
+                }
             },
         }
     }
@@ -292,9 +298,11 @@ impl State {
 
     fn apply(&mut self, event: Event, at: At) -> Effect {
         match event {
-            Event::Challenged { generation, results } => self.challenged(generation, results, at),
-            Event::Recovered => self.guard.strikes = 0,
-            Event::Started => {
+            Event::Challenged { target, generation, results } => self.challenged(target, generation, results, at),
+            Event::Accepted { target, generation, results } => self.guard.accept(target, generation, results),
+            Event::Started { trigger, target, results } => {
+                let target = (trigger != Trigger::Manual).then(|| target.unwrap_or(Target::SESSION));
+                self.guard.start(target, self.generation, results, at);
                 self.phase = Phase::Refreshing;
                 self.cooling = None;
             }
@@ -323,10 +331,8 @@ impl State {
                 self.in_doubt |= in_doubt;
                 let retry_after = error.retry_after();
                 let count = self.failed(Arc::clone(&error), at);
-                // A failed flight in between does not shorten the loop guard's cool-down.
-                let pause = backoff::cool_down(count, retry_after, at.jitter)
-                    .max(self.guard.cool_down(at.jitter).unwrap_or_default());
-                self.cool(at.now + pause, NotRefreshed::CoolingDown(error));
+                self.cool(at.now + backoff::cool_down(count, retry_after, at.jitter), NotRefreshed::CoolingDown(error));
+                self.guard.fail(at);
             }
             Event::Rejected { epoch, error, next } if epoch == self.epoch => {
                 self.end(Phase::Ended, next, Stored::DeletePending(self.stale_epochs()));
@@ -408,21 +414,20 @@ impl State {
         Effect::Nothing
     }
 
-    /// Takes the first refusal of the generation in force into account.
-    fn challenged(&mut self, generation: Generation, results: Results, at: At) {
+    /// Takes a refusal of the generation in force into account.
+    fn challenged(&mut self, target: Target, generation: Generation, results: Results, at: At) {
         if generation != self.generation {
             return;
         }
-        if self.has_recovered(results.accepted) {
-            self.guard.strikes = 0;
+        // While a flight is under way, its starter has no new token yet.
+        if self.phase == Phase::Active {
+            self.guard.settle(true, results, at);
         }
-        if self.rejected {
-            return;
+        if self.tokens.expires_at().is_some_and(|expiry| expiry <= at.wall) {
+            self.guard.expire(generation);
         }
-        self.rejected = true;
-        if self.guard.is_strike(generation, results, at.now) {
-            self.strike(at);
-        }
+        // The refusal by a suspect says nothing of the token.
+        self.rejected |= self.guard.refusal(target, at.now).is_none();
     }
 
     /// Counts a failed flight and returns the count.
@@ -431,12 +436,6 @@ impl State {
         let count = before.saturating_add(1);
         self.failures = Some(Box::new(Failures { since, count, last: error }));
         count
-    }
-
-    fn strike(&mut self, at: At) {
-        if let Some(pause) = self.guard.strike(self.generation, at.jitter) {
-            self.cool(at.now + pause, NotRefreshed::Looping);
-        }
     }
 
     fn cool(&mut self, until: Instant, why: NotRefreshed) {
@@ -460,8 +459,7 @@ impl State {
             self.rejected = false;
             self.guard.issued = Some(at.now);
         } else if self.rejected || self.tokens.access_token().is_none() {
-            // Counts like a fresh token that is refused.
-            self.strike(at);
+            self.guard.settle_without_token(self.generation, at);
         }
     }
 

@@ -32,6 +32,8 @@ impl TokenCell {
     /// Makes all pending writes. `revocations`: receives the revocations of tokens that only the store held.
     async fn sync_with(self: &Arc<Self>, revocations: &mut Vec<RevocationTask>) -> Result<(), BoxError> {
         let mut attempted = self.writes.lock().await;
+        // Tokens that a flight could not save are reported once they are saved; a renewal by the app isn't.
+        let mut overwrites = false;
         loop {
             let state = Arc::clone(&self.snapshot());
             let epoch = state.epoch;
@@ -62,11 +64,17 @@ impl TokenCell {
                         }
                     }
                 }
-                Stored::CommitPending(claim) => self.commit(claim, state.entry()).await?,
+                Stored::CommitPending(claim) => {
+                    let saved = self.commit(claim, state.entry()).await?;
+                    if saved && !overwrites {
+                        tracing::info!(target: TARGET, "tokens saved");
+                    }
+                }
                 Stored::OverwritePending(version) => {
                     // Short, since the answer may be lost. The commit renews it.
                     match bounded(|| self.store.claim(version, OVERWRITE_LEASE)).await? {
                         ClaimOutcome::Claimed(claim) => {
+                            overwrites = true;
                             self.change(Event::OverwriteClaimed { epoch, claim: Arc::new(claim) }).await;
                         }
                         ClaimOutcome::Busy { .. } => return Err("another process has claimed the older record".into()),
@@ -85,19 +93,21 @@ impl TokenCell {
         }
     }
 
-    /// Writes the tokens of a flight under its claim.
-    async fn commit(self: &Arc<Self>, claim: &Claim, entry: Entry) -> Result<(), BoxError> {
+    /// Writes tokens under the claim that was made for them. Returns whether the store took them.
+    async fn commit(self: &Arc<Self>, claim: &Claim, entry: Entry) -> Result<bool, BoxError> {
         let commit = bounded(|| self.store.commit(claim, &entry));
         // While the claim holds, no other process presents the refresh token that is used up.
         let renew = bounded(|| self.store.renew(claim, self.config.lease()));
         match join(commit, renew).await.0? {
             CommitOutcome::Stored(version) => {
-                tracing::info!(target: TARGET, "tokens saved");
                 self.saved(entry, version).await;
+                Ok(true)
             }
-            CommitOutcome::Conflict(found) => self.adopt_conflicting_write(entry, found, false).await,
+            CommitOutcome::Conflict(found) => {
+                self.adopt_conflicting_write(entry, found, false).await;
+                Ok(false)
+            }
         }
-        Ok(())
     }
 
     async fn saved(self: &Arc<Self>, entry: Entry, version: Version) {

@@ -22,10 +22,12 @@ use tokio::runtime::{self, Runtime};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
 use tower::{BoxError, Service, ServiceExt, service_fn};
+use tower_auth_refresh::refresh::RevokeRequest;
+use tower_auth_refresh::session::SessionErrorKind;
 use tower_auth_refresh::store::{MemoryStore, TokenStore};
 use tower_auth_refresh::{
-    AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, ReplayBody,
-    RevokeRequest, Session, SessionErrorKind, SessionRegistry, SessionState, Tokens,
+    AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, ReplayBody, Session,
+    SessionRegistry, SessionState, Tokens,
 };
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 use tower_layer::Layer;

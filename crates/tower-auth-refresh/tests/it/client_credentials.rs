@@ -1,6 +1,7 @@
 //! Sessions without a refresh token, which request access tokens with the client's own credentials.
 
-use tower_auth_refresh::{NotRefreshed, RefreshError, SessionState, Tokens, Trigger};
+use tower_auth_refresh::refresh::Trigger;
+use tower_auth_refresh::{NotRefreshed, RefreshError, SessionState, Tokens};
 
 use crate::support::*;
 

@@ -16,9 +16,9 @@ use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full};
 use tokio::time::Instant;
 use tower::{Service, ServiceExt};
+use tower_auth_refresh::layer::ResponseFuture;
 use tower_auth_refresh::{
-    AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshReport, ReplayBody, ResponseFuture, Session,
-    SkipAuth, Tokens,
+    AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshReport, ReplayBody, Session, SkipAuth, Tokens,
 };
 use tower_layer::Layer;
 

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use tower_auth_refresh::{RefreshError, SessionState, Tokens, Trigger};
+use tower_auth_refresh::refresh::Trigger;
+use tower_auth_refresh::{RefreshError, SessionState, Tokens};
 
 use crate::support::*;
 

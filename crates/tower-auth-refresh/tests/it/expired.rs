@@ -7,7 +7,8 @@ use http::{Request, Response};
 use http_body_util::Full;
 use tokio::task::JoinHandle;
 use tower::{Service, ServiceExt};
-use tower_auth_refresh::{RefreshError, RefreshReport, ReplayLimit, Tokens, Trigger};
+use tower_auth_refresh::refresh::Trigger;
+use tower_auth_refresh::{RefreshError, RefreshReport, ReplayLimit, Tokens};
 
 use crate::support::*;
 

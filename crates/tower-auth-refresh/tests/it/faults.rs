@@ -266,6 +266,11 @@ async fn events_report_that_tokens_are_not_saved_and_that_they_are_saved_later()
     store.clear_faults();
     cool_down().await;
     assert_eq!((log.count("tokens not saved"), log.count("tokens saved")), (1, 1));
+    // Tokens that the app hands in are saved without an event.
+    let current = it.session.credential().await.unwrap();
+    it.session.renew(&current, pair(3)).await.unwrap();
+    assert_eq!(store.tokens().await, Some(pair(3)));
+    assert_eq!(log.count("tokens saved"), 1);
 }
 
 #[tokio::test(start_paused = true)]

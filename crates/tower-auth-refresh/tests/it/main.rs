@@ -6,6 +6,7 @@ mod cancellation;
 mod client_credentials;
 mod contract;
 mod early;
+mod endpoints;
 mod expired;
 mod faults;
 mod first_write;

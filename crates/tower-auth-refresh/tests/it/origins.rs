@@ -16,9 +16,11 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tower::{BoxError, Service, ServiceExt, service_fn};
+use tower_auth_refresh::layer::{PerRequest, SessionSource};
+use tower_auth_refresh::replay::NotReplayable;
 use tower_auth_refresh::{
-    AccessToken, AuthRefreshLayer, NotRefreshed, NotReplayable, Origin, Origins, PerRequest, RefreshReport,
-    RefreshRequest, RefreshToken, ReplayBody, Session, SessionSource, SkipAuth, Tokens,
+    AccessToken, AuthRefreshLayer, NotRefreshed, Origin, Origins, RefreshReport, RefreshRequest, RefreshToken,
+    ReplayBody, Session, SkipAuth, Tokens,
 };
 use tower_http::follow_redirect::policy::{FilterCredentials, Limited, PolicyExt};
 use tower_http::follow_redirect::{FollowRedirect, FollowRedirectLayer};

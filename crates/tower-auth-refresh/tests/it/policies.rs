@@ -9,9 +9,10 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use tokio::task::JoinHandle;
 use tower::{ServiceBuilder, ServiceExt};
+use tower_auth_refresh::challenge::ResponseHead;
+use tower_auth_refresh::inspect::{InspectBody, InspectBodyLayer, InspectedBody};
 use tower_auth_refresh::{
-    AuthRefresh, AuthRefreshLayer, ChallengePolicy, InspectBody, InspectBodyLayer, InspectedBody, RefreshError,
-    RefreshReport, ResponseHead, Session, Tokens,
+    AuthRefresh, AuthRefreshLayer, ChallengePolicy, RefreshError, RefreshReport, Session, Tokens,
 };
 use tower_layer::Layer;
 

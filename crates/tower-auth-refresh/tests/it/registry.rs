@@ -19,10 +19,13 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tower::{BoxError, ServiceExt, service_fn};
+use tower_auth_refresh::layer::PerRequest;
+use tower_auth_refresh::refresh::RevokeRequest;
+use tower_auth_refresh::registry::SessionRegistryBuilder;
+use tower_auth_refresh::session::SessionErrorKind;
 use tower_auth_refresh::{
-    AuthRefresh, AuthRefreshLayer, NotRefreshed, PerRequest, RefreshError, RefreshErrorKind, RefreshReport,
-    RefreshRequest, ReplayBody, RevokeRequest, Session, SessionErrorKind, SessionRegistry, SessionRegistryBuilder,
-    SessionRegistryError, SessionState, Tokens,
+    AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshErrorKind, RefreshReport, RefreshRequest,
+    ReplayBody, Session, SessionRegistry, SessionRegistryError, SessionState, Tokens,
 };
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 use tower_layer::Layer;
@@ -71,12 +74,8 @@ impl ManyUsers {
 
     fn new(configure: impl FnOnce(Arc<Database>, SessionRegistryBuilder<u32>) -> SessionRegistryBuilder<u32>) -> Self {
         let (service, auth) = script();
-        let revoked = Arc::<Mutex<Vec<Tokens>>>::default();
-        let log = Arc::clone(&revoked);
-        let template = Session::builder(service).revoke(service_fn(move |request: RevokeRequest| {
-            log.lock().unwrap().push(request.tokens().clone());
-            std::future::ready(Ok::<_, BoxError>(()))
-        }));
+        let (revoke, revoked) = revocations();
+        let template = Session::builder(service).revoke(revoke);
         let stores = Arc::<Database>::default();
         let sessions = configure(Arc::clone(&stores), SessionRegistry::builder(template)).build().unwrap();
         let (service, api) = script();

@@ -15,8 +15,9 @@ use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use tower::{BoxError, Service, ServiceExt, service_fn};
+use tower_auth_refresh::replay::NotReplayable;
 use tower_auth_refresh::{
-    AuthRefreshLayer, NotReplayable, RefreshError, RefreshReport, RefreshRequest, ReplayBody, ReplayLimit, Session,
+    AuthRefreshLayer, RefreshError, RefreshReport, RefreshRequest, ReplayBody, ReplayLimit, Session,
 };
 use tower_layer::Layer;
 

@@ -11,9 +11,8 @@ use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use tokio::time::timeout;
 use tower::{BoxError, ServiceExt};
-use tower_auth_refresh::{
-    AuthRefreshLayer, NotReplayable, Origin, RefreshError, RefreshReport, RefreshRequest, ReplayLimit, Session,
-};
+use tower_auth_refresh::replay::NotReplayable;
+use tower_auth_refresh::{AuthRefreshLayer, Origin, RefreshError, RefreshReport, RefreshRequest, ReplayLimit, Session};
 use tower_layer::Layer;
 
 use self::server::{Attempt, Server, Stage, is_refused};

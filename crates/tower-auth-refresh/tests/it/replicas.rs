@@ -7,12 +7,10 @@ use std::time::{Duration, SystemTime};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
-use tower::{BoxError, service_fn};
+use tower_auth_refresh::registry::SessionRegistryBuilder;
+use tower_auth_refresh::session::SessionErrorKind;
 use tower_auth_refresh::store::{ClaimOutcome, CommitOutcome, Entry, Epoch, MemoryStore, Record, TokenStore};
-use tower_auth_refresh::{
-    RefreshError, RefreshRequest, RevokeRequest, Session, SessionErrorKind, SessionRegistry, SessionRegistryBuilder,
-    SessionState, Tokens,
-};
+use tower_auth_refresh::{RefreshError, RefreshRequest, Session, SessionRegistry, SessionState, Tokens};
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 
 use crate::secrets::Watch;
@@ -51,12 +49,8 @@ impl Replica {
 
     fn over(store: FaultyStore, configure: impl FnOnce(Builder) -> Builder) -> Self {
         let (service, auth) = script();
-        let revoked = Arc::<Mutex<Vec<Tokens>>>::default();
-        let log = Arc::clone(&revoked);
-        let template = Session::builder(service).revoke(service_fn(move |request: RevokeRequest| {
-            log.lock().unwrap().push(request.tokens().clone());
-            std::future::ready(Ok::<_, BoxError>(()))
-        }));
+        let (revoke, revoked) = revocations();
+        let template = Session::builder(service).revoke(revoke);
         let row = store.clone();
         let builder = SessionRegistry::builder(template).store_factory(move |_: &u32| Arc::new(row.clone()));
         Self { sessions: configure(builder).build().unwrap(), store, auth, revoked }

@@ -6,8 +6,9 @@ use http::{Request, Response};
 use http_body_util::Full;
 use tokio::task::JoinHandle;
 use tower::{BoxError, Service, ServiceExt};
+use tower_auth_refresh::layer::RequireToken;
 use tower_auth_refresh::{
-    AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshReport, RequireToken, Session, SkipAuth, Tokens,
+    AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshReport, Session, SkipAuth, Tokens,
 };
 use tower_layer::Layer;
 

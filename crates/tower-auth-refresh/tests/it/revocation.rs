@@ -14,9 +14,11 @@ use http_body_util::Full;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 use tower::{BoxError, ServiceExt, service_fn};
+use tower_auth_refresh::refresh::RevokeRequest;
+use tower_auth_refresh::session::SessionErrorKind;
 use tower_auth_refresh::{
-    AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshRequest, ReplayBody, RevokeRequest, Session,
-    SessionErrorKind, SessionRegistry, SessionState, Tokens,
+    AuthRefresh, AuthRefreshLayer, NotRefreshed, RefreshError, RefreshRequest, ReplayBody, Session, SessionRegistry,
+    SessionState, Tokens,
 };
 
 use crate::support::{Calls, ORIGIN, Script, origin, pair, script, settle};

@@ -14,11 +14,14 @@ use http::{HeaderMap, HeaderName, Request, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use tower::{Service, ServiceBuilder, ServiceExt};
+use tower_auth_refresh::challenge::ResponseHead;
+use tower_auth_refresh::inspect::InspectBodyLayer;
+use tower_auth_refresh::refresh::{RevokeRequest, RevokeService};
 use tower_auth_refresh::store::{ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, Presented};
 use tower_auth_refresh::{
-    AccessToken, AuthRefreshLayer, ChallengePolicy, InspectBodyLayer, MemoryStore, NotRefreshed, Origin, Origins,
-    RefreshError, RefreshReport, RefreshRequest, RefreshService, RefreshToken, ReplayLimit, ResponseHead,
-    RevokeRequest, RevokeService, Rotation, Session, SessionRegistry, SkipAuth, TokenStore, Tokens,
+    AccessToken, AuthRefreshLayer, ChallengePolicy, MemoryStore, NotRefreshed, Origin, Origins, RefreshError,
+    RefreshReport, RefreshRequest, RefreshService, RefreshToken, ReplayLimit, Rotation, Session, SessionRegistry,
+    SkipAuth, TokenStore, Tokens,
 };
 use tower_auth_refresh_http::{
     AuthClient, ClientAuth, ClientCredentials, JsonLogin, JsonLogout, JsonRefresh, OAuthRefresh, OAuthRevoke,

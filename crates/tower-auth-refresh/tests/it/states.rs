@@ -17,9 +17,10 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tower::{BoxError, ServiceExt};
+use tower_auth_refresh::refresh::Trigger;
 use tower_auth_refresh::store::{Entry, Epoch, TokenStore};
 use tower_auth_refresh::{
-    AuthRefreshLayer, NotRefreshed, Origin, RefreshError, RefreshErrorKind, Session, SessionState, Trigger,
+    AuthRefreshLayer, NotRefreshed, Origin, RefreshError, RefreshErrorKind, Session, SessionState, Tokens,
 };
 use tower_layer::Layer;
 
@@ -135,7 +136,8 @@ async fn a_refresh_without_a_signed_in_user_is_refused_and_calls_nothing() {
     assert!(matches!(it.session.refresh().await, Err(NotRefreshed::SignedOut)));
     it.session.sign_in(pair(1)).await.unwrap();
     it.session.sign_out().await.unwrap();
-    assert!(matches!(it.session.refresh().await, Err(NotRefreshed::SignedOut)));
+    let why = it.session.refresh().await.unwrap_err();
+    assert!(matches!(why, NotRefreshed::SignedOut) && why.requires_sign_in());
     assert!(it.auth.is_idle().await);
 }
 
@@ -145,11 +147,28 @@ async fn a_refresh_of_a_session_that_has_ended_is_refused_with_the_reason() {
     let response = it.get_refused().await;
     it.auth.next().await.answer(Err(RefreshError::rejected("revoked")));
     response.await.unwrap();
-    match it.session.refresh().await {
-        Err(NotRefreshed::Ended(error)) => assert_eq!(error.kind(), RefreshErrorKind::Rejected),
+    let why = it.session.refresh().await.unwrap_err();
+    assert!(why.requires_sign_in());
+    match why {
+        NotRefreshed::Ended(error) => assert_eq!(error.kind(), RefreshErrorKind::Rejected),
         other => panic!("{other:?}"),
     }
     assert!(it.auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_sign_in_helps_where_there_is_no_refresh_token_and_none_is_required_after_a_failure() {
+    let it = Fixture::with(|builder| builder.tokens(Tokens::from_access_token(access("a1")))).await;
+    let why = it.session.refresh().await.unwrap_err();
+    assert!(matches!(why, NotRefreshed::NoRefreshToken) && why.requires_sign_in());
+
+    let mut it = Fixture::new().await;
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Err(RefreshError::misconfigured("404")));
+    assert!(!not_refreshed(&response.await.unwrap()).requires_sign_in());
+    let response = it.get_refused().await.await.unwrap();
+    assert!(matches!(not_refreshed(&response), NotRefreshed::CoolingDown(_)));
+    assert!(!not_refreshed(&response).requires_sign_in());
 }
 
 #[tokio::test(start_paused = true)]

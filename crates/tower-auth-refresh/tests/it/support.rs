@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,11 +12,13 @@ use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use tokio::sync::{mpsc, oneshot};
-use tower::{Service, ServiceExt};
+use tower::{BoxError, Service, ServiceExt};
+use tower_auth_refresh::refresh::{RevokeRequest, RevokeService};
+use tower_auth_refresh::session::RefreshFailure;
 use tower_auth_refresh::store::{Claim, ClaimOutcome, CommitOutcome, Entry, Epoch, MemoryStore, Record};
 use tower_auth_refresh::{
-    AccessToken, AuthRefresh, AuthRefreshLayer, NotRefreshed, Origin, RefreshError, RefreshFailure, RefreshReport,
-    RefreshRequest, RefreshService, RefreshToken, ReplayBody, Session, SessionBuilder, SessionState, Tokens,
+    AccessToken, AuthRefresh, AuthRefreshLayer, NotRefreshed, Origin, RefreshError, RefreshReport, RefreshRequest,
+    RefreshService, RefreshToken, ReplayBody, Session, SessionBuilder, SessionState, Tokens,
 };
 use tower_auth_refresh_testkit::conformance::FaultyStore;
 use tower_layer::Layer;
@@ -127,6 +129,19 @@ where
             while let Some(call) = self.0.recv().await {
                 let answered = answer(&call.request);
                 call.answer(answered);
+            }
+        });
+    }
+
+    /// Answers every call from now on after this time.
+    pub fn serve_after(mut self, latency: Duration, mut answer: impl FnMut(&Req) -> Result<Res, E> + Send + 'static) {
+        tokio::spawn(async move {
+            while let Some(call) = self.0.recv().await {
+                let answered = answer(&call.request);
+                tokio::spawn(async move {
+                    tokio::time::sleep(latency).await;
+                    call.answer(answered);
+                });
             }
         });
     }
@@ -290,6 +305,17 @@ pub fn failing(session: &Session) -> RefreshFailure {
 pub async fn text(response: Response<Full<Bytes>>) -> String {
     let body = response.into_body().collect().await.unwrap().to_bytes();
     String::from_utf8(body.into()).unwrap()
+}
+
+/// A revoke service that accepts everything, and the tokens that it was sent.
+pub fn revocations() -> (impl RevokeService, Arc<Mutex<Vec<Tokens>>>) {
+    let revoked = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&revoked);
+    let service = tower::service_fn(move |request: RevokeRequest| {
+        log.lock().unwrap().push(request.tokens().clone());
+        std::future::ready(Ok::<_, BoxError>(()))
+    });
+    (service, revoked)
 }
 
 /// A durable store that yields to the scheduler at each call. Clones are handles on the same store and its faults.

@@ -7,9 +7,9 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
-use tower_auth_refresh::{
-    Credential, NotRefreshed, RefreshError, RefreshReport, Session, SessionErrorKind, SessionState, Tokens, Trigger,
-};
+use tower_auth_refresh::refresh::Trigger;
+use tower_auth_refresh::session::SessionErrorKind;
+use tower_auth_refresh::{Credential, NotRefreshed, RefreshError, RefreshReport, Session, SessionState, Tokens};
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 
 use crate::support::*;

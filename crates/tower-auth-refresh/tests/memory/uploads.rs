@@ -24,9 +24,10 @@ use hyper_util::server::conn::auto;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tower::{BoxError, ServiceExt};
+use tower_auth_refresh::replay::NotReplayable;
 use tower_auth_refresh::{
-    AccessToken, AuthRefreshLayer, NotReplayable, Origin, RefreshError, RefreshReport, RefreshRequest, RefreshToken,
-    ReplayBody, ReplayLimit, Session, Tokens,
+    AccessToken, AuthRefreshLayer, Origin, RefreshError, RefreshReport, RefreshRequest, RefreshToken, ReplayBody,
+    ReplayLimit, Session, Tokens,
 };
 use tower_layer::Layer;
 

@@ -14,10 +14,11 @@ use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, yield_now};
 use tokio::time::{Instant, sleep_until};
 use tower::{ServiceExt, service_fn};
+use tower_auth_refresh::refresh::RevokeRequest;
 use tower_auth_refresh::store::{MemoryStore, TokenStore};
 use tower_auth_refresh::{
     AccessToken, AuthRefreshLayer, NotRefreshed, Origin, RefreshError, RefreshErrorKind, RefreshReport, RefreshRequest,
-    RefreshToken, ReplayBody, ReplayLimit, RevokeRequest, Rotation, Session, SessionState, Tokens,
+    RefreshToken, ReplayBody, ReplayLimit, Rotation, Session, SessionState, Tokens,
 };
 use tower_auth_refresh_testkit::conformance::{self, FaultyStore, StoreFault};
 use tower_layer::Layer;
@@ -360,6 +361,7 @@ fn reason(error: &NotRefreshed) -> Reason {
         NotRefreshed::NoRefreshToken => Reason::NoRefreshToken,
         NotRefreshed::SameToken => Reason::SameToken,
         NotRefreshed::Looping => Reason::Looping,
+        NotRefreshed::RequestRefused => Reason::RequestRefused,
         other => panic!("{other:?}"),
     }
 }

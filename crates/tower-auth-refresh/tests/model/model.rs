@@ -20,6 +20,8 @@ const END_LEASE: u64 = 15_000;
 const WRITTEN_BY: u64 = 66_000;
 const CLAIM_POLL: u64 = 201;
 const PROBATION: u64 = 60_000;
+/// A wasted refresh is remembered for this.
+const MEMORY: u64 = 3_600_000;
 
 /// A moment within an interval. The width of the interval is the jitter.
 #[derive(Clone, Copy, PartialEq)]
@@ -82,13 +84,14 @@ struct Session {
     failures: u32,
     /// The kind of the last of them.
     failure: Option<FailureKind>,
-    strikes: u32,
-    last_refusal: u32,
+    starter: Option<Starter>,
+    row: Option<Row>,
     issued: Option<Moment>,
     cooling: Option<(Moment, Reason)>,
     pending: PendingWrite,
     // Kept across epochs:
     generation: u32,
+    /// The newest generations that the starters of flights have accepted, and have refused in a replay.
     accepted: u32,
     refused: u32,
     written_over: Option<(u32, Option<u32>)>,
@@ -97,6 +100,39 @@ struct Session {
     issued_count: u32,
     next: VecDeque<Answer>,
     faults: BTreeMap<Call, Fault>,
+}
+
+/// The cause of a demand for newer tokens.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum By {
+    /// A challenge by an endpoint.
+    Get,
+    Post,
+    /// A request that waits for a token before it is sent.
+    Unsent,
+    App,
+}
+
+/// The start of a flight that is not settled yet, and the generation that the flight replaces.
+#[derive(Clone, Copy)]
+struct Starter {
+    by: By,
+    base: u32,
+}
+
+/// Wasted refreshes in a row.
+#[derive(Default)]
+struct Row {
+    wasted: u32,
+    until: Option<Moment>,
+    accepted: u32,
+    accounts: BTreeMap<By, Account>,
+}
+
+struct Account {
+    weight: u32,
+    refused: u32,
+    at: Moment,
 }
 
 struct Flight {
@@ -144,6 +180,8 @@ struct Caller {
     epoch: u32,
     generation: u32,
     slow: bool,
+    /// The loop guard is told if the first attempt is accepted.
+    is_watched: bool,
     /// The reason why the request was sent without a token.
     lack: Option<Reason>,
     progress: Progress,
@@ -320,7 +358,8 @@ impl Model {
         loop {
             let timers = self.flights.iter().map(Flight::due);
             let pauses = self.sessions.iter().filter_map(|it| it.cooling.map(|(until, _)| until));
-            let Some(open) = timers.chain(pauses).find(|it| it.lo <= self.now && self.now < it.hi) else {
+            let loops = self.sessions.iter().filter_map(|it| it.row.as_ref()?.until);
+            let Some(open) = timers.chain(pauses).chain(loops).find(|it| it.lo <= self.now && self.now < it.hi) else {
                 return self.now;
             };
             self.run_until(open.hi);
@@ -422,7 +461,8 @@ impl Model {
 
     fn caller(&mut self, session: SessionIndex, kind: Option<RequestKind>, slow: bool) -> usize {
         let Session { epoch, generation, .. } = self.sessions[session];
-        self.callers.push(Caller { session, kind, epoch, generation, slow, lack: None, progress: Progress::Done });
+        let (is_watched, lack, progress) = (false, None, Progress::Done);
+        self.callers.push(Caller { session, kind, epoch, generation, slow, is_watched, lack, progress });
         self.observed.requests.push(Request::default());
         self.callers.len() - 1
     }
@@ -441,13 +481,13 @@ impl Model {
         let useless = it.tokens.access.is_none() || it.rejected && (is_upload || self.in_flight(session).is_some());
         if it.active
             && useless
-            && let Some(f) = self.join_or_start(id, false).1
+            && let Some(f) = self.join_or_start(id, By::Unsent).1
         {
             self.callers[id].progress = Progress::Unsent(f);
             return;
         }
         let Caller { session, epoch, generation, .. } = self.callers[id];
-        if let Decision::No(reason) = self.decide(session, epoch, generation, false) {
+        if let Decision::No(reason) = self.decide(session, epoch, generation, By::Unsent) {
             self.callers[id].lack = Some(reason);
         }
         self.send(id);
@@ -457,6 +497,7 @@ impl Model {
         let it = &self.sessions[self.callers[id].session];
         let same_epoch = it.epoch == self.callers[id].epoch;
         let token = it.tokens.access.filter(|_| same_epoch);
+        self.callers[id].is_watched = it.row.is_some();
         if same_epoch {
             self.callers[id].generation = it.generation;
         }
@@ -482,21 +523,21 @@ impl Model {
     }
 
     fn api_answers(&mut self, id: usize) {
-        let Caller { session, kind, epoch, generation, lack, progress, .. } = self.callers[id];
+        let Caller { session, kind, epoch, is_watched, lack, progress, .. } = self.callers[id];
         let Progress::AtApi { attempt, good } = progress else { return };
-        let it = &mut self.sessions[session];
+        let it = &self.sessions[session];
         match (attempt, good) {
             (Attempt::Unauthenticated, _) => {
                 let (generation, in_epoch) = (it.generation, it.epoch == epoch);
-                let reason = match self.decide(session, epoch, generation, false) {
+                let reason = match self.decide(session, epoch, generation, By::Unsent) {
                     Decision::No(reason) if !in_epoch => reason,
                     _ => lack.unwrap_or_else(|| unreachable!("a request without a token has a reason")),
                 };
                 self.end(id, format!("401 {reason:?}"));
             }
             (Attempt::First, true) => {
-                if kind == Some(RequestKind::Upload) && it.refused < generation {
-                    it.accepted = it.accepted.max(generation);
+                if is_watched {
+                    self.accepted(id);
                 }
                 self.end(id, "200".to_owned());
             }
@@ -510,11 +551,11 @@ impl Model {
                 _ => self.replay(id),
             },
             (Attempt::Replay, true) => {
-                it.accepted = it.accepted.max(generation);
+                self.accepted(id);
                 self.end(id, "200 Replayed".to_owned());
             }
             (Attempt::Replay, false) => {
-                it.refused = it.refused.max(generation);
+                self.refused_again(id);
                 self.end(id, "401 ReplayRefused".to_owned());
             }
         }
@@ -523,25 +564,21 @@ impl Model {
     /// Requests newer tokens after a 401.
     fn challenged(&mut self, id: usize) -> (Decision, Option<usize>) {
         let Caller { session, epoch, generation, .. } = self.callers[id];
-        let it = &mut self.sessions[session];
+        let by = self.callers[id].endpoint();
+        let it = &self.sessions[session];
         if it.epoch == epoch && it.generation == generation {
-            if it.accepted > it.last_refusal {
-                it.strikes = 0;
+            if self.in_flight(session).is_none() {
+                self.settle_flight(session, true);
             }
-            if let (false, Some(issued)) = (std::mem::replace(&mut it.rejected, true), it.issued) {
-                let fresh = self.before(issued.plus(PROBATION, PROBATION));
-                let it = &self.sessions[session];
-                if it.accepted < generation && (fresh || it.refused >= generation) {
-                    self.strike(session);
-                }
-            }
+            let is_held = self.refusal(session, by).is_some();
+            self.sessions[session].rejected |= !is_held;
         }
-        self.join_or_start(id, false)
+        self.join_or_start(id, by)
     }
 
     fn manual_refresh(&mut self, session: SessionIndex) {
         let id = self.caller(session, None, false);
-        match self.join_or_start(id, true) {
+        match self.join_or_start(id, By::App) {
             (_, Some(f)) => self.callers[id].progress = Progress::Waiting(f),
             (Decision::No(reason), _) => self.end(id, format!("{reason:?}")),
             _ => unreachable!("no tokens are newer than those in force"),
@@ -577,7 +614,8 @@ impl Model {
     }
 
     /// Decides about a demand for tokens newer than `generation`.
-    fn decide(&self, session: SessionIndex, epoch: u32, generation: u32, manual: bool) -> Decision {
+    fn decide(&self, session: SessionIndex, epoch: u32, generation: u32, by: By) -> Decision {
+        let manual = by == By::App;
         let it = &self.sessions[session];
         match it.cooling {
             _ if it.ended.is_some_and(|of| epoch == of || epoch == it.epoch) => Decision::No(Reason::Ended),
@@ -587,17 +625,18 @@ impl Model {
             _ if self.in_flight(session).is_some() => Decision::Join(self.in_flight(session).unwrap()),
             _ if it.tokens.refresh.is_none() => Decision::No(Reason::NoRefreshToken),
             Some((until, reason)) if !manual && self.before(until) => Decision::No(reason),
+            _ if !manual => self.refusal(session, by).map_or(Decision::Start, Decision::No),
             _ => Decision::Start,
         }
     }
 
     /// Returns the decision and the flight to wait for. Starts a flight if none is in progress.
-    fn join_or_start(&mut self, id: usize, manual: bool) -> (Decision, Option<usize>) {
+    fn join_or_start(&mut self, id: usize, by: By) -> (Decision, Option<usize>) {
         let Caller { session, epoch, generation, .. } = self.callers[id];
-        let decide = self.decide(session, epoch, generation, manual);
+        let decide = self.decide(session, epoch, generation, by);
         let flight = match decide {
             Decision::Join(f) => Some(f),
-            Decision::Start => Some(self.start(session)),
+            Decision::Start => Some(self.start(session, by)),
             _ => None,
         };
         (decide, flight)
@@ -612,17 +651,84 @@ impl Model {
             it.generation += 1;
             (it.rejected, it.issued) = (false, Some(self.at));
         } else if it.rejected {
-            self.strike(session);
+            let by = it.starter.take().map_or(By::Unsent, |starter| starter.by);
+            let generation = it.generation;
+            self.forget_wasted(session);
+            self.waste(session, by, 2, generation);
         }
     }
 
-    fn strike(&mut self, session: SessionIndex) {
-        let at = self.at;
+    // The loop guard.
+
+    /// Settles the last flight by the results of its starter. `challenged`: the token in force has just been refused.
+    fn settle_flight(&mut self, session: SessionIndex, challenged: bool) {
+        self.forget_wasted(session);
         let it = &mut self.sessions[session];
-        it.strikes += 1;
-        it.last_refusal = it.generation;
-        if let Some((lo, hi)) = it.loop_pause() {
-            it.cooling = Some((at.plus(lo, hi), Reason::Looping));
+        let Some(Starter { by, base }) = it.starter.take() else { return };
+        let (accepted, refused, issued) = (it.accepted, it.refused, it.issued);
+        if refused > base && refused >= accepted {
+            self.waste(session, by, 2, refused);
+        } else if accepted > base {
+            if let Some(row) = &mut it.row {
+                row.accounts.remove(&by);
+            }
+            it.drop_empty_row();
+        } else if let Some(issued) = issued.filter(|_| challenged || by != By::Unsent)
+            && self.before(issued.plus(PROBATION, PROBATION))
+        {
+            self.waste(session, by, 1, base);
+        }
+    }
+
+    fn forget_wasted(&mut self, session: SessionIndex) {
+        let Some(mut row) = self.sessions[session].row.take() else { return };
+        row.accounts.retain(|_, account| self.before(account.at.plus(MEMORY, MEMORY)));
+        self.sessions[session].row = Some(row);
+        self.sessions[session].drop_empty_row();
+    }
+
+    fn waste(&mut self, session: SessionIndex, by: By, weight: u32, refused: u32) {
+        let at = self.at;
+        let row = self.sessions[session].row.get_or_insert_default();
+        row.wasted += 1;
+        row.pause(at);
+        let before = row.accounts.get(&by).map_or(0, |account| account.weight);
+        row.accounts.insert(by, Account { weight: before + weight, refused, at });
+    }
+
+    /// Returns why no flight may be started now.
+    fn refusal(&self, session: SessionIndex, by: By) -> Option<Reason> {
+        let row = self.sessions[session].row.as_ref()?;
+        let is_suspect = row.accounts.get(&by).is_some_and(|account| account.weight >= 2);
+        let is_accepted = row.accounts.values().all(|account| account.refused <= row.accepted);
+        let reason = if is_accepted { Reason::RequestRefused } else { Reason::Looping };
+        (is_suspect && self.before(row.until?)).then_some(reason)
+    }
+
+    /// An endpoint has accepted a request.
+    fn accepted(&mut self, id: usize) {
+        let (by, Caller { session, generation, .. }) = (self.callers[id].endpoint(), &self.callers[id]);
+        let it = &mut self.sessions[*session];
+        let starter = it.starter.filter(|starter| [by, By::Unsent].contains(&starter.by));
+        if starter.is_some() {
+            it.accepted = it.accepted.max(*generation);
+        }
+        let its_own = starter.filter(|starter| starter.by == by && it.refused > starter.base);
+        let refused_again = its_own.map_or(0, |_| it.refused);
+        if let Some(row) = &mut it.row {
+            row.accepted = row.accepted.max(*generation);
+            let is_cleared = |of: By, refused: u32| [by, By::Unsent].contains(&of) && *generation > refused;
+            row.accounts.retain(|of, account| *generation <= refused_again || !is_cleared(*of, account.refused));
+        }
+        it.drop_empty_row();
+    }
+
+    /// An endpoint has refused a replay.
+    fn refused_again(&mut self, id: usize) {
+        let (by, Caller { session, generation, .. }) = (self.callers[id].endpoint(), &self.callers[id]);
+        let it = &mut self.sessions[*session];
+        if it.starter.is_some_and(|starter| [by, By::Unsent].contains(&starter.by)) {
+            it.refused = it.refused.max(*generation);
         }
     }
 
@@ -703,13 +809,15 @@ impl Model {
 
     // Flights: claim, call, save, publish.
 
-    fn start(&mut self, session: SessionIndex) -> usize {
+    fn start(&mut self, session: SessionIndex, by: By) -> usize {
+        self.settle_flight(session, false);
         let deadline = self.at.plus(REFRESH_TIMEOUT, REFRESH_TIMEOUT);
         // If two sessions start at one moment, either may reach the store first.
         let side_by_side = |it: &Flight| it.session != session && it.line == self.line && it.deadline == deadline;
         self.undetermined.set(self.is_undetermined() || self.flights.iter().any(side_by_side));
         let it = &mut self.sessions[session];
         it.cooling = None;
+        it.starter = (by != By::App).then_some(Starter { by, base: it.generation });
         self.flights.push(Flight {
             session,
             epoch: it.epoch,
@@ -931,9 +1039,11 @@ impl Model {
             it.failures += 1;
             it.failure = Some(kind);
             let full = (1_000 << (it.failures - 1).min(10)).min(60_000_u64);
-            let pause = Moment { lo: full / 2, hi: full }
-                .max((retry_after, retry_after))
-                .max(it.loop_pause().unwrap_or_default());
+            let pause = Moment { lo: full / 2, hi: full }.max((retry_after, retry_after));
+            it.starter = None;
+            if let Some(row) = &mut it.row {
+                row.pause(at);
+            }
             it.cooling = Some((at.plus(pause.lo, pause.hi), Reason::CoolingDown(kind)));
         }
         self.finish(f, Err(Reason::Failed(kind)));
@@ -1189,11 +1299,27 @@ impl Model {
 }
 
 impl Session {
-    /// The loop guard's cool-down, from the sixth strike on.
-    fn loop_pause(&self) -> Option<(u64, u64)> {
-        let excess = self.strikes.checked_sub(6)?;
-        let pause = (1_000 << excess.min(10)).min(60_000_u64);
-        Some((pause, pause + pause / 4))
+    fn drop_empty_row(&mut self) {
+        self.row.take_if(|row| row.accounts.is_empty());
+    }
+}
+
+impl Row {
+    /// Starts the pause, from the sixth wasted refresh on.
+    fn pause(&mut self, at: Moment) {
+        let pause = self.wasted.checked_sub(6).map(|excess| (1_000 << excess.min(10)).min(60_000_u64));
+        self.until = pause.map(|pause| at.plus(pause, pause + pause / 4));
+    }
+}
+
+impl Caller {
+    /// All paths are the same.
+    fn endpoint(&self) -> By {
+        match self.kind {
+            Some(RequestKind::Get) => By::Get,
+            Some(_) => By::Post,
+            None => By::Unsent,
+        }
     }
 }
 

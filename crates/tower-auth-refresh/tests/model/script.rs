@@ -159,6 +159,7 @@ pub(crate) enum Reason {
     NoRefreshToken,
     SameToken,
     Looping,
+    RequestRefused,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

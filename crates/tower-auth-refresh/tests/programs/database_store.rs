@@ -197,7 +197,7 @@ impl TokenStore for DatabaseStore {
     fn release<'a>(&'a self, claim: &'a Claim, presented: Presented) -> StoreFuture<'a, ()> {
         let claim = claim.clone();
         self.write(move |row| {
-            let Some(held) = held(row, &claim) else { return };
+            let Some(held) = held(row, &claim).filter(|held| held.until.is_some()) else { return };
             held.until = None;
             if presented == Presented::Unused && !held.in_doubt {
                 *row = row.take().map(|row| Row { claim: None, ..row });

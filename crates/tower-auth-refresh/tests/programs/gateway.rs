@@ -15,7 +15,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
 use tower::{BoxError, Layer, ServiceExt};
-use tower_auth_refresh::{AuthRefresh, AuthRefreshLayer, Origin, PerRequest, ReplayBody, Session, SessionRegistry};
+use tower_auth_refresh::layer::PerRequest;
+use tower_auth_refresh::{AuthRefresh, AuthRefreshLayer, Origin, ReplayBody, Session, SessionRegistry};
 use tower_auth_refresh_http::{AuthClient, JsonLogin, JsonLogout, JsonRefresh};
 use uuid::Uuid;
 

@@ -11,7 +11,8 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use serde_json::{Value, json};
 use tower::{BoxError, Service, ServiceExt};
-use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Tokens, Trigger};
+use tower_auth_refresh::refresh::Trigger;
+use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Tokens};
 
 /// The refresh call of a server that wants a device and a reason, and that answers a repeated call with the tokens of
 /// the first.

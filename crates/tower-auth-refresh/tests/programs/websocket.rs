@@ -7,7 +7,8 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
-use tower_auth_refresh::{ChallengePolicy, Credential, NotRefreshed, ResponseHead, Session};
+use tower_auth_refresh::challenge::ResponseHead;
+use tower_auth_refresh::{ChallengePolicy, Credential, NotRefreshed, Session};
 
 pub type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 

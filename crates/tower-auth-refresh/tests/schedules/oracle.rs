@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tower_auth_refresh::{AccessToken, RefreshRequest, RefreshToken, Tokens, Trigger};
+use tower_auth_refresh::refresh::Trigger;
+use tower_auth_refresh::{AccessToken, RefreshRequest, RefreshToken, Tokens};
 
 /// The first pause after a failure: one second, of which jitter takes up to a half.
 const SHORTEST_COOL_DOWN: Duration = Duration::from_millis(500);

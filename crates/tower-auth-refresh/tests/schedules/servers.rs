@@ -11,7 +11,8 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use tokio::sync::oneshot;
 use tower::Service;
-use tower_auth_refresh::{RefreshError, RefreshRequest, ReplayBody, RevokeRequest, Tokens};
+use tower_auth_refresh::refresh::RevokeRequest;
+use tower_auth_refresh::{RefreshError, RefreshRequest, ReplayBody, Tokens};
 
 use crate::gates::{Gate, Gates, Outcome};
 use crate::oracle::{Oracle, Pair, Sent};

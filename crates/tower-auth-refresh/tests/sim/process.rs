@@ -18,10 +18,11 @@ use tokio::time::{sleep, timeout};
 use tower::timeout::Timeout;
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
+use tower_auth_refresh::refresh::Trigger;
 use tower_auth_refresh::store::TokenStore;
 use tower_auth_refresh::{
     AuthRefreshLayer, Origin, Origins, RefreshError, RefreshReport, RefreshRequest, ReplayBody, Session, SessionState,
-    Tokens, Trigger,
+    Tokens,
 };
 use tower_auth_refresh_http::{AuthClient, ClientAuth, JsonRefresh, OAuthRefresh};
 

@@ -228,7 +228,7 @@ impl TokenStore for SharedStore {
         self.call("release", None, move |state, user, now| {
             state.oracle.note(now, format_args!("{}: released, presented: {presented:?}", self.process));
             let slot = &mut state.slots[user];
-            let Some(lease) = slot.held(claim) else { return };
+            let Some(lease) = slot.held(claim).filter(|lease| lease.until.is_some()) else { return };
             lease.until = None;
             if presented == Presented::Unused && !lease.in_doubt {
                 slot.claim = None;

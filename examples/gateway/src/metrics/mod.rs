@@ -11,7 +11,8 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http::StatusCode;
-use tower_auth_refresh::{NotReplayable, RefreshReport};
+use tower_auth_refresh::RefreshReport;
+use tower_auth_refresh::replay::NotReplayable;
 
 use self::histogram::Histogram;
 pub use self::refreshes::RefreshWatch;
@@ -38,7 +39,7 @@ const OUTCOMES: [&str; 9] = [
 
 const REPLAYS: [&str; 2] = ["accepted", "refused"];
 
-const NOT_REPLAYED: [&str; 13] = [
+const NOT_REPLAYED: [&str; 14] = [
     "too_large",
     "source_failed",
     "unknown_frame",
@@ -51,6 +52,7 @@ const NOT_REPLAYED: [&str; 13] = [
     "no_refresh_token",
     "same_token",
     "looping",
+    "request_refused",
     "step_up",
 ];
 

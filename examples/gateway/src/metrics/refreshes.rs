@@ -99,6 +99,7 @@ pub(super) fn name(reason: &NotRefreshed) -> &'static str {
         NotRefreshed::SessionChanged => "session_changed",
         NotRefreshed::NoRefreshToken => "no_refresh_token",
         NotRefreshed::SameToken => "same_token",
+        NotRefreshed::RequestRefused => "request_refused",
         _ => "looping",
     }
 }

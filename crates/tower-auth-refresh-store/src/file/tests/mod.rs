@@ -2,11 +2,14 @@
 
 mod clock;
 mod crashes;
+#[cfg(target_os = "linux")]
 mod disk;
 mod fail;
 mod fleet;
 mod program;
 pub(super) mod steps;
+#[cfg(target_os = "linux")]
+mod strace;
 #[path = "../../../tests/it/support.rs"]
 mod support;
 

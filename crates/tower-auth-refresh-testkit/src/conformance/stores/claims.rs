@@ -115,6 +115,15 @@ pub(super) async fn a_token_released_in_doubt_is_claimed_in_doubt(fixture: Fixtu
     assert!(fixture.expect_claimed(&fixture.b, &version).await.is_in_doubt(), "the token may have been presented");
 }
 
+pub(super) async fn a_claim_released_in_doubt_is_not_released_again(fixture: Fixture) {
+    let version = fixture.sign_in("1").await;
+    let claim = fixture.expect_claimed(&fixture.a, &version).await;
+    for presented in [Presented::InDoubt, Presented::Unused] {
+        fixture.a.release(&claim, presented).await.expect("release");
+    }
+    assert!(fixture.expect_claimed(&fixture.b, &version).await.is_in_doubt(), "the doubt was lost at a second release");
+}
+
 pub(super) async fn a_late_release_does_not_free_another_claim(fixture: Fixture) {
     let version = fixture.sign_in("1").await;
     let late = fixture.expect_claimed(&fixture.a, &version).await;

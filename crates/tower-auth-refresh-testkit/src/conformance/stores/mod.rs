@@ -52,6 +52,7 @@ pub async fn stores(lease: Duration, open: impl AsyncFn() -> Handles) {
         claims::a_lost_claim_is_not_renewed
         claims::a_token_released_unused_is_claimed_without_doubt
         claims::a_token_released_in_doubt_is_claimed_in_doubt
+        claims::a_claim_released_in_doubt_is_not_released_again
         claims::a_late_release_does_not_free_another_claim
         records::a_commit_stores_a_new_version_and_ends_the_claim
         records::the_second_of_two_commits_conflicts

@@ -106,17 +106,17 @@ fn a_body_that_is_kept_whole_is_sent_while_it_is_paused_and_still_replayed() {
 
 #[test]
 fn a_body_is_lost_once_more_of_it_was_sent_than_is_kept() {
-    assert!(!ReplayBody::recording(Empty::<Bytes>::new(), 0).1.is_lost());
-    assert!(!ReplayBody::recording("whole".to_owned(), LIMIT).1.is_lost());
-    assert!(ReplayBody::recording("too long".to_owned(), 7).1.is_lost());
-    let (mut attempt, mut handle) = ReplayBody::recording(Script::chunks(["1", "22"]), 2);
-    let task = Task::new();
-    assert!(!handle.is_lost());
-    assert_eq!(poll(&mut attempt, &task), data("1"));
-    assert!(!handle.is_lost());
-    assert_eq!(poll(&mut attempt, &task), data("22"));
-    assert!(handle.is_lost());
-    assert_eq!(handle.pause(), Err(NotReplayable::TooLarge));
+    assert_eq!(ReplayBody::recording(Empty::<Bytes>::new(), 0).1.pause(), Ok(()));
+    assert_eq!(ReplayBody::recording("whole".to_owned(), LIMIT).1.pause(), Ok(()));
+    assert_eq!(ReplayBody::recording("too long".to_owned(), 7).1.pause(), Err(NotReplayable::TooLarge));
+    for (chunks, lost) in [(0, false), (1, false), (2, true)] {
+        let (mut attempt, mut handle) = ReplayBody::recording(Script::chunks(["1", "22"]), 2);
+        let task = Task::new();
+        for chunk in ["1", "22"].into_iter().take(chunks) {
+            assert_eq!(poll(&mut attempt, &task), data(chunk));
+        }
+        assert_eq!(handle.pause(), if lost { Err(NotReplayable::TooLarge) } else { Ok(()) });
+    }
 }
 
 #[test]

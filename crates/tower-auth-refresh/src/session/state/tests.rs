@@ -25,7 +25,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use self::action::Action;
+use self::action::{Action, Failure, Wait};
 use self::environment::Environment;
 
 /// The time limit of an exploration.
@@ -110,6 +110,17 @@ fn no_order_of_refusals_failures_and_pauses_breaks_an_invariant() {
         vec![Environment::ordinary(), Environment::ordinary().refused_often(), Environment::ordinary().failed_often()];
     let ended = explore("pace", initial, &Action::of_pace(), depth);
     assert!(ended || !must_end);
+}
+
+#[test]
+fn no_order_of_the_answers_of_two_endpoints_breaks_an_invariant() {
+    let (depth, must_end) = requested_depth().map_or((12, false), |_| (u32::MAX, true));
+    let initial = vec![Environment::ordinary(), Environment::ordinary().refused_often()];
+    let actions = Action::of_endpoints();
+    let ended = explore("endpoints", initial.clone(), &actions, depth);
+    assert!(ended || !must_end);
+    let of_failures = [Action::Fails(Failure::Unavailable), Action::Advance(Wait::Cooled)];
+    explore("endpoints and failures", initial, &[actions, of_failures.into()].concat(), 11);
 }
 
 #[test]

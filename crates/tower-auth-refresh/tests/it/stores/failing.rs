@@ -4,10 +4,9 @@ use std::error::Error;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+use tower_auth_refresh::session::SessionErrorKind;
 use tower_auth_refresh::store::ClaimOutcome;
-use tower_auth_refresh::{
-    NotRefreshed, RefreshError, RefreshErrorKind, Session, SessionErrorKind, SessionState, Tokens,
-};
+use tower_auth_refresh::{NotRefreshed, RefreshError, RefreshErrorKind, Session, SessionState, Tokens};
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, StoreFault};
 
 use super::{FAILURES, LOST_ANSWERS, MINUTE, SECOND, STORE_TIMEOUT, TIMEOUT, is_unavailable, kind, stored};

@@ -8,15 +8,13 @@ mod random_faults;
 mod sign_out;
 mod unreadable;
 
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
 use http_body_util::Full;
 use tokio::task::JoinHandle;
-use tower::BoxError;
-use tower_auth_refresh::{NotRefreshed, RefreshErrorKind, RevokeRequest, RevokeService, SessionBuilder, Tokens};
+use tower_auth_refresh::{NotRefreshed, RefreshErrorKind, SessionBuilder};
 use tower_auth_refresh_testkit::conformance::{FaultyStore, StoreFault};
 
 use crate::support::*;
@@ -55,17 +53,6 @@ async fn stored_with(configure: impl FnOnce(SessionBuilder) -> SessionBuilder) -
 pub async fn peer_on(store: &FaultyStore) -> Fixture {
     let store = store.inner();
     Fixture::with(|builder| builder.store(store)).await
-}
-
-/// A revoke service that accepts everything, and the tokens that it was sent.
-fn revocations() -> (impl RevokeService, Arc<Mutex<Vec<Tokens>>>) {
-    let revoked = Arc::new(Mutex::new(Vec::new()));
-    let log = Arc::clone(&revoked);
-    let service = tower::service_fn(move |request: RevokeRequest| {
-        log.lock().unwrap().push(request.tokens().clone());
-        std::future::ready(Ok::<_, BoxError>(()))
-    });
-    (service, revoked)
 }
 
 fn kind(why: &NotRefreshed) -> RefreshErrorKind {

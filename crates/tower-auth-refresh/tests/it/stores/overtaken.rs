@@ -17,7 +17,7 @@ use tower_auth_refresh::{
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 use tower_layer::Layer;
 
-use super::{MINUTE, SECOND, revocations, stored, stored_with};
+use super::{MINUTE, SECOND, stored, stored_with};
 use crate::support::*;
 
 /// The stage that a refresh has reached.

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 use tower_auth_refresh::{NotRefreshed, RefreshError, SessionState, Tokens};
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 
-use super::{MINUTE, SECOND, peer_on, revocations, stored, stored_with};
+use super::{MINUTE, SECOND, peer_on, stored, stored_with};
 use crate::support::*;
 
 #[tokio::test(start_paused = true)]

@@ -2,13 +2,24 @@
 
 use std::error::Error;
 
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tower::BoxError;
-use tower_auth_refresh::{RefreshError, RevokeRequest, Session, SessionErrorKind, SessionState, Tokens};
+use tower_auth_refresh::refresh::RevokeRequest;
+use tower_auth_refresh::session::SessionErrorKind;
+use tower_auth_refresh::{RefreshError, Session, SessionError, SessionState, Tokens};
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, StoreFault};
 
-use super::{FAILURES, LOST_ANSWERS, MINUTE, SECOND, TIMEOUT, peer_on, revocations, stored, stored_with};
+use super::{FAILURES, LOST_ANSWERS, MINUTE, SECOND, TIMEOUT, peer_on, stored, stored_with};
 use crate::support::*;
+
+/// Signs out in a task that runs until it waits.
+async fn begin_sign_out(it: &Fixture) -> JoinHandle<Result<(), SessionError>> {
+    let session = it.session.clone();
+    let signed_out = tokio::spawn(async move { session.sign_out().await });
+    settle().await;
+    signed_out
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_sign_out_deletes_the_tokens_that_a_peer_has_refreshed() {
@@ -147,11 +158,7 @@ async fn a_sign_out_does_not_sign_out_a_user_whom_a_peer_has_signed_in() {
 async fn tokens_that_a_peer_refreshes_during_the_deletion_by_a_sign_out_are_deleted_too() {
     let (it, store) = stored().await;
     store.inject(StoreCall::Clear, StoreFault::hang_until_cleared());
-    let signed_out = tokio::spawn({
-        let session = it.session.clone();
-        async move { session.sign_out().await }
-    });
-    settle().await;
+    let signed_out = begin_sign_out(&it).await;
     store.refresh_as_peer(&pair(2)).await;
     store.clear_faults();
     signed_out.await.unwrap().unwrap();
@@ -162,11 +169,7 @@ async fn tokens_that_a_peer_refreshes_during_the_deletion_by_a_sign_out_are_dele
 async fn a_user_whom_a_peer_signs_in_during_the_deletion_by_a_sign_out_stays_signed_in() {
     let (it, store) = stored().await;
     store.inject(StoreCall::Clear, StoreFault::hang_until_cleared());
-    let signed_out = tokio::spawn({
-        let session = it.session.clone();
-        async move { session.sign_out().await }
-    });
-    settle().await;
+    let signed_out = begin_sign_out(&it).await;
     store.sign_in_as_peer(&pair(5)).await;
     store.clear_faults();
     signed_out.await.unwrap().unwrap();
@@ -280,11 +283,7 @@ async fn a_revoke_service_that_panics_does_not_keep_the_tokens_in_the_store() {
     let (it, store) = stored_with(|builder| builder.revoke(revoke)).await;
     // The store is slower than the panic.
     store.inject(StoreCall::Load, StoreFault::hang_until_cleared());
-    let signed_out = tokio::spawn({
-        let session = it.session.clone();
-        async move { session.sign_out().await }
-    });
-    settle().await;
+    let signed_out = begin_sign_out(&it).await;
     store.clear_faults();
     assert!(signed_out.await.unwrap().is_err());
     sleep(2 * MINUTE).await;

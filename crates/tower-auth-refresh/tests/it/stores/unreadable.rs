@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use tokio::time::sleep;
-use tower_auth_refresh::{
-    RefreshError, Session, SessionErrorKind, SessionRegistry, SessionRegistryError, SessionState, Tokens,
-};
+use tower_auth_refresh::session::SessionErrorKind;
+use tower_auth_refresh::{RefreshError, Session, SessionRegistry, SessionRegistryError, SessionState, Tokens};
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 
 use super::{MINUTE, is_unavailable, stored};

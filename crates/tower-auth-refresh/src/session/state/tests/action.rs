@@ -2,6 +2,9 @@
 
 use crate::refresh::Trigger;
 
+/// The number of an endpoint of the API.
+pub(super) type Endpoint = usize;
+
 /// The initial state of a session.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Initial {
@@ -92,10 +95,14 @@ pub(super) enum LateEnd {
 pub(super) enum Wait {
     /// Until the end of the cool-down.
     Cooled,
+    /// Until the end of the loop guard's pause.
+    Released,
     /// Until the early refresh is due.
     Due,
     AlmostProbation,
     Probation,
+    /// Until the loop guard has forgotten everything.
+    Memory,
 }
 
 /// One action.
@@ -103,6 +110,8 @@ pub(super) enum Wait {
 pub(super) enum Action {
     /// A caller asks for newer tokens than those of this many generations ago.
     Request(Trigger, u64),
+    /// An endpoint answers 401 to a request that was sent with the tokens of this many generations ago.
+    Challenge(Endpoint, u64),
     // The current flight:
     Claims,
     Refreshed(Received, Commit),
@@ -131,8 +140,10 @@ pub(super) enum Action {
     SignsOut,
     /// Hands in tokens of the same sign-in, with the response to a request that was sent this many generations ago.
     Renews(Received, u64),
-    /// A replay with the generation of this many ago was accepted, or refused.
-    Replayed(bool, u64),
+    /// An endpoint accepted, or refused, a replay with the generation of this many ago.
+    Replayed(Endpoint, bool, u64),
+    /// An endpoint accepted a request that has just been sent.
+    Accepted(Endpoint),
     Advance(Wait),
 }
 
@@ -145,9 +156,10 @@ impl Action {
         let mut all = vec![Self::Claims, Self::IsRejected, Self::FindsOlder, Self::FindsNothing];
         all.extend([Self::IsSuperseded, Self::Dies]);
         all.extend([Self::Reads, Self::SignsInAgain, Self::SignsOut]);
-        for trigger in [Trigger::Challenge, Trigger::Early, Trigger::Acquire, Trigger::Manual] {
+        for trigger in [Trigger::Early, Trigger::Acquire, Trigger::Manual] {
             all.extend([Self::Request(trigger, 0), Self::Request(trigger, 1)]);
         }
+        all.extend([Self::Challenge(0, 0), Self::Challenge(0, 1)]);
         for received in [New, SameAccessToken, Unchanged] {
             all.extend([Commit::Saved, Commit::Failed].map(|commit| Self::Refreshed(received, commit)));
             all.push(Self::Renews(received, 0));
@@ -173,23 +185,40 @@ impl Action {
         all.extend([LateEnd::Landed, LateEnd::Vanished].map(Self::Late));
         all.extend([Both, OnlyAccess, OnlyRefresh].map(Self::SignsIn));
         for age in [0, 1] {
-            all.extend([Self::Replayed(true, age), Self::Replayed(false, age)]);
+            all.extend([Self::Replayed(0, true, age), Self::Replayed(0, false, age)]);
         }
-        all.extend([Wait::Cooled, Wait::Due, Wait::AlmostProbation, Wait::Probation].map(Self::Advance));
+        all.push(Self::Accepted(0));
+        all.extend(
+            [Wait::Cooled, Wait::Released, Wait::Due, Wait::AlmostProbation, Wait::Probation].map(Self::Advance),
+        );
         all
     }
 
-    /// The actions of one user with a working store: refusals, failures, time.
+    /// The actions of one user with a working store and one endpoint: refusals, failures, time.
     pub(super) fn of_pace() -> Vec<Self> {
         let of_pace = |action: &Self| match action {
-            Self::Request(trigger, age) => *trigger == Trigger::Challenge && *age == 0,
             Self::Refreshed(received, commit) => *received != Received::SameAccessToken && *commit == Commit::Saved,
             Self::Fails(failure) => *failure == Failure::Unavailable,
-            Self::Replayed(_, age) => *age == 0,
-            Self::Advance(wait) => matches!(wait, Wait::Cooled | Wait::Probation),
+            Self::Challenge(endpoint, age) | Self::Replayed(endpoint, _, age) => (*endpoint, *age) == (0, 0),
+            Self::Advance(wait) => matches!(wait, Wait::Cooled | Wait::Released | Wait::Probation),
             _ => *action == Self::Claims,
         };
         Self::all().into_iter().filter(of_pace).collect()
+    }
+
+    /// The actions of two endpoints, of which only the first refuses replays, with a working store.
+    pub(super) fn of_endpoints() -> Vec<Self> {
+        let of_endpoints = |action: &Self| match action {
+            Self::Refreshed(received, commit) => *received == Received::New && *commit == Commit::Saved,
+            Self::Replayed(_, _, age) => *age == 0,
+            Self::Advance(wait) => *wait == Wait::Released,
+            _ => matches!(action, Self::Claims | Self::Challenge(..) | Self::Accepted(_)),
+        };
+        let of_the_second =
+            [Self::Challenge(1, 0), Self::Challenge(1, 1), Self::Replayed(1, true, 0), Self::Accepted(1)];
+        let mut actions: Vec<_> = Self::all().into_iter().filter(of_endpoints).collect();
+        actions.extend(of_the_second.into_iter().chain([Self::Advance(Wait::Memory)]));
+        actions
     }
 
     /// The actions that change epochs, at one moment: sign-ins, peers, writes, late flights.
@@ -197,7 +226,8 @@ impl Action {
         let of_epochs = |action: &Self| match action {
             Self::Request(trigger, age) => *trigger == Trigger::Manual && *age == 0,
             Self::Fails(failure) => *failure == Failure::InDoubt,
-            _ => !matches!(action, Self::Replayed(..) | Self::Advance(_) | Self::Looks | Self::Looked(_)),
+            Self::Challenge(..) | Self::Replayed(..) | Self::Accepted(_) | Self::Advance(_) => false,
+            _ => !matches!(action, Self::Looks | Self::Looked(_)),
         };
         Self::all().into_iter().filter(of_epochs).collect()
     }

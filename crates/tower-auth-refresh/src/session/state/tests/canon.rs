@@ -8,13 +8,12 @@ use tokio::time::Instant;
 
 use super::super::{State, Stored};
 use super::environment::Environment;
-use crate::refresh::NotRefreshed;
-use crate::session::loop_guard;
+use crate::session::loop_guard::{self, LoopGuard, Starter};
 use crate::store::Epoch;
 
 /// Beyond these counts, one more doesn't change any pause.
 const MANY_FAILURES: u32 = 7;
-const MANY_STRIKES: u32 = loop_guard::LOOPING + 6;
+const MANY_WASTED: u32 = loop_guard::LOOPING + 6;
 
 impl Environment {
     /// Returns a key that is equal for environments that behave alike.
@@ -34,12 +33,30 @@ impl Environment {
         let State { phase, tokens, due, rejected, in_doubt, failures, guard, cooling, .. } = &self.state;
         (phase, tokens.access_token().is_some(), tokens.refresh_token().is_some()).hash(digest);
         let failures = failures.as_ref().map_or(0, |failures| failures.count.min(MANY_FAILURES));
-        (rejected, in_doubt, failures, guard.strikes.min(MANY_STRIKES)).hash(digest);
+        (rejected, in_doubt, failures).hash(digest);
         let age = guard.issued.map(|issued| self.now.duration_since(issued).min(loop_guard::PROBATION));
         age.hash(digest);
-        let cooling = cooling.as_ref().map(|it| (self.left(it.until), matches!(it.why, NotRefreshed::Looping)));
-        cooling.filter(|(left, _)| !left.is_zero()).hash(digest);
+        cooling.as_ref().map(|it| self.left(it.until)).filter(|left| !left.is_zero()).hash(digest);
         due.as_deref().map(|due| (self.left(due.early), self.left(due.expired))).hash(digest);
+        self.hash_guard(digest);
+    }
+
+    fn hash_guard(&self, digest: &mut Digest) {
+        let LoopGuard { starter, row, .. } = &self.state.guard;
+        // Requests carry the last two generations.
+        let starter = starter.map(|Starter { target, base }| {
+            let [accepted, refused] = [self.results.accepted, self.results.refused].map(|result| result > base);
+            (target, (self.state.generation.0 - base.0).min(2), accepted, refused)
+        });
+        (starter, self.trials.map(|trial| (trial.flights.min(2), trial.refused_again))).hash(digest);
+        let Some(row) = row else { return };
+        row.wasted.min(MANY_WASTED).hash(digest);
+        row.until.map(|until| self.left(until)).filter(|left| !left.is_zero()).hash(digest);
+        for account in &row.accounts {
+            // The age itself is left out: an account is forgotten by a wait of that length alone.
+            let is_forgotten = self.now.duration_since(account.at) >= loop_guard::MEMORY;
+            (account.target, account.weight.min(2), is_forgotten).hash(digest);
+        }
     }
 
     fn left(&self, until: Instant) -> Duration {
@@ -69,17 +86,19 @@ impl Environment {
     /// Hashes the order of the generations. They are only compared with one another and with the last two, so a gap of
     /// two is equivalent to a wider one.
     fn hash_order(&self, digest: &mut Digest) {
-        let marks =
-            [self.state.generation, self.state.guard.last_refusal, self.last_refusal, self.accepted, self.refused]
-                .map(|it| it.0);
-        let mut sorted = marks;
-        sorted.sort_unstable_by(|a, b| b.cmp(a));
-        let mut narrowed = [0; 5];
-        for i in 1..5 {
-            narrowed[i] = narrowed[i - 1] + (sorted[i - 1] - sorted[i]).min(2);
+        let mut marks = vec![self.state.generation.0];
+        let open = self.trials.iter().filter(|trial| trial.flights > 0 || trial.refused_again);
+        marks.extend(open.map(|trial| trial.refused));
+        if let Some(row) = &self.state.guard.row {
+            marks.push(row.accepted.0);
+            marks.extend(row.accounts.iter().map(|account| account.refused.0));
         }
-        let place = |mark| narrowed[sorted.iter().position(|it| *it == mark).expect("each mark is in the list")];
-        marks.map(place).hash(digest);
+        let mut sorted = marks.clone();
+        sorted.sort_unstable_by(|a, b| b.cmp(a));
+        sorted.dedup();
+        let gap = |window: &[u64]| (window[0] - window[1]).min(2);
+        let place = |mark: u64| sorted.windows(2).take_while(|window| window[0] > mark).map(gap).sum::<u64>();
+        marks.into_iter().map(place).for_each(|place| place.hash(digest));
     }
 }
 

@@ -5,14 +5,26 @@ use std::sync::Arc;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
+use http::Method;
 use tokio::time::Instant;
 
 use super::super::{At, Decision, Event, Phase, RefreshSchedule, Results, State, Stored};
-use super::action::{Action, Commit, Failure, Held, Initial, LateEnd, Looked, Received, RecordEpoch, Wait, Written};
+use super::action::{
+    Action, Commit, Endpoint, Failure, Held, Initial, LateEnd, Looked, Received, RecordEpoch, Wait, Written,
+};
 use crate::refresh::{Generation, RefreshError, Trigger};
 use crate::session::loop_guard;
 use crate::store::{Claim, Entry, Epoch, Record, Version};
+use crate::target::Target;
 use crate::token::{AccessToken, RefreshToken, Tokens};
+
+/// Returns the target of an endpoint.
+pub(super) fn target(endpoint: Endpoint) -> Target {
+    TARGETS[endpoint]
+}
+
+static TARGETS: LazyLock<[Target; 3]> =
+    LazyLock::new(|| ["/a", "/b", "/c"].map(|path| Target::new(&Method::GET, b"api.example.com", path.as_bytes())));
 
 /// Bounds of the model: the number of flights that outlive their epoch (a third would behave like the second), and of
 /// sign-ins while the store takes no write.
@@ -38,11 +50,10 @@ pub(super) struct Environment {
     pub(super) late: Vec<Epoch>,
     /// The write in progress: the part of the state that it has read.
     pub(super) sync: Option<Sync>,
+    /// The results of the target that started the last flight.
+    pub(super) results: Results,
     /// The look in progress: the state when it began.
     pub(super) look: Option<Rc<State>>,
-    /// The newest generations with which a replay was accepted, and refused.
-    pub(super) accepted: Generation,
-    pub(super) refused: Generation,
     /// The number of tokens and epochs created so far.
     created: u64,
 
@@ -63,10 +74,21 @@ pub(super) struct Environment {
     pub(super) newest: u64,
     /// When the tokens in force were obtained by a flight, here or in a peer.
     pub(super) obtained_at: Option<Instant>,
-    /// The generation of the last strike.
-    pub(super) last_refusal: Generation,
+    /// The record of each endpoint.
+    pub(super) trials: [Trial; 3],
     /// The epoch that the server's rejection ended, until the next one begins.
     pub(super) ended: Option<Epoch>,
+}
+
+/// What is known of an endpoint since it last accepted a token that is newer than those that it has refused.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Trial {
+    /// The flights that it started.
+    pub(super) flights: u8,
+    /// It refused a token in a replay, or got the refused token again.
+    pub(super) refused_again: bool,
+    /// The newest generation that it refused.
+    pub(super) refused: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -119,10 +141,14 @@ impl Environment {
         ]
     }
 
-    /// One strike below the threshold of the loop guard.
+    /// One wasted flight below the threshold of the loop guard.
     pub(super) fn refused_often(self) -> Self {
-        let refusal =
-            [Action::Request(Trigger::Challenge, 0), Action::Claims, Action::Refreshed(Received::New, Commit::Saved)];
+        let refusal = [
+            Action::Challenge(0, 0),
+            Action::Claims,
+            Action::Refreshed(Received::New, Commit::Saved),
+            Action::Replayed(0, false, 0),
+        ];
         (1..loop_guard::LOOPING).fold(self.after_all(&refusal), |environment, _| environment.after_all(&refusal))
     }
 
@@ -149,8 +175,7 @@ impl Environment {
             late: Vec::new(),
             sync: None,
             look: None,
-            accepted: Generation(0),
-            refused: Generation(0),
+            results: Results { accepted: Generation(0), refused: Generation(0) },
             created: 2,
             first: Generation(1),
             may_hold: Vec::new(),
@@ -160,7 +185,7 @@ impl Environment {
             failing_since: None,
             newest: 0,
             obtained_at: None,
-            last_refusal: Generation(0),
+            trials: [Trial::default(); 3],
             ended: None,
         };
         if let Initial::Stored(held) = initial_state {
@@ -188,7 +213,8 @@ impl Environment {
 
     fn act(&mut self, action: Action) -> Option<()> {
         match action {
-            Action::Request(trigger, age) => self.request(trigger, age),
+            Action::Request(trigger, age) => self.request(trigger, None, age),
+            Action::Challenge(endpoint, age) => self.request(Trigger::Challenge, Some(endpoint), age),
             Action::Claims => self.claims(),
             Action::Refreshed(received, commit) => self.refreshed(received, commit),
             Action::Salvages(commit) => self.salvages(commit),
@@ -248,11 +274,17 @@ impl Environment {
                 let (generation, tokens) = (self.carried(age)?, self.receive(received));
                 self.step(Event::Renewed { epoch: self.state.epoch, generation, tokens, due: self.due() })
             }
-            Action::Replayed(accepted, age) => {
+            Action::Replayed(endpoint, accepted, age) => {
                 let generation = self.carried(age)?;
-                let newest = if accepted { &mut self.accepted } else { &mut self.refused };
-                *newest = generation.max(*newest);
+                if accepted {
+                    return self.accepted(endpoint, generation);
+                }
+                self.refused_again(endpoint, generation);
                 Some(())
+            }
+            Action::Accepted(endpoint) => {
+                let generation = self.carried(0)?;
+                self.state.is_watching().then(|| self.accepted(endpoint, generation))?
             }
             Action::Advance(wait) => self.advance(wait),
         }
@@ -267,8 +299,36 @@ impl Environment {
         self.step(event)
     }
 
+    /// Does what the cell does when an endpoint has accepted a request.
+    fn accepted(&mut self, endpoint: Endpoint, generation: Generation) -> Option<()> {
+        let target = target(endpoint);
+        if self.state.guard.is_starter(target) {
+            self.results.accepted = generation.max(self.results.accepted);
+        }
+        if generation.0 > self.trials[endpoint].refused {
+            // Its last flight may still turn out to be wasted.
+            let is_open = self.state.guard.starter.is_some_and(|starter| starter.target == target);
+            let trial = &mut self.trials[endpoint];
+            *trial = Trial { flights: u8::from(is_open), refused_again: false, refused: trial.refused };
+        }
+        let results = self.results;
+        if self.state.guard.is_changed_by_acceptance(target, generation, results) {
+            self.step(Event::Accepted { target, generation, results })?;
+        }
+        Some(())
+    }
+
+    /// Does what the cell does when an endpoint has refused a replay.
+    fn refused_again(&mut self, endpoint: Endpoint, generation: Generation) {
+        if self.state.guard.is_starter(target(endpoint)) {
+            self.results.refused = generation.max(self.results.refused);
+        }
+        let trial = &mut self.trials[endpoint];
+        (trial.refused_again, trial.refused) = (true, trial.refused.max(generation.0));
+    }
+
     /// Does what the cell does, under its lock, for a caller that asks for newer tokens.
-    fn request(&mut self, trigger: Trigger, age: u64) -> Option<()> {
+    fn request(&mut self, trigger: Trigger, endpoint: Option<Endpoint>, age: u64) -> Option<()> {
         let early = self.state.due.as_deref().is_some_and(|due| self.now >= due.early);
         let generation = match trigger {
             Trigger::Challenge => self.carried(age)?,
@@ -281,23 +341,27 @@ impl Environment {
             let error = Arc::new(RefreshError::in_doubt("the flight died"));
             self.step(Event::Failed { epoch, error, in_doubt: true })?;
         }
-        if trigger == Trigger::Challenge {
-            self.step(Event::Challenged {
-                generation,
-                results: Results { accepted: self.accepted, refused: self.refused },
-            })?;
-        } else if trigger == Trigger::Early && self.state.has_recovered(self.accepted) {
-            self.step(Event::Recovered)?;
+        let results = self.results;
+        if let Some(endpoint) = endpoint {
+            self.step(Event::Challenged { target: target(endpoint), generation, results })?;
         }
-        if let Decision::Start = self.decide(trigger, generation) {
+        let decision = self.decide(trigger, endpoint, generation);
+        self.check_decision(endpoint, &decision);
+        if let Decision::Start = decision {
             self.flight = Some(Flight { stage: Stage::Started, superseded: false, dead: false });
-            self.step(Event::Started)?;
+            self.step(Event::Started { trigger, target: endpoint.map(target), results })?;
+            if let Some(endpoint) = endpoint {
+                let trial = &mut self.trials[endpoint];
+                trial.flights = trial.flights.saturating_add(1);
+                trial.refused = trial.refused.max(generation.0);
+            }
         }
         Some(())
     }
 
-    pub(super) fn decide(&self, trigger: Trigger, generation: Generation) -> Decision {
-        self.state.decide(self.state.epoch, generation, trigger, self.config.needs_refresh_token, self.now)
+    pub(super) fn decide(&self, trigger: Trigger, endpoint: Option<Endpoint>, generation: Generation) -> Decision {
+        let (epoch, target) = (self.state.epoch, endpoint.map(target));
+        self.state.decide(epoch, generation, trigger, target, self.config.needs_refresh_token, self.now)
     }
 
     /// The generation of `age` ago, if a request of this epoch can have been sent with it.
@@ -448,9 +512,11 @@ impl Environment {
     fn advance(&mut self, wait: Wait) -> Option<()> {
         self.now = match wait {
             Wait::Cooled => self.state.cooling.as_ref().filter(|cooling| cooling.until > self.now)?.until,
+            Wait::Released => self.state.guard.row.as_ref()?.until.filter(|until| *until > self.now)?,
             Wait::Due => self.state.due.as_deref().filter(|due| due.early > self.now)?.early,
             Wait::AlmostProbation => self.now + loop_guard::PROBATION - Duration::from_secs(1),
             Wait::Probation => self.now + loop_guard::PROBATION,
+            Wait::Memory => self.now + loop_guard::MEMORY,
         };
         Some(())
     }

@@ -5,11 +5,13 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::super::{At, Event, Results, State, Stored};
-use crate::refresh::Generation;
+use crate::refresh::{Generation, Trigger};
 use crate::store::{Epoch, Version};
+use crate::target::Target;
 use crate::token::{AccessToken, RefreshToken, Tokens};
 
 const NONE: Generation = Generation(0);
+const NO_RESULTS: Results = Results { accepted: NONE, refused: NONE };
 
 fn epoch() -> Epoch {
     Epoch::from(1)
@@ -18,6 +20,10 @@ fn epoch() -> Epoch {
 fn pair(n: u32) -> Tokens {
     let (access, refresh) = (AccessToken::new(format!("a{n}")), RefreshToken::new(format!("r{n}")));
     Tokens::new(access.unwrap(), refresh.unwrap())
+}
+
+fn started() -> Event {
+    Event::Started { trigger: Trigger::Challenge, target: Some(Target::TOKEN_API), results: NO_RESULTS }
 }
 
 fn refreshed(n: u32) -> Event {
@@ -40,10 +46,10 @@ fn after(at: At, events: impl IntoIterator<Item = Event>) -> State {
 fn a_session_is_at_rest_without_a_flight_and_without_a_pending_write() {
     let at = At { now: Instant::now(), wall: SystemTime::now(), jitter: 0.0 };
     let saved = || Event::Saved { epoch: epoch(), tokens: pair(1), version: Version::from(1_u64) };
-    assert!(!after(at, []).is_at_rest(NONE, at.now));
-    assert!(after(at, [saved()]).is_at_rest(NONE, at.now));
-    assert!(!after(at, [saved(), Event::Started]).is_at_rest(NONE, at.now));
-    assert!(after(at, [saved(), Event::Started, refreshed(2)]).is_at_rest(NONE, at.now));
+    assert!(!after(at, []).is_at_rest(NO_RESULTS, at.now));
+    assert!(after(at, [saved()]).is_at_rest(NO_RESULTS, at.now));
+    assert!(!after(at, [saved(), started()]).is_at_rest(NO_RESULTS, at.now));
+    assert!(after(at, [saved(), started(), refreshed(2)]).is_at_rest(NO_RESULTS, at.now));
 }
 
 #[test]
@@ -51,13 +57,14 @@ fn refusals_of_fresh_tokens_are_remembered_for_an_hour() {
     let at = At { now: Instant::now(), wall: SystemTime::now(), jitter: 0.0 };
     let hour = at.now + Duration::from_secs(3_600);
     let almost = at.now + Duration::from_secs(3_599);
-    // One strike; the tokens after it are not refused yet.
+    // One wasted flight; the tokens after it are not refused yet.
     let fresh = Generation(2);
-    let strike = Event::Challenged { generation: fresh, results: Results { accepted: NONE, refused: NONE } };
-    let state = after(at, [Event::Started, refreshed(2), strike, Event::Started, refreshed(3)]);
-    assert!(!state.is_at_rest(NONE, at.now) && !state.is_at_rest(NONE, almost));
-    assert!(state.is_at_rest(NONE, hour));
-    // No strike yet, but a replay was refused.
-    let state = after(at, [Event::Started, refreshed(2)]);
-    assert!(!state.is_at_rest(fresh, almost) && state.is_at_rest(fresh, hour));
+    let refusal = Event::Challenged { target: Target::TOKEN_API, generation: fresh, results: NO_RESULTS };
+    let state = after(at, [started(), refreshed(2), refusal, started(), refreshed(3)]);
+    assert!(!state.is_at_rest(NO_RESULTS, at.now) && !state.is_at_rest(NO_RESULTS, almost));
+    assert!(state.is_at_rest(NO_RESULTS, hour));
+    // The flight is not settled yet, but the replay was refused.
+    let refused = Results { refused: fresh, ..NO_RESULTS };
+    let state = after(at, [started(), refreshed(2)]);
+    assert!(!state.is_at_rest(refused, almost) && state.is_at_rest(refused, hour));
 }

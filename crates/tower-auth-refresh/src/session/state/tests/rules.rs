@@ -4,11 +4,15 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::super::{Decision, Effect, Event, Phase, State, Stored};
-use super::environment::{Environment, foreign};
+use super::action::Endpoint;
+use super::environment::{Environment, Trial, foreign, target};
 use crate::refresh::{Generation, NotRefreshed, Trigger};
-use crate::session::loop_guard;
+use crate::session::loop_guard::{self, Account, Results, Starter};
 use crate::store::Epoch;
+use crate::target::Target;
 use crate::token::Tokens;
 
 const TRIGGERS: [Trigger; 4] = [Trigger::Challenge, Trigger::Early, Trigger::Acquire, Trigger::Manual];
@@ -16,14 +20,15 @@ const TRIGGERS: [Trigger; 4] = [Trigger::Challenge, Trigger::Early, Trigger::Acq
 /// The longest cool-down.
 const LONGEST_COOL_DOWN: Duration = Duration::from_secs(300);
 
-const A_MOMENT: Duration = Duration::from_millis(1);
-
 impl Environment {
     /// Updates the facts that are known independently of the state.
     pub(super) fn remember(&mut self, before: &State, event: &Event) {
         let epoch = before.epoch;
         match event {
-            Event::Challenged { generation, .. } => self.challenged |= *generation == before.generation,
+            Event::Challenged { target, generation, .. } => {
+                let is_held = self.state.guard.refusal(*target, self.now).is_some();
+                self.challenged |= *generation == before.generation && !is_held;
+            }
             Event::Refreshed { epoch: of, place, tokens, .. } if *of == epoch => {
                 self.newest = *place;
                 self.remember_tokens(before, tokens);
@@ -63,7 +68,7 @@ impl Environment {
                 Event::Adopted { record, .. } => record.generation(),
                 _ => 0,
             };
-            self.last_refusal = Generation(0);
+            self.trials = [Trial::default(); 3];
             self.ended = matches!(event, Event::Rejected { .. }).then_some(epoch);
             self.note_first();
         }
@@ -74,6 +79,8 @@ impl Environment {
         if tokens.access_token() != before.tokens.access_token() {
             self.challenged = false;
             self.obtained_at = Some(self.now);
+        } else if self.challenged || tokens.access_token().is_none() {
+            self.trials.iter_mut().for_each(|trial| trial.refused_again = true);
         }
     }
 
@@ -103,7 +110,8 @@ impl Environment {
         let failing = self.failing_since.map(|since| (since, self.failures));
         assert_eq!(failures.map(|failures| (failures.since, failures.count)), failing, "failures in a row are counted");
         assert_eq!(self.state.place, self.newest, "20: the newest tokens of the epoch that are known are in force");
-        assert!(self.accepted <= *generation && self.refused <= *generation, "3: generations only grow");
+        let Results { accepted, refused } = self.results;
+        assert!(accepted <= *generation && refused <= *generation, "3: generations only grow");
         assert!(is_signed_in || *tokens == Tokens::default(), "without a signed-in user there are no tokens");
         assert!(
             is_signed_in || (due.is_none() && cooling.is_none()),
@@ -134,13 +142,13 @@ impl Environment {
     }
 
     fn check_demands(&self) {
-        let State { phase, epoch, generation, tokens, .. } = &self.state;
+        let State { phase, generation, tokens, .. } = &self.state;
         let needs_refresh_token = self.config.needs_refresh_token;
         let has_none = needs_refresh_token && tokens.refresh_token().is_none();
         let older = generation.0.checked_sub(1).map(Generation);
         for trigger in TRIGGERS {
             for over in [foreign(), self.ended.unwrap_or(Epoch::from(0))] {
-                let now = self.state.decide(over, *generation, trigger, needs_refresh_token, self.now);
+                let now = self.state.decide(over, *generation, trigger, None, needs_refresh_token, self.now);
                 let ended = self.ended == Some(over);
                 let refused = match now {
                     Decision::Refuse(NotRefreshed::Ended(_)) => ended,
@@ -149,23 +157,27 @@ impl Environment {
                 };
                 assert!(refused, "10: no refresh, join or replay in another epoch");
             }
-            match (phase, self.decide(trigger, *generation)) {
+            let endpoint = (trigger == Trigger::Challenge).then_some(0);
+            match (phase, self.decide(trigger, endpoint, *generation)) {
                 (Phase::SignedOut, Decision::Refuse(NotRefreshed::SignedOut))
                 | (Phase::Ended, Decision::Refuse(NotRefreshed::Ended(_)))
                 | (Phase::Refreshing, Decision::Join) => {}
                 (Phase::Active, Decision::Refuse(NotRefreshed::NoRefreshToken)) => assert!(has_none),
                 (Phase::Active, Decision::Start) => {
                     assert!(!has_none, "a flight needs a refresh token to present");
-                    let unwanted = trigger == Trigger::Early && self.state.guard.strikes > 0;
+                    let unwanted = trigger == Trigger::Early && self.state.guard.is_refusing();
                     assert!(!unwanted, "8: while fresh tokens are refused, there is no early refresh");
                 }
-                (Phase::Active, Decision::Refuse(NotRefreshed::CoolingDown(_) | NotRefreshed::Looping)) => {
-                    assert_ne!(trigger, Trigger::Manual, "a manual refresh is allowed in a cool-down");
-                }
+                (
+                    Phase::Active,
+                    Decision::Refuse(
+                        NotRefreshed::CoolingDown(_) | NotRefreshed::Looping | NotRefreshed::RequestRefused,
+                    ),
+                ) => assert_ne!(trigger, Trigger::Manual, "a manual refresh is allowed in a cool-down"),
                 (phase, demand) => panic!("1: {demand:?} while {phase:?}"),
             }
             let Some(older) = older.filter(|_| matches!(phase, Phase::Active | Phase::Refreshing)) else { continue };
-            match self.decide(trigger, older) {
+            match self.decide(trigger, endpoint, older) {
                 Decision::UseNewer => assert!(
                     !self.challenged || trigger == Trigger::Manual,
                     "newer tokens that were refused are not offered"
@@ -174,9 +186,25 @@ impl Environment {
             }
         }
         if *phase == Phase::Active && !has_none {
-            let later = self.state.decide(*epoch, *generation, Trigger::Challenge, true, self.now + LONGEST_COOL_DOWN);
+            let later = self.decide_at(self.now + LONGEST_COOL_DOWN);
             assert!(!needs_refresh_token || matches!(later, Decision::Start), "15: every cool-down ends");
         }
+    }
+
+    fn decide_at(&self, now: Instant) -> Decision {
+        let State { epoch, generation, .. } = self.state;
+        self.state.decide(epoch, generation, Trigger::Challenge, Some(target(0)), true, now)
+    }
+
+    /// Checks the answer to a challenge by an endpoint.
+    pub(super) fn check_decision(&self, endpoint: Option<Endpoint>, decision: &Decision) {
+        let Some(endpoint) = endpoint else { return };
+        let Decision::Refuse(NotRefreshed::Looping | NotRefreshed::RequestRefused) = decision else { return };
+        let Trial { flights, refused_again, .. } = self.trials[endpoint];
+        assert!(
+            flights >= 2 || flights == 1 && refused_again,
+            "18: the refusals of one endpoint don't stop a refresh that another endpoint needs"
+        );
     }
 
     /// Checks a step from one state to the next.
@@ -215,9 +243,7 @@ impl Environment {
             self.check_overwrite(old, event);
             let other = new.tokens.access_token() != old.tokens.access_token();
             assert_eq!(new.generation.0 - old.generation.0, u64::from(other), "3: a generation is one access token");
-            if self.check_pace(before, event) {
-                self.last_refusal = self.state.generation;
-            }
+            self.check_pace(before, event);
         } else {
             assert!(new.epoch.to_u64() > old.epoch.to_u64(), "10: an earlier epoch never returns");
             let grown = new.generation > old.generation;
@@ -241,68 +267,71 @@ impl Environment {
         );
     }
 
-    /// Checks strikes and cool-downs of a step within an epoch. Returns whether the step was a strike.
-    fn check_pace(&self, before: &Self, event: &Event) -> bool {
+    /// Checks the cool-downs of a step within an epoch, and the wasted flights that it counts.
+    fn check_pace(&self, before: &Self, event: &Event) {
         let (old, new) = (&before.state, &self.state);
-        let (mut strikes, mut is_strike) = (old.guard.strikes, false);
+        let mut wastes = false;
         match event {
             Event::Challenged { generation, .. } if *generation < old.generation => {
                 assert!(self.is_unchanged_since(before), "9: a stale 401 changes nothing");
             }
-            Event::Challenged { .. } => {
-                if before.accepted > before.last_refusal {
-                    strikes = 0;
-                }
-                let age = before.obtained_at.map(|obtained_at| self.now.duration_since(obtained_at));
-                let fresh = age.is_some_and(|age| age < loop_guard::PROBATION || before.refused == old.generation);
-                if !before.challenged && fresh && before.accepted < old.generation {
-                    is_strike = true;
-                }
-            }
-            Event::Recovered => {
-                assert!(
-                    before.accepted > before.last_refusal,
-                    "8: only an accepted token since the last strike clears the strikes"
-                );
-                strikes = 0;
+            Event::Challenged { .. } => wastes = old.phase == Phase::Active && before.has_wasted_flight(true),
+            Event::Started { .. } => {
+                assert!(new.cooling.is_none(), "a flight begins after a cool-down, or ends it");
+                wastes = before.has_wasted_flight(false);
             }
             Event::Failed { error, .. } => {
                 let asked = error.retry_after().unwrap_or_default().min(LONGEST_COOL_DOWN);
                 let doubled = Duration::from_secs(1 << (self.failures - 1)).min(Duration::from_secs(60));
                 let cooling = new.cooling.as_ref().expect("15: a failure causes a cool-down and keeps the tokens");
-                assert_eq!(cooling.until - self.now, asked.max(doubled).max(loop_pause(new.guard.strikes)), "8");
+                assert_eq!(cooling.until - self.now, asked.max(doubled), "8");
                 assert!(matches!(&cooling.why, NotRefreshed::CoolingDown(of) if Arc::ptr_eq(of, error)));
+                self.check_pause();
             }
-            Event::Started => assert!(new.cooling.is_none(), "a flight begins after a cool-down, or ends it"),
             Event::Renewed { .. } if !renews(old, event) => {}
             Event::Adopted { .. } if is_older(old, event) => {}
-            Event::Refreshed { .. } | Event::Adopted { .. } | Event::Renewed { .. }
-                if new.generation == old.generation && (before.challenged || new.tokens.access_token().is_none()) =>
-            {
-                is_strike = true;
-            }
             Event::Refreshed { .. } | Event::Adopted { .. } | Event::Renewed { .. } => {
                 assert!(new.cooling_at(self.now).is_none(), "new tokens lift a cool-down");
+                let same = new.generation == old.generation;
+                wastes = same && (before.challenged || new.tokens.access_token().is_none());
             }
             _ => {}
         }
-        strikes += u32::from(is_strike);
-        if is_strike {
-            self.check_loop_guard();
+        let count = |state: &State| state.guard.row.as_ref().map_or(0, |row| row.wasted);
+        if wastes {
+            let goes_on = before.remembers_row_at(self.now);
+            assert_eq!(count(new), if goes_on { count(old) + 1 } else { 1 }, "8: a wasted flight is counted");
+            self.check_pause();
+        } else {
+            let is_unchanged = count(new) == count(old) || new.guard.row.is_none();
+            assert!(is_unchanged, "8: the count of wasted flights goes up by these alone, and down to none");
         }
-        assert_eq!(
-            new.guard.strikes, strikes,
-            "8: a refused fresh token is a strike; an accepted one clears the strikes"
-        );
-        is_strike
     }
 
-    /// Checks the loop guard's cool-down after a strike.
-    fn check_loop_guard(&self) {
-        let Some(nearly) = loop_pause(self.state.guard.strikes).checked_sub(A_MOMENT) else { return };
-        let why =
-            self.state.cooling_at(self.now + nearly).expect("8: the cool-down of the loop guard lasts long enough");
-        assert!(matches!(why, NotRefreshed::Looping), "{why:?}");
+    /// Returns `true` if the last flight is known to be wasted, or counts as wasted since its result is not known.
+    fn has_wasted_flight(&self, challenged: bool) -> bool {
+        let Some(Starter { target, base }) = self.state.guard.starter else { return false };
+        let age = self.obtained_at.map(|obtained_at| self.now.duration_since(obtained_at));
+        let is_fresh = age.is_some_and(|age| age < loop_guard::PROBATION);
+        let Results { accepted, refused } = self.results;
+        if refused > base {
+            refused >= accepted
+        } else {
+            accepted <= base && is_fresh && (challenged || target != Target::SESSION)
+        }
+    }
+
+    /// Returns `true` if there are wasted flights that are not forgotten.
+    fn remembers_row_at(&self, now: Instant) -> bool {
+        let is_remembered = |account: &Account| now.duration_since(account.at) < loop_guard::MEMORY;
+        self.state.guard.row.as_ref().is_some_and(|row| row.accounts.iter().any(is_remembered))
+    }
+
+    /// Checks the loop guard's pause after a wasted or a failed flight.
+    fn check_pause(&self) {
+        let Some(row) = &self.state.guard.row else { return };
+        let left = row.until.map_or(Duration::ZERO, |until| until - self.now);
+        assert_eq!(left, loop_pause(row.wasted), "8: the pause of the loop guard lasts long enough");
     }
 
     fn is_unchanged_since(&self, before: &Self) -> bool {
@@ -314,9 +343,9 @@ impl Environment {
     }
 }
 
-/// The pause after a strike, without jitter.
-fn loop_pause(strikes: u32) -> Duration {
-    match strikes.checked_sub(6) {
+/// The pause after so many wasted flights in a row, without jitter.
+fn loop_pause(wasted: u32) -> Duration {
+    match wasted.checked_sub(6) {
         None => Duration::ZERO,
         Some(over) => Duration::from_secs((1 << over.min(6)).min(60)),
     }
@@ -354,12 +383,12 @@ fn is_older(old: &State, event: &Event) -> bool {
 
 fn phase_after(old: &State, event: &Event) -> Phase {
     match event {
-        Event::Started => Phase::Refreshing,
+        Event::Started { .. } => Phase::Refreshing,
         Event::Rejected { .. } => Phase::Ended,
         Event::RecordGone { .. } | Event::SignedOut { .. } => Phase::SignedOut,
         Event::Adopted { record, ends_flight: false, .. } if record.epoch() == old.epoch => old.phase,
         Event::Challenged { .. }
-        | Event::Recovered
+        | Event::Accepted { .. }
         | Event::Salvaged { .. }
         | Event::Saved { .. }
         | Event::Deleted { .. }
