@@ -414,6 +414,15 @@ mod tests {
     }
 
     #[test]
+    fn tokens_have_one_in_common_if_either_is_the_same() {
+        let of = |access, refresh| Tokens::new(AccessToken::new(access).unwrap(), RefreshToken::new(refresh).unwrap());
+        let ours = of("a1", "r1");
+        assert!(ours.share_a_token_with(&of("a1", "r2")) && ours.share_a_token_with(&of("a2", "r1")));
+        assert!(!ours.share_a_token_with(&of("a2", "r2")));
+        assert!(!Tokens::default().share_a_token_with(&Tokens::default()));
+    }
+
+    #[test]
     fn an_expiry_is_past_from_its_moment_on() {
         let now = SystemTime::now();
         let tokens = |at| Tokens::default().with_expires_at(at).unless_expired_at(now);

@@ -289,10 +289,13 @@ mod tests {
         assert!(attributes("rt=v; Secure").secure);
 
         let endpoint = Endpoint::parse(URL, false).unwrap();
-        let found = |text: &str| {
+        let is_set = |name, text: &str| {
             let headers = HeaderMap::from_iter([(SET_COOKIE, text.parse().unwrap())]);
-            matches!(find("__Host-rt", &headers, &endpoint, None, |_| true), CookieChange::Set(..))
+            matches!(find(name, &headers, &endpoint, None, |_| true), CookieChange::Set(..))
         };
+        assert!(is_set("__Secure-rt", "__Secure-rt=v; Secure"));
+        assert!(!is_set("__Secure-rt", "__Secure-rt=v"));
+        let found = |text| is_set("__Host-rt", text);
         assert!(found("__Host-rt=v; Secure; Path=/"));
         assert!(!found("__Host-rt=v; Path=/"));
         assert!(!found("__Host-rt=v; Secure; Path=/auth"));

@@ -100,7 +100,7 @@ async fn an_upload_over_the_replay_limit_waits_though_its_handle_keeps_the_refus
     it.auth.next().await.answer(Err(RefreshError::misconfigured("no")));
     first.await.unwrap();
     tokio::time::sleep(2 * MINUTE).await;
-    for _ in 0..3 {
+    for _ in 0..2 {
         let request = Request::get(ORIGIN).body(Full::default()).unwrap();
         let response = tokio::spawn(it.client.ready().await.unwrap().call(request));
         it.api.reply(1, "a1", 200).await;

@@ -240,6 +240,7 @@ async fn no_secret_is_in_the_debug_output_of_any_public_type() {
     let session = builder.build().await.unwrap();
     watch.debug(&session);
     watch.debug((session.state(), session.generation(), session.tokens(), session.subscribe()));
+    watch.debug(session.credential().await.unwrap());
 
     // The middleware, and the requests that it forwards.
     let bodies = watch.canary();
