@@ -89,7 +89,7 @@ loom:
 # Runs the session under 100,000 orders of events, and enumerates its state machine for a minute.
 schedules:
     SCHEDULES=100000 cargo test --release -p tower-auth-refresh --test schedules --locked
-    DEPTH=99 cargo test --release -p tower-auth-refresh --lib --locked session::state::tests
+    DEPTH=99 cargo test --release -p tower-auth-refresh --lib --locked session::state::tests -- --test-threads=1
 
 # Compares instruction counts with their baselines, by valgrind.
 instructions:

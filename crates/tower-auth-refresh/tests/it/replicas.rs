@@ -341,19 +341,19 @@ mod a_change_elsewhere {
         let shared = shared_store();
         let a = Replica::of(&shared);
         sign_in_elsewhere(&shared, pair(1)).await;
-        let get = async || {
+        let get = || {
             let sessions = a.sessions.clone();
-            let found = tokio::spawn(async move { sessions.get(&USER).await });
-            settle().await;
-            found
+            tokio::spawn(async move { sessions.get(&USER).await })
         };
         // The record has been read, and the answer is on its way.
         a.store.inject(StoreCall::Load, StoreFault::delay(SECOND).after_effect().times(1));
-        let first = get().await;
+        let first = get();
+        settle().await;
         sign_out_elsewhere(&shared).await;
         a.changed().await;
         a.store.inject(StoreCall::Load, StoreFault::delay(2 * SECOND).times(1));
-        let second = get().await;
+        let second = get();
+        settle().await;
         assert_eq!(a.loads(), 2);
         for found in [first, second] {
             assert!(found.await.unwrap().unwrap().is_none());

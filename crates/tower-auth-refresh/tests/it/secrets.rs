@@ -213,6 +213,23 @@ fn a_leak_is_detected_in_every_encoding() {
     }
 }
 
+/// Prints the types that look at an API's response.
+async fn inspect(watch: &Watch) {
+    let inspecting = InspectBodyLayer::json(|_, _| true);
+    watch.debug(&inspecting);
+    let answer = watch.canary();
+    let inner = tower::service_fn(move |_: Request<()>| {
+        let response = http::Response::builder().header("content-type", "application/json").body(answer.clone());
+        std::future::ready(response)
+    });
+    watch.debug(inspecting.layer(()));
+    let response = inspecting.layer(inner).call(Request::new(()));
+    watch.debug(&response);
+    watch.debug(response.await.unwrap().into_body());
+    let headers = HeaderMap::from_iter([(WWW_AUTHENTICATE, watch.canary().parse().unwrap())]);
+    watch.debug(ResponseHead::new(StatusCode::UNAUTHORIZED, &headers));
+}
+
 #[tokio::test(start_paused = true)]
 async fn no_secret_is_in_the_debug_output_of_any_public_type() {
     let (watch, _capture) = Watch::start();
@@ -278,19 +295,7 @@ async fn no_secret_is_in_the_debug_output_of_any_public_type() {
     watch.debug(
         layer.header(HeaderName::from_static("x-api-token")).challenge(ChallengePolicy::when(|_| true)).require_token(),
     );
-    let inspecting = InspectBodyLayer::json(|_, _| true);
-    watch.debug(&inspecting);
-    let answer = watch.canary();
-    let inner = tower::service_fn(move |_: Request<()>| {
-        let response = http::Response::builder().header("content-type", "application/json").body(answer.clone());
-        std::future::ready(response)
-    });
-    watch.debug(inspecting.layer(()));
-    let response = inspecting.layer(inner).call(Request::new(()));
-    watch.debug(&response);
-    watch.debug(response.await.unwrap().into_body());
-    let headers = HeaderMap::from_iter([(WWW_AUTHENTICATE, watch.canary().parse().unwrap())]);
-    watch.debug(ResponseHead::new(StatusCode::UNAUTHORIZED, &headers));
+    inspect(&watch).await;
     watch.debug((SkipAuth, ReplayLimit(7), ChallengePolicy::grpc(), origin(), StatusCode::OK));
     session.sign_out().await.unwrap();
     watch.debug(&session);
