@@ -5,7 +5,7 @@ use std::error::Error;
 use std::fmt::{Debug, Write as _};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Mutex, Once, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,7 +29,7 @@ use tower_auth_refresh_http::{
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 use tower_http::trace::{DefaultMakeSpan, DefaultOnRequest, DefaultOnResponse, TraceLayer};
 use tower_layer::Layer;
-use tracing::Level;
+use tracing::{Dispatch, Level};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
@@ -45,6 +45,7 @@ pub struct Watch {
 impl Watch {
     /// Captures every trace and every panic message of this thread.
     pub fn start() -> (Self, impl Drop) {
+        keep_two_subscribers();
         let watch = Self::default();
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(Level::TRACE)
@@ -165,6 +166,16 @@ impl Watch {
             }
         }
     }
+}
+
+/// Registers two subscribers for good, which receive nothing. While `tracing` knows of no more than one, the first thread
+/// that comes to an event decides for all threads whether the event is of interest, and most threads here have none.
+fn keep_two_subscribers() {
+    static KEPT: OnceLock<[Dispatch; 2]> = OnceLock::new();
+    KEPT.get_or_init(|| {
+        let subscriber = || tracing_subscriber::fmt().with_max_level(Level::TRACE).with_writer(io::sink).finish();
+        [subscriber(), subscriber()].map(Dispatch::new)
+    });
 }
 
 impl<'a> MakeWriter<'a> for Watch {
