@@ -98,8 +98,9 @@
 //!     unless the answer says that it is another user's.
 //! 18. One endpoint's refusals never stop a refresh that another endpoint needs. Beside endpoints that accept the
 //!     session's tokens, those that refuse every token cause at most 75 refreshes in any hour beyond those of expired
-//!     tokens. (An endpoint is a method, an origin and a path without the segments that contain a digit. Up to 16
-//!     endpoints that refuse every token are told apart.)
+//!     tokens, and one more for each of them that gets nothing but uploads that can't be replayed. (An endpoint is a
+//!     method, an origin and a path without the segments that contain a digit. Up to 16 endpoints that refuse every
+//!     token are told apart.)
 //! 19. Every 401 that the layer passes to the caller has a [`RefreshReport`] with the reason. (The layer doesn't look at
 //!     responses to requests that pass untouched: to foreign origins, with [`SkipAuth`], or with a header of the
 //!     caller's own.)

@@ -84,7 +84,7 @@ impl TestGateway {
         String::from_utf8(response).unwrap()
     }
 
-    /// Returns the value of a metric without labels.
+    /// Returns the value of a metric, whose labels are part of its name.
     pub(crate) async fn metric(&self, name: &str) -> u64 {
         let page = self.anonymous().get("/metrics").await.body;
         let page = str::from_utf8(&page).unwrap();
