@@ -359,9 +359,14 @@ mod tests {
         }
 
         fn accepts(&mut self, target: Target, generation: Generation) {
-            let changes = self.guard.is_changed_by_acceptance(target, generation, NOTHING);
+            self.accepts_after(NOTHING, target, generation);
+        }
+
+        /// Accepts after these results of the starter.
+        fn accepts_after(&mut self, results: Results, target: Target, generation: Generation) {
+            let changes = self.guard.is_changed_by_acceptance(target, generation, results);
             let before = format!("{:?}", self.guard);
-            self.guard.accept(target, generation, NOTHING);
+            self.guard.accept(target, generation, results);
             assert_eq!(changes, format!("{:?}", self.guard) != before);
         }
 
@@ -411,6 +416,45 @@ mod tests {
         it.settle(NOTHING);
         assert!(it.is_looping(fresh));
         assert_eq!(it.wasted(), 6);
+    }
+
+    #[test]
+    fn an_acceptance_that_says_nothing_new_changes_nothing() {
+        let mut it = Guarded::new();
+        let (fresh, ok) = (target("/fresh"), target("/ok"));
+        it.refused(fresh, 1);
+        it.start(Some(fresh));
+        it.accepts(ok, it.in_force);
+        it.accepts(ok, it.in_force);
+        // Refused in the replay, and accepted in another request.
+        it.accepts_after(Results { refused: it.in_force, ..NOTHING }, fresh, it.in_force);
+        assert!(it.guard.is_watching());
+    }
+
+    #[test]
+    fn an_unsettled_refusal_is_the_starters_own_and_of_the_token_that_its_flight_brought() {
+        let (mine, other) = (target("/mine"), target("/other"));
+        let mut it = Guarded::new();
+        it.refused(other, 1);
+        it.start(Some(mine));
+        it.accepts_after(Results { refused: it.in_force, ..NOTHING }, other, it.in_force);
+        assert!(!it.guard.is_watching(), "the account of the other target is closed");
+
+        let mut it = Guarded::new();
+        it.unknown(mine, 1);
+        let base = it.in_force;
+        it.start(Some(mine));
+        it.accepts_after(Results { refused: base, ..NOTHING }, mine, base);
+        assert!(!it.guard.is_watching(), "the base was refused before the flight");
+    }
+
+    #[test]
+    fn a_session_is_remembered_while_the_token_of_its_flight_is_refused() {
+        let mut it = Guarded::new();
+        let base = it.in_force;
+        it.start(Some(target("/fresh")));
+        let remembers = |refused| it.guard.must_be_remembered(Results { refused, ..NOTHING }, it.at.now);
+        assert!(!remembers(base) && remembers(it.in_force));
     }
 
     #[test]
