@@ -119,8 +119,8 @@ impl Fixture {
     /// Waits until calls that were dropped have ended, as far as loads can tell: a store may run them on other threads.
     async fn settle(&self) {
         let (mut last, mut unchanged) = (None, 0);
-        while unchanged < 3 {
-            sleep(self.lease / 8).await;
+        while unchanged < 5 {
+            sleep((self.lease / 100).max(Duration::from_millis(5))).await;
             let loaded = (self.a.load().await.expect("load"), self.b.load().await.expect("load"));
             unchanged = if loaded.0 == loaded.1 && last.as_ref() == Some(&loaded) { unchanged + 1 } else { 0 };
             last = Some(loaded);
