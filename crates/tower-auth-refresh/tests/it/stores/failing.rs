@@ -287,6 +287,8 @@ async fn a_write_that_is_found_to_have_been_made_keeps_the_failure_of_a_later_re
         let lost = StoreFault::fail().after_effect();
         if signs_in {
             store.inject(StoreCall::Replace, lost);
+            // The write is not found at once.
+            store.inject(StoreCall::Load, StoreFault::fail().after_calls(1));
             it.session.sign_in(pair(2)).await.unwrap_err();
         } else {
             store.inject(StoreCall::Commit, lost);
