@@ -281,6 +281,32 @@ async fn a_sign_in_whose_answer_was_lost_does_not_undo_a_peers_refresh_of_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_write_that_is_found_to_have_been_made_keeps_the_failure_of_a_later_refresh() {
+    for signs_in in [false, true] {
+        let (mut it, store) = stored().await;
+        let lost = StoreFault::fail().after_effect();
+        if signs_in {
+            store.inject(StoreCall::Replace, lost);
+            // The write is not found at once.
+            store.inject(StoreCall::Load, StoreFault::fail().after_calls(1));
+            it.session.sign_in(pair(2)).await.unwrap_err();
+        } else {
+            store.inject(StoreCall::Commit, lost);
+            it.refreshes_from(1, false).await;
+        }
+        store.inject_any(StoreFault::fail());
+        let response = it.get_refused().await;
+        assert!(is_unavailable(not_refreshed(&response.await.unwrap())));
+        store.clear_faults();
+        sleep(2 * MINUTE).await;
+        assert_eq!(store.tokens().await, Some(pair(2)));
+        assert!(matches!(it.session.state(), SessionState::Failing(_)), "{:?}", it.session.state());
+        it.refreshes_from(2, false).await;
+        assert_eq!(it.session.state(), SessionState::Active);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn signing_in_again_with_the_same_tokens_is_written_again() {
     let (it, store) = stored().await;
     store.inject(StoreCall::Replace, StoreFault::hang_until_cleared());
