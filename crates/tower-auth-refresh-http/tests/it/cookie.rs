@@ -125,6 +125,14 @@ fn both_in_cookies(scripted: &Scripted) -> JsonRefresh {
         .header_from_cookie(HeaderName::from_static("x-csrf-token"), "csrf_refresh_token")
 }
 
+fn login_by_cookies(scripted: &Scripted) -> JsonLogin {
+    JsonLogin::new(scripted.client(), URL)
+        .unwrap()
+        .cookie("refresh_token_cookie")
+        .access_token_cookie("access_token_cookie")
+        .keep_cookie("csrf_refresh_token")
+}
+
 fn setting_all(number: u32) -> Answer {
     answer(204, "")
         .header("set-cookie", format!("access_token_cookie=a{number}; Path=/; Max-Age=900; Secure; HttpOnly"))
@@ -201,11 +209,7 @@ async fn a_kept_cookie_outlives_an_answer_without_it() {
     ]);
     let refresh_call = JsonRefresh::new(scripted.client(), URL).unwrap().cookie("refresh_token_cookie");
     let refresh_call = refresh_call.header_from_cookie(HeaderName::from_static("x-csrf-token"), "csrf_refresh_token");
-    let login = JsonLogin::new(scripted.client(), URL)
-        .unwrap()
-        .cookie("refresh_token_cookie")
-        .access_token_cookie("access_token_cookie")
-        .keep_cookie("csrf_refresh_token");
+    let login = login_by_cookies(&scripted);
     let session = Session::builder(refresh_call).build().await.unwrap();
     login.sign_in(&session, &json!({})).await.unwrap();
     session.refresh().await.unwrap();
@@ -220,11 +224,7 @@ async fn a_kept_cookie_that_the_server_deletes_is_sent_no_more() {
         answer(200, r#"{"access_token":"a2"}"#).header("set-cookie", "csrf_refresh_token=; Path=/; Max-Age=0");
     let scripted = Scripted::with([setting_all(1), deleting]);
     let refresh_call = both_in_cookies(&scripted);
-    let login = JsonLogin::new(scripted.client(), URL)
-        .unwrap()
-        .cookie("refresh_token_cookie")
-        .access_token_cookie("access_token_cookie")
-        .keep_cookie("csrf_refresh_token");
+    let login = login_by_cookies(&scripted);
     let session = Session::builder(refresh_call).build().await.unwrap();
     login.sign_in(&session, &json!({})).await.unwrap();
     session.refresh().await.unwrap();

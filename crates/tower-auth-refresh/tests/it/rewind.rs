@@ -4,6 +4,10 @@
 
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+use http::Response;
+use http_body_util::Full;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tower_auth_refresh::store::{ClaimOutcome, Record};
 use tower_auth_refresh::{NotRefreshed, RefreshError, RefreshErrorKind, SessionState, Tokens};
@@ -318,8 +322,9 @@ async fn a_refresh_token_that_a_failed_call_issued_is_written_over_an_older_reco
     it.accepts(response, 6).await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_store_that_goes_back_while_a_refresh_goes_on_from_another_processes_tokens_makes_it_present_none_older() {
+/// A refused request whose refresh goes on from the third generation, which another process stored, when the store goes
+/// back to the second. Its second claim is made once the faults are cleared.
+async fn rewound_between_claims() -> (Fixture, FaultyStore, JoinHandle<Response<Full<Bytes>>>) {
     let (mut it, store) = stored().await;
     let expired = |n| pair(n).with_expires_at(SystemTime::UNIX_EPOCH);
     store.refresh_as_peer(&expired(2)).await;
@@ -331,6 +336,12 @@ async fn a_store_that_goes_back_while_a_refresh_goes_on_from_another_processes_t
     settle().await;
     assert_eq!(store.count(StoreCall::Claim), 2);
     store.rewind(second).await;
+    (it, store, response)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_goes_back_while_a_refresh_goes_on_from_another_processes_tokens_makes_it_present_none_older() {
+    let (mut it, store, response) = rewound_between_claims().await;
     store.clear_faults();
     let refresh = it.auth.next().await;
     assert_eq!(refresh.presented(), "r3");
@@ -343,15 +354,7 @@ async fn a_store_that_goes_back_while_a_refresh_goes_on_from_another_processes_t
 #[tokio::test(start_paused = true)]
 async fn while_another_process_holds_the_older_record_a_refresh_waits_for_it_until_the_deadline() {
     for lease in [10 * SECOND, MINUTE] {
-        let (mut it, store) = stored().await;
-        let expired = |n| pair(n).with_expires_at(SystemTime::UNIX_EPOCH);
-        store.refresh_as_peer(&expired(2)).await;
-        let second = store.snapshot().await;
-        store.refresh_as_peer(&expired(3)).await;
-        store.inject(StoreCall::Claim, StoreFault::hang_until_cleared().after_calls(1));
-        let response = it.get_refused().await;
-        settle().await;
-        store.rewind(second).await;
+        let (mut it, store, response) = rewound_between_claims().await;
         store.claim_as_peer(lease).await;
         store.clear_faults();
         let begun = Instant::now();
