@@ -8,7 +8,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use tokio::time::{Instant, timeout_at};
 use tower::BoxError;
 
-use crate::decode::decode;
+use crate::decode::{BodyEnd, decode};
 
 /// The response of a server.
 #[derive(Debug)]
@@ -18,18 +18,6 @@ pub(crate) struct Answer {
     /// As much of the body as was read and decoded, without a byte order mark.
     pub(crate) text: Vec<u8>,
     pub(crate) end: BodyEnd,
-}
-
-/// The end of a body, as far as it was read.
-#[derive(Debug)]
-pub(crate) enum BodyEnd {
-    Complete,
-    /// The body is longer than the limit.
-    TooLong,
-    /// The body has a `Content-Encoding` that is unsupported or malformed.
-    Undecodable,
-    /// The connection or the time ended before the body did.
-    BrokenOff(BoxError),
 }
 
 impl Answer {

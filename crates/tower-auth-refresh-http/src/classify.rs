@@ -9,9 +9,10 @@ use serde_json::{Map, Value};
 use tower::BoxError;
 use tower_auth_refresh::RefreshToken;
 
-use crate::answer::{Answer, BodyEnd};
+use crate::answer::Answer;
 use crate::challenges::Challenges;
 use crate::cookie::{CookieChange, ReceivedCookies};
+use crate::decode::BodyEnd;
 use crate::error::{AuthServerError, ErrorCode, Kind};
 use crate::fields::{Granted, TokenFields};
 use crate::retry_after::{rate_limit_reset, retry_after};

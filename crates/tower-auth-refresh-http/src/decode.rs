@@ -5,11 +5,22 @@ use std::io::Read;
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
-
-use crate::answer::BodyEnd;
+use tower::BoxError;
 
 /// Codings in a row that are undone.
 const MOST_CODINGS: usize = 3;
+
+/// The end of a body, as far as it was read.
+#[derive(Debug)]
+pub(crate) enum BodyEnd {
+    Complete,
+    /// The body is longer than the limit.
+    TooLong,
+    /// The body has a `Content-Encoding` that is unsupported or malformed.
+    Undecodable,
+    /// The connection or the time ended before the body did.
+    BrokenOff(BoxError),
+}
 
 /// Undoes `gzip` and `deflate`, up to `limit` bytes. What was decoded before a fault is kept.
 pub(crate) fn decode(headers: &HeaderMap, text: Vec<u8>, end: BodyEnd, limit: usize) -> (Vec<u8>, BodyEnd) {

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::challenge::ResponseHead;
+use crate::challenge::{ResponseHead, TokenExpired};
 use crate::replay::without;
 use crate::timer::RuntimeSleep;
 
@@ -105,10 +105,6 @@ struct Rules {
 
 type IsChallenge = dyn Fn(&ResponseHead<'_>, &Value) -> bool + Send + Sync;
 type Select = dyn Fn(&ResponseHead<'_>) -> bool + Send + Sync;
-
-/// The mark in the extensions of a response whose body says that the token has expired.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct TokenExpired;
 
 pin_project! {
     /// The response future of [`InspectBody`].

@@ -45,9 +45,8 @@ use http::status::StatusCode;
 
 pub use self::header::Challenge;
 pub use self::response::ResponseHead;
-pub(crate) use self::response::SentToken;
+pub(crate) use self::response::{SentToken, TokenExpired};
 pub use self::summary::{ChallengeSummary, StepUp};
-use crate::inspect::TokenExpired;
 
 mod header;
 mod response;

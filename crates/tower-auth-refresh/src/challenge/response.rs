@@ -47,6 +47,10 @@ pub(crate) struct SentToken {
     pub(crate) expires_at: Option<SystemTime>,
 }
 
+/// The mark in the extensions of a response whose body says that the token has expired.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TokenExpired;
+
 impl<'a> ResponseHead<'a> {
     /// Creates the head of a response to a request that carried no token: to test a policy.
     #[must_use]

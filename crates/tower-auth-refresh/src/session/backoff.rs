@@ -1,8 +1,10 @@
-//! Delays: between the attempts of a flight, and after failed flights.
+//! Delays: between the attempts of a flight, and after failed flights; and [`At`], the moment of a step.
 //!
 //! Pure arithmetic. `jitter` is a random number in `0.0..1.0`, drawn by the caller.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
 
 /// The calls to the refresh service that one flight may make, where the failure allows another call at all.
 pub(crate) const ATTEMPTS: u32 = 3;
@@ -12,6 +14,14 @@ pub(super) const LONGEST: Duration = Duration::from_secs(60);
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 /// The cap on `Retry-After`: a longer delay is more likely a wrong clock or proxy than what the server means.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(300);
+
+/// The moment of a step by both clocks, and a random number in `0.0..1.0` for its jitter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct At {
+    pub(crate) now: Instant,
+    pub(crate) wall: SystemTime,
+    pub(crate) jitter: f64,
+}
 
 /// Returns the delay between two attempts of one flight: exponential with full jitter, and no shorter than the server
 /// asked for. `attempt` counts from 1.

@@ -16,12 +16,13 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use super::SessionState;
+use super::backoff::At;
 use super::config::Config;
 use super::error::SessionError;
 use super::flight::Flight;
 use super::loop_guard::StarterResults;
 use super::revocation::Revocation;
-use super::state::{At, Effect, Event, Phase, RefreshSchedule, State};
+use super::state::{Effect, Event, Phase, RefreshSchedule, State};
 use super::store_sync::RevocationTask;
 use crate::TARGET;
 use crate::challenge::SentToken;

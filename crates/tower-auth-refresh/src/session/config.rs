@@ -11,9 +11,10 @@ use tokio::time::Instant;
 use tower::BoxError;
 use tower::util::BoxCloneSyncService;
 
+use super::backoff::At;
 use super::limiter::RefreshLimiter;
 use super::recheck::Recheck;
-use super::state::{At, RefreshSchedule};
+use super::state::RefreshSchedule;
 use super::store_call::STORE_TIMEOUT;
 use crate::random;
 use crate::refresh::{RefreshRequest, RevokeRequest};

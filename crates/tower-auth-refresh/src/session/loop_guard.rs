@@ -34,8 +34,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::backoff::{SHORTEST, doubled};
-use super::state::At;
+use super::backoff::{At, SHORTEST, doubled};
 use crate::refresh::{Generation, NotRefreshed};
 use crate::target::Target;
 

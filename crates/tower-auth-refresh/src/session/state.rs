@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::backoff;
+use super::backoff::{self, At};
 use super::loop_guard::{LoopGuard, Results};
 use crate::refresh::{Generation, NotRefreshed, RefreshError, Trigger};
 use crate::store::{Claim, Entry, Epoch, Record, Version};
@@ -162,14 +162,6 @@ pub(crate) enum Effect {
     Sync,
     /// Revoke these tokens, which arrived after their epoch was over.
     Discard(Tokens),
-}
-
-/// The moment of a step by both clocks, and a random number in `0.0..1.0` for its jitter.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct At {
-    pub(crate) now: Instant,
-    pub(crate) wall: SystemTime,
-    pub(crate) jitter: f64,
 }
 
 impl State {
