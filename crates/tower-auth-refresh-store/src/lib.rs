@@ -43,7 +43,7 @@
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Without a store, the rest has no caller.
-#![cfg_attr(not(feature = "file"), allow(dead_code, reason = "a store uses it"))]
+#![cfg_attr(not(feature = "_record"), allow(dead_code, reason = "a store uses it"))]
 
 mod error;
 #[cfg(feature = "file")]
@@ -52,9 +52,9 @@ mod file;
 mod keys;
 #[cfg(any(feature = "file", feature = "encryption"))]
 mod private;
-#[cfg(any(feature = "file", feature = "encryption"))]
+#[cfg(any(feature = "_record", feature = "encryption"))]
 mod random;
-#[cfg(feature = "file")]
+#[cfg(feature = "_record")]
 mod record;
 
 pub use self::error::{StoreError, StoreErrorKind};

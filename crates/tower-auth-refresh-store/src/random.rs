@@ -10,7 +10,7 @@ pub(crate) fn bytes<const N: usize>() -> Result<[u8; N], Problem> {
 }
 
 /// Returns a new version or claim identifier, unlike any other.
-#[cfg(feature = "file")]
+#[cfg(feature = "_record")]
 pub(crate) fn identifier() -> Result<u128, Problem> {
     bytes().map(u128::from_be_bytes)
 }

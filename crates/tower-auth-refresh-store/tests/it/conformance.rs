@@ -9,7 +9,7 @@ use tower_auth_refresh::store::TokenStore;
 use tower_auth_refresh_store::FileStore;
 use tower_auth_refresh_testkit::conformance::{self, Handles};
 
-use crate::peer::Peer;
+use crate::peer::{Peer, file_url};
 use crate::support::TestDirectory;
 
 /// Far longer than some writes to the disk, on a machine that does other things as well.
@@ -41,7 +41,7 @@ fn two_processes() -> impl AsyncFn() -> Handles {
     let directories = RefCell::new(Vec::new());
     async move || {
         let directory = TestDirectory::new();
-        let handles: Handles = [plain(directory.path()), Arc::new(Peer::start(directory.path()).await)];
+        let handles: Handles = [plain(directory.path()), Arc::new(Peer::start(&file_url(&directory)).await)];
         directories.borrow_mut().push(directory);
         handles
     }
@@ -76,5 +76,5 @@ async fn sessions_of_two_processes_on_a_file_store_conform() {
 /// Serves a store to the test that has started this process.
 #[test]
 fn a_second_process() {
-    crate::peer::serve(plain);
+    crate::peer::serve();
 }

@@ -11,7 +11,7 @@ use tower_auth_refresh_store::{FileStore, StoreErrorKind};
 use tower_auth_refresh_testkit::TestKit;
 
 use crate::kind;
-use crate::peer::Peer;
+use crate::peer::{Peer, file_url};
 use crate::support::{LEASE, TestDirectory, claimed, entry};
 
 #[tokio::test]
@@ -98,7 +98,7 @@ async fn the_claim_of_a_process_that_is_killed_is_taken_over_at_once_in_doubt() 
     let directory = TestDirectory::new();
     let store = FileStore::open_single(directory.path()).unwrap();
     let version = store.replace(&entry(1)).await.unwrap();
-    let peer = Peer::start(directory.path()).await;
+    let peer = Peer::start(&file_url(&directory)).await;
     claimed(&peer, &version).await;
     let busy = store.claim(&version, LEASE).await.unwrap();
     assert!(matches!(busy, ClaimOutcome::Busy { retry_in } if retry_in > LEASE / 2), "{busy:?}");

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::env;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,9 +17,12 @@ use tower_auth_refresh::store::{
     Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, InsertOutcome, Presented, Record,
     StoreFuture, TokenStore, Version,
 };
+use tower_auth_refresh_store::FileStore;
+
+use crate::support::TestDirectory;
 
 const PORT: &str = "STORE_PEER_PORT";
-const DIRECTORY: &str = "STORE_PEER_DIRECTORY";
+const URL: &str = "STORE_PEER_URL";
 
 /// A handle on a store in another process, which ends with it.
 pub(crate) struct Peer {
@@ -31,12 +33,12 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) async fn start(directory: &Path) -> Self {
+    pub(crate) async fn start(url: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let process = Command::new(env::current_exe().unwrap())
             .args(["--exact", "conformance::a_second_process"])
             .env(PORT, listener.local_addr().unwrap().port().to_string())
-            .env(DIRECTORY, directory)
+            .env(URL, url)
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
@@ -154,11 +156,11 @@ impl TokenStore for Peer {
 }
 
 /// In a process that a [`Peer`] has started, serves it until it ends. Does nothing in other processes.
-pub(crate) fn serve(open: fn(&Path) -> Arc<dyn TokenStore>) {
+pub(crate) fn serve() {
     let Ok(port) = env::var(PORT) else { return };
-    let store = open(env::var_os(DIRECTORY).unwrap().as_ref());
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
+        let store = open(&env::var(URL).unwrap());
         let socket = TcpStream::connect(("127.0.0.1", port.parse().unwrap())).await.unwrap();
         let (reader, writer) = socket.into_split();
         let writer = Arc::new(tokio::sync::Mutex::new(writer));
@@ -175,6 +177,20 @@ pub(crate) fn serve(open: fn(&Path) -> Arc<dyn TokenStore>) {
             });
         }
     });
+}
+
+/// Returns the URL of the file store in a directory.
+pub(crate) fn file_url(directory: &TestDirectory) -> String {
+    format!("file:{}", directory.path().display())
+}
+
+/// Opens the store of one session by a URL: `file:` and a directory.
+fn open(url: &str) -> Arc<dyn TokenStore> {
+    let (scheme, rest) = url.split_once(':').unwrap();
+    match scheme {
+        "file" => FileStore::open_single(rest).unwrap(),
+        _ => panic!("{url}"),
+    }
 }
 
 async fn execute(store: &dyn TokenStore, call: &Value) -> Result<Value, Box<dyn std::error::Error + Send + Sync>> {
