@@ -11,6 +11,8 @@ mod model;
 mod peer;
 #[cfg(unix)]
 mod permissions;
+#[cfg(feature = "redis")]
+mod redis;
 mod support;
 
 use tower::BoxError;
