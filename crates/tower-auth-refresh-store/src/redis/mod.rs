@@ -24,7 +24,7 @@ use self::address::Address;
 use self::connect::{Connection, Connector};
 use self::failure::Failure;
 use self::line::{ATTEMPT_TIMEOUT, Answer, CALL_TIMEOUT, Call, Line, unavailable};
-use self::script::{Script, Scripts, millis};
+use self::script::{Script, Scripts};
 use crate::error::{Problem, StoreError, StoreErrorKind};
 #[cfg(feature = "encryption")]
 use crate::keys::Keys;
@@ -326,7 +326,7 @@ impl SessionStore {
         let deadline = Instant::now() + CALL_TIMEOUT;
         let id = ClaimId::from(random::identifier().map_err(Failure::Refused)?);
         let mut unused = Unused { store: self, claim: Some(Claim::new(version.clone(), id.clone(), false)) };
-        let lease = millis(lease).to_string();
+        let lease = script::lease(lease);
         let arguments = [version.as_bytes(), id.as_bytes(), lease.as_bytes()];
         let (script, kind) = (&self.shared.scripts.claim, Kind::Begins { repeats: true });
         let run = self.run(Run { script, arguments: &arguments, deadline, kind }).await;
@@ -349,7 +349,7 @@ impl SessionStore {
     }
 
     async fn renew(&self, claim: &Claim, lease: Duration) -> Result<bool, Failure> {
-        let lease = millis(lease).to_string();
+        let lease = script::lease(lease);
         let arguments = [claim.version().as_bytes(), claim.id().as_bytes(), lease.as_bytes()];
         let (script, deadline) = (&self.shared.scripts.renew, Instant::now() + CALL_TIMEOUT);
         let (outcome, _) = self.run(Run { script, arguments: &arguments, deadline, kind: Kind::Holds }).await?;

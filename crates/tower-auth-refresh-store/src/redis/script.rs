@@ -7,7 +7,7 @@
 //! | 1 | the claim: `0` none, `1` held, `2` held in doubt, `3` released in doubt |
 //! | 16 | the claim's identifier |
 //! | 13 | the end of the claim's lease by the server's clock, in milliseconds since 1970, in decimal digits |
-//! | 13 | the end of the record, as the lease's; 0 if there is none |
+//! | 15 | the end of the record, by the clocks of the clients, likewise; 0 if there is none |
 //! | … | the [record](crate::record), whose version the scripts compare |
 //!
 //! The first five bytes keep their meaning in later formats; a script changes no value that has another format.
@@ -26,11 +26,14 @@ use crate::record::Codec;
 
 const MAGIC: &[u8; 4] = b"tars";
 const FORMAT: u8 = 1;
-const DIGITS: usize = 13;
+/// The digits of the end of a lease.
+const LEASE: usize = 13;
+/// The digits of the end of a record.
+const END: usize = 15;
 /// The length of what comes before the record.
-const HEAD: usize = 4 + 1 + 1 + 16 + DIGITS + DIGITS;
-/// The largest number of [`DIGITS`] digits, of which half is left to the server's clock.
-const LONGEST: u64 = 4_999_999_999_999;
+const HEAD: usize = 4 + 1 + 1 + 16 + LEASE + END;
+/// The longest lease, in milliseconds: its end has 13 digits for the next hundred years.
+const LONGEST_LEASE: u64 = 4_999_999_999_999;
 
 /// A script, by its source and by the SHA-1 hash that the server knows it by.
 pub(super) struct Script {
@@ -62,10 +65,10 @@ local function now()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 local function is_readable()
-  return #value >= 70 and value:sub(1, 5) == 'tars\1'
+  return #value >= 72 and value:sub(1, 5) == 'tars\1'
 end
 local function version()
-  return value:sub(55, 70)
+  return value:sub(57, 72)
 end
 local function state()
   return value:sub(6, 6)
@@ -150,7 +153,7 @@ return {'done'}
 /// `ARGV`: the value, its lifetime, the channel and message, the version that was claimed.
 const COMMIT: &str = r"
 if not value then return {'absent'} end
-if version() == ARGV[1]:sub(55, 70) then return {'done'} end
+if version() == ARGV[1]:sub(57, 72) then return {'done'} end
 if version() ~= ARGV[5] then return {'found', value} end
 set(ARGV[1], ARGV[2])
 publish(ARGV[3], ARGV[4])
@@ -206,8 +209,7 @@ pub(super) fn encode(codec: &Codec, version: u128, entry: &Entry) -> Result<Zero
     let mut value = Zeroizing::new(Vec::with_capacity(HEAD + record.len()));
     value.extend_from_slice(MAGIC);
     value.push(FORMAT);
-    value.extend_from_slice(&[b'0'; 1 + 16 + DIGITS]);
-    value.extend_from_slice(&[b'0'; DIGITS]);
+    value.extend_from_slice(&[b'0'; 1 + 16 + LEASE + END]);
     value.extend_from_slice(&record);
     Ok(value)
 }
@@ -231,7 +233,7 @@ pub(super) fn is_late(answer: &Value) -> bool {
     matches!(answer, Value::Array(parts) if parts.first() == Some(&Value::BulkString(b"late".to_vec())))
 }
 
-/// Returns a length of time in milliseconds, within what a value can hold.
-pub(super) fn millis(length: Duration) -> u64 {
-    u64::try_from(length.as_millis()).unwrap_or(LONGEST).min(LONGEST)
+/// Returns the length of a lease in milliseconds, within what a value can hold.
+pub(super) fn lease(length: Duration) -> String {
+    u64::try_from(length.as_millis()).unwrap_or(LONGEST_LEASE).min(LONGEST_LEASE).to_string()
 }

@@ -14,6 +14,7 @@ mod permissions;
 #[cfg(feature = "redis")]
 mod redis;
 mod support;
+mod url;
 
 use tower::BoxError;
 use tower_auth_refresh_store::{StoreError, StoreErrorKind};

@@ -8,8 +8,9 @@ use tower_auth_refresh::store::TokenStore;
 use tower_auth_refresh_store::{RedisStores, RedisStoresBuilder};
 use tower_auth_refresh_testkit::conformance::{self, Handles};
 
-use super::{Server, open};
+use super::Server;
 use crate::peer::Peer;
+use crate::url;
 
 /// Far longer than a call, on a machine that does other things as well.
 const LEASE: Duration = Duration::from_millis(400);
@@ -24,7 +25,7 @@ fn two_handles(
         let namespace = last.fetch_add(1, Ordering::Relaxed).to_string();
         let open = async || {
             let builder = set_up(RedisStores::builder(&server.url()).namespace(&namespace));
-            builder.connect().await.unwrap().store("ada")
+            builder.connect().await.unwrap().store("")
         };
         [open().await, open().await]
     }
@@ -36,7 +37,7 @@ fn two_processes(server: &Server) -> impl AsyncFn() -> Handles {
     async move || {
         let url = format!("{}#{}", server.url(), last.fetch_add(1, Ordering::Relaxed));
         let peer: Arc<dyn TokenStore> = Arc::new(Peer::start(&url).await);
-        [open(&url).await, peer]
+        [url::open(&url).await(""), peer]
     }
 }
 
