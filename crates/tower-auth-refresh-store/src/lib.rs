@@ -56,12 +56,16 @@ mod private;
 mod random;
 #[cfg(feature = "_record")]
 mod record;
+#[cfg(feature = "redis")]
+mod redis;
 
 pub use self::error::{StoreError, StoreErrorKind};
 #[cfg(feature = "file")]
 pub use self::file::{FileStore, FileStoreBuilder};
 #[cfg(feature = "encryption")]
 pub use self::keys::Keys;
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisStores, RedisStoresBuilder};
 
 /// The README's example, compiled.
 #[cfg(all(doctest, feature = "file"))]
