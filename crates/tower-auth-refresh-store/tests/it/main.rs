@@ -12,6 +12,7 @@ mod peer;
 #[cfg(unix)]
 mod permissions;
 mod support;
+mod url;
 
 use tower::BoxError;
 use tower_auth_refresh_store::{StoreError, StoreErrorKind};
