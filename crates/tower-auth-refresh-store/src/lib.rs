@@ -50,6 +50,8 @@ mod error;
 mod file;
 #[cfg(feature = "encryption")]
 mod keys;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(any(feature = "file", feature = "encryption"))]
 mod private;
 #[cfg(any(feature = "_record", feature = "encryption"))]
@@ -62,6 +64,8 @@ pub use self::error::{StoreError, StoreErrorKind};
 pub use self::file::{FileStore, FileStoreBuilder};
 #[cfg(feature = "encryption")]
 pub use self::keys::Keys;
+#[cfg(feature = "postgres")]
+pub use self::postgres::{PostgresStores, PostgresStoresBuilder};
 
 /// The README's example, compiled.
 #[cfg(all(doctest, feature = "file"))]

@@ -70,12 +70,7 @@ impl Codec {
 
     /// Returns the name under which the record is stored: the storage key in hexadecimal digits.
     pub(crate) fn name(&self) -> String {
-        use std::fmt::Write;
-        self.storage_key.iter().fold(String::with_capacity(64), |mut name, byte| {
-            // Writing to a string doesn't fail.
-            let _ = write!(name, "{byte:02x}");
-            name
-        })
+        hex(&self.storage_key)
     }
 
     /// Returns the record's bytes.
@@ -175,6 +170,16 @@ impl Codec {
     fn checksum(&self, bytes: &[u8]) -> [u8; CHECKSUM] {
         Sha256::new_with_prefix(self.storage_key).chain_update(bytes).finalize().into()
     }
+}
+
+/// Returns bytes in hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut digits, byte| {
+        // Writing to a string doesn't fail.
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    })
 }
 
 /// Returns the storage key of the session `key` of a namespace. Both are hashed: a gateway's key may be a secret itself.

@@ -11,6 +11,8 @@ mod model;
 mod peer;
 #[cfg(unix)]
 mod permissions;
+#[cfg(all(feature = "postgres", unix))]
+mod postgres;
 mod support;
 mod url;
 
