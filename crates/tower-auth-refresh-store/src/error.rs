@@ -83,6 +83,12 @@ impl Problem {
         self.kind
     }
 
+    /// Puts the operation that failed before the reason.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn while_doing(self, what: &str) -> Self {
+        Self { reason: format!("{what}: {}", self.reason), ..self }
+    }
+
     pub(crate) fn at(self, path: &Path) -> StoreError {
         self.of(path.display().to_string())
     }

@@ -50,6 +50,8 @@ mod error;
 mod file;
 #[cfg(feature = "encryption")]
 mod keys;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(any(feature = "file", feature = "encryption"))]
 mod private;
 #[cfg(any(feature = "_record", feature = "encryption"))]
@@ -64,6 +66,8 @@ pub use self::error::{StoreError, StoreErrorKind};
 pub use self::file::{FileStore, FileStoreBuilder};
 #[cfg(feature = "encryption")]
 pub use self::keys::Keys;
+#[cfg(feature = "postgres")]
+pub use self::postgres::{PostgresStores, PostgresStoresBuilder};
 #[cfg(feature = "redis")]
 pub use self::redis::{RedisStores, RedisStoresBuilder};
 

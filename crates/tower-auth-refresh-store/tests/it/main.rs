@@ -11,6 +11,8 @@ mod model;
 mod peer;
 #[cfg(unix)]
 mod permissions;
+#[cfg(all(feature = "postgres", unix))]
+mod postgres;
 #[cfg(feature = "redis")]
 mod redis;
 mod support;
