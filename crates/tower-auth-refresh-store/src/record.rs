@@ -61,14 +61,10 @@ struct Content {
 }
 
 impl Codec {
-    /// A codec for the session `key` of a namespace. Both are hashed: a gateway's key may be a secret itself.
-    pub(crate) fn new(namespace: &str, key: &[u8]) -> Self {
-        let mut hash = Sha256::new_with_prefix(b"tower-auth-refresh-store 1\0");
-        hash.update((namespace.len() as u64).to_be_bytes());
-        hash.update(namespace);
-        hash.update(key);
+    /// A codec for the session with this [storage key](storage_key).
+    pub(crate) fn new(storage_key: [u8; 32]) -> Self {
         Self {
-            storage_key: hash.finalize().into(),
+            storage_key,
             #[cfg(feature = "encryption")]
             keys: None,
         }
@@ -81,12 +77,7 @@ impl Codec {
 
     /// Returns the name under which the record is stored: the storage key in hexadecimal digits.
     pub(crate) fn name(&self) -> String {
-        use std::fmt::Write;
-        self.storage_key.iter().fold(String::with_capacity(64), |mut name, byte| {
-            // Writing to a string doesn't fail.
-            let _ = write!(name, "{byte:02x}");
-            name
-        })
+        hex(&self.storage_key)
     }
 
     /// Returns the record's bytes.
@@ -190,6 +181,25 @@ impl Codec {
     }
 }
 
+/// Returns bytes in hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut digits, byte| {
+        // Writing to a string doesn't fail.
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    })
+}
+
+/// Returns the storage key of the session `key` of a namespace. Both are hashed: a gateway's key may be a secret itself.
+pub(crate) fn storage_key(namespace: &str, key: &[u8]) -> [u8; 32] {
+    let mut hash = Sha256::new_with_prefix(b"tower-auth-refresh-store 1\0");
+    hash.update((namespace.len() as u64).to_be_bytes());
+    hash.update(namespace);
+    hash.update(key);
+    hash.finalize().into()
+}
+
 fn within_limit(bytes: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, Problem> {
     if bytes.len() as u64 > LONGEST {
         let reason = format!("a record of {} bytes is longer than {LONGEST}", bytes.len());
@@ -229,7 +239,7 @@ pub(crate) fn time(millis: u64) -> Option<SystemTime> {
 }
 
 fn corrupt(reason: &str) -> Problem {
-    Problem::new(StoreErrorKind::Corrupt, format!("{reason}; remove the file to sign in again"))
+    Problem::new(StoreErrorKind::Corrupt, format!("{reason}; remove it to sign in again"))
 }
 
 fn unknown_key() -> Problem {

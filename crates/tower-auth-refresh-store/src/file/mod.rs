@@ -28,7 +28,7 @@ use self::session::{Here, SessionFiles, Turn};
 use crate::error::{Problem, StoreError, StoreErrorKind};
 #[cfg(feature = "encryption")]
 use crate::keys::Keys;
-use crate::record::Codec;
+use crate::record::{Codec, storage_key};
 
 /// The time for which a call waits for the lock of a session's files.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -125,7 +125,7 @@ impl FileStore {
     /// it. A claim that is granted after its call was dropped is given back.
     #[must_use]
     pub fn store(&self, key: impl AsRef<[u8]>) -> Arc<dyn TokenStore> {
-        let codec = Codec::new(&self.settings.namespace, key.as_ref());
+        let codec = Codec::new(storage_key(&self.settings.namespace, key.as_ref()));
         #[cfg(feature = "encryption")]
         let codec = codec.with_keys(self.settings.keys.clone());
         Arc::new(SessionStore {

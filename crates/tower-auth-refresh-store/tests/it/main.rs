@@ -11,7 +11,12 @@ mod model;
 mod peer;
 #[cfg(unix)]
 mod permissions;
+#[cfg(all(feature = "postgres", unix))]
+mod postgres;
+#[cfg(feature = "redis")]
+mod redis;
 mod support;
+mod url;
 
 use tower::BoxError;
 use tower_auth_refresh_store::{StoreError, StoreErrorKind};

@@ -17,9 +17,9 @@ use tower_auth_refresh::store::{
     Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, InsertOutcome, Presented, Record,
     StoreFuture, TokenStore, Version,
 };
-use tower_auth_refresh_store::FileStore;
 
 use crate::support::TestDirectory;
+use crate::url;
 
 const PORT: &str = "STORE_PEER_PORT";
 const URL: &str = "STORE_PEER_URL";
@@ -165,7 +165,7 @@ pub(crate) fn serve() {
     let Ok(port) = env::var(PORT) else { return };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let store = open(&env::var(URL).unwrap());
+        let store = url::open(&env::var(URL).unwrap()).await("");
         let socket = TcpStream::connect(("127.0.0.1", port.parse().unwrap())).await.unwrap();
         let (reader, writer) = socket.into_split();
         let writer = Arc::new(tokio::sync::Mutex::new(writer));
@@ -187,15 +187,6 @@ pub(crate) fn serve() {
 /// Returns the URL of the file store in a directory.
 pub(crate) fn file_url(directory: &TestDirectory) -> String {
     format!("file:{}", directory.path().display())
-}
-
-/// Opens the store of one session by a URL: `file:` and a directory.
-fn open(url: &str) -> Arc<dyn TokenStore> {
-    let (scheme, rest) = url.split_once(':').unwrap();
-    match scheme {
-        "file" => FileStore::open_single(rest).unwrap(),
-        _ => panic!("{url}"),
-    }
 }
 
 async fn execute(store: &dyn TokenStore, call: &Value) -> Result<Value, Box<dyn std::error::Error + Send + Sync>> {
