@@ -61,7 +61,7 @@ pub(crate) use self::recheck::run_clock;
 pub(crate) use self::recheck_clock::{Look, Recheck};
 pub(crate) use self::record_watch::WatchedLoad;
 pub(crate) use self::revocation::Revocation;
-pub(crate) use self::state::State as Snapshot;
+pub(crate) use self::state::{Phase, State as Snapshot};
 pub use self::status::{RefreshFailure, SessionState, SessionStatus};
 pub(crate) use self::waiter_clock::is_near;
 use crate::refresh::{Generation, NotRefreshed, RefreshService, Trigger};
