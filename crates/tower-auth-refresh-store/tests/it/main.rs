@@ -14,6 +14,8 @@ mod permissions;
 #[cfg(all(feature = "postgres", unix))]
 mod postgres;
 #[cfg(feature = "redis")]
+mod proxy;
+#[cfg(feature = "redis")]
 mod redis;
 mod support;
 mod url;
