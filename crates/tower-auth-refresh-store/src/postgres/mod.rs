@@ -18,7 +18,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 use tower_auth_refresh::store::TokenStore;
 
-use self::link::{Link, Repeat, Server};
+use self::link::{Effect, Link, Parameters, Server, Statement};
 use self::schema::{DEFAULT_TABLE, Statements, Table};
 use self::session::SessionStore;
 use self::url::Address;
@@ -75,6 +75,7 @@ struct Stores {
     namespace: String,
     #[cfg(feature = "encryption")]
     keys: Option<Keys>,
+    runtime: Handle,
 }
 
 impl PostgresStores {
@@ -115,7 +116,7 @@ impl PostgresStores {
     #[must_use]
     pub fn store(&self, key: impl AsRef<[u8]>) -> Arc<dyn TokenStore> {
         let storage_key = storage_key(&self.stores.namespace, key.as_ref());
-        Arc::new(SessionStore { stores: Arc::clone(&self.stores), storage_key })
+        Arc::new(SessionStore::new(Arc::clone(&self.stores), storage_key))
     }
 
     /// Makes the table if there is none, by the statements of [`sql`](Self::sql).
@@ -213,6 +214,7 @@ impl PostgresStoresBuilder {
             namespace: self.namespace,
             #[cfg(feature = "encryption")]
             keys: self.keys,
+            runtime,
         };
         Ok(PostgresStores { stores: Arc::new(stores) })
     }
@@ -253,9 +255,9 @@ impl Stores {
         let mut deleted = 0;
         loop {
             let deadline = Instant::now() + CONNECT_TIMEOUT;
-            let parameters: link::Parameters<'_> = &[(&BATCH, Type::INT8)];
-            let rows = self.links[0].query(&self.statements.delete_expired, parameters, Repeat::Harmless, deadline);
-            let batch = rows.await?.len();
+            let (sql, parameters): (_, Parameters<'_>) = (&self.statements.delete_expired, &[(&BATCH, Type::INT8)]);
+            let rows = self.links[0].execute(Statement { sql, parameters, effect: Effect::Repeatable }, deadline).await;
+            let batch = rows.map_err(|fault| fault.into_problem("delete expired records"))?.len();
             deleted += batch as u64;
             if batch < BATCH.unsigned_abs() as usize {
                 return Ok(deleted);
