@@ -58,6 +58,8 @@ mod private;
 mod random;
 #[cfg(feature = "_record")]
 mod record;
+#[cfg(feature = "redis")]
+mod redis;
 
 pub use self::error::{StoreError, StoreErrorKind};
 #[cfg(feature = "file")]
@@ -66,6 +68,8 @@ pub use self::file::{FileStore, FileStoreBuilder};
 pub use self::keys::Keys;
 #[cfg(feature = "postgres")]
 pub use self::postgres::{PostgresStores, PostgresStoresBuilder};
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisStores, RedisStoresBuilder};
 
 /// The README's example, compiled.
 #[cfg(all(doctest, feature = "file"))]

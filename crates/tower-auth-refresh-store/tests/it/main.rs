@@ -13,6 +13,8 @@ mod peer;
 mod permissions;
 #[cfg(all(feature = "postgres", unix))]
 mod postgres;
+#[cfg(feature = "redis")]
+mod redis;
 mod support;
 mod url;
 

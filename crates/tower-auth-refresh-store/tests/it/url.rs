@@ -18,6 +18,13 @@ pub(crate) fn open(url: &str) -> Pin<Box<dyn Future<Output = StoreFactory> + Sen
                 let files = FileStore::open(directory).unwrap();
                 Box::new(move |key: &str| files.store(key)) as StoreFactory
             }
+            #[cfg(feature = "redis")]
+            ("redis", _) => {
+                let (server, namespace) = url.split_once('#').unwrap_or((url, ""));
+                let redis = tower_auth_refresh_store::RedisStores::builder(server).namespace(namespace);
+                let redis = redis.connect().await.unwrap();
+                Box::new(move |key: &str| redis.store(key)) as StoreFactory
+            }
             #[cfg(feature = "postgres")]
             ("postgres", _) => {
                 let (url, namespace) = url.split_once('#').unwrap_or((url, ""));
