@@ -68,7 +68,9 @@ impl SessionStore {
         Box::pin(async move {
             let outcome = match Handle::try_current() {
                 Ok(_) => operation(Call::on(&self.row)).await,
-                Err(_) => Err(Problem::new(StoreErrorKind::Misconfigured, "the store was called outside of a tokio runtime")),
+                Err(_) => {
+                    Err(Problem::new(StoreErrorKind::Misconfigured, "the store was called outside of a tokio runtime"))
+                }
             };
             outcome.map_err(|problem| problem.of(self.row.stores.name()).into())
         })
@@ -165,11 +167,8 @@ impl<'a> Call<'a> {
     async fn write(&self, sql: &str, entry: &Entry) -> Result<Option<Version>, Problem> {
         let number = random::identifier()?;
         let (version, bytes) = (Version::from(number), self.codec().encode(number, entry)?);
-        let parameters: Parameters<'_> = &[
-            (&version.as_bytes(), Type::BYTEA),
-            (&&bytes[..], Type::BYTEA),
-            (&expires_at(entry), Type::TIMESTAMPTZ),
-        ];
+        let parameters: Parameters<'_> =
+            &[(&version.as_bytes(), Type::BYTEA), (&&bytes[..], Type::BYTEA), (&expires_at(entry), Type::TIMESTAMPTZ)];
         match self.execute(sql, parameters, Effect::OnceInTime).await {
             Ok(rows) => Ok((!rows.is_empty()).then_some(version)),
             Err(fault @ Fault::Lost(_)) => match self.load().await {
@@ -182,11 +181,8 @@ impl<'a> Call<'a> {
 
     async fn claim(&self, version: &Version, lease: Duration) -> Result<ClaimOutcome, Problem> {
         let id = ClaimId::from(random::identifier()?);
-        let parameters: Parameters<'_> = &[
-            (&version.as_bytes(), Type::BYTEA),
-            (&id.as_bytes(), Type::BYTEA),
-            (&seconds(lease), Type::FLOAT8),
-        ];
+        let parameters: Parameters<'_> =
+            &[(&version.as_bytes(), Type::BYTEA), (&id.as_bytes(), Type::BYTEA), (&seconds(lease), Type::FLOAT8)];
         loop {
             let mut unused = UnusedClaim { row: self.row, claim: Some(Claim::new(version.clone(), id.clone(), false)) };
             let rows = self.execute(&self.statements().claim, parameters, Effect::InTime).await;

@@ -8,11 +8,15 @@ mod damage;
 mod encryption;
 mod files;
 mod model;
+#[cfg(feature = "postgres")]
+mod operation;
 mod peer;
 #[cfg(unix)]
 mod permissions;
 #[cfg(all(feature = "postgres", unix))]
 mod postgres;
+#[cfg(feature = "postgres")]
+mod proxy;
 #[cfg(feature = "redis")]
 mod redis;
 mod support;

@@ -1,11 +1,12 @@
 //! Stores in PostgreSQL, on servers that the tests start.
 
 mod conformance;
+mod faults;
 mod server;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use self::server::{Server, shared};
+use self::server::shared;
 
 /// Returns the URL of a new namespace on the shared server, in which the table has been made. `None` if there is no server.
 async fn new_url() -> Option<String> {

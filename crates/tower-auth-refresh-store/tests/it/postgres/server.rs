@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -127,6 +128,21 @@ impl Server {
         String::from_utf8(psql.stdout).unwrap().trim_end().to_owned()
     }
 
+    /// Executes a statement in a transaction that lasts as long as the guard that is returned.
+    pub(crate) fn begin(&self, sql: &str) -> Transaction {
+        let mut psql = Command::new(self.bin.join("psql"))
+            .args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align"])
+            .arg(self.url())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        writeln!(psql.stdin.as_mut().unwrap(), "BEGIN; {sql}; SELECT 'begun';").unwrap();
+        let mut lines = BufReader::new(psql.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap() == "begun"), "{sql} failed");
+        Transaction(psql)
+    }
+
     /// Runs a program of the server's, as its user.
     pub(super) fn run(&self, program: &str, arguments: impl FnOnce(&mut Command)) -> bool {
         let mut command = as_server(self.bin.join(program));
@@ -142,6 +158,16 @@ impl Drop for Server {
     }
 }
 
+/// A transaction that is rolled back when this is dropped.
+pub(crate) struct Transaction(Child);
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
 /// Returns the URL of a server on a port.
 pub(crate) fn url_at(port: u16) -> String {
     format!("postgres://postgres:{PASSWORD}@127.0.0.1:{port}/postgres")
@@ -154,9 +180,10 @@ pub(crate) fn free_port() -> u16 {
 /// Returns the directory of the newest server's programs.
 fn installed() -> Option<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|version| version.path());
-    let on_path = env::var_os("PATH").into_iter().flat_map(|path| env::split_paths(&path).collect::<Vec<_>>());
-    let places = versions.map(|version| version.join("bin")).chain(on_path);
-    places.filter(|bin| bin.join("initdb").exists()).max()
+    let mut places: Vec<_> = versions.map(|version| version.join("bin")).collect();
+    places.sort();
+    let on_path = env::var_os("PATH").unwrap_or_default();
+    places.into_iter().rev().chain(env::split_paths(&on_path)).find(|bin| bin.join("initdb").exists())
 }
 
 /// Returns a command as the user of a server, which can't be root.
