@@ -13,7 +13,7 @@ mod tests;
 use std::future::{Future, ready};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
@@ -316,6 +316,11 @@ impl TokenStore for SessionStore {
     fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
         let version = version.clone();
         self.run(move |files, turn| files.clear(turn, &version))
+    }
+
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
+        let version = version.clone();
+        self.run(move |files, turn| files.extend(turn, &version, expires_at))
     }
 
     fn is_durable(&self) -> bool {
