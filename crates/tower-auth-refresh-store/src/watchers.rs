@@ -27,7 +27,8 @@ impl Watchers {
 
     /// Notifies the sessions of a key.
     pub(crate) fn notify(&self, key: ShortKey) {
-        let sessions: Vec<_> = self.lock().range((key, 0)..=(key, usize::MAX)).map(|(_, changed)| changed.clone()).collect();
+        let sessions: Vec<_> =
+            self.lock().range((key, 0)..=(key, usize::MAX)).map(|(_, changed)| changed.clone()).collect();
         sessions.iter().for_each(RecordChanged::notify);
     }
 

@@ -2,6 +2,7 @@
 
 mod fault;
 mod link;
+mod push;
 mod schema;
 mod session;
 mod tls;
@@ -19,6 +20,7 @@ use tokio_postgres::types::Type;
 use tower_auth_refresh::store::TokenStore;
 
 use self::link::{Effect, Link, Parameters, Server, Statement};
+use self::push::Push;
 use self::schema::{DEFAULT_TABLE, Statements, Table};
 use self::session::SessionStore;
 use self::url::Address;
@@ -62,6 +64,7 @@ pub struct PostgresStoresBuilder {
     table: String,
     namespace: String,
     connections: usize,
+    listen_url: Option<String>,
     #[cfg(feature = "encryption")]
     keys: Option<Keys>,
 }
@@ -75,6 +78,7 @@ struct Stores {
     namespace: String,
     #[cfg(feature = "encryption")]
     keys: Option<Keys>,
+    push: Push,
     runtime: Handle,
 }
 
@@ -103,6 +107,7 @@ impl PostgresStores {
             table: DEFAULT_TABLE.into(),
             namespace: String::new(),
             connections: DEFAULT_CONNECTIONS,
+            listen_url: None,
             #[cfg(feature = "encryption")]
             keys: None,
         }
@@ -182,6 +187,16 @@ impl PostgresStoresBuilder {
         self
     }
 
+    /// Sets the URL of the connection on which sign-outs by other processes arrive. Default: the stores' own URL.
+    ///
+    /// A pooler in transaction mode, such as pgbouncer's, passes statements on, but no notifications. If the stores' URL is
+    /// that of a pooler, this one is the server's. Without it, sessions find sign-outs by looking, within the registry's
+    /// [`recheck`](tower_auth_refresh::SessionRegistryBuilder::recheck).
+    pub fn listen_url(mut self, url: impl Into<String>) -> Self {
+        self.listen_url = Some(url.into());
+        self
+    }
+
     /// Encrypts the records with the first of these keys. Default: they are in clear (feature `encryption`).
     #[cfg(feature = "encryption")]
     pub fn keys(mut self, keys: Keys) -> Self {
@@ -206,7 +221,15 @@ impl PostgresStoresBuilder {
         let runtime = Handle::try_current().map_err(outside)?;
         let links: Vec<_> = (0..self.connections).map(|_| Link::new(Arc::clone(&server), &runtime)).collect();
         links[0].client(Instant::now() + CONNECT_TIMEOUT).await.map_err(|problem| problem.of(&*name))?;
+        let listened = match &self.listen_url {
+            Some(url) => {
+                let address = Address::parse(url).map_err(|problem| problem.of("the URL to listen at"))?;
+                Server::new(address, 1).map_err(|problem| problem.of(&*name))?
+            }
+            None => Arc::clone(&server),
+        };
         let stores = Stores {
+            push: Push::new(listened, table.channel(), runtime.clone()),
             server,
             links,
             statements: Statements::new(&table),

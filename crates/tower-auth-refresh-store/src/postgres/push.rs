@@ -73,7 +73,8 @@ async fn listen(server: &Server, channel: &str, watchers: &Watchers) -> Option<(
     let mut up = None;
     // The future of the statement under way: first `LISTEN`, then the pings.
     let listen = format!("LISTEN \"{channel}\"");
-    let ask = async |sql: &str| timeout(ANSWER_TIMEOUT, client.batch_execute(sql)).await.is_ok_and(|asked| asked.is_ok());
+    let ask =
+        async |sql: &str| timeout(ANSWER_TIMEOUT, client.batch_execute(sql)).await.is_ok_and(|asked| asked.is_ok());
     let mut ticks = interval(PING);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut asked = Box::pin(ask(&listen));

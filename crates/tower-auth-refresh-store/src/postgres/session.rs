@@ -10,9 +10,10 @@ use std::time::{Duration, SystemTime};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_postgres::types::{ToSql, Type};
+use tower_auth_refresh::Tokens;
 use tower_auth_refresh::store::{
-    Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, Presented, Record, StoreFuture,
-    TokenStore, Version,
+    Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, InsertOutcome, Presented, Record,
+    RecordChanged, StoreFuture, TokenStore, Version,
 };
 use zeroize::Zeroizing;
 
@@ -58,6 +59,11 @@ struct Call<'a> {
 impl SessionStore {
     pub(super) fn new(stores: Arc<Stores>, storage_key: [u8; 32]) -> Self {
         Self { row: Row { stores, storage_key } }
+    }
+
+    /// Tells this handle from others on the same row. It is behind an `Arc` for as long as it watches.
+    fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
     }
 
     fn run<'a, T, F>(&'a self, operation: impl FnOnce(Call<'a>) -> F + Send + 'a) -> StoreFuture<'a, T>
@@ -130,6 +136,11 @@ impl<'a> Call<'a> {
             let problem = Problem::new(StoreErrorKind::Corrupt, "the record is of another version than its row");
             return Err(problem.while_doing(&name()));
         }
+        // Of the ends, the row's was extended, and the one in the record wasn't.
+        let record = match get(row, 4)? {
+            Some(end) => Record::new(record.version().clone(), record.entry().clone().with_expires_at(end)),
+            None => record,
+        };
         let claimed_until = get::<Option<SystemTime>>(row, 5)?;
         let claimed_for = claimed_until.and_then(|until| until.duration_since(now).ok()).unwrap_or_default();
         Ok(Some(Found { record, claimed_for }))
@@ -168,7 +179,7 @@ impl<'a> Call<'a> {
         let number = random::identifier()?;
         let (version, bytes) = (Version::from(number), self.codec().encode(number, entry)?);
         let parameters: Parameters<'_> =
-            &[(&version.as_bytes(), Type::BYTEA), (&&bytes[..], Type::BYTEA), (&expires_at(entry), Type::TIMESTAMPTZ)];
+            &[(&version.as_bytes(), Type::BYTEA), (&&bytes[..], Type::BYTEA), (&entry.expires_at(), Type::TIMESTAMPTZ)];
         match self.execute(sql, parameters, Effect::OnceInTime).await {
             Ok(rows) => Ok((!rows.is_empty()).then_some(version)),
             Err(fault @ Fault::Lost(_)) => match self.load().await {
@@ -232,7 +243,7 @@ impl<'a> Call<'a> {
             (&claim.version().as_bytes(), Type::BYTEA),
             (&version.as_bytes(), Type::BYTEA),
             (&&bytes[..], Type::BYTEA),
-            (&expires_at(entry), Type::TIMESTAMPTZ),
+            (&entry.expires_at(), Type::TIMESTAMPTZ),
         ];
         loop {
             if self.change(&self.statements().commit, parameters).await? {
@@ -257,6 +268,11 @@ impl<'a> Call<'a> {
                 Some(_) => self.in_time()?,
             }
         }
+    }
+
+    async fn extend(&self, version: &Version, expires_at: SystemTime) -> Result<bool, Problem> {
+        let parameters: Parameters<'_> = &[(&version.as_bytes(), Type::BYTEA), (&expires_at, Type::TIMESTAMPTZ)];
+        self.change(&self.statements().extend, parameters).await
     }
 
     /// Fails if the call has no time left for another round.
@@ -314,15 +330,27 @@ impl TokenStore for SessionStore {
         self.run(async move |call| call.clear(version).await)
     }
 
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
+        // To the millisecond, and not beyond what the column holds.
+        let expires_at = Entry::new(Epoch::from(0), 0, Tokens::default()).with_expires_at(expires_at).expires_at();
+        self.run(async move |call| call.extend(version, expires_at.unwrap_or(SystemTime::UNIX_EPOCH)).await)
+    }
+
+    fn watch(&self, changed: RecordChanged) {
+        self.row.stores.push.watch(&self.row.storage_key, self.address(), changed);
+    }
+
     fn is_durable(&self) -> bool {
         true
     }
 }
 
-fn seconds(lease: Duration) -> f64 {
-    lease.min(LONGEST_LEASE).as_secs_f64()
+impl Drop for SessionStore {
+    fn drop(&mut self) {
+        self.row.stores.push.forget(&self.row.storage_key, self.address());
+    }
 }
 
-fn expires_at(_: &Entry) -> Option<SystemTime> {
-    None
+fn seconds(lease: Duration) -> f64 {
+    lease.min(LONGEST_LEASE).as_secs_f64()
 }

@@ -1,12 +1,11 @@
 //! Answers that are lost, late or slow, and servers that restart.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
-use tower_auth_refresh::store::{ClearOutcome, CommitOutcome, InsertOutcome, Presented, TokenStore};
+use tower_auth_refresh::store::{ClearOutcome, CommitOutcome, InsertOutcome, Presented};
 use tower_auth_refresh_store::PostgresStores;
 
 use super::server::{Server, shared, url_at};

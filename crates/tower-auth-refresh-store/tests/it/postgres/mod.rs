@@ -2,6 +2,7 @@
 
 mod conformance;
 mod faults;
+mod push;
 mod server;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
