@@ -48,7 +48,7 @@ async fn get(sessions: &Sessions, user: &str) -> Option<Session> {
 }
 
 /// Waits until the number of connections that listen on the server is `count`.
-async fn until_listening(server: &Server, namespace: &str, count: usize) {
+pub(super) async fn until_listening(server: &Server, namespace: &str, count: usize) {
     let listening = format!(
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = '{namespace}' AND query IN ('', 'LISTEN \
          \"tower_auth_refresh\"')"
