@@ -26,15 +26,10 @@ impl Fault {
         Self::Lost(Problem::new(StoreErrorKind::Unavailable, reason))
     }
 
-    /// Returns the error of the attempt to do `what`.
-    pub(super) fn into_problem(self, what: &str) -> Problem {
+    pub(super) fn into_problem(self) -> Problem {
         match self {
-            Self::Standby => {
-                Problem::new(StoreErrorKind::Unavailable, format!("failed to {what}: the server is a standby"))
-            }
-            Self::Refused(problem) | Self::RolledBack(problem) | Self::Lost(problem) => {
-                problem.while_doing(&format!("failed to {what}"))
-            }
+            Self::Standby => Problem::new(StoreErrorKind::Unavailable, "the server is a standby"),
+            Self::Refused(problem) | Self::RolledBack(problem) | Self::Lost(problem) => problem,
         }
     }
 }

@@ -108,7 +108,7 @@ impl Server {
                     self.primary.store(at, Ordering::Relaxed);
                     return Ok(connection);
                 }
-                Ok(Err(fault)) => failure = Some(fault.into_problem("connect")),
+                Ok(Err(fault)) => failure = Some(fault.into_problem().while_doing("failed to connect")),
                 Err(_) => failure = Some(unavailable("failed to connect: the server doesn't answer")),
             }
         }
@@ -153,11 +153,13 @@ impl Link {
     /// Executes a statement, and returns its rows.
     pub(super) async fn execute(&self, statement: Statement<'_>, deadline: Instant) -> Result<Vec<Row>, Fault> {
         let Statement { sql, parameters, effect } = statement;
-        let mut lost = None;
+        // An attempt may have had an effect, whatever becomes of the later ones.
+        let mut is_lost = false;
         loop {
             let client = match self.client(deadline).await {
                 Ok(client) => client,
-                Err(problem) => return Err(lost.unwrap_or(Fault::Refused(problem))),
+                Err(problem) if is_lost => return Err(Fault::Lost(problem)),
+                Err(problem) => return Err(Fault::Refused(problem)),
             };
             let answer_by = deadline.min(Instant::now() + ANSWER_TIMEOUT);
             let in_time = self.server.time_in(answer_by.saturating_duration_since(Instant::now()));
@@ -179,11 +181,10 @@ impl Link {
                 Fault::Standby | Fault::RolledBack(_) => true,
             };
             let pause = spread(PAUSES[0]);
-            if !may_repeat || Instant::now() + pause >= deadline {
-                return Err(lost.unwrap_or(fault));
-            }
-            if matches!(fault, Fault::Lost(_)) {
-                lost = Some(fault);
+            let is_last = !may_repeat || Instant::now() + pause >= deadline;
+            is_lost |= matches!(fault, Fault::Lost(_));
+            if is_last {
+                return Err(if is_lost { Fault::Lost(fault.into_problem()) } else { fault });
             }
             sleep(pause).await;
         }

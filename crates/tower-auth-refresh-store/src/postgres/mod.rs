@@ -280,7 +280,8 @@ impl Stores {
             let deadline = Instant::now() + CONNECT_TIMEOUT;
             let (sql, parameters): (_, Parameters<'_>) = (&self.statements.delete_expired, &[(&BATCH, Type::INT8)]);
             let rows = self.links[0].execute(Statement { sql, parameters, effect: Effect::Repeatable }, deadline).await;
-            let batch = rows.map_err(|fault| fault.into_problem("delete expired records"))?.len();
+            let batch =
+                rows.map_err(|fault| fault.into_problem().while_doing("failed to delete expired records"))?.len();
             deleted += batch as u64;
             if batch < BATCH.unsigned_abs() as usize {
                 return Ok(deleted);

@@ -193,7 +193,10 @@ pub(super) async fn migrate(client: &Client, table: &Table) -> Result<(), Proble
     }
     // One transaction. Two processes that make a table at once would fail, even with `IF NOT EXISTS`.
     let sql = format!("SELECT pg_advisory_xact_lock(hashtext('{}'), 1);\n{}", table.channel(), table.sql());
-    client.batch_execute(&sql).await.map_err(|error| fault_of(&error).into_problem("make the table"))
+    client
+        .batch_execute(&sql)
+        .await
+        .map_err(|error| fault_of(&error).into_problem().while_doing("failed to make the table"))
 }
 
 /// Finds the first thing that is unsafe or missing.
@@ -247,7 +250,7 @@ async fn one(client: &Client, sql: &str, parameters: Parameters<'_>) -> Result<R
 }
 
 fn failed(error: tokio_postgres::Error) -> Problem {
-    fault_of(&error).into_problem("execute a statement")
+    fault_of(&error).into_problem().while_doing("failed to execute a statement")
 }
 
 /// Returns `N` booleans, from a column on.

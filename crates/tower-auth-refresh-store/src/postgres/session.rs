@@ -27,7 +27,7 @@ use crate::record::{Codec, hex};
 
 /// The time after which a call fails, less than the 5 s that a session waits for it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(4);
-const EXECUTE: &str = "execute a statement";
+const EXECUTE: &str = "failed to execute a statement";
 /// The longest lease that is written, so that no time overflows.
 const LONGEST_LEASE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -108,7 +108,7 @@ impl<'a> Call<'a> {
     /// Executes a statement that changes a row or none. Returns true if it has changed one.
     async fn change(&self, sql: &str, parameters: Parameters<'_>) -> Result<bool, Problem> {
         let rows = self.execute(sql, parameters, Effect::Repeatable).await;
-        Ok(!rows.map_err(|fault| fault.into_problem(EXECUTE))?.is_empty())
+        Ok(!rows.map_err(|fault| fault.into_problem().while_doing(EXECUTE))?.is_empty())
     }
 
     fn codec(&self) -> Codec {
@@ -120,11 +120,11 @@ impl<'a> Call<'a> {
 
     async fn find(&self) -> Result<Option<Found>, Problem> {
         let rows = self.execute(&self.statements().load, &[], Effect::Repeatable).await;
-        let rows = rows.map_err(|fault| fault.into_problem("read"))?;
+        let rows = rows.map_err(|fault| fault.into_problem().while_doing("failed to read"))?;
         let [row] = &*rows else { return Err(unexpected()) };
         if get(row, 0)? {
             // It may lag behind: a row that isn't there yet would sign the user out.
-            return Err(Fault::Standby.into_problem("read"));
+            return Err(Fault::Standby.into_problem().while_doing("failed to read"));
         }
         let now = get(row, 1)?;
         self.row.stores.server.set_clock(now);
@@ -184,9 +184,9 @@ impl<'a> Call<'a> {
             Ok(rows) => Ok((!rows.is_empty()).then_some(version)),
             Err(fault @ Fault::Lost(_)) => match self.load().await {
                 Ok(Some(record)) if *record.version() == version => Ok(Some(version)),
-                _ => Err(fault.into_problem(EXECUTE)),
+                _ => Err(fault.into_problem().while_doing(EXECUTE)),
             },
-            Err(fault) => Err(fault.into_problem(EXECUTE)),
+            Err(fault) => Err(fault.into_problem().while_doing(EXECUTE)),
         }
     }
 
@@ -201,7 +201,7 @@ impl<'a> Call<'a> {
                 // It was granted or it wasn't.
                 unused.claim = None;
             }
-            let rows = rows.map_err(|fault| fault.into_problem(EXECUTE))?;
+            let rows = rows.map_err(|fault| fault.into_problem().while_doing(EXECUTE))?;
             if let [row] = &*rows {
                 return Ok(ClaimOutcome::Claimed(Claim::new(version.clone(), id, get(row, 0)?)));
             }

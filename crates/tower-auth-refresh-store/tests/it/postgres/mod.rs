@@ -2,10 +2,12 @@
 
 mod conformance;
 mod deployment;
+mod failover;
 mod faults;
 mod pooler;
 mod push;
 mod server;
+mod space;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

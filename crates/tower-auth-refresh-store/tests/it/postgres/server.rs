@@ -20,6 +20,8 @@ pub(crate) struct Server {
     directory: TestDirectory,
     port: u16,
     settings: Vec<String>,
+    /// The length of the longest file that the server may write.
+    limit_kib: Option<u64>,
     /// Stops the server when its standard input is closed, as it is when this process ends.
     guard: Child,
 }
@@ -33,6 +35,21 @@ pub(crate) async fn shared() -> Option<&'static Server> {
 impl Server {
     /// Starts a server with these settings, such as `wal_level=replica`. `None` if none is installed.
     pub(crate) fn start(settings: &[&str]) -> Option<Self> {
+        let server = Self::new(settings)?;
+        assert!(server.launch(), "the server hasn't started: {}", server.log());
+        Some(server)
+    }
+
+    /// Starts a server none of whose files can become longer than this. `None` if none is installed.
+    pub(crate) fn start_with_limit(kib: u64) -> Option<Self> {
+        let mut server = Self::new(&[])?;
+        server.limit_kib = Some(kib);
+        assert!(server.launch(), "the server hasn't started: {}", server.log());
+        Some(server)
+    }
+
+    /// Makes the files of a server.
+    fn new(settings: &[&str]) -> Option<Self> {
         let server = Self::prepare(settings)?;
         let password = server.path().join("password");
         fs::write(&password, PASSWORD).unwrap();
@@ -46,12 +63,31 @@ impl Server {
         let file = server.data().join("pg_hba.conf");
         let access = fs::read_to_string(&file).unwrap();
         fs::write(&file, format!("host all scram 127.0.0.1/32 scram-sha-256\n{access}")).unwrap();
-        assert!(server.launch(), "the server hasn't started: {}", server.log());
         Some(server)
     }
 
+    /// Starts a standby of the server on a port.
+    pub(crate) fn start_standby_of(port: u16) -> Option<Self> {
+        let server = Self::prepare(&[])?;
+        let primary = format!("host=127.0.0.1 port={port} user=postgres password={PASSWORD}");
+        let copied = server.run("pg_basebackup", |command| {
+            command.args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--dbname", &primary]);
+            command.arg("--pgdata").arg(server.data());
+        });
+        assert!(copied && server.launch(), "the standby hasn't started: {}", server.log());
+        Some(server)
+    }
+
+    /// Makes a primary of a standby.
+    pub(crate) fn promote(&self) {
+        let promoted = self.run("pg_ctl", |command| {
+            command.arg("--pgdata").arg(self.data()).args(["--wait", "promote"]);
+        });
+        assert!(promoted, "the standby isn't promoted: {}", self.log());
+    }
+
     /// Makes the directory, and the process that removes it.
-    pub(super) fn prepare(settings: &[&str]) -> Option<Self> {
+    fn prepare(settings: &[&str]) -> Option<Self> {
         let Some(bin) = installed() else {
             assert!(env::var("CI").is_err(), "PostgreSQL isn't installed");
             eprintln!("skipped: PostgreSQL isn't installed");
@@ -74,7 +110,7 @@ impl Server {
             .spawn()
             .unwrap();
         let settings = settings.iter().map(|&setting| setting.into()).collect();
-        Some(Self { bin, directory, port: free_port(), settings, guard })
+        Some(Self { bin, directory, port: free_port(), settings, limit_kib: None, guard })
     }
 
     /// Starts the server. If it has been started before, on the same port.
@@ -83,7 +119,16 @@ impl Server {
             ["listen_addresses=127.0.0.1", "unix_socket_directories=", "shared_buffers=16MB", "min_wal_size=2MB"];
         let settings = fixed.iter().copied().chain(self.settings.iter().map(String::as_str));
         let options = settings.fold(format!("-p {}", self.port), |options, setting| format!("{options} -c {setting}"));
-        self.run("pg_ctl", |command| {
+        let program = self.bin.join("pg_ctl");
+        let mut command = match self.limit_kib {
+            Some(kib) => {
+                let mut command = as_server("prlimit");
+                command.arg(format!("--fsize={}", kib * 1024)).arg(program);
+                command
+            }
+            None => as_server(program),
+        };
+        run(&mut command, |command| {
             command.arg("--pgdata").arg(self.data()).arg("--log").arg(self.path().join("log"));
             command.args(["--wait", "--options", &options, "start"]);
         })
@@ -144,10 +189,8 @@ impl Server {
     }
 
     /// Runs a program of the server's, as its user.
-    pub(super) fn run(&self, program: &str, arguments: impl FnOnce(&mut Command)) -> bool {
-        let mut command = as_server(self.bin.join(program));
-        arguments(&mut command);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
+    fn run(&self, program: &str, arguments: impl FnOnce(&mut Command)) -> bool {
+        run(&mut as_server(self.bin.join(program)), arguments)
     }
 }
 
@@ -166,6 +209,11 @@ impl Drop for Transaction {
         drop(self.0.stdin.take());
         let _ = self.0.wait();
     }
+}
+
+fn run(command: &mut Command, arguments: impl FnOnce(&mut Command)) -> bool {
+    arguments(command);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
 }
 
 /// Returns the URL of a server on a port.
