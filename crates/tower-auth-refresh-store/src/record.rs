@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_record_without_ends_is_written_and_read_as_before_there_were_any() {
-        let codec = Codec::new("", b"ada");
+        let codec = Codec::new([1; 32]);
         let entry = Entry::new(Epoch::from(7), 3, Tokens::from_refresh_token(RefreshToken::new("r3").unwrap()));
         let bytes = codec.encode(1, &entry).unwrap();
         let json = br#"{"epoch":7,"generation":3,"tokens":{"refresh_token":"r3"}}"#;

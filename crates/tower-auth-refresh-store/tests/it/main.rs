@@ -8,14 +8,14 @@ mod damage;
 mod encryption;
 mod files;
 mod model;
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "postgres", feature = "redis"))]
 mod operation;
 mod peer;
 #[cfg(unix)]
 mod permissions;
 #[cfg(all(feature = "postgres", unix))]
 mod postgres;
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "postgres", feature = "redis"))]
 mod proxy;
 #[cfg(feature = "redis")]
 mod redis;

@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tower::BoxError;
 use tower_auth_refresh::store::{
     ClaimOutcome, ClearOutcome, CommitOutcome, InsertOutcome, Presented, TokenStore, Version,
@@ -38,10 +38,11 @@ pub(crate) enum Operation {
     ReleaseInDoubt,
     Commit,
     Clear,
+    Extend,
 }
 
 impl Operation {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Load,
         Self::Insert,
         Self::Replace,
@@ -51,6 +52,7 @@ impl Operation {
         Self::ReleaseInDoubt,
         Self::Commit,
         Self::Clear,
+        Self::Extend,
     ];
 }
 
@@ -79,6 +81,52 @@ impl Case {
             ClaimOutcome::Busy { .. } => None,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Writes a new record whose answer is lost, and of which another process makes something meanwhile: it signs the user
+    /// out, or refreshes. The record isn't written again over that.
+    pub(crate) async fn check_new_record(&self, is_insert: bool) {
+        self.proxy.inject(Fault::HoleAfter);
+        let written = async {
+            match is_insert {
+                true => self.subject.insert(&entry(1)).await.map(drop),
+                false => self.subject.replace(&entry(1)).await.map(drop),
+            }
+        };
+        let meanwhile = async {
+            let version = loop {
+                if let Some(record) = self.witness.load().await.unwrap() {
+                    break record.version().clone();
+                }
+                sleep(Duration::from_millis(1)).await;
+            };
+            if is_insert {
+                self.witness.clear(&version).await.unwrap();
+            } else {
+                let claim = claimed(&*self.witness, &version).await;
+                self.witness.commit(&claim, &entry(2)).await.unwrap();
+            }
+        };
+        let (written, ()) = tokio::join!(written, meanwhile);
+        assert!(is_unavailable(&written), "insert: {is_insert}, {written:?}");
+        assert_eq!(self.generation().await, if is_insert { None } else { Some(2) }, "insert: {is_insert}");
+    }
+
+    /// Drops the call of a claim that the server has granted: the claim is given back, and its token is in no doubt.
+    pub(crate) async fn check_dropped_claim(&self) {
+        let version = self.witness.replace(&entry(1)).await.unwrap();
+        self.proxy.inject(Fault::HoleAfter);
+        let call = self.subject.claim(&version, LEASE);
+        assert!(timeout(Duration::from_millis(300), call).await.is_err(), "the answer is lost");
+        let given_back = timeout(CALL_TIMEOUT, async {
+            loop {
+                match self.is_in_doubt(&version).await {
+                    Some(in_doubt) => break in_doubt,
+                    None => sleep(Duration::from_millis(5)).await,
+                }
+            }
+        });
+        assert!(!given_back.await.expect("the claim holds"), "no token was presented");
     }
 
     /// Makes a call while a fault strikes, and checks the outcome and what it has left.
@@ -134,6 +182,12 @@ impl Case {
             Operation::Clear => {
                 assert!(matches!(store.clear(&version).await.unwrap(), ClearOutcome::Cleared), "{case}");
                 assert_eq!(self.generation().await, None, "{case}");
+            }
+            Operation::Extend => {
+                let end = SystemTime::UNIX_EPOCH + Duration::from_millis(4_000_000_000_123);
+                assert!(store.extend(&version, end).await.unwrap(), "{case}");
+                let record = witness.load().await.unwrap().unwrap();
+                assert_eq!((record.version(), record.entry().expires_at()), (&version, Some(end)), "{case}");
             }
         }
         assert!(self.proxy.has_struck(), "{case}");

@@ -149,6 +149,8 @@ async fn pass(mut client: TcpStream, mut control: watch::Receiver<Control>, seen
             return Ok(());
         }
         tokio::select! {
+            // What was ordered before the next bytes arrive is done first.
+            biased;
             // The proxy has ended.
             changed = control.changed() => if changed.is_err() { return Ok(()) },
             count = client.read(&mut question), if !is_partitioned => {

@@ -34,33 +34,7 @@ async fn each_operation_takes_effect_once_or_fails_wherever_its_connection_break
 async fn a_new_record_whose_answer_was_lost_is_not_written_again_over_what_was_made_of_it() {
     let Some(server) = shared().await else { return };
     for is_insert in [true, false] {
-        let case = case(server, format!("made of it: {is_insert}")).await;
-        case.proxy.inject(Fault::HoleAfter);
-        let written = async {
-            if is_insert {
-                case.subject.insert(&entry(1)).await.map(drop)
-            } else {
-                case.subject.replace(&entry(1)).await.map(drop)
-            }
-        };
-        let meanwhile = async {
-            let version = loop {
-                if let Some(record) = case.witness.load().await.unwrap() {
-                    break record.version().clone();
-                }
-                sleep(Duration::from_millis(1)).await;
-            };
-            // While the first call waits, another process signs out, or refreshes.
-            if is_insert {
-                case.witness.clear(&version).await.unwrap();
-            } else {
-                let claim = claimed(&*case.witness, &version).await;
-                case.witness.commit(&claim, &entry(2)).await.unwrap();
-            }
-        };
-        let (written, ()) = tokio::join!(written, meanwhile);
-        assert!(is_unavailable(&written), "insert: {is_insert}");
-        assert_eq!(case.generation().await, if is_insert { None } else { Some(2) }, "insert: {is_insert}");
+        case(server, format!("made of it: {is_insert}")).await.check_new_record(is_insert).await;
     }
 }
 
@@ -120,21 +94,7 @@ async fn a_call_that_arrives_after_it_has_failed_does_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_whose_call_is_dropped_is_given_back() {
     let Some(server) = shared().await else { return };
-    let case = case(server, "dropped claim".into()).await;
-    let version = case.witness.replace(&entry(1)).await.unwrap();
-    case.proxy.inject(Fault::HoleAfter);
-    let call = case.subject.claim(&version, LEASE);
-    assert!(timeout(Duration::from_millis(300), call).await.is_err(), "the answer is lost");
-    timeout(CALL_TIMEOUT, async {
-        loop {
-            match case.is_in_doubt(&version).await {
-                Some(in_doubt) => break assert!(!in_doubt, "no token was presented"),
-                None => sleep(Duration::from_millis(5)).await,
-            }
-        }
-    })
-    .await
-    .unwrap();
+    case(server, "dropped claim".into()).await.check_dropped_claim().await;
 }
 
 /// Refreshes the tokens of 20 users until it is aborted. Calls may fail; none may lose what was committed.

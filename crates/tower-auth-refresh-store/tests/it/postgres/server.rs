@@ -164,13 +164,20 @@ impl Server {
 
     /// Executes statements, and returns their rows, with `|` between columns.
     pub(crate) fn sql(&self, sql: &str) -> String {
+        self.try_sql(sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    pub(crate) fn try_sql(&self, sql: &str) -> Result<String, String> {
         let psql = Command::new(self.bin.join("psql"))
             .args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1", "--command", sql])
             .arg(self.url())
             .output()
             .unwrap();
-        assert!(psql.status.success(), "{sql}: {}", String::from_utf8_lossy(&psql.stderr));
-        String::from_utf8(psql.stdout).unwrap().trim_end().to_owned()
+        if psql.status.success() {
+            Ok(String::from_utf8(psql.stdout).unwrap().trim_end().to_owned())
+        } else {
+            Err(String::from_utf8_lossy(&psql.stderr).into_owned())
+        }
     }
 
     /// Executes a statement in a transaction that lasts as long as the guard that is returned.
