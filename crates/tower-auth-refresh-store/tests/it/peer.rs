@@ -34,8 +34,27 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub(crate) async fn start(url: &str) -> Self {
+        Self::launch(Command::new(env::current_exe().unwrap()), url).await
+    }
+
+    /// Starts a process whose wall clock is this many seconds ahead. `None` if `faketime` isn't installed.
+    #[cfg(feature = "postgres")]
+    pub(crate) async fn start_with_clock(url: &str, ahead: i32) -> Option<Self> {
+        if Command::new("faketime").arg("--version").output().is_err() {
+            assert!(env::var("CI").is_err(), "faketime isn't installed");
+            eprintln!("skipped: faketime isn't installed");
+            return None;
+        }
+        let mut program = Command::new("faketime");
+        program.arg("-f").arg(format!("{ahead:+}")).arg(env::current_exe().unwrap());
+        // Timers go on.
+        program.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
+        Some(Self::launch(program, url).await)
+    }
+
+    async fn launch(mut program: Command, url: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let process = Command::new(env::current_exe().unwrap())
+        let process = program
             .args(["--exact", "conformance::a_second_process"])
             .env(PORT, listener.local_addr().unwrap().port().to_string())
             .env(URL, url)

@@ -6,6 +6,8 @@ mod failover;
 mod faults;
 mod pooler;
 mod push;
+#[cfg(feature = "encryption")]
+mod secrets;
 mod server;
 mod space;
 

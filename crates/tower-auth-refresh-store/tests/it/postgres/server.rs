@@ -150,6 +150,10 @@ impl Server {
         url_at(self.port)
     }
 
+    pub(crate) fn url_without_credentials(&self) -> String {
+        format!("postgres://127.0.0.1:{}/postgres", self.port)
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }

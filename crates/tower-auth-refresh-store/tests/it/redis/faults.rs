@@ -5,9 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
-use tower_auth_refresh::store::{
-    ClearOutcome, CommitOutcome, Presented, TokenStore,
-};
+use tower_auth_refresh::store::{ClearOutcome, CommitOutcome, Presented, TokenStore};
 use tower_auth_refresh_store::RedisStores;
 
 use super::Server;
