@@ -29,6 +29,8 @@ pub enum StoreErrorKind {
     NewerFormat,
     /// A file or directory isn't private: other users own it, or may read or replace it.
     TooOpen,
+    /// The keychain is locked, or the user has refused access to it.
+    Locked,
     /// The store can't work safely as it is set up.
     Misconfigured,
 }
@@ -40,7 +42,7 @@ impl StoreError {
         self.problem.kind
     }
 
-    /// Returns the resource that failed: a path, or the name of an environment variable.
+    /// Returns the resource that failed: a path, the name of an environment variable, or an entry of a keychain.
     #[must_use]
     pub fn resource(&self) -> &str {
         &self.resource
@@ -76,6 +78,11 @@ impl Problem {
     pub(crate) fn io(what: &str, source: impl Into<io::Error>) -> Self {
         let kind = StoreErrorKind::Unavailable;
         Self { kind, reason: format!("failed to {what}"), source: Some(source.into()) }
+    }
+
+    #[cfg(feature = "keychain")]
+    pub(crate) fn with_kind(self, kind: StoreErrorKind) -> Self {
+        Self { kind, ..self }
     }
 
     pub(crate) fn at(self, path: &Path) -> StoreError {

@@ -4,7 +4,8 @@
 //! | --- | --- | --- |
 //! | [`FileStore`] | a command-line program, a desktop app, services of one host | `file` (default) |
 //!
-//! With the feature `encryption`, a store encrypts its records: see `Keys`.
+//! With the feature `encryption`, a store encrypts its records: see `Keys`. With the feature `keychain`, the key of a
+//! [`FileStore`] is in the keychain of the operating system: see `KeychainKey`.
 //!
 //! # The files
 //!
@@ -48,6 +49,8 @@
 mod error;
 #[cfg(feature = "file")]
 mod file;
+#[cfg(feature = "keychain")]
+mod keychain;
 #[cfg(feature = "encryption")]
 mod keys;
 #[cfg(any(feature = "file", feature = "encryption"))]
@@ -60,6 +63,8 @@ mod record;
 pub use self::error::{StoreError, StoreErrorKind};
 #[cfg(feature = "file")]
 pub use self::file::{FileStore, FileStoreBuilder};
+#[cfg(feature = "keychain")]
+pub use self::keychain::KeychainKey;
 #[cfg(feature = "encryption")]
 pub use self::keys::Keys;
 

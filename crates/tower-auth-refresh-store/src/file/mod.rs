@@ -11,7 +11,7 @@ mod steps;
 mod tests;
 
 use std::future::{Future, ready};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,10 @@ use tower_auth_refresh::store::{
     Version,
 };
 
-use self::directory::{Directory, PROBE, is_draft, session_of};
+pub(crate) use self::directory::Directory;
+use self::directory::{PROBE, is_draft, session_of};
+#[cfg(feature = "keychain")]
+pub(crate) use self::lock::acquire;
 use self::session::{Here, SessionFiles, Turn};
 use crate::error::{Problem, StoreError, StoreErrorKind};
 #[cfg(feature = "encryption")]
@@ -31,7 +34,7 @@ use crate::keys::Keys;
 use crate::record::Codec;
 
 /// The time for which a call waits for the lock of a session's files.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The time after which a call fails, less than the 5 s that a session waits for it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(4);
@@ -185,10 +188,7 @@ impl FileStoreBuilder {
     /// [`Misconfigured`](StoreErrorKind::Misconfigured) if it is on a network file system, which isn't allowed,
     /// [`Unavailable`](StoreErrorKind::Unavailable) if it can't be made or opened.
     pub fn open(self) -> Result<FileStore, StoreError> {
-        let failed = |error| Problem::io("make the directory", error).at(&self.settings.directory);
-        // The process may change its working directory.
-        let directory = std::path::absolute(&self.settings.directory).map_err(failed)?;
-        platform::Handle::make(&directory).map_err(failed)?;
+        let directory = make_directory(&self.settings.directory)?;
         let settings = Arc::new(Settings { directory, ..self.settings });
         remove_unfinished(&settings.open()?)?;
         Ok(FileStore { settings })
@@ -216,6 +216,14 @@ impl Settings {
         directory.remove(PROBE)?;
         directory.sync()
     }
+}
+
+/// Makes a directory, if there is none. Returns its absolute path, since the process may change its working directory.
+pub(crate) fn make_directory(path: &Path) -> Result<PathBuf, StoreError> {
+    let failed = |error| Problem::io("make the directory", error).at(path);
+    let path = std::path::absolute(path).map_err(failed)?;
+    platform::Handle::make(&path).map_err(failed)?;
+    Ok(path)
 }
 
 /// Removes the files that processes have begun to write when they died, since they may hold tokens.

@@ -7,6 +7,8 @@ mod damage;
 #[cfg(all(feature = "encryption", unix))]
 mod encryption;
 mod files;
+#[cfg(all(feature = "keychain", target_os = "linux"))]
+mod keychain;
 mod model;
 mod peer;
 #[cfg(unix)]
