@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The error of a store: the resource that failed, such as a file, and the reason.
 ///
@@ -42,7 +43,8 @@ impl StoreError {
         self.problem.kind
     }
 
-    /// Returns the resource that failed: a path, the name of an environment variable, or an entry of a keychain.
+    /// Returns the resource that failed: a path, a URL without its credentials, the name of an environment variable, or
+    /// an entry of a keychain.
     #[must_use]
     pub fn resource(&self) -> &str {
         &self.resource
@@ -57,16 +59,16 @@ impl fmt::Display for StoreError {
 
 impl Error for StoreError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.problem.source.as_ref().map(|source| source as _)
+        self.problem.source.as_deref().map(|source| source as _)
     }
 }
 
 /// The part of a [`StoreError`] that is known before the resource is.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Problem {
     kind: StoreErrorKind,
     reason: String,
-    source: Option<io::Error>,
+    source: Option<Arc<io::Error>>,
 }
 
 impl Problem {
@@ -77,7 +79,17 @@ impl Problem {
     /// The operating system has failed to do `what`.
     pub(crate) fn io(what: &str, source: impl Into<io::Error>) -> Self {
         let kind = StoreErrorKind::Unavailable;
-        Self { kind, reason: format!("failed to {what}"), source: Some(source.into()) }
+        Self { kind, reason: format!("failed to {what}"), source: Some(Arc::new(source.into())) }
+    }
+
+    pub(crate) fn kind(&self) -> StoreErrorKind {
+        self.kind
+    }
+
+    /// Puts the operation that failed before the reason.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn while_doing(self, what: &str) -> Self {
+        Self { reason: format!("{what}: {}", self.reason), ..self }
     }
 
     #[cfg(feature = "keychain")]

@@ -53,12 +53,16 @@ mod file;
 mod keychain;
 #[cfg(feature = "encryption")]
 mod keys;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(any(feature = "file", feature = "encryption"))]
 mod private;
 #[cfg(any(feature = "_record", feature = "encryption"))]
 mod random;
 #[cfg(feature = "_record")]
 mod record;
+#[cfg(feature = "redis")]
+mod redis;
 
 pub use self::error::{StoreError, StoreErrorKind};
 #[cfg(feature = "file")]
@@ -67,6 +71,10 @@ pub use self::file::{FileStore, FileStoreBuilder};
 pub use self::keychain::KeychainKey;
 #[cfg(feature = "encryption")]
 pub use self::keys::Keys;
+#[cfg(feature = "postgres")]
+pub use self::postgres::{PostgresStores, PostgresStoresBuilder};
+#[cfg(feature = "redis")]
+pub use self::redis::{RedisStores, RedisStoresBuilder};
 
 /// The README's example, compiled.
 #[cfg(all(doctest, feature = "file"))]

@@ -8,16 +8,19 @@
 //! | 16 | the version |
 //! | 1 + n | encrypted: the length of the key's identifier, and the identifier |
 //! | 24 | encrypted: the nonce |
-//! | … | the entry as JSON, encrypted or in clear: `{"epoch":…,"generation":…,"tokens":{…}}` |
+//! | … | the entry as JSON, encrypted or in clear: `{"epoch":…,"generation":…,"tokens":{…},"expires_at":…,"ends_at":…}` |
 //! | 32 or 16 | in clear: SHA-256 of the storage key and all bytes before; encrypted: the tag |
 //!
 //! The associated data of the encryption are the storage key and all bytes before the nonce. The storage key is the
 //! hash of namespace and session key; the latter is not kept. So a record can't be moved to another session, nor a
 //! version be given to another record, and any changed byte is noticed.
 //!
+//! The ends of the record and of the sign-in are in milliseconds since 1970, and absent if there are none.
+//!
 //! The first five bytes keep their meaning in later formats.
 
 use std::io::{self, Write};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -51,17 +54,17 @@ struct Content {
     epoch: u64,
     generation: u64,
     tokens: ExposedTokens,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires_at: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ends_at: Option<u64>,
 }
 
 impl Codec {
-    /// A codec for the session `key` of a namespace. Both are hashed: a gateway's key may be a secret itself.
-    pub(crate) fn new(namespace: &str, key: &[u8]) -> Self {
-        let mut hash = Sha256::new_with_prefix(b"tower-auth-refresh-store 1\0");
-        hash.update((namespace.len() as u64).to_be_bytes());
-        hash.update(namespace);
-        hash.update(key);
+    /// A codec for the session with this [storage key](storage_key).
+    pub(crate) fn new(storage_key: [u8; 32]) -> Self {
         Self {
-            storage_key: hash.finalize().into(),
+            storage_key,
             #[cfg(feature = "encryption")]
             keys: None,
         }
@@ -74,12 +77,7 @@ impl Codec {
 
     /// Returns the name under which the record is stored: the storage key in hexadecimal digits.
     pub(crate) fn name(&self) -> String {
-        use std::fmt::Write;
-        self.storage_key.iter().fold(String::with_capacity(64), |mut name, byte| {
-            // Writing to a string doesn't fail.
-            let _ = write!(name, "{byte:02x}");
-            name
-        })
+        hex(&self.storage_key)
     }
 
     /// Returns the record's bytes.
@@ -88,6 +86,8 @@ impl Codec {
             epoch: entry.epoch().to_u64(),
             generation: entry.generation(),
             tokens: entry.tokens().clone().into(),
+            expires_at: entry.expires_at().map(millis),
+            ends_at: entry.ends_at().map(millis),
         };
         // Written twice, since a vector that grows leaves a copy behind.
         let mut count = Counter(0);
@@ -181,6 +181,25 @@ impl Codec {
     }
 }
 
+/// Returns bytes in hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut digits, byte| {
+        // Writing to a string doesn't fail.
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    })
+}
+
+/// Returns the storage key of the session `key` of a namespace. Both are hashed: a gateway's key may be a secret itself.
+pub(crate) fn storage_key(namespace: &str, key: &[u8]) -> [u8; 32] {
+    let mut hash = Sha256::new_with_prefix(b"tower-auth-refresh-store 1\0");
+    hash.update((namespace.len() as u64).to_be_bytes());
+    hash.update(namespace);
+    hash.update(key);
+    hash.finalize().into()
+}
+
 fn within_limit(bytes: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, Problem> {
     if bytes.len() as u64 > LONGEST {
         let reason = format!("a record of {} bytes is longer than {LONGEST}", bytes.len());
@@ -198,11 +217,29 @@ fn serialize(content: &Content, to: impl Write) -> Result<(), Problem> {
 fn parse(text: &[u8]) -> Result<Entry, Problem> {
     // The cause may quote a value.
     let content: Content = serde_json::from_slice(text).map_err(|_| corrupt("the record's content is invalid"))?;
-    Ok(Entry::new(Epoch::from(content.epoch), content.generation, content.tokens.into()))
+    let mut entry = Entry::new(Epoch::from(content.epoch), content.generation, content.tokens.into());
+    if let Some(at) = content.expires_at.and_then(time) {
+        entry = entry.with_expires_at(at);
+    }
+    if let Some(at) = content.ends_at.and_then(time) {
+        entry = entry.with_ends_at(at);
+    }
+    Ok(entry)
+}
+
+/// Returns a time in milliseconds since 1970.
+pub(crate) fn millis(at: SystemTime) -> u64 {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Returns the time of so many milliseconds since 1970; `None` if there is no such time.
+pub(crate) fn time(millis: u64) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(Duration::from_millis(millis))
 }
 
 fn corrupt(reason: &str) -> Problem {
-    Problem::new(StoreErrorKind::Corrupt, format!("{reason}; remove the file to sign in again"))
+    Problem::new(StoreErrorKind::Corrupt, format!("{reason}; remove it to sign in again"))
 }
 
 fn unknown_key() -> Problem {
@@ -220,5 +257,31 @@ impl Write for Counter {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tower_auth_refresh::{RefreshToken, Tokens};
+
+    use super::*;
+
+    #[test]
+    fn a_record_without_ends_is_written_and_read_as_before_there_were_any() {
+        let codec = Codec::new([1; 32]);
+        let entry = Entry::new(Epoch::from(7), 3, Tokens::from_refresh_token(RefreshToken::new("r3").unwrap()));
+        let bytes = codec.encode(1, &entry).unwrap();
+        let json = br#"{"epoch":7,"generation":3,"tokens":{"refresh_token":"r3"}}"#;
+        assert_eq!(&bytes[HEADER..bytes.len() - CHECKSUM], json);
+        assert_eq!(codec.decode(bytes).unwrap(), Record::new(Version::from(1_u128), entry));
+    }
+
+    #[test]
+    fn an_end_beyond_all_time_is_none() {
+        let text = br#"{"epoch":7,"generation":3,"tokens":{},"expires_at":18446744073709551615,"ends_at":5}"#;
+        let entry = parse(text).unwrap();
+        // Where times reach that far, an entry keeps the year 9999.
+        assert!(entry.expires_at().is_none_or(|end| millis(end) == 253_402_300_799_999));
+        assert_eq!(entry.ends_at(), time(5));
     }
 }

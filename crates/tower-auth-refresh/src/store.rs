@@ -16,6 +16,7 @@
 //! 3. An entry comes back as it was written, with the tokens' extra members.
 //! 4. A record that can't be read (corrupt, encrypted with an unknown key, of a newer format) is an error. `None` means
 //!    that the user has signed out.
+//! 5. After its [end](Entry::expires_at) a record may be deleted at any time. Until it is, it is read as before.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
@@ -39,16 +40,22 @@
 //! # Ok(()) }
 //! ```
 
+mod end;
+mod record_changed;
+
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 use tower::BoxError;
 
+pub(crate) use self::end::End;
+pub use self::record_changed::RecordChanged;
+pub(crate) use self::record_changed::WatchRecord;
 use crate::random;
 use crate::token::Tokens;
 
@@ -99,6 +106,29 @@ pub trait TokenStore: Send + Sync + 'static {
     /// Deletes the record and any claim on it, if it still has this version. An empty store counts as cleared.
     fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome>;
 
+    /// Moves the [end](Entry::expires_at) of the record, later or earlier, if it still has this version. The version, any
+    /// claim and the rest of the entry stay as they are.
+    ///
+    /// Returns `false` if the store holds another version or no record. May be made often: while a session is used,
+    /// several times in its idle time-out.
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool>;
+
+    /// Takes the handle by which the store reports changes that other processes make. Default: it is dropped, and the
+    /// session finds out by looking.
+    ///
+    /// For stores that can push. Such a store keeps the handle for as long as itself, in place of the one before:
+    ///
+    /// - When another process has deleted the record, it calls [`notify`](RecordChanged::notify). It may do so after any
+    ///   other write too.
+    /// - When its connection for such messages is up again, it calls [`mark_stale`](RecordChanged::mark_stale): messages
+    ///   may have been missed.
+    ///
+    /// A sign-out and the end of a session are published by [`clear`](Self::clear), a sign-in by
+    /// [`replace`](Self::replace). The call does no I/O, and may be made outside of a runtime.
+    fn watch(&self, changed: RecordChanged) {
+        drop(changed);
+    }
+
     /// Returns `true` if the tokens outlive this process. If they don't, an evicted session can't be brought back.
     fn is_durable(&self) -> bool;
 }
@@ -136,6 +166,14 @@ impl<S: TokenStore + ?Sized> TokenStore for Arc<S> {
         (**self).clear(version)
     }
 
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
+        (**self).extend(version, expires_at)
+    }
+
+    fn watch(&self, changed: RecordChanged) {
+        (**self).watch(changed);
+    }
+
     fn is_durable(&self) -> bool {
         (**self).is_durable()
     }
@@ -147,13 +185,27 @@ pub struct Entry {
     epoch: Epoch,
     generation: u64,
     tokens: Tokens,
+    expires_at: Option<End>,
+    ends_at: Option<End>,
 }
 
 impl Entry {
     /// An entry with the tokens of an epoch. `generation`: their number within the epoch, which starts at 1.
     #[must_use]
     pub fn new(epoch: Epoch, generation: u64, tokens: Tokens) -> Self {
-        Self { epoch, generation, tokens }
+        Self { epoch, generation, tokens, expires_at: None, ends_at: None }
+    }
+
+    /// Sets the end of the record, rounded down to a millisecond, between 1970 and 9999. Default: none.
+    #[must_use]
+    pub fn with_expires_at(self, at: SystemTime) -> Self {
+        Self { expires_at: Some(End::from(at)), ..self }
+    }
+
+    /// Sets the latest end of all records of the epoch, as [`with_expires_at`](Self::with_expires_at) does. Default: none.
+    #[must_use]
+    pub fn with_ends_at(self, at: SystemTime) -> Self {
+        Self { ends_at: Some(End::from(at)), ..self }
     }
 
     /// Returns the epoch that the tokens belong to.
@@ -176,6 +228,29 @@ impl Entry {
     #[must_use]
     pub fn tokens(&self) -> &Tokens {
         &self.tokens
+    }
+
+    /// Returns the end of the record, to the millisecond: from then on no user is signed in.
+    ///
+    /// A store may delete the record then. It keeps the end beside the entry, or in it, and
+    /// [moves](TokenStore::extend) it while the session is used. `None`: the record has no end.
+    #[must_use]
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.expires_at.map(SystemTime::from)
+    }
+
+    /// Returns the latest end of all records of the epoch, to the millisecond, if the sign-in has set one.
+    ///
+    /// A store returns it as it was written. It is in the entry, since each process that refreshes the tokens writes it
+    /// again: the end of the sign-in is the same, whichever process refreshes, and however often.
+    #[must_use]
+    pub fn ends_at(&self) -> Option<SystemTime> {
+        self.ends_at.map(SystemTime::from)
+    }
+
+    /// Returns `true` if the entries differ in the end of the record at most, which is moved without a write of the tokens.
+    pub(crate) fn is_same_write(&self, other: &Self) -> bool {
+        (self.epoch, self.generation, &self.tokens) == (other.epoch, other.generation, &other.tokens)
     }
 
     pub(crate) fn into_tokens(self) -> Tokens {
@@ -585,6 +660,16 @@ impl TokenStore for MemoryStore {
         })
     }
 
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
+        self.with(|slot| match &mut slot.record {
+            Some(record) if record.version == *version => {
+                record.entry.expires_at = Some(End::from(expires_at));
+                true
+            }
+            _ => false,
+        })
+    }
+
     fn is_durable(&self) -> bool {
         false
     }
@@ -634,6 +719,10 @@ mod tests {
         let entry = Entry::new(Epoch::from(7), 3, tokens);
         assert_eq!((entry.epoch(), entry.generation()), (Epoch::from(7), 3));
         assert_eq!(entry.tokens().access_token().unwrap().expose_secret(), "a1");
+        assert_eq!((entry.expires_at(), entry.ends_at()), (None, None));
+        let [first, last] = [1_000, 2_000].map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        let entry = entry.with_expires_at(first).with_ends_at(last);
+        assert_eq!((entry.expires_at(), entry.ends_at()), (Some(first), Some(last)));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 mod test_gateway;
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use gateway::{AuthServer, Gateway, Metrics, RefreshWatch, Settings};
 use tokio::sync::oneshot;
@@ -61,6 +61,10 @@ impl TokenStore for SlowStore {
 
     fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
         self.0.clear(version)
+    }
+
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
+        self.0.extend(version, expires_at)
     }
 
     fn is_durable(&self) -> bool {

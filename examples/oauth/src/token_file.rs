@@ -7,7 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tower::BoxError;
 use tower_auth_refresh::store::{
@@ -119,6 +119,10 @@ impl TokenStore for TokenFile {
     /// Keeps the file: a rejected token is harmless, and the user can see which token was rejected.
     fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
         self.memory.clear(version)
+    }
+
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
+        self.memory.extend(version, expires_at)
     }
 
     fn is_durable(&self) -> bool {

@@ -13,7 +13,7 @@ mod tests;
 use std::future::{Future, ready};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
@@ -31,7 +31,7 @@ use self::session::{Here, SessionFiles, Turn};
 use crate::error::{Problem, StoreError, StoreErrorKind};
 #[cfg(feature = "encryption")]
 use crate::keys::Keys;
-use crate::record::Codec;
+use crate::record::{Codec, storage_key};
 
 /// The time for which a call waits for the lock of a session's files.
 pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -128,7 +128,7 @@ impl FileStore {
     /// it. A claim that is granted after its call was dropped is given back.
     #[must_use]
     pub fn store(&self, key: impl AsRef<[u8]>) -> Arc<dyn TokenStore> {
-        let codec = Codec::new(&self.settings.namespace, key.as_ref());
+        let codec = Codec::new(storage_key(&self.settings.namespace, key.as_ref()));
         #[cfg(feature = "encryption")]
         let codec = codec.with_keys(self.settings.keys.clone());
         Arc::new(SessionStore {
@@ -324,6 +324,11 @@ impl TokenStore for SessionStore {
     fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
         let version = version.clone();
         self.run(move |files, turn| files.clear(turn, &version))
+    }
+
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
+        let version = version.clone();
+        self.run(move |files, turn| files.extend(turn, &version, expires_at))
     }
 
     fn is_durable(&self) -> bool {

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::OwnedMutexGuard;
 use tower_auth_refresh::store::{
@@ -172,6 +172,24 @@ impl SessionFiles {
         })
     }
 
+    pub(super) fn extend(
+        &self,
+        turn: &mut Turn,
+        version: &Version,
+        expires_at: SystemTime,
+    ) -> Result<bool, StoreError> {
+        self.locked(turn, |directory, _| match self.read(directory)? {
+            Some((record, _)) if record.version() == version => {
+                let entry = record.entry().clone().with_expires_at(expires_at);
+                if entry != *record.entry() {
+                    self.publish(directory, number(&record), &entry)?;
+                }
+                durable(directory, true)
+            }
+            _ => durable(directory, false),
+        })
+    }
+
     /// Runs an operation while no other process or task runs one on this session's files.
     fn locked<T>(
         &self,
@@ -200,12 +218,16 @@ impl SessionFiles {
     /// Writes a record over any other, and ends any claim.
     fn write(&self, directory: &Directory<'_>, here: &mut Here, entry: &Entry) -> Result<Version, StoreError> {
         let version = random::identifier().map_err(directory.error_at(&self.record))?;
-        let bytes = self.codec.encode(version, entry).map_err(directory.error_at(&self.record))?;
-        let (draft, _) = directory.draft(&self.record, &bytes, 0)?;
-        draft.publish(&self.record)?;
+        self.publish(directory, version, entry)?;
         directory.sync()?;
         self.drop_claim(directory, here);
         Ok(Version::from(version))
+    }
+
+    fn publish(&self, directory: &Directory<'_>, version: u128, entry: &Entry) -> Result<(), StoreError> {
+        let bytes = self.codec.encode(version, entry).map_err(directory.error_at(&self.record))?;
+        let (draft, _) = directory.draft(&self.record, &bytes, 0)?;
+        draft.publish(&self.record)
     }
 
     fn standing(&self, directory: &Directory<'_>, here: &mut Here, record: &Record) -> Result<Standing, StoreError> {

@@ -13,7 +13,7 @@ use crate::peer::{Peer, file_url};
 use crate::support::TestDirectory;
 
 /// Far longer than some writes to the disk, on a machine that does other things as well.
-const LEASE: Duration = Duration::from_millis(600);
+pub(crate) const LEASE: Duration = Duration::from_millis(600);
 
 fn plain(path: &Path) -> Arc<dyn TokenStore> {
     FileStore::open_single(path).unwrap()

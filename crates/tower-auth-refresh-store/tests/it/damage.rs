@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tower_auth_refresh::store::{ClaimOutcome, ClearOutcome, CommitOutcome, InsertOutcome, TokenStore};
 use tower_auth_refresh_store::{FileStore, StoreErrorKind};
@@ -48,6 +49,7 @@ async fn expect_each_damage_to_be_an_error(store: Arc<dyn TokenStore>, directory
     assert_eq!(kind(store.renew(&claim, LEASE).await, &path), Corrupt);
     assert_eq!(kind(store.commit(&claim, &entry(2)).await, &path), Corrupt);
     assert_eq!(kind(store.clear(&version).await, &path), Corrupt);
+    assert_eq!(kind(store.extend(&version, SystemTime::now()).await, &path), Corrupt);
     assert_eq!(fs::read(&path).unwrap(), b"");
     store.replace(&entry(2)).await.unwrap();
     assert_eq!(store.load().await.unwrap().unwrap().generation(), 2);

@@ -13,6 +13,10 @@ mod model;
 mod peer;
 #[cfg(unix)]
 mod permissions;
+#[cfg(all(feature = "postgres", unix))]
+mod postgres;
+#[cfg(feature = "redis")]
+mod redis;
 mod support;
 mod url;
 

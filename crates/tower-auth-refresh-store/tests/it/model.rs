@@ -1,7 +1,7 @@
 //! A file store behaves as a `MemoryStore`, under any sequence of calls by two handles.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use proptest::prelude::*;
 use tower_auth_refresh::store::{
@@ -23,6 +23,7 @@ enum Call {
     Release { claim: usize, presented: Presented },
     Commit { claim: usize },
     Clear { version: usize },
+    Extend { version: usize, end: u8 },
 }
 
 fn call() -> impl Strategy<Value = Call> {
@@ -37,6 +38,7 @@ fn call() -> impl Strategy<Value = Call> {
         3 => (latest(), presented).prop_map(|(claim, presented)| Call::Release { claim, presented }),
         3 => latest().prop_map(|claim| Call::Commit { claim }),
         1 => latest().prop_map(|version| Call::Clear { version }),
+        2 => (latest(), any::<u8>()).prop_map(|(version, end)| Call::Extend { version, end }),
     ]
 }
 
@@ -50,7 +52,8 @@ struct Subject {
 /// An outcome, with versions and claims by their number.
 #[derive(Debug, PartialEq)]
 enum Seen {
-    Record(Option<(usize, u64)>),
+    /// The version, the generation, and the end in milliseconds.
+    Record(Option<(usize, u64, Option<u128>)>),
     Written(usize),
     Claimed(usize, bool),
     Busy,
@@ -65,7 +68,8 @@ impl Subject {
 
     fn record(&self, record: Option<&Record>) -> Seen {
         let number = |record: &Record| self.versions.iter().position(|version| version == record.version()).unwrap();
-        Seen::Record(record.map(|record| (number(record), record.generation())))
+        let end = |record: &Record| Some(record.entry().expires_at()?.duration_since(UNIX_EPOCH).unwrap().as_millis());
+        Seen::Record(record.map(|record| (number(record), record.generation(), end(record))))
     }
 
     fn written(&mut self, version: Version) -> Seen {
@@ -125,6 +129,11 @@ impl Subject {
                 ClearOutcome::Conflict(record) => self.record(Some(&record)),
                 other => panic!("{other:?}"),
             },
+            Call::Extend { version, end } => {
+                // In the year 2100.
+                let end = UNIX_EPOCH + Duration::from_millis(4_102_444_800_000 + u64::from(end));
+                Seen::Held(store.extend(&self.version(version), end).await.unwrap())
+            }
         }
     }
 }

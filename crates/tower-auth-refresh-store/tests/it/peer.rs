@@ -5,7 +5,7 @@ use std::env;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -150,6 +150,11 @@ impl TokenStore for Peer {
         })
     }
 
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
+        let call = json!({"call": "extend", "version": version.as_bytes(), "expires_at": time_to_json(expires_at)});
+        self.call(call, |outcome| outcome.as_bool().unwrap())
+    }
+
     fn is_durable(&self) -> bool {
         true
     }
@@ -219,6 +224,7 @@ async fn execute(store: &dyn TokenStore, call: &Value) -> Result<Value, Box<dyn 
             ClearOutcome::Conflict(record) => record_to_json(Some(&record)),
             other => panic!("{other:?}"),
         },
+        "extend" => json!(store.extend(&version(), read_time(&call["expires_at"]).unwrap()).await?),
         other => panic!("{other}"),
     })
 }
@@ -229,12 +235,34 @@ fn millis(duration: Duration) -> u64 {
 
 fn entry_to_json(entry: &Entry) -> Value {
     let tokens = ExposedTokens::from(entry.tokens().clone());
-    json!({"epoch": entry.epoch().to_u64(), "generation": entry.generation(), "tokens": tokens})
+    json!({
+        "epoch": entry.epoch().to_u64(),
+        "generation": entry.generation(),
+        "tokens": tokens,
+        "expires_at": entry.expires_at().map(time_to_json),
+        "ends_at": entry.ends_at().map(time_to_json),
+    })
 }
 
 fn read_entry(entry: &Value) -> Entry {
     let tokens: ExposedTokens = serde_json::from_value(entry["tokens"].clone()).unwrap();
-    Entry::new(Epoch::from(entry["epoch"].as_u64().unwrap()), entry["generation"].as_u64().unwrap(), tokens.into())
+    let (epoch, generation) = (entry["epoch"].as_u64().unwrap(), entry["generation"].as_u64().unwrap());
+    let mut read = Entry::new(Epoch::from(epoch), generation, tokens.into());
+    if let Some(at) = read_time(&entry["expires_at"]) {
+        read = read.with_expires_at(at);
+    }
+    if let Some(at) = read_time(&entry["ends_at"]) {
+        read = read.with_ends_at(at);
+    }
+    read
+}
+
+fn time_to_json(at: SystemTime) -> u64 {
+    millis(at.duration_since(UNIX_EPOCH).unwrap())
+}
+
+fn read_time(time: &Value) -> Option<SystemTime> {
+    Some(UNIX_EPOCH + Duration::from_millis(time.as_u64()?))
 }
 
 fn record_to_json(record: Option<&Record>) -> Value {

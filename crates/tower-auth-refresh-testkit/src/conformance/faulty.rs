@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tokio::task::yield_now;
 use tower::BoxError;
 use tower_auth_refresh::store::{
-    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, Presented, Record, StoreFuture, TokenStore,
-    Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, Presented, Record, RecordChanged,
+    StoreFuture, TokenStore, Version,
 };
 
 use super::rewind::Rewindable;
@@ -28,9 +28,11 @@ pub enum Call {
     Release,
     Commit,
     Clear,
+    Extend,
 }
 
-/// A wrapper around a store, which logs the calls and makes them fail, hang or wait, and can lose its last writes.
+/// A wrapper around a store, which logs the calls and makes them fail, hang or wait, can lose its last writes, and can
+/// push changes.
 ///
 /// Clones are handles on the same store with the same faults.
 ///
@@ -59,6 +61,17 @@ struct State {
     calls: Vec<Call>,
     faults: Vec<Injected>,
     holds: Vec<(Call, Bar)>,
+    watchers: Vec<RecordChanged>,
+    push: Push,
+}
+
+/// The connection by which sign-ins and sign-outs are reported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Push {
+    #[default]
+    Absent,
+    Up,
+    Cut,
 }
 
 struct Injected {
@@ -92,6 +105,7 @@ enum Kind {
 
 /// The gates and the fault of a call.
 struct Plan {
+    call: Call,
     bars: Vec<Bar>,
     fault: Option<(StoreFault, watch::Receiver<()>)>,
 }
@@ -204,6 +218,29 @@ impl FaultyStore {
         self
     }
 
+    /// Reports every sign-in and sign-out that is made through this store to all sessions on it, as a store with a push
+    /// connection does. Default: off.
+    #[must_use]
+    pub fn pushing(self) -> Self {
+        self.state().push = Push::Up;
+        self
+    }
+
+    /// Cuts the push connection: reports are lost.
+    pub fn cut_push(&self) {
+        self.state().push = Push::Cut;
+    }
+
+    /// Brings the push connection up again. All sessions look at the store before their next use.
+    pub fn restore_push(&self) {
+        let watchers = {
+            let mut state = self.state();
+            state.push = Push::Up;
+            state.watchers.clone()
+        };
+        watchers.iter().for_each(RecordChanged::mark_stale);
+    }
+
     /// Returns the wrapped store, which the faults do not affect.
     #[must_use]
     pub fn inner(&self) -> Arc<dyn TokenStore> {
@@ -306,12 +343,14 @@ impl FaultyStore {
         inner: impl FnOnce(&'a dyn TokenStore) -> StoreFuture<'a, T> + Send + 'a,
     ) -> StoreFuture<'a, T> {
         let inner = async move || {
-            if !self.yields {
-                return inner(&*self.inner).await;
+            if self.yields {
+                yield_now().await;
             }
-            yield_now().await;
             let answer = inner(&*self.inner).await;
-            yield_now().await;
+            self.report(plan.call);
+            if self.yields {
+                yield_now().await;
+            }
             answer
         };
         Box::pin(async move {
@@ -332,6 +371,16 @@ impl FaultyStore {
             }
         })
     }
+
+    /// Reports a call that has taken effect.
+    fn report(&self, call: Call) {
+        let is_reported = matches!(call, Call::Replace | Call::Clear);
+        let watchers = {
+            let state = self.state();
+            if is_reported && state.push == Push::Up { state.watchers.clone() } else { Vec::new() }
+        };
+        watchers.iter().for_each(RecordChanged::notify);
+    }
 }
 
 impl State {
@@ -341,7 +390,7 @@ impl State {
         let bars = self.holds.iter().filter(|(held, _)| *held == call).map(|(_, bar)| bar.clone()).collect();
         let mut matching = self.faults.iter_mut().filter(|injected| injected.call.is_none_or(|of| of == call));
         let applied = matching.find_map(|injected| injected.fault.count_call().then_some(injected));
-        Plan { bars, fault: applied.map(|injected| (injected.fault, injected.cleared.subscribe())) }
+        Plan { call, bars, fault: applied.map(|injected| (injected.fault, injected.cleared.subscribe())) }
     }
 }
 
@@ -390,6 +439,15 @@ impl TokenStore for FaultyStore {
 
     fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
         self.call(Call::Clear, move |inner| inner.clear(version))
+    }
+
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
+        self.call(Call::Extend, move |inner| inner.extend(version, expires_at))
+    }
+
+    fn watch(&self, changed: RecordChanged) {
+        self.state().watchers.push(changed.clone());
+        self.inner.watch(changed);
     }
 
     fn is_durable(&self) -> bool {

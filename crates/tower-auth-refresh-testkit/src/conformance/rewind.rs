@@ -1,12 +1,12 @@
 //! [`Rewindable`]: a store that can lose its last writes.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tower::BoxError;
 use tower_auth_refresh::store::{
-    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, Presented, Record, StoreFuture, TokenStore,
-    Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, Presented, Record, RecordChanged,
+    StoreFuture, TokenStore, Version,
 };
 
 /// A wrapper around a store that can go back to an earlier record.
@@ -120,6 +120,14 @@ impl TokenStore for Rewindable {
                 other => other,
             })
         })
+    }
+
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
+        Box::pin(async move { self.inner.extend(&self.inner(version), expires_at).await })
+    }
+
+    fn watch(&self, changed: RecordChanged) {
+        self.inner.watch(changed);
     }
 
     fn is_durable(&self) -> bool {

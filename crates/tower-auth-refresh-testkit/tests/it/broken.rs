@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
 use tokio::time::Instant;
@@ -62,6 +62,20 @@ defects! {
     RetryInIgnoresARenewal
     VersionsAreCutToEightBytes
     ClaimIdsAreCutToEightBytes
+    EndIsLost
+    EndIsCutToSeconds
+    LatestEndIsLost
+    ConflictHasNoEnd
+    ExtendDoesNothing
+    ExtendIgnoresTheVersion
+    ExtendReportsNoConflict
+    ExtendMakesAVersion
+    ExtendEndsTheClaim
+    ExtendOnlyLengthens
+    ExtendMovesTheLatestEnd
+    TheFirstEndCounts
+    ReplaceKeepsAnExpiredRecord
+    ClearKeepsAnExpiredRecord
 }
 
 use Defect as D;
@@ -139,6 +153,8 @@ struct Slot {
     last: u64,
     record: Option<Record>,
     lease: Option<Lease>,
+    /// The end of the record as it was written.
+    first_end: Option<Instant>,
 }
 
 struct Lease {
@@ -158,6 +174,9 @@ impl Broken {
 
     fn call<T: Send + 'static>(&self, change: impl FnOnce(&mut Slot, Defect) -> T) -> StoreFuture<'_, T> {
         let mut slot = self.slot.lock().expect("no change panics");
+        if self.defect == D::TheFirstEndCounts && slot.first_end.is_some_and(|end| end <= Instant::now()) {
+            slot.record = None;
+        }
         Box::pin(std::future::ready(Ok(change(&mut slot, self.defect))))
     }
 
@@ -205,15 +224,31 @@ impl Slot {
             D::GenerationIsSigned => generation = generation.min(i64::MAX.cast_unsigned()),
             _ => {}
         }
-        self.record = Some(Record::new(version.clone(), Entry::new(epoch, generation, tokens)));
+        let mut written = Entry::new(epoch, generation, tokens);
+        if let Some(end) = entry.expires_at().filter(|_| defect != D::EndIsLost) {
+            let since = end.duration_since(UNIX_EPOCH).expect("after 1970");
+            let cut = defect == D::EndIsCutToSeconds;
+            let since = if cut { Duration::from_secs(since.as_secs()) } else { since };
+            written = written.with_expires_at(UNIX_EPOCH + since);
+        }
+        if let Some(end) = entry.ends_at().filter(|_| defect != D::LatestEndIsLost) {
+            written = written.with_ends_at(end);
+        }
+        let left = entry.expires_at().and_then(|end| end.duration_since(SystemTime::now()).ok());
+        self.first_end = left.map(|left| Instant::now() + left);
+        self.record = Some(Record::new(version.clone(), written));
         version
+    }
+
+    fn is_past_its_end(&self) -> bool {
+        self.record.as_ref().and_then(|record| record.entry().expires_at()).is_some_and(|end| end <= SystemTime::now())
     }
 
     fn found(&self, defect: Defect) -> Option<Record> {
         let found = self.record.clone().filter(|_| defect != D::ConflictHasNoRecord)?;
-        let entry = found.entry();
-        let generation = if defect == D::ConflictHasNoGeneration { 1 } else { entry.generation() };
-        let entry = Entry::new(entry.epoch(), generation, entry.tokens().clone());
+        let generation = if defect == D::ConflictHasNoGeneration { 1 } else { found.generation() };
+        let ends = if defect == D::ConflictHasNoEnd { (None, None) } else { ends(found.entry()) };
+        let entry = with_ends(Entry::new(found.epoch(), generation, found.tokens().clone()), ends);
         Some(Record::new(found.version().clone(), entry))
     }
 
@@ -221,6 +256,22 @@ impl Slot {
         let is_current = self.record.as_ref().is_some_and(|record| record.version() == claim.version());
         self.lease.as_mut().filter(|held| is_current && (held.id == *claim.id() || defect == D::ClaimsShareAnId))
     }
+}
+
+type Ends = (Option<SystemTime>, Option<SystemTime>);
+
+fn ends(entry: &Entry) -> Ends {
+    (entry.expires_at(), entry.ends_at())
+}
+
+fn with_ends(mut entry: Entry, (expires_at, ends_at): Ends) -> Entry {
+    if let Some(end) = expires_at {
+        entry = entry.with_expires_at(end);
+    }
+    if let Some(end) = ends_at {
+        entry = entry.with_ends_at(end);
+    }
+    entry
 }
 
 impl TokenStore for Broken {
@@ -239,6 +290,9 @@ impl TokenStore for Broken {
         self.call(|slot, defect| {
             if let (D::ReplaceNeedsAnEmptyStore, Some(record)) = (defect, &slot.record) {
                 return record.version().clone();
+            }
+            if defect == D::ReplaceKeepsAnExpiredRecord && slot.is_past_its_end() {
+                return self.ids.version(slot.last);
             }
             if defect != D::ReplaceKeepsTheClaim {
                 slot.lease = None;
@@ -327,7 +381,7 @@ impl TokenStore for Broken {
                 D::CommitKeepsTheLargestGeneration => record.generation().max(entry.generation()),
                 _ => entry.generation(),
             };
-            let entry = Entry::new(epoch, generation, entry.tokens().clone());
+            let entry = with_ends(Entry::new(epoch, generation, entry.tokens().clone()), ends(entry));
             let version = slot.write(&entry, defect, self.ids);
             if defect == D::CommitKeepsTheVersion {
                 slot.record = Some(Record::new(record.version().clone(), entry));
@@ -341,7 +395,9 @@ impl TokenStore for Broken {
         self.call(|slot, defect| {
             if let Some(record) = &slot.record {
                 let claimed = slot.lease.is_some() && defect == D::ClearNeedsTheClaim;
-                if claimed || (!self.is_same(record.version(), version) && defect != D::ClearIgnoresTheVersion) {
+                let kept = slot.is_past_its_end() && defect == D::ClearKeepsAnExpiredRecord;
+                if claimed || kept || (!self.is_same(record.version(), version) && defect != D::ClearIgnoresTheVersion)
+                {
                     return ClearOutcome::Conflict(record.clone());
                 }
             }
@@ -351,6 +407,32 @@ impl TokenStore for Broken {
                 slot.last = 0;
             }
             ClearOutcome::Cleared
+        })
+    }
+
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
+        self.call(|slot, defect| {
+            let Some(record) = &slot.record else { return false };
+            if !self.is_same(record.version(), version) && defect != D::ExtendIgnoresTheVersion {
+                return defect == D::ExtendReportsNoConflict;
+            }
+            let entry = record.entry().clone();
+            let shortens = entry.expires_at().is_some_and(|before| expires_at < before);
+            if defect == D::ExtendDoesNothing || shortens && defect == D::ExtendOnlyLengthens {
+                return true;
+            }
+            let entry = entry.with_expires_at(expires_at);
+            let entry = if defect == D::ExtendMovesTheLatestEnd { entry.with_ends_at(expires_at) } else { entry };
+            let version = record.version().clone();
+            if defect == D::ExtendMakesAVersion {
+                slot.write(&entry, defect, self.ids);
+            } else {
+                slot.record = Some(Record::new(version, entry));
+            }
+            if defect == D::ExtendEndsTheClaim {
+                slot.lease = None;
+            }
+            true
         })
     }
 

@@ -65,8 +65,8 @@ use tokio::task::AbortHandle;
 
 use self::table::{Cursor, Table};
 use crate::session::{
-    Config, Look, Recheck, RefreshLimiter, Session, SessionBuilder, SessionError, SessionStatus, TokenCell, bounded,
-    run_clock,
+    Config, Look, Recheck, RefreshLimiter, Session, SessionBuilder, SessionError, SessionStatus, TokenCell,
+    WatchedLoad, run_clock,
 };
 use crate::shared::Shared;
 use crate::store::{Entry, Epoch, MemoryStore, TokenStore};
@@ -251,6 +251,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
                 SignIn::Found(cell) => Session::of(cell),
                 SignIn::Inserted(cell) => {
                     if inner.store_factory.is_some() {
+                        cell.watch_record();
                         let saved = cell.spawn(Arc::clone(&cell).save()).await;
                         saved.map_err(SessionError::runtime).flatten()?;
                     }
@@ -384,12 +385,16 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
             let store = catch_unwind(AssertUnwindSafe(|| self.store(&key)));
             let looked = self.config.recheck.now();
             let found = match store {
-                Ok(store) => bounded(|| store.load()).await.map(|record| {
-                    let config = Arc::clone(&self.config);
-                    let cell = TokenCell::new(Some(record?), store, config);
-                    cell.set_looked(looked);
-                    Some(Arc::new(cell))
-                }),
+                Ok(store) => {
+                    let (load, found) = WatchedLoad::load(&*store).await;
+                    found.map(|record| {
+                        let config = Arc::clone(&self.config);
+                        let cell = Arc::new(TokenCell::new(Some(record?), store, config));
+                        cell.set_looked(looked);
+                        load.go_on(&cell);
+                        Some(cell)
+                    })
+                }
                 Err(_panic) => Err("the store factory panicked".into()),
             };
             let found = found.map_err(|error| SessionError::store(error).into());

@@ -34,9 +34,12 @@ impl Head {
         let target = if uri.scheme().is_none() && uri.path().is_empty() { "" } else { target };
         pack(&mut packed, uri.authority().map_or("", Authority::as_str).as_bytes(), false);
         pack(&mut packed, target.as_bytes(), false);
-        for (name, value) in headers {
-            pack(&mut packed, name.as_str().as_bytes(), false);
-            pack(&mut packed, value.as_bytes(), value.is_sensitive());
+        // To iterate over an empty map takes instructions, too.
+        if !headers.is_empty() {
+            for (name, value) in headers {
+                pack(&mut packed, name.as_str().as_bytes(), false);
+                pack(&mut packed, value.as_bytes(), value.is_sensitive());
+            }
         }
         let extensions = if extensions.is_empty() { Extensions::new() } else { extensions.clone() };
         let (method, version, scheme) = (request.method().clone(), request.version(), uri.scheme().cloned());

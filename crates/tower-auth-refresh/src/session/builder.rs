@@ -15,6 +15,7 @@ use super::config::{Config, Rotation};
 use super::error::SessionError;
 use super::limiter::RefreshLimiter;
 use super::recheck::Recheck;
+use super::record_watch::WatchedLoad;
 use super::revocation::MOST_REPEATED;
 use super::store_call::bounded;
 use crate::refresh::{RefreshRequest, RefreshService, RevokeRequest, RevokeService};
@@ -126,8 +127,14 @@ impl SessionBuilder {
             first => first,
         };
         let config = Arc::new(self.into_config(runtime, None, Recheck::new(None)));
-        let stored = load_or_insert(&*store, first).await.map_err(SessionError::store)?;
-        Ok(Session::of(Arc::new(TokenCell::new(stored, store, config))))
+        let (load, found) = WatchedLoad::load(&*store).await;
+        let stored = match (found.map_err(SessionError::store)?, first) {
+            (None, Some(first)) => Some(insert(&*store, first).await.map_err(SessionError::store)?),
+            (found, _) => found,
+        };
+        let cell = Arc::new(TokenCell::new(stored, store, config));
+        load.go_on(&cell);
+        Ok(Session::of(cell))
     }
 
     /// Takes all settings but the tokens and their store.
@@ -147,20 +154,13 @@ impl SessionBuilder {
     }
 }
 
-async fn load_or_insert(store: &dyn TokenStore, first: Option<Tokens>) -> Result<Option<Record>, BoxError> {
-    let stored = bounded(|| store.load()).await?;
-    match first.filter(|_| stored.is_none()) {
-        None => Ok(stored),
-        Some(tokens) => {
-            let entry = Entry::new(Epoch::random(), 1, tokens);
-            let record = match bounded(|| store.insert(&entry)).await? {
-                InsertOutcome::Inserted(version) => Record::new(version, entry),
-                // Another process has started at the same time.
-                InsertOutcome::Exists(record) => record,
-            };
-            Ok(Some(record))
-        }
-    }
+async fn insert(store: &dyn TokenStore, first: Tokens) -> Result<Record, BoxError> {
+    let entry = Entry::new(Epoch::random(), 1, first);
+    Ok(match bounded(|| store.insert(&entry)).await? {
+        InsertOutcome::Inserted(version) => Record::new(version, entry),
+        // Another process has started at the same time.
+        InsertOutcome::Exists(record) => record,
+    })
 }
 
 impl fmt::Debug for SessionBuilder {

@@ -108,7 +108,7 @@ impl Recheck {
     }
 
     /// Makes the last look of a session older than the bound, and forgets its failure: callers wait for the next.
-    fn expire(&self, cell: &TokenCell) {
+    pub(super) fn expire(&self, cell: &TokenCell) {
         cell.look_failed.store(false, Ordering::Relaxed);
         cell.looked.store(self.now().wrapping_sub(self.limit), Ordering::Release);
     }

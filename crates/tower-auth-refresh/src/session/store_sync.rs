@@ -163,7 +163,7 @@ impl TokenCell {
         let epoch = ours.epoch();
         let event = match found {
             // It is ours after all: an earlier call that seemed to fail.
-            Some(record) if *record.entry() == ours && !ends_flight => {
+            Some(record) if record.entry().is_same_write(&ours) && !ends_flight => {
                 Event::Saved { epoch, tokens: ours.into_tokens(), version: record.version().clone() }
             }
             Some(record) => {

@@ -23,8 +23,7 @@ async fn the_first_request_waits_for_a_token_and_a_refused_one_is_replaced_witho
     let call = it.auth.next().await;
     assert_eq!((call.request.refresh_token(), call.request.trigger()), (None, Trigger::Challenge));
     call.answer(Ok(access_only(2)));
-    it.api.reply(1, "a2", 200).await;
-    assert_eq!(response.await.unwrap().status(), 200);
+    it.accepts(response, 2).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -58,8 +58,7 @@ async fn a_request_that_finds_the_token_expired_waits_for_the_refresh() {
     assert_eq!(refresh.request.trigger(), Trigger::Early);
     assert!(it.api.is_idle().await);
     refresh.answer(Ok(expiring(2)));
-    it.api.reply(1, "a2", 200).await;
-    assert_eq!(response.await.unwrap().status(), 200);
+    it.accepts(response, 2).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -74,8 +73,7 @@ async fn a_token_that_expires_while_it_is_being_replaced_is_no_longer_sent() {
     let response = it.get();
     assert!(it.api.is_idle().await);
     refresh.answer(Ok(expiring(2)));
-    it.api.reply(1, "a2", 200).await;
-    assert_eq!(response.await.unwrap().status(), 200);
+    it.accepts(response, 2).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -162,8 +160,7 @@ async fn early_refreshes_resume_once_a_fresh_token_was_accepted() {
     let response = it.get();
     it.api.reply(1, "a2", 401).await;
     it.auth.next().await.answer(Ok(expiring(3)));
-    it.api.reply(1, "a3", 200).await;
-    assert_eq!(response.await.unwrap().status(), 200);
+    it.accepts(response, 3).await;
 
     sleep(75 * SECOND).await;
     assert_sent_at_once(&mut it, "a3").await;

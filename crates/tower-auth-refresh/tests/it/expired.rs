@@ -36,13 +36,11 @@ async fn an_upload_over_the_replay_limit_waits_for_a_refresh_if_its_token_has_ex
     assert_eq!(refresh.request.trigger(), Trigger::Early);
     assert!(it.api.is_idle().await);
     refresh.answer(Ok(valid(2)));
-    it.api.reply(1, "a2", 200).await;
-    assert_eq!(response.await.unwrap().status(), 200);
+    it.accepts(response, 2).await;
     // With a valid token it is sent at once, from cached credentials too.
     for _ in 0..3 {
         let response = upload(&it, 11);
-        it.api.reply(1, "a2", 200).await;
-        assert_eq!(response.await.unwrap().status(), 200);
+        it.accepts(response, 2).await;
     }
     assert!(it.auth.is_idle().await);
 }
@@ -51,8 +49,7 @@ async fn an_upload_over_the_replay_limit_waits_for_a_refresh_if_its_token_has_ex
 async fn a_request_that_can_be_replayed_is_sent_with_an_expired_token() {
     let mut it = Fixture::with(|builder| builder.tokens(expired(1))).await;
     for request in [upload(&it, 10), it.get()] {
-        it.api.reply(1, "a1", 200).await;
-        assert_eq!(request.await.unwrap().status(), 200);
+        it.accepts(request, 1).await;
     }
     assert!(it.auth.is_idle().await);
 }
@@ -61,8 +58,7 @@ async fn a_request_that_can_be_replayed_is_sent_with_an_expired_token() {
 async fn an_upload_over_the_replay_limit_is_sent_at_once_if_the_expiry_is_unknown() {
     let mut it = Fixture::new().await;
     let response = upload(&it, 11);
-    it.api.reply(1, "a1", 200).await;
-    assert_eq!(response.await.unwrap().status(), 200);
+    it.accepts(response, 1).await;
     assert!(it.auth.is_idle().await);
 }
 
@@ -71,8 +67,7 @@ async fn an_upload_over_the_replay_limit_is_sent_with_the_expired_token_if_the_r
     let mut it = Fixture::with(|builder| builder.tokens(expired(1))).await;
     let response = upload(&it, 11);
     it.auth.next().await.answer(Err(RefreshError::misconfigured("no")));
-    it.api.reply(1, "a1", 200).await;
-    assert_eq!(response.await.unwrap().status(), 200);
+    it.accepts(response, 1).await;
     // And at once in the cool-down. A refusal has the usual report.
     let response = upload(&it, 11);
     it.api.reply(1, "a1", 401).await;
@@ -89,8 +84,7 @@ async fn an_upload_over_the_replay_limit_waits_if_its_token_was_refused() {
     let response = upload(&it, 11);
     assert!(it.api.is_idle().await);
     it.auth.next().await.answer(Ok(valid(2)));
-    it.api.reply(1, "a2", 200).await;
-    assert_eq!(response.await.unwrap().status(), 200);
+    it.accepts(response, 2).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -121,8 +115,7 @@ async fn after_the_machine_has_slept_past_the_expiry_no_request_carries_the_expi
     let tokens = pair(1).with_expires_at(SystemTime::now() + life);
     let mut it = Fixture::with(|builder| builder.tokens(tokens).refresh_early(Duration::ZERO)).await;
     let response = it.get();
-    it.api.reply(1, "a1", 200).await;
-    assert_eq!(response.await.unwrap().status(), 200);
+    it.accepts(response, 1).await;
     assert!(it.auth.is_idle().await);
 
     std::thread::sleep(life + Duration::from_millis(10));
@@ -131,6 +124,5 @@ async fn after_the_machine_has_slept_past_the_expiry_no_request_carries_the_expi
     assert_eq!(refresh.request.trigger(), Trigger::Early);
     assert!(it.api.is_idle().await);
     refresh.answer(Ok(valid(2)));
-    it.api.reply(1, "a2", 200).await;
-    assert_eq!(response.await.unwrap().status(), 200);
+    it.accepts(response, 2).await;
 }

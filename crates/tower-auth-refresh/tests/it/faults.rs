@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use http::Request;
+use http::{Request, Response};
 use http_body_util::Full;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tower::buffer::Buffer;
 use tower::{BoxError, Service, ServiceExt};
@@ -69,15 +71,17 @@ impl Fixture {
         cool_down().await;
     }
 
+    /// Asserts that the request was refused because its refresh ended in doubt, and that there was no other attempt.
+    async fn assert_in_doubt(&mut self, response: JoinHandle<Response<Full<Bytes>>>) {
+        assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
+        assert!(self.auth.is_idle().await);
+    }
+
     /// Asserts that the last refresh failed, and that the session still has the tokens of its sign-in and sends them.
     async fn assert_kept(&mut self, kind: RefreshErrorKind) {
         assert_eq!(failing(&self.session).kind(), kind);
         assert_eq!(self.session.tokens(), pair(1));
-        let response = self.get();
-        let call = self.api.next().await;
-        assert_eq!(call.token(), Some("a1"));
-        call.reply(200).await;
-        assert_eq!(response.await.unwrap().status(), 200);
+        self.sends(1).await;
     }
 
     /// Asserts that the next refresh presents `r1`, in doubt or not, and that its tokens are used.
@@ -89,10 +93,7 @@ impl Fixture {
         assert_eq!(refresh.presented(), "r1");
         assert_eq!(refresh.request.is_in_doubt(), in_doubt);
         refresh.answer(Ok(pair(2)));
-        let call = self.api.next().await;
-        assert_eq!(call.token(), Some("a2"));
-        call.reply(200).await;
-        assert_eq!(response.await.unwrap().status(), 200);
+        self.accepts(response, 2).await;
     }
 }
 
@@ -601,8 +602,7 @@ async fn a_token_in_doubt_is_presented_once_a_flight_and_marked_as_long_as_answe
         assert_eq!(refresh.presented(), "r1");
         assert!(refresh.request.is_in_doubt());
         refresh.answer(Err(in_doubt()));
-        assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
-        assert!(it.auth.is_idle().await);
+        it.assert_in_doubt(response).await;
         cool_down().await;
     }
     it.assert_recovers(true).await;
@@ -666,8 +666,7 @@ async fn a_server_that_does_not_rotate_is_called_again_within_the_flight() {
         assert_eq!(refresh.request.is_in_doubt(), marked);
         refresh.answer(Err(in_doubt()));
     }
-    assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
-    assert!(it.auth.is_idle().await);
+    it.assert_in_doubt(response).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -691,8 +690,7 @@ async fn a_server_with_a_grace_period_is_not_called_again_after_it() {
     let refresh = it.auth.next().await;
     sleep(5 * SECOND).await;
     refresh.answer(Err(in_doubt()));
-    assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
-    assert!(it.auth.is_idle().await);
+    it.assert_in_doubt(response).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -714,8 +712,7 @@ async fn an_answer_without_any_token_is_in_doubt() {
     let mut it = Fixture::new().await;
     let response = it.get_refused().await;
     it.auth.next().await.answer(Ok(Tokens::default()));
-    assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
-    assert!(it.auth.is_idle().await);
+    it.assert_in_doubt(response).await;
     it.assert_kept(RefreshErrorKind::InDoubt).await;
     it.assert_recovers(true).await;
 }
@@ -725,8 +722,7 @@ async fn an_answer_without_an_access_token_is_in_doubt_and_replaces_nothing() {
     let mut it = Fixture::new().await;
     let response = it.get_refused().await;
     it.auth.next().await.answer(Ok(Tokens::from_refresh_token(refresh("r2"))));
-    assert_eq!(failure(not_refreshed(&response.await.unwrap())), RefreshErrorKind::InDoubt);
-    assert!(it.auth.is_idle().await);
+    it.assert_in_doubt(response).await;
     it.assert_kept(RefreshErrorKind::InDoubt).await;
 }
 
@@ -1046,8 +1042,7 @@ async fn a_refresh_call_through_another_sessions_layer_carries_that_sessions_tok
     let mut it = refreshing_through_itself(move |_| client).await;
     let response = it.get_refused().await;
     other.api.reply(1, "a7", 200).await;
-    it.api.reply(1, "a2", 200).await;
-    assert_eq!(response.await.unwrap().status(), 200);
+    it.accepts(response, 2).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,6 +15,7 @@ mod one_refresh;
 mod origins;
 mod pace;
 mod policies;
+mod push;
 mod refusal;
 mod registry;
 mod replay;

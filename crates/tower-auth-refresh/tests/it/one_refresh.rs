@@ -2,11 +2,22 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use http::Response;
+use http_body_util::Full;
 use tokio::task::JoinHandle;
 use tower_auth_refresh::{NotRefreshed, RefreshError, RefreshReport, Tokens};
 
 use crate::secrets::Watch;
 use crate::support::*;
+
+/// A request that was sent with `a1`, and the call that is still to be answered.
+async fn unanswered() -> (Fixture, JoinHandle<Response<Full<Bytes>>>, ApiCall) {
+    let mut it = Fixture::new().await;
+    let response = it.get();
+    let call = it.api.next().await;
+    (it, response, call)
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_hundred_concurrent_401s_cause_one_refresh_and_a_hundred_replays() {
@@ -30,30 +41,24 @@ async fn a_hundred_concurrent_401s_cause_one_refresh_and_a_hundred_replays() {
 
 #[tokio::test(start_paused = true)]
 async fn a_late_401_to_an_older_token_is_replayed_without_a_refresh() {
-    let mut it = Fixture::new().await;
-    let late = it.get();
-    let late_call = it.api.next().await;
+    let (mut it, late, late_call) = unanswered().await;
     refresh_to(&mut it, 2).await;
 
     assert_eq!(late_call.token(), Some("a1"));
     late_call.reply(401).await;
-    it.api.reply(1, "a2", 200).await;
-    assert_eq!(late.await.unwrap().status(), 200);
+    it.accepts(late, 2).await;
     assert!(it.auth.is_idle().await);
     assert_eq!(it.session.generation().get(), 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_401_that_is_late_by_many_generations_is_replayed_with_the_newest_token() {
-    let mut it = Fixture::new().await;
-    let late = it.get();
-    let late_call = it.api.next().await;
+    let (mut it, late, late_call) = unanswered().await;
     for n in 2..=10 {
         refresh_to(&mut it, n).await;
     }
     late_call.reply(401).await;
-    it.api.reply(1, "a10", 200).await;
-    assert_eq!(late.await.unwrap().status(), 200);
+    it.accepts(late, 10).await;
     assert!(it.auth.is_idle().await);
 }
 
@@ -94,9 +99,7 @@ async fn two_hundred_401s_staggered_over_each_of_ten_refreshes_in_a_row_cause_no
 
 #[tokio::test(start_paused = true)]
 async fn a_late_401_joins_the_refresh_that_replaces_a_token_refused_since() {
-    let mut it = Fixture::new().await;
-    let late = it.get();
-    let late_call = it.api.next().await;
+    let (mut it, late, late_call) = unanswered().await;
     refresh_to(&mut it, 2).await;
     let other = it.get();
     it.api.reply(1, "a2", 401).await;
@@ -115,16 +118,13 @@ async fn a_late_401_joins_the_refresh_that_replaces_a_token_refused_since() {
 
 #[tokio::test(start_paused = true)]
 async fn a_late_401_is_replayed_at_once_while_a_good_token_is_being_replaced() {
-    let mut it = Fixture::new().await;
-    let late = it.get();
-    let late_call = it.api.next().await;
+    let (mut it, late, late_call) = unanswered().await;
     refresh_to(&mut it, 2).await;
     let manual = refresh_now(&it);
     let refresh = it.auth.next().await;
 
     late_call.reply(401).await;
-    it.api.reply(1, "a2", 200).await;
-    assert_eq!(late.await.unwrap().status(), 200);
+    it.accepts(late, 2).await;
     assert!(it.auth.is_idle().await);
     refresh.answer(Ok(pair(3)));
     manual.await.unwrap().unwrap();
@@ -139,8 +139,7 @@ async fn a_401_to_a_token_that_is_being_replaced_joins() {
     it.api.reply(1, "a1", 401).await;
     assert!(it.auth.is_idle().await);
     refresh.answer(Ok(pair(2)));
-    it.api.reply(1, "a2", 200).await;
-    assert_eq!(response.await.unwrap().status(), 200);
+    it.accepts(response, 2).await;
     manual.await.unwrap().unwrap();
     assert!(it.auth.is_idle().await);
 }
@@ -195,9 +194,7 @@ async fn a_request_is_not_replayed_with_the_token_that_was_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn a_late_401_causes_one_refresh_if_that_returns_a_token_refused_in_the_meantime() {
-    let mut it = Fixture::new().await;
-    let late = it.get();
-    let late_call = it.api.next().await;
+    let (mut it, late, late_call) = unanswered().await;
     refresh_to(&mut it, 2).await;
     let other = it.get();
     it.api.reply(1, "a2", 401).await;
@@ -225,8 +222,7 @@ async fn a_refresh_token_that_comes_with_the_refused_access_token_is_kept() {
     let call = it.auth.next().await;
     assert_eq!(call.presented(), "r2");
     call.answer(Ok(pair(3)));
-    it.api.reply(1, "a3", 200).await;
-    assert_eq!(response.await.unwrap().status(), 200);
+    it.accepts(response, 3).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -301,8 +297,7 @@ async fn a_manual_refresh_joins_the_refresh_that_is_under_way() {
     for refreshed in manual {
         refreshed.await.unwrap().unwrap();
     }
-    it.api.reply(1, "a2", 200).await;
-    assert_eq!(response.await.unwrap().status(), 200);
+    it.accepts(response, 2).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -65,11 +65,9 @@ async fn a_403_to_a_token_that_has_been_replaced_is_replayed_without_a_refresh()
     let [first_call, late_call] = calls.try_into().ok().unwrap();
     first_call.reply(403).await;
     it.auth.next().await.answer(Ok(expiring(2, false)));
-    it.api.reply(1, "a2", 200).await;
-    assert_eq!(first.await.unwrap().status(), 200);
+    it.accepts(first, 2).await;
     late_call.reply(403).await;
-    it.api.reply(1, "a2", 200).await;
-    assert_eq!(late.await.unwrap().status(), 200);
+    it.accepts(late, 2).await;
     assert!(it.auth.is_idle().await);
 }
 

@@ -33,6 +33,18 @@ async fn four_generations() -> (Fixture, FaultyStore, Vec<Record>) {
     (it, store, records)
 }
 
+/// [`four_generations`], after the store has gone back to the second one. `is_pending`: the session has noticed it, and
+/// the write over the older record is still to be made.
+async fn gone_back(is_pending: bool) -> (Fixture, FaultyStore, Vec<Record>) {
+    let (mut it, store, records) = four_generations().await;
+    store.rewind(Some(records[1].clone())).await;
+    if is_pending {
+        let _claim = store.claim_as_peer(10 * MINUTE).await;
+        it.get_refused().await.await.unwrap();
+    }
+    (it, store, records)
+}
+
 /// Asserts that the store holds [`pair`]`(n)`, the tokens of generation `n`.
 async fn assert_stored(store: &FaultyStore, n: u32) {
     let record = store.record().await.unwrap();
@@ -155,13 +167,7 @@ async fn an_older_record_is_written_over_when_the_store_recovers() {
 #[tokio::test(start_paused = true)]
 async fn a_sign_in_overrides_a_store_that_has_gone_back() {
     for is_pending in [false, true] {
-        let (mut it, store, records) = four_generations().await;
-        store.rewind(Some(records[1].clone())).await;
-        if is_pending {
-            // The write over the older record is still to be made.
-            let _claim = store.claim_as_peer(10 * MINUTE).await;
-            it.get_refused().await.await.unwrap();
-        }
+        let (mut it, store, records) = gone_back(is_pending).await;
         it.session.sign_in(pair(20)).await.unwrap();
         let record = store.record().await.unwrap();
         assert_eq!((record.generation(), record.tokens()), (1, &pair(20)));
@@ -176,12 +182,7 @@ async fn a_sign_in_overrides_a_store_that_has_gone_back() {
 #[tokio::test(start_paused = true)]
 async fn a_sign_in_by_another_process_is_adopted_after_the_store_has_gone_back() {
     for is_pending in [false, true] {
-        let (mut it, store, records) = four_generations().await;
-        store.rewind(Some(records[1].clone())).await;
-        if is_pending {
-            let _claim = store.claim_as_peer(10 * MINUTE).await;
-            it.get_refused().await.await.unwrap();
-        }
+        let (mut it, store, _) = gone_back(is_pending).await;
         store.sign_in_as_peer(&pair(20)).await;
         if is_pending {
             sleep(2 * MINUTE).await;
@@ -200,12 +201,7 @@ async fn a_sign_in_by_another_process_is_adopted_after_the_store_has_gone_back()
 #[tokio::test(start_paused = true)]
 async fn a_sign_out_deletes_an_older_record() {
     for is_pending in [false, true] {
-        let (mut it, store, records) = four_generations().await;
-        store.rewind(Some(records[1].clone())).await;
-        if is_pending {
-            let _claim = store.claim_as_peer(10 * MINUTE).await;
-            it.get_refused().await.await.unwrap();
-        }
+        let (it, store, _) = gone_back(is_pending).await;
         it.session.sign_out().await.unwrap();
         assert_eq!(store.tokens().await, None);
         sleep(20 * MINUTE).await;

@@ -215,8 +215,7 @@ async fn a_session_restored_with_an_expired_access_token_is_refreshed_when_an_ap
     let response = it.get();
     it.api.reply(1, "a1", 401).await;
     it.auth.next().await.answer(Ok(pair(2)));
-    it.api.reply(1, "a2", 200).await;
-    assert_eq!(response.await.unwrap().status(), 200);
+    it.accepts(response, 2).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -227,8 +226,7 @@ async fn a_session_restored_with_an_expired_access_token_is_refreshed_first_if_i
     let refresh = it.auth.next().await;
     assert!(it.api.is_idle().await, "the expired token was sent");
     refresh.answer(Ok(pair(2)));
-    it.api.reply(1, "a2", 200).await;
-    assert_eq!(response.await.unwrap().status(), 200);
+    it.accepts(response, 2).await;
 }
 
 /// Upgrades to a protocol that echoes five bytes, if the request carries this token.

@@ -12,6 +12,7 @@ use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tower::{BoxError, Service, ServiceExt};
 use tower_auth_refresh::refresh::{RevokeRequest, RevokeService};
 use tower_auth_refresh::session::RefreshFailure;
@@ -254,18 +255,42 @@ impl Fixture {
     }
 
     /// Sends `GET /` in a new task.
-    pub fn get(&self) -> tokio::task::JoinHandle<Response<Full<Bytes>>> {
+    pub fn get(&self) -> JoinHandle<Response<Full<Bytes>>> {
         self.send(Request::get(format!("{ORIGIN}/")).body(Full::default()).unwrap())
     }
 
     /// Sends `GET /` and answers it with 401, so that the request needs newer tokens.
-    pub async fn get_refused(&mut self) -> tokio::task::JoinHandle<Response<Full<Bytes>>> {
+    pub async fn get_refused(&mut self) -> JoinHandle<Response<Full<Bytes>>> {
         let response = self.get();
         self.api.next().await.reply(401).await;
         response
     }
 
-    pub fn send(&self, request: Request<Full<Bytes>>) -> tokio::task::JoinHandle<Response<Full<Bytes>>> {
+    /// Sends a request that is refused, refreshes with `r{n}`, and accepts the replay.
+    pub async fn refreshes_from(&mut self, n: u32, in_doubt: bool) {
+        let response = self.get_refused().await;
+        let refresh = self.auth.next().await;
+        assert_eq!(refresh.presented(), format!("r{n}"));
+        assert_eq!(refresh.request.is_in_doubt(), in_doubt);
+        refresh.answer(Ok(pair(n + 1)));
+        self.accepts(response, n + 1).await;
+    }
+
+    /// Asserts that the next call carries `a{n}` and accepts it, which completes `response`.
+    pub async fn accepts(&mut self, response: JoinHandle<Response<Full<Bytes>>>, n: u32) {
+        let call = self.api.next().await;
+        assert_eq!(call.token(), Some(&*format!("a{n}")));
+        call.reply(200).await;
+        assert_eq!(response.await.unwrap().status(), 200);
+    }
+
+    /// Asserts that a new request carries `a{n}`.
+    pub async fn sends(&mut self, n: u32) {
+        let response = self.get();
+        self.accepts(response, n).await;
+    }
+
+    pub fn send(&self, request: Request<Full<Bytes>>) -> JoinHandle<Response<Full<Bytes>>> {
         let client = self.client.clone();
         // A missing response fails the test instead of hanging it.
         let day = Duration::from_secs(24 * 60 * 60);

@@ -165,8 +165,7 @@ async fn tasks_and_requests_that_are_refused_at_once_share_one_refresh() {
     let response = it.get_refused().await;
     let renewing = renewed(&it.session, &held);
     it.auth.next().await.answer(Ok(pair(2)));
-    it.api.reply(1, "a2", 200).await;
-    assert_eq!(response.await.unwrap().status(), 200);
+    it.accepts(response, 2).await;
     assert_eq!(token(&renewing.await.unwrap().unwrap()), "a2");
     assert!(it.auth.is_idle().await);
 }

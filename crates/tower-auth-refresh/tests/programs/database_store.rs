@@ -37,6 +37,8 @@ struct Row {
     epoch: u64,
     generation: u64,
     tokens: ExposedTokens,
+    expires_at: Option<SystemTime>,
+    ends_at: Option<SystemTime>,
     claim: Option<RowClaim>,
 }
 
@@ -112,6 +114,8 @@ impl Row {
             epoch: entry.epoch().to_u64(),
             generation: entry.generation(),
             tokens: entry.tokens().clone().into(),
+            expires_at: entry.expires_at(),
+            ends_at: entry.ends_at(),
             claim: None,
         }
     }
@@ -121,7 +125,13 @@ impl Row {
     }
 
     fn record(&self) -> Record {
-        let entry = Entry::new(Epoch::from(self.epoch), self.generation, self.tokens.clone().into());
+        let mut entry = Entry::new(Epoch::from(self.epoch), self.generation, self.tokens.clone().into());
+        if let Some(at) = self.expires_at {
+            entry = entry.with_expires_at(at);
+        }
+        if let Some(at) = self.ends_at {
+            entry = entry.with_ends_at(at);
+        }
         Record::new(self.version(), entry)
     }
 
@@ -224,6 +234,17 @@ impl TokenStore for DatabaseStore {
                 *row = None;
                 ClearOutcome::Cleared
             }
+        })
+    }
+
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
+        let version = version.clone();
+        self.write(move |row| match row {
+            Some(row) if row.version() == version => {
+                row.expires_at = Some(expires_at);
+                true
+            }
+            _ => false,
         })
     }
 

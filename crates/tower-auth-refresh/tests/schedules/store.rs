@@ -3,7 +3,7 @@
 //! This is not the `FaultyStore` of the testkit: the scheduler chooses the order in which all gates of a test open.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tower_auth_refresh::store::{
     Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, MemoryStore, Presented, Record,
@@ -86,6 +86,10 @@ impl TokenStore for GatedStore {
 
     fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
         self.call("clear", move || self.inner.clear(version))
+    }
+
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
+        self.call("extend", move || self.inner.extend(version, expires_at))
     }
 
     fn is_durable(&self) -> bool {

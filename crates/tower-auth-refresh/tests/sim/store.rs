@@ -4,7 +4,7 @@
 //! the oracle sees each write.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::sleep;
 use tower::BoxError;
@@ -270,6 +270,16 @@ impl TokenStore for SharedStore {
                 slot.claim = None;
                 ClearOutcome::Cleared
             }
+        })
+    }
+
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
+        self.call("extend", None, move |state, user, _| match &mut state.slots[user].record {
+            Some(record) if record.version() == version => {
+                *record = Record::new(version.clone(), record.entry().clone().with_expires_at(expires_at));
+                true
+            }
+            _ => false,
         })
     }
 

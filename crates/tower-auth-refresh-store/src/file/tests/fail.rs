@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io;
+use std::time::SystemTime;
 
 use super::super::steps::Step;
 use super::*;
@@ -17,7 +18,7 @@ struct Operation {
     leaves: Option<u64>,
 }
 
-const OPERATIONS: [Operation; 8] = [
+const OPERATIONS: [Operation; 9] = [
     Operation { name: "insert", is_claimed: false, leaves: Some(1) },
     Operation { name: "replace", is_claimed: false, leaves: Some(2) },
     Operation { name: "claim", is_claimed: false, leaves: Some(1) },
@@ -26,6 +27,7 @@ const OPERATIONS: [Operation; 8] = [
     Operation { name: "release in doubt", is_claimed: true, leaves: Some(1) },
     Operation { name: "commit", is_claimed: true, leaves: Some(2) },
     Operation { name: "clear", is_claimed: true, leaves: None },
+    Operation { name: "extend", is_claimed: true, leaves: Some(1) },
 ];
 
 impl Operation {
@@ -40,6 +42,7 @@ impl Operation {
             "release in doubt" => store.release(claim(), Presented::InDoubt).await,
             "commit" => store.commit(claim(), &entry(2)).await.map(drop),
             "clear" => store.clear(version).await.map(drop),
+            "extend" => store.extend(version, SystemTime::UNIX_EPOCH + LEASE).await.map(|extended| assert!(extended)),
             other => panic!("{other}"),
         };
         outcome.map_err(|error| *error.downcast::<StoreError>().unwrap())
@@ -146,6 +149,13 @@ async fn each_write_is_on_the_disk_before_it_is_acknowledged() {
     assert_eq!(steps::take(path), claimed);
     assert!(store.renew(&claim, LEASE).await.unwrap());
     assert_eq!(steps::take(path), claimed);
+    let extended: Vec<_> = written.into_iter().chain([Return]).collect();
+    let end = SystemTime::now() + LEASE;
+    assert!(store.extend(&version, end).await.unwrap());
+    assert_eq!(steps::take(path), extended);
+    // Perhaps by another process, whose write is on the disk before it is reported.
+    assert!(store.extend(&version, end).await.unwrap());
+    assert_eq!(steps::take(path), [Lock, SyncDirectory, Return]);
     store.commit(&claim, &entry(2)).await.unwrap();
     assert_eq!(steps::take(path), record);
     // Another process's write is on the disk before it is reported.

@@ -1,6 +1,7 @@
 //! The rules of [`TokenStore`](tower_auth_refresh::store::TokenStore), one case each.
 
 mod claims;
+mod ends;
 mod races;
 mod records;
 
@@ -61,6 +62,11 @@ pub async fn stores(lease: Duration, open: impl AsyncFn() -> Handles) {
         records::a_clear_of_another_version_deletes_nothing
         records::a_late_commit_after_a_replace_conflicts
         records::versions_are_never_reused
+        ends::the_ends_of_a_record_are_read_back_to_the_millisecond
+        ends::an_extension_moves_the_end_and_nothing_else
+        ends::an_extension_of_another_version_does_nothing
+        ends::an_extended_record_outlives_its_first_end
+        ends::a_record_past_its_end_is_in_the_way_of_nothing
         races::exactly_one_of_many_concurrent_claims_succeeds
         races::a_concurrent_commit_and_clear_agree_on_their_order
         races::a_dropped_call_does_not_block_later_calls

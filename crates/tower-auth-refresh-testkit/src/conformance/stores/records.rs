@@ -92,7 +92,7 @@ pub(super) async fn every_generation_is_read_back_unchanged(fixture: Fixture) {
 }
 
 /// Asserts that an entry is returned as it was written, by every call that returns a record.
-async fn expect_read_back(fixture: &Fixture, entry: &Entry) {
+pub(super) async fn expect_read_back(fixture: &Fixture, entry: &Entry) {
     let before = fixture.sign_in("before").await;
     let version = fixture.a.replace(entry).await.expect("replace");
     let replaced = Record::new(version.clone(), entry.clone());

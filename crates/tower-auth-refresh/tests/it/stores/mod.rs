@@ -10,10 +10,6 @@ mod unreadable;
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::Response;
-use http_body_util::Full;
-use tokio::task::JoinHandle;
 use tower_auth_refresh::{NotRefreshed, RefreshErrorKind, SessionBuilder};
 use tower_auth_refresh_testkit::conformance::{FaultyStore, StoreFault};
 
@@ -67,30 +63,6 @@ pub fn is_unavailable(why: &NotRefreshed) -> bool {
 }
 
 impl Fixture {
-    /// Sends a request that is refused, refreshes with `r{n}`, and accepts the replay.
-    pub async fn refreshes_from(&mut self, n: u32, in_doubt: bool) {
-        let response = self.get_refused().await;
-        let refresh = self.auth.next().await;
-        assert_eq!(refresh.presented(), format!("r{n}"));
-        assert_eq!(refresh.request.is_in_doubt(), in_doubt);
-        refresh.answer(Ok(pair(n + 1)));
-        self.accepts(response, n + 1).await;
-    }
-
-    /// Asserts that the next call carries `a{n}` and accepts it, which completes `response`.
-    pub async fn accepts(&mut self, response: JoinHandle<Response<Full<Bytes>>>, n: u32) {
-        let call = self.api.next().await;
-        assert_eq!(call.token(), Some(&*format!("a{n}")));
-        call.reply(200).await;
-        assert_eq!(response.await.unwrap().status(), 200);
-    }
-
-    /// Asserts that a new request carries `a{n}`.
-    pub async fn sends(&mut self, n: u32) {
-        let response = self.get();
-        self.accepts(response, n).await;
-    }
-
     /// Asserts that a new request carries no token.
     async fn sends_no_token(&mut self) {
         let response = self.get();

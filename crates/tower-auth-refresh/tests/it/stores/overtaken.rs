@@ -213,6 +213,16 @@ async fn a_refresh_that_finds_the_store_emptied_by_a_sign_out_does_not_sign_the_
     it.refreshes_from(5, false).await;
 }
 
+/// Asserts that the refresh of the user who has signed in with `pair(5)` goes on, whatever the first user's refresh does.
+async fn the_next_user_refreshes(it: &mut Fixture, response: JoinHandle<Response<Full<Bytes>>>) {
+    let refresh = it.auth.next().await;
+    assert_eq!(refresh.presented(), "r5");
+    settle().await;
+    assert_eq!(it.session.state(), SessionState::Refreshing);
+    refresh.answer(Ok(pair(6)));
+    it.accepts(response, 6).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_refresh_that_finds_the_next_users_record_does_not_affect_that_users_refresh() {
     let (mut it, store) = stored().await;
@@ -225,12 +235,7 @@ async fn a_refresh_that_finds_the_next_users_record_does_not_affect_that_users_r
     settle().await;
     // Both refreshes claim: the first finds that the record has changed, the second gets the claim.
     store.clear_faults();
-    let refresh = it.auth.next().await;
-    assert_eq!(refresh.presented(), "r5");
-    settle().await;
-    assert_eq!(it.session.state(), SessionState::Refreshing);
-    refresh.answer(Ok(pair(6)));
-    it.accepts(response, 6).await;
+    the_next_user_refreshes(&mut it, response).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -252,12 +257,7 @@ async fn a_refresh_that_is_overtaken_by_a_sign_in_does_not_affect_the_next_users
     let response = it.get_refused().await;
     settle().await;
     store.clear_faults();
-    let refresh = it.auth.next().await;
-    assert_eq!(refresh.presented(), "r5");
-    settle().await;
-    assert_eq!(it.session.state(), SessionState::Refreshing);
-    refresh.answer(Ok(pair(6)));
-    it.accepts(response, 6).await;
+    the_next_user_refreshes(&mut it, response).await;
     signed_in.await.unwrap().unwrap();
 }
 

@@ -1,0 +1,234 @@
+//! Connections to the server, which are opened when they are needed, and again after they have failed.
+//!
+//! A [`Link`] is the place of one connection. Calls share the connection: each sends its statement at once, and the server
+//! answers them in order. A connection that doesn't answer is retired: the next calls get a new one. The old one is kept
+//! until it ends by itself, and counts, so that a server whose statements hang isn't asked for ever more connections.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Connection, Row, Socket};
+
+use super::fault::{Fault, fault_of};
+use super::tls::{Encrypted, Tls};
+use super::url::Address;
+use crate::error::{Problem, StoreErrorKind};
+use crate::random;
+
+/// The time for one host, from the first packet until the server is ready.
+const HOST_TIMEOUT: Duration = Duration::from_millis(1500);
+/// The time after which a connection that doesn't answer is retired.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// The pauses between failed attempts to connect double from the first to the last. Each is spread by a half.
+const PAUSES: [Duration; 2] = [Duration::from_millis(40), Duration::from_secs(1)];
+
+/// A statement, with the values of its parameters.
+pub(super) type Parameters<'a> = &'a [(&'a (dyn ToSql + Sync), Type)];
+
+/// The servers of a database, and a limit to the connections with them.
+pub(super) struct Server {
+    address: Address,
+    tls: Tls,
+    /// One permit for each connection that is open, retired ones too.
+    permits: Arc<Semaphore>,
+    /// The host that was the primary last.
+    primary: AtomicUsize,
+}
+
+/// The place of a connection.
+pub(super) struct Link {
+    state: watch::Sender<State>,
+    demand: Arc<Notify>,
+    task: AbortHandle,
+}
+
+enum State {
+    Open(Arc<Client>),
+    /// With the last failure to open it, if that was the last thing that happened.
+    Closed(Option<Problem>),
+}
+
+/// A connection before it is driven: the future that does so, and that ends when it ends.
+pub(super) type Driver = Connection<Socket, Encrypted<Socket>>;
+
+/// The effect of a statement if it is executed again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Repeat {
+    /// None, or none that matters: it is sent again if its answer is lost.
+    Harmless,
+    /// It could undo what other processes have done since: the call fails if its answer is lost.
+    Harmful,
+}
+
+impl Server {
+    /// `connections`: those that are in use at the same time.
+    pub(super) fn new(address: Address, connections: usize) -> Result<Arc<Self>, Problem> {
+        let tls = Tls::new(&address)?;
+        // As many again may have been retired.
+        let permits = Arc::new(Semaphore::new(2 * connections));
+        Ok(Arc::new(Self { address, tls, permits, primary: AtomicUsize::new(0) }))
+    }
+
+    /// Returns the URL without credentials.
+    pub(super) fn name(&self) -> &str {
+        &self.address.name
+    }
+
+    /// Connects to the primary.
+    pub(super) async fn connect(&self) -> Result<(Client, Driver), Problem> {
+        let hosts = &self.address.hosts;
+        let first = self.primary.load(Ordering::Relaxed);
+        let mut failure = None;
+        for at in (first..first + hosts.len()).map(|at| at % hosts.len()) {
+            match timeout(HOST_TIMEOUT, hosts[at].connect(self.tls.clone())).await {
+                Ok(Ok(connection)) => {
+                    self.primary.store(at, Ordering::Relaxed);
+                    return Ok(connection);
+                }
+                Ok(Err(error)) => failure = Some(fault_of(&error).into_problem("connect")),
+                Err(_) => failure = Some(unavailable("failed to connect: the server doesn't answer")),
+            }
+        }
+        Err(failure.unwrap_or_else(|| unavailable("failed to connect")))
+    }
+}
+
+impl Link {
+    pub(super) fn new(server: Arc<Server>, runtime: &Handle) -> Self {
+        let (state, demand) = (watch::Sender::new(State::Closed(None)), Arc::new(Notify::new()));
+        let task = runtime.spawn(keep_open(server, state.clone(), Arc::clone(&demand))).abort_handle();
+        Self { state, demand, task }
+    }
+
+    /// Executes a statement, and returns its rows.
+    pub(super) async fn query(
+        &self,
+        sql: &str,
+        parameters: Parameters<'_>,
+        repeat: Repeat,
+        deadline: Instant,
+    ) -> Result<Vec<Row>, Problem> {
+        loop {
+            let client = self.client(deadline).await?;
+            let answer_by = deadline.min(Instant::now() + ANSWER_TIMEOUT);
+            let fault = match timeout_at(answer_by, client.query_typed(sql, parameters)).await {
+                Ok(Ok(rows)) => return Ok(rows),
+                Ok(Err(error)) => fault_of(&error),
+                Err(_) => Fault::lost("the server doesn't answer"),
+            };
+            if matches!(fault, Fault::Lost(_) | Fault::Standby) {
+                self.retire(&client);
+            }
+            let may_repeat = match fault {
+                Fault::Refused(_) => false,
+                Fault::Lost(_) => repeat == Repeat::Harmless,
+                Fault::Standby | Fault::RolledBack(_) => true,
+            };
+            let pause = spread(PAUSES[0]);
+            if !may_repeat || Instant::now() + pause >= deadline {
+                return Err(fault.into_problem("execute a statement"));
+            }
+            sleep(pause).await;
+        }
+    }
+
+    /// Returns the connection. Opens it if it isn't, again and again until the deadline.
+    pub(super) async fn client(&self, deadline: Instant) -> Result<Arc<Client>, Problem> {
+        let mut state = self.state.subscribe();
+        // A failure from before this call says nothing of now.
+        let (mut is_new, mut last) = (false, None);
+        loop {
+            match &*state.borrow_and_update() {
+                State::Open(client) if !client.is_closed() => return Ok(Arc::clone(client)),
+                State::Closed(Some(failure)) if is_new && failure.kind() == StoreErrorKind::Misconfigured => {
+                    return Err(failure.clone());
+                }
+                State::Closed(Some(failure)) if is_new => last = Some(failure.clone()),
+                State::Open(_) | State::Closed(_) => {}
+            }
+            self.demand.notify_one();
+            if timeout_at(deadline, state.changed()).await.is_err() {
+                return Err(last.unwrap_or_else(|| unavailable("failed to connect: the server doesn't answer")));
+            }
+            is_new = true;
+        }
+    }
+
+    /// Gives a connection up. Statements that wait for its answer may still get it.
+    pub(super) fn retire(&self, client: &Arc<Client>) {
+        self.state.send_if_modified(|state| {
+            let is_open = matches!(state, State::Open(open) if Arc::ptr_eq(open, client));
+            if is_open {
+                *state = State::Closed(None);
+            }
+            is_open
+        });
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Opens the connection whenever it is needed and not open.
+async fn keep_open(server: Arc<Server>, state: watch::Sender<State>, demand: Arc<Notify>) {
+    let mut pause = PAUSES[0];
+    loop {
+        demand.notified().await;
+        // The semaphore is never closed.
+        let Ok(permit) = Arc::clone(&server.permits).acquire_owned().await else { return };
+        match server.connect().await {
+            Ok((client, driver)) => {
+                pause = PAUSES[0];
+                drive(driver, Arc::new(client), permit, &state).await;
+            }
+            Err(problem) => {
+                drop(permit);
+                state.send_replace(State::Closed(Some(problem)));
+                sleep(spread(pause)).await;
+                pause = (2 * pause).min(PAUSES[1]);
+            }
+        }
+    }
+}
+
+/// Lends a connection to calls until it fails, or is retired.
+async fn drive(driver: Driver, client: Arc<Client>, permit: OwnedSemaphorePermit, state: &watch::Sender<State>) {
+    let mut states = state.subscribe();
+    let open = Arc::as_ptr(&client) as usize;
+    state.send_replace(State::Open(client));
+    let retired = async {
+        let is_retired = |state: &State| !matches!(state, State::Open(client) if Arc::as_ptr(client) as usize == open);
+        // The sender is here.
+        let _ = states.wait_for(is_retired).await;
+    };
+    let mut driver = Box::pin(driver);
+    tokio::select! {
+        _ = &mut driver => drop(state.send_replace(State::Closed(None))),
+        () = retired => {
+            // It ends when its last statement is answered, or when it is known to be dead.
+            tokio::spawn(async move {
+                let _ = driver.await;
+                drop(permit);
+            });
+        }
+    }
+}
+
+/// Returns a time between a half of this and one and a half.
+pub(super) fn spread(time: Duration) -> Duration {
+    let random = random::bytes().map_or(0x8000, u16::from_be_bytes);
+    time / 2 + time.mul_f64(f64::from(random) / f64::from(u16::MAX))
+}
+
+fn unavailable(reason: &str) -> Problem {
+    Problem::new(StoreErrorKind::Unavailable, reason)
+}

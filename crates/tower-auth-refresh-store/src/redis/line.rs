@@ -1,0 +1,225 @@
+//! The line to the server: one connection, made anew when it breaks or its server is no longer the primary.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, Value, cmd};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+use super::connect::{Connection, Connector};
+use super::failure::Failure;
+use super::script;
+use crate::error::{Problem, StoreErrorKind};
+use crate::random;
+
+/// The time after which a call fails, less than the 5 s that a session waits for it.
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+/// The time for one attempt at a call. After it, the connection is given up.
+pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1500);
+/// The time for which a write waits for its replicas.
+const REPLICAS_TIMEOUT: Duration = Duration::from_secs(1);
+/// The pause after the first failure in a row, which doubles with each: half of it by chance.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A line to the server, which all stores of one [`RedisStores`](super::RedisStores) share.
+pub(super) struct Line {
+    pub(super) connector: Connector,
+    /// The number of replicas that a write waits for.
+    replicas: usize,
+    state: Mutex<State>,
+    /// Set while `state` has an outage.
+    is_failing: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    connection: Option<Connection>,
+    outage: Option<Outage>,
+}
+
+/// The failures since the last answer.
+struct Outage {
+    since: Instant,
+    pause: Duration,
+    /// The end of the pause after the last failure.
+    until: Instant,
+    last: Problem,
+}
+
+/// A call of the server.
+pub(super) struct Call<F> {
+    /// Makes the call for a connection: as it is sent first, and as it is sent if the server doesn't know the script.
+    pub(super) command: F,
+    pub(super) deadline: Instant,
+    /// The call may be made again if its answer is lost.
+    pub(super) repeats: bool,
+    /// The call waits for replicas.
+    pub(super) waits: bool,
+}
+
+/// The answer to a call.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) value: Value,
+    /// Enough replicas have the write, of those that the call waits for.
+    pub(super) is_replicated: bool,
+}
+
+impl Line {
+    pub(super) fn new(connector: Connector, replicas: usize) -> Self {
+        Self { connector, replicas, state: Mutex::default(), is_failing: AtomicBool::new(false) }
+    }
+
+    /// Makes a call, again if need be, until its deadline.
+    pub(super) async fn call<F>(&self, call: Call<F>) -> Result<Answer, Failure>
+    where
+        F: Fn(&Connection) -> [Cmd; 2],
+    {
+        // Set while the server may have acted on an attempt.
+        let mut is_sent = false;
+        let attempts = async {
+            loop {
+                let was_sent = is_sent;
+                let refused = |problem| if was_sent { Failure::Lost(problem) } else { Failure::Refused(problem) };
+                let connection = self.connection().await.map_err(refused)?;
+                is_sent = true;
+                match self.attempt(&connection, &call).await {
+                    Ok(answer) => {
+                        self.end_outage().await;
+                        return Ok(answer);
+                    }
+                    Err(Failure::Refused(problem)) => return Err(refused(problem)),
+                    Err(Failure::Unready(problem)) => {
+                        is_sent = was_sent;
+                        self.give_up(&connection, problem).await;
+                    }
+                    Err(Failure::Lost(problem)) => {
+                        self.give_up(&connection, problem.clone()).await;
+                        if !call.repeats {
+                            return Err(Failure::Lost(problem));
+                        }
+                    }
+                }
+            }
+        };
+        let outcome = timeout_at(call.deadline, attempts).await;
+        outcome.unwrap_or_else(|_| {
+            let problem = self.last_problem();
+            Err(if is_sent { Failure::Lost(problem) } else { Failure::Unready(problem) })
+        })
+    }
+
+    /// Returns the connection, or makes one: one attempt at a time, with pauses.
+    pub(super) async fn connection(&self) -> Result<Connection, Problem> {
+        loop {
+            let mut state = self.state.lock().await;
+            if let Some(connection) = &state.connection {
+                return Ok(connection.clone());
+            }
+            let now = Instant::now();
+            if let Some(outage) = state.outage.as_ref().filter(|outage| now < outage.until) {
+                // Of the calls in a long outage, only that which ends a pause waits for an attempt.
+                if now > outage.since + CALL_TIMEOUT {
+                    return Err(outage.last.clone());
+                }
+                let until = outage.until;
+                drop(state);
+                sleep_until(until).await;
+                continue;
+            }
+            match self.connector.connect().await {
+                Ok(connection) => state.connection = Some(connection),
+                Err(problem) => {
+                    self.note(&mut state, problem.clone());
+                    if problem.kind() != StoreErrorKind::Unavailable {
+                        return Err(problem);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns the reason of the last failure, if it is known at once.
+    pub(super) fn last_problem(&self) -> Problem {
+        let last = self.state.try_lock().ok().and_then(|state| Some(state.outage.as_ref()?.last.clone()));
+        last.unwrap_or_else(|| unavailable("the server doesn't answer"))
+    }
+
+    async fn attempt<F>(&self, connection: &Connection, call: &Call<F>) -> Result<Answer, Failure>
+    where
+        F: Fn(&Connection) -> [Cmd; 2],
+    {
+        let [first, second] = (call.command)(connection);
+        let answer = match self.send(connection, first, call.waits).await {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                self.send(connection, second, call.waits).await
+            }
+            answer => answer,
+        };
+        let answer = answer.map_err(|error| Failure::of(&error))?;
+        if script::is_late(&answer.value) {
+            // The next connection learns the server's time.
+            return Err(Failure::Unready(unavailable("the call came too late, or the server's clock was set")));
+        }
+        Ok(answer)
+    }
+
+    /// Sends a command and, in the same packet, the question for the replicas.
+    async fn send(&self, connection: &Connection, command: Cmd, waits: bool) -> Result<Answer, RedisError> {
+        let waits = waits && self.replicas > 0;
+        let mut redis = connection.redis.clone();
+        let mut pipeline = Pipeline::with_capacity(2);
+        pipeline.add_command(command);
+        if waits {
+            pipeline.add_command(cmd("WAIT")).arg(self.replicas).arg(millis(REPLICAS_TIMEOUT));
+        }
+        let count = pipeline.len();
+        let sent = timeout(ATTEMPT_TIMEOUT, redis.send_packed_commands(&pipeline, 0, count)).await;
+        let no_answer = |_| RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
+        let mut answers = sent.map_err(no_answer)??.into_iter();
+        let value = answers.next().unwrap_or_default().extract_error()?;
+        let is_replicated = match answers.next() {
+            Some(Value::Int(count)) => usize::try_from(count).is_ok_and(|count| count >= self.replicas),
+            Some(_) => false,
+            None => true,
+        };
+        Ok(Answer { value, is_replicated })
+    }
+
+    /// Closes a connection that is of no more use, unless that was done.
+    async fn give_up(&self, connection: &Connection, problem: Problem) {
+        let mut state = self.state.lock().await;
+        if state.connection.take_if(|current| current.is(connection)).is_some() {
+            self.note(&mut state, problem);
+        }
+    }
+
+    /// Notes a failure, and begins the pause before the next connection.
+    fn note(&self, state: &mut State, problem: Problem) {
+        let now = Instant::now();
+        let (since, pause) =
+            state.outage.as_ref().map_or((now, FIRST_PAUSE), |outage| (outage.since, outage.pause * 2));
+        let pause = pause.min(LONGEST_PAUSE);
+        // Many processes lose their connections at once.
+        let chance = u32::from(random::bytes::<1>().map_or(128, |[chance]| chance));
+        let until = now + pause / 2 + pause * chance / 512;
+        state.outage = Some(Outage { since, pause, until, last: problem });
+        self.is_failing.store(true, Ordering::Relaxed);
+    }
+
+    async fn end_outage(&self) {
+        if self.is_failing.swap(false, Ordering::Relaxed) {
+            self.state.lock().await.outage = None;
+        }
+    }
+}
+
+pub(super) fn unavailable(reason: &str) -> Problem {
+    Problem::new(StoreErrorKind::Unavailable, reason)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,74 @@
+//! The conformance suite, with two handles in one process and with two processes.
+
+use std::sync::Arc;
+
+use tower_auth_refresh::store::TokenStore;
+use tower_auth_refresh_store::{PostgresStores, PostgresStoresBuilder};
+use tower_auth_refresh_testkit::conformance::{self, Handles};
+
+use super::{new_url, shared};
+use crate::conformance::LEASE;
+use crate::peer::Peer;
+use crate::url::open;
+
+/// Returns a function that opens two handles on a new record, each with connections of its own.
+fn two_handles(set_up: fn(PostgresStoresBuilder) -> PostgresStoresBuilder) -> impl AsyncFn() -> Handles {
+    async move || {
+        let url = new_url().await.unwrap();
+        let (url, namespace) = url.split_once('#').unwrap();
+        let open = async || {
+            let stores = set_up(PostgresStores::builder(url).namespace(namespace)).connect().await.unwrap();
+            stores.migrate().await.unwrap();
+            stores.store("ada")
+        };
+        [open().await, open().await]
+    }
+}
+
+/// Returns a handle on a new record in this process, and one in another process.
+async fn two_processes() -> Handles {
+    let url = new_url().await.unwrap();
+    let here: Arc<dyn TokenStore> = open(&url).await("");
+    [here, Arc::new(Peer::start(&url).await)]
+}
+
+#[cfg(feature = "encryption")]
+fn encrypted(builder: PostgresStoresBuilder) -> PostgresStoresBuilder {
+    builder.keys(tower_auth_refresh_store::Keys::new("1", &[7; 32]).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_in_postgres_conforms() {
+    if shared().await.is_some() {
+        conformance::stores(LEASE, two_handles(|builder| builder)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_on_a_store_in_postgres_conform() {
+    if shared().await.is_some() {
+        conformance::sessions(LEASE, two_handles(|builder| builder)).await;
+    }
+}
+
+#[cfg(feature = "encryption")]
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encrypted_store_in_postgres_conforms() {
+    if shared().await.is_some() {
+        conformance::stores(LEASE, two_handles(encrypted)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_on_a_store_in_postgres_conform() {
+    if shared().await.is_some() {
+        conformance::stores(LEASE, two_processes).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_of_two_processes_on_a_store_in_postgres_conform() {
+    if shared().await.is_some() {
+        conformance::sessions(LEASE, two_processes).await;
+    }
+}

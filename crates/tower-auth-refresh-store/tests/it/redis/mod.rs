@@ -1,0 +1,6 @@
+//! Stores in Redis, on servers that the tests start.
+
+mod conformance;
+mod server;
+
+pub(crate) use self::server::Server;
