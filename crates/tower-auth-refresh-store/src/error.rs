@@ -82,6 +82,7 @@ impl Problem {
         Self { kind, reason: format!("failed to {what}"), source: Some(Arc::new(source.into())) }
     }
 
+    #[cfg(any(feature = "postgres", feature = "redis"))]
     pub(crate) fn kind(&self) -> StoreErrorKind {
         self.kind
     }

@@ -137,6 +137,20 @@ pub(super) fn session_of(name: &str) -> Option<&str> {
     (is_hash || session == PROBE).then_some(session)
 }
 
+/// Returns the storage key of a session, as files are named by.
+pub(super) fn storage_key_of(session: &str) -> Option<[u8; 32]> {
+    let mut key = [0; 32];
+    let digits = session.as_bytes().chunks_exact(2);
+    if session.len() != 64 {
+        return None;
+    }
+    for (byte, digits) in key.iter_mut().zip(digits) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    // Not in capitals, for example.
+    (record::hex(&key) == session).then_some(key)
+}
+
 /// Returns `true` for a file that isn't complete.
 pub(super) fn is_draft(name: &str) -> bool {
     name.ends_with(DRAFT)

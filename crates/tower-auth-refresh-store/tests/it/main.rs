@@ -6,6 +6,7 @@ mod conformance;
 mod damage;
 #[cfg(all(feature = "encryption", unix))]
 mod encryption;
+mod expired;
 mod files;
 #[cfg(all(feature = "keychain", target_os = "linux"))]
 mod keychain;
