@@ -338,8 +338,8 @@ impl Here {
         self.held = self.held.take().filter(|(id, _)| id != claim.id());
     }
 
-    /// Returns the time until a claim's lease ends: by the wall clock, or as long after the claim was seen first as the
-    /// lease lasts, if the clock was set back.
+    /// Returns the time until a claim's lease ends: by its clock, or as long after the claim was seen first as the lease
+    /// lasts, if the clock was set back.
     fn left(&mut self, claim: ClaimFile) -> Duration {
         let lease = Duration::from_millis(claim.lease);
         let by_clock = claim.remaining();

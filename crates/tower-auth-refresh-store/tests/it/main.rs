@@ -2,6 +2,8 @@
 #![cfg(feature = "file")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
+#[cfg(target_os = "linux")]
+mod clocks;
 mod conformance;
 mod damage;
 #[cfg(all(feature = "encryption", unix))]
