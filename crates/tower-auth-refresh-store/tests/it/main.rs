@@ -2,11 +2,16 @@
 #![cfg(feature = "file")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
+#[cfg(target_os = "linux")]
+mod clocks;
 mod conformance;
 mod damage;
 #[cfg(all(feature = "encryption", unix))]
 mod encryption;
+mod expired;
 mod files;
+#[cfg(all(feature = "keychain", target_os = "linux"))]
+mod keychain;
 mod model;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod operation;
@@ -22,6 +27,8 @@ mod redis;
 mod support;
 mod url;
 
+#[cfg(all(feature = "postgres", unix))]
+use support::TestDirectory;
 use tower::BoxError;
 use tower_auth_refresh_store::{StoreError, StoreErrorKind};
 

@@ -34,27 +34,13 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub(crate) async fn start(url: &str) -> Self {
-        Self::launch(Command::new(env::current_exe().unwrap()), url).await
+        Self::start_by(Command::new(env::current_exe().unwrap()), url).await
     }
 
-    /// Starts a process whose wall clock is this many seconds ahead. `None` if `faketime` isn't installed.
-    #[cfg(feature = "postgres")]
-    pub(crate) async fn start_with_clock(url: &str, ahead: i32) -> Option<Self> {
-        if Command::new("faketime").arg("--version").output().is_err() {
-            assert!(env::var("CI").is_err(), "faketime isn't installed");
-            eprintln!("skipped: faketime isn't installed");
-            return None;
-        }
-        let mut program = Command::new("faketime");
-        program.arg("-f").arg(format!("{ahead:+}")).arg(env::current_exe().unwrap());
-        // Timers go on.
-        program.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
-        Some(Self::launch(program, url).await)
-    }
-
-    async fn launch(mut program: Command, url: &str) -> Self {
+    /// Starts the process by a command that runs this program.
+    pub(crate) async fn start_by(mut command: Command, url: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let process = program
+        let process = command
             .args(["--exact", "conformance::a_second_process"])
             .env(PORT, listener.local_addr().unwrap().port().to_string())
             .env(URL, url)
@@ -80,6 +66,13 @@ impl Peer {
             }
         });
         Self { process: Mutex::new(process), calls, answers, last: AtomicU64::new(0) }
+    }
+
+    /// Stops the process, or has it go on.
+    #[cfg(unix)]
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let process = self.process.lock().unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_child(&process), signal).unwrap();
     }
 
     /// Kills the process, as `kill -9` does.

@@ -10,6 +10,7 @@ use tower_auth_refresh_store::{PostgresStores, PostgresStoresBuilder};
 use tower_auth_refresh_testkit::conformance::{self, Handles};
 
 use super::{new_url, shared};
+use crate::clocks::peer_with_clock;
 use crate::conformance::LEASE;
 use crate::model;
 use crate::peer::Peer;
@@ -82,15 +83,14 @@ async fn two_processes_whose_clocks_are_an_hour_apart_conform() {
     if shared().await.is_none() {
         return;
     }
-    for ahead in [3600, -3600] {
-        let url = new_url().await.unwrap();
-        if Peer::start_with_clock(&url, ahead).await.is_none() {
+    for offset in ["+1h", "-1h"] {
+        if peer_with_clock(offset, &new_url().await.unwrap()).await.is_none() {
             return;
         }
         conformance::stores(LEASE, async || {
             let url = new_url().await.unwrap();
             let here: Arc<dyn TokenStore> = open(&url).await("");
-            [here, Arc::new(Peer::start_with_clock(&url, ahead).await.unwrap())]
+            [here, Arc::new(peer_with_clock(offset, &url).await.unwrap())]
         })
         .await;
     }

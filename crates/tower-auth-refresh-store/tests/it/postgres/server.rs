@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use tokio::sync::OnceCell;
 
-use crate::support::TestDirectory;
+use crate::TestDirectory;
 
 /// The password of the user `postgres`.
 pub(crate) const PASSWORD: &str = "s3cr3t-w0rd";
