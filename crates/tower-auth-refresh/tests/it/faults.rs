@@ -411,6 +411,18 @@ async fn a_refresh_service_that_never_becomes_ready_leaves_nothing_in_doubt() {
     it.assert_recovers(false).await;
 }
 
+/// As after a process was stopped for longer than its lease: another one may have presented the token meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_service_that_becomes_ready_when_the_time_is_over_is_not_called() {
+    // The second poll is made when the time-out has passed.
+    let (mut it, _) = with_readiness(|poll| if poll == 1 { Poll::Pending } else { Poll::Ready(Ok(())) }).await;
+    let response = it.get_refused().await.await.unwrap();
+    assert!(it.auth.is_idle().await);
+    assert!(matches!(failure(not_refreshed(&response)), RefreshErrorKind::Unavailable));
+    it.assert_kept(RefreshErrorKind::Unavailable).await;
+    it.assert_recovers(false).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_refresh_service_that_fails_to_become_ready_is_tried_three_times_and_leaves_nothing_in_doubt() {
     let (mut it, attempts) = with_readiness(|attempt| match attempt {
@@ -1010,6 +1022,39 @@ async fn a_refresh_call_through_its_own_layer_passes_through_unchanged() {
     call.reply(200).await;
     assert_eq!(response.await.unwrap().status(), 200);
     assert_took(begun, Duration::ZERO);
+}
+
+/// One service, and not a clone for each request, so that it reuses the credentials of the last one.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_call_gets_no_credentials_that_its_service_keeps_from_other_requests() {
+    let mut it = refreshing_through_itself(|client| {
+        let one = Arc::new(tokio::sync::Mutex::new(client));
+        let send = move |request| {
+            let one = Arc::clone(&one);
+            async move { one.lock().await.ready().await?.call(request).await }
+        };
+        tower::service_fn(move |request| {
+            let send = send.clone();
+            async move {
+                for _ in 0..3 {
+                    // In tasks of their own, as requests of others are.
+                    let other = Request::get(ORIGIN).body(Full::default()).unwrap();
+                    tokio::spawn(send(other)).await.unwrap()?;
+                }
+                send(request).await
+            }
+        })
+    })
+    .await;
+    let session = it.session.clone();
+    let refreshed = tokio::spawn(async move { session.refresh().await });
+    for _ in 0..3 {
+        it.api.reply(1, "a1", 200).await;
+    }
+    let refresh = it.api.next().await;
+    assert_eq!((refresh.request.uri().path(), refresh.token()), ("/auth/refresh", None));
+    refresh.reply(200).await;
+    assert_eq!(refreshed.await.unwrap().unwrap(), pair(2));
 }
 
 #[tokio::test(start_paused = true)]
