@@ -22,7 +22,7 @@ const LONGEST_TIMER: Duration = Duration::from_secs(1_000);
 /// Longer than a lease.
 const STOP: Duration = Duration::from_secs(60);
 
-/// How many processes there are, what each does, and how often each kind of trouble may happen in one run.
+/// The processes of a run, their work, and the number of times that each kind of trouble may happen.
 #[derive(Clone, Copy, Debug, Hash)]
 pub(crate) struct Bounds {
     pub(crate) processes: usize,
@@ -68,7 +68,7 @@ struct Process {
     handle: Handle,
     running: Option<(Runtime, Session)>,
     is_done: Arc<Mutex<u32>>,
-    /// What it has seen: its state depends on nothing else.
+    /// The hash of all that it has seen: its state depends on nothing else.
     seen: u64,
     /// It may have something to do at its next timer.
     may_act: bool,
@@ -88,7 +88,7 @@ struct Run {
     trace: Vec<(Choice, Option<About>)>,
 }
 
-/// What an exploration has found.
+/// The extent of an exploration.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     /// Different states: of the store, the server, the calls under way, and what each process has seen.
