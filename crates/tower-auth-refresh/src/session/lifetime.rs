@@ -17,7 +17,7 @@ use super::revocation::Revocation;
 use super::state::{Event, State, Stored};
 use super::store_call::bounded;
 use crate::refresh::{NotRefreshed, RefreshError};
-use crate::store::{ClearOutcome, End, Entry, Epoch, Record, TokenStore, Version};
+use crate::store::{ClearOutcome, End, EndOfSignIn, Entry, Epoch, Record, TokenStore, Version};
 use crate::token::Tokens;
 use crate::wall_clock;
 
@@ -72,12 +72,12 @@ impl Lifetimes {
     }
 
     /// Returns the end of a sign-in that is made now.
-    pub(super) fn end_of_sign_in(&self) -> Option<End> {
-        wall_clock::now().checked_add(self.longest?).map(End::from)
+    pub(super) fn end_of_sign_in(&self) -> Option<EndOfSignIn> {
+        wall_clock::now().checked_add(self.longest?).map(EndOfSignIn::by)
     }
 
     /// Returns the end of a sign-in that a record tells, no later than that of one made now: a clock may have been set back.
-    fn clamped(&self, ends_at: Option<End>) -> Option<End> {
+    fn clamped(&self, ends_at: Option<EndOfSignIn>) -> Option<EndOfSignIn> {
         match (ends_at, self.end_of_sign_in()) {
             (Some(told), Some(now)) => Some(told.min(now)),
             (told, now) => told.or(now),
@@ -288,7 +288,7 @@ impl Config {
 
     /// Returns a record with the end of its sign-in as this process's settings allow it.
     pub(super) fn clamped(&self, record: Record) -> Record {
-        match self.lifetimes.clamped(record.entry().ends_at().map(End::from)) {
+        match self.lifetimes.clamped(record.entry().ends_at().map(EndOfSignIn::from)) {
             Some(end) => Record::new(record.version().clone(), record.entry().clone().with_ends_at(end.into())),
             None => record,
         }

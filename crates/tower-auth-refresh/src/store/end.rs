@@ -1,6 +1,6 @@
-//! [`End`]: a moment at which a record or a sign-in ends, as stores keep it.
+//! [`End`]: a moment at which a record or a sign-in ends, as stores keep it, and [`EndOfSignIn`], as sessions keep it.
 
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The last millisecond of the year 9999, which databases and programs of other languages still represent.
@@ -36,6 +36,32 @@ impl From<End> for SystemTime {
     }
 }
 
+/// The end of a sign-in, in whole seconds until the year 2106. It fits into a gap of the session's state, of which a
+/// process may hold a million.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct EndOfSignIn(NonZeroU32);
+
+impl EndOfSignIn {
+    /// The end at this time, rounded up to a second.
+    pub(crate) fn by(at: SystemTime) -> Self {
+        Self::from(at.checked_add(Duration::from_nanos(999_999_999)).unwrap_or(at))
+    }
+}
+
+impl From<SystemTime> for EndOfSignIn {
+    fn from(at: SystemTime) -> Self {
+        let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seconds = u32::try_from(since.as_secs()).unwrap_or(u32::MAX);
+        Self(NonZeroU32::new(seconds).unwrap_or(NonZeroU32::MIN))
+    }
+}
+
+impl From<EndOfSignIn> for SystemTime {
+    fn from(end: EndOfSignIn) -> Self {
+        UNIX_EPOCH + Duration::from_secs(end.0.get().into())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,5 +74,16 @@ mod tests {
         assert_eq!(kept(UNIX_EPOCH - Duration::from_secs(1)), Duration::from_millis(1));
         assert_eq!(kept(UNIX_EPOCH + Duration::from_millis(LATEST + 1)), Duration::from_millis(LATEST));
         assert_eq!(size_of::<Option<End>>(), 8);
+    }
+
+    #[test]
+    fn the_end_of_a_sign_in_is_kept_in_whole_seconds_until_2106() {
+        let at = |millis| UNIX_EPOCH + Duration::from_millis(millis);
+        assert_eq!(SystemTime::from(EndOfSignIn::by(at(1_999))), at(2_000));
+        assert_eq!(SystemTime::from(EndOfSignIn::by(at(2_000))), at(2_000));
+        assert_eq!(SystemTime::from(EndOfSignIn::from(at(1_999))), at(1_000));
+        let latest = UNIX_EPOCH + Duration::from_secs(u32::MAX.into());
+        assert_eq!(SystemTime::from(EndOfSignIn::by(at(LATEST))), latest);
+        assert_eq!(size_of::<Option<EndOfSignIn>>(), 4);
     }
 }
