@@ -89,7 +89,7 @@ test:
 loom:
     RUSTFLAGS='--cfg loom' cargo test -p tower-auth-refresh --lib --release --locked --target-dir target/loom replay::tests
 
-# Explores the claim protocol: ten million states, in a quarter of an hour of one core.
+# Explores the claim protocol: ten million states, in 25 minutes of one core.
 claims:
     CLAIM_STATES=10000000 cargo test --release -p tower-auth-refresh --test claims --locked -- --nocapture
 
