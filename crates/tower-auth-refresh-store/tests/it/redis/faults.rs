@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tower::BoxError;
 use tower_auth_refresh::store::{
-    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, InsertOutcome, Presented, TokenStore, Version,
+    ClaimOutcome, ClearOutcome, CommitOutcome, InsertOutcome, Presented, TokenStore, Version,
 };
 use tower_auth_refresh_store::{RedisStores, StoreError, StoreErrorKind};
 

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod cost;
+mod failover;
 mod faults;
 mod push;
 mod server;

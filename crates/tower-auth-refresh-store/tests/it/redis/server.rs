@@ -7,7 +7,7 @@ use std::{env, fs};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::TestDirectory;
 
@@ -24,7 +24,8 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server that keeps its data in memory. `None` if none is installed.
     pub(crate) async fn start() -> Option<Self> {
-        Self::start_with(&["--save", ""]).await
+        // A replica gets its data at once.
+        Self::start_with(&["--save", "", "--repl-diskless-sync-delay", "0"]).await
     }
 
     /// Starts a server with these settings, as on the command line. `None` if none is installed.
@@ -98,9 +99,10 @@ pub(crate) async fn launch(program: &str, directory: &Path, settings: &[&str]) -
 /// Sends a command to the server on a port, and returns the answer as it was sent.
 pub(crate) async fn command_to(port: u16, command: &str) -> std::io::Result<String> {
     let mut socket = TcpStream::connect(("127.0.0.1", port)).await?;
-    socket.write_all(format!("{command}\r\nQUIT\r\n").as_bytes()).await?;
-    let mut answer = Vec::new();
-    socket.read_to_end(&mut answer).await?;
-    let answer = String::from_utf8_lossy(&answer).into_owned();
-    Ok(answer.strip_suffix("+OK\r\n").map_or(answer.clone(), str::to_owned))
+    socket.write_all(format!("{command}\r\n").as_bytes()).await?;
+    // The server answers, then closes the connection too.
+    socket.shutdown().await?;
+    let mut answer = String::new();
+    timeout(START_TIMEOUT, socket.read_to_string(&mut answer)).await??;
+    Ok(answer)
 }
