@@ -34,11 +34,17 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub(crate) async fn start(url: &str) -> Self {
+        Self::start_with(url, &[]).await
+    }
+
+    /// Starts a process with these environment variables as well.
+    pub(crate) async fn start_with(url: &str, variables: &[(&str, &str)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let process = Command::new(env::current_exe().unwrap())
             .args(["--exact", "conformance::a_second_process"])
             .env(PORT, listener.local_addr().unwrap().port().to_string())
             .env(URL, url)
+            .envs(variables.iter().copied())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();

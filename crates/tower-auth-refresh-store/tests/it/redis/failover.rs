@@ -15,6 +15,9 @@ use super::server::{command_to, launch};
 use crate::proxy::Proxy;
 use crate::support::{LEASE, TestDirectory, claimed, entry};
 
+/// The command that makes a replica a primary.
+const PROMOTION: &str = concat!("REPLICAOF NO", " ONE");
+
 /// A server that sends its writes to a replica, through a proxy, and the clients' way to either, through another.
 struct Pair {
     primary: Server,
@@ -63,7 +66,7 @@ impl Pair {
     async fn fail_over(&mut self) {
         self.cut_replication();
         self.primary.kill();
-        assert_eq!(self.replica.command("REPLICAOF NO ONE").await, "+OK\r\n");
+        assert_eq!(self.replica.command(PROMOTION).await, "+OK\r\n");
         self.clients.retarget(self.replica.port());
         self.clients.cut();
     }
@@ -156,7 +159,7 @@ async fn a_server_that_gives_up_its_role_and_keeps_its_connections_is_read_no_lo
     let store = pair.connect(0).await.store("ada");
     let version = pair.connect(1).await.store("ada").replace(&entry(1)).await.unwrap();
     let connections = pair.clients.connections();
-    assert_eq!(pair.replica.command("REPLICAOF NO ONE").await, "+OK\r\n");
+    assert_eq!(pair.replica.command(PROMOTION).await, "+OK\r\n");
     let source = pair.replica.port();
     assert_eq!(pair.primary.command(&format!("REPLICAOF 127.0.0.1 {source}")).await, "+OK\r\n");
     pair.clients.retarget(pair.replica.port());

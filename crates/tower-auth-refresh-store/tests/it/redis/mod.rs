@@ -4,7 +4,10 @@ mod conformance;
 mod cost;
 mod failover;
 mod faults;
+mod limits;
 mod push;
+#[cfg(all(feature = "encryption", unix))]
+mod secrets;
 mod server;
 
 pub(crate) use self::server::Server;
