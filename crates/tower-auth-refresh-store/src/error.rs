@@ -30,6 +30,8 @@ pub enum StoreErrorKind {
     NewerFormat,
     /// A file or directory isn't private: other users own it, or may read or replace it.
     TooOpen,
+    /// The keychain is locked, or the user has refused access to it.
+    Locked,
     /// The store can't work safely as it is set up.
     Misconfigured,
 }
@@ -41,7 +43,8 @@ impl StoreError {
         self.problem.kind
     }
 
-    /// Returns the resource that failed: a path, a URL without its credentials, or the name of an environment variable.
+    /// Returns the resource that failed: a path, a URL without its credentials, the name of an environment variable, or
+    /// an entry of a keychain.
     #[must_use]
     pub fn resource(&self) -> &str {
         &self.resource
@@ -79,6 +82,7 @@ impl Problem {
         Self { kind, reason: format!("failed to {what}"), source: Some(Arc::new(source.into())) }
     }
 
+    #[cfg(any(feature = "postgres", feature = "redis"))]
     pub(crate) fn kind(&self) -> StoreErrorKind {
         self.kind
     }
@@ -87,6 +91,11 @@ impl Problem {
     #[cfg(feature = "postgres")]
     pub(crate) fn while_doing(self, what: &str) -> Self {
         Self { reason: format!("{what}: {}", self.reason), ..self }
+    }
+
+    #[cfg(feature = "keychain")]
+    pub(crate) fn with_kind(self, kind: StoreErrorKind) -> Self {
+        Self { kind, ..self }
     }
 
     pub(crate) fn at(self, path: &Path) -> StoreError {

@@ -15,7 +15,7 @@ use crate::error::{Problem, StoreError, StoreErrorKind};
 use crate::{private, random};
 
 /// The length of a key, in bytes.
-const KEY: usize = 32;
+pub(crate) const KEY: usize = 32;
 pub(crate) const NONCE: usize = 24;
 pub(crate) const TAG: usize = 16;
 /// A key ring in a file is shorter by far.

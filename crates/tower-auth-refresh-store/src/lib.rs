@@ -4,7 +4,8 @@
 //! | --- | --- | --- |
 //! | [`FileStore`] | a command-line program, a desktop app, services of one host | `file` (default) |
 //!
-//! With the feature `encryption`, a store encrypts its records: see `Keys`.
+//! With the feature `encryption`, a store encrypts its records: see `Keys`. With the feature `keychain`, the key of a
+//! [`FileStore`] is in the keychain of the operating system: see `KeychainKey`.
 //!
 //! # The files
 //!
@@ -23,8 +24,9 @@
 //! - A claim reserves the disk space for the next record, so that a full disk is noticed before the refresh token is
 //!   used up.
 //! - If the process that made a claim dies, the next process takes over at once; the refresh token is then in doubt.
-//!   Otherwise a claim holds until its lease ends by the wall clock, and never for longer than the lease, if the clock
-//!   is set back.
+//!   Otherwise a claim holds until its lease ends: by the time since the boot on Linux, or by the wall clock for a claim
+//!   of another host, and never for longer than the lease, if the clock is set back.
+//! - A record whose end has passed is deleted by [`FileStore::delete_expired`], and read until then.
 //! - A record that is damaged, of a later format, or encrypted with an unknown key is an error. The user stays signed
 //!   in until the cause is mended, or the file is removed.
 //! - A file or directory that another user owns or may open is refused, as is a symbolic link in the directory. The
@@ -48,6 +50,8 @@
 mod error;
 #[cfg(feature = "file")]
 mod file;
+#[cfg(feature = "keychain")]
+mod keychain;
 #[cfg(feature = "encryption")]
 mod keys;
 #[cfg(feature = "postgres")]
@@ -60,10 +64,14 @@ mod random;
 mod record;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(feature = "postgres")]
+mod watchers;
 
 pub use self::error::{StoreError, StoreErrorKind};
 #[cfg(feature = "file")]
 pub use self::file::{FileStore, FileStoreBuilder};
+#[cfg(feature = "keychain")]
+pub use self::keychain::KeychainKey;
 #[cfg(feature = "encryption")]
 pub use self::keys::Keys;
 #[cfg(feature = "postgres")]

@@ -8,6 +8,7 @@
 //! | 16 | the version that is claimed; a claim on another version than the record's is none |
 //! | 16 | the identifier of the claim |
 //! | 8 | the beginning of the lease, in milliseconds since 1970 |
+//! | 8 | the beginning of the lease, in milliseconds since the host was booted; 0 if that isn't known |
 //! | 8 | the length of the lease, in milliseconds |
 //! | 16 | the host, and its boot: the first half of the SHA-256 of Linux's boot identifier, or of the host's name |
 //! | 32 | SHA-256 of all bytes before |
@@ -15,6 +16,9 @@
 //!
 //! The first five bytes keep their meaning in later formats. A claim that is damaged leaves its record's token in
 //! doubt.
+//!
+//! The end of a lease is told by the time since the boot, for a process of the same boot: the wall clock may be set
+//! meanwhile, by years if the host has no clock of its own.
 //!
 //! The process that made a claim keeps the file open and locked. If the lock is free although host and boot are those
 //! of the reader, the process has died, or has dropped the store, and there is nothing to wait for.
@@ -31,7 +35,7 @@ const FORMAT: u8 = 1;
 const IN_DOUBT: u8 = 1;
 const RELEASED: u8 = 2;
 /// The length without the checksum and the zeros.
-const CONTENT: usize = 4 + 1 + 1 + 16 + 16 + 8 + 8 + 16;
+const CONTENT: usize = 4 + 1 + 1 + 16 + 16 + 8 + 8 + 8 + 16;
 /// The length without the zeros.
 pub(super) const LENGTH: usize = CONTENT + 32;
 
@@ -43,6 +47,7 @@ pub(super) struct ClaimFile {
     pub(super) in_doubt: bool,
     pub(super) is_released: bool,
     pub(super) begins: u64,
+    pub(super) begins_since_boot: u64,
     pub(super) lease: u64,
     pub(super) host: [u8; 16],
 }
@@ -50,8 +55,8 @@ pub(super) struct ClaimFile {
 impl ClaimFile {
     /// A claim whose lease begins now.
     pub(super) fn new(version: u128, id: u128, in_doubt: bool, lease: Duration) -> Self {
-        let (begins, lease) = (now(), millis(lease));
-        Self { version, id, in_doubt, is_released: false, begins, lease, host: this_host() }
+        let (begins, begins_since_boot, lease, host) = (now(), since_boot(), millis(lease), this_host());
+        Self { version, id, in_doubt, is_released: false, begins, begins_since_boot, lease, host }
     }
 
     /// The end of this claim, which leaves the token in doubt.
@@ -67,6 +72,7 @@ impl ClaimFile {
             &self.version.to_be_bytes(),
             &self.id.to_be_bytes(),
             &self.begins.to_be_bytes(),
+            &self.begins_since_boot.to_be_bytes(),
             &self.lease.to_be_bytes(),
             &self.host,
         ]
@@ -94,6 +100,7 @@ impl ClaimFile {
         let (version, rest) = rest.split_first_chunk()?;
         let (id, rest) = rest.split_first_chunk()?;
         let (begins, rest) = rest.split_first_chunk()?;
+        let (begins_since_boot, rest) = rest.split_first_chunk()?;
         let (lease, host) = rest.split_first_chunk()?;
         is_whole.then_some(Self {
             version: u128::from_be_bytes(*version),
@@ -101,14 +108,17 @@ impl ClaimFile {
             in_doubt: flags & IN_DOUBT != 0,
             is_released: flags & RELEASED != 0,
             begins: u64::from_be_bytes(*begins),
+            begins_since_boot: u64::from_be_bytes(*begins_since_boot),
             lease: u64::from_be_bytes(*lease),
             host: host.try_into().ok()?,
         })
     }
 
-    /// Returns the time until the lease ends by the wall clock.
+    /// Returns the time until the lease ends, by the time since the boot or by the wall clock.
     pub(super) fn remaining(&self) -> Duration {
-        Duration::from_millis(self.begins.saturating_add(self.lease).saturating_sub(now()))
+        let is_of_this_boot = self.is_of_this_boot() && self.begins_since_boot != 0;
+        let (begins, now) = if is_of_this_boot { (self.begins_since_boot, since_boot()) } else { (self.begins, now()) };
+        Duration::from_millis(begins.saturating_add(self.lease).saturating_sub(now))
     }
 
     /// Returns `true` if the claim was made on this host, since it was booted.
@@ -119,6 +129,18 @@ impl ClaimFile {
 
 fn now() -> u64 {
     millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+/// Counts on while the host sleeps.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn since_boot() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    millis(Duration::try_from(now).unwrap_or_default())
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn since_boot() -> u64 {
+    0
 }
 
 fn millis(duration: Duration) -> u64 {

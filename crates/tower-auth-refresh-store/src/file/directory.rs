@@ -22,14 +22,14 @@ const DRAFT: &str = ".tmp";
 pub(super) const PROBE: &str = "check";
 
 /// An open directory.
-pub(super) struct Directory<'a> {
+pub(crate) struct Directory<'a> {
     handle: Handle,
     path: &'a Path,
 }
 
 impl<'a> Directory<'a> {
     /// Opens a directory, and refuses one that isn't private or is on a network.
-    pub(super) fn open(path: &'a Path, allows_network: bool) -> Result<Self, StoreError> {
+    pub(crate) fn open(path: &'a Path, allows_network: bool) -> Result<Self, StoreError> {
         let handle = Handle::open(path).map_err(|problem| problem.at(path))?;
         let failed = |error| Problem::io("read the directory's attributes", error).at(path);
         private::check(&handle.metadata().map_err(failed)?, path)?;
@@ -45,12 +45,12 @@ impl<'a> Directory<'a> {
     }
 
     /// Returns the function that makes an error of a problem with a file.
-    pub(super) fn error_at<'b>(&'b self, name: &'b str) -> impl Fn(Problem) -> StoreError + 'b {
+    pub(crate) fn error_at<'b>(&'b self, name: &'b str) -> impl Fn(Problem) -> StoreError + 'b {
         |problem| problem.at(&self.path_of(name))
     }
 
     /// Opens a file for reading. Returns `None` if there is none.
-    pub(super) fn file(&self, name: &str) -> Result<Option<File>, StoreError> {
+    pub(crate) fn file(&self, name: &str) -> Result<Option<File>, StoreError> {
         match self.handle.open_file(name, How::Read) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             opened => self.checked(name, opened).map(Some),
@@ -58,13 +58,13 @@ impl<'a> Directory<'a> {
     }
 
     /// Opens a file whose lock is to be taken, and makes it if there is none.
-    pub(super) fn lock_file(&self, name: &str) -> Result<File, StoreError> {
+    pub(crate) fn lock_file(&self, name: &str) -> Result<File, StoreError> {
         let opened = self.reach(Step::Lock).and_then(|()| self.handle.open_file(name, How::Lock));
         self.checked(name, opened)
     }
 
     /// Reads an open file.
-    pub(super) fn read(&self, name: &str, file: &File) -> Result<Zeroizing<Vec<u8>>, StoreError> {
+    pub(crate) fn read(&self, name: &str, file: &File) -> Result<Zeroizing<Vec<u8>>, StoreError> {
         let failed = |error| Problem::io("read the file", error).at(&self.path_of(name));
         private::read(file, 2 * record::LONGEST).map_err(failed)?.ok_or_else(|| {
             Problem::new(StoreErrorKind::Corrupt, "the file is too long to be a store's").at(&self.path_of(name))
@@ -72,7 +72,7 @@ impl<'a> Directory<'a> {
     }
 
     /// Writes a new file, followed by zeros up to `length`, which isn't visible until it is published.
-    pub(super) fn draft(&self, name: &str, bytes: &[u8], length: usize) -> Result<(Draft<'_>, File), StoreError> {
+    pub(crate) fn draft(&self, name: &str, bytes: &[u8], length: usize) -> Result<(Draft<'_>, File), StoreError> {
         let failed = |what: &str, error| Problem::io(what, error).at(&self.path_of(name));
         let unique = random::identifier().map_err(|problem| problem.at(self.path))?;
         let draft = format!("{name}.{unique:032x}{DRAFT}");
@@ -100,7 +100,7 @@ impl<'a> Directory<'a> {
     }
 
     /// Makes all changes to the directory durable.
-    pub(super) fn sync(&self) -> Result<(), StoreError> {
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
         let synced = self.reach(Step::SyncDirectory).and_then(|()| self.handle.sync());
         synced.map_err(|error| Problem::io("write the directory to the disk", error).at(self.path))
     }
@@ -137,13 +137,27 @@ pub(super) fn session_of(name: &str) -> Option<&str> {
     (is_hash || session == PROBE).then_some(session)
 }
 
+/// Returns the storage key of a session, as files are named by.
+pub(super) fn storage_key_of(session: &str) -> Option<[u8; 32]> {
+    let mut key = [0; 32];
+    let digits = session.as_bytes().chunks_exact(2);
+    if session.len() != 64 {
+        return None;
+    }
+    for (byte, digits) in key.iter_mut().zip(digits) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    // Not in capitals, for example.
+    (record::hex(&key) == session).then_some(key)
+}
+
 /// Returns `true` for a file that isn't complete.
 pub(super) fn is_draft(name: &str) -> bool {
     name.ends_with(DRAFT)
 }
 
 /// A new file that is complete, but not visible yet. Removed if it is dropped.
-pub(super) struct Draft<'a> {
+pub(crate) struct Draft<'a> {
     directory: &'a Directory<'a>,
     name: String,
     is_published: bool,
@@ -151,7 +165,7 @@ pub(super) struct Draft<'a> {
 
 impl Draft<'_> {
     /// Puts the file in the place of another. Durable after [`sync`](Directory::sync).
-    pub(super) fn publish(mut self, name: &str) -> Result<(), StoreError> {
+    pub(crate) fn publish(mut self, name: &str) -> Result<(), StoreError> {
         let directory = self.directory;
         let renamed = directory.reach(Step::Rename).and_then(|()| directory.handle.rename(&self.name, name));
         renamed.map_err(|error| Problem::io("replace the file", error).at(&directory.path_of(name)))?;

@@ -11,7 +11,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(25);
 
 /// Locks the file until it is closed.
-pub(super) fn acquire(file: &File, deadline: Instant) -> Result<(), Problem> {
+pub(crate) fn acquire(file: &File, deadline: Instant) -> Result<(), Problem> {
     let mut pause = FIRST_PAUSE;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

@@ -11,7 +11,7 @@ mod steps;
 mod tests;
 
 use std::future::{Future, ready};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -23,15 +23,18 @@ use tower_auth_refresh::store::{
     Version,
 };
 
-use self::directory::{Directory, PROBE, is_draft, session_of};
-use self::session::{Here, SessionFiles, Turn};
+pub(crate) use self::directory::Directory;
+use self::directory::{PROBE, is_draft, session_of, storage_key_of};
+#[cfg(feature = "keychain")]
+pub(crate) use self::lock::acquire;
+use self::session::{Here, RECORD, SessionFiles, Turn};
 use crate::error::{Problem, StoreError, StoreErrorKind};
 #[cfg(feature = "encryption")]
 use crate::keys::Keys;
 use crate::record::{Codec, storage_key};
 
 /// The time for which a call waits for the lock of a session's files.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The time after which a call fails, less than the 5 s that a session waits for it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(4);
@@ -125,9 +128,7 @@ impl FileStore {
     /// it. A claim that is granted after its call was dropped is given back.
     #[must_use]
     pub fn store(&self, key: impl AsRef<[u8]>) -> Arc<dyn TokenStore> {
-        let codec = Codec::new(storage_key(&self.settings.namespace, key.as_ref()));
-        #[cfg(feature = "encryption")]
-        let codec = codec.with_keys(self.settings.keys.clone());
+        let codec = self.settings.codec(storage_key(&self.settings.namespace, key.as_ref()));
         Arc::new(SessionStore {
             files: Arc::new(SessionFiles::new(Arc::clone(&self.settings), codec)),
             here: Arc::default(),
@@ -148,6 +149,24 @@ impl FileStore {
     pub async fn check(&self) -> Result<(), StoreError> {
         let settings = Arc::clone(&self.settings);
         bounded(&self.settings, ready(()), move |()| settings.check()).await
+    }
+
+    /// Deletes the records whose end has passed, whatever their namespace, and returns their number.
+    ///
+    /// A program may call it from time to time, such as at its start. Records that a process is refreshing are left, and
+    /// those that can't be read: a damaged record or an unknown key is no reason to delete.
+    ///
+    /// # Errors
+    ///
+    /// The first failure of the operating system, or lock that another process has kept for too long, after all other
+    /// records were looked at.
+    ///
+    /// # Cancel safety
+    ///
+    /// If it is dropped, it runs to its end on its own thread.
+    pub async fn delete_expired(&self) -> Result<u64, StoreError> {
+        let settings = Arc::clone(&self.settings);
+        self.settings.blocking(&self.settings.runtime()?, move || Settings::delete_expired(&settings)).await
     }
 }
 
@@ -185,10 +204,7 @@ impl FileStoreBuilder {
     /// [`Misconfigured`](StoreErrorKind::Misconfigured) if it is on a network file system, which isn't allowed,
     /// [`Unavailable`](StoreErrorKind::Unavailable) if it can't be made or opened.
     pub fn open(self) -> Result<FileStore, StoreError> {
-        let failed = |error| Problem::io("make the directory", error).at(&self.settings.directory);
-        // The process may change its working directory.
-        let directory = std::path::absolute(&self.settings.directory).map_err(failed)?;
-        platform::Handle::make(&directory).map_err(failed)?;
+        let directory = make_directory(&self.settings.directory)?;
         let settings = Arc::new(Settings { directory, ..self.settings });
         remove_unfinished(&settings.open()?)?;
         Ok(FileStore { settings })
@@ -198,6 +214,41 @@ impl FileStoreBuilder {
 impl Settings {
     fn open(&self) -> Result<Directory<'_>, StoreError> {
         Directory::open(&self.directory, self.allows_network)
+    }
+
+    fn runtime(&self) -> Result<Handle, StoreError> {
+        let reason = "the store was called outside of a tokio runtime";
+        Handle::try_current().map_err(|_| Problem::new(StoreErrorKind::Misconfigured, reason).at(&self.directory))
+    }
+
+    /// Runs an operation on a thread that may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        runtime: &Handle,
+        operation: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let aborted = |_| Problem::new(StoreErrorKind::Unavailable, "the operation was aborted").at(&self.directory);
+        runtime.spawn_blocking(operation).await.map_err(aborted)?
+    }
+
+    fn delete_expired(this: &Arc<Self>) -> Result<u64, StoreError> {
+        let sessions = this.open()?.names()?.into_iter().filter_map(|name| storage_key_of(name.strip_suffix(RECORD)?));
+        let (mut deleted, mut failure) = (0, None);
+        for storage_key in sessions {
+            match SessionFiles::new(Arc::clone(this), this.codec(storage_key)).delete_expired() {
+                Ok(was_deleted) => deleted += u64::from(was_deleted),
+                Err(error) if error.kind() == StoreErrorKind::Unavailable => failure = failure.or(Some(error)),
+                Err(_) => {}
+            }
+        }
+        failure.map_or(Ok(deleted), Err)
+    }
+
+    fn codec(&self, storage_key: [u8; 32]) -> Codec {
+        let codec = Codec::new(storage_key);
+        #[cfg(feature = "encryption")]
+        let codec = codec.with_keys(self.keys.clone());
+        codec
     }
 
     fn check(&self) -> Result<(), StoreError> {
@@ -216,6 +267,14 @@ impl Settings {
         directory.remove(PROBE)?;
         directory.sync()
     }
+}
+
+/// Makes a directory, if there is none. Returns its absolute path, since the process may change its working directory.
+pub(crate) fn make_directory(path: &Path) -> Result<PathBuf, StoreError> {
+    let failed = |error| Problem::io("make the directory", error).at(path);
+    let path = std::path::absolute(path).map_err(failed)?;
+    platform::Handle::make(&path).map_err(failed)?;
+    Ok(path)
 }
 
 /// Removes the files that processes have begun to write when they died, since they may hold tokens.
@@ -238,18 +297,13 @@ async fn bounded<T: Send + 'static, R: Send + 'static>(
     ready: impl Future<Output = R>,
     operation: impl FnOnce(R) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
-    let failed = |kind, reason| Problem::new(kind, reason).at(&settings.directory);
-    let runtime = Handle::try_current()
-        .map_err(|_| failed(StoreErrorKind::Misconfigured, "the store was called outside of a tokio runtime"))?;
+    let runtime = settings.runtime()?;
     let call = async {
         let ready = ready.await;
-        runtime.spawn_blocking(move || operation(ready)).await
+        settings.blocking(&runtime, move || operation(ready)).await
     };
-    match timeout(CALL_TIMEOUT, call).await {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(_)) => Err(failed(StoreErrorKind::Unavailable, "the operation was aborted")),
-        Err(_) => Err(failed(StoreErrorKind::Unavailable, "the call has taken too long")),
-    }
+    let late = |_| Problem::new(StoreErrorKind::Unavailable, "the call has taken too long").at(&settings.directory);
+    timeout(CALL_TIMEOUT, call).await.map_err(late)?
 }
 
 /// A handle on one session's files.

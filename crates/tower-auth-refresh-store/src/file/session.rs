@@ -24,6 +24,12 @@ use crate::record::Codec;
 /// The space that a claim reserves for the next record, beyond the length of the current one.
 const SPARE: usize = 4096;
 
+/// The ending of a record's file.
+pub(super) const RECORD: &str = ".record";
+
+/// The time for which a look at a record that has ended waits for its lock.
+const EXPIRED_LOCK_TIMEOUT: Duration = Duration::from_millis(100);
+
 /// The files of one session.
 pub(super) struct SessionFiles {
     pub(super) settings: Arc<Settings>,
@@ -61,7 +67,7 @@ enum Standing {
 impl SessionFiles {
     pub(super) fn new(settings: Arc<Settings>, codec: Codec) -> Self {
         let name = codec.name();
-        let (record, claim, lock) = (format!("{name}.record"), format!("{name}.claim"), format!("{name}.lock"));
+        let (record, claim, lock) = (format!("{name}{RECORD}"), format!("{name}.claim"), format!("{name}.lock"));
         Self { settings, codec, record, claim, lock }
     }
 
@@ -162,12 +168,25 @@ impl SessionFiles {
     pub(super) fn clear(&self, turn: &mut Turn, version: &Version) -> Result<ClearOutcome, StoreError> {
         self.locked(turn, |directory, here| match self.read(directory)? {
             Some((record, _)) if record.version() != version => durable(directory, ClearOutcome::Conflict(record)),
-            _ => {
-                // The record first: a claim without a record is none.
-                directory.remove(&self.record)?;
-                directory.sync()?;
-                self.drop_claim(directory, here);
-                Ok(ClearOutcome::Cleared)
+            _ => self.delete(directory, here).map(|()| ClearOutcome::Cleared),
+        })
+    }
+
+    /// Deletes the record if its end has passed and no process is refreshing it. Returns `true` if it was deleted.
+    pub(super) fn delete_expired(&self) -> Result<bool, StoreError> {
+        let has_ended = |record: &Record| record.entry().expires_at().is_some_and(|end| end <= SystemTime::now());
+        // Without the lock first: few records have ended.
+        if !self.load()?.is_some_and(|record| has_ended(&record)) {
+            return Ok(false);
+        }
+        let deadline = Instant::now() + EXPIRED_LOCK_TIMEOUT;
+        self.locked_by(&mut Here::default(), deadline, |directory, here| {
+            let Some((record, _)) = self.read(directory)?.filter(|(record, _)| has_ended(record)) else {
+                return Ok(false);
+            };
+            match self.standing(directory, here, &record)? {
+                Standing::Busy(_) => Ok(false),
+                Standing::Free | Standing::InDoubt => self.delete(directory, here).map(|()| true),
             }
         })
     }
@@ -196,10 +215,19 @@ impl SessionFiles {
         turn: &mut Turn,
         operation: impl FnOnce(&Directory<'_>, &mut Here) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
+        self.locked_by(&mut turn.here, turn.deadline, operation)
+    }
+
+    fn locked_by<T>(
+        &self,
+        here: &mut Here,
+        deadline: Instant,
+        operation: impl FnOnce(&Directory<'_>, &mut Here) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let directory = self.settings.open()?;
         let lock = directory.lock_file(&self.lock)?;
-        lock::acquire(&lock, turn.deadline).map_err(directory.error_at(&self.lock))?;
-        let outcome = operation(&directory, &mut turn.here)?;
+        lock::acquire(&lock, deadline).map_err(directory.error_at(&self.lock))?;
+        let outcome = operation(&directory, here)?;
         directory.reach(Step::Return).map_err(|error| Problem::io("return", error).at(&self.settings.directory))?;
         // Unlocks it.
         drop(lock);
@@ -213,6 +241,15 @@ impl SessionFiles {
         let length = bytes.len();
         let record = self.codec.decode(bytes).map_err(directory.error_at(&self.record))?;
         Ok(Some((record, length)))
+    }
+
+    /// Deletes the record and any claim.
+    fn delete(&self, directory: &Directory<'_>, here: &mut Here) -> Result<(), StoreError> {
+        // The record first: a claim without a record is none.
+        directory.remove(&self.record)?;
+        directory.sync()?;
+        self.drop_claim(directory, here);
+        Ok(())
     }
 
     /// Writes a record over any other, and ends any claim.
@@ -301,8 +338,8 @@ impl Here {
         self.held = self.held.take().filter(|(id, _)| id != claim.id());
     }
 
-    /// Returns the time until a claim's lease ends: by the wall clock, or as long after the claim was seen first as the
-    /// lease lasts, if the clock was set back.
+    /// Returns the time until a claim's lease ends: by its clock, or as long after the claim was seen first as the lease
+    /// lasts, if the clock was set back.
     fn left(&mut self, claim: ClaimFile) -> Duration {
         let lease = Duration::from_millis(claim.lease);
         let by_clock = claim.remaining();

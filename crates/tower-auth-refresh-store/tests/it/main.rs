@@ -2,24 +2,33 @@
 #![cfg(feature = "file")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
+#[cfg(target_os = "linux")]
+mod clocks;
 mod conformance;
 mod damage;
 #[cfg(all(feature = "encryption", unix))]
 mod encryption;
+mod expired;
 mod files;
+#[cfg(all(feature = "keychain", target_os = "linux"))]
+mod keychain;
 mod model;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod operation;
 mod peer;
 #[cfg(unix)]
 mod permissions;
 #[cfg(all(feature = "postgres", unix))]
 mod postgres;
-#[cfg(feature = "redis")]
+#[cfg(any(feature = "postgres", feature = "redis"))]
 mod proxy;
 #[cfg(feature = "redis")]
 mod redis;
 mod support;
 mod url;
 
+#[cfg(all(feature = "postgres", unix))]
+use support::TestDirectory;
 use tower::BoxError;
 use tower_auth_refresh_store::{StoreError, StoreErrorKind};
 

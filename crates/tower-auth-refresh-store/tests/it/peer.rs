@@ -34,17 +34,16 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub(crate) async fn start(url: &str) -> Self {
-        Self::start_with(url, &[]).await
+        Self::start_by(Command::new(env::current_exe().unwrap()), url).await
     }
 
-    /// Starts a process with these environment variables as well.
-    pub(crate) async fn start_with(url: &str, variables: &[(&str, &str)]) -> Self {
+    /// Starts the process by a command that runs this program.
+    pub(crate) async fn start_by(mut command: Command, url: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let process = Command::new(env::current_exe().unwrap())
+        let process = command
             .args(["--exact", "conformance::a_second_process"])
             .env(PORT, listener.local_addr().unwrap().port().to_string())
             .env(URL, url)
-            .envs(variables.iter().copied())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
@@ -67,6 +66,13 @@ impl Peer {
             }
         });
         Self { process: Mutex::new(process), calls, answers, last: AtomicU64::new(0) }
+    }
+
+    /// Stops the process, or has it go on.
+    #[cfg(unix)]
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let process = self.process.lock().unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_child(&process), signal).unwrap();
     }
 
     /// Kills the process, as `kill -9` does.

@@ -50,6 +50,7 @@ struct Control {
 #[derive(Default)]
 struct Seen {
     round_trips: usize,
+    answers: usize,
     connections: usize,
     fault: Option<Fault>,
 }
@@ -109,6 +110,11 @@ impl Proxy {
         self.seen().round_trips
     }
 
+    /// Returns the number of times that bytes of a server have arrived.
+    pub(crate) fn answers(&self) -> usize {
+        self.seen().answers
+    }
+
     /// Returns the number of connections that were made.
     pub(crate) fn connections(&self) -> usize {
         self.seen().connections
@@ -151,6 +157,8 @@ async fn pass(mut client: TcpStream, mut control: watch::Receiver<Control>, seen
             return Ok(());
         }
         tokio::select! {
+            // What was ordered before the next bytes arrive is done first.
+            biased;
             // The proxy has ended.
             changed = control.changed() => if changed.is_err() { return Ok(()) },
             count = client.read(&mut question), if !is_partitioned => {
@@ -176,6 +184,7 @@ async fn pass(mut client: TcpStream, mut control: watch::Receiver<Control>, seen
                     return Ok(());
                 }
                 let is_unasked = std::mem::replace(&mut is_answered, true);
+                seen.lock().unwrap().answers += 1;
                 match fault {
                     _ if is_unasked && mutes => {}
                     Some(Fault::CutBefore | Fault::CutAfter) => return Ok(()),

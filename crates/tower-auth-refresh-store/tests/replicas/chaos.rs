@@ -7,7 +7,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::Request;
+use http::header::AUTHORIZATION;
+use http_body_util::Full;
 use tokio::sync::broadcast::error::RecvError;
+use tower::ServiceExt;
 use tower_auth_refresh::store::{Entry, Epoch};
 use tower_auth_refresh::{Session, Tokens};
 use tower_auth_refresh_testkit::{Fault, Rotation, Route, TestServer, Violation};
@@ -59,7 +64,6 @@ pub(crate) struct Process {
     pub(crate) lines: Vec<Line>,
     /// When it was stopped, and when it was resumed.
     pub(crate) stops: Vec<(Nanos, Nanos)>,
-    pub(crate) died: Nanos,
 }
 
 /// A sign-in of a user: an epoch of the store, and an account of the server.
@@ -68,6 +72,7 @@ pub(crate) struct SignIn {
     pub(crate) user: String,
     pub(crate) account: String,
     pub(crate) epoch: u64,
+    tokens: Tokens,
 }
 
 struct Run {
@@ -125,6 +130,7 @@ pub(crate) async fn run(url: &str, times: usize) -> Evidence {
     let last = run.refresh_all().await;
     // The server reports a sign-out before it answers.
     tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!sign_outs.is_finished(), "the users were signed in again");
     sign_outs.abort();
     run.evidence(last)
 }
@@ -135,10 +141,12 @@ impl Run {
         let before = self.sign_ins.lock().unwrap().iter().filter(|it| it.user == user).count();
         let (account, epoch) = (format!("{user}/{before}"), Epoch::random());
         let tokens: Tokens = self.server.sign_in(&account).try_into().unwrap();
-        let sign_in = SignIn { user: user.to_owned(), account, epoch: epoch.to_u64() };
+        let sign_in = SignIn { user: user.to_owned(), account, epoch: epoch.to_u64(), tokens: tokens.clone() };
         self.sign_ins.lock().unwrap().push(sign_in);
         let store = self.witness.store(user, (self.stores)(user));
-        store.replace(&Entry::new(epoch, 1, tokens)).await.unwrap();
+        let entry = Entry::new(epoch, 1, tokens);
+        // A process that is stopped may hold the lock.
+        while store.replace(&entry).await.is_err() {}
     }
 
     /// Has the server refuse some refreshes, and lose the answers of others.
@@ -160,8 +168,11 @@ impl Run {
                 Err(RecvError::Closed) => return,
                 Err(RecvError::Lagged(_)) => panic!("the log of the server is too long"),
             };
-            if entry.route == Route::Refresh && entry.note == Some("reused") {
-                let account = entry.user.unwrap().to_string();
+            if !matches!(entry.note, Some("reused" | "revoked")) {
+                continue;
+            }
+            let account = entry.user.unwrap().to_string();
+            if !self.signed_out.lock().unwrap().contains(&account) {
                 self.signed_out.lock().unwrap().push(account.clone());
                 self.sign_in(account.split_once('/').unwrap().0).await;
             }
@@ -216,8 +227,7 @@ impl Run {
 
     /// Keeps the log of a process that has died.
     fn bury(&self, log: &Path, stops: Vec<(Nanos, Nanos)>) {
-        let process = Process { lines: log::read(log), stops, died: log::now() };
-        self.processes.lock().unwrap().push(process);
+        self.processes.lock().unwrap().push(Process { lines: log::read(log), stops });
         fs::remove_file(log).unwrap();
     }
 
@@ -228,16 +238,27 @@ impl Run {
             let store = self.witness.store(&user, (self.stores)(&user));
             let session = Session::builder(self.witness.service(refresh_service(&self.server.origin())));
             let session = session.store(store).build().await.unwrap();
-            let error = session.refresh().await.err().map(|error| format!("{error:?}"));
-            last.push((user, error));
+            let error = session.refresh().await.err();
+            if error.is_some() {
+                self.call_api_with_first_token_of(&user).await;
+            }
+            last.push((user, error.map(|error| format!("{error:?}"))));
         }
         last
+    }
+
+    /// Makes a call that the server logs as `revoked` if it has ended the user's last sign-in.
+    async fn call_api_with_first_token_of(&self, user: &str) {
+        let tokens = self.sign_ins.lock().unwrap().iter().rfind(|it| it.user == user).unwrap().tokens.clone();
+        let bearer = format!("Bearer {}", tokens.access_token().unwrap().expose_secret());
+        let request = Request::get("/api/notes").header(AUTHORIZATION, bearer).body(Full::<Bytes>::default());
+        self.server.kit().clone().oneshot(request.unwrap()).await.unwrap();
     }
 
     fn evidence(&self, last: Vec<(String, Option<String>)>) -> Evidence {
         let lines = log::read(&self.logs.path().join("parent"));
         let mut processes = std::mem::take(&mut *self.processes.lock().unwrap());
-        processes.push(Process { lines, stops: Vec::new(), died: log::now() });
+        processes.push(Process { lines, stops: Vec::new() });
         let counters = self.server.counters();
         let reuses = self.server.violations();
         assert_eq!(reuses.len() as u64, counters.violations, "the server has kept each of them");

@@ -139,7 +139,9 @@ impl<'a> Court<'a> {
     fn held_until(&self, claim: &Claim, made: &Observed<'_>, lease: Nanos) -> Nanos {
         let renewed = self.renewed.get(&*claim.id).copied().unwrap_or_default();
         let released = self.released.get(&*claim.id).map_or(Nanos::MAX, |releases| releases[0].0);
-        (made.begun + lease).max(renewed).min(released).min(made.process.died)
+        // What a process logs last is before its death.
+        let died = made.process.lines.last().map_or(0, |line| line.at);
+        (made.begun + lease).max(renewed).min(released).min(died)
     }
 
     fn was_given_back(&self, claim: &Claim, before: Nanos) -> bool {
@@ -249,7 +251,7 @@ impl<'a> Court<'a> {
             };
             let before = self.calls.partition_point(|it| it.begun < call.begun);
             let claimed = self.calls[..before].iter().rfind(is_claim).map(|claim| claim.begun);
-            let ended = call.end.map_or(call.process.died, |(at, _)| at);
+            let ended = call.end.map_or(Nanos::MAX, |(at, _)| at);
             call.process.stops.iter().any(|(stopped, resumed)| Some(*resumed) >= claimed && *stopped <= ended)
         })
     }

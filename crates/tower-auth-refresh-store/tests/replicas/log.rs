@@ -44,6 +44,7 @@ pub(crate) enum Call {
     Release { claim: Claim, in_doubt: bool },
     Commit { claim: Claim, entry: Entry },
     Clear,
+    Extend,
     Present { token: u64, in_doubt: bool },
 }
 

@@ -6,14 +6,14 @@ use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::process::{Signal, getpid, kill_process};
 use tower::Service;
 use tower_auth_refresh::refresh::RefreshErrorKind;
 use tower_auth_refresh::store::{
-    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, Presented, Record, StoreFuture, TokenStore,
-    Version,
+    Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, Presented, Record, RecordChanged,
+    StoreFuture, TokenStore, Version,
 };
 use tower_auth_refresh::{RefreshError, RefreshRequest, Tokens};
 
@@ -179,6 +179,14 @@ impl TokenStore for WitnessedStore {
             ClearOutcome::Conflict(record) => Outcome::Found(Some(record.into())),
             other => panic!("{other:?}"),
         })
+    }
+
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
+        self.observe("extend", Call::Extend, self.inner.extend(version, expires_at), |held| Outcome::Held(*held))
+    }
+
+    fn watch(&self, changed: RecordChanged) {
+        self.inner.watch(changed);
     }
 
     fn is_durable(&self) -> bool {

@@ -288,6 +288,11 @@ impl RefreshTask {
             if self.cell.snapshot().epoch != self.base.epoch {
                 return Err(RefreshError::unavailable("the session was signed in or out meanwhile"));
             }
+            // Checked here too, since a process may have been stopped for longer than its lease: another one may have
+            // presented the token meanwhile.
+            if Instant::now() >= deadline {
+                return Err(RefreshError::unavailable("the time for the refresh is over"));
+            }
             *presented = true;
             service.call(request).await.map_err(RefreshError::classify)
         };

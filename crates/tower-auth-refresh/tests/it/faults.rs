@@ -411,6 +411,18 @@ async fn a_refresh_service_that_never_becomes_ready_leaves_nothing_in_doubt() {
     it.assert_recovers(false).await;
 }
 
+/// As after a process was stopped for longer than its lease: another one may have presented the token meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_service_that_becomes_ready_when_the_time_is_over_is_not_called() {
+    // The second poll is made when the time-out has passed.
+    let (mut it, _) = with_readiness(|poll| if poll == 1 { Poll::Pending } else { Poll::Ready(Ok(())) }).await;
+    let response = it.get_refused().await.await.unwrap();
+    assert!(it.auth.is_idle().await);
+    assert!(matches!(failure(not_refreshed(&response)), RefreshErrorKind::Unavailable));
+    it.assert_kept(RefreshErrorKind::Unavailable).await;
+    it.assert_recovers(false).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_refresh_service_that_fails_to_become_ready_is_tried_three_times_and_leaves_nothing_in_doubt() {
     let (mut it, attempts) = with_readiness(|attempt| match attempt {

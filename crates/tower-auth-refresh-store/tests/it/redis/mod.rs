@@ -5,6 +5,7 @@ mod cost;
 mod failover;
 mod faults;
 mod limits;
+mod model;
 mod push;
 #[cfg(all(feature = "encryption", unix))]
 mod secrets;
