@@ -27,7 +27,7 @@ mod redis;
 mod support;
 mod url;
 
-#[cfg(all(feature = "postgres", unix))]
+#[cfg(any(feature = "postgres", feature = "redis"))]
 use support::TestDirectory;
 use tower::BoxError;
 use tower_auth_refresh_store::{StoreError, StoreErrorKind};

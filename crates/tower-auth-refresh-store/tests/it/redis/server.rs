@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::TestDirectory;
+use crate::TestDirectory;
 
 /// The time that a server has to start.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
