@@ -64,6 +64,8 @@ mod random;
 mod record;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(feature = "postgres")]
+mod watchers;
 
 pub use self::error::{StoreError, StoreErrorKind};
 #[cfg(feature = "file")]

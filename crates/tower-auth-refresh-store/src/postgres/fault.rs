@@ -1,6 +1,7 @@
 //! The meaning of a failed statement: whether it has taken effect, and the remedy.
 
 use std::error::Error as _;
+use std::io;
 
 use tokio_postgres::Error;
 use tokio_postgres::error::{DbError, SqlState};
@@ -25,15 +26,10 @@ impl Fault {
         Self::Lost(Problem::new(StoreErrorKind::Unavailable, reason))
     }
 
-    /// Returns the error of the attempt to do `what`.
-    pub(super) fn into_problem(self, what: &str) -> Problem {
+    pub(super) fn into_problem(self) -> Problem {
         match self {
-            Self::Standby => {
-                Problem::new(StoreErrorKind::Unavailable, format!("failed to {what}: the server is a standby"))
-            }
-            Self::Refused(problem) | Self::RolledBack(problem) | Self::Lost(problem) => {
-                problem.while_doing(&format!("failed to {what}"))
-            }
+            Self::Standby => Problem::new(StoreErrorKind::Unavailable, "the server is a standby"),
+            Self::Refused(problem) | Self::RolledBack(problem) | Self::Lost(problem) => problem,
         }
     }
 }
@@ -71,29 +67,32 @@ fn fault_of_answer(error: &DbError) -> Fault {
 
 /// Returns the error of a connection: of the network, of TLS, or of the protocol.
 fn problem_of_connection(error: &Error) -> Problem {
-    let mut source = error.source();
-    while let Some(cause) = source {
-        if let Some(cause) = cause.downcast_ref::<rustls::Error>() {
-            let is_of_certificate = matches!(cause, rustls::Error::InvalidCertificate(_));
-            let kind = if is_of_certificate { StoreErrorKind::Misconfigured } else { StoreErrorKind::Unavailable };
-            return Problem::new(kind, format!("TLS: {cause}"));
+    let unavailable = |reason: String| Problem::new(StoreErrorKind::Unavailable, reason);
+    let misconfigured = |reason: &str| Problem::new(StoreErrorKind::Misconfigured, reason);
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        if let Some(tls) = source.downcast_ref::<rustls::Error>() {
+            let reason = format!("TLS: {tls}");
+            let is_of_certificate = matches!(tls, rustls::Error::InvalidCertificate(_));
+            return if is_of_certificate { misconfigured(&reason) } else { unavailable(reason) };
         }
-        if let Some(cause) = cause.downcast_ref::<std::io::Error>() {
-            let inner = cause.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-            let Some(inner) = inner else {
-                return Problem::new(StoreErrorKind::Unavailable, cause.to_string());
-            };
-            source = Some(inner);
-            continue;
-        }
-        source = cause.source();
+        // Of an error that wraps another, `source` is the source of the other.
+        let io = source.downcast_ref::<io::Error>();
+        cause = match io {
+            Some(io) => match io.get_ref() {
+                Some(inner) => Some(inner),
+                None => return unavailable(io.to_string()),
+            },
+            None => source.source(),
+        };
+        text = source.to_string();
     }
-    let text = error.to_string();
     if text.contains("TLS") {
-        return Problem::new(StoreErrorKind::Misconfigured, "the server has no TLS: see `sslmode`");
+        misconfigured("the server has no TLS: see `sslmode`")
+    } else if text.contains("authentication") || text.contains("password") {
+        misconfigured("the server asks for other credentials than the URL has")
+    } else {
+        unavailable("the connection was closed".into())
     }
-    if text.contains("authentication") || text.contains("password") {
-        return Problem::new(StoreErrorKind::Misconfigured, "the server asks for other credentials than the URL has");
-    }
-    Problem::new(StoreErrorKind::Unavailable, "the connection was closed")
 }

@@ -4,18 +4,19 @@
 //! answers them in order. A connection that doesn't answer is retired: the next calls get a new one. The old one is kept
 //! until it ends by itself, and counts, so that a server whose statements hang isn't asked for ever more connections.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Connection, Row, Socket};
+use tokio_postgres::{Client, Config, Connection, Row, Socket};
 
 use super::fault::{Fault, fault_of};
+use super::schema::get;
 use super::tls::{Encrypted, Tls};
 use super::url::Address;
 use crate::error::{Problem, StoreErrorKind};
@@ -28,8 +29,30 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The pauses between failed attempts to connect double from the first to the last. Each is spread by a half.
 const PAUSES: [Duration; 2] = [Duration::from_millis(40), Duration::from_secs(1)];
 
-/// A statement, with the values of its parameters.
+/// The values of a statement's parameters.
 pub(super) type Parameters<'a> = &'a [(&'a (dyn ToSql + Sync), Type)];
+
+/// A connection before it is driven: the future that does so, and that ends when the connection ends.
+pub(super) type Driver = Connection<Socket, Encrypted<Socket>>;
+
+/// A statement, and the fate of one whose answer is lost.
+#[derive(Clone, Copy)]
+pub(super) struct Statement<'a> {
+    pub(super) sql: &'a str,
+    pub(super) parameters: Parameters<'a>,
+    pub(super) effect: Effect,
+}
+
+/// The effect that a statement may have when it is late, or repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// It changes nothing that another process has changed since: it is repeated if its answer is lost.
+    Repeatable,
+    /// It is repeated as well, but has no effect once the call has ended. Its last parameter is the time until when it has.
+    InTime,
+    /// It could undo what other processes have done since: it isn't repeated either.
+    OnceInTime,
+}
 
 /// The servers of a database, and a limit to the connections with them.
 pub(super) struct Server {
@@ -39,10 +62,15 @@ pub(super) struct Server {
     permits: Arc<Semaphore>,
     /// The host that was the primary last.
     primary: AtomicUsize,
+    clock: Clock,
 }
+
+/// The server's clock, as it was read last, and when.
+struct Clock(Mutex<(SystemTime, std::time::Instant)>);
 
 /// The place of a connection.
 pub(super) struct Link {
+    server: Arc<Server>,
     state: watch::Sender<State>,
     demand: Arc<Notify>,
     task: AbortHandle,
@@ -54,25 +82,14 @@ enum State {
     Closed(Option<Problem>),
 }
 
-/// A connection before it is driven: the future that does so, and that ends when it ends.
-pub(super) type Driver = Connection<Socket, Encrypted<Socket>>;
-
-/// The effect of a statement if it is executed again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Repeat {
-    /// None, or none that matters: it is sent again if its answer is lost.
-    Harmless,
-    /// It could undo what other processes have done since: the call fails if its answer is lost.
-    Harmful,
-}
-
 impl Server {
     /// `connections`: those that are in use at the same time.
     pub(super) fn new(address: Address, connections: usize) -> Result<Arc<Self>, Problem> {
         let tls = Tls::new(&address)?;
         // As many again may have been retired.
         let permits = Arc::new(Semaphore::new(2 * connections));
-        Ok(Arc::new(Self { address, tls, permits, primary: AtomicUsize::new(0) }))
+        let clock = Clock(Mutex::new((SystemTime::now(), std::time::Instant::now())));
+        Ok(Arc::new(Self { address, tls, permits, primary: AtomicUsize::new(0), clock }))
     }
 
     /// Returns the URL without credentials.
@@ -86,38 +103,71 @@ impl Server {
         let first = self.primary.load(Ordering::Relaxed);
         let mut failure = None;
         for at in (first..first + hosts.len()).map(|at| at % hosts.len()) {
-            match timeout(HOST_TIMEOUT, hosts[at].connect(self.tls.clone())).await {
+            match timeout(HOST_TIMEOUT, self.connect_to(&hosts[at])).await {
                 Ok(Ok(connection)) => {
                     self.primary.store(at, Ordering::Relaxed);
                     return Ok(connection);
                 }
-                Ok(Err(error)) => failure = Some(fault_of(&error).into_problem("connect")),
+                Ok(Err(fault)) => failure = Some(fault.into_problem().while_doing("failed to connect")),
                 Err(_) => failure = Some(unavailable("failed to connect: the server doesn't answer")),
             }
         }
         Err(failure.unwrap_or_else(|| unavailable("failed to connect")))
+    }
+
+    async fn connect_to(&self, host: &Config) -> Result<(Client, Driver), Fault> {
+        let (client, mut driver) = host.connect(self.tls.clone()).await.map_err(|error| fault_of(&error))?;
+        let state = "SELECT clock_timestamp(), pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'";
+        let rows = tokio::select! {
+            rows = client.query_typed(state, &[]) => rows.map_err(|error| fault_of(&error))?,
+            _ = &mut driver => return Err(Fault::lost("the connection was closed")),
+        };
+        let [row] = &*rows else { return Err(Fault::lost("the server doesn't answer")) };
+        if get(row, 1).map_err(Fault::Refused)? {
+            return Err(Fault::Standby);
+        }
+        self.set_clock(get(row, 0).map_err(Fault::Refused)?);
+        Ok((client, driver))
+    }
+
+    /// Notes the time that the server has just sent.
+    pub(super) fn set_clock(&self, time: SystemTime) {
+        // Poisoning is ignored: a reading is replaced as a whole.
+        *self.clock.0.lock().unwrap_or_else(PoisonError::into_inner) = (time, std::time::Instant::now());
+    }
+
+    /// Returns the server's time in `left` from now: a little earlier, by the time that the last reading was on its way.
+    fn time_in(&self, left: Duration) -> SystemTime {
+        let (time, at) = *self.clock.0.lock().unwrap_or_else(PoisonError::into_inner);
+        time + at.elapsed() + left
     }
 }
 
 impl Link {
     pub(super) fn new(server: Arc<Server>, runtime: &Handle) -> Self {
         let (state, demand) = (watch::Sender::new(State::Closed(None)), Arc::new(Notify::new()));
-        let task = runtime.spawn(keep_open(server, state.clone(), Arc::clone(&demand))).abort_handle();
-        Self { state, demand, task }
+        let task = runtime.spawn(keep_open(Arc::clone(&server), state.clone(), Arc::clone(&demand))).abort_handle();
+        Self { server, state, demand, task }
     }
 
     /// Executes a statement, and returns its rows.
-    pub(super) async fn query(
-        &self,
-        sql: &str,
-        parameters: Parameters<'_>,
-        repeat: Repeat,
-        deadline: Instant,
-    ) -> Result<Vec<Row>, Problem> {
+    pub(super) async fn execute(&self, statement: Statement<'_>, deadline: Instant) -> Result<Vec<Row>, Fault> {
+        let Statement { sql, parameters, effect } = statement;
+        // An attempt may have had an effect, whatever becomes of the later ones.
+        let mut is_lost = false;
         loop {
-            let client = self.client(deadline).await?;
+            let client = match self.client(deadline).await {
+                Ok(client) => client,
+                Err(problem) if is_lost => return Err(Fault::Lost(problem)),
+                Err(problem) => return Err(Fault::Refused(problem)),
+            };
             let answer_by = deadline.min(Instant::now() + ANSWER_TIMEOUT);
-            let fault = match timeout_at(answer_by, client.query_typed(sql, parameters)).await {
+            let in_time = self.server.time_in(answer_by.saturating_duration_since(Instant::now()));
+            let mut parameters = parameters.to_vec();
+            if effect != Effect::Repeatable {
+                parameters.push((&in_time, Type::TIMESTAMPTZ));
+            }
+            let fault = match timeout_at(answer_by, client.query_typed(sql, &parameters)).await {
                 Ok(Ok(rows)) => return Ok(rows),
                 Ok(Err(error)) => fault_of(&error),
                 Err(_) => Fault::lost("the server doesn't answer"),
@@ -127,12 +177,14 @@ impl Link {
             }
             let may_repeat = match fault {
                 Fault::Refused(_) => false,
-                Fault::Lost(_) => repeat == Repeat::Harmless,
+                Fault::Lost(_) => effect != Effect::OnceInTime,
                 Fault::Standby | Fault::RolledBack(_) => true,
             };
             let pause = spread(PAUSES[0]);
-            if !may_repeat || Instant::now() + pause >= deadline {
-                return Err(fault.into_problem("execute a statement"));
+            let is_last = !may_repeat || Instant::now() + pause >= deadline;
+            is_lost |= matches!(fault, Fault::Lost(_));
+            if is_last {
+                return Err(if is_lost { Fault::Lost(fault.into_problem()) } else { fault });
             }
             sleep(pause).await;
         }
@@ -161,7 +213,7 @@ impl Link {
     }
 
     /// Gives a connection up. Statements that wait for its answer may still get it.
-    pub(super) fn retire(&self, client: &Arc<Client>) {
+    fn retire(&self, client: &Arc<Client>) {
         self.state.send_if_modified(|state| {
             let is_open = matches!(state, State::Open(open) if Arc::ptr_eq(open, client));
             if is_open {
@@ -180,21 +232,20 @@ impl Drop for Link {
 
 /// Opens the connection whenever it is needed and not open.
 async fn keep_open(server: Arc<Server>, state: watch::Sender<State>, demand: Arc<Notify>) {
-    let mut pause = PAUSES[0];
+    let mut pauses = Pauses::default();
     loop {
         demand.notified().await;
         // The semaphore is never closed.
         let Ok(permit) = Arc::clone(&server.permits).acquire_owned().await else { return };
         match server.connect().await {
             Ok((client, driver)) => {
-                pause = PAUSES[0];
+                pauses = Pauses::default();
                 drive(driver, Arc::new(client), permit, &state).await;
             }
             Err(problem) => {
                 drop(permit);
                 state.send_replace(State::Closed(Some(problem)));
-                sleep(spread(pause)).await;
-                pause = (2 * pause).min(PAUSES[1]);
+                sleep(pauses.next()).await;
             }
         }
     }
@@ -205,15 +256,12 @@ async fn drive(driver: Driver, client: Arc<Client>, permit: OwnedSemaphorePermit
     let mut states = state.subscribe();
     let open = Arc::as_ptr(&client) as usize;
     state.send_replace(State::Open(client));
-    let retired = async {
-        let is_retired = |state: &State| !matches!(state, State::Open(client) if Arc::as_ptr(client) as usize == open);
-        // The sender is here.
-        let _ = states.wait_for(is_retired).await;
-    };
+    let is_retired = |state: &State| !matches!(state, State::Open(client) if Arc::as_ptr(client) as usize == open);
     let mut driver = Box::pin(driver);
     tokio::select! {
         _ = &mut driver => drop(state.send_replace(State::Closed(None))),
-        () = retired => {
+        // The sender is here.
+        _ = states.wait_for(is_retired) => {
             // It ends when its last statement is answered, or when it is known to be dead.
             tokio::spawn(async move {
                 let _ = driver.await;
@@ -223,8 +271,25 @@ async fn drive(driver: Driver, client: Arc<Client>, permit: OwnedSemaphorePermit
     }
 }
 
+/// The pauses between attempts to connect that fail.
+pub(super) struct Pauses(Duration);
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self(PAUSES[0])
+    }
+}
+
+impl Pauses {
+    pub(super) fn next(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = (2 * pause).min(PAUSES[1]);
+        spread(pause)
+    }
+}
+
 /// Returns a time between a half of this and one and a half.
-pub(super) fn spread(time: Duration) -> Duration {
+fn spread(time: Duration) -> Duration {
     let random = random::bytes().map_or(0x8000, u16::from_be_bytes);
     time / 2 + time.mul_f64(f64::from(random) / f64::from(u16::MAX))
 }

@@ -2,6 +2,7 @@
 
 mod fault;
 mod link;
+mod push;
 mod schema;
 mod session;
 mod tls;
@@ -18,7 +19,8 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 use tower_auth_refresh::store::TokenStore;
 
-use self::link::{Link, Repeat, Server};
+use self::link::{Effect, Link, Parameters, Server, Statement};
+use self::push::Push;
 use self::schema::{DEFAULT_TABLE, Statements, Table};
 use self::session::SessionStore;
 use self::url::Address;
@@ -62,6 +64,7 @@ pub struct PostgresStoresBuilder {
     table: String,
     namespace: String,
     connections: usize,
+    listen_url: Option<String>,
     #[cfg(feature = "encryption")]
     keys: Option<Keys>,
 }
@@ -75,6 +78,8 @@ struct Stores {
     namespace: String,
     #[cfg(feature = "encryption")]
     keys: Option<Keys>,
+    push: Push,
+    runtime: Handle,
 }
 
 impl PostgresStores {
@@ -102,6 +107,7 @@ impl PostgresStores {
             table: DEFAULT_TABLE.into(),
             namespace: String::new(),
             connections: DEFAULT_CONNECTIONS,
+            listen_url: None,
             #[cfg(feature = "encryption")]
             keys: None,
         }
@@ -115,7 +121,7 @@ impl PostgresStores {
     #[must_use]
     pub fn store(&self, key: impl AsRef<[u8]>) -> Arc<dyn TokenStore> {
         let storage_key = storage_key(&self.stores.namespace, key.as_ref());
-        Arc::new(SessionStore { stores: Arc::clone(&self.stores), storage_key })
+        Arc::new(SessionStore::new(Arc::clone(&self.stores), storage_key))
     }
 
     /// Makes the table if there is none, by the statements of [`sql`](Self::sql).
@@ -181,6 +187,16 @@ impl PostgresStoresBuilder {
         self
     }
 
+    /// Sets the URL of the connection on which sign-outs by other processes arrive. Default: the stores' own URL.
+    ///
+    /// A pooler in transaction mode, such as pgbouncer's, passes statements on, but no notifications. If the stores' URL is
+    /// that of a pooler, this one is the server's. Without it, sessions find sign-outs by looking, within the registry's
+    /// [`recheck`](tower_auth_refresh::SessionRegistryBuilder::recheck).
+    pub fn listen_url(mut self, url: impl Into<String>) -> Self {
+        self.listen_url = Some(url.into());
+        self
+    }
+
     /// Encrypts the records with the first of these keys. Default: they are in clear (feature `encryption`).
     #[cfg(feature = "encryption")]
     pub fn keys(mut self, keys: Keys) -> Self {
@@ -205,7 +221,15 @@ impl PostgresStoresBuilder {
         let runtime = Handle::try_current().map_err(outside)?;
         let links: Vec<_> = (0..self.connections).map(|_| Link::new(Arc::clone(&server), &runtime)).collect();
         links[0].client(Instant::now() + CONNECT_TIMEOUT).await.map_err(|problem| problem.of(&*name))?;
+        let listened = match &self.listen_url {
+            Some(url) => {
+                let address = Address::parse(url).map_err(|problem| problem.of("the URL to listen at"))?;
+                Server::new(address, 1).map_err(|problem| problem.of(&*name))?
+            }
+            None => Arc::clone(&server),
+        };
         let stores = Stores {
+            push: Push::new(listened, table.channel(), runtime.clone()),
             server,
             links,
             statements: Statements::new(&table),
@@ -213,6 +237,7 @@ impl PostgresStoresBuilder {
             namespace: self.namespace,
             #[cfg(feature = "encryption")]
             keys: self.keys,
+            runtime,
         };
         Ok(PostgresStores { stores: Arc::new(stores) })
     }
@@ -253,9 +278,10 @@ impl Stores {
         let mut deleted = 0;
         loop {
             let deadline = Instant::now() + CONNECT_TIMEOUT;
-            let parameters: link::Parameters<'_> = &[(&BATCH, Type::INT8)];
-            let rows = self.links[0].query(&self.statements.delete_expired, parameters, Repeat::Harmless, deadline);
-            let batch = rows.await?.len();
+            let (sql, parameters): (_, Parameters<'_>) = (&self.statements.delete_expired, &[(&BATCH, Type::INT8)]);
+            let rows = self.links[0].execute(Statement { sql, parameters, effect: Effect::Repeatable }, deadline).await;
+            let batch =
+                rows.map_err(|fault| fault.into_problem().while_doing("failed to delete expired records"))?.len();
             deleted += batch as u64;
             if batch < BATCH.unsigned_abs() as usize {
                 return Ok(deleted);

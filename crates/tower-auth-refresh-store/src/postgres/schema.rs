@@ -100,6 +100,7 @@ impl fmt::Display for Table {
 /// - An update that changes no row is followed by `load` as a statement of its own: within one, it would see the table as it
 ///   was before the update waited for another.
 /// - Time is the server's: `clock_timestamp()`, since `now()` is the beginning of the transaction.
+/// - `$5` of those that begin something is the time until when they have an effect: the call has failed by then.
 pub(super) struct Statements {
     pub(super) load: String,
     pub(super) insert: String,
@@ -123,16 +124,19 @@ impl Statements {
         Self {
             // Always one row. A standby may not have the row, or not any more.
             load: format!(
-                "SELECT pg_is_in_recovery(), version, record, expires_at, claim IS NOT NULL,
-                    extract(epoch FROM claimed_until - clock_timestamp())::float8
+                "SELECT pg_is_in_recovery(), clock_timestamp(), version, record, expires_at, claimed_until
                 FROM (VALUES (1)) AS one LEFT JOIN {table} ON key = $1"
             ),
-            insert: format!("INSERT INTO {table} ({row}) VALUES ({values}) ON CONFLICT (key) DO NOTHING RETURNING true"),
+            insert: format!(
+                "INSERT INTO {table} ({row}) SELECT {values} WHERE clock_timestamp() < $5
+                ON CONFLICT (key) DO NOTHING RETURNING true"
+            ),
             replace: format!(
-                "INSERT INTO {table} ({row}) VALUES ({values}) ON CONFLICT (key) DO UPDATE
+                "INSERT INTO {table} ({row}) SELECT {values} WHERE clock_timestamp() < $5
+                ON CONFLICT (key) DO UPDATE
                 SET version = excluded.version, record = excluded.record, {no_claim},
                     expires_at = excluded.expires_at, expires_on = excluded.expires_on
-                RETURNING true"
+                WHERE clock_timestamp() < $5 RETURNING true"
             ),
             // The record is written again, so that a claim takes as much space as the commit will.
             claim: format!(
@@ -140,7 +144,7 @@ impl Statements {
                 SET claim = $3, claimed_until = clock_timestamp() + make_interval(secs => $4), record = record || ''::bytea,
                     in_doubt = CASE WHEN claim = $3 THEN in_doubt ELSE claim IS NOT NULL END
                 WHERE key = $1 AND version = $2 AND (claim IS NULL OR claim = $3 OR claimed_until IS NULL
-                    OR claimed_until <= clock_timestamp())
+                    OR claimed_until <= clock_timestamp()) AND clock_timestamp() < $5
                 RETURNING in_doubt"
             ),
             renew: format!(
@@ -189,7 +193,10 @@ pub(super) async fn migrate(client: &Client, table: &Table) -> Result<(), Proble
     }
     // One transaction. Two processes that make a table at once would fail, even with `IF NOT EXISTS`.
     let sql = format!("SELECT pg_advisory_xact_lock(hashtext('{}'), 1);\n{}", table.channel(), table.sql());
-    client.batch_execute(&sql).await.map_err(|error| fault_of(&error).into_problem("make the table"))
+    client
+        .batch_execute(&sql)
+        .await
+        .map_err(|error| fault_of(&error).into_problem().while_doing("failed to make the table"))
 }
 
 /// Finds the first thing that is unsafe or missing.
@@ -243,7 +250,7 @@ async fn one(client: &Client, sql: &str, parameters: Parameters<'_>) -> Result<R
 }
 
 fn failed(error: tokio_postgres::Error) -> Problem {
-    fault_of(&error).into_problem("execute a statement")
+    fault_of(&error).into_problem().while_doing("failed to execute a statement")
 }
 
 /// Returns `N` booleans, from a column on.

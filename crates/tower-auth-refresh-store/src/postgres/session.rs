@@ -9,112 +9,141 @@ use std::time::{Duration, SystemTime};
 
 use tokio::runtime::Handle;
 use tokio::time::Instant;
-use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
+use tower_auth_refresh::Tokens;
 use tower_auth_refresh::store::{
-    Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, Presented, Record, StoreFuture,
-    TokenStore, Version,
+    Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, InsertOutcome, Presented, Record,
+    RecordChanged, StoreFuture, TokenStore, Version,
 };
 use zeroize::Zeroizing;
 
 use super::Stores;
-use super::link::{Parameters, Repeat};
-use super::schema::{get, unexpected};
+use super::fault::Fault;
+use super::link::{Effect, Parameters, Statement};
+use super::schema::{Statements, get, unexpected};
 use crate::error::{Problem, StoreErrorKind};
 use crate::random;
 use crate::record::{Codec, hex};
 
 /// The time after which a call fails, less than the 5 s that a session waits for it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+const EXECUTE: &str = "failed to execute a statement";
 /// The longest lease that is written, so that no time overflows.
 const LONGEST_LEASE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A handle on one session's row.
 pub(super) struct SessionStore {
-    pub(super) stores: Arc<Stores>,
-    pub(super) storage_key: [u8; 32],
+    row: Row,
+}
+
+/// The place of one session's row.
+#[derive(Clone)]
+struct Row {
+    stores: Arc<Stores>,
+    storage_key: [u8; 32],
 }
 
 /// A row as it is found.
 struct Found {
     record: Record,
-    claim: Standing,
+    /// The time until its claim's lease ends; zero if it has none that holds.
+    claimed_for: Duration,
 }
 
-/// The standing of a row's claim.
-#[derive(Clone, Copy)]
-enum Standing {
-    /// None, released, or over.
-    Free,
-    Held(Duration),
-}
-
-/// One call, with its deadline.
+/// One call on a row, with its deadline.
 struct Call<'a> {
-    store: &'a SessionStore,
+    row: &'a Row,
     deadline: Instant,
 }
 
 impl SessionStore {
+    pub(super) fn new(stores: Arc<Stores>, storage_key: [u8; 32]) -> Self {
+        Self { row: Row { stores, storage_key } }
+    }
+
+    /// Tells this handle from others on the same row. It is behind an `Arc` for as long as it watches.
+    fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
     fn run<'a, T, F>(&'a self, operation: impl FnOnce(Call<'a>) -> F + Send + 'a) -> StoreFuture<'a, T>
     where
         T: Send + 'a,
         F: Future<Output = Result<T, Problem>> + Send + 'a,
     {
         Box::pin(async move {
-            let outside =
-                |_| Problem::new(StoreErrorKind::Misconfigured, "the store was called outside of a tokio runtime");
-            let outcome = match Handle::try_current().map_err(outside) {
-                Ok(_) => operation(Call { store: self, deadline: Instant::now() + CALL_TIMEOUT }).await,
-                Err(problem) => Err(problem),
+            let outcome = match Handle::try_current() {
+                Ok(_) => operation(Call::on(&self.row)).await,
+                Err(_) => {
+                    Err(Problem::new(StoreErrorKind::Misconfigured, "the store was called outside of a tokio runtime"))
+                }
             };
-            outcome.map_err(|problem| problem.of(self.stores.name()).into())
+            outcome.map_err(|problem| problem.of(self.row.stores.name()).into())
         })
     }
 }
 
-impl Call<'_> {
-    async fn query(&self, sql: &str, parameters: Parameters<'_>, repeat: Repeat) -> Result<Vec<Row>, Problem> {
-        let SessionStore { stores, storage_key } = self.store;
+impl<'a> Call<'a> {
+    fn on(row: &'a Row) -> Self {
+        Self { row, deadline: Instant::now() + CALL_TIMEOUT }
+    }
+
+    fn statements(&self) -> &'a Statements {
+        &self.row.stores.statements
+    }
+
+    async fn execute(
+        &self,
+        sql: &str,
+        parameters: Parameters<'_>,
+        effect: Effect,
+    ) -> Result<Vec<tokio_postgres::Row>, Fault> {
+        let Row { stores, storage_key } = self.row;
         let key = &storage_key[..];
         let mut all: Vec<(&(dyn ToSql + Sync), Type)> = vec![(&key, Type::BYTEA)];
         all.extend_from_slice(parameters);
-        stores.link_of(storage_key).query(sql, &all, repeat, self.deadline).await
+        stores.link_of(storage_key).execute(Statement { sql, parameters: &all, effect }, self.deadline).await
     }
 
     /// Executes a statement that changes a row or none. Returns true if it has changed one.
-    async fn change(&self, sql: &str, parameters: Parameters<'_>, repeat: Repeat) -> Result<bool, Problem> {
-        Ok(!self.query(sql, parameters, repeat).await?.is_empty())
+    async fn change(&self, sql: &str, parameters: Parameters<'_>) -> Result<bool, Problem> {
+        let rows = self.execute(sql, parameters, Effect::Repeatable).await;
+        Ok(!rows.map_err(|fault| fault.into_problem().while_doing(EXECUTE))?.is_empty())
     }
 
     fn codec(&self) -> Codec {
-        let codec = Codec::new(self.store.storage_key);
+        let codec = Codec::new(self.row.storage_key);
         #[cfg(feature = "encryption")]
-        let codec = codec.with_keys(self.store.stores.keys.clone());
+        let codec = codec.with_keys(self.row.stores.keys.clone());
         codec
     }
 
     async fn find(&self) -> Result<Option<Found>, Problem> {
-        let rows = self.query(&self.store.stores.statements.load, &[], Repeat::Harmless).await?;
+        let rows = self.execute(&self.statements().load, &[], Effect::Repeatable).await;
+        let rows = rows.map_err(|fault| fault.into_problem().while_doing("failed to read"))?;
         let [row] = &*rows else { return Err(unexpected()) };
         if get(row, 0)? {
             // It may lag behind: a row that isn't there yet would sign the user out.
-            let problem = Problem::new(StoreErrorKind::Unavailable, "failed to read: the server is a standby");
-            return Err(problem);
+            return Err(Fault::Standby.into_problem().while_doing("failed to read"));
         }
-        let Some(version) = get::<Option<&[u8]>>(row, 1)? else { return Ok(None) };
-        let bytes = Zeroizing::new(get::<&[u8]>(row, 2)?.to_vec());
-        let name = || format!("key {}", hex(&self.store.storage_key));
+        let now = get(row, 1)?;
+        self.row.stores.server.set_clock(now);
+        let Some(version) = get::<Option<&[u8]>>(row, 2)? else { return Ok(None) };
+        let bytes = Zeroizing::new(get::<&[u8]>(row, 3)?.to_vec());
+        let name = || format!("key {}", hex(&self.row.storage_key));
         let record = self.codec().decode(bytes).map_err(|problem| problem.while_doing(&name()))?;
         if record.version().as_bytes() != version {
             let problem = Problem::new(StoreErrorKind::Corrupt, "the record is of another version than its row");
             return Err(problem.while_doing(&name()));
         }
-        let claim = match get::<Option<f64>>(row, 5)? {
-            Some(left) if left > 0.0 => Standing::Held(Duration::try_from_secs_f64(left).unwrap_or(LONGEST_LEASE)),
-            _ => Standing::Free,
+        // Of the ends, the row's was extended, and the one in the record wasn't.
+        let record = match get(row, 4)? {
+            Some(end) => Record::new(record.version().clone(), record.entry().clone().with_expires_at(end)),
+            None => record,
         };
-        Ok(Some(Found { record, claim }))
+        let claimed_until = get::<Option<SystemTime>>(row, 5)?;
+        let claimed_for = claimed_until.and_then(|until| until.duration_since(now).ok()).unwrap_or_default();
+        Ok(Some(Found { record, claimed_for }))
     }
 
     async fn load(&self) -> Result<Option<Record>, Problem> {
@@ -123,7 +152,7 @@ impl Call<'_> {
 
     async fn insert(&self, entry: &Entry) -> Result<InsertOutcome, Problem> {
         loop {
-            if let Some(version) = self.write(&self.store.stores.statements.insert, entry).await? {
+            if let Some(version) = self.write(&self.statements().insert, entry).await? {
                 return Ok(InsertOutcome::Inserted(version));
             }
             if let Some(record) = self.load().await? {
@@ -134,38 +163,52 @@ impl Call<'_> {
     }
 
     async fn replace(&self, entry: &Entry) -> Result<Version, Problem> {
-        self.write(&self.store.stores.statements.replace, entry).await?.ok_or_else(unexpected)
+        loop {
+            if let Some(version) = self.write(&self.statements().replace, entry).await? {
+                return Ok(version);
+            }
+            // It was too late by a clock that has been set since: this reads it.
+            self.load().await?;
+            self.in_time()?;
+        }
     }
 
-    /// Writes an entry over no record in particular. Another process may have written since a first attempt, or signed out,
-    /// so it isn't repeated.
+    /// Writes an entry over no record in particular. If the answer is lost, looks for it instead: another process may have
+    /// written since, or signed out.
     async fn write(&self, sql: &str, entry: &Entry) -> Result<Option<Version>, Problem> {
-        let version = random::identifier()?;
-        let record = self.codec().encode(version, entry)?;
-        let parameters: Parameters<'_> = &[
-            (&&version.to_be_bytes()[..], Type::BYTEA),
-            (&&record[..], Type::BYTEA),
-            (&expires_at(entry), Type::TIMESTAMPTZ),
-        ];
-        Ok(self.change(sql, parameters, Repeat::Harmful).await?.then(|| Version::from(version)))
+        let number = random::identifier()?;
+        let (version, bytes) = (Version::from(number), self.codec().encode(number, entry)?);
+        let parameters: Parameters<'_> =
+            &[(&version.as_bytes(), Type::BYTEA), (&&bytes[..], Type::BYTEA), (&entry.expires_at(), Type::TIMESTAMPTZ)];
+        match self.execute(sql, parameters, Effect::OnceInTime).await {
+            Ok(rows) => Ok((!rows.is_empty()).then_some(version)),
+            Err(fault @ Fault::Lost(_)) => match self.load().await {
+                Ok(Some(record)) if *record.version() == version => Ok(Some(version)),
+                _ => Err(fault.into_problem().while_doing(EXECUTE)),
+            },
+            Err(fault) => Err(fault.into_problem().while_doing(EXECUTE)),
+        }
     }
 
     async fn claim(&self, version: &Version, lease: Duration) -> Result<ClaimOutcome, Problem> {
-        let id = random::identifier()?;
-        let parameters: Parameters<'_> = &[
-            (&version.as_bytes(), Type::BYTEA),
-            (&&id.to_be_bytes()[..], Type::BYTEA),
-            (&seconds(lease), Type::FLOAT8),
-        ];
+        let id = ClaimId::from(random::identifier()?);
+        let parameters: Parameters<'_> =
+            &[(&version.as_bytes(), Type::BYTEA), (&id.as_bytes(), Type::BYTEA), (&seconds(lease), Type::FLOAT8)];
         loop {
-            let rows = self.query(&self.store.stores.statements.claim, parameters, Repeat::Harmless).await?;
+            let mut unused = UnusedClaim { row: self.row, claim: Some(Claim::new(version.clone(), id.clone(), false)) };
+            let rows = self.execute(&self.statements().claim, parameters, Effect::InTime).await;
+            if !matches!(rows, Err(Fault::Lost(_))) {
+                // It was granted or it wasn't.
+                unused.claim = None;
+            }
+            let rows = rows.map_err(|fault| fault.into_problem().while_doing(EXECUTE))?;
             if let [row] = &*rows {
-                return Ok(ClaimOutcome::Claimed(Claim::new(version.clone(), ClaimId::from(id), get(row, 0)?)));
+                return Ok(ClaimOutcome::Claimed(Claim::new(version.clone(), id, get(row, 0)?)));
             }
             match self.find().await? {
                 Some(found) if found.record.version() == version => {
-                    if let Standing::Held(retry_in) = found.claim {
-                        return Ok(ClaimOutcome::Busy { retry_in });
+                    if !found.claimed_for.is_zero() {
+                        return Ok(ClaimOutcome::Busy { retry_in: found.claimed_for });
                     }
                 }
                 found => return Ok(ClaimOutcome::Changed(found.map(|found| found.record))),
@@ -180,7 +223,7 @@ impl Call<'_> {
             (&claim.id().as_bytes(), Type::BYTEA),
             (&seconds(lease), Type::FLOAT8),
         ];
-        self.change(&self.store.stores.statements.renew, parameters, Repeat::Harmless).await
+        self.change(&self.statements().renew, parameters).await
     }
 
     async fn release(&self, claim: &Claim, presented: Presented) -> Result<(), Problem> {
@@ -189,22 +232,22 @@ impl Call<'_> {
             (&claim.id().as_bytes(), Type::BYTEA),
             (&(presented == Presented::InDoubt), Type::BOOL),
         ];
-        self.change(&self.store.stores.statements.release, parameters, Repeat::Harmless).await?;
+        self.change(&self.statements().release, parameters).await?;
         Ok(())
     }
 
     async fn commit(&self, claim: &Claim, entry: &Entry) -> Result<CommitOutcome, Problem> {
-        let version = random::identifier()?;
-        let record = self.codec().encode(version, entry)?;
+        let number = random::identifier()?;
+        let (version, bytes) = (Version::from(number), self.codec().encode(number, entry)?);
         let parameters: Parameters<'_> = &[
             (&claim.version().as_bytes(), Type::BYTEA),
-            (&&version.to_be_bytes()[..], Type::BYTEA),
-            (&&record[..], Type::BYTEA),
-            (&expires_at(entry), Type::TIMESTAMPTZ),
+            (&version.as_bytes(), Type::BYTEA),
+            (&&bytes[..], Type::BYTEA),
+            (&entry.expires_at(), Type::TIMESTAMPTZ),
         ];
         loop {
-            if self.change(&self.store.stores.statements.commit, parameters, Repeat::Harmless).await? {
-                return Ok(CommitOutcome::Stored(Version::from(version)));
+            if self.change(&self.statements().commit, parameters).await? {
+                return Ok(CommitOutcome::Stored(version));
             }
             match self.load().await? {
                 Some(record) if record.version() == claim.version() => self.in_time()?,
@@ -216,7 +259,7 @@ impl Call<'_> {
     async fn clear(&self, version: &Version) -> Result<ClearOutcome, Problem> {
         let parameters: Parameters<'_> = &[(&version.as_bytes(), Type::BYTEA)];
         loop {
-            if self.change(&self.store.stores.statements.clear, parameters, Repeat::Harmless).await? {
+            if self.change(&self.statements().clear, parameters).await? {
                 return Ok(ClearOutcome::Cleared);
             }
             match self.load().await? {
@@ -227,10 +270,30 @@ impl Call<'_> {
         }
     }
 
+    async fn extend(&self, version: &Version, expires_at: SystemTime) -> Result<bool, Problem> {
+        let parameters: Parameters<'_> = &[(&version.as_bytes(), Type::BYTEA), (&expires_at, Type::TIMESTAMPTZ)];
+        self.change(&self.statements().extend, parameters).await
+    }
+
     /// Fails if the call has no time left for another round.
     fn in_time(&self) -> Result<(), Problem> {
         let late = || Problem::new(StoreErrorKind::Unavailable, "the row changes faster than it can be read");
         (Instant::now() < self.deadline).then_some(()).ok_or_else(late)
+    }
+}
+
+/// A claim that may have been granted, and is given back when this is dropped: its token was not presented.
+struct UnusedClaim<'a> {
+    row: &'a Row,
+    claim: Option<Claim>,
+}
+
+impl Drop for UnusedClaim<'_> {
+    fn drop(&mut self) {
+        let Some(claim) = self.claim.take() else { return };
+        let row = self.row.clone();
+        // On the claim's own connection, so after it. If that connection is gone, the claim is too late by itself.
+        self.row.stores.runtime.spawn(async move { Call::on(&row).release(&claim, Presented::Unused).await });
     }
 }
 
@@ -267,15 +330,27 @@ impl TokenStore for SessionStore {
         self.run(async move |call| call.clear(version).await)
     }
 
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
+        // To the millisecond, and not beyond what the column holds.
+        let expires_at = Entry::new(Epoch::from(0), 0, Tokens::default()).with_expires_at(expires_at).expires_at();
+        self.run(async move |call| call.extend(version, expires_at.unwrap_or(SystemTime::UNIX_EPOCH)).await)
+    }
+
+    fn watch(&self, changed: RecordChanged) {
+        self.row.stores.push.watch(&self.row.storage_key, self.address(), changed);
+    }
+
     fn is_durable(&self) -> bool {
         true
     }
 }
 
-fn seconds(lease: Duration) -> f64 {
-    lease.min(LONGEST_LEASE).as_secs_f64()
+impl Drop for SessionStore {
+    fn drop(&mut self) {
+        self.row.stores.push.forget(&self.row.storage_key, self.address());
+    }
 }
 
-fn expires_at(_: &Entry) -> Option<SystemTime> {
-    None
+fn seconds(lease: Duration) -> f64 {
+    lease.min(LONGEST_LEASE).as_secs_f64()
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
+use tokio_postgres::config::{Host, SslMode};
 
 use crate::error::{Problem, StoreErrorKind};
 
@@ -164,7 +164,6 @@ impl Parts {
         // A connection that is gone without a word is noticed within a minute, by all operating systems.
         self.config.keepalives_idle(Duration::from_secs(20));
         self.config.keepalives_interval(Duration::from_secs(5)).keepalives_retries(4);
-        self.config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         let hosts: Vec<_> = self.hosts.iter().zip(ports).map(|(host, port)| self.config_of(host, port)).collect();
         let name = name(&hosts);
         let checks_host_name = self.tls != Some(Tls::Chain);
@@ -248,7 +247,6 @@ mod tests {
         for (config, port) in address.hosts.iter().zip([5432, 6000]) {
             assert_eq!((config.get_user(), config.get_password()), (Some("ada"), Some(&b"p@ss"[..])));
             assert_eq!((config.get_ports(), config.get_ssl_mode()), (&[port][..], SslMode::Require));
-            assert_eq!(config.get_target_session_attrs(), TargetSessionAttrs::ReadWrite);
             assert_eq!(config.get_connect_timeout(), Some(&Duration::from_secs(2)));
             assert_eq!(config.get_application_name(), Some("gateway"));
         }

@@ -19,9 +19,9 @@ pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// The time for which a write waits for its replicas.
 const REPLICAS_TIMEOUT: Duration = Duration::from_secs(1);
-/// The pause after the first failure in a row, which doubles with each: half of it by chance.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// The pause after the first failure in a row, which doubles with each.
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(20);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A line to the server, which all stores of one [`RedisStores`](super::RedisStores) share.
 pub(super) struct Line {
@@ -202,9 +202,7 @@ impl Line {
         let (since, pause) =
             state.outage.as_ref().map_or((now, FIRST_PAUSE), |outage| (outage.since, outage.pause * 2));
         let pause = pause.min(LONGEST_PAUSE);
-        // Many processes lose their connections at once.
-        let chance = u32::from(random::bytes::<1>().map_or(128, |[chance]| chance));
-        let until = now + pause / 2 + pause * chance / 512;
+        let until = now + with_jitter(pause);
         state.outage = Some(Outage { since, pause, until, last: problem });
         self.is_failing.store(true, Ordering::Relaxed);
     }
@@ -214,6 +212,12 @@ impl Line {
             self.state.lock().await.outage = None;
         }
     }
+}
+
+/// Returns a time between half of this one and all of it: many processes lose their connections at once.
+pub(super) fn with_jitter(pause: Duration) -> Duration {
+    let [chance] = random::bytes().unwrap_or([128]);
+    pause / 2 + pause * u32::from(chance) / 512
 }
 
 pub(super) fn unavailable(reason: &str) -> Problem {

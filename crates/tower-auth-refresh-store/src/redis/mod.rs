@@ -4,19 +4,20 @@ mod address;
 mod connect;
 mod failure;
 mod line;
+mod push;
 mod script;
 
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use redis::{Value, cmd};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tower_auth_refresh::store::{
-    Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, Presented, Record, StoreFuture,
-    TokenStore, Version,
+    Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, Presented, Record, RecordChanged,
+    StoreFuture, TokenStore, Version,
 };
 use zeroize::Zeroizing;
 
@@ -24,6 +25,7 @@ use self::address::Address;
 use self::connect::{Connection, Connector};
 use self::failure::Failure;
 use self::line::{ATTEMPT_TIMEOUT, Answer, CALL_TIMEOUT, Call, Line, unavailable};
+use self::push::{HandleId, MESSAGE, Push};
 use self::script::{Script, Scripts};
 use crate::error::{Problem, StoreError, StoreErrorKind};
 #[cfg(feature = "encryption")]
@@ -74,8 +76,7 @@ struct Shared {
     resource: String,
     namespace: String,
     channel: String,
-    /// Tells the messages of this process from those of others.
-    origin: [u8; 8],
+    push: Push,
     #[cfg(feature = "encryption")]
     keys: Option<Keys>,
 }
@@ -190,9 +191,9 @@ impl RedisStoresBuilder {
             line: Line::new(Connector::new(address, tls, self.sentinel_user), self.replicas),
             scripts: Scripts::new(),
             resource: resource.to_owned(),
-            channel: format!("tower-auth-refresh:{}", hex(&channel[..8])),
+            channel: format!("tar:changed:{}", hex(&channel[..8])),
             namespace: self.namespace,
-            origin: random::bytes()?,
+            push: Push::new(random::bytes()?),
             #[cfg(feature = "encryption")]
             keys: self.keys,
         })
@@ -204,6 +205,12 @@ impl RedisStoresBuilder {
 struct SessionStore {
     shared: Arc<Shared>,
     storage_key: [u8; 32],
+}
+
+impl Drop for SessionStore {
+    fn drop(&mut self) {
+        self.shared.push.unwatch(&self.storage_key, self.id());
+    }
 }
 
 /// The answer of a script, read.
@@ -232,12 +239,14 @@ impl SessionStore {
         format!("tar:{}", self.codec().name())
     }
 
-    /// The message that this process has changed the record.
-    fn message(&self) -> [u8; 24] {
-        let mut message = [0; 24];
-        message[..8].copy_from_slice(&self.shared.origin);
-        message[8..].copy_from_slice(&self.storage_key[..16]);
-        message
+    fn id(&self) -> HandleId {
+        // The handle stays in its place for as long as it exists.
+        std::ptr::from_ref(self).addr() as HandleId
+    }
+
+    /// The message that this handle has changed the record.
+    fn message(&self) -> [u8; MESSAGE] {
+        self.shared.push.message(&self.storage_key, self.id())
     }
 
     /// Runs a script. Returns its outcome, and whether enough replicas have its write.
@@ -319,7 +328,8 @@ impl SessionStore {
     /// Returns a new version, and the value and the lifetime of a record that has it.
     fn encode(&self, entry: &Entry) -> Result<(u128, Zeroizing<Vec<u8>>, String), Problem> {
         let version = random::identifier()?;
-        Ok((version, script::encode(&self.codec(), version, entry)?, String::new()))
+        let lifetime = entry.expires_at().map_or_else(String::new, script::lifetime);
+        Ok((version, script::encode(&self.codec(), version, entry)?, lifetime))
     }
 
     async fn claim(&self, version: &Version, lease: Duration) -> Result<ClaimOutcome, Failure> {
@@ -366,8 +376,7 @@ impl SessionStore {
 
     async fn commit(&self, claim: &Claim, entry: &Entry) -> Result<CommitOutcome, Failure> {
         let (number, value, lifetime) = self.encode(entry).map_err(Failure::Refused)?;
-        let (channel, message) = (self.shared.channel.as_bytes(), self.message());
-        let arguments = [&*value, lifetime.as_bytes(), channel, &message, claim.version().as_bytes()];
+        let arguments = [&*value, lifetime.as_bytes(), claim.version().as_bytes()];
         let (script, deadline) = (&self.shared.scripts.commit, Instant::now() + CALL_TIMEOUT);
         let run = self.run(Run { script, arguments: &arguments, deadline, kind: Kind::Ends }).await?;
         match run {
@@ -395,6 +404,14 @@ impl SessionStore {
         }
     }
 
+    async fn extend(&self, version: &Version, expires_at: SystemTime) -> Result<bool, Failure> {
+        let (end, lifetime) = (script::end(expires_at), script::lifetime(expires_at));
+        let arguments = [version.as_bytes(), end.as_bytes(), lifetime.as_bytes()];
+        let (script, deadline) = (&self.shared.scripts.extend, Instant::now() + CALL_TIMEOUT);
+        let (outcome, _) = self.run(Run { script, arguments: &arguments, deadline, kind: Kind::Holds }).await?;
+        Ok(matches!(outcome, Outcome::Done { .. }))
+    }
+
     /// Makes a call of the session.
     fn bounded<'a, T>(&'a self, call: impl Future<Output = Result<T, Failure>> + Send + 'a) -> StoreFuture<'a, T> {
         Box::pin(async move {
@@ -403,6 +420,7 @@ impl SessionStore {
                 let reason = "the store was called outside of a tokio runtime";
                 return Err(Problem::new(StoreErrorKind::Misconfigured, reason).of(resource).into());
             }
+            Push::start(&self.shared);
             Ok(call.await.map_err(|failure| failure.problem().of(resource))?)
         })
     }
@@ -447,6 +465,15 @@ impl TokenStore for SessionStore {
 
     fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
         self.bounded(self.clear(version))
+    }
+
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
+        self.bounded(self.extend(version, expires_at))
+    }
+
+    fn watch(&self, changed: RecordChanged) {
+        self.shared.push.watch(&self.storage_key, self.id(), changed);
+        Push::start(&self.shared);
     }
 
     fn is_durable(&self) -> bool {

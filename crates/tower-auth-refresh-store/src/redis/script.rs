@@ -15,14 +15,14 @@
 //! Each script reads the value, decides, and writes once, so that a script that fails has written nothing. A script
 //! that begins something is refused by a server whose memory is full; a script that ends it is not (`allow-oom`).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redis::{Cmd, Value, cmd};
 use tower_auth_refresh::store::{Entry, Record};
 use zeroize::Zeroizing;
 
 use crate::error::{Problem, StoreErrorKind};
-use crate::record::Codec;
+use crate::record::{Codec, millis, time};
 
 const MAGIC: &[u8; 4] = b"tars";
 const FORMAT: u8 = 1;
@@ -50,6 +50,7 @@ pub(super) struct Scripts {
     pub(super) release: Script,
     pub(super) commit: Script,
     pub(super) clear: Script,
+    pub(super) extend: Script,
 }
 
 /// Refused if the server's memory is full.
@@ -150,13 +151,12 @@ return {'done'}
 
 /// Done, too, if an earlier attempt of the call has written the value.
 ///
-/// `ARGV`: the value, its lifetime, the channel and message, the version that was claimed.
+/// `ARGV`: the value, its lifetime, the version that was claimed.
 const COMMIT: &str = r"
 if not value then return {'absent'} end
 if version() == ARGV[1]:sub(57, 72) then return {'done'} end
-if version() ~= ARGV[5] then return {'found', value} end
+if version() ~= ARGV[3] then return {'found', value} end
 set(ARGV[1], ARGV[2])
-publish(ARGV[3], ARGV[4])
 return {'done'}
 ";
 
@@ -166,6 +166,14 @@ if not value then return {'done'} end
 if version() ~= ARGV[1] then return {'found', value} end
 redis.call('DEL', KEYS[1])
 publish(ARGV[2], ARGV[3])
+return {'done'}
+";
+
+/// `ARGV`: the version, the end, the lifetime.
+const EXTEND: &str = r"
+if not value or version() ~= ARGV[1] then return {'absent'} end
+redis.call('SETRANGE', KEYS[1], 35, ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return {'done'}
 ";
 
@@ -179,6 +187,7 @@ impl Scripts {
             release: Script::new(ENDS, false, RELEASE),
             commit: Script::new(ENDS, false, COMMIT),
             clear: Script::new(ENDS, false, CLEAR),
+            extend: Script::new(ENDS, false, EXTEND),
         }
     }
 }
@@ -209,7 +218,8 @@ pub(super) fn encode(codec: &Codec, version: u128, entry: &Entry) -> Result<Zero
     let mut value = Zeroizing::new(Vec::with_capacity(HEAD + record.len()));
     value.extend_from_slice(MAGIC);
     value.push(FORMAT);
-    value.extend_from_slice(&[b'0'; 1 + 16 + LEASE + END]);
+    value.extend_from_slice(&[b'0'; 1 + 16 + LEASE]);
+    value.extend_from_slice(entry.expires_at().map_or_else(|| "0".repeat(END), end).as_bytes());
     value.extend_from_slice(&record);
     Ok(value)
 }
@@ -220,12 +230,32 @@ pub(super) fn decode(codec: &Codec, value: &[u8]) -> Result<Record, Problem> {
         let reason = format!("the value has format {}, of a later version of this program", value[4]);
         return Err(Problem::new(StoreErrorKind::NewerFormat, reason));
     }
-    let is_whole = value.len() >= HEAD && value.starts_with(MAGIC) && value[4] == FORMAT;
-    if !is_whole {
+    let damaged = || {
         let reason = "the value is damaged, or isn't a record; remove it to sign in again";
-        return Err(Problem::new(StoreErrorKind::Corrupt, reason));
-    }
-    codec.decode(Zeroizing::new(value[HEAD..].to_vec()))
+        Problem::new(StoreErrorKind::Corrupt, reason)
+    };
+    let (head, record) = value.split_at_checked(HEAD).filter(|_| value.starts_with(MAGIC)).ok_or_else(damaged)?;
+    let end = std::str::from_utf8(&head[HEAD - END..]).ok().and_then(|end| end.parse().ok()).ok_or_else(damaged)?;
+    let record = codec.decode(Zeroizing::new(record.to_vec()))?;
+    Ok(match time(end) {
+        Some(end) if end > UNIX_EPOCH => {
+            Record::new(record.version().clone(), record.entry().clone().with_expires_at(end))
+        }
+        _ => record,
+    })
+}
+
+/// Returns the end of a record, as a value holds it.
+pub(super) fn end(at: SystemTime) -> String {
+    // As an entry keeps it.
+    format!("{:0END$}", millis(at).clamp(1, 253_402_300_799_999))
+}
+
+/// Returns the time until the end of a record, in milliseconds, at least 1: a lifetime of none is an error.
+///
+/// The server counts it by its own clock, which need not agree with that of this host.
+pub(super) fn lifetime(end: SystemTime) -> String {
+    end.duration_since(SystemTime::now()).unwrap_or_default().as_millis().max(1).to_string()
 }
 
 /// Returns `true` if a script has refused to run after the end of its call.

@@ -14,7 +14,7 @@ use crate::support::{LEASE, TestDirectory, claimed, entry};
 const SHORT: Duration = Duration::from_millis(300);
 
 /// Starts a process whose wall clock is an hour ahead (`+1h`) or behind. Returns `None` if that can't be done here.
-async fn peer_with_clock(offset: &str, url: &str) -> Option<Peer> {
+pub(crate) async fn peer_with_clock(offset: &str, url: &str) -> Option<Peer> {
     let has_faketime = Command::new("faketime").arg("--version").stdout(Stdio::null()).status().is_ok();
     if !has_faketime {
         assert!(env::var("CI").is_err(), "faketime isn't installed");

@@ -12,9 +12,9 @@ use tower_auth_refresh_store::{FileStore, Keys, StoreErrorKind};
 use crate::kind;
 use crate::support::{TestDirectory, claimed, entry};
 
-const CANARY: &str = "c4n4ry-T0ken";
+pub(crate) const CANARY: &str = "c4n4ry-T0ken";
 
-fn keys(id: &str, byte: u8) -> Keys {
+pub(crate) fn keys(id: &str, byte: u8) -> Keys {
     Keys::new(id, &[byte; 32]).unwrap()
 }
 
@@ -22,7 +22,7 @@ fn files(directory: &Path, keys: Keys) -> FileStore {
     FileStore::builder(directory).keys(keys).open().unwrap()
 }
 
-fn canaries() -> Entry {
+pub(crate) fn canaries() -> Entry {
     let token = |kind: &str| format!("{CANARY}-{kind}");
     let tokens = Tokens::new(AccessToken::new(token("a")).unwrap(), RefreshToken::new(token("r")).unwrap());
     let members = serde_json::json!({"id_token": token("id")}).as_object().unwrap().clone();
@@ -30,7 +30,7 @@ fn canaries() -> Entry {
 }
 
 /// Returns `true` if the bytes contain the text, in clear or as hexadecimal digits.
-fn has(bytes: &[u8], text: &[u8]) -> bool {
+pub(crate) fn has(bytes: &[u8], text: &[u8]) -> bool {
     let hex = text.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
     [text, hex.as_bytes()].iter().any(|text| bytes.windows(text.len()).any(|window| window == *text))
 }

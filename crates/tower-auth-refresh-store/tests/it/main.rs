@@ -17,16 +17,22 @@ mod fuzzed;
 #[cfg(all(feature = "keychain", target_os = "linux"))]
 mod keychain;
 mod model;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod operation;
 mod peer;
 #[cfg(unix)]
 mod permissions;
 #[cfg(all(feature = "postgres", unix))]
 mod postgres;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod proxy;
 #[cfg(feature = "redis")]
 mod redis;
 mod support;
 mod url;
 
+#[cfg(all(feature = "postgres", unix))]
+use support::TestDirectory;
 use tower::BoxError;
 use tower_auth_refresh_store::{StoreError, StoreErrorKind};
 

@@ -14,7 +14,7 @@ use crate::support::{TestDirectory, entry};
 
 /// A call. Versions and claims are by their number, the latest being 0.
 #[derive(Clone, Debug)]
-enum Call {
+pub(crate) enum Call {
     Load,
     Insert,
     Replace,
@@ -138,8 +138,25 @@ impl Subject {
     }
 }
 
+/// Makes calls of two handles on an empty store, and the same of a memory store.
+pub(crate) async fn agree(handles: [Arc<dyn TokenStore>; 2], calls: &[(Call, usize)]) {
+    let memory: Arc<dyn TokenStore> = Arc::new(MemoryStore::new());
+    let (mut subject, mut model) = (Subject::new(handles), Subject::new([memory.clone(), memory]));
+    for (at, (call, handle)) in calls.iter().enumerate() {
+        let generation = at as u64;
+        let (seen, expected) =
+            (subject.make(call, *handle, generation).await, model.make(call, *handle, generation).await);
+        assert_eq!(seen, expected, "call {at}: {call:?}");
+        assert_eq!(subject.make(&Call::Load, 0, 0).await, model.make(&Call::Load, 0, 0).await, "after call {at}");
+    }
+}
+
+pub(crate) fn calls() -> impl Strategy<Value = Vec<(Call, usize)>> {
+    prop::collection::vec((call(), 0..2_usize), 1..40)
+}
+
 /// 200, of some 20 calls each.
-fn cases() -> u32 {
+pub(crate) fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").map_or(200, |cases| cases.parse().unwrap())
 }
 
@@ -148,21 +165,13 @@ proptest! {
 
     #[test]
     fn a_file_store_and_a_memory_store_agree_on_any_sequence_of_calls(
-        calls in prop::collection::vec((call(), 0..2_usize), 1..40),
+        calls in calls(),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let directory = TestDirectory::new();
             let open = || FileStore::open_single(directory.path()).unwrap();
-            let memory: Arc<dyn TokenStore> = Arc::new(MemoryStore::new());
-            let (mut files, mut model) = (Subject::new([open(), open()]), Subject::new([memory.clone(), memory]));
-            for (at, (call, handle)) in calls.iter().enumerate() {
-                let generation = at as u64;
-                let (seen, expected) =
-                    (files.make(call, *handle, generation).await, model.make(call, *handle, generation).await);
-                assert_eq!(seen, expected, "call {at}: {call:?}");
-                assert_eq!(files.make(&Call::Load, 0, 0).await, model.make(&Call::Load, 0, 0).await, "after call {at}");
-            }
+            agree([open(), open()], &calls).await;
         });
     }
 }

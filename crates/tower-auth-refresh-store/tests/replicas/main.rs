@@ -12,6 +12,10 @@ mod chaos;
 mod directory;
 mod judge;
 mod log;
+#[cfg(feature = "postgres")]
+#[expect(dead_code, reason = "the tests of the store use the rest")]
+#[path = "../it/postgres/server.rs"]
+mod postgres_server;
 mod replica;
 #[path = "../it/url.rs"]
 mod url;
@@ -34,6 +38,14 @@ async fn lose_no_token(url: &str) {
 async fn replicas_on_a_file_store_that_are_killed_and_stopped_lose_no_token() {
     let directory = TestDirectory::new();
     lose_no_token(&format!("file:{}", directory.path().display())).await;
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_on_a_store_in_postgres_that_are_killed_and_stopped_lose_no_token() {
+    if let Some(server) = postgres_server::Server::start(&[]) {
+        lose_no_token(&server.url()).await;
+    }
 }
 
 /// Serves the test that has started this process.

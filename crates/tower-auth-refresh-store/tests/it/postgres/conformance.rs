@@ -1,13 +1,18 @@
 //! The conformance suite, with two handles in one process and with two processes.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
+use proptest::test_runner::{Config, TestRunner};
+use tokio::runtime::Runtime;
 use tower_auth_refresh::store::TokenStore;
 use tower_auth_refresh_store::{PostgresStores, PostgresStoresBuilder};
 use tower_auth_refresh_testkit::conformance::{self, Handles};
 
 use super::{new_url, shared};
+use crate::clocks::peer_with_clock;
 use crate::conformance::LEASE;
+use crate::model;
 use crate::peer::Peer;
 use crate::url::open;
 
@@ -71,4 +76,38 @@ async fn sessions_of_two_processes_on_a_store_in_postgres_conform() {
     if shared().await.is_some() {
         conformance::sessions(LEASE, two_processes).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_whose_clocks_are_an_hour_apart_conform() {
+    if shared().await.is_none() {
+        return;
+    }
+    for offset in ["+1h", "-1h"] {
+        if peer_with_clock(offset, &new_url().await.unwrap()).await.is_none() {
+            return;
+        }
+        conformance::stores(LEASE, async || {
+            let url = new_url().await.unwrap();
+            let here: Arc<dyn TokenStore> = open(&url).await("");
+            [here, Arc::new(peer_with_clock(offset, &url).await.unwrap())]
+        })
+        .await;
+    }
+}
+
+#[test]
+fn a_store_in_postgres_and_a_memory_store_agree_on_any_sequence_of_calls() {
+    let runtime = Runtime::new().unwrap();
+    let Some(url) = runtime.block_on(new_url()) else { return };
+    let [a, b] = [(); 2].map(|()| runtime.block_on(open(&url)));
+    // A session for each case.
+    let session = Cell::new(0);
+    let config = Config { cases: model::cases() / 4, failure_persistence: None, ..Config::default() };
+    let checked = TestRunner::new(config).run(&model::calls(), |calls| {
+        let key = session.replace(session.get() + 1).to_string();
+        runtime.block_on(model::agree([a(&key), b(&key)], &calls));
+        Ok(())
+    });
+    checked.unwrap();
 }

@@ -1,15 +1,27 @@
 //! Stores in PostgreSQL, on servers that the tests start.
 
 mod conformance;
+mod deployment;
+mod failover;
+mod faults;
+mod pooler;
+mod push;
+#[cfg(feature = "encryption")]
+mod secrets;
 mod server;
+mod space;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use self::server::{Server, shared};
+use self::server::shared;
 
-/// Returns the URL of a new namespace on the shared server, in which the table has been made. `None` if there is no server.
-async fn new_url() -> Option<String> {
+/// Returns a namespace that no other test has.
+fn new_namespace() -> String {
     static LAST: AtomicUsize = AtomicUsize::new(0);
-    let server = shared().await?;
-    Some(format!("{}#{}", server.url(), LAST.fetch_add(1, Ordering::Relaxed)))
+    LAST.fetch_add(1, Ordering::Relaxed).to_string()
+}
+
+/// Returns the URL of a new namespace on the shared server. `None` if there is no server.
+async fn new_url() -> Option<String> {
+    Some(format!("{}#{}", shared().await?.url(), new_namespace()))
 }

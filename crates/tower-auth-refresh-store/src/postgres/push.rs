@@ -1,0 +1,120 @@
+//! Sign-outs by other processes, as the server pushes them: one connection listens for all sessions.
+
+use std::future::poll_fn;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_postgres::AsyncMessage;
+use tower_auth_refresh::store::RecordChanged;
+
+use super::link::{Pauses, Server};
+use crate::watchers::{ShortKey, Watchers};
+
+/// The time between two questions whether the connection still works.
+const PING: Duration = Duration::from_secs(2);
+/// The time for an answer. After [`PING`] and this, a connection that is half open is noticed.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The sessions that are told, and the connection that listens for them.
+pub(super) struct Push {
+    server: Arc<Server>,
+    channel: String,
+    watchers: Arc<Watchers>,
+    runtime: Handle,
+    /// Started by the first session that watches.
+    listener: OnceLock<AbortHandle>,
+}
+
+impl Push {
+    pub(super) fn new(server: Arc<Server>, channel: &str, runtime: Handle) -> Self {
+        Self { server, channel: channel.into(), watchers: Arc::default(), runtime, listener: OnceLock::new() }
+    }
+
+    /// Has a session told of changes, in place of the one before on this handle.
+    pub(super) fn watch(&self, key: &[u8; 32], handle: usize, changed: RecordChanged) {
+        self.watchers.insert(key, handle, changed);
+        self.listener.get_or_init(|| {
+            let (server, watchers) = (Arc::clone(&self.server), Arc::clone(&self.watchers));
+            self.runtime.spawn(keep_listening(server, self.channel.clone(), watchers)).abort_handle()
+        });
+    }
+
+    pub(super) fn forget(&self, key: &[u8; 32], handle: usize) {
+        if self.listener.get().is_some() {
+            self.watchers.remove(key, handle);
+        }
+    }
+}
+
+impl Drop for Push {
+    fn drop(&mut self) {
+        if let Some(listener) = self.listener.get() {
+            listener.abort();
+        }
+    }
+}
+
+async fn keep_listening(server: Arc<Server>, channel: String, watchers: Arc<Watchers>) {
+    let mut pauses = Pauses::default();
+    loop {
+        if listen(&server, &channel, &watchers).await.is_some() {
+            pauses = Pauses::default();
+        }
+        sleep(pauses.next()).await;
+    }
+}
+
+/// Listens until the connection fails. Returns `None` if it was never up.
+async fn listen(server: &Server, channel: &str, watchers: &Watchers) -> Option<()> {
+    let (client, mut driver) = server.connect().await.ok()?;
+    let mut up = None;
+    // The future of the statement under way: first `LISTEN`, then the pings.
+    let listen = format!("LISTEN \"{channel}\"");
+    let ask =
+        async |sql: &str| timeout(ANSWER_TIMEOUT, client.batch_execute(sql)).await.is_ok_and(|asked| asked.is_ok());
+    let mut ticks = interval(PING);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut asked = Box::pin(ask(&listen));
+    let mut is_asking = true;
+    loop {
+        tokio::select! {
+            message = poll_fn(|cx| driver.poll_message(cx)) => match message {
+                Some(Ok(AsyncMessage::Notification(notification))) if notification.channel() == channel => {
+                    if let Some(key) = read_key(notification.payload()) {
+                        watchers.notify(key);
+                    }
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return up,
+            },
+            is_answered = &mut asked, if is_asking => {
+                is_asking = false;
+                if !is_answered {
+                    return up;
+                }
+                if up.is_none() {
+                    up = Some(());
+                    // What was signed out before is not pushed any more.
+                    watchers.mark_all_stale();
+                }
+            }
+            _ = ticks.tick(), if !is_asking => {
+                asked = Box::pin(ask(""));
+                is_asking = true;
+            }
+        }
+    }
+}
+
+/// Reads the half of a storage key, in hexadecimal digits.
+fn read_key(payload: &str) -> Option<ShortKey> {
+    let digits = |at: usize| u8::from_str_radix(payload.get(2 * at..2 * at + 2)?, 16).ok();
+    let mut key = ShortKey::default();
+    for (at, byte) in key.iter_mut().enumerate() {
+        *byte = digits(at)?;
+    }
+    (payload.len() == 2 * key.len()).then_some(key)
+}

@@ -1,0 +1,49 @@
+//! The sessions that are told of changes by a store that pushes, by their storage keys.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tower_auth_refresh::store::RecordChanged;
+
+/// The first half of a storage key: enough to tell sessions apart.
+pub(crate) type ShortKey = [u8; 16];
+
+/// An index of sessions. A key may have several: one for each handle, which is known by its address.
+#[derive(Default)]
+pub(crate) struct Watchers(Mutex<BTreeMap<(ShortKey, usize), RecordChanged>>);
+
+impl Watchers {
+    /// Adds a session, in place of the one before on this handle.
+    pub(crate) fn insert(&self, key: &[u8; 32], handle: usize, changed: RecordChanged) {
+        self.lock().insert((short(key), handle), changed);
+    }
+
+    /// Removes a handle's session.
+    pub(crate) fn remove(&self, key: &[u8; 32], handle: usize) {
+        let removed = self.lock().remove(&(short(key), handle));
+        // Not under the lock.
+        drop(removed);
+    }
+
+    /// Notifies the sessions of a key.
+    pub(crate) fn notify(&self, key: ShortKey) {
+        let sessions: Vec<_> =
+            self.lock().range((key, 0)..=(key, usize::MAX)).map(|(_, changed)| changed.clone()).collect();
+        sessions.iter().for_each(RecordChanged::notify);
+    }
+
+    /// Marks all sessions as stale: changes may have been missed.
+    pub(crate) fn mark_all_stale(&self) {
+        let sessions: Vec<_> = self.lock().values().cloned().collect();
+        sessions.iter().for_each(RecordChanged::mark_stale);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(ShortKey, usize), RecordChanged>> {
+        // Poisoning is ignored: nothing panics under this lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn short(key: &[u8; 32]) -> ShortKey {
+    std::array::from_fn(|at| key[at])
+}
