@@ -241,6 +241,7 @@ impl Settings {
         failure.map_or(Ok(deleted), Err)
     }
 
+    #[cfg_attr(not(feature = "encryption"), expect(clippy::unused_self, reason = "as with the feature `encryption`"))]
     fn codec(&self, storage_key: [u8; 32]) -> Codec {
         let codec = Codec::new(storage_key);
         #[cfg(feature = "encryption")]
