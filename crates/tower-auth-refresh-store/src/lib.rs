@@ -66,7 +66,7 @@ mod random;
 mod record;
 #[cfg(feature = "redis")]
 mod redis;
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "postgres", feature = "redis"))]
 mod watchers;
 
 pub use self::error::{StoreError, StoreErrorKind};

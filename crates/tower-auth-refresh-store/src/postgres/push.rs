@@ -84,7 +84,7 @@ async fn listen(server: &Server, channel: &str, watchers: &Watchers) -> Option<(
             message = poll_fn(|cx| driver.poll_message(cx)) => match message {
                 Some(Ok(AsyncMessage::Notification(notification))) if notification.channel() == channel => {
                     if let Some(key) = read_key(notification.payload()) {
-                        watchers.notify(key);
+                        watchers.notify(key, None);
                     }
                 }
                 Some(Ok(_)) => {}
