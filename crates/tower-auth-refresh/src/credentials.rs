@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::options::Options;
 use crate::refresh::Generation;
-use crate::session::{Revision, Snapshot};
+use crate::session::{Phase, Revision, Snapshot};
 use crate::store::Epoch;
 
 /// The token in force as the value of its header (RFC 9110 §11.4); empty if the session has no token.
@@ -96,8 +96,10 @@ impl LastCredentials {
     /// Returns the credentials in force and keeps them for the next request. `revision` was read before the snapshot.
     pub(crate) fn write(&mut self, revision: Revision, snapshot: &Snapshot, options: &Options) -> Credentials<'static> {
         let again = matches!(self, Self::Used(of) if *of == revision);
-        // If tokens are refreshed early, each request has to read the clock.
-        if again && snapshot.due.is_none() && snapshot.tokens.access_token().is_some() {
+        // If tokens are refreshed early, each request has to read the clock. During a refresh, each has to make sure that
+        // it isn't the refresh call.
+        let is_settled = snapshot.due.is_none() && snapshot.phase != Phase::Refreshing;
+        if again && is_settled && snapshot.tokens.access_token().is_some() {
             // The value may be kept for long, so it is wiped on drop like the token itself.
             let written = written(snapshot, options).map(|written| Bytes::from_owner(Zeroizing::new(written)));
             *self = Self::Kept(revision, Credentials::new(snapshot, written));

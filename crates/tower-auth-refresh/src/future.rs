@@ -151,7 +151,8 @@ where
                 kept
             } else {
                 // `attach` finds the caller's own credentials too, but such a request must not wait for a token either.
-                if request.headers().contains_key(&setup.options.header) {
+                // Nor must the session's own refresh call, sent through its own layer by mistake.
+                if request.headers().contains_key(&setup.options.header) || cell.is_refreshing_here() {
                     return Self::pass(ready, setup, own, request);
                 }
                 let snapshot = cell.snapshot();
@@ -461,15 +462,13 @@ fn find_session<'a, Svc, S: SessionSource, B>(
     if !setup.options.origins.covers(request.uri()) || request.extensions().get::<SkipAuth>().is_some() {
         return Route::Untouched;
     }
-    let session = match setup.source.shared() {
-        Some(session) => session,
+    match setup.source.shared() {
+        Some(session) => Route::Session(session),
         None => match request.extensions_mut().remove::<Session>() {
-            Some(session) => own.insert(session),
-            None => return Route::NoSession,
+            Some(session) => Route::Session(own.insert(session)),
+            None => Route::NoSession,
         },
-    };
-    // The session's own refresh call, sent through its own layer by mistake, passes.
-    if session.cell().is_refreshing_here() { Route::Untouched } else { Route::Session(session) }
+    }
 }
 
 fn replay_limit<B>(request: &Request<B>, options: &Options) -> ReplayLimit {

@@ -41,6 +41,8 @@ struct Control {
     is_partitioned: bool,
     /// New connections are closed at once.
     refuses: bool,
+    /// What a server sends unasked is swallowed.
+    mutes: bool,
     /// The number of times that all connections were cut.
     cuts: usize,
 }
@@ -92,12 +94,18 @@ impl Proxy {
         self.control.send_modify(|control| control.is_partitioned = is_partitioned);
     }
 
+    /// Swallows what the server sends without being asked, or no longer.
+    pub(crate) fn mute(&self, mutes: bool) {
+        self.control.send_modify(|control| control.mutes = mutes);
+    }
+
     /// Has new connections go to this port.
     pub(crate) fn retarget(&self, target: u16) {
         self.control.send_modify(|control| control.target = target);
     }
 
-    /// Returns the number of times that a client has sent something and waited for the answer.
+    /// Returns the number of times that a client has sent something and waited for the answer, on connections that aren't
+    /// subscribed to a channel.
     pub(crate) fn round_trips(&self) -> usize {
         self.seen().round_trips
     }
@@ -142,9 +150,9 @@ async fn pass(mut client: TcpStream, mut control: watch::Receiver<Control>, seen
     server.set_nodelay(true)?;
     let (mut question, mut answer) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
     let mut fault = None;
-    let mut is_answered = true;
+    let (mut is_answered, mut is_subscribed) = (true, false);
     loop {
-        let Control { is_partitioned, cuts: now, .. } = *control.borrow_and_update();
+        let Control { is_partitioned, mutes, cuts: now, .. } = *control.borrow_and_update();
         if now != cuts {
             return Ok(());
         }
@@ -160,7 +168,8 @@ async fn pass(mut client: TcpStream, mut control: watch::Receiver<Control>, seen
                 }
                 {
                     let mut seen = seen.lock().unwrap();
-                    seen.round_trips += usize::from(std::mem::take(&mut is_answered));
+                    is_subscribed |= question[..count].windows(9).any(|word| word == b"SUBSCRIBE");
+                    seen.round_trips += usize::from(std::mem::take(&mut is_answered) && !is_subscribed);
                     fault = fault.or_else(|| seen.fault.take());
                 }
                 match fault {
@@ -174,9 +183,10 @@ async fn pass(mut client: TcpStream, mut control: watch::Receiver<Control>, seen
                 if count == 0 {
                     return Ok(());
                 }
-                is_answered = true;
+                let is_unasked = std::mem::replace(&mut is_answered, true);
                 seen.lock().unwrap().answers += 1;
                 match fault {
+                    _ if is_unasked && mutes => {}
                     Some(Fault::CutBefore | Fault::CutAfter) => return Ok(()),
                     Some(Fault::HoleBefore | Fault::HoleAfter) => {}
                     Some(Fault::Trickle(pause)) => {

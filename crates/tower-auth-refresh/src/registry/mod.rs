@@ -180,7 +180,9 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
         key: &'a K,
     ) -> impl Future<Output = Result<Option<Session>, SessionRegistryError>> + Send + use<'a, K> {
         match self.inner.find(key) {
-            Some(cell) if self.inner.config.recheck.is_fresh(&cell) => Either::Left(ready(Ok(Some(Session::of(cell))))),
+            Some(cell) if self.inner.config.recheck.is_fresh(&cell.last_look) => {
+                Either::Left(ready(Ok(Some(Session::of(cell)))))
+            }
             Some(cell) => match cell.recheck_if_due() {
                 None => Either::Left(ready(Ok(Some(Session::of(cell))))),
                 Some(look) => Either::Right(self.inner.find_after(look, key).boxed()),

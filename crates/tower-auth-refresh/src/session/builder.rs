@@ -14,7 +14,7 @@ use super::cell::TokenCell;
 use super::config::{Config, Rotation};
 use super::error::SessionError;
 use super::limiter::RefreshLimiter;
-use super::recheck::Recheck;
+use super::recheck_clock::Recheck;
 use super::record_watch::WatchedLoad;
 use super::revocation::MOST_REPEATED;
 use super::store_call::bounded;

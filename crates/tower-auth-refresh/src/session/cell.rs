@@ -21,6 +21,7 @@ use super::config::Config;
 use super::error::SessionError;
 use super::flight::Flight;
 use super::loop_guard::StarterResults;
+use super::recheck_clock::LastLook;
 use super::revocation::Revocation;
 use super::state::{Effect, Event, Phase, RefreshSchedule, State};
 use super::store_sync::RevocationTask;
@@ -36,18 +37,13 @@ use crate::token::{AccessToken, RefreshToken, Tokens};
 pub(crate) struct TokenCell {
     /// The time of its last use, by the registry's clock.
     pub(crate) used: AtomicU32,
-    /// The time at which its store was last looked at, by the clock of [`Recheck`](super::recheck::Recheck).
-    pub(super) looked: AtomicU32,
+    pub(crate) last_look: LastLook,
     /// A copy of the state's [`is_over`](State::is_over).
     over: AtomicBool,
     /// A copy of the state's [`is_watching`](State::is_watching).
     watching: AtomicBool,
     /// `true` if a task retries writes that the store has failed.
     pub(super) saving: AtomicBool,
-    /// `true` if a look at the store is under way.
-    pub(super) looking: AtomicBool,
-    /// `true` if the last look at the store failed.
-    pub(super) look_failed: AtomicBool,
     pub(super) lock: RwLock<Writer>,
     published: ArcSwap<State>,
     /// The number of states published so far.
@@ -134,10 +130,8 @@ impl TokenCell {
             watchers: OnceLock::new(),
             results: StarterResults::default(),
             used: AtomicU32::new(0),
-            looked: AtomicU32::new(config.recheck.now()),
+            last_look: LastLook::at(config.recheck.now()),
             saving: AtomicBool::new(false),
-            looking: AtomicBool::new(false),
-            look_failed: AtomicBool::new(false),
             store,
             writes: Mutex::new(None),
             config,

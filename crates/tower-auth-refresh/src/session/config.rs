@@ -13,7 +13,7 @@ use tower::util::BoxCloneSyncService;
 
 use super::backoff::At;
 use super::limiter::RefreshLimiter;
-use super::recheck::Recheck;
+use super::recheck_clock::Recheck;
 use super::state::RefreshSchedule;
 use super::store_call::STORE_TIMEOUT;
 use crate::random;

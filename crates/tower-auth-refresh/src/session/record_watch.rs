@@ -66,7 +66,7 @@ impl WatchRecord for TokenCell {
 
     fn mark_stale(self: Arc<Self>) {
         if self.config.limiter.is_some() {
-            self.config.recheck.expire(&self);
+            self.config.recheck.expire(&self.last_look);
         } else {
             // No look-up in a registry would look.
             self.look();

@@ -1024,6 +1024,39 @@ async fn a_refresh_call_through_its_own_layer_passes_through_unchanged() {
     assert_took(begun, Duration::ZERO);
 }
 
+/// One service, and not a clone for each request, so that it reuses the credentials of the last one.
+#[tokio::test(start_paused = true)]
+async fn a_refresh_call_gets_no_credentials_that_its_service_keeps_from_other_requests() {
+    let mut it = refreshing_through_itself(|client| {
+        let one = Arc::new(tokio::sync::Mutex::new(client));
+        let send = move |request| {
+            let one = Arc::clone(&one);
+            async move { one.lock().await.ready().await?.call(request).await }
+        };
+        tower::service_fn(move |request| {
+            let send = send.clone();
+            async move {
+                for _ in 0..3 {
+                    // In tasks of their own, as requests of others are.
+                    let other = Request::get(ORIGIN).body(Full::default()).unwrap();
+                    tokio::spawn(send(other)).await.unwrap()?;
+                }
+                send(request).await
+            }
+        })
+    })
+    .await;
+    let session = it.session.clone();
+    let refreshed = tokio::spawn(async move { session.refresh().await });
+    for _ in 0..3 {
+        it.api.reply(1, "a1", 200).await;
+    }
+    let refresh = it.api.next().await;
+    assert_eq!((refresh.request.uri().path(), refresh.token()), ("/auth/refresh", None));
+    refresh.reply(200).await;
+    assert_eq!(refreshed.await.unwrap().unwrap(), pair(2));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_401_to_a_refresh_call_through_its_own_layer_triggers_nothing() {
     let mut it = refreshing_through_itself(|client| client).await;
