@@ -74,6 +74,8 @@
 //! | 1,050 bytes (a JWT of 800 bytes) | 2,350 |
 //! | 1,750 bytes (a JWT of 1,500 bytes) | 4,210 |
 //!
+//! In the memory of a process a session takes 1.1 KiB, its tokens of 300 bytes included.
+//!
 //! The fill factor of 60 leaves room on each page for the next version of a row: 99 % of updates change no index (HOT).
 //! The table's own setting has autovacuum begin at 2 % of dead rows, rather than 20 %.
 //!

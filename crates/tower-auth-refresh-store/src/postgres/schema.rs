@@ -166,7 +166,7 @@ impl Statements {
             ),
             clear: format!(
                 "DELETE FROM {table} WHERE key = $1 AND version = $2
-                RETURNING pg_notify('{channel}', encode(substr(key, 1, 16), 'hex'))::text"
+                RETURNING pg_notify('{channel}', encode(substr(key, 1, 8), 'hex'))::text"
             ),
             extend: format!(
                 "UPDATE {table} SET expires_at = $3, expires_on = ($3 AT TIME ZONE 'UTC')::date
