@@ -59,8 +59,8 @@ tools:
     # Unoptimized, it is built in a third of the time and lists the API as fast.
     has cargo-public-api ||
         cargo install --quiet --locked --debug --root target/tools cargo-public-api --version 0.52.0
-    # The lock files of the two workspaces of their own have to agree with the crates here.
-    for manifest in benches/peers crates/tower-auth-refresh-http/fuzz; do
+    # The lock files of the workspaces of their own have to agree with the crates here.
+    for manifest in benches/peers crates/tower-auth-refresh-{http,store}/fuzz; do
         cargo metadata --locked --format-version 1 --manifest-path "$manifest/Cargo.toml" >/dev/null
     done
 
@@ -69,6 +69,7 @@ fmt:
     cargo fmt --all -- --check
     cargo fmt --manifest-path benches/peers/Cargo.toml -- --check
     cargo fmt --manifest-path crates/tower-auth-refresh-http/fuzz/Cargo.toml -- --check
+    cargo fmt --manifest-path crates/tower-auth-refresh-store/fuzz/Cargo.toml -- --check
 
 # Checks comments, documentation, messages and function names for plain technical English.
 prose:
@@ -135,7 +136,7 @@ minimal-versions:
         rm -rf "$copy" && mkdir -p "$copy"
         git ls-files -z README.md 'LICENSE-*' crates | tar --null -c -T - | tar -x -C "$copy"
         sed -e 's|^members = .*|members = ["crates/*"]|' \
-            -e 's|^exclude = .*|exclude = ["crates/tower-auth-refresh-http/fuzz"]|' Cargo.toml >"$copy/Cargo.toml"
+            -e '/^exclude = /d' Cargo.toml >"$copy/Cargo.toml"
     }
     resolve() { RUSTC_BOOTSTRAP=1 cargo -Z direct-minimal-versions update --quiet; }
     lay

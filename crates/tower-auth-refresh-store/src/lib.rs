@@ -34,6 +34,8 @@
 //!   directory itself may be a symbolic link that the user or root has made; it is followed once.
 //! - A network file system is refused, and with it FUSE, unless [allowed](FileStoreBuilder::allow_network).
 //!
+//! A directory whose key is in a keychain also has `keychain.id`, the identifier of that key, and `keychain.lock`.
+//!
 //! On Windows, owners and permissions aren't checked, nor is the file system; a rename is as durable as NTFS makes it;
 //! and the next process waits for the lease of a process that died. The crate is compiled, but not tested there.
 //!

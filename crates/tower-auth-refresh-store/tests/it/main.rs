@@ -5,11 +5,15 @@
 #[cfg(target_os = "linux")]
 mod clocks;
 mod conformance;
+#[cfg(feature = "encryption")]
+mod corpus;
 mod damage;
 #[cfg(all(feature = "encryption", unix))]
 mod encryption;
 mod expired;
 mod files;
+#[cfg(feature = "encryption")]
+mod fuzzed;
 #[cfg(all(feature = "keychain", target_os = "linux"))]
 mod keychain;
 mod model;
