@@ -152,6 +152,7 @@ pub mod store;
 mod target;
 mod timer;
 mod token;
+mod wall_clock;
 
 #[doc(inline)]
 pub use challenge::ChallengePolicy;

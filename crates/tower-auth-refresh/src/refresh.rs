@@ -248,7 +248,7 @@ struct Details {
 #[non_exhaustive]
 pub enum RefreshErrorKind {
     /// The authorization server says that the refresh token is expired or revoked (`invalid_grant`, RFC 6749 §5.2): the
-    /// session ends. No other error ends a session.
+    /// session ends. No other error of a refresh call ends a session.
     Rejected,
     /// The call is wrong or something stands before the server (`invalid_client`, a firewall's page): the tokens are
     /// kept, and asking again at once is no use.
@@ -257,6 +257,9 @@ pub enum RefreshErrorKind {
     Unavailable,
     /// The call may have reached the server but its answer was lost: the refresh token may be used up.
     InDoubt,
+    /// The sign-in has lasted for its [longest time](crate::SessionBuilder::max_lifetime): the session ends. No call was
+    /// made.
+    LifetimeOver,
 }
 
 impl RefreshError {
@@ -278,6 +281,11 @@ impl RefreshError {
     /// An [`InDoubt`](RefreshErrorKind::InDoubt): tried again as the session's [`Rotation`](crate::Rotation) allows.
     pub fn in_doubt(source: impl Into<BoxError>) -> Self {
         Self::new(RefreshErrorKind::InDoubt, source.into())
+    }
+
+    /// A [`LifetimeOver`](RefreshErrorKind::LifetimeOver), which only a session makes.
+    pub(crate) fn lifetime_over() -> Self {
+        Self { kind: RefreshErrorKind::LifetimeOver, details: None, source: None }
     }
 
     fn new(kind: RefreshErrorKind, source: BoxError) -> Self {
@@ -389,6 +397,7 @@ impl RefreshErrorKind {
             Self::Misconfigured => "misconfigured",
             Self::Unavailable => "unavailable",
             Self::InDoubt => "in_doubt",
+            Self::LifetimeOver => "lifetime_over",
         }
     }
 }
@@ -409,6 +418,7 @@ impl fmt::Display for RefreshError {
             RefreshErrorKind::Misconfigured => "the refresh call is misconfigured",
             RefreshErrorKind::Unavailable => "the refresh call is unavailable",
             RefreshErrorKind::InDoubt => "the answer to the refresh call was lost",
+            RefreshErrorKind::LifetimeOver => "the sign-in has lasted for its longest time",
         })
     }
 }
@@ -430,7 +440,8 @@ pub enum NotRefreshed {
     Failed(Arc<RefreshError>),
     /// The session cools down after a refresh call that failed with this error; it was not called again.
     CoolingDown(Arc<RefreshError>),
-    /// The authorization server rejected the refresh token: the session has ended and the user must sign in again.
+    /// The authorization server rejected the refresh token, or the sign-in has lasted for its longest time: the session has
+    /// ended and the user must sign in again.
     Ended(Arc<RefreshError>),
     /// The request carries no session, and the layer takes sessions from requests.
     NoSession,

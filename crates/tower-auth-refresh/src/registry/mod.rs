@@ -48,6 +48,8 @@
 
 mod sweep;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -63,13 +65,14 @@ use futures_util::future::{BoxFuture, Either, ready};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
+use self::sweep::Uses;
 use self::table::{Cursor, Table};
 use crate::session::{
     Config, Look, Recheck, RefreshLimiter, Session, SessionBuilder, SessionError, SessionStatus, TokenCell,
     WatchedLoad, run_clock,
 };
 use crate::shared::Shared;
-use crate::store::{Entry, Epoch, MemoryStore, TokenStore};
+use crate::store::{MemoryStore, TokenStore};
 use crate::token::Tokens;
 
 const MAX_SESSIONS: usize = 100_000;
@@ -106,6 +109,8 @@ struct Inner<K> {
     max_sessions: usize,
     store_factory: Option<Box<StoreFactory<K>>>,
     config: Arc<Config>,
+    /// Of the last sweep.
+    uses: Mutex<Uses>,
     /// The sweep and the clock. Set once the other fields are: the sweep holds a weak reference to them.
     tasks: OnceLock<[AbortHandle; 2]>,
 }
@@ -388,7 +393,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
             let looked = self.config.recheck.now();
             let found = match store {
                 Ok(store) => {
-                    let (load, found) = WatchedLoad::load(&*store).await;
+                    let (load, found) = WatchedLoad::load(&self.config, &*store).await;
                     found.map(|record| {
                         let config = Arc::clone(&self.config);
                         let cell = Arc::new(TokenCell::new(Some(record?), store, config));
@@ -425,7 +430,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
             Ok(Some(cell)) => {
                 if !signs_out {
                     let (room, evicted) = self.make_room(&mut insertions);
-                    _evicted = evicted;
+                    _evicted = Evicted(self, evicted);
                     if let Err(full) = room {
                         drop(insertions);
                         return Some(Err(full));
@@ -458,13 +463,14 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         let (room, evicted) = self.make_room(&mut insertions);
         if let Err(full) = room {
             drop(insertions);
+            drop(Evicted(self, evicted));
             return Err(full);
         }
         // A load under way is out of date.
         let overtaken = insertions.loads.remove_entry(&key);
         self.table.insert(key, Arc::clone(&new));
         drop(insertions);
-        drop((evicted, overtaken));
+        drop((Evicted(self, evicted), overtaken));
         Ok(SignIn::Inserted(new))
     }
 
@@ -481,7 +487,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
     }
 
     fn kept_in_memory(tokens: Tokens, config: Arc<Config>) -> TokenCell {
-        let (store, record) = MemoryStore::holding(Entry::new(Epoch::random(), 1, tokens));
+        let (store, record) = MemoryStore::holding(config.first_entry(tokens));
         TokenCell::new(Some(record), Arc::new(store), config)
     }
 
@@ -506,6 +512,29 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         // Poisoning is ignored: a panic in the key's `Clone`, `Eq` or `Hash` happens before the first change or after the
         // last.
         self.insertions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K> Inner<K> {
+    fn uses(&self) -> MutexGuard<'_, Uses> {
+        // Poisoning is ignored: nothing panics under this lock.
+        self.uses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sessions that were evicted. Dropped once the lock is released, it extends their records: no sweep will notice their
+/// last use.
+struct Evicted<'a, K>(&'a Inner<K>, Vec<table::Slot<K>>);
+
+impl<K> Drop for Evicted<'_, K> {
+    fn drop(&mut self) {
+        if self.1.is_empty() || self.0.config.lifetimes.idle.is_none() {
+            return;
+        }
+        let uses = self.0.uses().clone();
+        for extension in self.1.iter().filter_map(|slot| slot.extension(&uses)) {
+            self.0.config.runtime.spawn(extension.run());
+        }
     }
 }
 
@@ -534,11 +563,21 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistryBuilder<K> {
         self
     }
 
-    /// Sets the time after which an unused session is removed from memory. Default: never.
+    /// Sets the time after which the user of an unused session is signed out. Default: never.
     ///
-    /// A session is in use when it is looked up, and while it has a handle or a watcher. If its store can bring it back,
-    /// it is only evicted. Otherwise the user is signed out and the tokens are revoked, where there is a
+    /// A session is in use when it is looked up by [`get`](SessionRegistry::get) or signed in, and while it has a handle or
+    /// a watcher. The session is then removed from memory and from its store, and the tokens are revoked, where there is a
     /// [revoke service](SessionBuilder::revoke). It may take a quarter longer, or 20 ms if that is more.
+    ///
+    /// With a [durable](TokenStore::is_durable) store, the record has an [end](crate::store::Entry::expires_at), which
+    /// holds whether or not a process has the session in memory. It is written with the tokens, and
+    /// [moved](TokenStore::extend) in the background while the session is used, at most eight times in an idle time-out.
+    /// The first process that finds the record past its end deletes it; a store may do so by itself. A session that is in
+    /// use elsewhere is only evicted. A record without an end isn't deleted: its session is evicted too.
+    ///
+    /// The end is a time by the wall clock: while the clock of one process is ahead, users may be idle for so much less. An
+    /// end that is too far in the future, since a clock was set back, is corrected when the session is used. If a process is
+    /// killed, its uses since the last 32nd of the idle time-out may be lost.
     pub fn idle_timeout(mut self, after: Duration) -> Self {
         self.idle_timeout = Some(after);
         self
@@ -587,16 +626,19 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistryBuilder<K> {
         let runtime = Handle::try_current().map_err(SessionError::runtime)?;
         let limiter = Arc::new(RefreshLimiter::new(self.max_concurrent_refreshes));
         let bound = (self.store_factory.is_some() && self.recheck != Duration::MAX).then_some(self.recheck);
-        let config = Arc::new(self.template.into_config(runtime.clone(), Some(limiter), Recheck::new(bound)));
+        let mut config = self.template.into_config(runtime.clone(), Some(limiter), Recheck::new(bound));
+        config.lifetimes.idle = self.idle_timeout;
+        let config = Arc::new(config);
         let inner = Arc::new(Inner {
             table: Table::new(self.max_sessions),
             insertions: Mutex::new(Insertions { loads: HashMap::new(), last: 0, cursor: Cursor::default() }),
             max_sessions: self.max_sessions,
             store_factory: self.store_factory,
             config,
+            uses: Mutex::default(),
             tasks: OnceLock::new(),
         });
-        let sweep = runtime.spawn(sweep::sweep(Arc::downgrade(&inner), self.idle_timeout));
+        let sweep = runtime.spawn(sweep::sweep(Arc::downgrade(&inner), inner.config.lifetimes));
         let clock = runtime.spawn(run_clock(Arc::downgrade(&inner.config)));
         inner.tasks.get_or_init(|| [sweep.abort_handle(), clock.abort_handle()]);
         Ok(SessionRegistry { inner })

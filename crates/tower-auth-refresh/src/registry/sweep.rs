@@ -1,11 +1,12 @@
-//! The periodic sweep: one task that removes sessions that are over, and sessions that are idle.
+//! The periodic sweep: one task that ends and removes sessions that are over, idle, or past the end of their sign-in, and
+//! extends the records of those that are used.
 
 use std::collections::VecDeque;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::{FutureExt, StreamExt, stream};
 use tokio::sync::Semaphore;
@@ -14,42 +15,30 @@ use tokio::time::{Instant, sleep};
 
 use super::Inner;
 use super::table::Cursor;
-use crate::session::{Revocation, TokenCell};
-
-/// The sweeps in one idle time-out.
-const SWEEPS_A_TIMEOUT: u32 = 8;
-const SHORTEST: Duration = Duration::from_millis(10);
-const LONGEST: Duration = Duration::from_secs(60);
+use crate::session::{Extension, Idleness, Lifetimes, Revocation, TokenCell};
+use crate::wall_clock;
 
 /// The idle sessions of one sweep that are deleted from their stores at the same time, and all revocations at the same
-/// time: each may be a call to a server.
+/// time, and all extensions: each may be a call to a server.
 const CALLS: usize = 16;
 
 /// Sweeps until the registry is dropped. Holds the registry for one short step at a time.
-pub(super) async fn sweep<K: Eq + Hash + Send + Sync + 'static>(sessions: Weak<Inner<K>>, idle: Option<Duration>) {
-    let period = idle.map_or(LONGEST, |idle| (idle / SWEEPS_A_TIMEOUT).clamp(SHORTEST, LONGEST));
-    // The table's clock at earlier times: a session that was last used by then has not been used since.
-    let mut ticks = VecDeque::new();
-    let mut since = None;
-    let revocations = Arc::new(Semaphore::new(CALLS));
+pub(super) async fn sweep<K: Eq + Hash + Send + Sync + 'static>(sessions: Weak<Inner<K>>, lifetimes: Lifetimes) {
+    let period = lifetimes.sweep();
+    let mut uses = Uses::default();
+    let limits = Limits { revocations: Arc::new(Semaphore::new(CALLS)), extensions: Arc::new(Semaphore::new(CALLS)) };
     loop {
         sleep(period).await;
-        if let Some(idle) = idle {
-            let now = Instant::now();
-            while let Some(&(at, tick)) = ticks.front()
-                && now.duration_since(at) >= idle
-            {
-                since = Some(tick);
-                ticks.pop_front();
-            }
+        {
             let Some(sessions) = sessions.upgrade() else { return };
-            ticks.push_back((now, sessions.table.tick()));
+            uses.tick(&lifetimes, sessions.table.tick());
+            sessions.uses().clone_from(&uses);
         }
         let mut cursor = Cursor::default();
         loop {
             let Some(sessions) = sessions.upgrade() else { return };
             // A key or a store may panic when it is dropped; the table is intact by then.
-            let swept = catch_unwind(AssertUnwindSafe(|| sessions.sweep(&mut cursor, since, &revocations)));
+            let swept = catch_unwind(AssertUnwindSafe(|| sessions.sweep(&mut cursor, &uses, &limits)));
             drop(sessions);
             if !swept.unwrap_or(false) {
                 break;
@@ -59,29 +48,112 @@ pub(super) async fn sweep<K: Eq + Hash + Send + Sync + 'static>(sessions: Weak<I
     }
 }
 
+/// The bounds on calls of all sweeps together.
+struct Limits {
+    revocations: Arc<Semaphore>,
+    extensions: Arc<Semaphore>,
+}
+
+/// The times of the latest sweeps by the table's clock, which tell when a session was last used.
+#[derive(Clone, Default)]
+pub(super) struct Uses {
+    /// In the order of time: a session that was last used by then has not been used since. The first one is as long ago as
+    /// any session may be idle.
+    ticks: VecDeque<(Instant, u32)>,
+}
+
+impl Uses {
+    fn tick(&mut self, lifetimes: &Lifetimes, tick: u32) {
+        let now = Instant::now();
+        self.ticks.push_back((now, tick));
+        while let Some((second, _)) = self.ticks.get(1)
+            && now.duration_since(*second) >= lifetimes.longest_idle()
+        {
+            self.ticks.pop_front();
+        }
+    }
+
+    /// Returns the time since a session was last used, which may be a sweep longer ago.
+    fn unused_for(&self, used: u32) -> Duration {
+        let later = self.ticks.partition_point(|&(_, tick)| !is_before_or_at(used, tick));
+        let by = self.ticks.get(later).zip(self.ticks.back());
+        by.map_or(Duration::ZERO, |((then, _), (now, _))| now.duration_since(*then))
+    }
+
+    /// Returns the time by which a session was last used, which may be a sweep earlier.
+    pub(super) fn last_use(&self, used: u32) -> SystemTime {
+        wall_clock::now().checked_sub(self.unused_for(used)).unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+}
+
+/// What a sweep has found.
+#[derive(Default)]
+struct Findings {
+    /// Sessions that were not used for long, whose stores can't bring them back.
+    idle: Vec<(u32, Arc<TokenCell>)>,
+    /// Sessions that were not used here for long, whose records are about to end.
+    idle_here: Vec<(u32, Weak<TokenCell>)>,
+    /// Sessions past the end of their sign-in.
+    ended: Vec<Arc<TokenCell>>,
+    extensions: Vec<Extension>,
+}
+
+impl Findings {
+    /// Examines a session. Returns `true` if it can be removed.
+    fn examine(&mut self, cell: &Arc<TokenCell>, uses: &Uses) -> bool {
+        if cell.is_over() {
+            return true;
+        }
+        if cell.snapshot().is_past_its_end() {
+            self.ended.push(Arc::clone(cell));
+            return false;
+        }
+        let tick = cell.used.load(Ordering::Relaxed);
+        let idleness = if cell.is_alone() { cell.idleness(uses.unused_for(tick)) } else { Idleness::InUse };
+        match idleness {
+            Idleness::InUse => self.extensions.extend(cell.extension(uses.last_use(tick))),
+            Idleness::Evictable => return true,
+            Idleness::Over if cell.is_durable() => self.idle_here.push((tick, Arc::downgrade(cell))),
+            Idleness::Over => {
+                self.idle.push((tick, Arc::clone(cell)));
+                return true;
+            }
+        }
+        false
+    }
+}
+
 impl<K: Eq + Hash + Send + Sync + 'static> Inner<K> {
-    /// Removes, of the next few sessions, those that are over or were not used after `since`, by the table's clock.
-    /// Returns `false` after the last one.
-    fn sweep(self: &Arc<Self>, cursor: &mut Cursor, since: Option<u32>, revocations: &Arc<Semaphore>) -> bool {
+    /// Examines the next few sessions. Returns `false` after the last one.
+    fn sweep(self: &Arc<Self>, cursor: &mut Cursor, uses: &Uses, limits: &Limits) -> bool {
         let before = *cursor;
-        let mut idle = Vec::new();
+        let mut findings = Findings::default();
         let removed = self.table.sweep(cursor, |cell| {
-            if !cell.is_alone() {
-                // A session is in use while it has a handle. That of a look at the store doesn't count.
-                if !cell.is_looking() {
-                    self.table.touch(cell);
-                }
-                return false;
+            // A session is in use while it has a handle. That of a look at the store doesn't count.
+            if !cell.is_alone() && !cell.is_looking() {
+                self.table.touch(cell);
             }
-            let used = cell.used.load(Ordering::Relaxed);
-            let is_idle = since.is_some_and(|since| is_before_or_at(used, since));
-            if is_idle && !cell.is_over() && !cell.is_durable() {
-                idle.push((used, Arc::clone(cell)));
-            }
-            cell.is_over() || is_idle
+            findings.examine(cell, uses)
         });
-        if !idle.is_empty() {
-            self.config.spawn(sign_out(idle, Arc::downgrade(self), before, Arc::clone(revocations)));
+        let Findings { idle, idle_here, ended, extensions } = findings;
+        if !(idle.is_empty() && idle_here.is_empty()) {
+            let revocations = Arc::clone(&limits.revocations);
+            self.config.spawn(sign_out(idle, idle_here, Arc::downgrade(self), before, revocations));
+        }
+        if !ended.is_empty() {
+            let end = async |cell: Arc<TokenCell>| drop(cell.end_if_past_its_end().await);
+            self.config.spawn(async move { stream::iter(ended).for_each_concurrent(CALLS, end).await });
+        }
+        if !extensions.is_empty() {
+            let permits = Arc::clone(&limits.extensions);
+            // Not counted: a shutdown doesn't wait for them.
+            self.config.runtime.spawn(async move {
+                let extend = async |extension: Extension| {
+                    let _permit = permits.acquire().await;
+                    extension.run().await;
+                };
+                stream::iter(extensions).for_each_concurrent(CALLS, extend).await;
+            });
         }
         removed.is_some()
     }
@@ -90,11 +162,25 @@ impl<K: Eq + Hash + Send + Sync + 'static> Inner<K> {
 /// Signs out the sessions that are still idle and removes them from the table, `from` this position on; then revokes their
 /// tokens. Failures are logged, and failed writes retried.
 async fn sign_out<K: Eq + Hash + Send + Sync + 'static>(
-    idle: Vec<(u32, Arc<TokenCell>)>,
+    mut idle: Vec<(u32, Arc<TokenCell>)>,
+    idle_here: Vec<(u32, Weak<TokenCell>)>,
     sessions: Weak<Inner<K>>,
     mut from: Cursor,
     calls: Arc<Semaphore>,
 ) {
+    let found = stream::iter(idle_here).map(async |(used, cell)| {
+        let is_over = TokenCell::read_is_ending(&cell).await;
+        (is_over, used, cell.upgrade())
+    });
+    let found: Vec<_> = found.buffer_unordered(CALLS).collect().await;
+    for (is_over, used, cell) in found {
+        match (is_over, cell) {
+            (Some(true), Some(cell)) => idle.push((used, cell)),
+            // Used elsewhere: the next sweep evicts it.
+            (Some(false), Some(cell)) => cell.forget_record_end(),
+            _ => {}
+        }
+    }
     let mut revocations = Vec::new();
     let mut over = Vec::new();
     for (used, cell) in idle {

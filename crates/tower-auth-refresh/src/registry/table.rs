@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashTable;
 
-use crate::session::TokenCell;
+use super::sweep::Uses;
+use crate::session::{Extension, TokenCell};
 
 /// The approximate number of shards: enough for any number of threads.
 const SHARDS: usize = 64;
@@ -40,6 +41,13 @@ pub(super) struct Slot<K> {
     hash: u64,
     key: K,
     cell: Arc<TokenCell>,
+}
+
+impl<K> Slot<K> {
+    /// Prepares the extension of an evicted session's record, if one is due.
+    pub(super) fn extension(&self, uses: &Uses) -> Option<Extension> {
+        self.cell.extension(uses.last_use(self.cell.used.load(Ordering::Relaxed)))
+    }
 }
 
 /// A position in the table.

@@ -13,13 +13,16 @@ use super::Session;
 use super::cell::TokenCell;
 use super::config::{Config, Rotation};
 use super::error::SessionError;
+use super::lifetime::Lifetimes;
 use super::limiter::RefreshLimiter;
 use super::recheck_clock::Recheck;
 use super::record_watch::WatchedLoad;
 use super::revocation::MOST_REPEATED;
 use super::store_call::bounded;
 use crate::refresh::{RefreshRequest, RefreshService, RevokeRequest, RevokeService};
-use crate::store::{Entry, Epoch, InsertOutcome, MemoryStore, Record, TokenStore};
+#[cfg(doc)]
+use crate::store::Entry;
+use crate::store::{InsertOutcome, MemoryStore, Record, TokenStore};
 use crate::token::Tokens;
 
 const REFRESH_TIMEOUT: Duration = Duration::from_secs(30);
@@ -38,6 +41,7 @@ pub struct SessionBuilder {
     refresh_early: Option<Duration>,
     rotation: Rotation,
     client_credentials: bool,
+    max_lifetime: Option<Duration>,
 }
 
 impl SessionBuilder {
@@ -51,6 +55,7 @@ impl SessionBuilder {
             refresh_early: None,
             rotation: Rotation::Strict,
             client_credentials,
+            max_lifetime: None,
         }
     }
 
@@ -108,6 +113,22 @@ impl SessionBuilder {
         self
     }
 
+    /// Ends a sign-in after this time, however much it is used. Default: never.
+    ///
+    /// The end is fixed at the sign-in, kept in the [record](Entry::ends_at), and written again with each refresh, by
+    /// whichever process. The session is then [ended](crate::SessionState::Ended) by an error of the kind
+    /// [`LifetimeOver`](crate::RefreshErrorKind::LifetimeOver), its record is deleted, and its tokens are revoked. A
+    /// session of a [registry](crate::SessionRegistry) ends at a look at its store, or within a minute, or within a 32nd
+    /// of the time. Any other one ends when it refreshes or is [rechecked](Session::recheck).
+    ///
+    /// The end is a time by the wall clock. A clock that is set forward ends the session early. After a clock was set
+    /// back, or if the record of the sign-in has no end, the session lasts for at most this time from when a process has
+    /// loaded it.
+    pub fn max_lifetime(mut self, lifetime: Duration) -> Self {
+        self.max_lifetime = Some(lifetime);
+        self
+    }
+
     /// Reads the store, writes the first tokens to it if it is empty, and returns the session.
     ///
     /// # Errors
@@ -127,9 +148,9 @@ impl SessionBuilder {
             first => first,
         };
         let config = Arc::new(self.into_config(runtime, None, Recheck::new(None)));
-        let (load, found) = WatchedLoad::load(&*store).await;
+        let (load, found) = WatchedLoad::load(&config, &*store).await;
         let stored = match (found.map_err(SessionError::store)?, first) {
-            (None, Some(first)) => Some(insert(&*store, first).await.map_err(SessionError::store)?),
+            (None, Some(first)) => Some(insert(&config, &*store, first).await.map_err(SessionError::store)?),
             (found, _) => found,
         };
         let cell = Arc::new(TokenCell::new(stored, store, config));
@@ -147,6 +168,7 @@ impl SessionBuilder {
             rotation: self.rotation,
             refresh_early: self.refresh_early,
             client_credentials: self.client_credentials,
+            lifetimes: Lifetimes { idle: None, longest: self.max_lifetime },
             runtime,
             limiter,
             recheck,
@@ -154,13 +176,15 @@ impl SessionBuilder {
     }
 }
 
-async fn insert(store: &dyn TokenStore, first: Tokens) -> Result<Record, BoxError> {
-    let entry = Entry::new(Epoch::random(), 1, first);
-    Ok(match bounded(|| store.insert(&entry)).await? {
-        InsertOutcome::Inserted(version) => Record::new(version, entry),
+async fn insert(config: &Config, store: &dyn TokenStore, first: Tokens) -> Result<Record, BoxError> {
+    let entry = config.first_entry(first);
+    match bounded(|| store.insert(&entry)).await? {
+        InsertOutcome::Inserted(version) => Ok(Record::new(version, entry)),
+        // It could not be deleted.
+        InsertOutcome::Exists(record) if record.is_past_its_end() => Err("the record is past its end".into()),
         // Another process has started at the same time.
-        InsertOutcome::Exists(record) => record,
-    })
+        InsertOutcome::Exists(record) => Ok(record),
+    }
 }
 
 impl fmt::Debug for SessionBuilder {

@@ -20,6 +20,7 @@ use super::backoff::At;
 use super::config::Config;
 use super::error::SessionError;
 use super::flight::Flight;
+use super::lifetime::RecordEnd;
 use super::loop_guard::StarterResults;
 use super::recheck_clock::LastLook;
 use super::revocation::Revocation;
@@ -44,6 +45,7 @@ pub(crate) struct TokenCell {
     watching: AtomicBool,
     /// `true` if a task retries writes that the store has failed.
     pub(super) saving: AtomicBool,
+    pub(super) record_end: RecordEnd,
     pub(super) lock: RwLock<Writer>,
     published: ArcSwap<State>,
     /// The number of states published so far.
@@ -101,21 +103,19 @@ tokio::task_local! {
 impl TokenCell {
     /// Makes a cell for the record that the store holds.
     pub(crate) fn new(stored: Option<Record>, store: Arc<dyn TokenStore>, config: Arc<Config>) -> Self {
-        let state = match stored {
-            None => State::signed_out(Epoch::random()),
-            Some(record) => {
-                let due = config.schedule(record.tokens(), At::now());
-                State::restored(record, due)
-            }
-        };
-        Self::of(state, store, config)
+        let Some(record) = stored else { return Self::of(State::signed_out(Epoch::random()), store, config) };
+        let due = config.schedule(record.tokens(), At::now());
+        let cell = Self::of(State::restored(config.clamped(record.clone()), due), store, config);
+        cell.note_end(&record);
+        cell
     }
 
     /// Makes a cell in which these tokens are in force, still to be stored.
     pub(crate) fn signed_in(tokens: Tokens, store: Arc<dyn TokenStore>, config: Arc<Config>) -> Self {
         let at = At::now();
         let due = config.schedule(&tokens, at);
-        let signed_in = Event::SignedIn { next: Epoch::random(), tokens, due };
+        let ends_at = config.lifetimes.end_of_sign_in();
+        let signed_in = Event::SignedIn { next: Epoch::random(), tokens, due, ends_at };
         let (state, _) = State::signed_out(Epoch::random()).step(signed_in, at);
         Self::of(state, store, config)
     }
@@ -132,6 +132,7 @@ impl TokenCell {
             used: AtomicU32::new(0),
             last_look: LastLook::at(config.recheck.now()),
             saving: AtomicBool::new(false),
+            record_end: RecordEnd::default(),
             store,
             writes: Mutex::new(None),
             config,
@@ -244,7 +245,7 @@ impl TokenCell {
     pub(super) fn step(self: &Arc<Self>, writer: &mut WriteGuard<'_>, event: Event) -> Arc<State> {
         let ends = matches!(event, Event::Rejected { .. });
         let state = Arc::clone(&self.snapshot());
-        let (next, effect) = state.step(event, At::now());
+        let (next, effect) = state.step(self.with_lifetime(event), At::now());
         let next = Arc::new(next);
         self.publish(&next);
         // Waiters hold the flight themselves. Kept here, it would take memory for as long as the session lives.
@@ -314,7 +315,7 @@ impl TokenCell {
         }
         self.forget_revoked();
         let due = self.schedule(&tokens);
-        self.change(Event::SignedIn { next: Epoch::random(), tokens, due }).await;
+        self.change(Event::SignedIn { next: Epoch::random(), tokens, due, ends_at: None }).await;
         self.save().await
     }
 

@@ -12,6 +12,7 @@ use tower::BoxError;
 use tower::util::BoxCloneSyncService;
 
 use super::backoff::At;
+use super::lifetime::Lifetimes;
 use super::limiter::RefreshLimiter;
 use super::recheck_clock::Recheck;
 use super::state::RefreshSchedule;
@@ -30,6 +31,7 @@ pub(crate) struct Config {
     pub(crate) rotation: Rotation,
     pub(crate) refresh_early: Option<Duration>,
     pub(crate) client_credentials: bool,
+    pub(crate) lifetimes: Lifetimes,
     pub(crate) runtime: Handle,
     /// Shared by the sessions of a registry.
     pub(crate) limiter: Option<Arc<RefreshLimiter>>,

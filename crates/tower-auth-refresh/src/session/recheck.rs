@@ -104,6 +104,9 @@ impl TokenCell {
 
     /// Reads the record, and puts in force what other processes have done.
     async fn look(self: &Arc<Self>) -> Result<(), LookError> {
+        if self.end_if_past_its_end().await.is_some() {
+            return Ok(());
+        }
         let before = Arc::clone(&self.snapshot());
         if !matches!(before.stored, Stored::Clean(_)) {
             // The pending write is checked against the record when it is made.
@@ -111,6 +114,10 @@ impl TokenCell {
         }
         let found = bounded(|| self.store.load()).await;
         let found = found.map_err(|error| LookError { kind: SessionErrorKind::Store, source: Arc::from(error) })?;
+        let found = self.unless_ended(found);
+        if let Some(record) = &found {
+            self.note_end(record);
+        }
         let due = found.as_ref().and_then(|record| self.schedule(record.tokens()));
         let mut writer = self.lock.write().await;
         let event = self.snapshot().event_of_look(&before, found, due);

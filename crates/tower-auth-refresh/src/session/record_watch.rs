@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tower::BoxError;
 
 use super::cell::TokenCell;
+use super::config::Config;
+use super::lifetime::end_record;
 use super::store_call::bounded;
 use crate::store::{Record, RecordChanged, TokenStore, WatchRecord};
 
@@ -19,11 +21,18 @@ pub(crate) struct WatchedLoad {
 
 impl WatchedLoad {
     /// Loads the record, watched from before the load on. The session that is made from it is to [watch](Self::go_on) it.
-    pub(crate) async fn load(store: &dyn TokenStore) -> (Arc<Self>, Result<Option<Record>, BoxError>) {
+    /// A record past its end is deleted.
+    pub(crate) async fn load(
+        config: &Arc<Config>,
+        store: &dyn TokenStore,
+    ) -> (Arc<Self>, Result<Option<Record>, BoxError>) {
         let load = Arc::new(Self::default());
         let weak: Weak<Self> = Arc::downgrade(&load);
         watch(store, RecordChanged::new(weak));
-        let found = bounded(|| store.load()).await;
+        let found = match bounded(|| store.load()).await {
+            Ok(Some(record)) if record.is_past_its_end() => Ok(end_record(config, store, record).await),
+            found => found,
+        };
         (load, found)
     }
 

@@ -117,6 +117,9 @@ impl RefreshTask {
         if self.cell.snapshot().epoch != self.base.epoch {
             return Err(NotRefreshed::SessionChanged);
         }
+        if let Some(ended) = self.cell.end_if_past_its_end().await {
+            return Err(ended);
+        }
         let claim = match self.claim(deadline).await {
             Ok(claim) => claim,
             Err(aborted) => return self.settle(aborted).await,
@@ -151,7 +154,11 @@ impl RefreshTask {
         let cell = Arc::clone(&self.cell);
         loop {
             let lease = deadline.saturating_duration_since(Instant::now()) + STORE_TIMEOUT + LEASE_MARGIN;
-            match within(deadline, || cell.store.claim(&version, lease)).await? {
+            let outcome = match within(deadline, || cell.store.claim(&version, lease)).await? {
+                ClaimOutcome::Changed(found) => ClaimOutcome::Changed(cell.unless_ended(found)),
+                outcome => outcome,
+            };
+            match outcome {
                 ClaimOutcome::Claimed(claim) => return Ok(claim),
                 ClaimOutcome::Busy { retry_in } => {
                     let look_again = Instant::now() + retry_in.clamp(SHORTEST_CLAIM_POLL, CLAIM_POLL);
@@ -222,7 +229,7 @@ impl RefreshTask {
         let ClaimOutcome::Claimed(claim) = within(deadline, || store.claim(older.version(), lease)).await? else {
             return Ok(None);
         };
-        let entry = Entry::new(self.base.epoch, self.place, self.tokens.clone());
+        let entry = self.cell.with_ends(self.base.entry_of(self.place, self.tokens.clone()));
         match within(deadline, || store.commit(&claim, &entry)).await? {
             CommitOutcome::Stored(version) => Ok(Some(version)),
             CommitOutcome::Conflict(_) => Ok(None),
@@ -258,7 +265,9 @@ impl RefreshTask {
             tracing::debug!(target: TARGET, attempt = self.attempts, kind = error.kind().as_str(), "refresh attempt failed");
             match error.kind() {
                 RefreshErrorKind::Rejected => return Err(self.rejected(claim, error, in_doubt).await),
-                RefreshErrorKind::Misconfigured => return Err(RefreshAborted::Failed { error, in_doubt }),
+                RefreshErrorKind::Misconfigured | RefreshErrorKind::LifetimeOver => {
+                    return Err(RefreshAborted::Failed { error, in_doubt });
+                }
                 RefreshErrorKind::Unavailable => {}
                 RefreshErrorKind::InDoubt => in_doubt = true,
             }
@@ -320,7 +329,7 @@ impl RefreshTask {
         // A process that was suspended for longer than its lease may find that another one has taken the claim over.
         let held = match bounded(|| cell.store.renew(claim, END_LEASE)).await {
             // Read after the renewal, so that a write made meanwhile is seen.
-            Ok(held) => bounded(|| cell.store.load()).await.map(|found| (held, found)),
+            Ok(held) => bounded(|| cell.store.load()).await.map(|found| (held, cell.unless_ended(found))),
             Err(error) => Err(error),
         };
         match held {
@@ -399,7 +408,7 @@ impl RefreshTask {
     /// holds another process's tokens, which have been adopted.
     async fn save(&self, claim: Claim, tokens: Tokens) -> Option<(Entry, Stored)> {
         let epoch = self.base.epoch;
-        let entry = Entry::new(epoch, self.place + 1, tokens);
+        let entry = self.cell.with_ends(self.base.entry_of(self.place + 1, tokens));
         if self.cell.snapshot().epoch != epoch {
             // The next step discards the tokens.
             return Some((entry, Stored::Clean(None)));

@@ -47,6 +47,11 @@ impl Revocation {
         Self { config: Arc::clone(&cell.config), cell: Arc::downgrade(cell), tokens }
     }
 
+    /// The revocation of tokens that no session of this process has held.
+    pub(super) fn of(config: Arc<Config>, tokens: Tokens) -> Self {
+        Self { config, cell: Weak::new(), tokens }
+    }
+
     /// Calls the revoke service, if there is one. After a failure that may pass, the call is repeated in the background.
     ///
     /// # Errors
@@ -113,7 +118,7 @@ impl Delay {
             return Some(Self { in_full: false, retry_after: None });
         };
         match error.kind() {
-            RefreshErrorKind::Rejected | RefreshErrorKind::Misconfigured => None,
+            RefreshErrorKind::Rejected | RefreshErrorKind::Misconfigured | RefreshErrorKind::LifetimeOver => None,
             _ => Some(Self { in_full: !error.may_retry(), retry_after: error.retry_after() }),
         }
     }

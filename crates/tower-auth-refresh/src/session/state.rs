@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 use super::backoff::{self, At};
 use super::loop_guard::{LoopGuard, Results};
-use crate::refresh::{Generation, NotRefreshed, RefreshError, Trigger};
-use crate::store::{Claim, Entry, Epoch, Record, Version};
+use crate::refresh::{Generation, NotRefreshed, RefreshError, RefreshErrorKind, Trigger};
+use crate::store::{Claim, End, Entry, Epoch, Record, Version};
 use crate::target::Target;
 use crate::token::Tokens;
 
@@ -34,6 +34,8 @@ pub(crate) struct State {
     pub(crate) tokens: Tokens,
     /// The number of the tokens within their epoch, which all processes count alike.
     pub(crate) place: u64,
+    /// The end of the epoch, if it has one.
+    pub(crate) ends_at: Option<End>,
     /// The times of an early refresh, where the session refreshes early.
     pub(crate) due: Option<Box<RefreshSchedule>>,
     pub(crate) stored: Stored,
@@ -130,7 +132,7 @@ pub(crate) enum Event {
     Salvaged { epoch: Epoch, place: u64, tokens: Tokens, stored: Stored },
     /// The flight failed in a way that keeps the tokens.
     Failed { epoch: Epoch, error: Arc<RefreshError>, in_doubt: bool },
-    /// The flight's refresh token was rejected, and the store holds no newer one.
+    /// The flight's refresh token was rejected, and the store holds no newer one; or the epoch is past its end.
     Rejected { epoch: Epoch, error: Arc<RefreshError>, next: Epoch },
     /// The store holds the write of another process. `ends_flight`: a flight found it and is over.
     Adopted { epoch: Epoch, record: Record, due: Option<RefreshSchedule>, ends_flight: bool },
@@ -149,7 +151,7 @@ pub(crate) enum Event {
     /// The app handed in newer tokens of the same sign-in than `generation`.
     Renewed { epoch: Epoch, generation: Generation, tokens: Tokens, due: Option<RefreshSchedule> },
     /// The app signed a user in, and writes the store itself.
-    SignedIn { next: Epoch, tokens: Tokens, due: Option<RefreshSchedule> },
+    SignedIn { next: Epoch, tokens: Tokens, due: Option<RefreshSchedule>, ends_at: Option<End> },
     /// The app signed the user out, and deletes from the store itself.
     SignedOut { next: Epoch },
 }
@@ -174,6 +176,7 @@ impl State {
             generation: Generation(0),
             tokens: Tokens::default(),
             place: 0,
+            ends_at: None,
             due: None,
             stored: Stored::Clean(None),
             rejected: false,
@@ -239,7 +242,21 @@ impl State {
 
     /// The tokens in force, to be stored.
     pub(crate) fn entry(&self) -> Entry {
-        Entry::new(self.epoch, self.place, self.tokens.clone())
+        self.entry_of(self.place, self.tokens.clone())
+    }
+
+    /// Tokens of this epoch, to be stored.
+    pub(crate) fn entry_of(&self, place: u64, tokens: Tokens) -> Entry {
+        let entry = Entry::new(self.epoch, place, tokens);
+        match self.ends_at {
+            Some(end) => entry.with_ends_at(end.into()),
+            None => entry,
+        }
+    }
+
+    /// Returns `true` if the authorization server has ended the session, and with it the tokens.
+    pub(super) fn was_rejected(&self) -> bool {
+        self.ended.as_ref().is_some_and(|ended| ended.1.kind() == RefreshErrorKind::Rejected)
     }
 
     /// Answers a caller that holds `generation` of `epoch` and wants newer tokens. `target`: that of the challenge, if
@@ -363,8 +380,9 @@ impl State {
                     return Effect::Sync;
                 }
             }
-            Event::SignedIn { next, tokens, due } => {
+            Event::SignedIn { next, tokens, due, ends_at } => {
                 *self = self.new_epoch(next, 1, tokens, Stored::SignInPending(self.stale_epochs()), due);
+                self.ends_at = ends_at;
             }
             Event::SignedOut { next } => {
                 let stale_epochs = self.stale_epochs();
@@ -478,7 +496,8 @@ impl State {
     /// Returns the state of a record's epoch.
     fn adopted_epoch(&self, record: Record, due: Option<RefreshSchedule>) -> Self {
         let stored = Stored::Clean(Some(record.version().clone()));
-        self.new_epoch(record.epoch(), record.generation(), record.into_tokens(), stored, due)
+        let ends_at = record.entry().ends_at().map(End::from);
+        Self { ends_at, ..self.new_epoch(record.epoch(), record.generation(), record.into_tokens(), stored, due) }
     }
 
     /// Begins a new epoch without tokens.

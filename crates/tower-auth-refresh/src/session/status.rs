@@ -20,7 +20,8 @@ pub enum SessionState {
     Refreshing,
     /// A user is signed in, but the last refresh failed. The session goes on trying, and its access token may still work.
     Failing(RefreshFailure),
-    /// The authorization server ended the session, with this error: the user must sign in again.
+    /// The session has ended, with this error: the authorization server rejected the refresh token, or the sign-in has lasted
+    /// for its longest time. The user must sign in again.
     Ended(Arc<RefreshError>),
 }
 
@@ -61,7 +62,7 @@ impl SessionState {
         matches!(self, Self::Active | Self::Refreshing | Self::Failing(_))
     }
 
-    /// Returns `true` if the authorization server ended the session.
+    /// Returns `true` if the session has ended, other than by a sign-out.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         matches!(self, Self::Ended(_))

@@ -11,7 +11,7 @@ use tower::BoxError;
 
 use super::backoff;
 use super::cell::{SignInAttempt, TokenCell};
-use super::state::{Event, Phase, Stored};
+use super::state::{Event, Stored};
 use super::store_call::bounded;
 use crate::TARGET;
 use crate::random;
@@ -52,20 +52,22 @@ impl TokenCell {
                             self.adopt_conflicting_write(state.entry(), Some(record), false).await;
                         }
                         // Another process has signed a user in since.
-                        Some(record) if before.is_some_and(|attempt| attempt.over != over) => {
+                        Some(record)
+                            if before.is_some_and(|attempt| attempt.over != over) && !record.is_past_its_end() =>
+                        {
                             let due = self.schedule(record.tokens());
                             self.change(Event::Adopted { epoch, record, due, ends_flight: false }).await;
                         }
                         _ => {
                             *attempted = Some(Box::new(SignInAttempt { epoch, over }));
-                            let entry = state.entry();
+                            let entry = self.with_ends(state.entry());
                             let version = bounded(|| self.store.replace(&entry)).await?;
                             self.saved(entry, version).await;
                         }
                     }
                 }
                 Stored::CommitPending(claim) => {
-                    let saved = self.commit(claim, state.entry()).await?;
+                    let saved = self.commit(claim, self.with_ends(state.entry())).await?;
                     if saved && !overwrites {
                         tracing::info!(target: TARGET, "tokens saved");
                     }
@@ -84,9 +86,8 @@ impl TokenCell {
                     }
                 }
                 Stored::DeletePending(epochs) => {
-                    // The end of a session is no sign-out: the server has ended it, and its tokens.
-                    let is_sign_out = state.phase == Phase::SignedOut;
-                    self.delete_record_of(epochs, is_sign_out.then_some(&mut *revocations)).await?;
+                    let revocations = (!state.was_rejected()).then_some(&mut *revocations);
+                    self.delete_record_of(epochs, revocations).await?;
                     self.change(Event::Deleted { epochs: Arc::clone(epochs) }).await;
                 }
             }
@@ -131,8 +132,8 @@ impl TokenCell {
         synced
     }
 
-    /// Deletes the record of an epoch that is over, whatever version a late flight has given it. Revokes its tokens, at a
-    /// sign-out: they may be newer than those that this process knew.
+    /// Deletes the record of an epoch that is over, whatever version a late flight has given it. Revokes its tokens, unless
+    /// the server has ended them: they may be newer than those that this process knew.
     async fn delete_record_of(
         self: &Arc<Self>,
         epochs: &[Epoch],
@@ -161,7 +162,7 @@ impl TokenCell {
         ends_flight: bool,
     ) {
         let epoch = ours.epoch();
-        let event = match found {
+        let event = match self.unless_ended(found) {
             // It is ours after all: an earlier call that seemed to fail.
             Some(record) if record.entry().is_same_write(&ours) && !ends_flight => {
                 Event::Saved { epoch, tokens: ours.into_tokens(), version: record.version().clone() }

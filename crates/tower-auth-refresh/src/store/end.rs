@@ -11,6 +11,17 @@ const LATEST: u64 = 253_402_300_799_999;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct End(NonZeroU64);
 
+impl End {
+    pub(crate) fn to_millis(self) -> u64 {
+        self.0.get()
+    }
+
+    /// The end after so many milliseconds; `None` for 0.
+    pub(crate) fn from_millis(millis: u64) -> Option<Self> {
+        NonZeroU64::new(millis).map(Self)
+    }
+}
+
 impl From<SystemTime> for End {
     fn from(at: SystemTime) -> Self {
         let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -295,7 +295,7 @@ impl Environment {
             Stored::SignInPending(over) | Stored::DeletePending(over) => over.len() < UNWRITTEN,
             Stored::Clean(_) | Stored::CommitPending(_) | Stored::OverwritePending(_) => true,
         };
-        let event = more.then(|| Event::SignedIn { next: self.new_epoch(), tokens, due: self.due() })?;
+        let event = more.then(|| Event::SignedIn { next: self.new_epoch(), tokens, due: self.due(), ends_at: None })?;
         self.step(event)
     }
 

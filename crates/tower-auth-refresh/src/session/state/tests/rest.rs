@@ -37,8 +37,9 @@ fn refreshed(n: u32) -> Event {
 }
 
 fn after(at: At, events: impl IntoIterator<Item = Event>) -> State {
-    let signed_in =
-        State::signed_out(Epoch::from(0)).step(Event::SignedIn { next: epoch(), tokens: pair(1), due: None }, at).0;
+    let signed_in = State::signed_out(Epoch::from(0))
+        .step(Event::SignedIn { next: epoch(), tokens: pair(1), due: None, ends_at: None }, at)
+        .0;
     events.into_iter().fold(signed_in, |state, event| state.step(event, at).0)
 }
 
