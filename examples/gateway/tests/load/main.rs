@@ -52,10 +52,10 @@ async fn users_whose_tokens_live_two_seconds() {
         settings.log_capacity = 0;
         settings.access_lifetime = Duration::from_secs(24 * 60 * 60);
     });
-    let bare = spawn(Gateway::new(settings.clone()).without_refresh());
+    let bare = spawn(Gateway::new(settings.clone()).without_refresh()).await;
     let bare_cookies = sign_in(bare, "bare").await;
     kit.configure(|settings| settings.access_lifetime = Duration::from_secs(2));
-    let gateway = spawn(Gateway::new(settings));
+    let gateway = spawn(Gateway::new(settings)).await;
     let cookies = sign_in(gateway, "layered").await;
     kit.reset();
 
@@ -97,7 +97,7 @@ async fn a_million_sessions() {
         settings.log_capacity = 0;
         settings.access_lifetime = Duration::from_secs(2);
     });
-    let gateway = Gateway::new(settings).listen().unwrap();
+    let gateway = Gateway::new(settings).listen().await.unwrap();
     let before = resident_memory().unwrap();
     let started = Instant::now();
     for number in 0..SESSIONS {
