@@ -164,6 +164,7 @@ fn a_ring_is_read_from_a_private_file() {
         (format!("1:{standard}\n1:{url_safe}"), 0o600, StoreErrorKind::Misconfigured, "the same identifier"),
         (standard.clone(), 0o600, StoreErrorKind::Misconfigured, "identifier:key"),
         (format!("1:{}", &standard[..40]), 0o600, StoreErrorKind::Misconfigured, "30 bytes"),
+        (format!("1:{}", "+/+/".repeat(16)), 0o600, StoreErrorKind::Misconfigured, "48 bytes"),
         (format!("1:{CANARY}{standard}"), 0o600, StoreErrorKind::Misconfigured, "base64"),
         (format!(":{standard}"), 0o600, StoreErrorKind::Misconfigured, "identifier"),
         ("1:".to_owned() + &"A".repeat(200_000), 0o600, StoreErrorKind::Misconfigured, "no key"),
