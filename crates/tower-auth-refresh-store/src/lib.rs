@@ -25,8 +25,8 @@
 //! - A claim reserves the disk space for the next record, so that a full disk is noticed before the refresh token is
 //!   used up.
 //! - If the process that made a claim dies, the next process takes over at once; the refresh token is then in doubt.
-//!   Otherwise a claim holds until its lease ends: by the time since the boot on Linux, or by the wall clock for a claim
-//!   of another host, and never for longer than the lease, if the clock is set back.
+//!   Otherwise a claim holds until its lease ends: on Linux by the time since the boot, elsewhere and for a claim of
+//!   another host by the wall clock, but never for longer than the lease, if the clock is set back.
 //! - A record whose end has passed is deleted by [`FileStore::delete_expired`], and read until then.
 //! - A record that is damaged, of a later format, or encrypted with an unknown key is an error. The user stays signed
 //!   in until the cause is mended, or the file is removed.
