@@ -15,7 +15,7 @@ default:
 api_toolchain := "1.95.0"
 published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-store -p tower-auth-refresh-testkit"
 
-# They are chromium, valgrind, strace, gnome-keyring, dbus, faketime, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the
+# They are chromium, valgrind, strace, gnome-keyring, dbus, faketime, PostgreSQL, pgbouncer, openssl, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the
 # Python servers of the interop tests.
 #
 # Installs the tools of the other steps.
@@ -30,6 +30,9 @@ tools:
     has gnome-keyring-daemon || missing+=(gnome-keyring)
     has dbus-run-session || missing+=(dbus)
     has faketime || missing+=(faketime)
+    compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
+    [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
+    has openssl || missing+=(openssl)
     { has node && has npm; } || missing+=(nodejs npm)
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     if [ ${#missing[@]} -gt 0 ]; then

@@ -5,8 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tower_auth_refresh::store::RecordChanged;
 
-/// The first half of a storage key: enough to tell sessions apart.
-pub(crate) type ShortKey = [u8; 16];
+/// The first bytes of a storage key: enough to tell sessions apart. One that is told by mistake looks in vain.
+pub(crate) type ShortKey = [u8; 8];
 
 /// An index of sessions. A key may have several: one for each handle, which is known by its address.
 #[derive(Default)]

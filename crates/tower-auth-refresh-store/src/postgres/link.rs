@@ -1,9 +1,10 @@
 //! Connections to the server, which are opened when they are needed, and again after they have failed.
 //!
 //! A [`Link`] is the place of one connection. Calls share the connection: each sends its statement at once, and the server
-//! answers them in order. A connection that doesn't answer is retired: the next calls get a new one. The old one is kept
-//! until it ends by itself, and counts, so that a server whose statements hang isn't asked for ever more connections.
+//! answers them in order. A connection that answers none of them is retired: the next calls get a new one. The old one is
+//! kept until it ends by itself, and counts, so that a server whose statements hang isn't asked for ever more connections.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -24,7 +25,7 @@ use crate::random;
 
 /// The time for one host, from the first packet until the server is ready.
 const HOST_TIMEOUT: Duration = Duration::from_millis(1500);
-/// The time after which a connection that doesn't answer is retired.
+/// The time after which a connection that answers no statement is retired.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The pauses between failed attempts to connect double from the first to the last. Each is spread by a half.
 const PAUSES: [Duration; 2] = [Duration::from_millis(40), Duration::from_secs(1)];
@@ -76,8 +77,15 @@ pub(super) struct Link {
     task: AbortHandle,
 }
 
+/// A connection that is lent to calls.
+pub(super) struct Open {
+    client: Client,
+    /// The number of its answers so far, by which one that is slow is told from one that is dead.
+    answers: AtomicUsize,
+}
+
 enum State {
-    Open(Arc<Client>),
+    Open(Arc<Open>),
     /// With the last failure to open it, if that was the last thing that happened.
     Closed(Option<Problem>),
 }
@@ -156,24 +164,31 @@ impl Link {
         // An attempt may have had an effect, whatever becomes of the later ones.
         let mut is_lost = false;
         loop {
-            let client = match self.client(deadline).await {
-                Ok(client) => client,
+            let open = match self.open(deadline).await {
+                Ok(open) => open,
                 Err(problem) if is_lost => return Err(Fault::Lost(problem)),
                 Err(problem) => return Err(Fault::Refused(problem)),
             };
-            let answer_by = deadline.min(Instant::now() + ANSWER_TIMEOUT);
-            let in_time = self.server.time_in(answer_by.saturating_duration_since(Instant::now()));
+            // There has to be time to look for the effect of one that is lost.
+            let ends =
+                if effect == Effect::OnceInTime { Instant::now() + ANSWER_TIMEOUT } else { deadline }.min(deadline);
+            let in_time = self.server.time_in(ends.saturating_duration_since(Instant::now()));
             let mut parameters = parameters.to_vec();
             if effect != Effect::Repeatable {
                 parameters.push((&in_time, Type::TIMESTAMPTZ));
             }
-            let fault = match timeout_at(answer_by, client.query_typed(sql, &parameters)).await {
+            let fault = match open.query(sql, &parameters, ends).await {
                 Ok(Ok(rows)) => return Ok(rows),
                 Ok(Err(error)) => fault_of(&error),
-                Err(_) => Fault::lost("the server doesn't answer"),
+                Err(Elapsed { is_dead }) => {
+                    if is_dead {
+                        self.retire(&open);
+                    }
+                    Fault::lost("the server doesn't answer")
+                }
             };
-            if matches!(fault, Fault::Lost(_) | Fault::Standby) {
-                self.retire(&client);
+            if matches!(fault, Fault::Standby) {
+                self.retire(&open);
             }
             let may_repeat = match fault {
                 Fault::Refused(_) => false,
@@ -181,9 +196,9 @@ impl Link {
                 Fault::Standby | Fault::RolledBack(_) => true,
             };
             let pause = spread(PAUSES[0]);
-            let is_last = !may_repeat || Instant::now() + pause >= deadline;
+            let gives_up = !may_repeat || Instant::now() + pause >= deadline;
             is_lost |= matches!(fault, Fault::Lost(_));
-            if is_last {
+            if gives_up {
                 return Err(if is_lost { Fault::Lost(fault.into_problem()) } else { fault });
             }
             sleep(pause).await;
@@ -191,13 +206,13 @@ impl Link {
     }
 
     /// Returns the connection. Opens it if it isn't, again and again until the deadline.
-    pub(super) async fn client(&self, deadline: Instant) -> Result<Arc<Client>, Problem> {
+    pub(super) async fn open(&self, deadline: Instant) -> Result<Arc<Open>, Problem> {
         let mut state = self.state.subscribe();
         // A failure from before this call says nothing of now.
         let (mut is_new, mut last) = (false, None);
         loop {
             match &*state.borrow_and_update() {
-                State::Open(client) if !client.is_closed() => return Ok(Arc::clone(client)),
+                State::Open(open) if !open.client.is_closed() => return Ok(Arc::clone(open)),
                 State::Closed(Some(failure)) if is_new && failure.kind() == StoreErrorKind::Misconfigured => {
                     return Err(failure.clone());
                 }
@@ -213,14 +228,44 @@ impl Link {
     }
 
     /// Gives a connection up. Statements that wait for its answer may still get it.
-    fn retire(&self, client: &Arc<Client>) {
+    fn retire(&self, retired: &Arc<Open>) {
         self.state.send_if_modified(|state| {
-            let is_open = matches!(state, State::Open(open) if Arc::ptr_eq(open, client));
+            let is_open = matches!(state, State::Open(open) if Arc::ptr_eq(open, retired));
             if is_open {
                 *state = State::Closed(None);
             }
             is_open
         });
+    }
+}
+
+/// The end of the time for an answer.
+struct Elapsed {
+    /// No other statement was answered either.
+    is_dead: bool,
+}
+
+impl Open {
+    /// Executes a statement, and waits until then, or until the connection seems dead.
+    async fn query(
+        &self,
+        sql: &str,
+        parameters: Parameters<'_>,
+        ends: Instant,
+    ) -> Result<Result<Vec<Row>, tokio_postgres::Error>, Elapsed> {
+        let mut rows = pin!(self.client.query_typed(sql, parameters));
+        loop {
+            let before = self.answers.load(Ordering::Relaxed);
+            let answer_by = ends.min(Instant::now() + ANSWER_TIMEOUT);
+            if let Ok(rows) = timeout_at(answer_by, &mut rows).await {
+                self.answers.fetch_add(1, Ordering::Relaxed);
+                return Ok(rows);
+            }
+            let is_dead = self.answers.load(Ordering::Relaxed) == before;
+            if is_dead || answer_by == ends {
+                return Err(Elapsed { is_dead });
+            }
+        }
     }
 }
 
@@ -240,7 +285,8 @@ async fn keep_open(server: Arc<Server>, state: watch::Sender<State>, demand: Arc
         match server.connect().await {
             Ok((client, driver)) => {
                 pauses = Pauses::default();
-                drive(driver, Arc::new(client), permit, &state).await;
+                let open = Arc::new(Open { client, answers: AtomicUsize::new(0) });
+                drive(driver, open, permit, &state).await;
             }
             Err(problem) => {
                 drop(permit);
@@ -252,11 +298,11 @@ async fn keep_open(server: Arc<Server>, state: watch::Sender<State>, demand: Arc
 }
 
 /// Lends a connection to calls until it fails, or is retired.
-async fn drive(driver: Driver, client: Arc<Client>, permit: OwnedSemaphorePermit, state: &watch::Sender<State>) {
+async fn drive(driver: Driver, open: Arc<Open>, permit: OwnedSemaphorePermit, state: &watch::Sender<State>) {
     let mut states = state.subscribe();
-    let open = Arc::as_ptr(&client) as usize;
-    state.send_replace(State::Open(client));
-    let is_retired = |state: &State| !matches!(state, State::Open(client) if Arc::as_ptr(client) as usize == open);
+    state.send_replace(State::Open(open));
+    // No other connection is opened meanwhile.
+    let is_retired = |state: &State| matches!(state, State::Closed(_));
     let mut driver = Box::pin(driver);
     tokio::select! {
         _ = &mut driver => drop(state.send_replace(State::Closed(None))),

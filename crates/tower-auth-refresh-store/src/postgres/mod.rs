@@ -220,7 +220,7 @@ impl PostgresStoresBuilder {
         let outside = |_| Problem::new(StoreErrorKind::Misconfigured, "there is no tokio runtime").of(&*name);
         let runtime = Handle::try_current().map_err(outside)?;
         let links: Vec<_> = (0..self.connections).map(|_| Link::new(Arc::clone(&server), &runtime)).collect();
-        links[0].client(Instant::now() + CONNECT_TIMEOUT).await.map_err(|problem| problem.of(&*name))?;
+        links[0].open(Instant::now() + CONNECT_TIMEOUT).await.map_err(|problem| problem.of(&*name))?;
         let listened = match &self.listen_url {
             Some(url) => {
                 let address = Address::parse(url).map_err(|problem| problem.of("the URL to listen at"))?;
@@ -274,16 +274,17 @@ impl Stores {
 
     async fn delete_expired(&self) -> Result<u64, Problem> {
         /// Few enough for other statements to pass between two batches.
-        const BATCH: i64 = 500;
+        const BATCH: u16 = 500;
         let mut deleted = 0;
         loop {
             let deadline = Instant::now() + CONNECT_TIMEOUT;
-            let (sql, parameters): (_, Parameters<'_>) = (&self.statements.delete_expired, &[(&BATCH, Type::INT8)]);
+            let (sql, parameters): (_, Parameters<'_>) =
+                (&self.statements.delete_expired, &[(&i64::from(BATCH), Type::INT8)]);
             let rows = self.links[0].execute(Statement { sql, parameters, effect: Effect::Repeatable }, deadline).await;
             let batch =
                 rows.map_err(|fault| fault.into_problem().while_doing("failed to delete expired records"))?.len();
             deleted += batch as u64;
-            if batch < BATCH.unsigned_abs() as usize {
+            if batch < usize::from(BATCH) {
                 return Ok(deleted);
             }
         }

@@ -109,7 +109,7 @@ async fn listen(server: &Server, channel: &str, watchers: &Watchers) -> Option<(
     }
 }
 
-/// Reads the half of a storage key, in hexadecimal digits.
+/// Reads the first bytes of a storage key, in hexadecimal digits.
 fn read_key(payload: &str) -> Option<ShortKey> {
     let digits = |at: usize| u8::from_str_radix(payload.get(2 * at..2 * at + 2)?, 16).ok();
     let mut key = ShortKey::default();

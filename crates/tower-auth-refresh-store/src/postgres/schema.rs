@@ -166,7 +166,7 @@ impl Statements {
             ),
             clear: format!(
                 "DELETE FROM {table} WHERE key = $1 AND version = $2
-                RETURNING pg_notify('{channel}', encode(substr(key, 1, 16), 'hex'))::text"
+                RETURNING pg_notify('{channel}', encode(substr(key, 1, 8), 'hex'))::text"
             ),
             extend: format!(
                 "UPDATE {table} SET expires_at = $3, expires_on = ($3 AT TIME ZONE 'UTC')::date
@@ -232,7 +232,7 @@ pub(super) async fn check(client: &Client, table: &Table) -> Result<(), Problem>
     require(unique, &format!("{table} has no unique index on \"key\""))?;
     let columns = "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute
         WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped";
-    let rows = client.query_typed(columns, parameters).await.map_err(failed)?;
+    let rows = client.query_typed(columns, parameters).await.map_err(|error| failed(&error))?;
     for column in COLUMNS {
         let is_there = rows.iter().any(|row| (get(row, 0).ok(), get(row, 1).ok()) == (Some(column.0), Some(column.1)));
         require(is_there, &format!("{table} has no column \"{}\" of type {}", column.0, column.1))?;
@@ -246,11 +246,11 @@ async fn exists(client: &Client, table: &Table) -> Result<bool, Problem> {
 }
 
 async fn one(client: &Client, sql: &str, parameters: Parameters<'_>) -> Result<Row, Problem> {
-    client.query_typed(sql, parameters).await.map_err(failed)?.pop().ok_or_else(unexpected)
+    client.query_typed(sql, parameters).await.map_err(|error| failed(&error))?.pop().ok_or_else(unexpected)
 }
 
-fn failed(error: tokio_postgres::Error) -> Problem {
-    fault_of(&error).into_problem().while_doing("failed to execute a statement")
+fn failed(error: &tokio_postgres::Error) -> Problem {
+    fault_of(error).into_problem().while_doing("failed to execute a statement")
 }
 
 /// Returns `N` booleans, from a column on.
