@@ -25,7 +25,7 @@ pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A line to the server, which all stores of one [`RedisStores`](super::RedisStores) share.
 pub(super) struct Line {
-    pub(super) connector: Connector,
+    connector: Connector,
     /// The number of replicas that a write waits for.
     replicas: usize,
     state: Mutex<State>,
@@ -70,6 +70,14 @@ pub(super) struct Answer {
 impl Line {
     pub(super) fn new(connector: Connector, replicas: usize) -> Self {
         Self { connector, replicas, state: Mutex::default(), is_failing: AtomicBool::new(false) }
+    }
+
+    pub(super) fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
+    pub(super) fn replicas(&self) -> usize {
+        self.replicas
     }
 
     /// Makes a call, again if need be, until its deadline.

@@ -1,6 +1,7 @@
 //! [`RedisStores`]: tokens in Redis or Valkey, for the replicas of a service.
 
 mod address;
+mod check;
 mod connect;
 mod failure;
 mod line;
@@ -15,9 +16,10 @@ use std::time::{Duration, SystemTime};
 use redis::{Value, cmd};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
+use tower_auth_refresh::Tokens;
 use tower_auth_refresh::store::{
-    Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, Presented, Record, RecordChanged,
-    StoreFuture, TokenStore, Version,
+    Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, InsertOutcome, Presented, Record,
+    RecordChanged, StoreFuture, TokenStore, Version,
 };
 use zeroize::Zeroizing;
 
@@ -32,6 +34,9 @@ use crate::error::{Problem, StoreError, StoreErrorKind};
 use crate::keys::Keys;
 use crate::random;
 use crate::record::{Codec, hex, storage_key};
+
+/// The lifetime of the record of a check.
+const CHECK_LIFETIME: Duration = Duration::from_secs(60);
 
 /// The tokens of many sessions in Redis or Valkey, for the replicas of a service (feature `redis`).
 ///
@@ -122,6 +127,38 @@ impl RedisStores {
     pub fn store(&self, key: impl AsRef<[u8]>) -> Arc<dyn TokenStore> {
         let storage_key = storage_key(&self.shared.namespace, key.as_ref());
         Arc::new(SessionStore { shared: Arc::clone(&self.shared), storage_key })
+    }
+}
+
+impl RedisStores {
+    /// Tests that the server can be used safely: its version, role, settings and permissions, and each operation.
+    ///
+    /// A program may call it at its start, and show the error, which says how to mend it.
+    ///
+    /// # Errors
+    ///
+    /// [`Misconfigured`](StoreErrorKind::Misconfigured) if the server is older than version 7, is a read-only replica,
+    /// evicts records when its memory is full, keeps nothing on its disk, has fewer replicas than writes
+    /// [wait](RedisStoresBuilder::wait) for, or refuses a command; [`Unavailable`](StoreErrorKind::Unavailable) if it
+    /// can't be reached or has no memory left.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        let shared = &self.shared;
+        let checked = async {
+            check::check(shared).await.map_err(Failure::Refused)?;
+            let storage_key = random::bytes().map_err(Failure::Refused)?;
+            SessionStore { shared: Arc::clone(shared), storage_key }.check().await
+        };
+        checked.await.map_err(|failure| failure.problem().of(&shared.resource))
+    }
+
+    /// Deletes the records that are past their end: none, since the server does so itself.
+    ///
+    /// # Errors
+    ///
+    /// None.
+    #[expect(clippy::unused_async, reason = "as for the other stores")]
+    pub async fn delete_expired(&self) -> Result<u64, StoreError> {
+        Ok(0)
     }
 }
 
@@ -410,6 +447,21 @@ impl SessionStore {
         let (script, deadline) = (&self.shared.scripts.extend, Instant::now() + CALL_TIMEOUT);
         let (outcome, _) = self.run(Run { script, arguments: &arguments, deadline, kind: Kind::Holds }).await?;
         Ok(matches!(outcome, Outcome::Done { .. }))
+    }
+
+    /// Runs the operations once. A record that is left is deleted by the server.
+    async fn check(&self) -> Result<(), Failure> {
+        let tokens = Tokens::default();
+        let entry = Entry::new(Epoch::random(), 1, tokens).with_expires_at(SystemTime::now() + CHECK_LIFETIME);
+        let refused = || Failure::Refused(unavailable("another process has written the record of the check"));
+        let Ok(version) = self.write(&self.shared.scripts.insert, &entry).await? else { return Err(refused()) };
+        let ClaimOutcome::Claimed(claim) = self.claim(&version, CHECK_LIFETIME).await? else { return Err(refused()) };
+        let CommitOutcome::Stored(version) = self.commit(&claim, &entry).await? else { return Err(refused()) };
+        if self.load(Instant::now() + CALL_TIMEOUT).await?.is_none() {
+            return Err(refused());
+        }
+        self.clear(&version).await?;
+        Ok(())
     }
 
     /// Makes a call of the session.

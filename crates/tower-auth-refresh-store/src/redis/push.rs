@@ -130,7 +130,7 @@ impl Drop for Listening {
 async fn listen(listening: Listening) {
     let mut pause = FIRST_PAUSE;
     while let Some(shared) = listening.0.upgrade() {
-        if let Ok(messages) = shared.line.connector.listen(&shared.channel).await {
+        if let Ok(messages) = shared.line.connector().listen(&shared.channel).await {
             shared.push.mark_stale();
             drop(shared);
             pause = FIRST_PAUSE;

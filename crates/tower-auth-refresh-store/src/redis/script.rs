@@ -124,7 +124,8 @@ local in_doubt = state() ~= '0'
 if is_held(ARGV[2]) then
   in_doubt = state() == '2'
 elseif state() == '1' or state() == '2' then
-  local left = tonumber(value:sub(23, 35)) - now()
+  -- A lease that can't be read is over, which leaves the token in doubt.
+  local left = (tonumber(value:sub(23, 35)) or 0) - now()
   if left > 0 then return {'busy', left} end
 end
 redis.call('SETRANGE', KEYS[1], 5, (in_doubt and '2' or '1') .. ARGV[2] .. lease(ARGV[3]))

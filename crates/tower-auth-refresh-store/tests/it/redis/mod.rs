@@ -2,8 +2,13 @@
 
 mod conformance;
 mod cost;
+mod failover;
 mod faults;
+mod limits;
+mod model;
 mod push;
+#[cfg(all(feature = "encryption", unix))]
+mod secrets;
 mod server;
 
 pub(crate) use self::server::Server;
