@@ -10,7 +10,10 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_postgres::AsyncMessage;
 use tower_auth_refresh::store::RecordChanged;
 
+use super::fault::fault_of;
 use super::link::{Pauses, Server};
+use super::{CHECK_TIMEOUT, aside};
+use crate::error::StoreError;
 use crate::watchers::{ShortKey, Watchers};
 
 /// The time between two questions whether the connection still works.
@@ -31,6 +34,18 @@ pub(super) struct Push {
 impl Push {
     pub(super) fn new(server: Arc<Server>, channel: &str, runtime: Handle) -> Self {
         Self { server, channel: channel.into(), watchers: Arc::default(), runtime, listener: OnceLock::new() }
+    }
+
+    /// Tests that a connection can listen.
+    pub(super) async fn check(&self) -> Result<(), StoreError> {
+        let listen = listen(&self.channel);
+        aside(&self.server, CHECK_TIMEOUT, async |client| {
+            client
+                .batch_execute(&listen)
+                .await
+                .map_err(|error| fault_of(&error).into_problem().while_doing("failed to listen"))
+        })
+        .await
     }
 
     /// Has a session told of changes, in place of the one before on this handle.
@@ -60,7 +75,7 @@ impl Drop for Push {
 async fn keep_listening(server: Arc<Server>, channel: String, watchers: Arc<Watchers>) {
     let mut pauses = Pauses::default();
     loop {
-        if listen(&server, &channel, &watchers).await.is_some() {
+        if keep_up(&server, &channel, &watchers).await.is_some() {
             pauses = Pauses::default();
         }
         sleep(pauses.next()).await;
@@ -68,11 +83,11 @@ async fn keep_listening(server: Arc<Server>, channel: String, watchers: Arc<Watc
 }
 
 /// Listens until the connection fails. Returns `None` if it was never up.
-async fn listen(server: &Server, channel: &str, watchers: &Watchers) -> Option<()> {
+async fn keep_up(server: &Server, channel: &str, watchers: &Watchers) -> Option<()> {
     let (client, mut driver) = server.connect().await.ok()?;
     let mut up = None;
     // The future of the statement under way: first `LISTEN`, then the pings.
-    let listen = format!("LISTEN \"{channel}\"");
+    let listen = listen(channel);
     let ask =
         async |sql: &str| timeout(ANSWER_TIMEOUT, client.batch_execute(sql)).await.is_ok_and(|asked| asked.is_ok());
     let mut ticks = interval(PING);
@@ -107,6 +122,10 @@ async fn listen(server: &Server, channel: &str, watchers: &Watchers) -> Option<(
             }
         }
     }
+}
+
+fn listen(channel: &str) -> String {
+    format!("LISTEN \"{channel}\"")
 }
 
 /// Reads the first bytes of a storage key, in hexadecimal digits.
