@@ -284,7 +284,7 @@ async fn aside<T>(
     operation: impl AsyncFnOnce(&Client) -> Result<T, Problem>,
 ) -> Result<T, StoreError> {
     let run = async {
-        let (client, driver) = server.connect().await?;
+        let (client, driver) = server.connect(time / server.hosts()).await?;
         tokio::select! {
             outcome = operation(&client) => outcome,
             _ = driver => Err(Problem::new(StoreErrorKind::Unavailable, "the connection was closed")),
