@@ -183,3 +183,15 @@ async fn concurrent_calls_share_one_connection_and_one_attempt_to_make_it_anew()
     }
     assert_eq!(proxy.connections(), 3);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_is_written_although_the_server_has_closed_the_idle_connection() {
+    let Some(server) = Server::start().await else { return };
+    let proxy = Proxy::start(server.port()).await;
+    let store = RedisStores::connect(&format!("redis://127.0.0.1:{}", proxy.port())).await.unwrap().store("ada");
+    proxy.cut();
+    // The end of the connection arrives.
+    sleep(Duration::from_millis(200)).await;
+    store.replace(&entry(1)).await.unwrap();
+    assert_eq!(proxy.connections(), 2);
+}
