@@ -6,6 +6,8 @@
 //! | [`RedisStores`] | replicas of a service | `redis` |
 //! | [`PostgresStores`] | replicas of a service that has a database | `postgres` |
 //!
+//! [`operations`] compares what they survive, and says what happens when a store is slow, down, full or restored.
+//!
 //! With the feature `encryption`, a store encrypts its records: see `Keys`. With the feature `keychain`, the key of a
 //! [`FileStore`] is in the keychain of the operating system: see `KeychainKey`.
 //!
@@ -171,6 +173,9 @@ pub use self::keys::Keys;
 pub use self::postgres::{PostgresStores, PostgresStoresBuilder};
 #[cfg(feature = "redis")]
 pub use self::redis::{RedisStores, RedisStoresBuilder};
+
+#[doc = include_str!("operations.md")]
+pub mod operations {}
 
 /// The README's example, compiled.
 #[cfg(all(doctest, feature = "file"))]

@@ -30,8 +30,10 @@ use crate::keys::Keys;
 use crate::record::storage_key;
 
 const DEFAULT_CONNECTIONS: usize = 4;
-/// The time for the first connection, and for [`PostgresStores::check`].
+/// The time for the first connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time for each connection that [`PostgresStores::check`] tries.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 const MIGRATE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A table of PostgreSQL that holds the tokens of many sessions (feature `postgres`).
@@ -133,7 +135,7 @@ impl PostgresStores {
     /// [`Misconfigured`](StoreErrorKind::Misconfigured) if the user may not make tables.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let stores = &self.stores;
-        stores.aside(MIGRATE_TIMEOUT, async |client| schema::migrate(client, &stores.table).await).await
+        aside(&stores.server, MIGRATE_TIMEOUT, async |client| schema::migrate(client, &stores.table).await).await
     }
 
     /// Returns the statements that make the table, for an operator to execute.
@@ -142,7 +144,7 @@ impl PostgresStores {
         self.stores.table.sql()
     }
 
-    /// Tests that the database can be used: version, settings, table and privileges, and each kind of statement.
+    /// Tests that the database can be used: version, settings, table and privileges; and that a connection can listen.
     ///
     /// A program may call it at its start, and show the error, which says how to mend it.
     ///
@@ -151,7 +153,8 @@ impl PostgresStores {
     /// The first thing that is unsafe or doesn't work.
     pub async fn check(&self) -> Result<(), StoreError> {
         let stores = &self.stores;
-        stores.aside(CONNECT_TIMEOUT, async |client| schema::check(client, &stores.table).await).await
+        aside(&stores.server, CHECK_TIMEOUT, async |client| schema::check(client, &stores.table).await).await?;
+        stores.push.check().await
     }
 
     /// Deletes the records whose end has passed, and returns their number.
@@ -191,7 +194,7 @@ impl PostgresStoresBuilder {
     ///
     /// A pooler in transaction mode, such as pgbouncer's, passes statements on, but no notifications. If the stores' URL is
     /// that of a pooler, this one is the server's. Without it, sessions find sign-outs by looking, within the registry's
-    /// [`recheck`](tower_auth_refresh::SessionRegistryBuilder::recheck).
+    /// [`recheck`](tower_auth_refresh::registry::SessionRegistryBuilder::recheck).
     pub fn listen_url(mut self, url: impl Into<String>) -> Self {
         self.listen_url = Some(url.into());
         self
@@ -255,23 +258,6 @@ impl Stores {
         &self.links[usize::from(storage_key[31]) % self.links.len()]
     }
 
-    /// Runs an operation on a connection of its own.
-    async fn aside<T>(
-        &self,
-        time: Duration,
-        operation: impl AsyncFnOnce(&Client) -> Result<T, Problem>,
-    ) -> Result<T, StoreError> {
-        let run = async {
-            let (client, driver) = self.server.connect().await?;
-            tokio::select! {
-                outcome = operation(&client) => outcome,
-                _ = driver => Err(Problem::new(StoreErrorKind::Unavailable, "the connection was closed")),
-            }
-        };
-        let late = |_| Problem::new(StoreErrorKind::Unavailable, "the server doesn't answer");
-        timeout(time, run).await.map_err(late).and_then(|outcome| outcome).map_err(|problem| problem.of(self.name()))
-    }
-
     async fn delete_expired(&self) -> Result<u64, Problem> {
         /// Few enough for other statements to pass between two batches.
         const BATCH: u16 = 500;
@@ -289,6 +275,23 @@ impl Stores {
             }
         }
     }
+}
+
+/// Runs an operation on a connection of its own.
+async fn aside<T>(
+    server: &Server,
+    time: Duration,
+    operation: impl AsyncFnOnce(&Client) -> Result<T, Problem>,
+) -> Result<T, StoreError> {
+    let run = async {
+        let (client, driver) = server.connect(time / server.hosts()).await?;
+        tokio::select! {
+            outcome = operation(&client) => outcome,
+            _ = driver => Err(Problem::new(StoreErrorKind::Unavailable, "the connection was closed")),
+        }
+    };
+    let late = |_| Problem::new(StoreErrorKind::Unavailable, "the server doesn't answer");
+    timeout(time, run).await.map_err(late).and_then(|outcome| outcome).map_err(|problem| problem.of(server.name()))
 }
 
 impl fmt::Debug for PostgresStores {

@@ -160,6 +160,9 @@ async fn a_check_names_what_is_unsafe_or_missing() {
     }
     server.sql(&format!("{table} ENABLE ROW LEVEL SECURITY"));
     expect(stores.check().await, StoreErrorKind::Misconfigured, "row security");
+    // A connection that never listens would not be missed.
+    let listening = PostgresStores::builder(server.url()).listen_url(url_at(free_port())).connect().await.unwrap();
+    expect(listening.check().await, StoreErrorKind::Unavailable, "Connection refused");
     for (setting, reason) in [("fsync=off", "fsync"), ("full_page_writes=off", "full_page_writes")] {
         let Some(server) = Server::start(&[setting]) else { return };
         let stores = PostgresStores::connect(server.url()).await.unwrap();
