@@ -59,6 +59,19 @@ async fn if_the_memory_is_full_a_claim_fails_and_what_ends_it_does_not() {
 }
 
 #[tokio::test]
+async fn a_primary_that_may_be_cut_off_is_neither_written_nor_read() {
+    let Some(server) = Server::start().await else { return };
+    let store = RedisStores::connect(&server.url()).await.unwrap().store("ada");
+    let version = store.replace(&entry(1)).await.unwrap();
+    assert_eq!(server.command("CONFIG SET min-replicas-to-write 1").await, "+OK\r\n");
+    let (unavailable, url) = (StoreErrorKind::Unavailable, shown(&server));
+    assert_eq!(kind(store.claim(&version, LEASE).await, &url), unavailable);
+    assert_eq!(kind(store.load().await, &url), unavailable, "another server may have a newer record");
+    assert_eq!(server.command("CONFIG SET min-replicas-to-write 0").await, "+OK\r\n");
+    assert!(!claimed(&*store, &version).await.is_in_doubt());
+}
+
+#[tokio::test]
 async fn a_server_with_unsafe_settings_is_reported() {
     let replica = ["--replicaof", "127.0.0.1", "1"];
     let cases: [(&[&str], &str, &str); 6] = [
