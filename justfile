@@ -15,8 +15,8 @@ default:
 api_toolchain := "1.95.0"
 published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-store -p tower-auth-refresh-testkit"
 
-# They are chromium, valgrind, strace, gnome-keyring, dbus, faketime, PostgreSQL, pgbouncer, openssl, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the
-# Python servers of the interop tests.
+# They are chromium, valgrind, strace, gnome-keyring, dbus, faketime, Redis and its Sentinel, PostgreSQL, pgbouncer,
+# openssl, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers of the interop tests.
 #
 # Installs the tools of the other steps.
 tools:
@@ -30,6 +30,8 @@ tools:
     has gnome-keyring-daemon || missing+=(gnome-keyring)
     has dbus-run-session || missing+=(dbus)
     has faketime || missing+=(faketime)
+    has redis-server || missing+=(redis-server)
+    has redis-sentinel || missing+=(redis-sentinel)
     compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
     [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
     has openssl || missing+=(openssl)

@@ -5,6 +5,8 @@
 //! | [`FileStore`] | a command-line program, a desktop app, services of one host | `file` (default) |
 //! | [`PostgresStores`] | replicas of a service that has a database | `postgres` |
 //!
+//! [`operations`] compares what they survive, and says what happens when a store is slow, down, full or restored.
+//!
 //! With the feature `encryption`, a store encrypts its records: see `Keys`. With the feature `keychain`, the key of a
 //! [`FileStore`] is in the keychain of the operating system: see `KeychainKey`.
 //!
@@ -25,8 +27,8 @@
 //! - A claim reserves the disk space for the next record, so that a full disk is noticed before the refresh token is
 //!   used up.
 //! - If the process that made a claim dies, the next process takes over at once; the refresh token is then in doubt.
-//!   Otherwise a claim holds until its lease ends: by the time since the boot on Linux, or by the wall clock for a claim
-//!   of another host, and never for longer than the lease, if the clock is set back.
+//!   Otherwise a claim holds until its lease ends: on Linux by the time since the boot, elsewhere and for a claim of
+//!   another host by the wall clock, but never for longer than the lease, if the clock is set back.
 //! - A record whose end has passed is deleted by [`FileStore::delete_expired`], and read until then.
 //! - A record that is damaged, of a later format, or encrypted with an unknown key is an error. The user stays signed
 //!   in until the cause is mended, or the file is removed.
@@ -109,7 +111,7 @@ mod random;
 mod record;
 #[cfg(feature = "redis")]
 mod redis;
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "postgres", feature = "redis"))]
 mod watchers;
 
 pub use self::error::{StoreError, StoreErrorKind};
@@ -123,6 +125,9 @@ pub use self::keys::Keys;
 pub use self::postgres::{PostgresStores, PostgresStoresBuilder};
 #[cfg(feature = "redis")]
 pub use self::redis::{RedisStores, RedisStoresBuilder};
+
+#[doc = include_str!("operations.md")]
+pub mod operations {}
 
 /// The README's example, compiled.
 #[cfg(all(doctest, feature = "file"))]

@@ -194,7 +194,7 @@ impl PostgresStoresBuilder {
     ///
     /// A pooler in transaction mode, such as pgbouncer's, passes statements on, but no notifications. If the stores' URL is
     /// that of a pooler, this one is the server's. Without it, sessions find sign-outs by looking, within the registry's
-    /// [`recheck`](tower_auth_refresh::SessionRegistryBuilder::recheck).
+    /// [`recheck`](tower_auth_refresh::registry::SessionRegistryBuilder::recheck).
     pub fn listen_url(mut self, url: impl Into<String>) -> Self {
         self.listen_url = Some(url.into());
         self

@@ -100,7 +100,7 @@ async fn listen_on(client: &Client, mut driver: Driver, channel: &str, watchers:
             message = poll_fn(|cx| driver.poll_message(cx)) => match message {
                 Some(Ok(AsyncMessage::Notification(notification))) if notification.channel() == channel => {
                     if let Some(key) = read_key(notification.payload()) {
-                        watchers.notify(key);
+                        watchers.notify(key, None);
                     }
                 }
                 Some(Ok(_)) => {}

@@ -27,7 +27,7 @@ use self::address::Address;
 use self::connect::{Connection, Connector};
 use self::failure::Failure;
 use self::line::{ATTEMPT_TIMEOUT, Answer, CALL_TIMEOUT, Call, Line, unavailable};
-use self::push::{HandleId, MESSAGE, Push};
+use self::push::{MESSAGE, Push};
 use self::script::{Script, Scripts};
 use crate::error::{Problem, StoreError, StoreErrorKind};
 #[cfg(feature = "encryption")]
@@ -258,27 +258,21 @@ enum Outcome {
     Busy(Duration),
 }
 
-impl Shared {
-    fn codec(&self, storage_key: [u8; 32]) -> Codec {
-        let codec = Codec::new(storage_key);
-        #[cfg(feature = "encryption")]
-        let codec = codec.with_keys(self.keys.clone());
-        codec
-    }
-}
-
 impl SessionStore {
     fn codec(&self) -> Codec {
-        self.shared.codec(self.storage_key)
+        let codec = Codec::new(self.storage_key);
+        #[cfg(feature = "encryption")]
+        let codec = codec.with_keys(self.shared.keys.clone());
+        codec
     }
 
     fn name(&self) -> String {
         format!("tar:{}", self.codec().name())
     }
 
-    fn id(&self) -> HandleId {
-        // The handle stays in its place for as long as it exists.
-        std::ptr::from_ref(self).addr() as HandleId
+    /// Returns a number that no other handle of this process has.
+    fn id(&self) -> usize {
+        std::ptr::from_ref(self).addr()
     }
 
     /// The message that this handle has changed the record.

@@ -1,31 +1,30 @@
-//! Replays the corpus of the fuzz targets. The files are not in the published package.
+//! The corpora of the fuzz targets, in an ordinary test. The files are not in the published package.
 
 use std::fs;
-use std::path::Path;
 
 use crate::fuzzed;
 
-fn replay(target: &str, check: impl Fn(&[u8])) {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
-    let Ok(files) = fs::read_dir(&corpus) else {
-        eprintln!("skipped: no corpus here");
-        return;
-    };
-    let mut replayed = 0;
-    for file in files {
-        check(&fs::read(file.unwrap().path()).unwrap());
-        replayed += 1;
+#[test]
+fn records() {
+    for input in inputs_of("record") {
+        fuzzed::record(&input);
     }
-    assert!(replayed > 0, "the corpus of {target} is empty");
 }
 
-macro_rules! targets {
-    ($($target:ident),*) => {$(
-        #[test]
-        fn $target() {
-            replay(stringify!($target), fuzzed::$target);
-        }
-    )*};
+#[test]
+fn claims() {
+    for input in inputs_of("claim") {
+        fuzzed::claim(&input);
+    }
 }
 
-targets!(record, claim);
+fn inputs_of(target: &str) -> Vec<Vec<u8>> {
+    let corpus = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
+    let Ok(files) = fs::read_dir(&corpus) else {
+        eprintln!("skipped: there is no {corpus}");
+        return Vec::new();
+    };
+    let inputs: Vec<_> = files.map(|file| fs::read(file.unwrap().path()).unwrap()).collect();
+    assert!(!inputs.is_empty(), "{corpus} is empty");
+    inputs
+}

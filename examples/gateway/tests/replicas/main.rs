@@ -27,11 +27,6 @@ mod redis;
 mod test_gateway;
 mod users;
 
-/// The name by which the servers' modules know it.
-mod support {
-    pub(crate) use crate::directory::TestDirectory;
-}
-
 use std::env;
 use std::time::{Duration, Instant};
 
