@@ -4,6 +4,10 @@
 
 #[path = "../it/directory.rs"]
 mod directory;
+#[cfg(feature = "postgres")]
+#[path = "../it/postgres/server.rs"]
+#[expect(dead_code, reason = "the other tests use the rest")]
+mod postgres_server;
 #[cfg(feature = "redis")]
 #[path = "../it/redis/server.rs"]
 #[expect(dead_code, reason = "the other tests use the rest")]
@@ -35,6 +39,14 @@ fn a_session_with_a_file_store_takes_little_memory() {
 fn a_session_with_a_store_in_redis_takes_little_memory() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     if let Some(server) = runtime.block_on(redis_server::Server::start()) {
+        assert_little_memory(&server.url());
+    }
+}
+
+#[cfg(feature = "postgres")]
+#[test]
+fn a_session_with_a_store_in_postgres_takes_little_memory() {
+    if let Some(server) = postgres_server::Server::start(&[]) {
         assert_little_memory(&server.url());
     }
 }

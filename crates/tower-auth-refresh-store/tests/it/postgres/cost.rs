@@ -1,17 +1,10 @@
-//! The space that sessions take in the database and in the memory of a process, and what updates do to the indexes.
+//! The space that sessions take in the database, and what their updates do to its indexes.
 
-use std::env;
-use std::fs;
-use std::process::Command;
-use std::time::Duration;
-
-use futures_util::{StreamExt, stream};
 use tokio::task::JoinSet;
 use tower_auth_refresh::store::{CommitOutcome, Entry, Epoch};
-use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Session, SessionRegistry, Tokens};
+use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
 use tower_auth_refresh_store::PostgresStores;
 
-use super::new_url;
 use super::server::Server;
 use crate::support::claimed;
 
@@ -67,65 +60,5 @@ async fn a_session_takes_little_more_space_than_its_tokens_and_a_refresh_changes
         println!("records of {length} bytes take {first}, after refreshes {}; {updates} % of updates are HOT", bytes());
         assert!(bytes() <= most, "{} bytes", bytes());
         assert!(updates.parse::<u32>().unwrap() >= 80, "{updates} % of updates are HOT");
-    }
-}
-
-/// The memory of this process, in bytes.
-fn memory() -> Option<usize> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<usize>().ok()? * 1024)
-}
-
-/// The table, the stores, their watchers, and the allocator's rounding and unused memory.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_session_in_a_large_registry_takes_at_most_one_and_a_quarter_kibibytes() {
-    const URL: &str = "MEMORY_URL";
-    // 100,000 if they are counted for the documentation.
-    let count: u32 = env::var("SESSIONS").map_or(20_000, |count| count.parse().unwrap());
-    let Ok(url) = env::var(URL) else {
-        let mut least = usize::MAX;
-        // The least of a few runs: calls that are repeated, since other tests slow the server, leave gaps in the heap.
-        for _ in 0..3 {
-            let Some(url) = new_url().await else { return };
-            let name = "postgres::cost::a_session_in_a_large_registry_takes_at_most_one_and_a_quarter_kibibytes";
-            let mut process = Command::new(env::current_exe().unwrap());
-            // An arena of glibc's for each thread would hold memory that is free.
-            process.args(["--exact", name, "--nocapture"]).env(URL, url).env("MALLOC_ARENA_MAX", "1");
-            let output = String::from_utf8(process.output().unwrap().stdout).unwrap();
-            let each = output.lines().find_map(|line| line.strip_prefix("bytes: "));
-            let each = each.unwrap_or_else(|| panic!("{output}")).parse().unwrap();
-            println!("{each} bytes for each of {count} sessions");
-            least = least.min(each);
-            if least <= 1280 {
-                break;
-            }
-        }
-        assert!((600..=1280).contains(&least), "{least} bytes");
-        return;
-    };
-    let stores = crate::url::open(&url).await;
-    let refresh = tower::service_fn(|_: RefreshRequest| async { Ok::<_, RefreshError>(Tokens::default()) });
-    let sessions = SessionRegistry::builder(Session::builder(refresh))
-        .max_sessions(count as usize)
-        .store_factory(move |user: &u32| stores(&user.to_string()))
-        .build()
-        .unwrap();
-    let sign_in = async |user: u32| {
-        // The lengths of a small JWT and of an opaque refresh token.
-        let access = AccessToken::new(format!("{user:0>230}")).unwrap();
-        let refresh = RefreshToken::new(format!("{user:0>64}")).unwrap();
-        let tokens = Tokens::new(access, refresh).with_expires_in(Duration::from_secs(300));
-        drop(sessions.sign_in(user, tokens).await.unwrap());
-    };
-    // One-time allocations are made by the first.
-    let at_once = 16;
-    stream::iter(0..at_once).for_each_concurrent(at_once as usize, &sign_in).await;
-    let before = memory();
-    stream::iter(at_once..count).for_each_concurrent(at_once as usize, &sign_in).await;
-    if let Some((before, after)) = before.zip(memory()) {
-        println!("\nbytes: {}", (after - before) / (count - at_once) as usize);
-    } else {
-        println!("\nbytes: 600");
     }
 }

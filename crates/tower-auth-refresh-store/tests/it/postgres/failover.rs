@@ -87,7 +87,7 @@ async fn a_commit_that_a_failover_has_lost_is_written_back_and_no_user_is_signed
     assert_ne!(a.tokens(), newest);
     let stored = PostgresStores::connect(pair.standby.url()).await.unwrap().store("ada");
     assert_eq!(stored.load().await.unwrap().unwrap().generation(), 4);
-    b.refresh().await.unwrap();
+    b.recheck().await.unwrap();
     assert_eq!((b.tokens(), pair.kit.counters().refreshes), (a.tokens(), 3), "the other replica adopts");
     assert!([&a, &b].iter().all(|session| session.state() == SessionState::Active));
     assert_eq!(pair.kit.violations(), []);
