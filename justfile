@@ -15,8 +15,8 @@ default:
 api_toolchain := "1.95.0"
 published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-store -p tower-auth-refresh-testkit"
 
-# They are chromium, valgrind, strace, gnome-keyring, dbus, faketime, PostgreSQL, pgbouncer, openssl, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the
-# Python servers of the interop tests.
+# They are chromium, valgrind, strace, gnome-keyring, dbus, faketime, Redis and its Sentinel, PostgreSQL, pgbouncer,
+# openssl, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers of the interop tests.
 #
 # Installs the tools of the other steps.
 tools:
@@ -30,6 +30,8 @@ tools:
     has gnome-keyring-daemon || missing+=(gnome-keyring)
     has dbus-run-session || missing+=(dbus)
     has faketime || missing+=(faketime)
+    has redis-server || missing+=(redis-server)
+    has redis-sentinel || missing+=(redis-sentinel)
     compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
     [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
     has openssl || missing+=(openssl)
@@ -92,6 +94,10 @@ test:
 # Runs every interleaving of two threads at a request's body.
 loom:
     RUSTFLAGS='--cfg loom' cargo test -p tower-auth-refresh --lib --release --locked --target-dir target/loom replay::tests
+
+# Explores the claim protocol: ten million states, in a quarter of an hour of one core.
+claims:
+    CLAIM_STATES=10000000 cargo test --release -p tower-auth-refresh --test claims --locked -- --nocapture
 
 # Runs the session under 100,000 orders of events, and enumerates its state machine for a minute.
 schedules:

@@ -9,7 +9,7 @@ use tower_auth_refresh::store::{Entry, Epoch, TokenStore};
 use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Session, SessionRegistry, Tokens};
 
 /// The number of sessions that are read.
-pub const SESSIONS: u64 = 10_000;
+pub const SESSIONS: u64 = 100_000;
 
 /// The number of sessions that are read at once.
 pub const CONCURRENCY: usize = 64;
@@ -23,9 +23,11 @@ pub const REFRESHES: u32 = 64;
 ///
 /// If the store fails.
 pub async fn fill<S: Fn(u64) -> Arc<dyn TokenStore>>(store: &S) {
-    for user in 0..SESSIONS {
-        store(user).replace(&Entry::new(Epoch::random(), 1, tokens(user))).await.expect("the store works");
-    }
+    let writes = stream::iter(0..SESSIONS).map(|user| {
+        let store = store(user);
+        async move { store.replace(&Entry::new(Epoch::random(), 1, tokens(user))).await }
+    });
+    writes.buffer_unordered(CONCURRENCY).for_each(|written| async { drop(written.expect("the store works")) }).await;
 }
 
 fn tokens(user: u64) -> Tokens {

@@ -60,6 +60,7 @@ impl Stores {
             builder = builder.keys(keys);
         }
         let redis = builder.connect().await?;
+        redis.check().await?;
         Ok(Self::Redis(redis))
     }
 

@@ -23,8 +23,9 @@ use super::url::Address;
 use crate::error::{Problem, StoreErrorKind};
 use crate::random;
 
-/// The time for one host, from the first packet until the server is ready.
-const HOST_TIMEOUT: Duration = Duration::from_millis(1500);
+/// The time for one host, from the first packet until the server is ready, doubles from the first to the last attempt that
+/// fails: a dead host leaves time for the next one, and a slow one is waited for.
+const PATIENCE: [Duration; 2] = [Duration::from_millis(1500), Duration::from_secs(12)];
 /// The time after which a connection that answers no statement is retired.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The pauses between failed attempts to connect double from the first to the last. Each is spread by a half.
@@ -105,13 +106,18 @@ impl Server {
         &self.address.name
     }
 
-    /// Connects to the primary.
-    pub(super) async fn connect(&self) -> Result<(Client, Driver), Problem> {
+    /// Returns the number of hosts.
+    pub(super) fn hosts(&self) -> u32 {
+        u32::try_from(self.address.hosts.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Connects to the primary. `patience`: the time for each host.
+    pub(super) async fn connect(&self, patience: Duration) -> Result<(Client, Driver), Problem> {
         let hosts = &self.address.hosts;
         let first = self.primary.load(Ordering::Relaxed);
         let mut failure = None;
         for at in (first..first + hosts.len()).map(|at| at % hosts.len()) {
-            match timeout(HOST_TIMEOUT, self.connect_to(&hosts[at])).await {
+            match timeout(patience, self.connect_to(&hosts[at])).await {
                 Ok(Ok(connection)) => {
                     self.primary.store(at, Ordering::Relaxed);
                     return Ok(connection);
@@ -277,21 +283,21 @@ impl Drop for Link {
 
 /// Opens the connection whenever it is needed and not open.
 async fn keep_open(server: Arc<Server>, state: watch::Sender<State>, demand: Arc<Notify>) {
-    let mut pauses = Pauses::default();
+    let mut attempts = Attempts::default();
     loop {
         demand.notified().await;
         // The semaphore is never closed.
         let Ok(permit) = Arc::clone(&server.permits).acquire_owned().await else { return };
-        match server.connect().await {
+        match server.connect(attempts.patience).await {
             Ok((client, driver)) => {
-                pauses = Pauses::default();
+                attempts = Attempts::default();
                 let open = Arc::new(Open { client, answers: AtomicUsize::new(0) });
                 drive(driver, open, permit, &state).await;
             }
             Err(problem) => {
                 drop(permit);
                 state.send_replace(State::Closed(Some(problem)));
-                sleep(pauses.next()).await;
+                sleep(attempts.next_pause()).await;
             }
         }
     }
@@ -317,20 +323,25 @@ async fn drive(driver: Driver, open: Arc<Open>, permit: OwnedSemaphorePermit, st
     }
 }
 
-/// The pauses between attempts to connect that fail.
-pub(super) struct Pauses(Duration);
+/// Attempts to connect that fail: the time for the next one, and the pause before it.
+pub(super) struct Attempts {
+    pub(super) patience: Duration,
+    pause: Duration,
+}
 
-impl Default for Pauses {
+impl Default for Attempts {
     fn default() -> Self {
-        Self(PAUSES[0])
+        Self { patience: PATIENCE[0], pause: PAUSES[0] }
     }
 }
 
-impl Pauses {
-    pub(super) fn next(&mut self) -> Duration {
-        let pause = self.0;
-        self.0 = (2 * pause).min(PAUSES[1]);
-        spread(pause)
+impl Attempts {
+    /// Counts an attempt that has failed.
+    pub(super) fn next_pause(&mut self) -> Duration {
+        let pause = spread(self.pause);
+        self.pause = (2 * self.pause).min(PAUSES[1]);
+        self.patience = (2 * self.patience).min(PATIENCE[1]);
+        pause
     }
 }
 

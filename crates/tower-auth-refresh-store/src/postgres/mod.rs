@@ -194,7 +194,7 @@ impl PostgresStoresBuilder {
     ///
     /// A pooler in transaction mode, such as pgbouncer's, passes statements on, but no notifications. If the stores' URL is
     /// that of a pooler, this one is the server's. Without it, sessions find sign-outs by looking, within the registry's
-    /// [`recheck`](tower_auth_refresh::SessionRegistryBuilder::recheck).
+    /// [`recheck`](tower_auth_refresh::registry::SessionRegistryBuilder::recheck).
     pub fn listen_url(mut self, url: impl Into<String>) -> Self {
         self.listen_url = Some(url.into());
         self
@@ -284,7 +284,7 @@ async fn aside<T>(
     operation: impl AsyncFnOnce(&Client) -> Result<T, Problem>,
 ) -> Result<T, StoreError> {
     let run = async {
-        let (client, driver) = server.connect().await?;
+        let (client, driver) = server.connect(time / server.hosts()).await?;
         tokio::select! {
             outcome = operation(&client) => outcome,
             _ = driver => Err(Problem::new(StoreErrorKind::Unavailable, "the connection was closed")),

@@ -7,11 +7,11 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use tokio_postgres::AsyncMessage;
+use tokio_postgres::{AsyncMessage, Client};
 use tower_auth_refresh::store::RecordChanged;
 
 use super::fault::fault_of;
-use super::link::{Pauses, Server};
+use super::link::{Attempts, Driver, Server};
 use super::{CHECK_TIMEOUT, aside};
 use crate::error::StoreError;
 use crate::watchers::{ShortKey, Watchers};
@@ -73,19 +73,20 @@ impl Drop for Push {
 }
 
 async fn keep_listening(server: Arc<Server>, channel: String, watchers: Arc<Watchers>) {
-    let mut pauses = Pauses::default();
+    let mut attempts = Attempts::default();
     loop {
-        if keep_up(&server, &channel, &watchers).await.is_some() {
-            pauses = Pauses::default();
+        if let Ok((client, driver)) = server.connect(attempts.patience).await
+            && listen_on(&client, driver, &channel, &watchers).await
+        {
+            attempts = Attempts::default();
         }
-        sleep(pauses.next()).await;
+        sleep(attempts.next_pause()).await;
     }
 }
 
-/// Listens until the connection fails. Returns `None` if it was never up.
-async fn keep_up(server: &Server, channel: &str, watchers: &Watchers) -> Option<()> {
-    let (client, mut driver) = server.connect().await.ok()?;
-    let mut up = None;
+/// Listens until the connection fails. Returns false if it never was up.
+async fn listen_on(client: &Client, mut driver: Driver, channel: &str, watchers: &Watchers) -> bool {
+    let mut is_up = false;
     // The future of the statement under way: first `LISTEN`, then the pings.
     let listen = listen(channel);
     let ask =
@@ -103,15 +104,15 @@ async fn keep_up(server: &Server, channel: &str, watchers: &Watchers) -> Option<
                     }
                 }
                 Some(Ok(_)) => {}
-                Some(Err(_)) | None => return up,
+                Some(Err(_)) | None => return is_up,
             },
             is_answered = &mut asked, if is_asking => {
                 is_asking = false;
                 if !is_answered {
-                    return up;
+                    return is_up;
                 }
-                if up.is_none() {
-                    up = Some(());
+                if !is_up {
+                    is_up = true;
                     // What was signed out before is not pushed any more.
                     watchers.mark_all_stale();
                 }

@@ -177,6 +177,11 @@ impl Connection {
         self.clock.time.saturating_add(u64::try_from(passed).unwrap_or(u64::MAX))
     }
 
+    /// Returns `true` if the connection is known to be broken: nothing can have been sent since.
+    pub(super) fn is_closed(&self) -> bool {
+        self.driver.0.is_finished()
+    }
+
     /// Returns `true` if this is the same connection.
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.driver, &other.driver)

@@ -123,6 +123,10 @@ impl Line {
     pub(super) async fn connection(&self) -> Result<Connection, Problem> {
         loop {
             let mut state = self.state.lock().await;
+            // A server closes connections that are idle. That is no failure of a call.
+            if state.connection.as_ref().is_some_and(Connection::is_closed) {
+                state.connection = None;
+            }
             if let Some(connection) = &state.connection {
                 return Ok(connection.clone());
             }

@@ -10,6 +10,9 @@
 //! | 15 | the end of the record, by the clocks of the clients, likewise; 0 if there is none |
 //! | … | the [record](crate::record), whose version the scripts compare |
 //!
+//! The record is protected by its checksum or its encryption, and what comes before it isn't: a process that can write to
+//! the server could as well put an older value of the session there, or delete it.
+//!
 //! The first five bytes keep their meaning in later formats; a script changes no value that has another format.
 //!
 //! Each script reads the value, decides, and writes once, so that a script that fails has written nothing. A script
@@ -151,6 +154,9 @@ return {'done'}
 ";
 
 /// Done, too, if an earlier attempt of the call has written the value.
+///
+/// Not published: with ten subscribers a server commits 23 % less often (18,200 and 14,000 times a second), and each
+/// process with the session would read the record, whether or not it needs other tokens.
 ///
 /// `ARGV`: the value, its lifetime, the version that was claimed.
 const COMMIT: &str = r"

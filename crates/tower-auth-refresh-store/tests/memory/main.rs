@@ -4,6 +4,10 @@
 
 #[path = "../it/directory.rs"]
 mod directory;
+#[cfg(feature = "redis")]
+#[path = "../it/redis/server.rs"]
+#[expect(dead_code, reason = "the other tests use the rest")]
+mod redis_server;
 #[path = "../it/url.rs"]
 mod url;
 
@@ -24,6 +28,15 @@ const STORE: &str = "MEMORY_STORE";
 fn a_session_with_a_file_store_takes_little_memory() {
     let directory = TestDirectory::new();
     assert_little_memory(&format!("file:{}", directory.path().display()));
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn a_session_with_a_store_in_redis_takes_little_memory() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    if let Some(server) = runtime.block_on(redis_server::Server::start()) {
+        assert_little_memory(&server.url());
+    }
 }
 
 /// Measures the sessions of a store in a process of its own.

@@ -86,7 +86,7 @@ impl Uses {
     }
 }
 
-/// What a sweep has found.
+/// The sessions that a sweep has to do something about.
 #[derive(Default)]
 struct Findings {
     /// Sessions that were not used for long, whose stores can't bring them back.

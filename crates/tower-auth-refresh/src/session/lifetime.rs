@@ -16,7 +16,6 @@ use super::config::Config;
 use super::revocation::Revocation;
 use super::state::{Event, State, Stored};
 use super::store_call::bounded;
-use crate::TARGET;
 use crate::refresh::{NotRefreshed, RefreshError};
 use crate::store::{ClearOutcome, End, Entry, Epoch, Record, TokenStore, Version};
 use crate::token::Tokens;
@@ -273,7 +272,6 @@ impl TokenCell {
         let error = Arc::new(RefreshError::lifetime_over());
         let event = Event::Rejected { epoch: state.epoch, error: Arc::clone(&error), next: Epoch::random() };
         self.step(&mut writer, event);
-        tracing::debug!(target: TARGET, "session at the end of its lifetime");
         Some(NotRefreshed::Ended(error))
     }
 }

@@ -28,10 +28,12 @@ impl Store {
     pub(super) fn read(text: &str, allow_plain: bool) -> Result<Self, InvalidSetting> {
         let invalid = |reason: &str| InvalidSetting::of("--store", reason);
         let scheme = text.split(':').next().unwrap_or_default();
+        // Sentinels on loopback may name a server elsewhere.
+        let is_plain = scheme == "redis+sentinel" || (scheme == "redis" && !is_loopback(text));
         match scheme {
             "memory" if text == scheme => Ok(Self::Memory),
             "file" if text.len() > "file:".len() => Ok(Self::File(PathBuf::from(&text["file:".len()..]))),
-            "redis" if !allow_plain && !is_loopback(text) => {
+            _ if is_plain && !allow_plain => {
                 Err(invalid("tokens would be sent unencrypted: use rediss, or --allow-plain-http"))
             }
             "redis" | "rediss" | "redis+sentinel" | "rediss+sentinel" => Ok(Self::Redis(text.to_owned())),
@@ -73,6 +75,7 @@ mod tests {
             "redis://localhost",
             "redis://[::1]:6379",
             "rediss://gateway:secret@redis.example/1",
+            "rediss+sentinel://:secret@sentinel.example/main/0",
         ] {
             assert_eq!(read(url), Store::Redis(url.into()));
         }
@@ -93,6 +96,7 @@ mod tests {
             "/var/lib/gateway",
             "redis://redis.example",
             "redis://:hush@redis.example",
+            "redis+sentinel://:hush@127.0.0.1/main/0",
             "mysql://gateway:hush@db.example",
             "REDISS://gateway:hush@redis.example",
         ] {

@@ -59,6 +59,19 @@ async fn if_the_memory_is_full_a_claim_fails_and_what_ends_it_does_not() {
 }
 
 #[tokio::test]
+async fn a_primary_that_may_be_cut_off_is_neither_written_nor_read() {
+    let Some(server) = Server::start().await else { return };
+    let store = RedisStores::connect(&server.url()).await.unwrap().store("ada");
+    let version = store.replace(&entry(1)).await.unwrap();
+    assert_eq!(server.command("CONFIG SET min-replicas-to-write 1").await, "+OK\r\n");
+    let (unavailable, url) = (StoreErrorKind::Unavailable, shown(&server));
+    assert_eq!(kind(store.claim(&version, LEASE).await, &url), unavailable);
+    assert_eq!(kind(store.load().await, &url), unavailable, "another server may have a newer record");
+    assert_eq!(server.command("CONFIG SET min-replicas-to-write 0").await, "+OK\r\n");
+    assert!(!claimed(&*store, &version).await.is_in_doubt());
+}
+
+#[tokio::test]
 async fn a_server_with_unsafe_settings_is_reported() {
     let replica = ["--replicaof", "127.0.0.1", "1"];
     let cases: [(&[&str], &str, &str); 6] = [
@@ -205,4 +218,18 @@ async fn a_damaged_value_is_an_error_or_the_record_and_never_an_absent_user() {
             assert!(at != 5 || claim.is_in_doubt(), "a claim that can't be read may have been used");
         }
     }
+}
+
+#[tokio::test]
+async fn the_server_deletes_a_record_at_its_end() {
+    let Some(server) = Server::start().await else { return };
+    let redis = RedisStores::connect(&server.url()).await.unwrap();
+    let (ada, bob) = (redis.store("ada"), redis.store("bob"));
+    let version = ada.replace(&entry(1).with_expires_at(SystemTime::now() + LEASE)).await.unwrap();
+    bob.replace(&entry(1).with_expires_at(SystemTime::now() - LEASE)).await.unwrap();
+    while bob.load().await.unwrap().is_some() {}
+    assert!(ada.load().await.unwrap().is_some());
+    assert!(ada.extend(&version, SystemTime::now()).await.unwrap());
+    while ada.load().await.unwrap().is_some() {}
+    assert_eq!(redis.delete_expired().await.unwrap(), 0);
 }

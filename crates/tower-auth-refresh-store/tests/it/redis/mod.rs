@@ -7,6 +7,7 @@ mod faults;
 mod limits;
 mod model;
 mod push;
+mod scripted;
 #[cfg(all(feature = "encryption", unix))]
 mod secrets;
 mod server;
