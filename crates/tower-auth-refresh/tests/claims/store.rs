@@ -185,7 +185,7 @@ impl World {
                 self.changes += 1;
                 Answer::Done
             }
-            Call::Present { token, .. } => self.exchange(token),
+            Call::Present { token, .. } => self.exchange(token, holder),
         }
     }
 
@@ -227,10 +227,12 @@ impl World {
     }
 
     /// A server that rotates refresh tokens, and answers a repeated call with the same successor.
-    fn exchange(&mut self, token: u64) -> Answer {
+    fn exchange(&mut self, token: u64, process: Option<usize>) -> Answer {
         if token == self.newest {
             self.newest += 1;
         } else if token + 1 != self.newest {
+            // It may have been the last one when the call began.
+            self.is_excused |= process.is_some_and(|process| self.may_not_know(process, token, 1));
             return Answer::Rejected;
         }
         Answer::Issued(self.newest)
@@ -238,12 +240,8 @@ impl World {
 
     /// Judges a presentation when it begins, whenever the server reads it.
     fn judge(&mut self, process: usize, token: u64, is_marked: bool, number: u64) {
-        let by = (process, self.incarnations[process]);
         let is_repeated = self.presented.iter().any(|earlier| earlier.token == token);
-        let is_known = self.held[process] > token
-            || self.presented.iter().any(|earlier| earlier.token == token && earlier.by == by);
-        // After the store has lost a claim or a commit, a process that has not seen it can't know better.
-        let may_not_know = self.has_gone_back && !is_known;
+        let may_not_know = self.may_not_know(process, token, 0);
         if is_repeated && !is_marked && !may_not_know {
             self.violations.push(format!("process {process} presents token {token} again, unmarked"));
         }
@@ -254,7 +252,15 @@ impl World {
                 self.violations.push(format!("process {process} presents token {token}, {} is newest", self.newest));
             }
         }
-        self.presented.push(Presentation { token, by, number });
+        self.presented.push(Presentation { token, by: (process, self.incarnations[process]), number });
+    }
+
+    /// Returns `true` if a process can't know that a token was presented or replaced: the store has lost a claim or a
+    /// commit, and the process has seen no newer one, and presented it no more often than this.
+    fn may_not_know(&self, process: usize, token: u64, often: usize) -> bool {
+        let by = (process, self.incarnations[process]);
+        let presented = self.presented.iter().filter(|earlier| earlier.token == token && earlier.by == by).count();
+        self.has_gone_back && self.held[process] <= token && presented <= often
     }
 
     /// Answers a waiting call.
