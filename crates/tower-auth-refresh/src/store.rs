@@ -53,7 +53,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use tower::BoxError;
 
-pub(crate) use self::end::End;
+pub(crate) use self::end::{End, EndOfSignIn};
 pub use self::record_changed::RecordChanged;
 pub(crate) use self::record_changed::WatchRecord;
 use crate::random;

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::backoff::{self, At};
 use super::loop_guard::{LoopGuard, Results};
 use crate::refresh::{Generation, NotRefreshed, RefreshError, RefreshErrorKind, Trigger};
-use crate::store::{Claim, End, Entry, Epoch, Record, Version};
+use crate::store::{Claim, EndOfSignIn, Entry, Epoch, Record, Version};
 use crate::target::Target;
 use crate::token::Tokens;
 
@@ -35,7 +35,7 @@ pub(crate) struct State {
     /// The number of the tokens within their epoch, which all processes count alike.
     pub(crate) place: u64,
     /// The end of the epoch, if it has one.
-    pub(crate) ends_at: Option<End>,
+    pub(crate) ends_at: Option<EndOfSignIn>,
     /// The times of an early refresh, where the session refreshes early.
     pub(crate) due: Option<Box<RefreshSchedule>>,
     pub(crate) stored: Stored,
@@ -151,7 +151,7 @@ pub(crate) enum Event {
     /// The app handed in newer tokens of the same sign-in than `generation`.
     Renewed { epoch: Epoch, generation: Generation, tokens: Tokens, due: Option<RefreshSchedule> },
     /// The app signed a user in, and writes the store itself.
-    SignedIn { next: Epoch, tokens: Tokens, due: Option<RefreshSchedule>, ends_at: Option<End> },
+    SignedIn { next: Epoch, tokens: Tokens, due: Option<RefreshSchedule>, ends_at: Option<EndOfSignIn> },
     /// The app signed the user out, and deletes from the store itself.
     SignedOut { next: Epoch },
 }
@@ -496,7 +496,7 @@ impl State {
     /// Returns the state of a record's epoch.
     fn adopted_epoch(&self, record: Record, due: Option<RefreshSchedule>) -> Self {
         let stored = Stored::Clean(Some(record.version().clone()));
-        let ends_at = record.entry().ends_at().map(End::from);
+        let ends_at = record.entry().ends_at().map(EndOfSignIn::from);
         Self { ends_at, ..self.new_epoch(record.epoch(), record.generation(), record.into_tokens(), stored, due) }
     }
 
