@@ -184,7 +184,8 @@ impl PostgresStoresBuilder {
 
     /// Sets the number of connections, which all sessions share. Default: 4, each opened at its first use.
     ///
-    /// While statements hang, twice as many may be open.
+    /// A connection that answers nothing for 2 s is replaced, and closed within a minute if it doesn't end by itself.
+    /// Until then, twice as many may be open. If none of those answers, calls fail.
     pub fn connections(mut self, connections: NonZeroUsize) -> Self {
         self.connections = connections.get();
         self
