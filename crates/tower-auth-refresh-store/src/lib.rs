@@ -120,7 +120,9 @@
 //!
 //! The table is made by [`migrate`](PostgresStores::migrate), or by the statements of [`sql`](PostgresStores::sql).
 //! [`check`](PostgresStores::check) finds settings that lose tokens in a crash (`fsync`, `synchronous_commit`, an unlogged
-//! table), missing columns and privileges, and row security. [`delete_expired`](PostgresStores::delete_expired) sweeps.
+//! table), missing columns and privileges, and row security. A managed server whose commits survive a crash without
+//! `fsync` is [accepted](PostgresStoresBuilder::allow_fsync_off) if the program says so.
+//! [`delete_expired`](PostgresStores::delete_expired) sweeps.
 //!
 //! | record | bytes in the table, its indexes and its TOAST table, after some refreshes |
 //! | ---: | ---: |
