@@ -98,7 +98,7 @@
 //! - **Connections.** A process has at most 4, or as [set](PostgresStoresBuilder::connections), each made at its first use,
 //!   and one that listens. All sessions share them, and statements don't wait for each other's answers to be sent. One
 //!   that answers nothing for 2 s is replaced. If the old one doesn't end by itself, it is closed within a minute, and
-//!   its statements are cancelled before. Until then it counts: at most as many old ones as new ones are open.
+//!   its statements are cancelled before. Until then it counts: old and new ones together are at most twice as many.
 //! - **Poolers.** Statements are not prepared and leave nothing behind in their connection, so pgbouncer may be in
 //!   between, in transaction mode. [`listen_url`](PostgresStoresBuilder::listen_url) is then the server's own.
 //! - **Sign-outs** are pushed to the other processes by `NOTIFY`, in the statement that deletes the record: nothing else
