@@ -96,7 +96,9 @@
 //! - **Round trips.** A refresh takes two, a claim and a commit, and a first use one; a session in memory takes none. Each
 //!   is one statement in a transaction of its own. No connection or lock is held while the authorization server is called.
 //! - **Connections.** A process has at most 4, or as [set](PostgresStoresBuilder::connections), each made at its first use,
-//!   and one that listens. All sessions share them, and statements don't wait for each other's answers to be sent.
+//!   and one that listens. All sessions share them, and statements don't wait for each other's answers to be sent. One
+//!   that answers nothing for 2 s is replaced. If the old one doesn't end by itself, it is closed within a minute, and
+//!   its statements are cancelled before. Until then it counts: old and new ones together are at most twice as many.
 //! - **Poolers.** Statements are not prepared and leave nothing behind in their connection, so pgbouncer may be in
 //!   between, in transaction mode. [`listen_url`](PostgresStoresBuilder::listen_url) is then the server's own.
 //! - **Sign-outs** are pushed to the other processes by `NOTIFY`, in the statement that deletes the record: nothing else
@@ -118,7 +120,9 @@
 //!
 //! The table is made by [`migrate`](PostgresStores::migrate), or by the statements of [`sql`](PostgresStores::sql).
 //! [`check`](PostgresStores::check) finds settings that lose tokens in a crash (`fsync`, `synchronous_commit`, an unlogged
-//! table), missing columns and privileges, and row security. [`delete_expired`](PostgresStores::delete_expired) sweeps.
+//! table), missing columns and privileges, and row security. A managed server whose commits survive a crash without
+//! `fsync` is [accepted](PostgresStoresBuilder::allow_fsync_off) if the program says so.
+//! [`delete_expired`](PostgresStores::delete_expired) sweeps.
 //!
 //! | record | bytes in the table, its indexes and its TOAST table, after some refreshes |
 //! | ---: | ---: |

@@ -2,9 +2,10 @@
 //!
 //! A [`Link`] is the place of one connection. Calls share the connection: each sends its statement at once, and the server
 //! answers them in order. A connection that answers none of them is retired: the next calls get a new one. The old one is
-//! kept until it ends by itself, and counts, so that a server whose statements hang isn't asked for ever more connections.
+//! kept until it ends by itself, for a minute at most, and counts. Its statements are cancelled then, so that
+//! a server whose statements hang doesn't have ever more connections.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -14,7 +15,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Config, Connection, Row, Socket};
+use tokio_postgres::{CancelToken, Client, Config, Connection, Row, Socket};
 
 use super::fault::{Fault, fault_of};
 use super::schema::get;
@@ -28,6 +29,10 @@ use crate::random;
 const PATIENCE: [Duration; 2] = [Duration::from_millis(1500), Duration::from_secs(12)];
 /// The time after which a connection that answers no statement is retired.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// The time for a retired connection to end by itself, and that for cancelling its statements then: together less than
+/// a minute. On Linux, one to a dead server ends earlier, by `tcp_user_timeout`, unless a proxy acknowledges its data.
+const RETIREMENT: Duration = Duration::from_secs(50);
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pauses between failed attempts to connect double from the first to the last. Each is spread by a half.
 const PAUSES: [Duration; 2] = [Duration::from_millis(40), Duration::from_secs(1)];
 
@@ -60,7 +65,7 @@ pub(super) enum Effect {
 pub(super) struct Server {
     address: Address,
     tls: Tls,
-    /// One permit for each connection that is open, retired ones too.
+    /// One permit for each connection that is open, retired ones too. These give it back within a minute.
     permits: Arc<Semaphore>,
     /// The host that was the primary last.
     primary: AtomicUsize,
@@ -292,7 +297,7 @@ async fn keep_open(server: Arc<Server>, state: watch::Sender<State>, demand: Arc
             Ok((client, driver)) => {
                 attempts = Attempts::default();
                 let open = Arc::new(Open { client, answers: AtomicUsize::new(0) });
-                drive(driver, open, permit, &state).await;
+                drive(&server, driver, open, permit, &state).await;
             }
             Err(problem) => {
                 drop(permit);
@@ -304,8 +309,15 @@ async fn keep_open(server: Arc<Server>, state: watch::Sender<State>, demand: Arc
 }
 
 /// Lends a connection to calls until it fails, or is retired.
-async fn drive(driver: Driver, open: Arc<Open>, permit: OwnedSemaphorePermit, state: &watch::Sender<State>) {
+async fn drive(
+    server: &Server,
+    driver: Driver,
+    open: Arc<Open>,
+    permit: OwnedSemaphorePermit,
+    state: &watch::Sender<State>,
+) {
     let mut states = state.subscribe();
+    let cancel = open.client.cancel_token();
     state.send_replace(State::Open(open));
     // No other connection is opened meanwhile.
     let is_retired = |state: &State| matches!(state, State::Closed(_));
@@ -314,13 +326,35 @@ async fn drive(driver: Driver, open: Arc<Open>, permit: OwnedSemaphorePermit, st
         _ = &mut driver => drop(state.send_replace(State::Closed(None))),
         // The sender is here.
         _ = states.wait_for(is_retired) => {
-            // It ends when its last statement is answered, or when it is known to be dead.
+            let tls = server.tls.clone();
             tokio::spawn(async move {
-                let _ = driver.await;
+                end(driver, &cancel, &tls).await;
                 drop(permit);
             });
         }
     }
+}
+
+/// Waits until a retired connection ends: when its last statement is answered, or when it is known to be dead. If it
+/// doesn't, its statements are cancelled, and it is closed.
+async fn end(mut driver: Pin<Box<Driver>>, cancel: &CancelToken, tls: &Tls) {
+    if timeout(RETIREMENT, &mut driver).await.is_ok() {
+        return;
+    }
+    let cancelling = async {
+        loop {
+            // Each request cancels one statement; the next one may hang as well. Failures leave the server as it is.
+            let _ = cancel.cancel_query(tls.clone()).await;
+            sleep(PAUSES[0]).await;
+        }
+    };
+    let ending = async {
+        tokio::select! {
+            _ = driver => {}
+            () = cancelling => {}
+        }
+    };
+    let _ = timeout(CANCEL_TIMEOUT, ending).await;
 }
 
 /// Attempts to connect that fail: the time for the next one, and the pause before it.

@@ -67,6 +67,7 @@ pub struct PostgresStoresBuilder {
     namespace: String,
     connections: usize,
     listen_url: Option<String>,
+    allows_fsync_off: bool,
     #[cfg(feature = "encryption")]
     keys: Option<Keys>,
 }
@@ -78,6 +79,7 @@ struct Stores {
     table: Table,
     statements: Statements,
     namespace: String,
+    allows_fsync_off: bool,
     #[cfg(feature = "encryption")]
     keys: Option<Keys>,
     push: Push,
@@ -110,6 +112,7 @@ impl PostgresStores {
             namespace: String::new(),
             connections: DEFAULT_CONNECTIONS,
             listen_url: None,
+            allows_fsync_off: false,
             #[cfg(feature = "encryption")]
             keys: None,
         }
@@ -153,7 +156,8 @@ impl PostgresStores {
     /// The first thing that is unsafe or doesn't work.
     pub async fn check(&self) -> Result<(), StoreError> {
         let stores = &self.stores;
-        aside(&stores.server, CHECK_TIMEOUT, async |client| schema::check(client, &stores.table).await).await?;
+        let check = async |client: &Client| schema::check(client, &stores.table, stores.allows_fsync_off).await;
+        aside(&stores.server, CHECK_TIMEOUT, check).await?;
         stores.push.check().await
     }
 
@@ -184,7 +188,8 @@ impl PostgresStoresBuilder {
 
     /// Sets the number of connections, which all sessions share. Default: 4, each opened at its first use.
     ///
-    /// While statements hang, twice as many may be open.
+    /// A connection that answers nothing for 2 s is replaced, and closed within a minute if it doesn't end by itself.
+    /// Until then, twice as many may be open. If none of those answers, calls fail.
     pub fn connections(mut self, connections: NonZeroUsize) -> Self {
         self.connections = connections.get();
         self
@@ -197,6 +202,18 @@ impl PostgresStoresBuilder {
     /// [`recheck`](tower_auth_refresh::registry::SessionRegistryBuilder::recheck).
     pub fn listen_url(mut self, url: impl Into<String>) -> Self {
         self.listen_url = Some(url.into());
+        self
+    }
+
+    /// Has [`check`](PostgresStores::check) accept a server without `fsync`.
+    ///
+    /// Default: `fsync = off` and `full_page_writes = off` are errors. With this, neither is looked at.
+    ///
+    /// On a server with a disk of its own, a crash then loses tokens. A managed server, such as Neon's, may have these
+    /// settings and be safe, since its commits wait for other storage. Everything else is still tested,
+    /// `synchronous_commit` as well.
+    pub fn allow_fsync_off(mut self) -> Self {
+        self.allows_fsync_off = true;
         self
     }
 
@@ -238,6 +255,7 @@ impl PostgresStoresBuilder {
             statements: Statements::new(&table),
             table,
             namespace: self.namespace,
+            allows_fsync_off: self.allows_fsync_off,
             #[cfg(feature = "encryption")]
             keys: self.keys,
             runtime,

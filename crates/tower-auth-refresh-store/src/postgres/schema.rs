@@ -199,16 +199,21 @@ pub(super) async fn migrate(client: &Client, table: &Table) -> Result<(), Proble
         .map_err(|error| fault_of(&error).into_problem().while_doing("failed to make the table"))
 }
 
-/// Finds the first thing that is unsafe or missing.
-pub(super) async fn check(client: &Client, table: &Table) -> Result<(), Problem> {
+/// Finds the first thing that is unsafe or missing. `allows_fsync_off`: the server's disk isn't what survives a crash.
+pub(super) async fn check(client: &Client, table: &Table, allows_fsync_off: bool) -> Result<(), Problem> {
     let settings = "SELECT current_setting('server_version_num')::int4, current_setting('fsync') = 'on',
         current_setting('full_page_writes') = 'on', current_setting('synchronous_commit') <> 'off', pg_is_in_recovery()";
     let row = one(client, settings, &[]).await?;
     let (version, [fsync, full_page_writes, synchronous_commit, standby]) = (get::<i32>(&row, 0)?, flags(&row, 1)?);
     require(!standby, "the server is a standby")?;
     require(version >= OLDEST, "the server is older than PostgreSQL 12")?;
-    require(fsync, "fsync is off: a crash loses tokens")?;
-    require(full_page_writes, "full_page_writes is off: a crash loses tokens")?;
+    for (is_on, setting) in [(fsync, "fsync"), (full_page_writes, "full_page_writes")] {
+        let reason = format!(
+            "{setting} is off: a crash loses tokens; if the provider's storage survives it nevertheless, see \
+             PostgresStoresBuilder::allow_fsync_off"
+        );
+        require(is_on || allows_fsync_off, &reason)?;
+    }
     let reason = "synchronous_commit is off: a crash loses the last tokens; \
                   ALTER ROLE … SET synchronous_commit = on for the store's user";
     require(synchronous_commit, reason)?;

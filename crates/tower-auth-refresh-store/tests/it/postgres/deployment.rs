@@ -171,6 +171,18 @@ async fn a_check_names_what_is_unsafe_or_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_check_accepts_fsync_off_if_the_program_says_so_and_still_finds_the_rest() {
+    let Some(server) = Server::start(&["fsync=off", "full_page_writes=off"]) else { return };
+    let stores = PostgresStores::builder(server.url()).allow_fsync_off().connect().await.unwrap();
+    stores.migrate().await.unwrap();
+    stores.check().await.unwrap();
+    server.sql("ALTER TABLE tower_auth_refresh SET UNLOGGED");
+    expect(stores.check().await, StoreErrorKind::Misconfigured, "unlogged");
+    server.sql("ALTER ROLE postgres SET synchronous_commit = off");
+    expect(stores.check().await, StoreErrorKind::Misconfigured, "synchronous_commit");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_the_privilege_to_write_a_claim_fails_before_the_token_is_presented() {
     let Some(server) = Server::start(&[]) else { return };
     server.sql("CREATE ROLE gateway LOGIN PASSWORD 'gateway-secret'");
