@@ -27,6 +27,7 @@ mod redis;
 mod test_gateway;
 mod users;
 
+use std::collections::BTreeMap;
 use std::env;
 use std::time::{Duration, Instant};
 
@@ -188,13 +189,22 @@ async fn no_call_fails_but_on_the_gateway_that_is_killed(kind: &str, users: usiz
         report.cut_off,
         counters.granted,
     );
-    assert!(report.failures.is_empty(), "{:#?}", report.failures);
+    assert!(report.failures.is_empty(), "{} failed: {:#?}", report.failures.len(), count(&report.failures));
     assert!(kills > 0 && counters.granted > u64::from(kills));
     // At least one call waited for each refresh that was cut off.
     assert!(repeated <= report.cut_off, "presented twice without a kill: {:?}", kit.violations());
     // No user was signed out.
     users.assert_signed_in(balancer.address()).await;
     assert_eq!(kit.counters().logins, users.len() as u64);
+}
+
+/// Counts the failures by their first line and their body.
+fn count(failures: &[String]) -> BTreeMap<(&str, &str), usize> {
+    failures.iter().fold(BTreeMap::new(), |mut counts, failure| {
+        let kind = (failure.lines().next().unwrap_or_default(), failure.lines().last().unwrap_or_default());
+        *counts.entry(kind).or_default() += 1;
+        counts
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
