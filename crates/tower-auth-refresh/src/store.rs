@@ -239,7 +239,7 @@ impl Entry {
         self.expires_at.map(SystemTime::from)
     }
 
-    /// Returns the latest end of all records of the epoch, to the millisecond, if the sign-in has set one.
+    /// Returns the latest end of all records of the epoch, if the sign-in has set one. Sessions set it in whole seconds.
     ///
     /// A store returns it as it was written. It is in the entry, since each process that refreshes the tokens writes it
     /// again: the end of the sign-in is the same, whichever process refreshes, and however often.

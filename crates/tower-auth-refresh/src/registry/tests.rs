@@ -461,7 +461,8 @@ async fn a_session_in_no_registry_ends_when_it_would_refresh() {
     let builder = fleet.template().max_lifetime(60 * MINUTE).store(Arc::clone(&fleet.store)).tokens(tokens(1));
     let session = builder.build().await.unwrap();
     session.refresh().await.unwrap();
-    sleep(60 * MINUTE).await;
+    // The end is rounded up to a second.
+    sleep(60 * MINUTE + Duration::from_secs(1)).await;
     let refused = session.refresh().await.unwrap_err();
     assert!(matches!(refused, NotRefreshed::Ended(error) if error.kind() == RefreshErrorKind::LifetimeOver));
     sleep(MINUTE).await;

@@ -1,4 +1,4 @@
-//! [`End`]: a moment at which a record or a sign-in ends, as stores keep it.
+//! [`End`]: a moment at which a record or a sign-in ends, as stores keep it, and [`EndOfSignIn`], as sessions keep it.
 
 use std::num::{NonZeroU32, NonZeroU64};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

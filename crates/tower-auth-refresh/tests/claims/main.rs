@@ -12,8 +12,8 @@
 //!
 //! The [`Bounds`] say how many of these happen in one run. Judged, after each step:
 //!
-//! - no refresh token is presented twice unmarked, nor one that has been replaced twice, by a process that can know it:
-//!   only after the store has lost a claim or a commit may a process not know;
+//! - no refresh token is presented twice unmarked by a process that can know it (only after the store has lost a claim or
+//!   a commit may a process not know), nor one that is older than the process has held;
 //! - no process adopts older tokens than it has held, or loses its session;
 //!
 //! and at the end of each run, that nothing was lost: each process refreshes once more, and holds the server's newest

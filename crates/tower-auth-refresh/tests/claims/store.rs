@@ -245,13 +245,10 @@ impl World {
         if is_repeated && !is_marked && !may_not_know {
             self.violations.push(format!("process {process} presents token {token} again, unmarked"));
         }
-        if token + 1 < self.newest {
-            if may_not_know {
-                self.is_excused = true;
-            } else {
-                self.violations.push(format!("process {process} presents token {token}, {} is newest", self.newest));
-            }
+        if self.held[process] > token {
+            self.violations.push(format!("process {process} presents token {token} after {}", self.held[process]));
         }
+        self.is_excused |= token + 1 < self.newest && may_not_know;
         self.presented.push(Presentation { token, by: (process, self.incarnations[process]), number });
     }
 
