@@ -213,15 +213,18 @@ impl SessionStore {
         let (channel, message) = (self.shared.channel.as_bytes(), self.message());
         let arguments = [version.as_bytes(), channel, &message];
         let (script, deadline) = (&self.shared.scripts.clear, Instant::now() + CALL_TIMEOUT);
-        let run = self.run(Run { script, arguments: &arguments, deadline, kind: Kind::Ends }).await?;
-        match run {
-            (Outcome::Done { .. }, true) => Ok(ClearOutcome::Cleared),
-            (Outcome::Done { .. }, false) => {
-                let reason = "the record is deleted, but too few replicas have acknowledged it";
-                Err(Failure::Refused(unavailable(reason)))
+        loop {
+            match self.run(Run { script, arguments: &arguments, deadline, kind: Kind::Ends }).await? {
+                (Outcome::Done { .. }, true) => return Ok(ClearOutcome::Cleared),
+                // While there is time for another attempt.
+                (Outcome::Done { .. }, false) if Instant::now() + ATTEMPT_TIMEOUT < deadline => {}
+                (Outcome::Done { .. }, false) => {
+                    let reason = "the record is deleted, but too few replicas have acknowledged it";
+                    return Err(Failure::Refused(unavailable(reason)));
+                }
+                (Outcome::Found(record), _) => return Ok(ClearOutcome::Conflict(record)),
+                _ => return Err(Failure::Refused(misunderstood())),
             }
-            (Outcome::Found(record), _) => Ok(ClearOutcome::Conflict(record)),
-            _ => Err(Failure::Refused(misunderstood())),
         }
     }
 
