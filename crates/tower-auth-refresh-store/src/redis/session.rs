@@ -76,7 +76,8 @@ impl SessionStore {
         let name = self.name();
         let command = |connection: &Connection| {
             // By the server's clock, which need not agree with that of this host.
-            let end = connection.server_time(ATTEMPT_TIMEOUT).to_string();
+            let left = ATTEMPT_TIMEOUT.min(deadline.saturating_duration_since(Instant::now()));
+            let end = connection.server_time(left).to_string();
             let ends = matches!(kind, Kind::Begins { .. }).then_some(end.as_bytes());
             let arguments: Vec<_> = arguments.iter().copied().chain(ends).collect();
             script.calls(&name, &arguments)
@@ -331,7 +332,7 @@ struct Run<'a> {
 /// The part of an operation in the session's life.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Refused after the attempt has ended: it would change what a later call relies on. Waits for replicas.
+    /// Refused after the attempt or the call has ended: it would change what a later call relies on. Waits for replicas.
     Begins {
         /// The script recognizes what an earlier attempt of the call has done.
         repeats: bool,
