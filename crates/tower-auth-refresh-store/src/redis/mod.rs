@@ -175,7 +175,9 @@ impl RedisStoresBuilder {
     ///
     /// - a claim, it is given back and the refresh fails: no refresh token is presented whose claim a failover could
     ///   lose;
-    /// - a sign-out, the call fails, and the session repeats it;
+    /// - a sign-out, it waits again, for at most 4 s in all, then fails. The record is deleted on the primary by then, so
+    ///   that the session's next attempt finds none and is done: a failover before a replica has caught up brings the
+    ///   record back, and the user must be signed out again;
     /// - a sign-in or the tokens of a refresh, these are stored all the same: the authorization server has issued them
     ///   already, and a session that has them in memory writes them back after a failover.
     pub fn wait(mut self, replicas: usize) -> Self {

@@ -15,7 +15,7 @@
 //!
 //! The first five bytes keep their meaning in later formats; a script changes no value that has another format.
 //!
-//! Each script reads the value, decides, and writes once, so that a script that fails has written nothing. A script
+//! Each script reads the value, decides, and changes it once, so that a script that fails has changed nothing. A script
 //! that begins something is refused by a server whose memory is full; a script that ends it is not (`allow-oom`).
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -167,9 +167,16 @@ set(ARGV[1], ARGV[2])
 return {'done'}
 ";
 
+/// An attempt before may have deleted the value, and too few replicas have that: what is written in its place and deleted
+/// again reaches them after it.
+///
 /// `ARGV`: the version, the channel and message.
 const CLEAR: &str = r"
-if not value then return {'done'} end
+if not value then
+  redis.call('SET', KEYS[1], '')
+  redis.call('DEL', KEYS[1])
+  return {'done'}
+end
 if version() ~= ARGV[1] then return {'found', value} end
 redis.call('DEL', KEYS[1])
 publish(ARGV[2], ARGV[3])

@@ -76,7 +76,8 @@ impl SessionStore {
         let name = self.name();
         let command = |connection: &Connection| {
             // By the server's clock, which need not agree with that of this host.
-            let end = connection.server_time(ATTEMPT_TIMEOUT).to_string();
+            let left = ATTEMPT_TIMEOUT.min(deadline.saturating_duration_since(Instant::now()));
+            let end = connection.server_time(left).to_string();
             let ends = matches!(kind, Kind::Begins { .. }).then_some(end.as_bytes());
             let arguments: Vec<_> = arguments.iter().copied().chain(ends).collect();
             script.calls(&name, &arguments)
@@ -213,15 +214,18 @@ impl SessionStore {
         let (channel, message) = (self.shared.channel.as_bytes(), self.message());
         let arguments = [version.as_bytes(), channel, &message];
         let (script, deadline) = (&self.shared.scripts.clear, Instant::now() + CALL_TIMEOUT);
-        let run = self.run(Run { script, arguments: &arguments, deadline, kind: Kind::Ends }).await?;
-        match run {
-            (Outcome::Done { .. }, true) => Ok(ClearOutcome::Cleared),
-            (Outcome::Done { .. }, false) => {
-                let reason = "the record is deleted, but too few replicas have acknowledged it";
-                Err(Failure::Refused(unavailable(reason)))
+        loop {
+            match self.run(Run { script, arguments: &arguments, deadline, kind: Kind::Ends }).await? {
+                (Outcome::Done { .. }, true) => return Ok(ClearOutcome::Cleared),
+                // While there is time for another attempt.
+                (Outcome::Done { .. }, false) if Instant::now() + ATTEMPT_TIMEOUT < deadline => {}
+                (Outcome::Done { .. }, false) => {
+                    let reason = "the record is deleted, but too few replicas have acknowledged it";
+                    return Err(Failure::Refused(unavailable(reason)));
+                }
+                (Outcome::Found(record), _) => return Ok(ClearOutcome::Conflict(record)),
+                _ => return Err(Failure::Refused(misunderstood())),
             }
-            (Outcome::Found(record), _) => Ok(ClearOutcome::Conflict(record)),
-            _ => Err(Failure::Refused(misunderstood())),
         }
     }
 
@@ -328,7 +332,7 @@ struct Run<'a> {
 /// The part of an operation in the session's life.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Refused after the attempt has ended: it would change what a later call relies on. Waits for replicas.
+    /// Refused after the attempt or the call has ended: it would change what a later call relies on. Waits for replicas.
     Begins {
         /// The script recognizes what an earlier attempt of the call has done.
         repeats: bool,

@@ -4,14 +4,15 @@ use std::fs;
 use std::process::Child;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
-use tower_auth_refresh::store::{ClaimOutcome, TokenStore};
+use tokio::time::{Instant, sleep, timeout};
+use tower_auth_refresh::store::{ClaimOutcome, ClearOutcome, TokenStore};
 use tower_auth_refresh::{Session, SessionState, Tokens};
 use tower_auth_refresh_store::RedisStores;
 use tower_auth_refresh_testkit::TestKit;
 
 use super::Server;
 use super::server::{command_to, launch};
+use crate::operation::CALL_TIMEOUT;
 use crate::proxy::Proxy;
 use crate::support::{LEASE, TestDirectory, claimed, entry};
 
@@ -151,6 +152,48 @@ async fn with_wait_a_failover_between_claim_and_commit_keeps_the_claim() {
     assert!(session.refresh().await.is_err());
     assert_eq!(session.tokens(), newest);
     assert_eq!(pair.kit.violations(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_wait_a_sign_out_waits_for_a_replica_that_is_away_for_a_while() {
+    let Some(pair) = Pair::start().await else { return };
+    let store = pair.connect(1).await.store("ada");
+    let version = store.replace(&entry(1)).await.unwrap();
+    // The server knows the script from now on.
+    store.clear(&version).await.unwrap();
+    let version = store.replace(&entry(1)).await.unwrap();
+    pair.cut_replication();
+    until(async || pair.primary.command("INFO replication").await.contains("connected_slaves:0")).await;
+    let mut clear = store.clear(&version);
+    let longer_than_one_wait = Duration::from_millis(1400);
+    let early = timeout(longer_than_one_wait, &mut clear).await;
+    assert!(early.is_err(), "{early:?}");
+    pair.replication.refuse(false);
+    assert!(matches!(clear.await.unwrap(), ClearOutcome::Cleared));
+    assert_eq!(pair.replica.command("DBSIZE").await, ":0\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_wait_a_sign_out_that_no_replica_acknowledges_fails_within_its_time() {
+    let Some(pair) = Pair::start().await else { return };
+    let store = pair.connect(1).await.store("ada");
+    let version = store.replace(&entry(1)).await.unwrap();
+    pair.cut_replication();
+    let outcome = timeout(CALL_TIMEOUT, store.clear(&version)).await.expect("the call takes too long");
+    assert!(format!("{:?}", outcome.unwrap_err()).contains("too few replicas"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sign_out_that_is_repeated_gives_the_replicas_something_to_acknowledge() {
+    let Some(pair) = Pair::start().await else { return };
+    let store = pair.connect(1).await.store("ada");
+    let version = store.replace(&entry(1)).await.unwrap();
+    for deletions in 1..=3 {
+        assert!(matches!(store.clear(&version).await.unwrap(), ClearOutcome::Cleared));
+        let seen = pair.replica.command("INFO commandstats").await;
+        assert!(seen.contains(&format!("cmdstat_del:calls={deletions},")), "{seen}");
+        assert_eq!(pair.replica.command("DBSIZE").await, ":0\r\n");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

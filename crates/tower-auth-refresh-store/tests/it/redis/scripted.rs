@@ -1,50 +1,78 @@
-//! Answers of servers that are starting, in a failover, or part of a cluster.
+//! Answers of servers that are starting, in a failover, or part of a cluster, and what they are asked.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
+use tower_auth_refresh::store::Version;
 use tower_auth_refresh_store::{RedisStores, StoreError, StoreErrorKind};
 
-/// A server that answers the first reads with this error, and the later ones with "absent".
+use crate::support::{LEASE, entry};
+
+/// A server that answers the first reads with this error, and the later ones with "absent". It runs no script.
 struct Scripted {
     port: u16,
-    reads: Arc<AtomicUsize>,
+    seen: Arc<Seen>,
 }
+
+#[derive(Default)]
+struct Seen {
+    reads: AtomicUsize,
+    /// The time at which each script has arrived, and its last argument, in milliseconds.
+    scripts: Mutex<Vec<(u128, u128)>>,
+}
+
+/// The time until the server says what time it is: as late as can be.
+const SLOW_CLOCK: Duration = Duration::from_millis(300);
 
 impl Scripted {
     async fn start(error: &'static str, times: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let reads: Arc<AtomicUsize> = Arc::default();
-        let counted = Arc::clone(&reads);
+        let seen: Arc<Seen> = Arc::default();
+        let noted = Arc::clone(&seen);
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                tokio::spawn(answer(socket, error, times, Arc::clone(&counted)));
+                tokio::spawn(answer(socket, error, times, Arc::clone(&noted)));
             }
         });
-        Self { port, reads }
+        Self { port, seen }
     }
 
     async fn connect(&self) -> RedisStores {
         RedisStores::connect(&format!("redis://127.0.0.1:{}", self.port)).await.unwrap()
     }
+
+    fn reads(&self) -> usize {
+        self.seen.reads.load(Ordering::SeqCst)
+    }
 }
 
-async fn answer(socket: TcpStream, error: &str, times: usize, reads: Arc<AtomicUsize>) -> std::io::Result<()> {
+/// The time since 1970.
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap()
+}
+
+async fn answer(socket: TcpStream, error: &str, times: usize, seen: Arc<Seen>) -> std::io::Result<()> {
     let (reader, mut writer) = socket.into_split();
     let mut reader = BufReader::new(reader);
     loop {
         let words = read_command(&mut reader).await?;
         let answer = match &*words[0].to_ascii_uppercase() {
             "TIME" => {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs().to_string();
-                format!("*2\r\n${}\r\n{now}\r\n$1\r\n0\r\n", now.len())
+                sleep(SLOW_CLOCK).await;
+                let now = now();
+                format!("*2\r\n$10\r\n{:010}\r\n$6\r\n{:06}\r\n", now.as_secs(), now.subsec_micros())
             }
-            "GETEX" if reads.fetch_add(1, Ordering::SeqCst) < times => format!("-{error}\r\n"),
+            "EVALSHA" => {
+                let deadline = words.last().unwrap().parse().unwrap();
+                seen.scripts.lock().unwrap().push((now().as_millis(), deadline));
+                format!("-{error}\r\n")
+            }
+            "GETEX" if seen.reads.fetch_add(1, Ordering::SeqCst) < times => format!("-{error}\r\n"),
             "GETEX" => "$-1\r\n".to_owned(),
             _ => "+OK\r\n".to_owned(),
         };
@@ -80,7 +108,7 @@ async fn a_server_that_is_not_ready_is_asked_again_on_a_new_connection() {
     ] {
         let server = Scripted::start(error, 3).await;
         assert_eq!(server.connect().await.store("ada").load().await.unwrap(), None, "{error}");
-        assert_eq!(server.reads.load(Ordering::SeqCst), 4, "{error}");
+        assert_eq!(server.reads(), 4, "{error}");
     }
 }
 
@@ -93,7 +121,7 @@ async fn a_server_that_stays_unready_fails_a_call_within_its_time_and_the_reason
     assert_eq!(error.kind(), StoreErrorKind::Unavailable);
     assert!(error.to_string().contains("LOADING"), "{error}");
     // With pauses of up to 1 s.
-    let attempts = server.reads.load(Ordering::SeqCst);
+    let attempts = server.reads();
     assert!((5..=20).contains(&attempts), "{attempts}");
 }
 
@@ -111,6 +139,29 @@ async fn a_refusal_that_will_not_pass_is_an_error_at_once() {
         let server = Scripted::start(error, usize::MAX).await;
         let failed = server.connect().await.store("ada").load().await.unwrap_err().downcast::<StoreError>().unwrap();
         assert_eq!(failed.kind(), kind, "{failed}");
-        assert_eq!(server.reads.load(Ordering::SeqCst), 1, "{error}");
+        assert_eq!(server.reads(), 1, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_script_that_begins_something_is_not_run_after_its_attempt_or_its_call_has_ended() {
+    let server = Scripted::start("LOADING Redis is loading the dataset in memory", usize::MAX).await;
+    for is_claim in [true, false] {
+        let store = server.connect().await.store("ada");
+        let call_ends = (now() + Duration::from_millis(4000)).as_millis();
+        let outcome = if is_claim {
+            store.claim(&Version::from(1_u128), LEASE).await.map(drop)
+        } else {
+            store.replace(&entry(1)).await.map(drop)
+        };
+        outcome.unwrap_err();
+        let scripts = std::mem::take(&mut *server.seen.scripts.lock().unwrap());
+        assert!(scripts.last().unwrap().0 + 1500 > call_ends, "the last attempts are cut short: {scripts:?}");
+        for (at, deadline) in scripts {
+            let attempt_ends = at + 1500;
+            assert!(deadline <= attempt_ends, "claim: {is_claim}, {} ms late", deadline - attempt_ends);
+            // The call has begun a little later.
+            assert!(deadline <= call_ends + 50, "claim: {is_claim}, {} ms late", deadline - call_ends);
+        }
     }
 }
