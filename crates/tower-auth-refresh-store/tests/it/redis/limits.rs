@@ -138,7 +138,7 @@ async fn an_extension_that_is_refused_changes_neither_the_value_nor_its_lifetime
     let before = server.command(&format!("DUMP {name}")).await;
     server.command("ACL SETUSER default -set").await;
     let extended = store.extend(&version, SystemTime::now() + LEASE).await;
-    assert_eq!(kind(extended, &shown(&server)), StoreErrorKind::Misconfigured);
+    assert_eq!(kind(extended, shown(&server)), StoreErrorKind::Misconfigured);
     assert_eq!(server.command(&format!("DUMP {name}")).await, before);
     assert_eq!(server.command(&format!("PTTL {name}")).await, ":-1\r\n");
 }

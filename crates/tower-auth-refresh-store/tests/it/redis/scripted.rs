@@ -148,7 +148,7 @@ async fn a_script_that_begins_something_is_not_run_after_its_attempt_or_its_call
     let server = Scripted::start("LOADING Redis is loading the dataset in memory", usize::MAX).await;
     for is_claim in [true, false] {
         let store = server.connect().await.store("ada");
-        let call_ends = (now() + Duration::from_millis(4000)).as_millis();
+        let call_ends = (now() + Duration::from_secs(4)).as_millis();
         let outcome = if is_claim {
             store.claim(&Version::from(1_u128), LEASE).await.map(drop)
         } else {
