@@ -74,8 +74,8 @@
 //!   something, is allowed. So a refresh token isn't used up whose successor can't be stored.
 //! - **Cluster.** Each operation needs one key only, but `MOVED` is not followed: a cluster works behind a proxy that
 //!   follows it, such as Envoy.
-//! - **Permissions.** `~tar:* &tar:* +getex +get +set +setrange +del +pexpire +eval +evalsha +time +publish +subscribe
-//!   +ping +wait`, and for [`check`](RedisStores::check) `+info +config|get`.
+//! - **Permissions.** `~tar:* &tar:* +getex +get +set +setrange +del +eval +evalsha +time +publish +subscribe +ping
+//!   +wait`, and for [`check`](RedisStores::check) `+info +config|get`.
 //!
 //! [`check`](RedisStores::check) finds settings that lose sessions (an eviction policy, no file on the disk) and lacking
 //! permissions. `appendonly yes` with `appendfsync everysec`, the default, loses the last second in a crash of the

@@ -183,11 +183,13 @@ publish(ARGV[2], ARGV[3])
 return {'done'}
 ";
 
+/// One write: PEXPIRE may delete a value that ends now, which SETRANGE after it would make anew, and if it is refused
+/// after SETRANGE, the value says another end than the server has.
+///
 /// `ARGV`: the version, the end, the lifetime.
 const EXTEND: &str = r"
 if not value or version() ~= ARGV[1] then return {'absent'} end
-redis.call('SETRANGE', KEYS[1], 35, ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
+set(value:sub(1, 35) .. ARGV[2] .. value:sub(51), ARGV[3])
 return {'done'}
 ";
 

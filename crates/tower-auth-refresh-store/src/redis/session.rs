@@ -237,17 +237,24 @@ impl SessionStore {
         Ok(matches!(outcome, Outcome::Done { .. }))
     }
 
-    /// Runs the operations once. A record that is left is deleted by the server.
+    /// Runs each operation. A record that is left is deleted by the server.
     pub(super) async fn check(&self) -> Result<(), Failure> {
-        let tokens = Tokens::default();
-        let entry = Entry::new(Epoch::random(), 1, tokens).with_expires_at(SystemTime::now() + CHECK_LIFETIME);
+        let (scripts, tokens) = (&self.shared.scripts, Tokens::default());
+        let end = SystemTime::now() + CHECK_LIFETIME;
+        let entry = Entry::new(Epoch::random(), 1, tokens).with_expires_at(end);
+        let deadline = || Instant::now() + CALL_TIMEOUT;
         let refused = || Failure::Refused(unavailable("another process has written the record of the check"));
-        let Ok(version) = self.write(&self.shared.scripts.insert, &entry).await? else { return Err(refused()) };
+        let expect = |holds: bool| if holds { Ok(()) } else { Err(refused()) };
+
+        let Ok(version) = self.write(&scripts.insert, &entry).await? else { return Err(refused()) };
+        expect(self.extend(&version, end).await?)?;
         let ClaimOutcome::Claimed(claim) = self.claim(&version, CHECK_LIFETIME).await? else { return Err(refused()) };
-        let CommitOutcome::Stored(version) = self.commit(&claim, &entry).await? else { return Err(refused()) };
-        if self.load(Instant::now() + CALL_TIMEOUT).await?.is_none() {
-            return Err(refused());
-        }
+        expect(self.renew(&claim, CHECK_LIFETIME).await?)?;
+        self.release(&claim, Presented::Unused, deadline()).await?;
+        let ClaimOutcome::Claimed(claim) = self.claim(&version, CHECK_LIFETIME).await? else { return Err(refused()) };
+        let CommitOutcome::Stored(_) = self.commit(&claim, &entry).await? else { return Err(refused()) };
+        let Ok(version) = self.write(&scripts.replace, &entry).await? else { return Err(refused()) };
+        expect(self.load(deadline()).await?.is_some())?;
         self.clear(&version).await?;
         Ok(())
     }

@@ -103,7 +103,7 @@ async fn a_server_with_unsafe_settings_is_reported() {
 #[tokio::test]
 async fn a_user_with_the_documented_permissions_passes_the_check_and_one_with_fewer_is_refused() {
     let Some(server) = Server::start_with(&["--appendonly", "yes"]).await else { return };
-    let permissions = "~tar:* &tar:* +getex +get +set +setrange +del +pexpire +evalsha +eval +time +publish +subscribe \
+    let permissions = "~tar:* &tar:* +getex +get +set +setrange +del +evalsha +eval +time +publish +subscribe \
                        +ping +info +wait +config|get";
     server.command(&format!("ACL SETUSER gateway on >s3cret {permissions}")).await;
     let url = server.url().replace("//", "//gateway:s3cret@");
@@ -127,6 +127,28 @@ async fn a_user_with_the_documented_permissions_passes_the_check_and_one_with_fe
         server.command(&format!("ACL SETUSER gateway +{missing}")).await;
     }
     redis.check().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_extension_that_is_refused_changes_neither_the_value_nor_its_lifetime() {
+    let Some(server) = Server::start().await else { return };
+    let store = RedisStores::connect(&server.url()).await.unwrap().store("ada");
+    let version = store.replace(&entry(1)).await.unwrap();
+    let name = names(&server).await.remove(0);
+    let before = server.command(&format!("DUMP {name}")).await;
+    server.command("ACL SETUSER default -set").await;
+    let extended = store.extend(&version, SystemTime::now() + LEASE).await;
+    assert_eq!(kind(extended, shown(&server)), StoreErrorKind::Misconfigured);
+    assert_eq!(server.command(&format!("DUMP {name}")).await, before);
+    assert_eq!(server.command(&format!("PTTL {name}")).await, ":-1\r\n");
+}
+
+#[tokio::test]
+async fn the_check_runs_each_script() {
+    let Some(server) = Server::start_with(&["--appendonly", "yes"]).await else { return };
+    RedisStores::connect(&server.url()).await.unwrap().check().await.unwrap();
+    let known = server.command("INFO memory").await;
+    assert!(known.contains("number_of_cached_scripts:8"), "{known}");
 }
 
 #[cfg(target_os = "linux")]
