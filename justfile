@@ -166,7 +166,8 @@ minimal-versions:
     sed -i 's/^hyper = .*/hyper = "1.12"/' Cargo.toml
     resolve
     # The tests that need Node or Chromium, which fail without them if CI is set, are run by `just test`.
-    env -u CI cargo test {{ published }} --all-features --locked --lib --test it
+    # The servers of the stores speak to any version alike.
+    env -u CI cargo test {{ published }} --all-features --locked --lib --test it -- --skip redis:: --skip postgres::
 
 # `--bless` rewrites the listings.
 #
