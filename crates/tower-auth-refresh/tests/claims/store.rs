@@ -232,7 +232,7 @@ impl World {
             self.newest += 1;
         } else if token + 1 != self.newest {
             // It may have been the last one when the call began.
-            self.is_excused |= process.is_some_and(|process| self.may_not_know(process, token, 1));
+            self.is_excused |= process.is_some_and(|process| self.has_gone_back && self.held[process] <= token);
             return Answer::Rejected;
         }
         Answer::Issued(self.newest)
@@ -241,29 +241,31 @@ impl World {
     /// Judges a presentation when it begins, whenever the server reads it.
     fn judge(&mut self, process: usize, token: u64, is_marked: bool, number: u64) {
         let is_repeated = self.presented.iter().any(|earlier| earlier.token == token);
-        let may_not_know = self.may_not_know(process, token, 0);
+        let may_not_know = self.may_not_know(process, token);
         if is_repeated && !is_marked && !may_not_know {
             self.violations.push(format!("process {process} presents token {token} again, unmarked"));
         }
         if self.held[process] > token {
             self.violations.push(format!("process {process} presents token {token} after {}", self.held[process]));
         }
-        self.is_excused |= token + 1 < self.newest && may_not_know;
+        self.is_excused |= token + 1 < self.newest && self.has_gone_back;
         self.presented.push(Presentation { token, by: (process, self.incarnations[process]), number });
     }
 
-    /// Returns `true` if a process can't know that a token was presented or replaced: the store has lost a claim or a
-    /// commit, and the process has seen no newer one, and presented it no more often than this.
-    fn may_not_know(&self, process: usize, token: u64, often: usize) -> bool {
+    /// Returns `true` if a process can't know that a token was presented: the store has lost a claim or a commit, and the
+    /// process has neither held a newer token nor presented this one.
+    fn may_not_know(&self, process: usize, token: u64) -> bool {
         let by = (process, self.incarnations[process]);
-        let presented = self.presented.iter().filter(|earlier| earlier.token == token && earlier.by == by).count();
-        self.has_gone_back && self.held[process] <= token && presented <= often
+        let has_presented = self.presented.iter().any(|earlier| earlier.token == token && earlier.by == by);
+        self.has_gone_back && self.held[process] <= token && !has_presented
     }
 
     /// Answers a waiting call.
     pub(crate) fn answer(&mut self, at: usize, answer: Answer) {
         let waiting = self.waiting.remove(at);
-        if let (Call::Present { .. }, Answer::Failed { is_unsent: true }) = (waiting.call, answer) {
+        // Neither has used the token up.
+        let is_unused = matches!(answer, Answer::Rejected | Answer::Failed { is_unsent: true });
+        if is_unused && matches!(waiting.call, Call::Present { .. }) {
             self.presented.retain(|presentation| presentation.number != waiting.number);
         }
         // The call may have been dropped.
