@@ -15,8 +15,8 @@ default:
 api_toolchain := "1.95.0"
 published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-store -p tower-auth-refresh-testkit"
 
-# They are chromium, valgrind, strace, gnome-keyring, dbus, faketime, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the
-# Python servers of the interop tests.
+# They are chromium, valgrind, strace, gnome-keyring, dbus, faketime, Redis and its Sentinel, PostgreSQL, pgbouncer,
+# openssl, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers of the interop tests.
 #
 # Installs the tools of the other steps.
 tools:
@@ -30,6 +30,11 @@ tools:
     has gnome-keyring-daemon || missing+=(gnome-keyring)
     has dbus-run-session || missing+=(dbus)
     has faketime || missing+=(faketime)
+    has redis-server || missing+=(redis-server)
+    has redis-sentinel || missing+=(redis-sentinel)
+    compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
+    [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
+    has openssl || missing+=(openssl)
     { has node && has npm; } || missing+=(nodejs npm)
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     if [ ${#missing[@]} -gt 0 ]; then
@@ -56,8 +61,8 @@ tools:
     # Unoptimized, it is built in a third of the time and lists the API as fast.
     has cargo-public-api ||
         cargo install --quiet --locked --debug --root target/tools cargo-public-api --version 0.52.0
-    # The lock files of the two workspaces of their own have to agree with the crates here.
-    for manifest in benches/peers crates/tower-auth-refresh-http/fuzz; do
+    # The lock files of the workspaces of their own have to agree with the crates here.
+    for manifest in benches/peers crates/tower-auth-refresh-{http,store}/fuzz; do
         cargo metadata --locked --format-version 1 --manifest-path "$manifest/Cargo.toml" >/dev/null
     done
 
@@ -66,6 +71,7 @@ fmt:
     cargo fmt --all -- --check
     cargo fmt --manifest-path benches/peers/Cargo.toml -- --check
     cargo fmt --manifest-path crates/tower-auth-refresh-http/fuzz/Cargo.toml -- --check
+    cargo fmt --manifest-path crates/tower-auth-refresh-store/fuzz/Cargo.toml -- --check
 
 # Checks comments, documentation, messages and function names for plain technical English.
 prose:
@@ -119,9 +125,11 @@ docs:
 deny:
     cargo deny check bans licenses sources
 
+# The feature `_record` is part of each store and isn't for users.
+#
 # Compiles the published crates with every combination of their features; a warning is an error.
 powerset:
-    cargo hack clippy {{ published }} --feature-powerset --exclude-features default --no-dev-deps -- -D warnings
+    cargo hack clippy {{ published }} --feature-powerset --exclude-features default,_record --no-dev-deps -- -D warnings
 
 # Works on a copy without the examples and benchmarks, whose dependencies would raise the versions. Without dev
 # dependencies the versions are the lowest of a user; the tests then run with what the dev dependencies raise.
@@ -136,23 +144,37 @@ minimal-versions:
         rm -rf "$copy" && mkdir -p "$copy"
         git ls-files -z README.md 'LICENSE-*' crates | tar --null -c -T - | tar -x -C "$copy"
         sed -e 's|^members = .*|members = ["crates/*"]|' \
-            -e 's|^exclude = .*|exclude = ["crates/tower-auth-refresh-http/fuzz"]|' Cargo.toml >"$copy/Cargo.toml"
+            -e '/^exclude = /d' Cargo.toml >"$copy/Cargo.toml"
     }
     resolve() { RUSTC_BOOTSTRAP=1 cargo -Z direct-minimal-versions update --quiet; }
     lay
     (
         cd "$copy"
         sed -i '/^\[.*dev-dependencies\]$/,/^\[\(lints\|\[test\)/{/^\[\(lints\|\[test\)/!d}' crates/*/Cargo.toml
+        # See below.
+        rm -r crates/tower-auth-refresh-store
         resolve
-        cargo check {{ published }} --all-features --locked
+        cargo check {{ replace(published, "-p tower-auth-refresh-store", "") }} --all-features --locked
+    )
+    # The stores need what redis and zbus need themselves. zbus doesn't compile with all that it allows.
+    lay
+    (
+        cd "$copy"
+        sed -i '/^\[.*dev-dependencies\]$/,/^\[\(lints\|\[test\)/{/^\[\(lints\|\[test\)/!d}' crates/*/Cargo.toml
+        sed -i -e 's/^tokio = { version = "[0-9.]*"/tokio = { version = "1.51"/' \
+            -e 's/^tracing = { version = "[0-9.]*"/tracing = { version = "0.1.40"/' \
+            -e 's/^pin-project-lite = .*/pin-project-lite = "0.2.13"/' Cargo.toml
+        resolve
+        cargo check -p tower-auth-refresh-store --features encryption,postgres,redis --locked
     )
     lay
     cd "$copy"
+    rm -r crates/tower-auth-refresh-store
     # The scenarios over real sockets assert when hyper ends an HTTP/1 connection, which changed up to 1.12.
     sed -i 's/^hyper = .*/hyper = "1.12"/' Cargo.toml
     resolve
     # The tests that need Node or Chromium, which fail without them if CI is set, are run by `just test`.
-    env -u CI cargo test {{ published }} --all-features --locked --lib --test it
+    env -u CI cargo test {{ replace(published, "-p tower-auth-refresh-store", "") }} --all-features --locked --lib --test it
 
 # `--bless` rewrites the listings.
 #

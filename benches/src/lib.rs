@@ -9,4 +9,5 @@ pub mod rounds;
 pub mod shape;
 pub mod stack;
 pub mod stampede;
+pub mod stores;
 pub mod upload;

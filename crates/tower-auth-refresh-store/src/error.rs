@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
+#[cfg(any(feature = "file", feature = "encryption"))]
 use std::path::Path;
 use std::sync::Arc;
 
@@ -98,6 +99,7 @@ impl Problem {
         Self { kind, ..self }
     }
 
+    #[cfg(any(feature = "file", feature = "encryption"))]
     pub(crate) fn at(self, path: &Path) -> StoreError {
         self.of(path.display().to_string())
     }

@@ -33,9 +33,9 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The key of a [`FileStore`](crate::FileStore) in the keychain of the operating system (feature `keychain`).
 ///
-/// The keychain is the Secret Service of Linux and other Unix systems (GNOME Keyring, `KWallet`, `KeePassXC`), the Keychain
-/// of macOS, or the Credential Manager of Windows. It holds one key of 32 bytes, which is made at the first start and
-/// never changed. Without a keychain there is an error, and nothing is stored in clear.
+/// The keychain is the Secret Service of Linux and other Unix systems (GNOME Keyring, `KWallet`, `KeePassXC`), the
+/// Keychain of macOS, or the Credential Manager of Windows. It holds one key of 32 bytes, which is made at the first start
+/// and never changed. Without a keychain there is an error, and nothing is stored in clear.
 ///
 /// ```no_run
 /// # fn example(directory: std::path::PathBuf) -> Result<(), tower_auth_refresh_store::StoreError> {

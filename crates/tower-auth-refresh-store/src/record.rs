@@ -76,6 +76,7 @@ impl Codec {
     }
 
     /// Returns the name under which the record is stored: the storage key in hexadecimal digits.
+    #[cfg(any(feature = "file", feature = "redis"))]
     pub(crate) fn name(&self) -> String {
         hex(&self.storage_key)
     }

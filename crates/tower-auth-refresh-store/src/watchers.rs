@@ -5,8 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tower_auth_refresh::store::RecordChanged;
 
-/// The first half of a storage key: enough to tell sessions apart.
-pub(crate) type ShortKey = [u8; 16];
+/// The first bytes of a storage key: enough to tell sessions apart. One that is told by mistake looks in vain.
+pub(crate) type ShortKey = [u8; 8];
 
 /// An index of sessions. A key may have several: one for each handle, which is known by its address.
 #[derive(Default)]
@@ -25,10 +25,13 @@ impl Watchers {
         drop(removed);
     }
 
-    /// Notifies the sessions of a key.
-    pub(crate) fn notify(&self, key: ShortKey) {
-        let sessions: Vec<_> =
-            self.lock().range((key, 0)..=(key, usize::MAX)).map(|(_, changed)| changed.clone()).collect();
+    /// Notifies the sessions of a key, but for that of the handle that has made the change.
+    pub(crate) fn notify(&self, key: ShortKey, by: Option<usize>) {
+        let index = self.lock();
+        let others = index.range((key, 0)..=(key, usize::MAX)).filter(|((_, handle), _)| Some(*handle) != by);
+        let sessions: Vec<_> = others.map(|(_, changed)| changed.clone()).collect();
+        // A session that is dropped after the call removes its handle.
+        drop(index);
         sessions.iter().for_each(RecordChanged::notify);
     }
 
@@ -44,6 +47,6 @@ impl Watchers {
     }
 }
 
-fn short(key: &[u8; 32]) -> ShortKey {
+pub(crate) fn short(key: &[u8; 32]) -> ShortKey {
     std::array::from_fn(|at| key[at])
 }

@@ -20,6 +20,11 @@ impl SessionId {
         Ok(Self(bytes))
     }
 
+    /// Returns the number, from which the key of the session's record is derived.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let mut bytes = [0; 16];
         let length = URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).ok()?;

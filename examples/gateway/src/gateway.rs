@@ -18,6 +18,7 @@ use crate::config::{InvalidSetting, Settings};
 use crate::cookie::{SessionCookie, SessionId};
 use crate::demo::Demo;
 use crate::metrics::Metrics;
+use crate::stores::Stores;
 use crate::task_tracker::TaskTracker;
 use crate::{proxy, routes, server};
 
@@ -30,7 +31,7 @@ pub struct Gateway {
     with_refresh: bool,
 }
 
-type StoreFactory = Box<dyn Fn() -> Arc<dyn TokenStore> + Send + Sync>;
+type StoreFactory = Box<dyn Fn(SessionId) -> Arc<dyn TokenStore> + Send + Sync>;
 
 /// A gateway with an open socket. [`serve`](Self::serve) accepts its connections.
 pub struct Listening {
@@ -38,6 +39,7 @@ pub struct Listening {
     app: App,
     demo: Option<Demo>,
     settings: Settings,
+    stores: Option<Arc<Stores>>,
     stopping: watch::Sender<bool>,
 }
 
@@ -68,7 +70,7 @@ impl Gateway {
     #[doc(hidden)]
     #[must_use]
     pub fn store_factory(mut self, factory: impl Fn() -> Arc<dyn TokenStore> + Send + Sync + 'static) -> Self {
-        self.store_factory = Some(Box::new(factory));
+        self.store_factory = Some(Box::new(move |_| factory()));
         self
     }
 
@@ -80,18 +82,23 @@ impl Gateway {
         self
     }
 
-    /// Opens the socket.
+    /// Opens the store and the socket.
     ///
     /// # Errors
     ///
-    /// Returns [`StartError`] if a setting is invalid or the address can't be bound.
+    /// Returns [`StartError`] if a setting is invalid, the store can't be used safely, or the address can't be bound.
     ///
     /// # Panics
     ///
     /// Panics outside of a `tokio` runtime.
-    pub fn listen(self) -> Result<Listening, StartError> {
+    pub async fn listen(self) -> Result<Listening, StartError> {
         let Self { settings, metrics, demo, store_factory, with_refresh } = self;
         let auth = Auth::new(&settings)?;
+        let stores = Stores::open(&settings).await?.map(Arc::new);
+        let store_factory = store_factory.or_else(|| {
+            let stores = stores.clone()?;
+            Some(Box::new(move |id| stores.store(id)) as StoreFactory)
+        });
         let listener =
             server::bind(settings.listen).map_err(|error| StartError::Bind { address: settings.listen, error })?;
         let (stopping, stopped) = watch::channel(false);
@@ -108,7 +115,7 @@ impl Gateway {
             tasks: TaskTracker::default(),
             stopping: stopped,
         });
-        Ok(Listening { listener, app, demo, settings, stopping })
+        Ok(Listening { listener, app, demo, settings, stores, stopping })
     }
 }
 
@@ -140,7 +147,8 @@ impl Listening {
     /// refreshes whose requests have been dropped, and for the sign-outs that the authorization server has not
     /// confirmed.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, app, demo, settings, stopping } = self;
+        let Self { listener, app, demo, settings, stores, stopping } = self;
+        let sweep = stores.map(|stores| tokio::spawn(async move { stores.sweep().await }));
         let demo_routes = demo.as_ref().map(Demo::routes).unwrap_or_default();
         let router = routes::router(&app, demo_routes);
         let shutdown = async {
@@ -155,6 +163,9 @@ impl Listening {
         };
         if timeout_at(deadline, idle).await.is_err() {
             tracing::warn!("shutdown timed out: refreshes and sign-outs were cut off");
+        }
+        if let Some(sweep) = sweep {
+            sweep.abort();
         }
         if let Some(demo) = demo {
             demo.shutdown().await;
@@ -177,7 +188,7 @@ fn session_registry(
         .idle_timeout(settings.idle)
         .max_concurrent_refreshes(settings.refreshes_in_flight);
     let sessions = match store_factory {
-        Some(factory) => sessions.store_factory(move |_| factory()),
+        Some(factory) => sessions.store_factory(move |id| factory(*id)),
         None => sessions,
     };
     sessions.build().expect("a runtime is running: it has opened the socket")

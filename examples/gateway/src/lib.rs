@@ -24,9 +24,10 @@ mod proxy;
 mod reject_ambiguous;
 mod routes;
 mod server;
+mod stores;
 mod task_tracker;
 
-pub use config::{Args, AuthServer, InvalidSetting, LogFormat, PublicOrigin, Settings, Upstream};
+pub use config::{Args, AuthServer, InvalidSetting, LogFormat, PublicOrigin, Settings, Store, Upstream};
 pub use demo::Demo;
 pub use gateway::{Gateway, StartError};
 pub use metrics::{Metrics, RefreshWatch};

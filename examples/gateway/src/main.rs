@@ -35,7 +35,7 @@ async fn run() -> Result<(), StartError> {
     if let Some(demo) = demo {
         gateway = gateway.demo(demo);
     }
-    let gateway = gateway.listen()?;
+    let gateway = gateway.listen().await?;
     if let Ok(address) = gateway.address() {
         // Stdout may be closed.
         let _ = writeln!(stdout(), "listening on http://{address}");

@@ -1,5 +1,6 @@
 //! [`Problem`]: the gateway's own errors as problem JSON (RFC 9457).
 
+use std::error::Error;
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
@@ -41,6 +42,7 @@ pub(crate) enum Kind {
     RefreshFailed,
     SendAgain,
     TooManySessions,
+    StoreUnavailable,
 }
 
 impl Kind {
@@ -100,6 +102,11 @@ impl Kind {
                 "send-again",
                 "The access token expired, and the request body is too large to replay: the API has not processed the request, send it again",
             ),
+            Self::StoreUnavailable => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "store-unavailable",
+                "The session could not be read: it is kept, try again",
+            ),
             Self::TooManySessions => {
                 (StatusCode::SERVICE_UNAVAILABLE, "too-many-sessions", "The maximum number of sessions is reached")
             }
@@ -126,9 +133,21 @@ impl From<SessionRegistryError> for Problem {
         tracing::warn!(%error, "session lookup failed");
         match error {
             SessionRegistryError::Full => Self::from(Kind::TooManySessions).retry_after(DEFAULT_RETRY_AFTER),
-            _ => Kind::Internal.into(),
+            // The session isn't over: its store can't be read for now.
+            _ => Self::from(Kind::StoreUnavailable).retry_after(DEFAULT_RETRY_AFTER),
         }
     }
+}
+
+/// Formats an error and its causes in one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 impl IntoResponse for Kind {

@@ -89,7 +89,7 @@ async fn shutdown_during_a_refresh_stores_the_new_tokens_and_answers_the_request
     };
     for disconnects in [false, true] {
         let gateway = Gateway::new(settings.clone()).metrics(metrics.clone()).store_factory(store_factory.clone());
-        let listening = gateway.listen().unwrap();
+        let listening = gateway.listen().await.unwrap();
         let mut browser = Browser::at(listening.address().unwrap());
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = tokio::spawn(listening.serve(async {

@@ -128,11 +128,8 @@ impl FileStore {
     /// it. A claim that is granted after its call was dropped is given back.
     #[must_use]
     pub fn store(&self, key: impl AsRef<[u8]>) -> Arc<dyn TokenStore> {
-        let codec = self.settings.codec(storage_key(&self.settings.namespace, key.as_ref()));
-        Arc::new(SessionStore {
-            files: Arc::new(SessionFiles::new(Arc::clone(&self.settings), codec)),
-            here: Arc::default(),
-        })
+        let storage_key = storage_key(&self.settings.namespace, key.as_ref());
+        Arc::new(SessionStore { settings: Arc::clone(&self.settings), storage_key, here: Arc::default() })
     }
 
     /// Tests that the directory can be used: permissions, each file's owner, locks, and a write to the disk.
@@ -235,7 +232,7 @@ impl Settings {
         let sessions = this.open()?.names()?.into_iter().filter_map(|name| storage_key_of(name.strip_suffix(RECORD)?));
         let (mut deleted, mut failure) = (0, None);
         for storage_key in sessions {
-            match SessionFiles::new(Arc::clone(this), this.codec(storage_key)).delete_expired() {
+            match SessionFiles::new(Arc::clone(this), storage_key).delete_expired() {
                 Ok(was_deleted) => deleted += u64::from(was_deleted),
                 Err(error) if error.kind() == StoreErrorKind::Unavailable => failure = failure.or(Some(error)),
                 Err(_) => {}
@@ -244,6 +241,7 @@ impl Settings {
         failure.map_or(Ok(deleted), Err)
     }
 
+    #[cfg_attr(not(feature = "encryption"), expect(clippy::unused_self, reason = "as with the feature `encryption`"))]
     fn codec(&self, storage_key: [u8; 32]) -> Codec {
         let codec = Codec::new(storage_key);
         #[cfg(feature = "encryption")]
@@ -306,9 +304,10 @@ async fn bounded<T: Send + 'static, R: Send + 'static>(
     timeout(CALL_TIMEOUT, call).await.map_err(late)?
 }
 
-/// A handle on one session's files.
+/// A handle on one session's files. A process may have many.
 struct SessionStore {
-    files: Arc<SessionFiles>,
+    settings: Arc<Settings>,
+    storage_key: [u8; 32],
     here: Arc<Mutex<Here>>,
 }
 
@@ -319,13 +318,14 @@ impl SessionStore {
         &self,
         operation: impl FnOnce(&SessionFiles, &mut Turn) -> Result<T, StoreError> + Send + 'static,
     ) -> StoreFuture<'_, T> {
-        let (files, here) = (Arc::clone(&self.files), Arc::clone(&self.here));
         Box::pin(async move {
+            let (settings, storage_key) = (Arc::clone(&self.settings), self.storage_key);
             let deadline = Instant::now() + LOCK_TIMEOUT;
             let until_dropped = Arc::new(());
             let caller = Arc::downgrade(&until_dropped);
-            let operation = move |here| operation(&files, &mut Turn { here, deadline, caller });
-            let outcome = bounded(&self.files.settings, here.lock_owned(), operation).await;
+            let operation =
+                move |here| operation(&SessionFiles::new(settings, storage_key), &mut Turn { here, deadline, caller });
+            let outcome = bounded(&self.settings, Arc::clone(&self.here).lock_owned(), operation).await;
             drop(until_dropped);
             Ok(outcome?)
         })

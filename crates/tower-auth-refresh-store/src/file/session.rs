@@ -30,7 +30,7 @@ pub(super) const RECORD: &str = ".record";
 /// The time for which a look at a record that has ended waits for its lock.
 const EXPIRED_LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The files of one session.
+/// The files of one session, for one operation.
 pub(super) struct SessionFiles {
     pub(super) settings: Arc<Settings>,
     codec: Codec,
@@ -39,13 +39,13 @@ pub(super) struct SessionFiles {
     lock: String,
 }
 
-/// The part of a store's state that this handle alone has.
+/// The part of a store's state that this handle alone has. Small, since few sessions are being refreshed.
 #[derive(Default)]
 pub(super) struct Here {
     /// The claim that was made by this handle. The file's lock is held for as long as it is open.
-    held: Option<(ClaimId, File)>,
+    held: Option<Box<(ClaimId, File)>>,
     /// A claim that another handle holds, and when it was seen first.
-    seen: Option<(ClaimFile, Instant)>,
+    seen: Option<Box<(ClaimFile, Instant)>>,
 }
 
 /// The turn of one call on its handle, which makes one call at a time, in their order.
@@ -65,7 +65,8 @@ enum Standing {
 }
 
 impl SessionFiles {
-    pub(super) fn new(settings: Arc<Settings>, codec: Codec) -> Self {
+    pub(super) fn new(settings: Arc<Settings>, storage_key: [u8; 32]) -> Self {
+        let codec = settings.codec(storage_key);
         let name = codec.name();
         let (record, claim, lock) = (format!("{name}{RECORD}"), format!("{name}.claim"), format!("{name}.lock"));
         Self { settings, codec, record, claim, lock }
@@ -150,7 +151,7 @@ impl SessionFiles {
     pub(super) fn commit(&self, turn: &mut Turn, claim: &Claim, entry: &Entry) -> Result<CommitOutcome, StoreError> {
         self.locked(turn, |directory, here| match self.read(directory)? {
             Some((record, _)) if record.version() == claim.version() => {
-                if let Some((id, file)) = &here.held
+                if let Some((id, file)) = here.held.as_deref()
                     && id == claim.id()
                 {
                     // Gives the reserved space to the record. Without it the disk may be full.
@@ -321,7 +322,7 @@ impl SessionFiles {
         lock::hold(&file).map_err(directory.error_at(&self.claim))?;
         draft.publish(&self.claim)?;
         // Even if the next step fails, other processes see the file, and that it is locked.
-        here.held = Some((ClaimId::from(claim.id), file));
+        here.held = Some(Box::new((ClaimId::from(claim.id), file)));
         directory.sync()
     }
 
@@ -335,7 +336,7 @@ impl SessionFiles {
 impl Here {
     /// Gives up the lock of a claim's file.
     fn let_go(&mut self, claim: &Claim) {
-        self.held = self.held.take().filter(|(id, _)| id != claim.id());
+        self.held = self.held.take().filter(|held| held.0 != *claim.id());
     }
 
     /// Returns the time until a claim's lease ends: by its clock, or as long after the claim was seen first as the lease
@@ -343,11 +344,9 @@ impl Here {
     fn left(&mut self, claim: ClaimFile) -> Duration {
         let lease = Duration::from_millis(claim.lease);
         let by_clock = claim.remaining();
-        let since = match self.seen.take() {
-            Some((seen, since)) if seen == claim => since,
-            _ => Instant::now(),
-        };
-        self.seen = Some((claim, since));
+        let seen = self.seen.take().filter(|seen| seen.0 == claim);
+        let seen = self.seen.insert(seen.unwrap_or_else(|| Box::new((claim, Instant::now()))));
+        let since = seen.1;
         by_clock.min(lease.saturating_sub(since.elapsed()))
     }
 }

@@ -1,9 +1,11 @@
 //! Connections to the server, which are opened when they are needed, and again after they have failed.
 //!
 //! A [`Link`] is the place of one connection. Calls share the connection: each sends its statement at once, and the server
-//! answers them in order. A connection that doesn't answer is retired: the next calls get a new one. The old one is kept
-//! until it ends by itself, and counts, so that a server whose statements hang isn't asked for ever more connections.
+//! answers them in order. A connection that answers none of them is retired: the next calls get a new one. The old one is
+//! kept until it ends by itself, for a minute at most, and counts. Its statements are cancelled then, so that
+//! a server whose statements hang doesn't have ever more connections.
 
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -13,7 +15,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Config, Connection, Row, Socket};
+use tokio_postgres::{CancelToken, Client, Config, Connection, Row, Socket};
 
 use super::fault::{Fault, fault_of};
 use super::schema::get;
@@ -22,10 +24,15 @@ use super::url::Address;
 use crate::error::{Problem, StoreErrorKind};
 use crate::random;
 
-/// The time for one host, from the first packet until the server is ready.
-const HOST_TIMEOUT: Duration = Duration::from_millis(1500);
-/// The time after which a connection that doesn't answer is retired.
+/// The time for one host, from the first packet until the server is ready, doubles from the first to the last attempt that
+/// fails: a dead host leaves time for the next one, and a slow one is waited for.
+const PATIENCE: [Duration; 2] = [Duration::from_millis(1500), Duration::from_secs(12)];
+/// The time after which a connection that answers no statement is retired.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// The time for a retired connection to end by itself, and that for cancelling its statements then: together less than
+/// a minute. On Linux, one to a dead server ends earlier, by `tcp_user_timeout`, unless a proxy acknowledges its data.
+const RETIREMENT: Duration = Duration::from_secs(50);
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pauses between failed attempts to connect double from the first to the last. Each is spread by a half.
 const PAUSES: [Duration; 2] = [Duration::from_millis(40), Duration::from_secs(1)];
 
@@ -58,7 +65,7 @@ pub(super) enum Effect {
 pub(super) struct Server {
     address: Address,
     tls: Tls,
-    /// One permit for each connection that is open, retired ones too.
+    /// One permit for each connection that is open, retired ones too. These give it back within a minute.
     permits: Arc<Semaphore>,
     /// The host that was the primary last.
     primary: AtomicUsize,
@@ -76,8 +83,15 @@ pub(super) struct Link {
     task: AbortHandle,
 }
 
+/// A connection that is lent to calls.
+pub(super) struct Open {
+    client: Client,
+    /// The number of its answers so far, by which one that is slow is told from one that is dead.
+    answers: AtomicUsize,
+}
+
 enum State {
-    Open(Arc<Client>),
+    Open(Arc<Open>),
     /// With the last failure to open it, if that was the last thing that happened.
     Closed(Option<Problem>),
 }
@@ -97,13 +111,18 @@ impl Server {
         &self.address.name
     }
 
-    /// Connects to the primary.
-    pub(super) async fn connect(&self) -> Result<(Client, Driver), Problem> {
+    /// Returns the number of hosts.
+    pub(super) fn hosts(&self) -> u32 {
+        u32::try_from(self.address.hosts.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Connects to the primary. `patience`: the time for each host.
+    pub(super) async fn connect(&self, patience: Duration) -> Result<(Client, Driver), Problem> {
         let hosts = &self.address.hosts;
         let first = self.primary.load(Ordering::Relaxed);
         let mut failure = None;
         for at in (first..first + hosts.len()).map(|at| at % hosts.len()) {
-            match timeout(HOST_TIMEOUT, self.connect_to(&hosts[at])).await {
+            match timeout(patience, self.connect_to(&hosts[at])).await {
                 Ok(Ok(connection)) => {
                     self.primary.store(at, Ordering::Relaxed);
                     return Ok(connection);
@@ -156,24 +175,31 @@ impl Link {
         // An attempt may have had an effect, whatever becomes of the later ones.
         let mut is_lost = false;
         loop {
-            let client = match self.client(deadline).await {
-                Ok(client) => client,
+            let open = match self.open(deadline).await {
+                Ok(open) => open,
                 Err(problem) if is_lost => return Err(Fault::Lost(problem)),
                 Err(problem) => return Err(Fault::Refused(problem)),
             };
-            let answer_by = deadline.min(Instant::now() + ANSWER_TIMEOUT);
-            let in_time = self.server.time_in(answer_by.saturating_duration_since(Instant::now()));
+            // There has to be time to look for the effect of one that is lost.
+            let ends =
+                if effect == Effect::OnceInTime { Instant::now() + ANSWER_TIMEOUT } else { deadline }.min(deadline);
+            let in_time = self.server.time_in(ends.saturating_duration_since(Instant::now()));
             let mut parameters = parameters.to_vec();
             if effect != Effect::Repeatable {
                 parameters.push((&in_time, Type::TIMESTAMPTZ));
             }
-            let fault = match timeout_at(answer_by, client.query_typed(sql, &parameters)).await {
+            let fault = match open.query(sql, &parameters, ends).await {
                 Ok(Ok(rows)) => return Ok(rows),
                 Ok(Err(error)) => fault_of(&error),
-                Err(_) => Fault::lost("the server doesn't answer"),
+                Err(Elapsed { is_dead }) => {
+                    if is_dead {
+                        self.retire(&open);
+                    }
+                    Fault::lost("the server doesn't answer")
+                }
             };
-            if matches!(fault, Fault::Lost(_) | Fault::Standby) {
-                self.retire(&client);
+            if matches!(fault, Fault::Standby) {
+                self.retire(&open);
             }
             let may_repeat = match fault {
                 Fault::Refused(_) => false,
@@ -181,9 +207,9 @@ impl Link {
                 Fault::Standby | Fault::RolledBack(_) => true,
             };
             let pause = spread(PAUSES[0]);
-            let is_last = !may_repeat || Instant::now() + pause >= deadline;
+            let gives_up = !may_repeat || Instant::now() + pause >= deadline;
             is_lost |= matches!(fault, Fault::Lost(_));
-            if is_last {
+            if gives_up {
                 return Err(if is_lost { Fault::Lost(fault.into_problem()) } else { fault });
             }
             sleep(pause).await;
@@ -191,13 +217,13 @@ impl Link {
     }
 
     /// Returns the connection. Opens it if it isn't, again and again until the deadline.
-    pub(super) async fn client(&self, deadline: Instant) -> Result<Arc<Client>, Problem> {
+    pub(super) async fn open(&self, deadline: Instant) -> Result<Arc<Open>, Problem> {
         let mut state = self.state.subscribe();
         // A failure from before this call says nothing of now.
         let (mut is_new, mut last) = (false, None);
         loop {
             match &*state.borrow_and_update() {
-                State::Open(client) if !client.is_closed() => return Ok(Arc::clone(client)),
+                State::Open(open) if !open.client.is_closed() => return Ok(Arc::clone(open)),
                 State::Closed(Some(failure)) if is_new && failure.kind() == StoreErrorKind::Misconfigured => {
                     return Err(failure.clone());
                 }
@@ -213,14 +239,44 @@ impl Link {
     }
 
     /// Gives a connection up. Statements that wait for its answer may still get it.
-    fn retire(&self, client: &Arc<Client>) {
+    fn retire(&self, retired: &Arc<Open>) {
         self.state.send_if_modified(|state| {
-            let is_open = matches!(state, State::Open(open) if Arc::ptr_eq(open, client));
+            let is_open = matches!(state, State::Open(open) if Arc::ptr_eq(open, retired));
             if is_open {
                 *state = State::Closed(None);
             }
             is_open
         });
+    }
+}
+
+/// The end of the time for an answer.
+struct Elapsed {
+    /// No other statement was answered either.
+    is_dead: bool,
+}
+
+impl Open {
+    /// Executes a statement, and waits until then, or until the connection seems dead.
+    async fn query(
+        &self,
+        sql: &str,
+        parameters: Parameters<'_>,
+        ends: Instant,
+    ) -> Result<Result<Vec<Row>, tokio_postgres::Error>, Elapsed> {
+        let mut rows = pin!(self.client.query_typed(sql, parameters));
+        loop {
+            let before = self.answers.load(Ordering::Relaxed);
+            let answer_by = ends.min(Instant::now() + ANSWER_TIMEOUT);
+            if let Ok(rows) = timeout_at(answer_by, &mut rows).await {
+                self.answers.fetch_add(1, Ordering::Relaxed);
+                return Ok(rows);
+            }
+            let is_dead = self.answers.load(Ordering::Relaxed) == before;
+            if is_dead || answer_by == ends {
+                return Err(Elapsed { is_dead });
+            }
+        }
     }
 }
 
@@ -232,59 +288,94 @@ impl Drop for Link {
 
 /// Opens the connection whenever it is needed and not open.
 async fn keep_open(server: Arc<Server>, state: watch::Sender<State>, demand: Arc<Notify>) {
-    let mut pauses = Pauses::default();
+    let mut attempts = Attempts::default();
     loop {
         demand.notified().await;
         // The semaphore is never closed.
         let Ok(permit) = Arc::clone(&server.permits).acquire_owned().await else { return };
-        match server.connect().await {
+        match server.connect(attempts.patience).await {
             Ok((client, driver)) => {
-                pauses = Pauses::default();
-                drive(driver, Arc::new(client), permit, &state).await;
+                attempts = Attempts::default();
+                let open = Arc::new(Open { client, answers: AtomicUsize::new(0) });
+                drive(&server, driver, open, permit, &state).await;
             }
             Err(problem) => {
                 drop(permit);
                 state.send_replace(State::Closed(Some(problem)));
-                sleep(pauses.next()).await;
+                sleep(attempts.next_pause()).await;
             }
         }
     }
 }
 
 /// Lends a connection to calls until it fails, or is retired.
-async fn drive(driver: Driver, client: Arc<Client>, permit: OwnedSemaphorePermit, state: &watch::Sender<State>) {
+async fn drive(
+    server: &Server,
+    driver: Driver,
+    open: Arc<Open>,
+    permit: OwnedSemaphorePermit,
+    state: &watch::Sender<State>,
+) {
     let mut states = state.subscribe();
-    let open = Arc::as_ptr(&client) as usize;
-    state.send_replace(State::Open(client));
-    let is_retired = |state: &State| !matches!(state, State::Open(client) if Arc::as_ptr(client) as usize == open);
+    let cancel = open.client.cancel_token();
+    state.send_replace(State::Open(open));
+    // No other connection is opened meanwhile.
+    let is_retired = |state: &State| matches!(state, State::Closed(_));
     let mut driver = Box::pin(driver);
     tokio::select! {
         _ = &mut driver => drop(state.send_replace(State::Closed(None))),
         // The sender is here.
         _ = states.wait_for(is_retired) => {
-            // It ends when its last statement is answered, or when it is known to be dead.
+            let tls = server.tls.clone();
             tokio::spawn(async move {
-                let _ = driver.await;
+                end(driver, &cancel, &tls).await;
                 drop(permit);
             });
         }
     }
 }
 
-/// The pauses between attempts to connect that fail.
-pub(super) struct Pauses(Duration);
+/// Waits until a retired connection ends: when its last statement is answered, or when it is known to be dead. If it
+/// doesn't, its statements are cancelled, and it is closed.
+async fn end(mut driver: Pin<Box<Driver>>, cancel: &CancelToken, tls: &Tls) {
+    if timeout(RETIREMENT, &mut driver).await.is_ok() {
+        return;
+    }
+    let cancelling = async {
+        loop {
+            // Each request cancels one statement; the next one may hang as well. Failures leave the server as it is.
+            let _ = cancel.cancel_query(tls.clone()).await;
+            sleep(PAUSES[0]).await;
+        }
+    };
+    let ending = async {
+        tokio::select! {
+            _ = driver => {}
+            () = cancelling => {}
+        }
+    };
+    let _ = timeout(CANCEL_TIMEOUT, ending).await;
+}
 
-impl Default for Pauses {
+/// Attempts to connect that fail: the time for the next one, and the pause before it.
+pub(super) struct Attempts {
+    pub(super) patience: Duration,
+    pause: Duration,
+}
+
+impl Default for Attempts {
     fn default() -> Self {
-        Self(PAUSES[0])
+        Self { patience: PATIENCE[0], pause: PAUSES[0] }
     }
 }
 
-impl Pauses {
-    pub(super) fn next(&mut self) -> Duration {
-        let pause = self.0;
-        self.0 = (2 * pause).min(PAUSES[1]);
-        spread(pause)
+impl Attempts {
+    /// Counts an attempt that has failed.
+    pub(super) fn next_pause(&mut self) -> Duration {
+        let pause = spread(self.pause);
+        self.pause = (2 * self.pause).min(PAUSES[1]);
+        self.patience = (2 * self.patience).min(PATIENCE[1]);
+        pause
     }
 }
 

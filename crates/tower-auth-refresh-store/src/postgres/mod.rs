@@ -30,8 +30,10 @@ use crate::keys::Keys;
 use crate::record::storage_key;
 
 const DEFAULT_CONNECTIONS: usize = 4;
-/// The time for the first connection, and for [`PostgresStores::check`].
+/// The time for the first connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The time for each connection that [`PostgresStores::check`] tries.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 const MIGRATE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A table of PostgreSQL that holds the tokens of many sessions (feature `postgres`).
@@ -65,6 +67,7 @@ pub struct PostgresStoresBuilder {
     namespace: String,
     connections: usize,
     listen_url: Option<String>,
+    allows_fsync_off: bool,
     #[cfg(feature = "encryption")]
     keys: Option<Keys>,
 }
@@ -76,6 +79,7 @@ struct Stores {
     table: Table,
     statements: Statements,
     namespace: String,
+    allows_fsync_off: bool,
     #[cfg(feature = "encryption")]
     keys: Option<Keys>,
     push: Push,
@@ -108,6 +112,7 @@ impl PostgresStores {
             namespace: String::new(),
             connections: DEFAULT_CONNECTIONS,
             listen_url: None,
+            allows_fsync_off: false,
             #[cfg(feature = "encryption")]
             keys: None,
         }
@@ -133,7 +138,7 @@ impl PostgresStores {
     /// [`Misconfigured`](StoreErrorKind::Misconfigured) if the user may not make tables.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let stores = &self.stores;
-        stores.aside(MIGRATE_TIMEOUT, async |client| schema::migrate(client, &stores.table).await).await
+        aside(&stores.server, MIGRATE_TIMEOUT, async |client| schema::migrate(client, &stores.table).await).await
     }
 
     /// Returns the statements that make the table, for an operator to execute.
@@ -142,7 +147,7 @@ impl PostgresStores {
         self.stores.table.sql()
     }
 
-    /// Tests that the database can be used: version, settings, table and privileges, and each kind of statement.
+    /// Tests that the database can be used: version, settings, table and privileges; and that a connection can listen.
     ///
     /// A program may call it at its start, and show the error, which says how to mend it.
     ///
@@ -151,7 +156,9 @@ impl PostgresStores {
     /// The first thing that is unsafe or doesn't work.
     pub async fn check(&self) -> Result<(), StoreError> {
         let stores = &self.stores;
-        stores.aside(CONNECT_TIMEOUT, async |client| schema::check(client, &stores.table).await).await
+        let check = async |client: &Client| schema::check(client, &stores.table, stores.allows_fsync_off).await;
+        aside(&stores.server, CHECK_TIMEOUT, check).await?;
+        stores.push.check().await
     }
 
     /// Deletes the records whose end has passed, and returns their number.
@@ -181,7 +188,8 @@ impl PostgresStoresBuilder {
 
     /// Sets the number of connections, which all sessions share. Default: 4, each opened at its first use.
     ///
-    /// While statements hang, twice as many may be open.
+    /// A connection that answers nothing for 2 s is replaced, and closed within a minute if it doesn't end by itself.
+    /// Until then, twice as many may be open. If none of those answers, calls fail.
     pub fn connections(mut self, connections: NonZeroUsize) -> Self {
         self.connections = connections.get();
         self
@@ -191,9 +199,21 @@ impl PostgresStoresBuilder {
     ///
     /// A pooler in transaction mode, such as pgbouncer's, passes statements on, but no notifications. If the stores' URL is
     /// that of a pooler, this one is the server's. Without it, sessions find sign-outs by looking, within the registry's
-    /// [`recheck`](tower_auth_refresh::SessionRegistryBuilder::recheck).
+    /// [`recheck`](tower_auth_refresh::registry::SessionRegistryBuilder::recheck).
     pub fn listen_url(mut self, url: impl Into<String>) -> Self {
         self.listen_url = Some(url.into());
+        self
+    }
+
+    /// Has [`check`](PostgresStores::check) accept a server without `fsync`.
+    ///
+    /// Default: `fsync = off` and `full_page_writes = off` are errors. With this, neither is looked at.
+    ///
+    /// On a server with a disk of its own, a crash then loses tokens. A managed server, such as Neon's, may have these
+    /// settings and be safe, since its commits wait for other storage. Everything else is still tested,
+    /// `synchronous_commit` as well.
+    pub fn allow_fsync_off(mut self) -> Self {
+        self.allows_fsync_off = true;
         self
     }
 
@@ -220,7 +240,7 @@ impl PostgresStoresBuilder {
         let outside = |_| Problem::new(StoreErrorKind::Misconfigured, "there is no tokio runtime").of(&*name);
         let runtime = Handle::try_current().map_err(outside)?;
         let links: Vec<_> = (0..self.connections).map(|_| Link::new(Arc::clone(&server), &runtime)).collect();
-        links[0].client(Instant::now() + CONNECT_TIMEOUT).await.map_err(|problem| problem.of(&*name))?;
+        links[0].open(Instant::now() + CONNECT_TIMEOUT).await.map_err(|problem| problem.of(&*name))?;
         let listened = match &self.listen_url {
             Some(url) => {
                 let address = Address::parse(url).map_err(|problem| problem.of("the URL to listen at"))?;
@@ -235,6 +255,7 @@ impl PostgresStoresBuilder {
             statements: Statements::new(&table),
             table,
             namespace: self.namespace,
+            allows_fsync_off: self.allows_fsync_off,
             #[cfg(feature = "encryption")]
             keys: self.keys,
             runtime,
@@ -255,39 +276,40 @@ impl Stores {
         &self.links[usize::from(storage_key[31]) % self.links.len()]
     }
 
-    /// Runs an operation on a connection of its own.
-    async fn aside<T>(
-        &self,
-        time: Duration,
-        operation: impl AsyncFnOnce(&Client) -> Result<T, Problem>,
-    ) -> Result<T, StoreError> {
-        let run = async {
-            let (client, driver) = self.server.connect().await?;
-            tokio::select! {
-                outcome = operation(&client) => outcome,
-                _ = driver => Err(Problem::new(StoreErrorKind::Unavailable, "the connection was closed")),
-            }
-        };
-        let late = |_| Problem::new(StoreErrorKind::Unavailable, "the server doesn't answer");
-        timeout(time, run).await.map_err(late).and_then(|outcome| outcome).map_err(|problem| problem.of(self.name()))
-    }
-
     async fn delete_expired(&self) -> Result<u64, Problem> {
         /// Few enough for other statements to pass between two batches.
-        const BATCH: i64 = 500;
+        const BATCH: u16 = 500;
         let mut deleted = 0;
         loop {
             let deadline = Instant::now() + CONNECT_TIMEOUT;
-            let (sql, parameters): (_, Parameters<'_>) = (&self.statements.delete_expired, &[(&BATCH, Type::INT8)]);
+            let (sql, parameters): (_, Parameters<'_>) =
+                (&self.statements.delete_expired, &[(&i64::from(BATCH), Type::INT8)]);
             let rows = self.links[0].execute(Statement { sql, parameters, effect: Effect::Repeatable }, deadline).await;
             let batch =
                 rows.map_err(|fault| fault.into_problem().while_doing("failed to delete expired records"))?.len();
             deleted += batch as u64;
-            if batch < BATCH.unsigned_abs() as usize {
+            if batch < usize::from(BATCH) {
                 return Ok(deleted);
             }
         }
     }
+}
+
+/// Runs an operation on a connection of its own.
+async fn aside<T>(
+    server: &Server,
+    time: Duration,
+    operation: impl AsyncFnOnce(&Client) -> Result<T, Problem>,
+) -> Result<T, StoreError> {
+    let run = async {
+        let (client, driver) = server.connect(time / server.hosts()).await?;
+        tokio::select! {
+            outcome = operation(&client) => outcome,
+            _ = driver => Err(Problem::new(StoreErrorKind::Unavailable, "the connection was closed")),
+        }
+    };
+    let late = |_| Problem::new(StoreErrorKind::Unavailable, "the server doesn't answer");
+    timeout(time, run).await.map_err(late).and_then(|outcome| outcome).map_err(|problem| problem.of(server.name()))
 }
 
 impl fmt::Debug for PostgresStores {

@@ -7,10 +7,13 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use tokio_postgres::AsyncMessage;
+use tokio_postgres::{AsyncMessage, Client};
 use tower_auth_refresh::store::RecordChanged;
 
-use super::link::{Pauses, Server};
+use super::fault::fault_of;
+use super::link::{Attempts, Driver, Server};
+use super::{CHECK_TIMEOUT, aside};
+use crate::error::StoreError;
 use crate::watchers::{ShortKey, Watchers};
 
 /// The time between two questions whether the connection still works.
@@ -31,6 +34,18 @@ pub(super) struct Push {
 impl Push {
     pub(super) fn new(server: Arc<Server>, channel: &str, runtime: Handle) -> Self {
         Self { server, channel: channel.into(), watchers: Arc::default(), runtime, listener: OnceLock::new() }
+    }
+
+    /// Tests that a connection can listen.
+    pub(super) async fn check(&self) -> Result<(), StoreError> {
+        let listen = listen(&self.channel);
+        aside(&self.server, CHECK_TIMEOUT, async |client| {
+            client
+                .batch_execute(&listen)
+                .await
+                .map_err(|error| fault_of(&error).into_problem().while_doing("failed to listen"))
+        })
+        .await
     }
 
     /// Has a session told of changes, in place of the one before on this handle.
@@ -58,21 +73,22 @@ impl Drop for Push {
 }
 
 async fn keep_listening(server: Arc<Server>, channel: String, watchers: Arc<Watchers>) {
-    let mut pauses = Pauses::default();
+    let mut attempts = Attempts::default();
     loop {
-        if listen(&server, &channel, &watchers).await.is_some() {
-            pauses = Pauses::default();
+        if let Ok((client, driver)) = server.connect(attempts.patience).await
+            && listen_on(&client, driver, &channel, &watchers).await
+        {
+            attempts = Attempts::default();
         }
-        sleep(pauses.next()).await;
+        sleep(attempts.next_pause()).await;
     }
 }
 
-/// Listens until the connection fails. Returns `None` if it was never up.
-async fn listen(server: &Server, channel: &str, watchers: &Watchers) -> Option<()> {
-    let (client, mut driver) = server.connect().await.ok()?;
-    let mut up = None;
+/// Listens until the connection fails. Returns false if it never was up.
+async fn listen_on(client: &Client, mut driver: Driver, channel: &str, watchers: &Watchers) -> bool {
+    let mut is_up = false;
     // The future of the statement under way: first `LISTEN`, then the pings.
-    let listen = format!("LISTEN \"{channel}\"");
+    let listen = listen(channel);
     let ask =
         async |sql: &str| timeout(ANSWER_TIMEOUT, client.batch_execute(sql)).await.is_ok_and(|asked| asked.is_ok());
     let mut ticks = interval(PING);
@@ -84,19 +100,19 @@ async fn listen(server: &Server, channel: &str, watchers: &Watchers) -> Option<(
             message = poll_fn(|cx| driver.poll_message(cx)) => match message {
                 Some(Ok(AsyncMessage::Notification(notification))) if notification.channel() == channel => {
                     if let Some(key) = read_key(notification.payload()) {
-                        watchers.notify(key);
+                        watchers.notify(key, None);
                     }
                 }
                 Some(Ok(_)) => {}
-                Some(Err(_)) | None => return up,
+                Some(Err(_)) | None => return is_up,
             },
             is_answered = &mut asked, if is_asking => {
                 is_asking = false;
                 if !is_answered {
-                    return up;
+                    return is_up;
                 }
-                if up.is_none() {
-                    up = Some(());
+                if !is_up {
+                    is_up = true;
                     // What was signed out before is not pushed any more.
                     watchers.mark_all_stale();
                 }
@@ -109,7 +125,11 @@ async fn listen(server: &Server, channel: &str, watchers: &Watchers) -> Option<(
     }
 }
 
-/// Reads the half of a storage key, in hexadecimal digits.
+fn listen(channel: &str) -> String {
+    format!("LISTEN \"{channel}\"")
+}
+
+/// Reads the first bytes of a storage key, in hexadecimal digits.
 fn read_key(payload: &str) -> Option<ShortKey> {
     let digits = |at: usize| u8::from_str_radix(payload.get(2 * at..2 * at + 2)?, 16).ok();
     let mut key = ShortKey::default();

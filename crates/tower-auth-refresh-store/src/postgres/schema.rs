@@ -166,7 +166,7 @@ impl Statements {
             ),
             clear: format!(
                 "DELETE FROM {table} WHERE key = $1 AND version = $2
-                RETURNING pg_notify('{channel}', encode(substr(key, 1, 16), 'hex'))::text"
+                RETURNING pg_notify('{channel}', encode(substr(key, 1, 8), 'hex'))::text"
             ),
             extend: format!(
                 "UPDATE {table} SET expires_at = $3, expires_on = ($3 AT TIME ZONE 'UTC')::date
@@ -199,16 +199,21 @@ pub(super) async fn migrate(client: &Client, table: &Table) -> Result<(), Proble
         .map_err(|error| fault_of(&error).into_problem().while_doing("failed to make the table"))
 }
 
-/// Finds the first thing that is unsafe or missing.
-pub(super) async fn check(client: &Client, table: &Table) -> Result<(), Problem> {
+/// Finds the first thing that is unsafe or missing. `allows_fsync_off`: the server's disk isn't what survives a crash.
+pub(super) async fn check(client: &Client, table: &Table, allows_fsync_off: bool) -> Result<(), Problem> {
     let settings = "SELECT current_setting('server_version_num')::int4, current_setting('fsync') = 'on',
         current_setting('full_page_writes') = 'on', current_setting('synchronous_commit') <> 'off', pg_is_in_recovery()";
     let row = one(client, settings, &[]).await?;
     let (version, [fsync, full_page_writes, synchronous_commit, standby]) = (get::<i32>(&row, 0)?, flags(&row, 1)?);
     require(!standby, "the server is a standby")?;
     require(version >= OLDEST, "the server is older than PostgreSQL 12")?;
-    require(fsync, "fsync is off: a crash loses tokens")?;
-    require(full_page_writes, "full_page_writes is off: a crash loses tokens")?;
+    for (is_on, setting) in [(fsync, "fsync"), (full_page_writes, "full_page_writes")] {
+        let reason = format!(
+            "{setting} is off: a crash loses tokens; if the provider's storage survives it nevertheless, see \
+             PostgresStoresBuilder::allow_fsync_off"
+        );
+        require(is_on || allows_fsync_off, &reason)?;
+    }
     let reason = "synchronous_commit is off: a crash loses the last tokens; \
                   ALTER ROLE … SET synchronous_commit = on for the store's user";
     require(synchronous_commit, reason)?;
@@ -232,7 +237,7 @@ pub(super) async fn check(client: &Client, table: &Table) -> Result<(), Problem>
     require(unique, &format!("{table} has no unique index on \"key\""))?;
     let columns = "SELECT attname::text, format_type(atttypid, NULL) FROM pg_attribute
         WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped";
-    let rows = client.query_typed(columns, parameters).await.map_err(failed)?;
+    let rows = client.query_typed(columns, parameters).await.map_err(|error| failed(&error))?;
     for column in COLUMNS {
         let is_there = rows.iter().any(|row| (get(row, 0).ok(), get(row, 1).ok()) == (Some(column.0), Some(column.1)));
         require(is_there, &format!("{table} has no column \"{}\" of type {}", column.0, column.1))?;
@@ -246,11 +251,11 @@ async fn exists(client: &Client, table: &Table) -> Result<bool, Problem> {
 }
 
 async fn one(client: &Client, sql: &str, parameters: Parameters<'_>) -> Result<Row, Problem> {
-    client.query_typed(sql, parameters).await.map_err(failed)?.pop().ok_or_else(unexpected)
+    client.query_typed(sql, parameters).await.map_err(|error| failed(&error))?.pop().ok_or_else(unexpected)
 }
 
-fn failed(error: tokio_postgres::Error) -> Problem {
-    fault_of(&error).into_problem().while_doing("failed to execute a statement")
+fn failed(error: &tokio_postgres::Error) -> Problem {
+    fault_of(error).into_problem().while_doing("failed to execute a statement")
 }
 
 /// Returns `N` booleans, from a column on.

@@ -78,10 +78,9 @@ impl Connector {
         let server = self.server().await?;
         within_time(&server, async {
             let (mut redis, driver) = greet(self.stream(&server).await?, &self.greeting()).await?;
-            // Before the question, so that the server's time is never taken for an earlier one.
-            let at = Instant::now();
             let (seconds, micros): (u64, u64) = query(&mut redis, cmd("TIME")).await?;
-            let clock = Clock { time: seconds * 1000 + micros / 1000, at };
+            // After the answer, so that the server's time is never taken for a later one.
+            let clock = Clock { time: seconds * 1000 + micros / 1000, at: Instant::now() };
             Ok(Connection { redis, clock, driver: Arc::new(driver) })
         })
         .await
@@ -171,10 +170,15 @@ impl Connector {
 }
 
 impl Connection {
-    /// Returns the server's time `after` from now, in milliseconds.
+    /// Returns the server's time `after` from now, in milliseconds, or one that is earlier by at most a round trip.
     pub(super) fn server_time(&self, after: Duration) -> u64 {
         let passed = (self.clock.at.elapsed() + after).as_millis();
         self.clock.time.saturating_add(u64::try_from(passed).unwrap_or(u64::MAX))
+    }
+
+    /// Returns `true` if the connection is known to be broken: nothing can have been sent since.
+    pub(super) fn is_closed(&self) -> bool {
+        self.driver.0.is_finished()
     }
 
     /// Returns `true` if this is the same connection.

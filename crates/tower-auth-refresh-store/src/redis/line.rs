@@ -25,7 +25,7 @@ pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A line to the server, which all stores of one [`RedisStores`](super::RedisStores) share.
 pub(super) struct Line {
-    pub(super) connector: Connector,
+    connector: Connector,
     /// The number of replicas that a write waits for.
     replicas: usize,
     state: Mutex<State>,
@@ -72,6 +72,14 @@ impl Line {
         Self { connector, replicas, state: Mutex::default(), is_failing: AtomicBool::new(false) }
     }
 
+    pub(super) fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
+    pub(super) fn replicas(&self) -> usize {
+        self.replicas
+    }
+
     /// Makes a call, again if need be, until its deadline.
     pub(super) async fn call<F>(&self, call: Call<F>) -> Result<Answer, Failure>
     where
@@ -115,6 +123,10 @@ impl Line {
     pub(super) async fn connection(&self) -> Result<Connection, Problem> {
         loop {
             let mut state = self.state.lock().await;
+            // A server closes connections that are idle. That is no failure of a call.
+            if state.connection.as_ref().is_some_and(Connection::is_closed) {
+                state.connection = None;
+            }
             if let Some(connection) = &state.connection {
                 return Ok(connection.clone());
             }

@@ -1,37 +1,34 @@
 //! [`RedisStores`]: tokens in Redis or Valkey, for the replicas of a service.
 
 mod address;
+mod check;
 mod connect;
 mod failure;
 mod line;
 mod push;
 mod script;
+mod session;
 
 use std::fmt;
-use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
-use redis::{Value, cmd};
-use tokio::runtime::Handle;
-use tokio::time::Instant;
-use tower_auth_refresh::store::{
-    Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, Presented, Record, RecordChanged,
-    StoreFuture, TokenStore, Version,
-};
+use tower_auth_refresh::store::TokenStore;
 use zeroize::Zeroizing;
 
 use self::address::Address;
-use self::connect::{Connection, Connector};
+use self::connect::Connector;
 use self::failure::Failure;
-use self::line::{ATTEMPT_TIMEOUT, Answer, CALL_TIMEOUT, Call, Line, unavailable};
-use self::push::{HandleId, MESSAGE, Push};
-use self::script::{Script, Scripts};
-use crate::error::{Problem, StoreError, StoreErrorKind};
+use self::line::{CALL_TIMEOUT, Line};
+use self::push::Push;
+use self::script::Scripts;
+use self::session::SessionStore;
+#[cfg(doc)]
+use crate::error::StoreErrorKind;
+use crate::error::{Problem, StoreError};
 #[cfg(feature = "encryption")]
 use crate::keys::Keys;
 use crate::random;
-use crate::record::{Codec, hex, storage_key};
+use crate::record::{hex, storage_key};
 
 /// The tokens of many sessions in Redis or Valkey, for the replicas of a service (feature `redis`).
 ///
@@ -125,6 +122,38 @@ impl RedisStores {
     }
 }
 
+impl RedisStores {
+    /// Tests that the server can be used safely: its version, role, settings and permissions, and each operation.
+    ///
+    /// A program may call it at its start, and show the error, which says how to mend it.
+    ///
+    /// # Errors
+    ///
+    /// [`Misconfigured`](StoreErrorKind::Misconfigured) if the server is older than version 7, is a read-only replica,
+    /// evicts records when its memory is full, keeps nothing on its disk, has fewer replicas than writes
+    /// [wait](RedisStoresBuilder::wait) for, or refuses a command; [`Unavailable`](StoreErrorKind::Unavailable) if it
+    /// can't be reached or has no memory left.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        let shared = &self.shared;
+        let checked = async {
+            check::check(shared).await.map_err(Failure::Refused)?;
+            let storage_key = random::bytes().map_err(Failure::Refused)?;
+            SessionStore { shared: Arc::clone(shared), storage_key }.check().await
+        };
+        checked.await.map_err(|failure| failure.problem().of(&shared.resource))
+    }
+
+    /// Deletes the records that are past their end: none, since the server does so itself.
+    ///
+    /// # Errors
+    ///
+    /// None.
+    #[expect(clippy::unused_async, reason = "as for the other stores")]
+    pub async fn delete_expired(&self) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+}
+
 impl RedisStoresBuilder {
     /// Keeps the sessions apart from those of other programs on the server. Default: none.
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
@@ -146,7 +175,9 @@ impl RedisStoresBuilder {
     ///
     /// - a claim, it is given back and the refresh fails: no refresh token is presented whose claim a failover could
     ///   lose;
-    /// - a sign-out, the call fails, and the session repeats it;
+    /// - a sign-out, it waits again, for at most 4 s in all, then fails. The record is deleted on the primary by then, so
+    ///   that the session's next attempt finds none and is done: a failover before a replica has caught up brings the
+    ///   record back, and the user must be signed out again;
     /// - a sign-in or the tokens of a refresh, these are stored all the same: the authorization server has issued them
     ///   already, and a session that has them in memory writes them back after a failover.
     pub fn wait(mut self, replicas: usize) -> Self {
@@ -198,330 +229,6 @@ impl RedisStoresBuilder {
             keys: self.keys,
         })
     }
-}
-
-/// A handle on one session.
-#[derive(Clone)]
-struct SessionStore {
-    shared: Arc<Shared>,
-    storage_key: [u8; 32],
-}
-
-impl Drop for SessionStore {
-    fn drop(&mut self) {
-        self.shared.push.unwatch(&self.storage_key, self.id());
-    }
-}
-
-/// The answer of a script, read.
-enum Outcome {
-    Done { in_doubt: bool },
-    Absent,
-    Found(Record),
-    Busy(Duration),
-}
-
-impl Shared {
-    fn codec(&self, storage_key: [u8; 32]) -> Codec {
-        let codec = Codec::new(storage_key);
-        #[cfg(feature = "encryption")]
-        let codec = codec.with_keys(self.keys.clone());
-        codec
-    }
-}
-
-impl SessionStore {
-    fn codec(&self) -> Codec {
-        self.shared.codec(self.storage_key)
-    }
-
-    fn name(&self) -> String {
-        format!("tar:{}", self.codec().name())
-    }
-
-    fn id(&self) -> HandleId {
-        // The handle stays in its place for as long as it exists.
-        std::ptr::from_ref(self).addr() as HandleId
-    }
-
-    /// The message that this handle has changed the record.
-    fn message(&self) -> [u8; MESSAGE] {
-        self.shared.push.message(&self.storage_key, self.id())
-    }
-
-    /// Runs a script. Returns its outcome, and whether enough replicas have its write.
-    async fn run(&self, run: Run<'_>) -> Result<(Outcome, bool), Failure> {
-        let Run { script, arguments, deadline, kind } = run;
-        let name = self.name();
-        let command = |connection: &Connection| {
-            // By the server's clock, which need not agree with that of this host.
-            let end = connection.server_time(ATTEMPT_TIMEOUT).to_string();
-            let ends = matches!(kind, Kind::Begins { .. }).then_some(end.as_bytes());
-            let arguments: Vec<_> = arguments.iter().copied().chain(ends).collect();
-            script.calls(&name, &arguments)
-        };
-        let repeats = kind != (Kind::Begins { repeats: false });
-        let waits = kind != Kind::Holds;
-        let Answer { value, is_replicated } = self.shared.line.call(Call { command, deadline, repeats, waits }).await?;
-        Ok((self.read(value).map_err(Failure::Refused)?, is_replicated))
-    }
-
-    fn read(&self, value: Value) -> Result<Outcome, Problem> {
-        let Value::Array(parts) = value else { return Err(misunderstood()) };
-        let mut parts = parts.into_iter();
-        let Some(Value::BulkString(word)) = parts.next() else { return Err(misunderstood()) };
-        Ok(match (&*word, parts.next()) {
-            (b"done", None) => Outcome::Done { in_doubt: false },
-            (b"done", Some(Value::Int(in_doubt))) => Outcome::Done { in_doubt: in_doubt != 0 },
-            (b"absent", None) => Outcome::Absent,
-            (b"busy", Some(Value::Int(left))) => {
-                Outcome::Busy(Duration::from_millis(u64::try_from(left).unwrap_or_default()))
-            }
-            (b"found" | b"unreadable", Some(Value::BulkString(value))) => {
-                Outcome::Found(script::decode(&self.codec(), &Zeroizing::new(value))?)
-            }
-            _ => return Err(misunderstood()),
-        })
-    }
-
-    async fn load(&self, deadline: Instant) -> Result<Option<Record>, Failure> {
-        let name = self.name();
-        // A write in name only: a replica, which may lag behind, refuses it.
-        let command = |_: &Connection| {
-            let mut read = cmd("GETEX");
-            read.arg(&name);
-            [read, cmd("PING")]
-        };
-        let answer = self.shared.line.call(Call { command, deadline, repeats: true, waits: false }).await?;
-        match answer.value {
-            Value::Nil => Ok(None),
-            Value::BulkString(value) => {
-                script::decode(&self.codec(), &Zeroizing::new(value)).map(Some).map_err(Failure::Refused)
-            }
-            _ => Err(Failure::Refused(misunderstood())),
-        }
-    }
-
-    /// Writes a new record. Returns the version, or the record that is in the way.
-    async fn write(&self, script: &Script, entry: &Entry) -> Result<Result<Version, Record>, Failure> {
-        let deadline = Instant::now() + CALL_TIMEOUT;
-        let (number, value, lifetime) = self.encode(entry).map_err(Failure::Refused)?;
-        let version = Version::from(number);
-        let (channel, message) = (self.shared.channel.as_bytes(), self.message());
-        let arguments = [&*value, lifetime.as_bytes(), channel, &message];
-        // Made again, it could write over what has been made of this record in the meantime, or bring back what
-        // another process has deleted.
-        let kind = Kind::Begins { repeats: false };
-        match self.run(Run { script, arguments: &arguments, deadline, kind }).await {
-            Ok((Outcome::Done { .. }, _)) => Ok(Ok(version)),
-            Ok((Outcome::Found(record), _)) => Ok(Err(record)),
-            Ok(_) => Err(Failure::Refused(misunderstood())),
-            Err(Failure::Lost(problem)) => match self.load(deadline).await {
-                Ok(Some(record)) if *record.version() == version => Ok(Ok(version)),
-                Ok(Some(record)) => Ok(Err(record)),
-                _ => Err(Failure::Lost(problem)),
-            },
-            Err(failure) => Err(failure),
-        }
-    }
-
-    /// Returns a new version, and the value and the lifetime of a record that has it.
-    fn encode(&self, entry: &Entry) -> Result<(u128, Zeroizing<Vec<u8>>, String), Problem> {
-        let version = random::identifier()?;
-        let lifetime = entry.expires_at().map_or_else(String::new, script::lifetime);
-        Ok((version, script::encode(&self.codec(), version, entry)?, lifetime))
-    }
-
-    async fn claim(&self, version: &Version, lease: Duration) -> Result<ClaimOutcome, Failure> {
-        let deadline = Instant::now() + CALL_TIMEOUT;
-        let id = ClaimId::from(random::identifier().map_err(Failure::Refused)?);
-        let mut unused = Unused { store: self, claim: Some(Claim::new(version.clone(), id.clone(), false)) };
-        let lease = script::lease(lease);
-        let arguments = [version.as_bytes(), id.as_bytes(), lease.as_bytes()];
-        let (script, kind) = (&self.shared.scripts.claim, Kind::Begins { repeats: true });
-        let run = self.run(Run { script, arguments: &arguments, deadline, kind }).await;
-        let is_known = !matches!(run, Err(Failure::Lost(_)));
-        let claim = unused.claim.take_if(|_| is_known);
-        match (run?, claim) {
-            ((Outcome::Done { in_doubt }, true), _) => {
-                Ok(ClaimOutcome::Claimed(Claim::new(version.clone(), id, in_doubt)))
-            }
-            ((Outcome::Done { .. }, false), claim) => {
-                if let Some(claim) = claim {
-                    self.release(&claim, Presented::Unused, deadline).await?;
-                }
-                Err(Failure::Refused(unavailable("too few replicas have acknowledged the claim; it was given back")))
-            }
-            ((Outcome::Busy(retry_in), _), _) => Ok(ClaimOutcome::Busy { retry_in }),
-            ((Outcome::Absent, _), _) => Ok(ClaimOutcome::Changed(None)),
-            ((Outcome::Found(record), _), _) => Ok(ClaimOutcome::Changed(Some(record))),
-        }
-    }
-
-    async fn renew(&self, claim: &Claim, lease: Duration) -> Result<bool, Failure> {
-        let lease = script::lease(lease);
-        let arguments = [claim.version().as_bytes(), claim.id().as_bytes(), lease.as_bytes()];
-        let (script, deadline) = (&self.shared.scripts.renew, Instant::now() + CALL_TIMEOUT);
-        let (outcome, _) = self.run(Run { script, arguments: &arguments, deadline, kind: Kind::Holds }).await?;
-        Ok(matches!(outcome, Outcome::Done { .. }))
-    }
-
-    async fn release(&self, claim: &Claim, presented: Presented, deadline: Instant) -> Result<(), Failure> {
-        let in_doubt: &[u8] = if presented == Presented::Unused { b"0" } else { b"1" };
-        let arguments = [claim.version().as_bytes(), claim.id().as_bytes(), in_doubt];
-        let script = &self.shared.scripts.release;
-        self.run(Run { script, arguments: &arguments, deadline, kind: Kind::Holds }).await?;
-        Ok(())
-    }
-
-    async fn commit(&self, claim: &Claim, entry: &Entry) -> Result<CommitOutcome, Failure> {
-        let (number, value, lifetime) = self.encode(entry).map_err(Failure::Refused)?;
-        let arguments = [&*value, lifetime.as_bytes(), claim.version().as_bytes()];
-        let (script, deadline) = (&self.shared.scripts.commit, Instant::now() + CALL_TIMEOUT);
-        let run = self.run(Run { script, arguments: &arguments, deadline, kind: Kind::Ends }).await?;
-        match run {
-            // Stored, even if too few replicas have it: the refresh token is used up.
-            (Outcome::Done { .. }, _) => Ok(CommitOutcome::Stored(Version::from(number))),
-            (Outcome::Found(record), _) => Ok(CommitOutcome::Conflict(Some(record))),
-            (Outcome::Absent, _) => Ok(CommitOutcome::Conflict(None)),
-            (Outcome::Busy(_), _) => Err(Failure::Refused(misunderstood())),
-        }
-    }
-
-    async fn clear(&self, version: &Version) -> Result<ClearOutcome, Failure> {
-        let (channel, message) = (self.shared.channel.as_bytes(), self.message());
-        let arguments = [version.as_bytes(), channel, &message];
-        let (script, deadline) = (&self.shared.scripts.clear, Instant::now() + CALL_TIMEOUT);
-        let run = self.run(Run { script, arguments: &arguments, deadline, kind: Kind::Ends }).await?;
-        match run {
-            (Outcome::Done { .. }, true) => Ok(ClearOutcome::Cleared),
-            (Outcome::Done { .. }, false) => {
-                let reason = "the record is deleted, but too few replicas have acknowledged it";
-                Err(Failure::Refused(unavailable(reason)))
-            }
-            (Outcome::Found(record), _) => Ok(ClearOutcome::Conflict(record)),
-            _ => Err(Failure::Refused(misunderstood())),
-        }
-    }
-
-    async fn extend(&self, version: &Version, expires_at: SystemTime) -> Result<bool, Failure> {
-        let (end, lifetime) = (script::end(expires_at), script::lifetime(expires_at));
-        let arguments = [version.as_bytes(), end.as_bytes(), lifetime.as_bytes()];
-        let (script, deadline) = (&self.shared.scripts.extend, Instant::now() + CALL_TIMEOUT);
-        let (outcome, _) = self.run(Run { script, arguments: &arguments, deadline, kind: Kind::Holds }).await?;
-        Ok(matches!(outcome, Outcome::Done { .. }))
-    }
-
-    /// Makes a call of the session.
-    fn bounded<'a, T>(&'a self, call: impl Future<Output = Result<T, Failure>> + Send + 'a) -> StoreFuture<'a, T> {
-        Box::pin(async move {
-            let resource = &self.shared.resource;
-            if Handle::try_current().is_err() {
-                let reason = "the store was called outside of a tokio runtime";
-                return Err(Problem::new(StoreErrorKind::Misconfigured, reason).of(resource).into());
-            }
-            Push::start(&self.shared);
-            Ok(call.await.map_err(|failure| failure.problem().of(resource))?)
-        })
-    }
-}
-
-impl TokenStore for SessionStore {
-    fn load(&self) -> StoreFuture<'_, Option<Record>> {
-        self.bounded(async { self.load(Instant::now() + CALL_TIMEOUT).await })
-    }
-
-    fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
-        self.bounded(async {
-            let written = self.write(&self.shared.scripts.insert, entry).await?;
-            Ok(written.map_or_else(InsertOutcome::Exists, InsertOutcome::Inserted))
-        })
-    }
-
-    fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {
-        self.bounded(async {
-            let written = self.write(&self.shared.scripts.replace, entry).await?;
-            written.map_err(|_| {
-                Failure::Lost(unavailable("the answer was lost, and the record is another: written since, or before"))
-            })
-        })
-    }
-
-    fn claim<'a>(&'a self, version: &'a Version, lease: Duration) -> StoreFuture<'a, ClaimOutcome> {
-        self.bounded(self.claim(version, lease))
-    }
-
-    fn renew<'a>(&'a self, claim: &'a Claim, lease: Duration) -> StoreFuture<'a, bool> {
-        self.bounded(self.renew(claim, lease))
-    }
-
-    fn release<'a>(&'a self, claim: &'a Claim, presented: Presented) -> StoreFuture<'a, ()> {
-        self.bounded(async move { self.release(claim, presented, Instant::now() + CALL_TIMEOUT).await })
-    }
-
-    fn commit<'a>(&'a self, claim: &'a Claim, entry: &'a Entry) -> StoreFuture<'a, CommitOutcome> {
-        self.bounded(self.commit(claim, entry))
-    }
-
-    fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
-        self.bounded(self.clear(version))
-    }
-
-    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
-        self.bounded(self.extend(version, expires_at))
-    }
-
-    fn watch(&self, changed: RecordChanged) {
-        self.shared.push.watch(&self.storage_key, self.id(), changed);
-        Push::start(&self.shared);
-    }
-
-    fn is_durable(&self) -> bool {
-        true
-    }
-}
-
-/// A run of a script.
-struct Run<'a> {
-    script: &'a Script,
-    arguments: &'a [&'a [u8]],
-    deadline: Instant,
-    kind: Kind,
-}
-
-/// The part of an operation in the session's life.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Refused after the attempt has ended: it would change what a later call relies on. Waits for replicas.
-    Begins {
-        /// The script recognizes what an earlier attempt of the call has done.
-        repeats: bool,
-    },
-    /// Changes a version or a claim that never comes again. Does not wait for replicas.
-    Holds,
-    /// As `Holds`. Waits for replicas.
-    Ends,
-}
-
-/// A claim that will not be used, unless its call is answered. Given back when it is dropped.
-struct Unused<'a> {
-    store: &'a SessionStore,
-    claim: Option<Claim>,
-}
-
-impl Drop for Unused<'_> {
-    fn drop(&mut self) {
-        let (Some(claim), Ok(runtime)) = (self.claim.take(), Handle::try_current()) else { return };
-        let store = self.store.clone();
-        runtime.spawn(async move {
-            // If it fails, the lease ends.
-            let _ = store.release(&claim, Presented::Unused, Instant::now() + CALL_TIMEOUT).await;
-        });
-    }
-}
-
-fn misunderstood() -> Problem {
-    Problem::new(StoreErrorKind::Misconfigured, "the server's answer isn't understood")
 }
 
 impl fmt::Debug for RedisStores {

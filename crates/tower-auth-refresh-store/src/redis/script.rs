@@ -10,9 +10,12 @@
 //! | 15 | the end of the record, by the clocks of the clients, likewise; 0 if there is none |
 //! | … | the [record](crate::record), whose version the scripts compare |
 //!
+//! The record is protected by its checksum or its encryption, and what comes before it isn't: a process that can write to
+//! the server could as well put an older value of the session there, or delete it.
+//!
 //! The first five bytes keep their meaning in later formats; a script changes no value that has another format.
 //!
-//! Each script reads the value, decides, and writes once, so that a script that fails has written nothing. A script
+//! Each script reads the value, decides, and changes it once, so that a script that fails has changed nothing. A script
 //! that begins something is refused by a server whose memory is full; a script that ends it is not (`allow-oom`).
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -124,7 +127,8 @@ local in_doubt = state() ~= '0'
 if is_held(ARGV[2]) then
   in_doubt = state() == '2'
 elseif state() == '1' or state() == '2' then
-  local left = tonumber(value:sub(23, 35)) - now()
+  -- A lease that can't be read is over, which leaves the token in doubt.
+  local left = (tonumber(value:sub(23, 35)) or 0) - now()
   if left > 0 then return {'busy', left} end
 end
 redis.call('SETRANGE', KEYS[1], 5, (in_doubt and '2' or '1') .. ARGV[2] .. lease(ARGV[3]))
@@ -151,6 +155,9 @@ return {'done'}
 
 /// Done, too, if an earlier attempt of the call has written the value.
 ///
+/// Not published: with ten subscribers a server commits 23 % less often (18,200 and 14,000 times a second), and each
+/// process with the session would read the record, whether or not it needs other tokens.
+///
 /// `ARGV`: the value, its lifetime, the version that was claimed.
 const COMMIT: &str = r"
 if not value then return {'absent'} end
@@ -160,20 +167,29 @@ set(ARGV[1], ARGV[2])
 return {'done'}
 ";
 
+/// An attempt before may have deleted the value, and too few replicas have that: what is written in its place and deleted
+/// again reaches them after it.
+///
 /// `ARGV`: the version, the channel and message.
 const CLEAR: &str = r"
-if not value then return {'done'} end
+if not value then
+  redis.call('SET', KEYS[1], '')
+  redis.call('DEL', KEYS[1])
+  return {'done'}
+end
 if version() ~= ARGV[1] then return {'found', value} end
 redis.call('DEL', KEYS[1])
 publish(ARGV[2], ARGV[3])
 return {'done'}
 ";
 
+/// One write: PEXPIRE may delete a value that ends now, which SETRANGE after it would make anew, and if it is refused
+/// after SETRANGE, the value says another end than the server has.
+///
 /// `ARGV`: the version, the end, the lifetime.
 const EXTEND: &str = r"
 if not value or version() ~= ARGV[1] then return {'absent'} end
-redis.call('SETRANGE', KEYS[1], 35, ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
+set(value:sub(1, 35) .. ARGV[2] .. value:sub(51), ARGV[3])
 return {'done'}
 ";
 

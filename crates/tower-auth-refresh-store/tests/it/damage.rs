@@ -12,7 +12,7 @@ use crate::kind;
 use crate::support::{LEASE, TestDirectory, claimed, entry};
 
 /// The length of a claim without the zeros behind it.
-const CLAIM: usize = 102;
+const CLAIM: usize = 110;
 
 /// Every prefix of these bytes, and every change of one bit.
 fn damaged(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> {

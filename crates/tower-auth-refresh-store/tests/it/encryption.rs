@@ -117,7 +117,8 @@ async fn a_record_in_clear_is_refused_if_there_are_keys_unless_it_is_accepted_an
         StoreErrorKind::Misconfigured,
         "any process could have put it there"
     );
-    let store = files(path, keys("1", 7).accept_unencrypted()).store("ada");
+    let accepting = keys("1", 7).accept_unencrypted().with_previous("0", &[6; 32]).unwrap();
+    let store = files(path, accepting).store("ada");
     assert_eq!(store.load().await.unwrap().unwrap().entry(), &canaries());
     let claim = claimed(&*store, &version).await;
     store.commit(&claim, &canaries()).await.unwrap();
@@ -154,6 +155,8 @@ fn a_ring_is_read_from_a_private_file() {
     };
     let keys = read(&format!("# ring\n\nnew:{standard}\n old:{url_safe} \n"), 0o600).unwrap();
     assert_eq!(format!("{keys:?}"), r#"["new", "old"]"#);
+    let long = (0..1000).fold(String::new(), |ring, id| ring + &format!("{id}:{standard}\n"));
+    assert!(read(&long, 0o600).is_ok(), "{} bytes", long.len());
     for (text, mode, expected, reason) in [
         (format!("1:{standard}"), 0o640, StoreErrorKind::TooOpen, "chmod 600"),
         (format!("1:{standard}"), 0o604, StoreErrorKind::TooOpen, "chmod 600"),
@@ -161,6 +164,7 @@ fn a_ring_is_read_from_a_private_file() {
         (format!("1:{standard}\n1:{url_safe}"), 0o600, StoreErrorKind::Misconfigured, "the same identifier"),
         (standard.clone(), 0o600, StoreErrorKind::Misconfigured, "identifier:key"),
         (format!("1:{}", &standard[..40]), 0o600, StoreErrorKind::Misconfigured, "30 bytes"),
+        (format!("1:{}", "+/+/".repeat(16)), 0o600, StoreErrorKind::Misconfigured, "48 bytes"),
         (format!("1:{CANARY}{standard}"), 0o600, StoreErrorKind::Misconfigured, "base64"),
         (format!(":{standard}"), 0o600, StoreErrorKind::Misconfigured, "identifier"),
         ("1:".to_owned() + &"A".repeat(200_000), 0o600, StoreErrorKind::Misconfigured, "no key"),

@@ -106,6 +106,18 @@ async fn the_claim_of_a_process_that_is_killed_is_taken_over_at_once_in_doubt() 
     assert!(claimed(&*store, &version).await.is_in_doubt());
 }
 
+#[tokio::test]
+async fn a_claim_reserves_the_space_of_the_next_record_and_a_renewal_no_more() {
+    let directory = TestDirectory::new();
+    let store = FileStore::open_single(directory.path()).unwrap();
+    let version = store.replace(&entry(1)).await.unwrap();
+    let length = |ending| fs::metadata(directory.file(ending)).unwrap().len();
+    let claim = claimed(&*store, &version).await;
+    assert_eq!(length(".claim"), length(".record") + 4096);
+    assert!(store.renew(&claim, LEASE).await.unwrap());
+    assert_eq!(length(".claim"), length(".record") + 4096);
+}
+
 #[test]
 fn a_call_outside_of_a_runtime_is_an_error() {
     let directory = TestDirectory::new();

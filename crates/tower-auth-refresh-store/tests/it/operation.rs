@@ -88,9 +88,10 @@ impl Case {
     pub(crate) async fn check_new_record(&self, is_insert: bool) {
         self.proxy.inject(Fault::HoleAfter);
         let written = async {
-            match is_insert {
-                true => self.subject.insert(&entry(1)).await.map(drop),
-                false => self.subject.replace(&entry(1)).await.map(drop),
+            if is_insert {
+                self.subject.insert(&entry(1)).await.map(drop)
+            } else {
+                self.subject.replace(&entry(1)).await.map(drop)
             }
         };
         let meanwhile = async {

@@ -12,6 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tower_auth_refresh::ExposedTokens;
 use tower_auth_refresh::store::{
     Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, InsertOutcome, Presented, Record,
@@ -40,14 +41,25 @@ impl Peer {
     /// Starts the process by a command that runs this program.
     pub(crate) async fn start_by(mut command: Command, url: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let process = command
+        command
             .args(["--exact", "conformance::a_second_process"])
             .env(PORT, listener.local_addr().unwrap().port().to_string())
             .env(URL, url)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let (reader, mut writer) = listener.accept().await.unwrap().0.into_split();
+            .stdout(Stdio::null());
+        let mut process = command.spawn().unwrap();
+        let mut starts = 1;
+        let socket = loop {
+            if let Ok(accepted) = timeout(Duration::from_millis(20), listener.accept()).await {
+                break accepted.unwrap().0;
+            }
+            if let Some(status) = process.try_wait().unwrap() {
+                // `faketime` fails if it finds the files of an earlier process with the same number.
+                assert!(starts < 5, "the process ends at once: {status}");
+                process = command.spawn().unwrap();
+                starts += 1;
+            }
+        };
+        let (reader, mut writer) = socket.into_split();
         let (calls, mut queue) = mpsc::unbounded_channel::<String>();
         tokio::spawn(async move {
             while let Some(call) = queue.recv().await {

@@ -16,6 +16,10 @@ mod log;
 #[expect(dead_code, reason = "the tests of the store use the rest")]
 #[path = "../it/postgres/server.rs"]
 mod postgres_server;
+#[cfg(feature = "redis")]
+#[path = "../it/redis/server.rs"]
+#[expect(dead_code, reason = "the other tests use the rest")]
+mod redis_server;
 mod replica;
 #[path = "../it/url.rs"]
 mod url;
@@ -44,6 +48,14 @@ async fn replicas_on_a_file_store_that_are_killed_and_stopped_lose_no_token() {
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_on_a_store_in_postgres_that_are_killed_and_stopped_lose_no_token() {
     if let Some(server) = postgres_server::Server::start(&[]) {
+        lose_no_token(&server.url()).await;
+    }
+}
+
+#[cfg(feature = "redis")]
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_on_a_store_in_redis_that_are_killed_and_stopped_lose_no_token() {
+    if let Some(server) = redis_server::Server::start().await {
         lose_no_token(&server.url()).await;
     }
 }

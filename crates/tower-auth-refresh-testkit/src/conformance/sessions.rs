@@ -171,7 +171,7 @@ async fn each_generation_is_refreshed_once_over_many_rounds(fleet: Fleet) {
 async fn a_session_adopts_the_tokens_that_the_other_refreshed(fleet: Fleet) {
     let sessions = fleet.signed_in().await;
     assert!(refresh(&sessions[0]).await.expect("no panic"));
-    assert_ne!(sessions[0].tokens(), sessions[1].tokens());
+    // A store that pushes may have told the second session already.
     assert!(refresh(&sessions[1]).await.expect("no panic"));
     assert_eq!(fleet.kit.counters().refreshes, 1);
     fleet.assert_consistent(&sessions).await;

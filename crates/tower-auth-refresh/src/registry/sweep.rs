@@ -18,15 +18,16 @@ use super::table::Cursor;
 use crate::session::{Extension, Idleness, Lifetimes, Revocation, TokenCell};
 use crate::wall_clock;
 
-/// The idle sessions of one sweep that are deleted from their stores at the same time, and all revocations at the same
-/// time, and all extensions: each may be a call to a server.
+/// The idle sessions of one sweep that are deleted from their stores at the same time, and all looks, all revocations and
+/// all extensions at the same time: each may be a call to a server.
 const CALLS: usize = 16;
 
 /// Sweeps until the registry is dropped. Holds the registry for one short step at a time.
 pub(super) async fn sweep<K: Eq + Hash + Send + Sync + 'static>(sessions: Weak<Inner<K>>, lifetimes: Lifetimes) {
     let period = lifetimes.sweep();
     let mut uses = Uses::default();
-    let limits = Limits { revocations: Arc::new(Semaphore::new(CALLS)), extensions: Arc::new(Semaphore::new(CALLS)) };
+    let calls = || Arc::new(Semaphore::new(CALLS));
+    let limits = Limits { looks: calls(), revocations: calls(), extensions: calls() };
     loop {
         sleep(period).await;
         {
@@ -35,10 +36,12 @@ pub(super) async fn sweep<K: Eq + Hash + Send + Sync + 'static>(sessions: Weak<I
             sessions.uses().clone_from(&uses);
         }
         let mut cursor = Cursor::default();
+        // While the looks of an earlier sweep are under way, which may take long, the same sessions are not looked at again.
+        let looks = Arc::strong_count(&limits.looks) == 1;
         loop {
             let Some(sessions) = sessions.upgrade() else { return };
             // A key or a store may panic when it is dropped; the table is intact by then.
-            let swept = catch_unwind(AssertUnwindSafe(|| sessions.sweep(&mut cursor, &uses, &limits)));
+            let swept = catch_unwind(AssertUnwindSafe(|| sessions.sweep(&mut cursor, &uses, looks, &limits)));
             drop(sessions);
             if !swept.unwrap_or(false) {
                 break;
@@ -50,6 +53,8 @@ pub(super) async fn sweep<K: Eq + Hash + Send + Sync + 'static>(sessions: Weak<I
 
 /// The bounds on calls of all sweeps together.
 struct Limits {
+    /// Looks at the records of sessions that are idle here.
+    looks: Arc<Semaphore>,
     revocations: Arc<Semaphore>,
     extensions: Arc<Semaphore>,
 }
@@ -125,7 +130,7 @@ impl Findings {
 
 impl<K: Eq + Hash + Send + Sync + 'static> Inner<K> {
     /// Examines the next few sessions. Returns `false` after the last one.
-    fn sweep(self: &Arc<Self>, cursor: &mut Cursor, uses: &Uses, limits: &Limits) -> bool {
+    fn sweep(self: &Arc<Self>, cursor: &mut Cursor, uses: &Uses, looks: bool, limits: &Limits) -> bool {
         let before = *cursor;
         let mut findings = Findings::default();
         let removed = self.table.sweep(cursor, |cell| {
@@ -135,10 +140,13 @@ impl<K: Eq + Hash + Send + Sync + 'static> Inner<K> {
             }
             findings.examine(cell, uses)
         });
-        let Findings { idle, idle_here, ended, extensions } = findings;
+        let Findings { idle, mut idle_here, ended, extensions } = findings;
+        if !looks {
+            idle_here.clear();
+        }
         if !(idle.is_empty() && idle_here.is_empty()) {
-            let revocations = Arc::clone(&limits.revocations);
-            self.config.spawn(sign_out(idle, idle_here, Arc::downgrade(self), before, revocations));
+            let (looks, revocations) = (Arc::clone(&limits.looks), Arc::clone(&limits.revocations));
+            self.config.spawn(sign_out(idle, idle_here, Arc::downgrade(self), before, looks, revocations));
         }
         if !ended.is_empty() {
             let end = async |cell: Arc<TokenCell>| drop(cell.end_if_past_its_end().await);
@@ -166,13 +174,16 @@ async fn sign_out<K: Eq + Hash + Send + Sync + 'static>(
     idle_here: Vec<(u32, Weak<TokenCell>)>,
     sessions: Weak<Inner<K>>,
     mut from: Cursor,
-    calls: Arc<Semaphore>,
+    looks: Arc<Semaphore>,
+    revocation_calls: Arc<Semaphore>,
 ) {
     let found = stream::iter(idle_here).map(async |(used, cell)| {
+        let _permit = looks.acquire().await;
         let is_over = TokenCell::read_is_ending(&cell).await;
         (is_over, used, cell.upgrade())
     });
     let found: Vec<_> = found.buffer_unordered(CALLS).collect().await;
+    drop(looks);
     for (is_over, used, cell) in found {
         match (is_over, cell) {
             (Some(true), Some(cell)) => idle.push((used, cell)),
@@ -196,7 +207,7 @@ async fn sign_out<K: Eq + Hash + Send + Sync + 'static>(
         let _ = catch_unwind(AssertUnwindSafe(remove));
     }
     let revoke = async |revocation: Revocation| {
-        let _permit = calls.acquire().await;
+        let _permit = revocation_calls.acquire().await;
         let _ = revocation.run().await;
     };
     stream::iter(revocations).for_each_concurrent(CALLS, revoke).await;

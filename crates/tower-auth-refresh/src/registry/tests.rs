@@ -102,6 +102,83 @@ impl TokenStore for Durable {
     }
 }
 
+/// Counts the looks that hang.
+#[derive(Default)]
+struct Hanging {
+    hangs: AtomicBool,
+    looks: AtomicUsize,
+    under_way: AtomicUsize,
+    most: AtomicUsize,
+}
+
+/// One session's store, whose looks hang once all do.
+struct Row(Arc<Hanging>, MemoryStore);
+
+impl TokenStore for Row {
+    fn load(&self) -> StoreFuture<'_, Option<Record>> {
+        Box::pin(async {
+            if self.0.hangs.load(Ordering::SeqCst) {
+                self.0.looks.fetch_add(1, Ordering::SeqCst);
+                let _under_way = UnderWay::new(&self.0);
+                std::future::pending::<()>().await;
+            }
+            self.1.load().await
+        })
+    }
+
+    fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
+        self.1.insert(entry)
+    }
+
+    fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {
+        self.1.replace(entry)
+    }
+
+    fn claim<'a>(&'a self, version: &'a Version, lease: Duration) -> StoreFuture<'a, ClaimOutcome> {
+        self.1.claim(version, lease)
+    }
+
+    fn renew<'a>(&'a self, claim: &'a Claim, lease: Duration) -> StoreFuture<'a, bool> {
+        self.1.renew(claim, lease)
+    }
+
+    fn release<'a>(&'a self, claim: &'a Claim, presented: Presented) -> StoreFuture<'a, ()> {
+        self.1.release(claim, presented)
+    }
+
+    fn commit<'a>(&'a self, claim: &'a Claim, entry: &'a Entry) -> StoreFuture<'a, CommitOutcome> {
+        self.1.commit(claim, entry)
+    }
+
+    fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
+        self.1.clear(version)
+    }
+
+    fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
+        self.1.extend(version, expires_at)
+    }
+
+    fn is_durable(&self) -> bool {
+        true
+    }
+}
+
+/// A look that hangs.
+struct UnderWay<'a>(&'a Hanging);
+
+impl<'a> UnderWay<'a> {
+    fn new(store: &'a Hanging) -> Self {
+        store.most.fetch_max(store.under_way.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        Self(store)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// Registries over one store, as processes have them, and the revoked refresh tokens.
 struct Fleet {
     store: Arc<Durable>,
@@ -269,6 +346,43 @@ async fn an_extension_that_fails_is_repeated_and_no_user_in_memory_is_signed_out
     fleet.store.is_down.store(false, Ordering::SeqCst);
     use_for(&sessions, 3 * MINUTE, Duration::from_secs(1)).await;
     assert!(fleet.store.left().await >= IDLE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_extension_that_is_late_does_not_shorten_what_another_process_has_extended_since() {
+    let fleet = Fleet::new();
+    let sessions = fleet.idle_registry();
+    sessions.sign_in(USER, tokens(1)).await.unwrap();
+    use_for(&sessions, 9 * MINUTE, MINUTE).await;
+    fleet.store.is_down.store(true, Ordering::SeqCst);
+    sleep(11 * MINUTE).await;
+    // The user is active in another process.
+    let memory = &fleet.store.memory;
+    let extended = wall_clock::now() + IDLE + 6 * MINUTE;
+    assert!(memory.extend(fleet.store.record().await.unwrap().version(), extended).await.unwrap());
+    fleet.store.is_down.store(false, Ordering::SeqCst);
+    sleep(5 * MINUTE).await;
+    assert_eq!(fleet.store.record().await.unwrap().entry().expires_at().unwrap(), extended);
+}
+
+/// A thousand idle sessions, whose looks each take as long as a call may.
+#[tokio::test(start_paused = true)]
+async fn the_looks_at_idle_sessions_of_a_store_that_hangs_are_bounded() {
+    const SESSIONS: usize = 1_000;
+    let fleet = Fleet::new();
+    let store = Arc::new(Hanging::default());
+    let row = Arc::clone(&store);
+    let builder = SessionRegistry::builder(fleet.template())
+        .store_factory(move |_: &u32| Arc::new(Row(Arc::clone(&row), MemoryStore::new())) as _);
+    let sessions = builder.idle_timeout(IDLE).build().unwrap();
+    for user in 0..u32::try_from(SESSIONS).unwrap() {
+        sessions.sign_in(user, tokens(1)).await.unwrap();
+    }
+    store.hangs.store(true, Ordering::SeqCst);
+    sleep(LATEST + 10 * MINUTE).await;
+    assert!(store.looks.load(Ordering::SeqCst) > 0, "sessions were idle");
+    // 16 by the sweep that ends idle sessions, and 16 by extensions.
+    assert!(store.most.load(Ordering::SeqCst) <= 32, "{:?}", store.most);
 }
 
 #[tokio::test(start_paused = true)]

@@ -65,15 +65,19 @@ impl Lifetimes {
     fn is_to_be_moved(&self, end: SystemTime, last_use: SystemTime) -> bool {
         let sweeps = 2 * self.sweep();
         let earliest = self.idle.and_then(|idle| last_use.checked_add(idle)?.checked_add(sweeps));
-        let latest = self.idle_end(wall_clock::now()).and_then(|end| end.checked_add(sweeps));
-        let [Some(earliest), Some(latest)] = [earliest, latest] else { return false };
+        let [Some(earliest), Some(latest)] = [earliest, self.latest_end()] else { return false };
         // An idle time-out may be shorter than some sweeps.
         !(earliest.min(latest)..=latest).contains(&end)
     }
 
+    /// Returns the latest end that a record can have now. A later one was written before a clock was set back.
+    fn latest_end(&self) -> Option<SystemTime> {
+        self.idle_end(wall_clock::now()).and_then(|end| end.checked_add(2 * self.sweep()))
+    }
+
     /// Returns the end of a sign-in that is made now.
     pub(super) fn end_of_sign_in(&self) -> Option<EndOfSignIn> {
-        wall_clock::now().checked_add(self.longest?).map(EndOfSignIn::by)
+        wall_clock::now().checked_add(self.longest?).map(EndOfSignIn::from)
     }
 
     /// Returns the end of a sign-in that a record tells, no later than that of one made now: a clock may have been set back.
@@ -125,18 +129,37 @@ pub(crate) struct Extension {
     version: Version,
     end: SystemTime,
     before: Option<SystemTime>,
+    lifetimes: Lifetimes,
 }
 
 impl Extension {
     /// Moves the end. If that fails, the next sweep tries again.
     pub(crate) async fn run(self) {
-        let moved = bounded(|| self.store.extend(&self.version, self.end)).await;
-        if moved.is_ok_and(|moved| moved) {
+        // While the extension waited for its turn, the session may have been used again, or written.
+        let is_overtaken = |cell: Arc<TokenCell>| cell.record_end.get().map(End::from) != Some(End::from(self.end));
+        if self.cell.upgrade().is_some_and(is_overtaken) {
             return;
         }
+        let end = self.moved().await.or(self.before);
         if let Some(cell) = self.cell.upgrade() {
-            cell.record_end.undo(self.end, self.before);
+            cell.record_end.undo(self.end, end);
         }
+    }
+
+    /// Moves the end, unless another process has moved it further: the session was used there since. Returns the end of the
+    /// record; `None` if it is unknown.
+    async fn moved(&self) -> Option<SystemTime> {
+        let found = bounded(|| self.store.load()).await.ok()??;
+        let latest = self.lifetimes.latest_end();
+        if let Some(end) = found.entry().expires_at()
+            && *found.version() == self.version
+            && end > self.end
+            && latest.is_some_and(|latest| end <= latest)
+        {
+            return Some(end);
+        }
+        let moved = bounded(|| self.store.extend(&self.version, self.end)).await.ok()?;
+        moved.then_some(self.end)
     }
 }
 
@@ -223,7 +246,7 @@ impl TokenCell {
         // Until the call has failed: there is one at a time.
         self.record_end.set(Some(end));
         let (cell, store) = (Arc::downgrade(self), Arc::clone(&self.store));
-        Some(Extension { cell, store, version: version.clone(), end, before })
+        Some(Extension { cell, store, version: version.clone(), end, before, lifetimes: *lifetimes })
     }
 
     /// Judges a session that was last used in this process so long ago.

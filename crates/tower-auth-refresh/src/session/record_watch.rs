@@ -74,11 +74,12 @@ impl WatchRecord for TokenCell {
     }
 
     fn mark_stale(self: Arc<Self>) {
-        if self.config.limiter.is_some() {
-            self.config.recheck.expire(&self.last_look);
-        } else {
-            // No look-up in a registry would look.
+        // A look that is under way may have read the record already, and would count as made now. And a session that is in no
+        // registry isn't looked up.
+        if self.is_looking() || self.config.limiter.is_none() {
             self.look();
+        } else {
+            self.config.recheck.expire(&self.last_look);
         }
     }
 }

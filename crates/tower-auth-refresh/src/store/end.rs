@@ -36,17 +36,10 @@ impl From<End> for SystemTime {
     }
 }
 
-/// The end of a sign-in, in whole seconds until the year 2106. It fits into a gap of the session's state, of which a
-/// process may hold a million.
+/// The moment at which a sign-in ends, in whole seconds since 1970, until 2106. Half the size of an [`End`]: it fits between
+/// the flags of a session's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct EndOfSignIn(NonZeroU32);
-
-impl EndOfSignIn {
-    /// The end at this time, rounded up to a second.
-    pub(crate) fn by(at: SystemTime) -> Self {
-        Self::from(at.checked_add(Duration::from_nanos(999_999_999)).unwrap_or(at))
-    }
-}
 
 impl From<SystemTime> for EndOfSignIn {
     fn from(at: SystemTime) -> Self {
@@ -77,13 +70,12 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_sign_in_is_kept_in_whole_seconds_until_2106() {
-        let at = |millis| UNIX_EPOCH + Duration::from_millis(millis);
-        assert_eq!(SystemTime::from(EndOfSignIn::by(at(1_999))), at(2_000));
-        assert_eq!(SystemTime::from(EndOfSignIn::by(at(2_000))), at(2_000));
-        assert_eq!(SystemTime::from(EndOfSignIn::from(at(1_999))), at(1_000));
-        let latest = UNIX_EPOCH + Duration::from_secs(u32::MAX.into());
-        assert_eq!(SystemTime::from(EndOfSignIn::by(at(LATEST))), latest);
+    fn the_end_of_a_sign_in_is_kept_to_the_second_between_1970_and_2106() {
+        let kept = |at: SystemTime| SystemTime::from(EndOfSignIn::from(at)).duration_since(UNIX_EPOCH).unwrap();
+        let at = Duration::from_secs(2_000_000_000);
+        assert_eq!(kept(UNIX_EPOCH + at + Duration::from_millis(999)), at);
+        assert_eq!(kept(UNIX_EPOCH - Duration::from_secs(1)), Duration::from_secs(1));
+        assert_eq!(kept(UNIX_EPOCH + 3 * at), Duration::from_secs(u32::MAX.into()));
         assert_eq!(size_of::<Option<EndOfSignIn>>(), 4);
     }
 }

@@ -132,6 +132,21 @@ async fn a_change_while_the_session_is_loaded_is_not_missed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_change_that_was_missed_during_a_look_is_in_force_at_the_next_use() {
+    let ([_, b], store) = fleet().await;
+    // The answer is under way when the record is deleted.
+    store.inject(StoreCall::Load, StoreFault::delay(Duration::from_secs(1)).after_effect().times(1));
+    b.changed(&USER);
+    settle().await;
+    store.cut_push();
+    store.clear(store.snapshot().await.unwrap().version()).await.unwrap();
+    store.restore_push();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    settle().await;
+    assert!(get(&b).await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_in_no_registry_looks_at_once_whether_it_is_told_or_may_have_missed_something() {
     for is_missed in [false, true] {
         let store = pushing_store();

@@ -1,6 +1,7 @@
 //! Command-line arguments and environment variables.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
@@ -53,7 +54,16 @@ pub struct Args {
     #[arg(long, env = "GATEWAY_REVOCATION_ENDPOINT", value_name = "URL", requires = "token_endpoint")]
     pub revocation_endpoint: Option<String>,
 
-    /// Maximum number of sessions; further logins get a 503
+    /// Keep sessions in memory, file:DIR, redis://… or postgres://… [default: memory, where they end with the process]
+    #[expect(clippy::doc_markdown, reason = "--help prints the text as it is")]
+    #[arg(long, env = "GATEWAY_STORE", value_name = "STORE", hide_env_values = true)]
+    pub store: Option<String>,
+
+    /// Encrypt the tokens in the store with the first key of this file, of lines ID:BASE64 with 32 bytes each
+    #[arg(long, env = "GATEWAY_STORE_KEYS", value_name = "FILE")]
+    pub store_keys: Option<PathBuf>,
+
+    /// Maximum number of sessions in memory; further logins get a 503, unless --store can bring others back
     #[arg(
         long,
         env = "GATEWAY_MAX_SESSIONS",

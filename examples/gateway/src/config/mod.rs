@@ -1,11 +1,13 @@
 //! The command line ([`Args`]) and the checked settings ([`Settings`]), validated once before the start.
 
 mod args;
+mod store;
 mod units;
 
 use std::error::Error;
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
@@ -13,6 +15,7 @@ use http::Uri;
 use tower_auth_refresh::Origin;
 
 pub use self::args::{Args, LogFormat};
+pub use self::store::Store;
 
 /// The settings of a gateway, validated and complete.
 #[derive(Clone, Debug)]
@@ -26,7 +29,11 @@ pub struct Settings {
     pub upstream: Upstream,
     /// The authorization server.
     pub auth: AuthServer,
-    /// The maximum number of sessions. Default: 100,000.
+    /// Where the sessions' tokens are kept. Default: in memory.
+    pub store: Store,
+    /// The file with the keys that encrypt the tokens in the store. Default: `None`, they are in clear.
+    pub store_keys: Option<PathBuf>,
+    /// The maximum number of sessions in memory. Default: 100,000.
     pub max_sessions: usize,
     /// The time without requests after which a session is signed out. Default: 12 h.
     pub idle: Duration,
@@ -115,11 +122,17 @@ impl Args {
         if self.refreshes_in_flight == 0 {
             return Err(InvalidSetting::of("--refreshes-in-flight", "must be at least 1"));
         }
+        let store = self.store.map_or(Ok(Store::Memory), |store| Store::read(&store, self.allow_plain_http))?;
+        if store == Store::Memory && self.store_keys.is_some() {
+            return Err(InvalidSetting::of("--store-keys", "the tokens are in memory: set --store"));
+        }
         Ok(Settings {
             listen: self.listen,
             public: PublicOrigin::read(self.public_origin.as_deref(), self.listen, self.allow_plain_http)?,
             upstream: Upstream::read(&upstream, self.allow_plain_http)?,
             auth,
+            store,
+            store_keys: self.store_keys,
             max_sessions: self.max_sessions,
             idle: self.idle,
             refreshes_in_flight: self.refreshes_in_flight,
@@ -252,9 +265,10 @@ mod tests {
     }
 
     #[test]
-    fn debug_output_holds_no_client_secret() {
+    fn debug_output_holds_no_secret() {
         let flags = ["--upstream=https://a.example", "--token-endpoint=https://b.example", "--client-id=id"];
-        let settings = settings(&[&flags[..], &["--client-secret=hush"]].concat()).unwrap();
+        let secrets = ["--client-secret=hush", "--store=rediss://gateway:hush@redis.example"];
+        let settings = settings(&[&flags[..], &secrets].concat()).unwrap();
         assert!(!format!("{settings:?}").contains("hush"));
     }
 }

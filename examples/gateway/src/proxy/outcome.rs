@@ -13,7 +13,7 @@ use super::stall_timeout::UpstreamStalled;
 use super::{end, headers};
 use crate::app::App;
 use crate::cookie::SessionId;
-use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
+use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem, chain};
 
 /// Passes the upstream's response on, or replaces a 401 that only concerns the gateway's token.
 pub(super) async fn response(
@@ -75,15 +75,4 @@ pub(super) fn failure(error: &(dyn Error + 'static), upload_failure: &UploadFail
     }
     tracing::warn!(error = %chain(error), "call to the upstream failed");
     if error.is::<UpstreamStalled>() { Kind::UpstreamTooSlow.into() } else { Kind::UpstreamFailed.into() }
-}
-
-/// Formats an error and its causes in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

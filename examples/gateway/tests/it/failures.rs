@@ -21,7 +21,7 @@ use crate::test_gateway::{TestGateway, upstream_with_raw_response};
 async fn an_upstream_that_is_down_is_a_502() {
     let kit = TestServer::start().await.unwrap();
     let unused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let gateway = TestGateway::in_front_of(kit, &format!("http://{unused}"), |_| {});
+    let gateway = TestGateway::in_front_of(kit, &format!("http://{unused}"), |_| {}).await;
     let browser = gateway.browser("ada").await;
     browser.get("/api/me").await.assert_problem(502, "upstream-failed");
     browser.post("/api/me", "data").await.assert_problem(502, "upstream-failed");
@@ -191,7 +191,7 @@ async fn a_response_that_breaks_off_or_stalls_ends_in_an_error() {
 async fn chunked_framing_overrides_a_content_length() {
     let response = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n5\r\nwhole\r\n0\r\n\r\n";
     let upstream = upstream_with_raw_response(response).await;
-    let gateway = TestGateway::in_front_of(TestServer::start().await.unwrap(), &upstream, |_| {});
+    let gateway = TestGateway::in_front_of(TestServer::start().await.unwrap(), &upstream, |_| {}).await;
     let browser = gateway.browser("ada").await;
     assert_eq!(browser.get("/api/x").await.body, "whole");
 }
@@ -203,7 +203,7 @@ async fn a_response_shorter_than_its_framing_ends_in_an_error() {
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\npart\r\n",
     ] {
         let upstream = upstream_with_raw_response(response).await;
-        let gateway = TestGateway::in_front_of(TestServer::start().await.unwrap(), &upstream, |_| {});
+        let gateway = TestGateway::in_front_of(TestServer::start().await.unwrap(), &upstream, |_| {}).await;
         let browser = gateway.browser("ada").await;
         let response = browser.send(browser.request(Method::GET, "/api/x").body(Body::empty()).unwrap()).await;
         assert_eq!(response.status(), StatusCode::OK);
@@ -296,7 +296,7 @@ async fn five_hundred_clients_can_connect_at_once() {
     let kit = TestServer::start().await.unwrap();
     let settings = Settings::new(&kit.origin(), AuthServer::Json(kit.origin())).unwrap();
     // The gateway does not accept yet.
-    let listening = Gateway::new(settings).listen().unwrap();
+    let listening = Gateway::new(settings).listen().await.unwrap();
     let address = listening.address().unwrap();
     let connections = (0..500).map(|_| timeout(Duration::from_millis(900), TcpStream::connect(address)));
     for connected in futures_util::future::join_all(connections).await {

@@ -70,7 +70,7 @@ async fn a_user_signs_in_refreshes_and_signs_out() {
             client_secret: Some("s+3cret".to_owned()),
         },
     );
-    let mut browser = Browser::at(spawn(Gateway::new(settings.unwrap())));
+    let mut browser = Browser::at(spawn(Gateway::new(settings.unwrap())).await);
     assert_eq!(browser.login("ada", "correct horse").await.status, 204);
     assert_eq!(browser.get("/api/whoami").await.body, "Bearer a2");
     assert_eq!(browser.post("/logout", "").await.status, 204);
@@ -96,7 +96,7 @@ async fn a_login_ignores_invalid_optional_fields_of_the_token_response() {
         client_id: "gateway".to_owned(),
         client_secret: None,
     };
-    let mut browser = Browser::at(spawn(Gateway::new(Settings::new(&origin, auth).unwrap())));
+    let mut browser = Browser::at(spawn(Gateway::new(Settings::new(&origin, auth).unwrap())).await);
     for (lifetime, left) in [
         (json!(300), Some(300)),
         (json!("300"), Some(300)),

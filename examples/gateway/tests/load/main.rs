@@ -1,4 +1,5 @@
-//! Load tests with `wrk`: 500 users whose tokens live 2 s, and the same proxy without the layer as a baseline.
+//! Load tests with `wrk`: 500 users whose tokens live 2 s, and the same proxy without the layer as a baseline; a
+//! gateway with Redis beside one with its sessions in memory; a million sessions.
 //!
 //! ```console
 //! cargo test -p gateway --release --test load -- --ignored --nocapture
@@ -8,6 +9,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../../../../crates/tower-auth-refresh-store/tests/it/directory.rs"]
+mod directory;
+#[path = "../../../../crates/tower-auth-refresh-store/tests/it/redis/server.rs"]
+#[expect(dead_code, reason = "shared with the tests of the store")]
+mod redis;
 #[path = "../support/resident.rs"]
 mod resident;
 #[path = "../support/test_gateway.rs"]
@@ -19,13 +25,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use gateway::{AuthServer, Gateway, Settings};
+use gateway::{AuthServer, Gateway, Settings, Store};
 use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::sleep;
 use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
 use tower_auth_refresh_testkit::TestServer;
 
+use self::directory::TestDirectory;
 use self::resident::resident_memory;
 use self::test_gateway::{Browser, spawn};
 
@@ -52,18 +59,14 @@ async fn users_whose_tokens_live_two_seconds() {
         settings.log_capacity = 0;
         settings.access_lifetime = Duration::from_secs(24 * 60 * 60);
     });
-    let bare = spawn(Gateway::new(settings.clone()).without_refresh());
+    let bare = spawn(Gateway::new(settings.clone()).without_refresh()).await;
     let bare_cookies = sign_in(bare, "bare").await;
     kit.configure(|settings| settings.access_lifetime = Duration::from_secs(2));
-    let gateway = spawn(Gateway::new(settings));
+    let gateway = spawn(Gateway::new(settings)).await;
     let cookies = sign_in(gateway, "layered").await;
     kit.reset();
 
-    let (mut without, mut with) = (Figures::default(), Figures::default());
-    for _ in 0..ROUNDS {
-        without.add(&wrk(bare, &bare_cookies, seconds / ROUNDS).await);
-        with.add(&wrk(gateway, &cookies, seconds / ROUNDS).await);
-    }
+    let [without, with] = in_turns([(bare, &bare_cookies), (gateway, &cookies)], seconds).await;
     settle(gateway, &cookies).await;
     let counters = kit.counters();
     with.print("with the layer");
@@ -85,6 +88,32 @@ async fn users_whose_tokens_live_two_seconds() {
     assert_eq!(counters.max_concurrent_refreshes, 1);
 }
 
+/// Each expiry costs two round trips to Redis, and each session a look every 5 s.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes a minute and requires wrk"]
+async fn redis_beside_memory() {
+    let seconds: u64 = env::var("LOAD_SECONDS").map_or(60, |text| text.parse().unwrap());
+    let Some(server) = redis::Server::start_with(&["--appendonly", "yes"]).await else { return };
+    let kit = TestServer::start().await.unwrap();
+    let mut settings = Settings::new(&kit.origin(), AuthServer::Json(kit.origin())).unwrap();
+    kit.configure(|settings| {
+        settings.log_capacity = 0;
+        settings.access_lifetime = Duration::from_secs(2);
+    });
+    let memory = spawn(Gateway::new(settings.clone())).await;
+    settings.store = Store::Redis(server.url());
+    let redis = spawn(Gateway::new(settings)).await;
+    let (in_memory, in_redis) = (sign_in(memory, "memory").await, sign_in(redis, "redis").await);
+    let [memory, redis] = in_turns([(memory, &in_memory), (redis, &in_redis)], seconds).await;
+    memory.print("memory");
+    redis.print("Redis ");
+    let share = redis.rate() / memory.rate();
+    println!("throughput with Redis: {:.1} % of that with memory", share * 100.0);
+    assert_eq!((memory.failed, redis.failed), (0, 0));
+    assert_eq!(kit.violations(), []);
+    assert!(share >= 0.95, "{share}");
+}
+
 /// Signs a million users in, 500 of which make calls.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes a minute and a few GiB, and requires wrk"]
@@ -97,7 +126,7 @@ async fn a_million_sessions() {
         settings.log_capacity = 0;
         settings.access_lifetime = Duration::from_secs(2);
     });
-    let gateway = Gateway::new(settings).listen().unwrap();
+    let gateway = Gateway::new(settings).listen().await.unwrap();
     let before = resident_memory().unwrap();
     let started = Instant::now();
     for number in 0..SESSIONS {
@@ -146,6 +175,17 @@ async fn settle(address: SocketAddr, cookies: &PathBuf) {
         browser.cookie = Some(cookie.to_owned());
         assert_eq!(browser.get("/api/notes").await.status, 200);
     }
+}
+
+/// Measures two gateways in turns.
+async fn in_turns(gateways: [(SocketAddr, &PathBuf); 2], seconds: u64) -> [Figures; 2] {
+    let mut figures = [Figures::default(), Figures::default()];
+    for _ in 0..ROUNDS {
+        for (figures, (address, cookies)) in figures.iter_mut().zip(gateways) {
+            figures.add(&wrk(address, cookies, seconds / ROUNDS).await);
+        }
+    }
+    figures
 }
 
 async fn wrk(address: SocketAddr, cookies: &PathBuf, seconds: u64) -> Value {

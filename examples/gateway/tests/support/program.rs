@@ -47,6 +47,12 @@ impl Program {
         Self { child, address: address.parse().unwrap() }
     }
 
+    /// Kills the program, as `kill -9` does.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     pub(crate) fn terminate(&self) {
         self.signal("-TERM");
     }
@@ -99,7 +105,6 @@ impl Log {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }

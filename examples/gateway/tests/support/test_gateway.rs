@@ -39,7 +39,7 @@ impl TestGateway {
     pub(crate) async fn start_with(change: impl FnOnce(&mut Settings)) -> Self {
         let kit = TestServer::start().await.unwrap();
         let upstream = kit.origin();
-        Self::in_front_of(kit, &upstream, change)
+        Self::in_front_of(kit, &upstream, change).await
     }
 
     /// Starts a gateway whose browsers connect to `https://app.example.com`.
@@ -51,13 +51,13 @@ impl TestGateway {
     /// Starts a gateway in front of another API than the kit's. That API receives all tokens and checks none.
     pub(crate) async fn with_upstream(api: Router, change: impl FnOnce(&mut Settings)) -> Self {
         let upstream = serve(api).await;
-        Self::in_front_of(TestServer::start().await.unwrap(), &upstream, change)
+        Self::in_front_of(TestServer::start().await.unwrap(), &upstream, change).await
     }
 
-    pub(crate) fn in_front_of(kit: TestServer, upstream: &str, change: impl FnOnce(&mut Settings)) -> Self {
+    pub(crate) async fn in_front_of(kit: TestServer, upstream: &str, change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = Settings::new(upstream, AuthServer::Json(kit.origin())).unwrap();
         change(&mut settings);
-        let address = spawn(Gateway::new(settings));
+        let address = spawn(Gateway::new(settings)).await;
         Self { kit, upstream: upstream.to_owned(), address }
     }
 
@@ -118,8 +118,8 @@ pub(crate) async fn upstream_with_raw_response(response: &'static str) -> String
 }
 
 /// Starts a gateway that runs until the end of the test.
-pub(crate) fn spawn(gateway: Gateway) -> SocketAddr {
-    let listening = gateway.listen().unwrap();
+pub(crate) async fn spawn(gateway: Gateway) -> SocketAddr {
+    let listening = gateway.listen().await.unwrap();
     let address = listening.address().unwrap();
     tokio::spawn(listening.serve(pending()));
     address

@@ -160,11 +160,26 @@ async fn a_check_names_what_is_unsafe_or_missing() {
     }
     server.sql(&format!("{table} ENABLE ROW LEVEL SECURITY"));
     expect(stores.check().await, StoreErrorKind::Misconfigured, "row security");
+    // A connection that never listens would not be missed.
+    let listening = PostgresStores::builder(server.url()).listen_url(url_at(free_port())).connect().await.unwrap();
+    expect(listening.check().await, StoreErrorKind::Unavailable, "Connection refused");
     for (setting, reason) in [("fsync=off", "fsync"), ("full_page_writes=off", "full_page_writes")] {
         let Some(server) = Server::start(&[setting]) else { return };
         let stores = PostgresStores::connect(server.url()).await.unwrap();
         expect(stores.check().await, StoreErrorKind::Misconfigured, reason);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_accepts_fsync_off_if_the_program_says_so_and_still_finds_the_rest() {
+    let Some(server) = Server::start(&["fsync=off", "full_page_writes=off"]) else { return };
+    let stores = PostgresStores::builder(server.url()).allow_fsync_off().connect().await.unwrap();
+    stores.migrate().await.unwrap();
+    stores.check().await.unwrap();
+    server.sql("ALTER TABLE tower_auth_refresh SET UNLOGGED");
+    expect(stores.check().await, StoreErrorKind::Misconfigured, "unlogged");
+    server.sql("ALTER ROLE postgres SET synchronous_commit = off");
+    expect(stores.check().await, StoreErrorKind::Misconfigured, "synchronous_commit");
 }
 
 #[tokio::test(flavor = "multi_thread")]

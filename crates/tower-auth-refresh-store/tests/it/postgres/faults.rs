@@ -1,11 +1,12 @@
 //! Answers that are lost, late or slow, and servers that restart.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
-use tower_auth_refresh::store::{ClearOutcome, CommitOutcome, InsertOutcome, Presented};
+use tokio::time::{Instant, advance, pause, resume, sleep, timeout};
+use tower_auth_refresh::store::{ClearOutcome, CommitOutcome, InsertOutcome, Presented, TokenStore};
 use tower_auth_refresh_store::PostgresStores;
 
 use super::server::{Server, shared, url_at};
@@ -141,14 +142,20 @@ async fn calls_wait_for_a_server_that_restarts_and_nothing_is_lost() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_whose_statements_hang_is_not_asked_for_ever_more_connections() {
-    let Some(server) = Server::start(&[]) else { return };
+/// Returns a store that has a record.
+async fn store_of_one_connection(server: &Server) -> Arc<dyn TokenStore> {
     let builder = PostgresStores::builder(server.url()).connections(NonZeroUsize::MIN);
     let stores = builder.connect().await.unwrap();
     stores.migrate().await.unwrap();
     let store = stores.store("ada");
     store.replace(&entry(1)).await.unwrap();
+    store
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_statements_hang_is_not_asked_for_ever_more_connections() {
+    let Some(server) = Server::start(&[]) else { return };
+    let store = store_of_one_connection(&server).await;
     // A lock on the table, held by an operator for instance.
     let holder = server.begin("LOCK TABLE tower_auth_refresh");
     for _ in 0..3 {
@@ -158,6 +165,50 @@ async fn a_server_whose_statements_hang_is_not_asked_for_ever_more_connections()
     assert_eq!(server.sql(open), "2");
     drop(holder);
     assert_eq!(store.load().await.unwrap().unwrap().generation(), 1);
+}
+
+/// Lets a minute pass, but for its last seconds, in which something happens.
+async fn in_a_minute(what: impl AsyncFnOnce()) {
+    pause();
+    advance(Duration::from_secs(50)).await;
+    resume();
+    timeout(Duration::from_secs(10), what()).await.unwrap();
+}
+
+#[tokio::test]
+async fn connections_whose_answers_never_arrive_make_room_for_others_within_a_minute() {
+    let Some(server) = shared().await else { return };
+    let case = case(server, "two black holes".into()).await;
+    case.witness.replace(&entry(1)).await.unwrap();
+    for _ in 0..2 {
+        case.proxy.inject(Fault::HoleBefore);
+        // Long enough for the connection to be retired.
+        let _ = timeout(Duration::from_secs(3), case.subject.load()).await;
+        assert!(case.proxy.has_struck());
+    }
+    assert!(is_unavailable(&case.subject.load().await), "both connections are in use");
+    in_a_minute(async || while is_unavailable(&case.subject.load().await) {}).await;
+    assert_eq!(case.subject.load().await.unwrap().unwrap().generation(), 1);
+}
+
+#[tokio::test]
+async fn statements_that_hang_are_cancelled_before_other_connections_are_made() {
+    let Some(server) = Server::start(&[]) else { return };
+    let store = store_of_one_connection(&server).await;
+    let _holder = server.begin("LOCK TABLE tower_auth_refresh");
+    for _ in 0..2 {
+        // Several on one connection.
+        let loads = async { tokio::join!(store.load(), store.load(), store.load()) };
+        let _ = timeout(Duration::from_secs(3), loads).await;
+    }
+    let waiting = || server.sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'");
+    assert_eq!(waiting(), "2");
+    in_a_minute(async || {
+        while waiting() != "0" {
+            sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

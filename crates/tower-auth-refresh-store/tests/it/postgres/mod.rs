@@ -1,6 +1,7 @@
 //! Stores in PostgreSQL, on servers that the tests start.
 
 mod conformance;
+mod cost;
 mod deployment;
 mod failover;
 mod faults;

@@ -22,8 +22,8 @@ fn fill(server: &Server) {
                 SELECT decode(md5(random()::text), 'hex'), '', convert_to(repeat('x', {length}), 'UTF8')
                 FROM generate_series(1, {rows})"
             );
-            let full = std::iter::repeat_with(|| server.try_sql(&fill)).find_map(Result::err).unwrap();
-            assert!(full.contains("could not extend file"), "{full}");
+            let error = std::iter::repeat_with(|| server.try_sql(&fill)).find_map(Result::err).unwrap();
+            assert!(error.contains("could not extend file"), "{error}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tower_auth_refresh::store::{ClearOutcome, CommitOutcome, Presented, TokenStore};
-use tower_auth_refresh_store::RedisStores;
+use tower_auth_refresh_store::{RedisStores, StoreError, StoreErrorKind};
 
 use super::Server;
 use crate::operation::{CALL_TIMEOUT, Case, Operation, check_all, is_unavailable};
@@ -182,4 +182,31 @@ async fn concurrent_calls_share_one_connection_and_one_attempt_to_make_it_anew()
         sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(proxy.connections(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_is_written_although_the_server_has_closed_the_idle_connection() {
+    let Some(server) = Server::start().await else { return };
+    let proxy = Proxy::start(server.port()).await;
+    let store = RedisStores::connect(&format!("redis://127.0.0.1:{}", proxy.port())).await.unwrap().store("ada");
+    proxy.cut();
+    // The end of the connection arrives.
+    sleep(Duration::from_millis(200)).await;
+    store.replace(&entry(1)).await.unwrap();
+    assert_eq!(proxy.connections(), 2);
+}
+
+#[test]
+fn stores_outlive_the_runtime_on_which_they_were_connected_and_need_one() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let first = runtime();
+    let Some(server) = first.block_on(Server::start()) else { return };
+    let redis = first.block_on(RedisStores::connect(&server.url())).unwrap();
+    let store = redis.store("ada");
+    first.block_on(store.replace(&entry(1))).unwrap();
+    drop(first);
+    assert!(runtime().block_on(store.load()).unwrap().is_some());
+    let outside = futures_util::FutureExt::now_or_never(store.load()).unwrap();
+    let error = outside.unwrap_err().downcast::<StoreError>().unwrap();
+    assert_eq!(error.kind(), StoreErrorKind::Misconfigured, "{error}");
 }

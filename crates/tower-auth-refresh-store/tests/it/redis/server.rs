@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use std::{env, fs};
+use std::{env, fs, io};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::TestDirectory;
+use crate::TestDirectory;
 
 /// The time that a server has to start.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -24,7 +24,8 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server that keeps its data in memory. `None` if none is installed.
     pub(crate) async fn start() -> Option<Self> {
-        Self::start_with(&["--save", ""]).await
+        // A replica gets its data at once.
+        Self::start_with(&["--save", "", "--repl-diskless-sync-delay", "0"]).await
     }
 
     /// Starts a server with these settings, as on the command line. `None` if none is installed.
@@ -43,6 +44,7 @@ impl Server {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// Returns the directory of the server's files.
     pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }
@@ -50,6 +52,13 @@ impl Server {
     /// Sends a command, with its words between spaces. Returns the answer as it was sent.
     pub(crate) async fn command(&self, command: &str) -> String {
         command_to(self.port, command).await.unwrap()
+    }
+
+    /// Returns the value of a key.
+    pub(crate) async fn value(&self, name: &str) -> Vec<u8> {
+        let answer = answer_of(self.port, &format!("GET {name}")).await.unwrap();
+        let start = answer.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        answer[start..answer.len() - 2].to_vec()
     }
 
     /// Kills the server, as `kill -9` does.
@@ -96,11 +105,17 @@ pub(crate) async fn launch(program: &str, directory: &Path, settings: &[&str]) -
 }
 
 /// Sends a command to the server on a port, and returns the answer as it was sent.
-pub(crate) async fn command_to(port: u16, command: &str) -> std::io::Result<String> {
+pub(crate) async fn command_to(port: u16, command: &str) -> io::Result<String> {
+    let answer = answer_of(port, command).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+async fn answer_of(port: u16, command: &str) -> io::Result<Vec<u8>> {
     let mut socket = TcpStream::connect(("127.0.0.1", port)).await?;
-    socket.write_all(format!("{command}\r\nQUIT\r\n").as_bytes()).await?;
+    socket.write_all(format!("{command}\r\n").as_bytes()).await?;
+    // The server answers, then closes the connection too.
+    socket.shutdown().await?;
     let mut answer = Vec::new();
-    socket.read_to_end(&mut answer).await?;
-    let answer = String::from_utf8_lossy(&answer).into_owned();
-    Ok(answer.strip_suffix("+OK\r\n").map_or(answer.clone(), str::to_owned))
+    timeout(START_TIMEOUT, socket.read_to_end(&mut answer)).await??;
+    Ok(answer)
 }

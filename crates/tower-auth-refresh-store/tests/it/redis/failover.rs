@@ -1,0 +1,280 @@
+//! Failovers: writes that are lost although they were acknowledged, servers that give up their role, and sentinels.
+
+use std::fs;
+use std::process::Child;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+use tower_auth_refresh::store::{ClaimOutcome, ClearOutcome, TokenStore};
+use tower_auth_refresh::{Session, SessionState, Tokens};
+use tower_auth_refresh_store::RedisStores;
+use tower_auth_refresh_testkit::TestKit;
+
+use super::Server;
+use super::server::{command_to, launch};
+use crate::operation::CALL_TIMEOUT;
+use crate::proxy::Proxy;
+use crate::support::{LEASE, TestDirectory, claimed, entry};
+
+/// The command that makes a replica a primary.
+const PROMOTION: &str = concat!("REPLICAOF NO", " ONE");
+
+/// A server that sends its writes to a replica, through a proxy, and the clients' way to either, through another.
+struct Pair {
+    primary: Server,
+    replica: Server,
+    replication: Proxy,
+    clients: Proxy,
+    kit: TestKit,
+}
+
+impl Pair {
+    async fn start() -> Option<Self> {
+        let primary = Server::start().await?;
+        let replication = Proxy::start(primary.port()).await;
+        let source = replication.port().to_string();
+        let replica = Server::start_with(&["--save", "", "--replicaof", "127.0.0.1", &source]).await?;
+        let clients = Proxy::start(primary.port()).await;
+        until(async || replica.command("INFO replication").await.contains("master_link_status:up")).await;
+        Some(Self { primary, replica, replication, clients, kit: TestKit::new() })
+    }
+
+    async fn connect(&self, wait: usize) -> RedisStores {
+        let url = format!("redis://127.0.0.1:{}", self.clients.port());
+        RedisStores::builder(&url).wait(wait).connect().await.unwrap()
+    }
+
+    /// A session of a process of its own, in which the user is signed in.
+    async fn session(&self, wait: usize, tokens: &Tokens) -> Session {
+        let store = self.connect(wait).await.store("ada");
+        let builder = Session::builder(self.kit.refresh_service()).store(store).tokens(tokens.clone());
+        builder.build().await.unwrap()
+    }
+
+    /// Returns the user's tokens, which the replica has.
+    async fn sign_in(&self) -> Tokens {
+        let tokens: Tokens = self.kit.sign_in("ada").try_into().unwrap();
+        self.session(1, &tokens).await;
+        tokens
+    }
+
+    fn cut_replication(&self) {
+        self.replication.refuse(true);
+        self.replication.cut();
+    }
+
+    /// Kills the primary. The replica, which may not have its last writes, takes its place.
+    async fn fail_over(&mut self) {
+        self.cut_replication();
+        self.primary.kill();
+        assert_eq!(self.replica.command(PROMOTION).await, "+OK\r\n");
+        self.clients.retarget(self.replica.port());
+        self.clients.cut();
+    }
+}
+
+/// Waits until a condition holds.
+async fn until(condition: impl AsyncFn() -> bool) {
+    let begun = Instant::now();
+    while !condition().await {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it takes too long");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_wait_no_refresh_token_is_presented_whose_claim_could_be_lost() {
+    let Some(mut pair) = Pair::start().await else { return };
+    let tokens = pair.sign_in().await;
+    let session = pair.session(1, &tokens).await;
+    pair.cut_replication();
+    until(async || pair.primary.command("INFO replication").await.contains("connected_slaves:0")).await;
+    let error = session.refresh().await.unwrap_err();
+    assert!(format!("{error:?}").contains("too few replicas"), "{error:?}");
+    assert_eq!((pair.kit.counters().refreshes, session.tokens()), (0, tokens.clone()));
+    assert!(matches!(session.state(), SessionState::Failing(_)), "{session:?}");
+    // Given back: a process that doesn't wait isn't held up.
+    let witness = pair.connect(0).await.store("ada");
+    let version = witness.load().await.unwrap().unwrap().version().clone();
+    assert!(!claimed(&*witness, &version).await.is_in_doubt());
+
+    pair.fail_over().await;
+    let other = pair.session(0, &tokens).await;
+    other.refresh().await.unwrap();
+    assert_eq!((pair.kit.counters().refreshes, other.state()), (1, SessionState::Active));
+    assert_eq!(pair.kit.violations(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_wait_tokens_that_a_failover_loses_are_written_back_and_no_user_is_signed_out() {
+    let Some(mut pair) = Pair::start().await else { return };
+    let tokens = pair.sign_in().await;
+    let (a, b) = (pair.session(0, &tokens).await, pair.session(0, &tokens).await);
+    pair.cut_replication();
+    a.refresh().await.unwrap();
+    let newest = a.tokens();
+    assert_ne!(newest, tokens);
+
+    pair.fail_over().await;
+    let store = pair.connect(0).await.store("ada");
+    assert_eq!(*store.load().await.unwrap().unwrap().tokens(), tokens, "the failover has lost the refresh");
+    a.refresh().await.unwrap();
+    b.refresh().await.unwrap();
+    let stored = store.load().await.unwrap().unwrap();
+    assert_eq!((stored.generation(), stored.tokens()), (3, &a.tokens()));
+    assert_eq!((a.state(), b.state(), a.tokens()), (SessionState::Active, SessionState::Active, b.tokens()));
+    assert_eq!((pair.kit.counters().refreshes, pair.kit.violations()), (2, vec![]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_wait_a_failover_between_claim_and_commit_keeps_the_claim() {
+    let Some(mut pair) = Pair::start().await else { return };
+    let tokens = pair.sign_in().await;
+    let session = pair.session(1, &tokens).await;
+    let gate = pair.kit.hold_refreshes();
+    let refresh = tokio::spawn({
+        let session = session.clone();
+        async move { session.refresh().await.is_ok() }
+    });
+    gate.arrived(1).await;
+    pair.cut_replication();
+    gate.open();
+    assert!(refresh.await.unwrap(), "the tokens are in force, though too few replicas have them");
+
+    pair.fail_over().await;
+    let store = pair.connect(0).await.store("ada");
+    let old = store.load().await.unwrap().unwrap();
+    assert_eq!(*old.tokens(), tokens, "the failover has lost the commit");
+    let claim = store.claim(old.version(), LEASE).await.unwrap();
+    assert!(matches!(claim, ClaimOutcome::Busy { .. }), "no other process presents the token: {claim:?}");
+    // The newer tokens are written back once the lease has ended.
+    let newest = session.tokens();
+    assert!(session.refresh().await.is_err());
+    assert_eq!(session.tokens(), newest);
+    assert_eq!(pair.kit.violations(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_wait_a_sign_out_waits_for_a_replica_that_is_away_for_a_while() {
+    let Some(pair) = Pair::start().await else { return };
+    let store = pair.connect(1).await.store("ada");
+    let version = store.replace(&entry(1)).await.unwrap();
+    // The server knows the script from now on.
+    store.clear(&version).await.unwrap();
+    let version = store.replace(&entry(1)).await.unwrap();
+    pair.cut_replication();
+    until(async || pair.primary.command("INFO replication").await.contains("connected_slaves:0")).await;
+    let mut clear = store.clear(&version);
+    let longer_than_one_wait = Duration::from_millis(1400);
+    let early = timeout(longer_than_one_wait, &mut clear).await;
+    assert!(early.is_err(), "{early:?}");
+    pair.replication.refuse(false);
+    assert!(matches!(clear.await.unwrap(), ClearOutcome::Cleared));
+    assert_eq!(pair.replica.command("DBSIZE").await, ":0\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_wait_a_sign_out_that_no_replica_acknowledges_fails_within_its_time() {
+    let Some(pair) = Pair::start().await else { return };
+    let store = pair.connect(1).await.store("ada");
+    let version = store.replace(&entry(1)).await.unwrap();
+    pair.cut_replication();
+    let outcome = timeout(CALL_TIMEOUT, store.clear(&version)).await.expect("the call takes too long");
+    assert!(format!("{:?}", outcome.unwrap_err()).contains("too few replicas"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sign_out_that_is_repeated_gives_the_replicas_something_to_acknowledge() {
+    let Some(pair) = Pair::start().await else { return };
+    let store = pair.connect(1).await.store("ada");
+    let version = store.replace(&entry(1)).await.unwrap();
+    for deletions in 1..=3 {
+        assert!(matches!(store.clear(&version).await.unwrap(), ClearOutcome::Cleared));
+        let seen = pair.replica.command("INFO commandstats").await;
+        assert!(seen.contains(&format!("cmdstat_del:calls={deletions},")), "{seen}");
+        assert_eq!(pair.replica.command("DBSIZE").await, ":0\r\n");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_gives_up_its_role_and_keeps_its_connections_is_read_no_longer() {
+    let Some(pair) = Pair::start().await else { return };
+    let store = pair.connect(0).await.store("ada");
+    let version = pair.connect(1).await.store("ada").replace(&entry(1)).await.unwrap();
+    let connections = pair.clients.connections();
+    assert_eq!(pair.replica.command(PROMOTION).await, "+OK\r\n");
+    let source = pair.replica.port();
+    assert_eq!(pair.primary.command(&format!("REPLICAOF 127.0.0.1 {source}")).await, "+OK\r\n");
+    pair.clients.retarget(pair.replica.port());
+    // The old server may lag behind.
+    let direct = RedisStores::connect(&pair.replica.url()).await.unwrap().store("ada");
+    let claim = claimed(&*direct, &version).await;
+    direct.commit(&claim, &entry(2)).await.unwrap();
+    let record = store.load().await.unwrap().unwrap();
+    assert_eq!((record.generation(), pair.clients.connections()), (2, connections + 1));
+    claimed(&*store, record.version()).await;
+}
+
+/// A sentinel, which ends with it.
+struct Sentinel {
+    process: Child,
+    port: u16,
+    _directory: TestDirectory,
+}
+
+impl Sentinel {
+    async fn start(primary: u16) -> Option<Self> {
+        let directory = TestDirectory::new();
+        fs::create_dir(directory.path()).unwrap();
+        let file = directory.path().join("sentinel.conf");
+        let settings = format!(
+            "sentinel monitor main 127.0.0.1 {primary} 1\nsentinel down-after-milliseconds main 300\n\
+             sentinel failover-timeout main 2000\n"
+        );
+        fs::write(&file, settings).unwrap();
+        let (process, port) = launch("redis-sentinel", directory.path(), &[file.to_str().unwrap()]).await?;
+        Some(Self { process, port, _directory: directory })
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_that_the_sentinels_name_is_found_before_and_after_a_failover() {
+    let Some(mut primary) = Server::start().await else { return };
+    let source = primary.port().to_string();
+    let replica = Server::start_with(&["--save", "", "--replicaof", "127.0.0.1", &source]).await.unwrap();
+    until(async || replica.command("INFO replication").await.contains("master_link_status:up")).await;
+    let Some(sentinel) = Sentinel::start(primary.port()).await else { return };
+    until(async || {
+        let replicas = command_to(sentinel.port, "SENTINEL REPLICAS main").await.unwrap();
+        replicas.contains(&replica.port().to_string())
+    })
+    .await;
+
+    let kit = TestKit::new();
+    // The first sentinel is down.
+    let url = format!("redis+sentinel://127.0.0.1:1,127.0.0.1:{}/main", sentinel.port);
+    let tokens: Tokens = kit.sign_in("ada").try_into().unwrap();
+    let session = async |wait: usize| {
+        let store = RedisStores::builder(&url).wait(wait).connect().await.unwrap().store("ada");
+        Session::builder(kit.refresh_service()).store(store).tokens(tokens.clone()).build().await.unwrap()
+    };
+    session(1).await.refresh().await.unwrap();
+    let session = session(0).await;
+    primary.kill();
+    until(async || session.refresh().await.is_ok()).await;
+    assert_eq!(session.state(), SessionState::Active);
+    assert!(replica.command("ROLE").await.contains("master"));
+    let stored = RedisStores::connect(&replica.url()).await.unwrap().store("ada").load().await.unwrap().unwrap();
+    assert_eq!(*stored.tokens(), session.tokens());
+    assert_eq!(kit.violations(), []);
+
+    let unknown = RedisStores::connect(&url.replace("/main", "/other")).await.unwrap_err();
+    assert!(unknown.to_string().contains("doesn't know \"other\""), "{unknown}");
+}
