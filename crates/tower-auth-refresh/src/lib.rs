@@ -128,6 +128,8 @@
 //! | event `claim not released` | debug | |
 //! | event `session not rechecked`: its store can't be read, and it is served from memory | warn | |
 
+#[cfg(feature = "blocking")]
+pub mod blocking;
 pub mod challenge;
 mod credentials;
 mod drain;
