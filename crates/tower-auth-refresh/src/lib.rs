@@ -44,6 +44,9 @@
 //! The layer is transparent: its responses and errors are the inner service's own. If a refresh fails, the caller gets
 //! the server's own 401, its body intact, with a [`RefreshReport`] in its extensions.
 //!
+//! [`from_axios`] has the pieces of an axios interceptor, a wrapper around fetch, Alamofire and Ktor, and what takes their
+//! place here. The crate feature `blocking` has a session for programs without an async runtime.
+//!
 //! # For many users
 //!
 //! A gateway keeps its users' sessions in a [`SessionRegistry`] and inserts each user's [`Session`] into the extensions
@@ -135,6 +138,9 @@ mod credentials;
 mod drain;
 #[cfg(feature = "serde")]
 mod exposed_tokens;
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("from_axios.md")]
+pub mod from_axios {}
 mod future;
 pub mod inspect;
 pub mod layer;
