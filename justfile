@@ -13,7 +13,7 @@ default:
 
 # The toolchain whose rustdoc cargo-public-api 0.52 reads.
 api_toolchain := "1.95.0"
-published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-store -p tower-auth-refresh-testkit"
+published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-reqwest -p tower-auth-refresh-store -p tower-auth-refresh-testkit"
 
 # They are chromium, valgrind, strace, gnome-keyring, dbus, faketime, Redis and its Sentinel, PostgreSQL, pgbouncer,
 # openssl, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers of the interop tests.

@@ -1,0 +1,102 @@
+//! [`AuthRefreshMiddleware`], for reqwest-middleware.
+
+use std::fmt;
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use async_trait::async_trait;
+use http::{Extensions, Request};
+use reqwest_middleware::{Error, Middleware, Next};
+use tower::{Layer, Service};
+use tower_auth_refresh::layer::PerRequest;
+use tower_auth_refresh::{AuthRefreshLayer, Origins, ReplayLimit, Session, SkipAuth};
+
+use crate::body::{IntoReqwestBody, ResponseBody, one_piece};
+use crate::options::{Options, execute};
+use crate::redirect::{HopFuture, LastHop};
+
+/// A middleware for reqwest-middleware that refreshes expired access tokens and replays the requests.
+#[derive(Clone)]
+pub struct AuthRefreshMiddleware {
+    layer: AuthRefreshLayer<PerRequest>,
+    options: Options,
+}
+
+impl AuthRefreshMiddleware {
+    /// Creates a middleware that sends the token of this session to these origins.
+    pub fn new(session: Session, origins: impl Into<Origins>) -> Self {
+        let mut this = Self::from_layer(AuthRefreshLayer::per_request(origins));
+        this.options.session = Some(session);
+        this
+    }
+
+    /// Creates a middleware with a layer of other settings, which takes the session of each request.
+    #[must_use]
+    pub fn from_layer(layer: AuthRefreshLayer<PerRequest>) -> Self {
+        Self { layer: layer.one_piece(one_piece), options: Options::new() }
+    }
+}
+
+#[async_trait]
+impl Middleware for AuthRefreshMiddleware {
+    async fn handle(
+        &self,
+        request: reqwest::Request,
+        extensions: &mut Extensions,
+        next: Next<'_>,
+    ) -> Result<reqwest::Response, Error> {
+        let mut options = self.options.clone();
+        if let Some(session) = extensions.get::<Session>() {
+            options.session = Some(session.clone());
+        }
+        options.replay_limit = extensions.get::<ReplayLimit>().copied();
+        options.skip_auth = extensions.get::<SkipAuth>().is_some();
+        let service = self.layer.layer(NextService { next, extensions: extensions.clone() });
+        let mut response = execute(service, options, request).await?;
+        if let Some(Changed(changed)) = response.extensions_mut().remove() {
+            *extensions = changed;
+        }
+        Ok(response)
+    }
+}
+
+/// The rest of the middlewares, and the client.
+#[derive(Clone)]
+struct NextService<'a> {
+    next: Next<'a>,
+    extensions: Extensions,
+}
+
+/// The extensions of a request as the middlewares inside have left them, in those of the response.
+#[derive(Clone)]
+struct Changed(Extensions);
+
+impl<'a, B: IntoReqwestBody> Service<Request<B>> for NextService<'a> {
+    type Response = http::Response<ResponseBody>;
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Error>> + Send + 'a>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let mark = request.extensions_mut().remove::<LastHop>();
+        let request = reqwest::Request::try_from(request.map(IntoReqwestBody::into_reqwest_body));
+        let (next, mut extensions) = (self.next.clone(), self.extensions.clone());
+        let call = async move {
+            let mut response = next.run(request?, &mut extensions).await?;
+            response.extensions_mut().insert(Changed(mem::take(&mut extensions)));
+            Ok(ResponseBody::split(response))
+        };
+        Box::pin(HopFuture::new(call, mark))
+    }
+}
+
+impl fmt::Debug for AuthRefreshMiddleware {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthRefreshMiddleware").finish_non_exhaustive()
+    }
+}

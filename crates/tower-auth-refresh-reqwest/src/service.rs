@@ -1,0 +1,99 @@
+//! [`ReqwestService`]: a `tower` service of `http::Request` over a reqwest client.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use http::Request;
+use pin_project_lite::pin_project;
+use tower_auth_refresh_http::AuthClient;
+use tower_service::Service;
+
+use crate::body::{IntoReqwestBody, ResponseBody};
+use crate::redirect::{self, HopFuture, LastHop};
+
+/// A `tower` service of `http::Request` over a [`reqwest::Client`].
+///
+/// It follows no redirect itself.
+#[derive(Clone, Debug)]
+pub struct ReqwestService {
+    client: reqwest::Client,
+}
+
+impl ReqwestService {
+    /// Builds the client, with redirects switched off.
+    pub fn new(builder: reqwest::ClientBuilder) -> reqwest::Result<Self> {
+        Ok(Self { client: builder.redirect(redirect::policy()).build()? })
+    }
+
+    /// Returns the client of the calls to the authorization server.
+    #[must_use]
+    pub fn auth_client(&self) -> AuthClient {
+        AuthClient::new(self.clone())
+            .not_sent_when(|error| error.downcast_ref().is_some_and(reqwest::Error::is_connect))
+    }
+
+    /// Returns the client inside, which follows no redirect.
+    #[must_use]
+    pub fn client(&self) -> &reqwest::Client {
+        &self.client
+    }
+}
+
+impl<B: IntoReqwestBody> Service<Request<B>> for ReqwestService {
+    type Response = http::Response<ResponseBody>;
+    type Error = reqwest::Error;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<reqwest::Result<()>> {
+        self.client.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> ResponseFuture {
+        let mark = request.extensions_mut().remove::<LastHop>();
+        let state = match reqwest::Request::try_from(request.map(IntoReqwestBody::into_reqwest_body)) {
+            Ok(request) => State::Sent { call: HopFuture::new(self.client.call(request), mark) },
+            Err(error) => State::Failed { error: Some(error) },
+        };
+        ResponseFuture { state }
+    }
+}
+
+type Call = <reqwest::Client as Service<reqwest::Request>>::Future;
+
+pin_project! {
+    /// The response future of [`ReqwestService`].
+    pub struct ResponseFuture {
+        #[pin]
+        state: State,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State {
+        Sent { #[pin] call: HopFuture<Call> },
+        // The URL is none of reqwest's.
+        Failed { error: Option<reqwest::Error> },
+    }
+}
+
+impl Future for ResponseFuture {
+    type Output = reqwest::Result<http::Response<ResponseBody>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProj::Sent { call } => Poll::Ready(ready!(call.poll(cx)).map(ResponseBody::split)),
+            StateProj::Failed { error } => {
+                Poll::Ready(Err(error.take().expect("a future is not polled after it has completed")))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for ResponseFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
