@@ -4,8 +4,12 @@
 
 mod api_client;
 mod body;
+#[cfg(feature = "rmcp")]
+mod mcp;
 #[cfg(feature = "middleware")]
 mod middleware;
+#[cfg(feature = "object-store")]
+mod object_store;
 mod options;
 mod redirect;
 mod request_builder;
@@ -13,6 +17,9 @@ mod service;
 
 pub use api_client::ApiClient;
 pub use body::{IntoReqwestBody, ResponseBody};
+#[cfg(feature = "rmcp")]
+#[cfg_attr(docsrs, doc(cfg(feature = "rmcp")))]
+pub use mcp::McpClient;
 #[cfg(feature = "middleware")]
 #[cfg_attr(docsrs, doc(cfg(feature = "middleware")))]
 pub use middleware::AuthRefreshMiddleware;
