@@ -21,25 +21,22 @@ fn builder(http: Http) -> ClientBuilder {
     if http == Http::H2 { builder.http2_prior_knowledge() } else { builder }
 }
 
-/// Sends the requests, and returns the elapsed time.
-async fn time<F>(send: impl Fn() -> F) -> Duration
+/// Sends the requests by this client, and returns the elapsed time.
+async fn time<C: Clone + Send + 'static, F>(client: C, send: fn(&C) -> F) -> Duration
 where
     F: Future<Output = Result<Response>> + Send + 'static,
 {
     let start = Instant::now();
-    let calls: Vec<_> = (0..IN_FLIGHT).map(|_| (0..REQUESTS / IN_FLIGHT).map(|_| send()).collect::<Vec<_>>()).collect();
-    let calls: Vec<_> = calls
-        .into_iter()
-        .map(|requests| {
-            tokio::spawn(async move {
-                for request in requests {
-                    let response = request.await.and_then(Response::error_for_status).expect("a response");
-                    response.bytes().await.expect("a complete body");
-                }
-            })
+    let calls = (0..IN_FLIGHT).map(|_| {
+        let client = client.clone();
+        tokio::spawn(async move {
+            for _ in 0..REQUESTS / IN_FLIGHT {
+                let response = send(&client).await.and_then(Response::error_for_status).expect("a response");
+                response.bytes().await.expect("a complete body");
+            }
         })
-        .collect();
-    for call in calls {
+    });
+    for call in calls.collect::<Vec<_>>() {
         call.await.expect("no caller panics");
     }
     start.elapsed()
@@ -47,23 +44,15 @@ where
 
 /// Times a new client, since the assignment of connections to threads lasts as long as they do.
 async fn time_bare(server: &Server, http: Http) -> Duration {
-    let (client, url) = (builder(http).build().expect("a client"), server.url("/"));
-    time(|| {
-        let (client, url) = (client.clone(), url.clone());
-        async move { client.get(url).bearer_auth(TOKEN).send().await }
-    })
-    .await
+    let client = builder(http).build().expect("a client");
+    time((client, server.url("/")), |(client, url)| client.get(url).bearer_auth(TOKEN).send()).await
 }
 
 /// As [`time_bare`], with the token of the session.
 async fn time_ours(server: &Server, http: Http, session: &Session) -> Duration {
-    let (service, url) = (ReqwestService::new(builder(http)).expect("a client"), server.url("/"));
+    let service = ReqwestService::new(builder(http)).expect("a client");
     let api = ApiClient::new(session.clone(), Origin::parse(&server.url("")).expect("loopback origin"), service);
-    time(|| {
-        let (api, url) = (api.clone(), url.clone());
-        async move { api.get(url).send().await }
-    })
-    .await
+    time((api, server.url("/")), |(api, url)| api.get(url).send()).await
 }
 
 fn reqwest(criterion: &mut Criterion) {

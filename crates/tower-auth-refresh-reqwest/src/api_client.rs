@@ -7,12 +7,12 @@ use http::Method;
 use reqwest::IntoUrl;
 use tower::Layer;
 use tower_auth_refresh::layer::PerRequest;
-use tower_auth_refresh::{AuthRefresh, AuthRefreshLayer, Origins, ReplayLimit, Session};
+use tower_auth_refresh::{AuthRefreshLayer, Origins, ReplayLimit, Session};
 
 use crate::body::one_piece;
 use crate::options::{Options, execute};
 use crate::request_builder::RequestBuilder;
-use crate::service::ReqwestService;
+use crate::service::{HopService, ReqwestService};
 
 /// A client of an API: reqwest, with access tokens that are refreshed.
 ///
@@ -46,7 +46,8 @@ use crate::service::ReqwestService;
 /// Dropping the future of a request cancels that request alone. A refresh that it waits for goes on.
 #[derive(Clone)]
 pub struct ApiClient {
-    service: AuthRefresh<ReqwestService, PerRequest>,
+    layer: AuthRefreshLayer<PerRequest>,
+    http: ReqwestService,
     options: Options,
 }
 
@@ -54,8 +55,8 @@ impl ApiClient {
     /// Creates a client that sends the token of this session to these origins.
     ///
     /// Requests to other origins pass untouched.
-    pub fn new(session: Session, origins: impl Into<Origins>, service: ReqwestService) -> Self {
-        Self::from_layer(AuthRefreshLayer::per_request(origins), service).with_session(session)
+    pub fn new(session: Session, origins: impl Into<Origins>, http: ReqwestService) -> Self {
+        Self::from_layer(AuthRefreshLayer::per_request(origins), http).with_session(session)
     }
 
     /// Creates a client with a layer of other settings.
@@ -78,8 +79,8 @@ impl ApiClient {
     /// # Ok(()) }
     /// ```
     #[must_use]
-    pub fn from_layer(layer: AuthRefreshLayer<PerRequest>, service: ReqwestService) -> Self {
-        Self { service: layer.one_piece(one_piece).layer(service), options: Options::new() }
+    pub fn from_layer(layer: AuthRefreshLayer<PerRequest>, http: ReqwestService) -> Self {
+        Self { layer: layer.one_piece(one_piece), http, options: Options::new() }
     }
 
     /// Sets the session whose token requests carry.
@@ -162,7 +163,7 @@ impl ApiClient {
     ///
     /// An URL that can't be parsed is an error of [`send`](RequestBuilder::send).
     pub fn request(&self, method: Method, url: impl IntoUrl) -> RequestBuilder {
-        RequestBuilder::new(self.clone(), self.service.get_ref().client().request(method, url))
+        RequestBuilder::new(self.clone(), self.http.client().request(method, url))
     }
 
     /// Sends a request.
@@ -176,19 +177,20 @@ impl ApiClient {
         &self,
         request: reqwest::Request,
     ) -> impl Future<Output = reqwest::Result<reqwest::Response>> + Send + use<> {
-        self.clone().into_execute(request)
+        self.clone().send(Ok(request))
     }
 
-    pub(crate) fn into_execute(
+    pub(crate) fn send(
         self,
-        request: reqwest::Request,
+        request: reqwest::Result<reqwest::Request>,
     ) -> impl Future<Output = reqwest::Result<reqwest::Response>> + Send {
-        execute(self.service, self.options, request)
+        let Self { layer, http, options } = self;
+        execute(options, request, move |shell, last| layer.layer(HopService::new(&http, shell, last)))
     }
 }
 
 impl fmt::Debug for ApiClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ApiClient").field("http", self.service.get_ref()).finish_non_exhaustive()
+        f.debug_struct("ApiClient").field("http", &self.http).finish_non_exhaustive()
     }
 }

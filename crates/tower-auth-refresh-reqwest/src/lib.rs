@@ -101,6 +101,7 @@ mod options;
 mod redirect;
 mod request_builder;
 mod service;
+mod shell;
 
 pub use api_client::ApiClient;
 pub use body::{IntoReqwestBody, ResponseBody};

@@ -15,7 +15,8 @@ use tower_auth_refresh::{AuthRefreshLayer, Origins, ReplayLimit, Session, SkipAu
 
 use crate::body::{IntoReqwestBody, ResponseBody, one_piece};
 use crate::options::{Options, execute};
-use crate::redirect::{HopFuture, LastHop};
+use crate::redirect::HopFuture;
+use crate::shell::Shell;
 
 /// A middleware for reqwest-middleware that refreshes expired access tokens and replays the requests.
 ///
@@ -93,8 +94,11 @@ impl Middleware for AuthRefreshMiddleware {
         }
         options.replay_limit = extensions.get::<ReplayLimit>().copied();
         options.skip_auth = extensions.get::<SkipAuth>().is_some();
-        let service = self.layer.layer(NextService { next, extensions: extensions.clone() });
-        let mut response = execute(service, options, request).await?;
+        let original = extensions.clone();
+        let service = |shell, last| {
+            self.layer.layer(NextService { next: next.clone(), extensions: original.clone(), shell, last })
+        };
+        let mut response = execute(options, Ok(request), service).await?;
         if let Some(Changed(changed)) = response.extensions_mut().remove() {
             *extensions = changed;
         }
@@ -102,11 +106,14 @@ impl Middleware for AuthRefreshMiddleware {
     }
 }
 
-/// The rest of the middlewares, and the client.
+/// The rest of the middlewares, and the client, for one hop of a request.
 #[derive(Clone)]
 struct NextService<'a> {
     next: Next<'a>,
     extensions: Extensions,
+    shell: Shell,
+    /// A redirect of this hop is one too many.
+    last: bool,
 }
 
 /// The extensions of a request as the middlewares inside have left them, in those of the response.
@@ -122,16 +129,15 @@ impl<'a, B: IntoReqwestBody> Service<Request<B>> for NextService<'a> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let mark = request.extensions_mut().remove::<LastHop>();
-        let request = reqwest::Request::try_from(request.map(IntoReqwestBody::into_reqwest_body));
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let request = self.shell.fill(request);
         let (next, mut extensions) = (self.next.clone(), self.extensions.clone());
         let call = async move {
-            let mut response = next.run(request?, &mut extensions).await?;
+            let mut response = next.run(request, &mut extensions).await?;
             response.extensions_mut().insert(Changed(mem::take(&mut extensions)));
             Ok(ResponseBody::split(response))
         };
-        Box::pin(HopFuture::new(call, mark))
+        Box::pin(HopFuture::new(call, self.last))
     }
 }
 

@@ -106,8 +106,8 @@ impl RequestBuilder {
     /// # Errors
     ///
     /// Those of [`reqwest::RequestBuilder::send`].
-    pub async fn send(self) -> reqwest::Result<reqwest::Response> {
-        self.api.into_execute(self.inner.build()?).await
+    pub fn send(self) -> impl Future<Output = reqwest::Result<reqwest::Response>> + Send {
+        self.api.send(self.inner.build())
     }
 }
 

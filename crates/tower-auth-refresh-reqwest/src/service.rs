@@ -11,7 +11,8 @@ use tower_auth_refresh_http::AuthClient;
 use tower_service::Service;
 
 use crate::body::{IntoReqwestBody, ResponseBody};
-use crate::redirect::{self, HopFuture, LastHop};
+use crate::redirect::{self, HopFuture};
+use crate::shell::Shell;
 
 /// A `tower` service of `http::Request` over a [`reqwest::Client`].
 ///
@@ -82,13 +83,40 @@ impl<B: IntoReqwestBody> Service<Request<B>> for ReqwestService {
         self.client.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> ResponseFuture {
-        let mark = request.extensions_mut().remove::<LastHop>();
-        let state = match reqwest::Request::try_from(request.map(IntoReqwestBody::into_reqwest_body)) {
-            Ok(request) => State::Sent { call: HopFuture::new(self.client.call(request), mark) },
-            Err(error) => State::Failed { error: Some(error) },
-        };
-        ResponseFuture { state }
+    fn call(&mut self, request: Request<B>) -> ResponseFuture {
+        match reqwest::Request::try_from(request.map(IntoReqwestBody::into_reqwest_body)) {
+            Ok(request) => ResponseFuture::send(&mut self.client, request, false),
+            Err(error) => ResponseFuture { state: State::Failed { error: Some(error) } },
+        }
+    }
+}
+
+/// The client, for one hop of a request.
+#[derive(Clone)]
+pub(crate) struct HopService {
+    client: reqwest::Client,
+    shell: Shell,
+    last: bool,
+}
+
+impl HopService {
+    /// `last`: a redirect of this hop is one too many.
+    pub(crate) fn new(service: &ReqwestService, shell: Shell, last: bool) -> Self {
+        Self { client: service.client.clone(), shell, last }
+    }
+}
+
+impl<B: IntoReqwestBody> Service<Request<B>> for HopService {
+    type Response = http::Response<ResponseBody>;
+    type Error = reqwest::Error;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<reqwest::Result<()>> {
+        self.client.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> ResponseFuture {
+        ResponseFuture::send(&mut self.client, self.shell.fill(request), self.last)
     }
 }
 
@@ -108,6 +136,12 @@ pin_project! {
         Sent { #[pin] call: HopFuture<Call> },
         // The URL is none of reqwest's.
         Failed { error: Option<reqwest::Error> },
+    }
+}
+
+impl ResponseFuture {
+    fn send(client: &mut reqwest::Client, request: reqwest::Request, last: bool) -> Self {
+        Self { state: State::Sent { call: HopFuture::new(client.call(request), last) } }
     }
 }
 
