@@ -96,9 +96,9 @@ mod sealed {
     impl<B> Sealed for ReplayBody<B> {}
 }
 
-/// The body of a response of reqwest.
+/// The body of a response of [`ReqwestService`](crate::ReqwestService).
 ///
-/// It keeps the whole [`reqwest::Response`], which [`into_reqwest`](Self::into_reqwest) restores.
+/// It keeps the [`reqwest::Response`] that it is of, which [`into_reqwest`](Self::into_reqwest) restores.
 pub struct ResponseBody {
     state: State,
 }
@@ -126,6 +126,8 @@ impl ResponseBody {
     }
 
     /// Restores the response of reqwest, with its URL.
+    ///
+    /// What layers have changed in its head stays changed.
     pub fn into_reqwest(response: http::Response<Self>) -> reqwest::Response {
         let (mut head, body) = response.into_parts();
         let (body, url) = match body.state {

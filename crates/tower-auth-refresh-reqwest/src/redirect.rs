@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
+use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -12,82 +13,108 @@ use http::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, LOCATION, PROXY_AUTHORIZATION, REFERER,
     TRANSFER_ENCODING, WWW_AUTHENTICATE,
 };
-use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use http_body::Body;
 use http_body_util::{Either, Full};
 use pin_project_lite::pin_project;
 use reqwest::{Url, redirect};
-use tower_auth_refresh::SkipAuth;
 
-use crate::body::{RequestBody, one_piece};
+use crate::body::{RequestBody, one_piece, take_apart};
+use crate::shell::Shell;
 
-/// A request that may be redirected: the parts that its next hop needs.
+/// A request to send: the first one, or that of a redirect.
 pub(crate) struct Hop {
-    head: Parts,
+    pub(crate) shell: Shell,
+    headers: HeaderMap,
+    body: RequestBody,
+}
+
+impl Hop {
+    pub(crate) fn first(mut request: reqwest::Request) -> Self {
+        let headers = mem::take(request.headers_mut());
+        let body = take_apart(request.body_mut().take().unwrap_or_default());
+        Self { shell: Shell::new(request), headers, body }
+    }
+
+    /// Returns the request, and what the next hop needs if there may be one.
+    pub(crate) fn into_request(self, may_lead_on: bool) -> reqwest::Result<(Request<RequestBody>, Option<SentHop>)> {
+        let Self { shell, headers, body } = self;
+        let uri = shell.uri()?;
+        let sent = may_lead_on.then(|| {
+            let is_empty = body.size_hint().exact() == Some(0);
+            let body = if is_empty { Some(Bytes::new()) } else { one_piece(&body) };
+            SentHop { shell: shell.clone(), headers: headers.clone(), body }
+        });
+        let mut request = Request::new(body);
+        *request.method_mut() = shell.request().method().clone();
+        *request.uri_mut() = uri;
+        *request.version_mut() = shell.request().version();
+        *request.headers_mut() = headers;
+        Ok((request, sent))
+    }
+}
+
+/// A request that may be redirected: what its next hop needs.
+pub(crate) struct SentHop {
+    shell: Shell,
+    headers: HeaderMap,
     /// `None` if the body is a stream, which can't be sent again.
     body: Option<Bytes>,
 }
 
-impl Hop {
-    pub(crate) fn of(request: &Request<RequestBody>) -> Self {
-        let body =
-            if request.body().size_hint().exact() == Some(0) { Some(Bytes::new()) } else { one_piece(request.body()) };
-        let mut head = Request::new(()).into_parts().0;
-        head.method = request.method().clone();
-        head.uri = request.uri().clone();
-        head.version = request.version();
-        head.headers = request.headers().clone();
-        head.extensions = request.extensions().clone();
-        Self { head, body }
-    }
+/// The next hop of a request.
+pub(crate) struct NextHop {
+    pub(crate) hop: Hop,
+    /// The caller's own credentials were for the host that the hop leads away from.
+    pub(crate) lost_credentials: bool,
+}
 
-    /// Returns the request of the next hop, by the rules of reqwest; `None` if there is none.
-    pub(crate) fn next(self, status: StatusCode, headers: &HeaderMap, referer: bool) -> Option<Request<RequestBody>> {
-        let Self { mut head, mut body } = self;
+impl SentHop {
+    /// Returns the next hop after this response, by the rules of reqwest; `None` if there is none.
+    pub(crate) fn next(self, status: StatusCode, response: &HeaderMap, referer: bool) -> Option<NextHop> {
+        let Self { shell, mut headers, mut body } = self;
+        let mut method = shell.request().method().clone();
         match status {
             StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND => {
-                if head.method == Method::POST {
-                    head.method = Method::GET;
-                    drop_payload(&mut head);
+                if method == Method::POST {
+                    method = Method::GET;
+                    drop_payload(&mut headers);
                     body = Some(Bytes::new());
                 }
             }
             StatusCode::SEE_OTHER => {
-                if head.method != Method::HEAD {
-                    head.method = Method::GET;
+                if method != Method::HEAD {
+                    method = Method::GET;
                 }
-                drop_payload(&mut head);
+                drop_payload(&mut headers);
                 body = Some(Bytes::new());
             }
             StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => {}
             _ => return None,
         }
-        let body = body?;
-        let previous = Url::parse(&head.uri.to_string()).ok()?;
-        let next = previous.join(str::from_utf8(headers.get(LOCATION)?.as_bytes()).ok()?).ok()?;
-        head.uri = Uri::try_from(next.as_str()).ok()?;
-        if is_cross_host(&previous, &next) {
-            if head.headers.contains_key(AUTHORIZATION) {
-                // The caller's own credentials: a later hop doesn't get those of the session instead.
-                head.extensions.insert(SkipAuth);
+        let body = Either::Left(Full::new(body?));
+        let previous = shell.request().url();
+        let next = previous.join(str::from_utf8(response.get(LOCATION)?.as_bytes()).ok()?).ok()?;
+        Uri::try_from(next.as_str()).ok()?;
+        let mut lost_credentials = false;
+        if is_cross_host(previous, &next) {
+            lost_credentials = headers.remove(AUTHORIZATION).is_some();
+            for name in [COOKIE, PROXY_AUTHORIZATION, WWW_AUTHENTICATE, HeaderName::from_static("cookie2")] {
+                headers.remove(name);
             }
-            for name in [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION, WWW_AUTHENTICATE] {
-                head.headers.remove(name);
-            }
-            head.headers.remove("cookie2");
         }
-        if let Some(value) = referer_of(&previous, &next).filter(|_| referer) {
-            head.headers.insert(REFERER, value);
+        if let Some(value) = referer_of(previous, &next).filter(|_| referer) {
+            headers.insert(REFERER, value);
         }
-        Some(Request::from_parts(head, Either::Left(Full::new(body))))
+        let hop = Hop { shell: shell.redirected(method, next), headers, body };
+        Some(NextHop { hop, lost_credentials })
     }
 }
 
 /// Removes the headers that describe a body.
-fn drop_payload(head: &mut Parts) {
+fn drop_payload(headers: &mut HeaderMap) {
     for name in [CONTENT_TYPE, CONTENT_LENGTH, CONTENT_ENCODING, TRANSFER_ENCODING] {
-        head.headers.remove(name);
+        headers.remove(name);
     }
 }
 
@@ -108,12 +135,8 @@ fn referer_of(previous: &Url, next: &Url) -> Option<HeaderValue> {
     HeaderValue::from_str(referer.as_str()).ok()
 }
 
-/// A mark in a request's extensions: a redirect of this request is one too many.
-#[derive(Clone, Copy)]
-pub(crate) struct LastHop;
-
 thread_local! {
-    /// Set while a request with the mark [`LastHop`] is polled.
+    /// Set while a request is polled of which a redirect is one too many.
     static IS_LAST_HOP: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -134,8 +157,9 @@ pin_project! {
 }
 
 impl<F> HopFuture<F> {
-    pub(crate) fn new(call: F, mark: Option<LastHop>) -> Self {
-        Self { call, last: mark.is_some() }
+    /// `last`: a redirect of this call is one too many.
+    pub(crate) fn new(call: F, last: bool) -> Self {
+        Self { call, last }
     }
 }
 

@@ -10,6 +10,8 @@ use serde_core::Serialize;
 use crate::api_client::ApiClient;
 
 /// A request under construction, which [`send`](Self::send) sends through an [`ApiClient`].
+///
+/// The methods are those of [`reqwest::RequestBuilder`].
 #[must_use = "a request is sent by `send`"]
 pub struct RequestBuilder {
     api: ApiClient,
@@ -54,7 +56,7 @@ impl RequestBuilder {
         self.map(|inner| inner.body(body))
     }
 
-    /// Sets the time-out of each attempt.
+    /// Sets the [total time-out](crate#time-outs) of each sending.
     pub fn timeout(self, timeout: Duration) -> Self {
         self.map(|inner| inner.timeout(timeout))
     }
@@ -72,11 +74,13 @@ impl RequestBuilder {
     }
 
     /// Appends to the query of the URL.
+    ///
+    /// A value that can't be serialized is an error of [`send`](Self::send); likewise for `form` and `json`.
     pub fn query<T: Serialize + ?Sized>(self, query: &T) -> Self {
         self.map(|inner| inner.query(query))
     }
 
-    /// Sets an URL-encoded body.
+    /// Sets a URL-encoded body.
     pub fn form<T: Serialize + ?Sized>(self, form: &T) -> Self {
         self.map(|inner| inner.form(form))
     }
@@ -98,14 +102,24 @@ impl RequestBuilder {
     }
 
     /// Sends the request.
-    pub async fn send(self) -> reqwest::Result<reqwest::Response> {
-        self.api.into_execute(self.inner.build()?).await
+    ///
+    /// # Errors
+    ///
+    /// Those of [`reqwest::RequestBuilder::send`].
+    pub fn send(self) -> impl Future<Output = reqwest::Result<reqwest::Response>> + Send {
+        self.api.send(self.inner.build())
     }
 }
 
 /// Sends requests of reqwest's own builder through an [`ApiClient`].
 pub trait SendWith: sealed::Sealed {
-    /// Sends the request through `api`, and not through the client that the builder is of.
+    /// Sends the request through `api`, and not through the client that made the builder.
+    ///
+    /// That client's settings (default headers, cookies, time-outs) don't take part.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`reqwest::RequestBuilder::send`].
     fn send_with(self, api: &ApiClient) -> impl Future<Output = reqwest::Result<reqwest::Response>> + Send + use<Self>;
 }
 

@@ -228,7 +228,8 @@ async fn the_builder_sets_what_reqwests_builder_sets() {
     assert!(api.get("no URL").send().await.unwrap_err().is_builder());
     assert!(api.get(server.url("/")).header("a b", "").build().unwrap_err().is_builder());
     assert!(api.post(server.url("/")).body(streamed().0).try_clone().is_none());
-    assert_eq!(format!("{api:?}"), "ApiClient { .. }");
+    let debug = format!("{api:?}");
+    assert!(debug.starts_with("ApiClient { http: ReqwestService") && !debug.contains("a1"), "{debug}");
 }
 
 #[tokio::test]

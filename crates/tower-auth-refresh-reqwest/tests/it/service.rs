@@ -13,6 +13,18 @@ use tower_auth_refresh_reqwest::{AuthRefreshLayer, RefreshReport, ResponseBody, 
 
 use crate::support::{Answer, Numbered, Server, origin, redirect, service, status};
 
+/// Sends the body through the layer, with a token that has expired.
+async fn send<B>(server: &Server, body: B)
+where
+    B: Body<Data = Bytes, Error: Into<tower::BoxError>> + Send + Sync + Unpin + 'static,
+{
+    let user = Numbered::new().await;
+    let layer = AuthRefreshLayer::new(user.session.clone(), origin(&server.origin()));
+    let request = Request::post(server.url("/")).body(body).unwrap();
+    let response = layer.layer(service()).oneshot(request).await.unwrap();
+    assert!(matches!(response.extensions().get(), Some(RefreshReport::Replayed)));
+}
+
 #[tokio::test]
 async fn every_kind_of_body_is_sent_and_replayed_through_the_layer() {
     let server = Server::expiring(|_| status(200)).await;
@@ -21,16 +33,6 @@ async fn every_kind_of_body_is_sent_and_replayed_through_the_layer() {
         assert_eq!((refused.body.as_ref(), refused.header("content-length")), (expected.as_bytes(), length));
         assert_eq!(refused.without_token(), replayed.without_token());
     };
-    async fn send<B>(server: &Server, body: B)
-    where
-        B: Body<Data = Bytes, Error: Into<tower::BoxError>> + Send + Sync + Unpin + 'static,
-    {
-        let user = Numbered::new().await;
-        let layer = AuthRefreshLayer::new(user.session.clone(), origin(&server.origin()));
-        let request = Request::post(server.url("/")).body(body).unwrap();
-        let response = layer.layer(service()).oneshot(request).await.unwrap();
-        assert!(matches!(response.extensions().get(), Some(RefreshReport::Replayed)));
-    }
     send(&server, String::from("a text")).await;
     seen("a text", Some("6"));
     send(&server, Full::from("bytes")).await;

@@ -12,10 +12,13 @@ use tower_auth_refresh_reqwest::{ApiClient, ReqwestService, reqwest};
 
 use crate::support::{Numbered, Server, builder, origin, status};
 
+/// The bytes that a client has sent over a connection.
+type Sent = Arc<Mutex<Vec<u8>>>;
+
 /// A proxy that records the bytes that clients send, by connection.
 struct Tap {
     address: SocketAddr,
-    connections: Arc<Mutex<Vec<Arc<Mutex<Vec<u8>>>>>>,
+    connections: Arc<Mutex<Vec<Sent>>>,
 }
 
 impl Tap {
@@ -26,7 +29,7 @@ impl Tap {
         let recorded = Arc::clone(&connections);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let sent = Arc::<Mutex<Vec<u8>>>::default();
+                let sent = Sent::default();
                 recorded.lock().unwrap().push(Arc::clone(&sent));
                 let server = TcpStream::connect(server).await.unwrap();
                 let (mut from_client, mut to_client) = client.into_split();
