@@ -13,7 +13,7 @@ default:
 
 # The toolchain whose rustdoc cargo-public-api 0.52 reads.
 api_toolchain := "1.95.0"
-published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-store -p tower-auth-refresh-testkit"
+published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-reqwest -p tower-auth-refresh-store -p tower-auth-refresh-testkit"
 
 # They are chromium, valgrind, strace, gnome-keyring, dbus, faketime, Redis and its Sentinel, PostgreSQL, pgbouncer,
 # openssl, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers of the interop tests.
@@ -62,7 +62,7 @@ tools:
     has cargo-public-api ||
         cargo install --quiet --locked --debug --root target/tools cargo-public-api --version 0.52.0
     # The lock files of the workspaces of their own have to agree with the crates here.
-    for manifest in benches/peers crates/tower-auth-refresh-{http,store}/fuzz; do
+    for manifest in benches/peers examples/stacks crates/tower-auth-refresh-{http,store}/fuzz; do
         cargo metadata --locked --format-version 1 --manifest-path "$manifest/Cargo.toml" >/dev/null
     done
 
@@ -70,6 +70,7 @@ tools:
 fmt:
     cargo fmt --all -- --check
     cargo fmt --manifest-path benches/peers/Cargo.toml -- --check
+    cargo fmt --manifest-path examples/stacks/Cargo.toml -- --check
     cargo fmt --manifest-path crates/tower-auth-refresh-http/fuzz/Cargo.toml -- --check
     cargo fmt --manifest-path crates/tower-auth-refresh-store/fuzz/Cargo.toml -- --check
 
@@ -90,6 +91,13 @@ test:
     test_command=$(sed -n 's/^\(cargo test .*\)$/\1/p' README.md | head -n 1)
     [ -n "$test_command" ] || { echo 'README.md names no test command'; exit 1; }
     $test_command
+
+# They are a workspace of its own, so that other commands don't compile the clients.
+#
+# Checks the recipes for other clients, and runs their tests.
+stacks:
+    cargo clippy --manifest-path examples/stacks/Cargo.toml --all-targets --locked -- -D warnings
+    cargo test --manifest-path examples/stacks/Cargo.toml --locked
 
 # Runs every interleaving of two threads at a request's body.
 loom:
