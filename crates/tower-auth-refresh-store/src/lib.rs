@@ -48,8 +48,8 @@
 //! Valkey is needed.
 //!
 //! - **Round trips.** A refresh takes two, a claim and a commit, and a first use one; a session in memory takes none. All
-//!   sessions of a process share one connection, and a second one listens. Each operation is one script, which the server
-//!   loads when it needs it.
+//!   sessions of a process share one connection, and a second one listens; writes that [wait](RedisStoresBuilder::wait) for
+//!   replicas have up to 8 more. Each operation is one script, which the server loads when it needs it.
 //! - **Sign-outs and sign-ins** are published on a channel of the namespace, `tar:changed:` and a hash; a sign-out is in
 //!   force on the others within 100 ms. A refresh isn't published: the others adopt its tokens when they need some, in
 //!   one round trip as well. While the connection that listens is down, sessions find sign-outs by looking. One that is
