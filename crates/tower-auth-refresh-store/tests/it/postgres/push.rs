@@ -95,7 +95,14 @@ async fn a_sign_out_is_in_force_on_other_replicas_within_100_ms() {
         signed_out.unwrap();
         best = best.min(took);
         drop(session);
-        assert!(get(&b, user).await.is_none());
+        // The look that found it signed out has a handle for a moment.
+        timeout(RECONNECTED, async {
+            while get(&b, user).await.is_some() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("the session isn't removed");
         for other in others {
             assert!(get(&b, other).await.is_some(), "{other} hasn't signed out");
         }
