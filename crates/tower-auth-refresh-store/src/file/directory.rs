@@ -33,9 +33,8 @@ impl<'a> Directory<'a> {
         let handle = Handle::open(path).map_err(|problem| problem.at(path))?;
         let failed = |error| Problem::io("read the directory's attributes", error).at(path);
         private::check(&handle.metadata().map_err(failed)?, path)?;
-        if !allows_network && !handle.is_local().map_err(failed)? {
-            let reason = "is on a network or FUSE file system, whose locks may not work: see `allow_network`";
-            return Err(Problem::new(StoreErrorKind::Misconfigured, reason).at(path));
+        if !allows_network {
+            require_local(handle.is_local().map_err(failed)?).map_err(|problem| problem.at(path))?;
         }
         Ok(Self { handle, path })
     }
@@ -128,6 +127,11 @@ impl<'a> Directory<'a> {
         }
         Ok(file)
     }
+}
+
+fn require_local(is_local: bool) -> Result<(), Problem> {
+    let reason = "is on a network or FUSE file system, whose locks may not work: see `allow_network`";
+    is_local.then_some(()).ok_or_else(|| Problem::new(StoreErrorKind::Misconfigured, reason))
 }
 
 /// Returns the session, as files are named by, whose file this is; `None` for a file that no store has made.

@@ -256,6 +256,11 @@ mod tests {
         assert_eq!(parse("postgres://ada@[::1]:7000").name, "postgres://[::1]:7000/ada");
         let by_parameters = parse("postgres:///app?host=/run/postgresql&user=ada&password=x&port=7000");
         assert_eq!(by_parameters.name, "postgres:///run/postgresql:7000/app");
+        let by_parameters = parse("postgres://?host=db1,db2&user=ada&dbname=app&options=-csearch_path%3Dauth");
+        assert_eq!(by_parameters.name, "postgres://db1:5432,db2:5432/app");
+        for config in by_parameters.hosts {
+            assert_eq!((config.get_dbname(), config.get_options()), (Some("app"), Some("-csearch_path=auth")));
+        }
     }
 
     #[test]

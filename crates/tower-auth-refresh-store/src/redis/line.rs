@@ -260,7 +260,7 @@ impl Line {
         let (since, pause) =
             state.outage.as_ref().map_or((now, FIRST_PAUSE), |outage| (outage.since, outage.pause * 2));
         let pause = pause.min(LONGEST_PAUSE);
-        let until = now + with_jitter(pause);
+        let until = now + random::jittered(pause);
         state.outage = Some(Outage { since, pause, until, last: problem });
         self.is_failing.store(true, Ordering::Relaxed);
     }
@@ -301,12 +301,6 @@ fn in_time(answer: Result<Answer, RedisError>) -> Result<Answer, Failure> {
         return Err(Failure::Unready(unavailable("the call came too late, or the server's clock was set")));
     }
     Ok(answer)
-}
-
-/// Returns a time between half of this one and all of it: many processes lose their connections at once.
-pub(super) fn with_jitter(pause: Duration) -> Duration {
-    let [chance] = random::bytes().unwrap_or([128]);
-    pause / 2 + pause * u32::from(chance) / 512
 }
 
 pub(super) fn unavailable(reason: &str) -> Problem {

@@ -13,7 +13,8 @@ use tokio::time::{sleep, timeout};
 use tower_auth_refresh::store::RecordChanged;
 
 use super::Shared;
-use super::line::{FIRST_PAUSE, LONGEST_PAUSE, with_jitter};
+use super::line::{FIRST_PAUSE, LONGEST_PAUSE};
+use crate::random;
 use crate::watchers::{ShortKey, Watchers, short};
 
 /// The pause between two questions whether the connection still works, and the time for the answer. A connection that
@@ -111,7 +112,7 @@ async fn listen(listening: Listening) {
             drop(shared);
             pause = LONGEST_PAUSE.min(pause * 2);
         }
-        sleep(with_jitter(pause)).await;
+        sleep(random::jittered(pause)).await;
     }
 }
 

@@ -1,5 +1,6 @@
 //! Stores in PostgreSQL, on servers that the tests start.
 
+mod clock;
 mod conformance;
 mod cost;
 mod deployment;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tower_auth_refresh::store::{ClaimOutcome, ClearOutcome, TokenStore};
 use tower_auth_refresh::{Session, SessionState, Tokens};
-use tower_auth_refresh_store::RedisStores;
+use tower_auth_refresh_store::{RedisStores, StoreError, StoreErrorKind};
 use tower_auth_refresh_testkit::TestKit;
 
 use super::Server;
@@ -247,31 +247,66 @@ async fn a_write_that_waits_for_a_replica_holds_up_no_call_that_does_not() {
 async fn the_connections_of_writes_that_wait_are_bounded_and_used_again() {
     let Some(pair) = Pair::start().await else { return };
     let redis = pair.connect(1).await;
-    let write_all = async |generation: u64| {
-        let entry = entry(generation);
+    let write_all = async |users: usize| {
         let write = |user: usize| {
-            let (store, entry) = (redis.store(user.to_string()), &entry);
-            async move { store.replace(entry).await }
+            let store = redis.store(user.to_string());
+            async move { timeout(CALL_TIMEOUT, store.replace(&entry(1))).await.expect("the call takes too long") }
         };
-        futures_util::future::join_all((0..24).map(write)).await
+        futures_util::future::join_all((0..users).map(write)).await
     };
+    // Of twice as many writes as connections, each waits for 1 s.
     pair.replica.signal(rustix::process::Signal::STOP);
-    assert!(write_all(1).await.iter().all(Result::is_ok), "stored all the same");
-    pair.replica.signal(rustix::process::Signal::CONT);
-    for generation in 2..10 {
-        assert!(write_all(generation).await.iter().all(Result::is_ok));
+    let mut most = 0;
+    let watch = async {
+        loop {
+            let clients = pair.primary.command("INFO clients").await;
+            let blocked = clients.lines().find_map(|line| line.strip_prefix("blocked_clients:")).unwrap();
+            most = most.max(blocked.parse::<usize>().unwrap());
+        }
+    };
+    tokio::select! {
+        written = write_all(16) => assert!(written.iter().all(Result::is_ok), "they are stored all the same"),
+        () = watch => {}
     }
-    assert_eq!(pair.clients.connections(), 1 + 8);
+    assert!((2..=8).contains(&most), "{most} writes wait");
+
+    pair.replica.signal(rustix::process::Signal::CONT);
+    let mut connections = 0;
+    for round in 0..8 {
+        assert!(write_all(16).await.iter().all(Result::is_ok));
+        if round == 0 {
+            connections = pair.clients.connections();
+        }
+    }
+    assert_eq!(pair.clients.connections(), connections, "they are used again");
 
     pair.replica.signal(rustix::process::Signal::STOP);
-    let outcomes = futures_util::future::join_all((0..64).map(|user| {
-        let store = redis.store(user.to_string());
-        async move { timeout(CALL_TIMEOUT, store.replace(&entry(1))).await.expect("the call takes too long") }
-    }));
-    let refused = outcomes.await.into_iter().filter_map(Result::err);
+    let refused = write_all(64).await.into_iter().filter_map(Result::err);
     let refused: Vec<_> = refused.map(|error| format!("{error:?}")).collect();
     assert!(refused.iter().any(|error| error.contains("too many writes")), "{refused:?}");
     pair.replica.signal(rustix::process::Signal::CONT);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_waits_for_a_replica_waits_for_its_connection_too_and_not_for_one_that_is_refused() {
+    let Some(pair) = Pair::start().await else { return };
+    let redis = pair.connect(1).await;
+    let ada = redis.store("ada");
+    pair.clients.refuse(true);
+    let first = entry(1);
+    let mut write = ada.replace(&first);
+    assert!(timeout(Duration::from_millis(200), &mut write).await.is_err(), "there is no connection");
+    pair.clients.refuse(false);
+    let version = write.await.unwrap();
+    assert_eq!(pair.replica.command("DBSIZE").await, ":1\r\n");
+
+    // Its connection closed, the next one is refused.
+    assert_eq!(pair.primary.command("CONFIG SET requirepass s3cret").await, "+OK\r\n");
+    pair.clients.cut();
+    let begun = Instant::now();
+    let error = ada.claim(&version, LEASE).await.unwrap_err().downcast::<StoreError>().unwrap();
+    assert_eq!(error.kind(), StoreErrorKind::Misconfigured, "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -67,7 +67,7 @@ async fn answer(socket: TcpStream, error: &str, times: usize, seen: Arc<Seen>) -
                 let now = now();
                 format!("*2\r\n$10\r\n{:010}\r\n$6\r\n{:06}\r\n", now.as_secs(), now.subsec_micros())
             }
-            "EVALSHA" => {
+            "EVAL" | "EVALSHA" => {
                 let deadline = words.last().unwrap().parse().unwrap();
                 seen.scripts.lock().unwrap().push((now().as_millis(), deadline));
                 format!("-{error}\r\n")
@@ -123,6 +123,20 @@ async fn a_server_that_stays_unready_fails_a_call_within_its_time_and_the_reason
     // With pauses of up to 1 s.
     let attempts = server.reads();
     assert!((5..=20).contains(&attempts), "{attempts}");
+}
+
+#[tokio::test]
+async fn a_write_that_waits_for_replicas_is_sent_again_after_pauses_while_the_server_is_not_ready() {
+    let server = Scripted::start("LOADING Redis is loading the dataset in memory", usize::MAX).await;
+    let url = format!("redis://127.0.0.1:{}", server.port);
+    let store = RedisStores::builder(&url).wait(1).connect().await.unwrap().store("ada");
+    let begun = Instant::now();
+    let error = store.claim(&Version::from(1_u128), LEASE).await.unwrap_err();
+    assert!(begun.elapsed() < Duration::from_millis(4500));
+    assert!(error.to_string().contains("LOADING"), "{error}");
+    // With pauses of up to 1 s.
+    let attempts = server.seen.scripts.lock().unwrap().len();
+    assert!((4..=20).contains(&attempts), "{attempts}");
 }
 
 #[tokio::test]

@@ -113,8 +113,9 @@ async fn credentials_are_in_no_error() {
         (format!("redis://ada:{PASSWORD}@127.0.0.1:port"), StoreErrorKind::Misconfigured),
     ];
     let attempts = cases.into_iter().map(async |(url, expected)| {
-        let builder = RedisStores::builder(&url).sentinel_credentials("eve", PASSWORD);
+        let builder = RedisStores::builder(&url).namespace("auth").sentinel_credentials("eve", PASSWORD);
         let before = format!("{builder:?}");
+        assert!(before.contains("namespace: \"auth\""), "{before}");
         let error = builder.connect().await.unwrap_err();
         assert_eq!(error.kind(), expected, "{error}");
         format!("{before} {}", shown(&error))
@@ -122,6 +123,7 @@ async fn credentials_are_in_no_error() {
     let mut all = join_all(attempts).await;
     let redis = RedisStores::connect(&format!("redis://:another@127.0.0.1:{port}")).await.unwrap();
     all.push(format!("{redis:?}"));
+    assert!(format!("{redis:?}").contains(&format!("redis://127.0.0.1:{port}/0")), "{redis:?}");
     for text in [PASSWORD, "another", "eve"] {
         assert!(all.iter().all(|shown| !shown.contains(text)), "{text} is shown: {all:#?}");
     }
