@@ -1,6 +1,6 @@
 //! Random numbers from the operating system.
 
-#[cfg(any(feature = "file", feature = "redis"))]
+#[cfg(feature = "_record")]
 use std::time::Duration;
 
 use crate::error::Problem;
@@ -19,18 +19,18 @@ pub(crate) fn identifier() -> Result<u128, Problem> {
 }
 
 /// Returns a time between half of this one and all of it, so that those that wait don't try again together.
-#[cfg(any(feature = "file", feature = "redis"))]
+#[cfg(feature = "_record")]
 pub(crate) fn jittered(pause: Duration) -> Duration {
     let [chance] = bytes().unwrap_or([128]);
     part(pause, chance)
 }
 
-#[cfg(any(feature = "file", feature = "redis"))]
+#[cfg(feature = "_record")]
 fn part(pause: Duration, chance: u8) -> Duration {
     pause * (256 + u32::from(chance)) / 512
 }
 
-#[cfg(all(test, any(feature = "file", feature = "redis")))]
+#[cfg(all(test, feature = "_record"))]
 mod tests {
     use super::*;
 

@@ -30,6 +30,11 @@ impl<C> Watchers<C> {
         drop(removed);
     }
 
+    /// Returns the number of sessions.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(ShortKey, usize), C>> {
         // Poisoning is ignored: nothing panics under this lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

@@ -356,3 +356,14 @@ impl Drop for SessionStore {
 fn seconds(lease: Duration) -> f64 {
     lease.min(LONGEST_LEASE).as_secs_f64()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_lasts_for_a_year_at_most() {
+        assert!((seconds(Duration::from_millis(1500)) - 1.5).abs() < f64::EPSILON);
+        assert!((seconds(Duration::MAX) - 31_536_000.0).abs() < f64::EPSILON);
+    }
+}

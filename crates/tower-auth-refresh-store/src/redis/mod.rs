@@ -234,8 +234,12 @@ impl RedisStoresBuilder {
 
 impl fmt::Debug for RedisStores {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Shared { resource, namespace, .. } = &*self.shared;
-        f.debug_struct("RedisStores").field("url", resource).field("namespace", namespace).finish_non_exhaustive()
+        let Shared { resource, namespace, push, .. } = &*self.shared;
+        f.debug_struct("RedisStores")
+            .field("url", resource)
+            .field("namespace", namespace)
+            .field("watched", &push.watched())
+            .finish_non_exhaustive()
     }
 }
 

@@ -59,6 +59,11 @@ impl Push {
         self.is_wanted.store(true, Ordering::Release);
     }
 
+    /// Returns the number of sessions that are told.
+    pub(super) fn watched(&self) -> usize {
+        self.watchers.len()
+    }
+
     pub(super) fn unwatch(&self, key: &[u8; 32], handle: usize) {
         // Most handles that are dropped without a session are those of a sign-out.
         if self.is_wanted.load(Ordering::Acquire) {

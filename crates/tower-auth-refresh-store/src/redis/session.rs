@@ -27,6 +27,9 @@ use crate::record::Codec;
 /// The lifetime of the record of a check.
 const CHECK_LIFETIME: Duration = Duration::from_secs(60);
 
+/// The attempts to give a claim back whose call wasn't answered.
+const RELEASES: usize = 3;
+
 /// A handle on one session.
 #[derive(Clone)]
 pub(super) struct SessionStore {
@@ -362,12 +365,14 @@ impl Drop for Unused<'_> {
         let (Some(claim), Ok(runtime)) = (self.claim.take(), Handle::try_current()) else { return };
         let store = self.store.clone();
         runtime.spawn(async move {
-            let release = async || store.release(&claim, Presented::Unused, Instant::now() + CALL_TIMEOUT).await;
-            // If it fails, the lease ends.
-            if matches!(release().await, Ok(false)) {
-                // On a connection of its own, the claim may still be on its way, until it would be refused.
+            // If it fails each time, the lease ends.
+            for _ in 0..RELEASES {
+                let deadline = Instant::now() + CALL_TIMEOUT;
+                if matches!(store.release(&claim, Presented::Unused, deadline).await, Ok(true)) {
+                    break;
+                }
+                // The claim may still be on its way, on another connection, until it would be refused.
                 sleep(ATTEMPT_TIMEOUT).await;
-                let _ = release().await;
             }
         });
     }

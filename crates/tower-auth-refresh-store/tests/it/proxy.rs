@@ -52,6 +52,7 @@ struct Seen {
     round_trips: usize,
     answers: usize,
     connections: usize,
+    open: usize,
     fault: Option<Fault>,
 }
 
@@ -120,6 +121,11 @@ impl Proxy {
         self.seen().connections
     }
 
+    /// Returns the number of connections that are open.
+    pub(crate) fn open(&self) -> usize {
+        self.seen().open
+    }
+
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap()
     }
@@ -136,9 +142,14 @@ async fn accept(listener: TcpListener, control: watch::Receiver<Control>, seen: 
         if control.borrow().refuses {
             continue;
         }
-        seen.lock().unwrap().connections += 1;
-        // An error ends the connection.
-        tokio::spawn(pass(client, control.clone(), Arc::clone(&seen)));
+        let (control, seen) = (control.clone(), Arc::clone(&seen));
+        tokio::spawn(async move {
+            seen.lock().unwrap().connections += 1;
+            seen.lock().unwrap().open += 1;
+            // An error ends the connection.
+            let _ = pass(client, control, Arc::clone(&seen)).await;
+            seen.lock().unwrap().open -= 1;
+        });
     }
 }
 

@@ -260,7 +260,9 @@ async fn of_several_hosts_the_one_that_can_be_written_to_is_used() {
     store.replace(&entry(1)).await.unwrap();
     proxy.cut();
     assert_eq!(store.load().await.unwrap().unwrap().generation(), 1);
-    assert_eq!(format!("{stores:?}"), format!("PostgresStores {{ database: \"postgres://{hosts}/postgres\", .. }}"));
+    let shown = format!("PostgresStores {{ database: \"postgres://{hosts}/postgres\", watched: 0, .. }}");
+    assert_eq!(format!("{stores:?}"), shown);
+    assert!(store.is_durable());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -98,6 +98,12 @@ async fn a_claim_whose_call_is_dropped_is_given_back() {
     case(server, "dropped claim".into()).await.check_dropped_claim().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_whose_answer_and_connections_are_lost_is_given_back_later() {
+    let Some(server) = shared().await else { return };
+    case(server, "lost claim".into()).await.check_lost_claim().await;
+}
+
 /// Refreshes the tokens of 20 users until it is aborted. Calls may fail; none may lose what was committed.
 fn spawn_users(stores: &PostgresStores) -> JoinSet<()> {
     let mut users = JoinSet::new();

@@ -1,6 +1,5 @@
 //! Stores in PostgreSQL, on servers that the tests start.
 
-mod clock;
 mod conformance;
 mod cost;
 mod deployment;
@@ -8,6 +7,7 @@ mod failover;
 mod faults;
 mod pooler;
 mod push;
+mod rounds;
 #[cfg(feature = "encryption")]
 mod secrets;
 mod server;

@@ -102,6 +102,14 @@ async fn a_server_with_unsafe_settings_is_reported() {
 }
 
 #[tokio::test]
+async fn a_server_with_fewer_replicas_than_writes_wait_for_is_reported() {
+    let Some(server) = Server::start_with(&["--appendonly", "yes"]).await else { return };
+    let redis = RedisStores::builder(&server.url()).wait(2).connect().await.unwrap();
+    let error = redis.check().await.unwrap_err();
+    assert!(error.to_string().contains("has 0 replicas, but writes wait for 2"), "{error}");
+}
+
+#[tokio::test]
 async fn a_user_with_the_documented_permissions_passes_the_check_and_one_with_fewer_is_refused() {
     let Some(server) = Server::start_with(&["--appendonly", "yes"]).await else { return };
     let permissions = "~tar:* &tar:* +getex +get +set +setrange +del +evalsha +eval +time +publish +subscribe \

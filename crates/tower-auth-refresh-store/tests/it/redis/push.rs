@@ -139,11 +139,19 @@ async fn two_registries_on_one_connection_learn_of_each_other() {
     let Some(server) = Server::start().await else { return };
     let kit = TestKit::new();
     let redis = RedisStores::connect(&server.url()).await.unwrap();
-    let (a, b) = (on(redis.clone(), &kit, NEVER), on(redis, &kit, NEVER));
+    let (a, b) = (on(redis.clone(), &kit, NEVER), on(redis.clone(), &kit, NEVER));
     let session = signed_in(&kit, &a, &b, "ada").await;
     subscribed(&server, 1).await;
     a.sign_out(&"ada".to_owned()).await.unwrap();
     signed_out(&session).await;
+    assert!(format!("{redis:?}").contains("watched: 1"), "{redis:?}");
+    drop((a, b, session));
+    let forgotten = async {
+        while !format!("{redis:?}").contains("watched: 0") {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), forgotten).await.expect("sessions that are gone are watched");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,6 +14,7 @@ use tower_auth_refresh_store::{RedisStores, StoreError, StoreErrorKind};
 use super::Server;
 use crate::encryption::{CANARY, canaries, has, keys};
 use crate::kind;
+use crate::proxy::Proxy;
 use crate::support::{LEASE, TestDirectory, claimed};
 
 const PASSWORD: &str = "pa55-w0rd";
@@ -100,6 +101,8 @@ fn shown(error: &StoreError) -> String {
 async fn credentials_are_in_no_error() {
     let Some(server) = Server::start_with(&["--requirepass", "another"]).await else { return };
     let port = server.port();
+    let closing = Proxy::start(port).await;
+    closing.refuse(true);
     let cases = [
         (format!("redis://:{PASSWORD}@127.0.0.1:{port}"), StoreErrorKind::Misconfigured),
         (format!("redis://ada:{PASSWORD}@127.0.0.1:{port}"), StoreErrorKind::Misconfigured),
@@ -108,6 +111,8 @@ async fn credentials_are_in_no_error() {
         (format!("redis://ada:{PASSWORD}@host.invalid"), StoreErrorKind::Unavailable),
         // A server without TLS, which waits for the end of a line.
         (format!("rediss://ada:{PASSWORD}@127.0.0.1:{port}"), StoreErrorKind::Unavailable),
+        // One that closes the connection at once.
+        (format!("rediss://ada:{PASSWORD}@127.0.0.1:{}", closing.port()), StoreErrorKind::Unavailable),
         (format!("redis+sentinel://ada:{PASSWORD}@127.0.0.1:{port}/main"), StoreErrorKind::Misconfigured),
         (format!("{PASSWORD}://127.0.0.1"), StoreErrorKind::Misconfigured),
         (format!("redis://ada:{PASSWORD}@127.0.0.1:port"), StoreErrorKind::Misconfigured),

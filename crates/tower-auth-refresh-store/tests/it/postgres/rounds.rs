@@ -1,8 +1,9 @@
-//! A server whose clock is set while a store is connected, or never stands still.
+//! Calls that take several rounds: the clock of the server is set while a store is connected, or never stands still, or a
+//! statement changes no row although it should.
 
 use std::sync::Arc;
 
-use tower_auth_refresh::store::{ClaimOutcome, InsertOutcome, TokenStore};
+use tower_auth_refresh::store::{ClaimOutcome, ClearOutcome, CommitOutcome, InsertOutcome, TokenStore};
 use tower_auth_refresh_store::PostgresStores;
 
 use super::server::Server;
@@ -61,4 +62,42 @@ async fn what_begins_something_fails_in_time_if_it_is_late_whenever_it_is_sent()
 async fn store_by_true_clock(server: &Server) -> Arc<dyn TokenStore> {
     let url = format!("{}?options=-csearch_path%3Dpg_catalog%2Cfake", server.url());
     PostgresStores::connect(url).await.unwrap().store("ada")
+}
+
+/// Has the server skip this number of changes of rows.
+fn skip(server: &Server, changes: usize) {
+    server.sql(&format!(
+        "CREATE SEQUENCE IF NOT EXISTS changes; SELECT setval('changes', 1, false);
+        CREATE OR REPLACE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF nextval('public.changes') <= {changes} THEN RETURN NULL; END IF;
+            RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
+        END $$;
+        CREATE OR REPLACE TRIGGER skip BEFORE UPDATE OR DELETE ON tower_auth_refresh
+            FOR EACH ROW EXECUTE FUNCTION skip()"
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_finds_the_row_and_leaves_it_is_made_again_while_there_is_time() {
+    let Some(server) = Server::start(&[]) else { return };
+    let stores = PostgresStores::connect(server.url()).await.unwrap();
+    stores.migrate().await.unwrap();
+    let store = stores.store("ada");
+    let version = store.replace(&entry(1)).await.unwrap();
+    skip(&server, 1);
+    let claim = claimed(&*store, &version).await;
+    skip(&server, 1);
+    let CommitOutcome::Stored(version) = store.commit(&claim, &entry(2)).await.unwrap() else {
+        panic!("no other writes")
+    };
+    let claim = claimed(&*store, &version).await;
+    skip(&server, 1_000_000);
+    let next = entry(3);
+    let (committed, cleared) = tokio::join!(store.commit(&claim, &next), store.clear(&version));
+    for outcome in [committed.map(drop), cleared.map(drop)] {
+        assert!(matches!(&outcome, Err(error) if error.to_string().contains("faster")), "{outcome:?}");
+    }
+    skip(&server, 1);
+    assert!(matches!(store.clear(&version).await.unwrap(), ClearOutcome::Cleared));
+    assert_eq!(store.load().await.unwrap(), None);
 }
