@@ -51,6 +51,7 @@ struct Control {
 struct Seen {
     round_trips: usize,
     answers: usize,
+    attempts: usize,
     connections: usize,
     open: usize,
     fault: Option<Fault>,
@@ -121,6 +122,11 @@ impl Proxy {
         self.seen().connections
     }
 
+    /// Returns the number of connections that were made or refused.
+    pub(crate) fn attempts(&self) -> usize {
+        self.seen().attempts
+    }
+
     /// Returns the number of connections that are open.
     pub(crate) fn open(&self) -> usize {
         self.seen().open
@@ -139,6 +145,7 @@ impl Drop for Proxy {
 
 async fn accept(listener: TcpListener, control: watch::Receiver<Control>, seen: Arc<Mutex<Seen>>) {
     while let Ok((client, _)) = listener.accept().await {
+        seen.lock().unwrap().attempts += 1;
         if control.borrow().refuses {
             continue;
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
-use tower_auth_refresh::{Session, SessionRegistry, SessionState};
+use tower_auth_refresh::{Session, SessionRegistry, SessionState, Tokens};
 use tower_auth_refresh_store::RedisStores;
 use tower_auth_refresh_testkit::TestKit;
 
@@ -212,6 +212,55 @@ async fn a_push_connection_that_is_dead_without_a_sign_is_made_anew_within_3_s()
         assert!(begun.elapsed() < NOTICED + PUSHED);
         sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_connection_that_works_is_kept_and_one_that_is_refused_is_tried_again_after_pauses() {
+    let Some(server) = Server::start().await else { return };
+    let kit = TestKit::new();
+    let proxy = Proxy::start(server.port()).await;
+    let (a, b) = (replica(&kit, server.port(), NEVER).await, replica(&kit, proxy.port(), NEVER).await);
+    signed_in(&kit, &a, &b, "ada").await;
+    subscribed(&server, 2).await;
+    let (connections, answers) = (proxy.connections(), proxy.answers());
+    // Each question whether the connection works is answered.
+    let answered = async {
+        while proxy.answers() < answers + 3 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), answered).await.unwrap();
+    assert_eq!(proxy.connections(), connections);
+
+    let attempts = proxy.attempts();
+    proxy.refuse(true);
+    proxy.cut();
+    sleep(Duration::from_secs(1)).await;
+    let attempts = proxy.attempts() - attempts;
+    assert!((1..20).contains(&attempts), "{attempts} attempts in a second");
+}
+
+#[test]
+fn the_subscription_is_made_anew_after_its_runtime_has_ended() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let first = runtime();
+    let Some(server) = first.block_on(Server::start()) else { return };
+    let kit = TestKit::new();
+    let (redis, session) = first.block_on(async {
+        let redis = RedisStores::connect(&server.url()).await.unwrap();
+        let tokens: Tokens = kit.sign_in("ada").try_into().unwrap();
+        let builder = Session::builder(kit.refresh_service()).store(redis.store("ada")).tokens(tokens);
+        let session = builder.build().await.unwrap();
+        subscribed(&server, 1).await;
+        (redis, session)
+    });
+    drop(first);
+    runtime().block_on(async {
+        subscribed(&server, 0).await;
+        redis.store("ada").load().await.unwrap();
+        subscribed(&server, 1).await;
+    });
+    drop(session);
 }
 
 #[tokio::test(flavor = "multi_thread")]

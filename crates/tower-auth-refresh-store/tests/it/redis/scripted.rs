@@ -23,6 +23,8 @@ struct Seen {
     /// The answer to `TIME`, instead of the time since 1970, and to `INFO`.
     time: Option<Duration>,
     info: &'static str,
+    /// The first scripts that refuse to run, since they are late. If this is set, the later ones succeed.
+    late: Option<usize>,
     reads: AtomicUsize,
     /// The time at which each script has arrived, and its last argument, in milliseconds.
     scripts: Mutex<Vec<(u128, u128)>>,
@@ -76,8 +78,13 @@ async fn answer(socket: TcpStream, error: &str, times: usize, seen: Arc<Seen>) -
             }
             "EVAL" | "EVALSHA" => {
                 let deadline = words.last().unwrap().parse().unwrap();
-                seen.scripts.lock().unwrap().push((now().as_millis(), deadline));
-                format!("-{error}\r\n")
+                let mut scripts = seen.scripts.lock().unwrap();
+                scripts.push((now().as_millis(), deadline));
+                match seen.late {
+                    Some(late) if scripts.len() <= late => "*1\r\n$4\r\nlate\r\n".to_owned(),
+                    Some(_) => "*1\r\n$4\r\ndone\r\n".to_owned(),
+                    None => format!("-{error}\r\n"),
+                }
             }
             "INFO" => format!("${}\r\n{}\r\n", seen.info.len(), seen.info),
             "GETEX" if seen.reads.fetch_add(1, Ordering::SeqCst) < times => format!("-{error}\r\n"),
@@ -158,6 +165,13 @@ async fn deadlines_are_by_the_time_of_the_server_to_the_millisecond() {
     let [(_, deadline)] = server.seen.scripts.lock().unwrap()[..] else { panic!("it is sent once") };
     let earliest = time.as_millis() + 1500;
     assert!((earliest..=earliest + begun.elapsed().as_millis() + 1000).contains(&deadline), "{deadline}");
+}
+
+#[tokio::test]
+async fn a_script_that_is_late_since_the_servers_clock_was_set_is_sent_again_by_its_new_time() {
+    let server = Scripted::start_as(Seen { late: Some(2), ..Seen::default() }, "", usize::MAX).await;
+    server.connect().await.store("ada").replace(&entry(1)).await.unwrap();
+    assert_eq!(server.seen.scripts.lock().unwrap().len(), 3);
 }
 
 #[tokio::test]
