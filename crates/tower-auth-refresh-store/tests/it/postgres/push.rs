@@ -194,6 +194,7 @@ async fn two_registries_on_the_same_connections_learn_of_each_other_and_the_conn
     let name = "together";
     let url = format!("{}?application_name={name}", server.url());
     let stores = PostgresStores::builder(url).namespace(name).connect().await.unwrap();
+    stores.migrate().await.unwrap();
     let hour = Duration::from_secs(3600);
     let (a, b) = (on(stores.clone(), hour), on(stores.clone(), hour));
     for user in ["ada", "bob"] {
