@@ -92,7 +92,7 @@ fn redis(criterion: &mut Criterion) {
         let begun = Instant::now();
         for _ in 0..REFRESHES * 2 {
             let mut connection = connection.clone();
-            let set = redis::cmd("SET").arg("scratch").arg(&[1; 1024]).to_owned();
+            let set = redis::cmd("SET").arg("scratch").arg(&[1_u8; 1024][..]).to_owned();
             runtime.block_on(async move { set.query_async::<()>(&mut connection).await }).expect("an answer");
         }
         begun.elapsed()

@@ -75,6 +75,9 @@ impl SessionBuilder {
 
     /// Bounds a whole refresh: waiting for a claim, and all attempts. Default: 30 s; at most an hour.
     ///
+    /// If a process that shares the store dies while it refreshes, its claim holds for up to 15 s. A shorter time-out makes
+    /// refreshes of that session fail until then.
+    ///
     /// Storing the new tokens may take another 5 s. A request may wait for the sum of both before it is sent, if the token
     /// in force is known to be refused, and again if it is refused itself, unless it has waited for the whole sum in vain.
     pub fn refresh_timeout(mut self, timeout: Duration) -> Self {

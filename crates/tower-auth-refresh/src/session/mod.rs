@@ -31,6 +31,7 @@ mod config;
 mod credential;
 mod error;
 mod flight;
+mod held_claim;
 mod lifetime;
 mod limiter;
 mod loop_guard;

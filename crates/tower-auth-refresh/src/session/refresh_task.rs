@@ -17,8 +17,10 @@ use tracing::{Instrument, Span};
 use super::backoff;
 use super::cell::TokenCell;
 use super::flight::{CompletionGuard, Flight, Outcome};
+use super::held_claim::{HeldClaim, LEASE};
 use super::state::{Event, State, Stored};
-use super::store_call::{STORE_TIMEOUT, bounded, bounded_by};
+use super::store_call::{bounded, bounded_by};
+use super::store_sync::ClaimedByPeer;
 use crate::TARGET;
 use crate::random;
 use crate::refresh::{NotRefreshed, RefreshError, RefreshErrorKind, RefreshRequest, Trigger};
@@ -31,13 +33,6 @@ const CLAIM_POLL: Duration = Duration::from_millis(200);
 
 /// The shortest such pause, whatever the store says about the end of the lease.
 const SHORTEST_CLAIM_POLL: Duration = Duration::from_millis(10);
-
-/// The lease of a claim after the refresh token was rejected: enough to read the record and to delete it. If the process
-/// dies in between, the user waits for as long.
-const END_LEASE: Duration = Duration::from_secs(15);
-
-/// The part of a claim's lease that covers slow clocks and stores.
-const LEASE_MARGIN: Duration = Duration::from_secs(5);
 
 /// Starts the refresh of `base` in a task of its own.
 pub(super) fn start(cell: &Arc<TokenCell>, base: Arc<State>, trigger: Trigger) -> Arc<Flight> {
@@ -124,7 +119,10 @@ impl RefreshTask {
             Ok(claim) => claim,
             Err(aborted) => return self.settle(aborted).await,
         };
-        match self.request_tokens(&claim, deadline).await {
+        let cell = Arc::clone(&self.cell);
+        let requested = claim.renewed_during(&*cell.store, self.request_tokens(&claim, deadline)).await;
+        let claim = claim.into_claim();
+        match requested {
             Ok(tokens) => self.save_and_publish(claim, tokens).await,
             Err(RefreshAborted::Failed { error, in_doubt }) => {
                 let in_doubt = if let Some(token) = error.refresh_token() {
@@ -143,7 +141,7 @@ impl RefreshTask {
     }
 
     /// Claims the refresh token, or finds the tokens that another process has stored.
-    async fn claim(&mut self, deadline: Instant) -> Result<Claim, RefreshAborted> {
+    async fn claim(&mut self, deadline: Instant) -> Result<HeldClaim, RefreshAborted> {
         if !matches!(self.base.stored, Stored::Clean(_)) {
             self.save_first(deadline).await?;
         }
@@ -153,13 +151,13 @@ impl RefreshTask {
         };
         let cell = Arc::clone(&self.cell);
         loop {
-            let lease = deadline.saturating_duration_since(Instant::now()) + STORE_TIMEOUT + LEASE_MARGIN;
-            let outcome = match within(deadline, || cell.store.claim(&version, lease)).await? {
+            let asked = Instant::now();
+            let outcome = match within(deadline, || cell.store.claim(&version, LEASE)).await? {
                 ClaimOutcome::Changed(found) => ClaimOutcome::Changed(cell.unless_ended(found)),
                 outcome => outcome,
             };
             match outcome {
-                ClaimOutcome::Claimed(claim) => return Ok(claim),
+                ClaimOutcome::Claimed(claim) => return Ok(HeldClaim::new(claim, asked)),
                 ClaimOutcome::Busy { retry_in } => {
                     let look_again = Instant::now() + retry_in.clamp(SHORTEST_CLAIM_POLL, CLAIM_POLL);
                     if look_again >= deadline {
@@ -171,7 +169,7 @@ impl RefreshTask {
                 ClaimOutcome::Changed(None) => return Err(RefreshAborted::RecordGone),
                 // Newer tokens than the state's, which another process had stored before the store lost them.
                 ClaimOutcome::Changed(Some(record)) if self.is_older(&record) && self.place > self.base.place => {
-                    if let Some(written) = self.write_over(&record, lease, deadline).await? {
+                    if let Some(written) = self.write_over(&record, deadline).await? {
                         version = written;
                     } else if Instant::now() + CLAIM_POLL < deadline {
                         sleep(CLAIM_POLL).await;
@@ -207,7 +205,13 @@ impl RefreshTask {
     /// process dies after presenting it, the store must not hold an older one.
     async fn save_first(&mut self, deadline: Instant) -> Result<(), RefreshAborted> {
         let cell = Arc::clone(&self.cell);
-        within(deadline, || Box::pin(cell.sync())).await?;
+        while let Err(error) = bounded_by(deadline, || Box::pin(cell.sync())).await {
+            // Perhaps the claim is that of a process that writes the same tokens back.
+            if !error.is::<ClaimedByPeer>() || Instant::now() + CLAIM_POLL >= deadline {
+                return Err(RefreshAborted::unavailable(RefreshError::unavailable(error)));
+            }
+            sleep(CLAIM_POLL).await;
+        }
         let state = Arc::clone(&self.cell.snapshot());
         if (state.epoch, state.generation) != (self.base.epoch, self.base.generation) {
             return Err(RefreshAborted::Overtaken);
@@ -219,14 +223,9 @@ impl RefreshTask {
     }
 
     /// Writes the tokens of this refresh over an older record. Returns `None` if the record has changed or is claimed.
-    async fn write_over(
-        &self,
-        older: &Record,
-        lease: Duration,
-        deadline: Instant,
-    ) -> Result<Option<Version>, RefreshAborted> {
+    async fn write_over(&self, older: &Record, deadline: Instant) -> Result<Option<Version>, RefreshAborted> {
         let store = &self.cell.store;
-        let ClaimOutcome::Claimed(claim) = within(deadline, || store.claim(older.version(), lease)).await? else {
+        let ClaimOutcome::Claimed(claim) = within(deadline, || store.claim(older.version(), LEASE)).await? else {
             return Ok(None);
         };
         let entry = self.cell.with_ends(self.base.entry_of(self.place, self.tokens.clone()));
@@ -250,15 +249,16 @@ impl RefreshTask {
     }
 
     /// Calls the refresh service, and repeats the call where the failure allows it.
-    async fn request_tokens(&mut self, claim: &Claim, deadline: Instant) -> Result<Tokens, RefreshAborted> {
+    async fn request_tokens(&mut self, held: &HeldClaim, deadline: Instant) -> Result<Tokens, RefreshAborted> {
         let first = Instant::now();
         // The doubt is about the base's refresh token, not about one that another process has stored since.
         let same = self.tokens.refresh_token() == self.base.tokens.refresh_token();
+        let claim = held.claim();
         let marked = claim.is_in_doubt() || self.base.in_doubt && same;
         let mut in_doubt = false;
         loop {
             self.attempts += 1;
-            let error = match self.call(marked || in_doubt, deadline).await {
+            let error = match self.call(held, marked || in_doubt, deadline).await {
                 Ok(tokens) => return Ok(tokens.completed_from(&self.tokens)),
                 Err(error) => error,
             };
@@ -283,7 +283,7 @@ impl RefreshTask {
     }
 
     /// Makes one attempt. If the deadline passes it is in doubt, unless the service was never ready to be called.
-    async fn call(&self, in_doubt: bool, deadline: Instant) -> Result<Tokens, RefreshError> {
+    async fn call(&self, held: &HeldClaim, in_doubt: bool, deadline: Instant) -> Result<Tokens, RefreshError> {
         let request = RefreshRequest {
             tokens: self.tokens.clone(),
             generation: self.base.generation,
@@ -297,8 +297,10 @@ impl RefreshTask {
             if self.cell.snapshot().epoch != self.base.epoch {
                 return Err(RefreshError::unavailable("the session was signed in or out meanwhile"));
             }
-            // Checked here too, since a process may have been stopped for longer than its lease: another one may have
-            // presented the token meanwhile.
+            // A process may have been stopped for longer than its lease: another one may have presented the token meanwhile.
+            if !held.holds() {
+                return Err(RefreshError::unavailable("another process may have taken the claim over"));
+            }
             if Instant::now() >= deadline {
                 return Err(RefreshError::unavailable("the time for the refresh is over"));
             }
@@ -327,7 +329,7 @@ impl RefreshTask {
         let unknown = |error| RefreshAborted::Failed { error, in_doubt };
         let cell = &self.cell;
         // A process that was suspended for longer than its lease may find that another one has taken the claim over.
-        let held = match bounded(|| cell.store.renew(claim, END_LEASE)).await {
+        let held = match bounded(|| cell.store.renew(claim, LEASE)).await {
             // Read after the renewal, so that a write made meanwhile is seen.
             Ok(held) => bounded(|| cell.store.load()).await.map(|found| (held, cell.unless_ended(found))),
             Err(error) => Err(error),

@@ -1,8 +1,9 @@
 //! Store sync: brings the store in line with the state where a write outside of a flight, or a failed one, is pending.
 
+use std::error::Error;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-use std::time::Duration;
 
 use futures_util::future::join;
 use tokio::task::JoinHandle;
@@ -11,17 +12,27 @@ use tower::BoxError;
 
 use super::backoff;
 use super::cell::{SignInAttempt, TokenCell};
+use super::held_claim::LEASE;
 use super::state::{Event, Stored};
 use super::store_call::bounded;
 use crate::TARGET;
 use crate::random;
 use crate::store::{Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, Record, Version};
 
-/// The first lease of a claim on an older record that is to be written over.
-const OVERWRITE_LEASE: Duration = Duration::from_secs(15);
+/// Another process has claimed the older record that is to be written over.
+#[derive(Debug)]
+pub(super) struct ClaimedByPeer;
 
 /// A revocation in a task of its own.
 pub(super) type RevocationTask = JoinHandle<Result<(), BoxError>>;
+
+impl fmt::Display for ClaimedByPeer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("another process has claimed the older record")
+    }
+}
+
+impl Error for ClaimedByPeer {}
 
 impl TokenCell {
     /// Makes all pending writes.
@@ -73,13 +84,13 @@ impl TokenCell {
                     }
                 }
                 Stored::OverwritePending(version) => {
-                    // Short, since the answer may be lost. The commit renews it.
-                    match bounded(|| self.store.claim(version, OVERWRITE_LEASE)).await? {
+                    // The commit renews it.
+                    match bounded(|| self.store.claim(version, LEASE)).await? {
                         ClaimOutcome::Claimed(claim) => {
                             overwrites = true;
                             self.change(Event::OverwriteClaimed { epoch, claim: Arc::new(claim) }).await;
                         }
-                        ClaimOutcome::Busy { .. } => return Err("another process has claimed the older record".into()),
+                        ClaimOutcome::Busy { .. } => return Err(ClaimedByPeer.into()),
                         ClaimOutcome::Changed(found) => {
                             self.adopt_conflicting_write(state.entry(), found, false).await;
                         }

@@ -360,9 +360,9 @@ async fn a_panic_of_the_refresh_service_answers_all_waiters_and_the_next_refresh
 
 /// A refresh service whose readiness is decided by the test.
 #[derive(Clone)]
-struct WithReadiness<F> {
-    ready: F,
-    then: Script<RefreshRequest, Tokens, RefreshError>,
+pub struct WithReadiness<F> {
+    pub ready: F,
+    pub then: Script<RefreshRequest, Tokens, RefreshError>,
 }
 
 impl<F: FnMut() -> Poll<Result<(), BoxError>>> Service<RefreshRequest> for WithReadiness<F> {
@@ -414,8 +414,9 @@ async fn a_refresh_service_that_never_becomes_ready_leaves_nothing_in_doubt() {
 /// As after a process was stopped for longer than its lease: another one may have presented the token meanwhile.
 #[tokio::test(start_paused = true)]
 async fn a_refresh_service_that_becomes_ready_when_the_time_is_over_is_not_called() {
-    // The second poll is made when the time-out has passed.
-    let (mut it, _) = with_readiness(|poll| if poll == 1 { Poll::Pending } else { Poll::Ready(Ok(())) }).await;
+    let ready_at = Instant::now() + TIMEOUT;
+    let (mut it, _) =
+        with_readiness(move |_| if Instant::now() < ready_at { Poll::Pending } else { Poll::Ready(Ok(())) }).await;
     let response = it.get_refused().await.await.unwrap();
     assert!(it.auth.is_idle().await);
     assert!(matches!(failure(not_refreshed(&response)), RefreshErrorKind::Unavailable));

@@ -9,7 +9,7 @@ use http::Response;
 use http_body_util::Full;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
-use tower_auth_refresh::store::{ClaimOutcome, Record};
+use tower_auth_refresh::store::{ClaimOutcome, CommitOutcome, Entry, Record};
 use tower_auth_refresh::{NotRefreshed, RefreshError, RefreshErrorKind, SessionState, Tokens};
 use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 
@@ -109,11 +109,33 @@ async fn a_store_that_goes_back_repeatedly_makes_no_session_present_an_older_tok
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refresh_waits_for_the_claim_of_another_process_on_an_older_record() {
+    for committed in [Some(4), Some(2), None] {
+        let (mut it, store, records) = four_generations().await;
+        store.rewind(Some(records[0].clone())).await;
+        let claim = store.claim_as_peer(20 * SECOND).await;
+        let response = it.get_refused().await;
+        assert!(it.auth.is_idle().await);
+        // It writes the same tokens back, or its own, or dies.
+        if let Some(n) = committed {
+            let entry = Entry::new(records[0].epoch(), n, records[usize::try_from(n).unwrap() - 1].tokens().clone());
+            assert!(matches!(store.inner().commit(&claim, &entry).await.unwrap(), CommitOutcome::Stored(_)));
+        }
+        let refresh = it.auth.next().await;
+        assert_eq!(refresh.presented(), "r4", "{committed:?}");
+        assert_stored(&store, 4).await;
+        refresh.answer(Ok(pair(5)));
+        it.accepts(response, 5).await;
+        assert_stored(&store, 5).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_older_record_is_written_over_once_the_claim_of_another_process_on_it_ends() {
     let (mut it, store, records) = four_generations().await;
     store.rewind(Some(records[1].clone())).await;
     // The other process has known nothing newer.
-    let claim = store.claim_as_peer(20 * SECOND).await;
+    let claim = store.claim_as_peer(40 * SECOND).await;
     let response = it.get_refused().await.await.unwrap();
     assert!(is_unavailable(not_refreshed(&response)), "{response:?}");
     assert!(it.auth.is_idle().await);
@@ -129,7 +151,7 @@ async fn an_older_record_is_written_over_once_the_claim_of_another_process_on_it
 
     // The other process dies with the claim.
     store.rewind(Some(records[0].clone())).await;
-    let _abandoned = store.claim_as_peer(20 * SECOND).await;
+    let _abandoned = store.claim_as_peer(40 * SECOND).await;
     let response = it.get_refused().await.await.unwrap();
     assert!(is_unavailable(not_refreshed(&response)), "{response:?}");
     sleep(2 * MINUTE).await;

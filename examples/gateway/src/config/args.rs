@@ -92,7 +92,7 @@ pub struct Args {
     pub refreshes_in_flight: usize,
 
     /// Timeout of a refresh
-    #[arg(long, env = "GATEWAY_REFRESH_TIMEOUT", value_name = "TIME", default_value = "15s",
+    #[arg(long, env = "GATEWAY_REFRESH_TIMEOUT", value_name = "TIME", default_value = "20s",
           value_parser = units::duration, allow_hyphen_values = true)]
     pub refresh_timeout: Duration,
 

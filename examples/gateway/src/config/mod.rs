@@ -41,7 +41,7 @@ pub struct Settings {
     pub refreshes_in_flight: usize,
     /// The time before its expiry at which a token is refreshed. Default: `None`, only after a 401.
     pub refresh_early: Option<Duration>,
-    /// The time-out of a refresh. Default: 15 s.
+    /// The time-out of a refresh. Default: 20 s, of which the claim of another gateway that was killed may take up 15.
     pub refresh_timeout: Duration,
     /// The maximum size of a request body, in bytes. Default: 64 MiB.
     pub body_limit: u64,

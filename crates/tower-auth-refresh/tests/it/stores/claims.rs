@@ -1,11 +1,15 @@
 //! Claims on the refresh token.
 
+use std::task::Poll;
+use std::time::Duration;
+
 use tokio::time::{Instant, sleep};
-use tower_auth_refresh::store::Presented;
+use tower_auth_refresh::store::{ClaimOutcome, Presented};
 use tower_auth_refresh::{RefreshError, Tokens};
-use tower_auth_refresh_testkit::conformance::{Call as StoreCall, StoreFault};
+use tower_auth_refresh_testkit::conformance::{Call as StoreCall, FaultyStore, StoreFault};
 
 use super::{MINUTE, SECOND, is_unavailable, peer_on, stored};
+use crate::faults::WithReadiness;
 use crate::support::*;
 
 #[tokio::test(start_paused = true)]
@@ -63,6 +67,104 @@ async fn a_claim_that_is_held_for_longer_than_a_refresh_may_take_is_respected() 
     let response = it.get_refused().await;
     it.accepts(response, 2).await;
     assert!(it.auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_holds_for_as_long_as_its_refresh_takes() {
+    let (mut it, store) = stored().await;
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    let record = store.record().await.unwrap();
+    for second in 1..=28 {
+        sleep(SECOND).await;
+        // For 9 s the store doesn't answer.
+        match second {
+            6 => store.inject(StoreCall::Renew, StoreFault::hang_until_cleared()),
+            15 => store.clear_faults(),
+            _ => {}
+        }
+        let outcome = store.inner().claim(record.version(), MINUTE).await.unwrap();
+        assert!(matches!(outcome, ClaimOutcome::Busy { .. }), "{outcome:?}");
+    }
+    let renewals = store.count(StoreCall::Renew);
+    assert!((4..=6).contains(&renewals), "{renewals} renewals in 28 s");
+    refresh.answer(Ok(pair(2)));
+    it.accepts(response, 2).await;
+    assert_eq!(store.tokens().await.unwrap(), pair(2));
+    sleep(MINUTE).await;
+    assert_eq!(store.count(StoreCall::Renew), renewals, "renewed after the refresh");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_is_answered_within_5_s_renews_nothing() {
+    let (mut it, store) = stored().await;
+    let response = it.get_refused().await;
+    let refresh = it.auth.next().await;
+    sleep(5 * SECOND - Duration::from_millis(2)).await;
+    refresh.answer(Ok(pair(2)));
+    it.accepts(response, 2).await;
+    assert_eq!(store.calls(), [StoreCall::Claim, StoreCall::Commit]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_claim_of_a_process_that_has_died_is_free_after_15_s() {
+    let (mut it, store) = stored().await;
+    let _response = it.get_refused().await;
+    let _refresh = it.auth.next().await;
+    let begun = Instant::now();
+    // It renews nothing any more.
+    store.inject(StoreCall::Renew, StoreFault::hang());
+    let mut peer = peer_on(&store).await;
+    let response = peer.get_refused().await;
+    let refresh = peer.auth.next().await;
+    assert!((15 * SECOND..16 * SECOND).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    assert!(refresh.request.is_in_doubt());
+    refresh.answer(Ok(pair(2)));
+    peer.accepts(response, 2).await;
+}
+
+/// A session whose refresh service is ready from 16 s after the test's begin on, and whose claims can't be renewed.
+async fn ready_after_the_lease() -> (Fixture, FaultyStore) {
+    let store = faulty_store();
+    let ready_at = Instant::now() + 16 * SECOND;
+    let ready = move || if Instant::now() < ready_at { Poll::Pending } else { Poll::Ready(Ok(())) };
+    let (then, auth) = script();
+    let shared = store.clone();
+    let it = Fixture::over(WithReadiness { ready, then }, auth, |builder| builder.tokens(pair(1)).store(shared)).await;
+    store.inject(StoreCall::Renew, StoreFault::fail());
+    (it, store)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_not_presented_once_the_lease_of_its_claim_is_over() {
+    let (mut it, store) = ready_after_the_lease().await;
+    let response = it.get_refused().await;
+    sleep(15 * SECOND + SECOND / 2).await;
+    // Another process takes the claim over and is about to present the token.
+    let claim = store.claim_as_peer(MINUTE).await;
+    assert!(claim.is_in_doubt());
+    let response = response.await.unwrap();
+    assert!(is_unavailable(not_refreshed(&response)));
+    assert!(it.auth.is_idle().await);
+    store.commit_as_peer(&claim, &pair(2)).await;
+    store.clear_faults();
+    sleep(MINUTE).await;
+    let response = it.get_refused().await;
+    it.accepts(response, 2).await;
+    assert!(it.auth.is_idle().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_presented_after_its_lease_if_the_claim_can_still_be_renewed() {
+    let (mut it, store) = ready_after_the_lease().await;
+    let response = it.get_refused().await;
+    sleep(16 * SECOND - Duration::from_millis(5)).await;
+    assert!(it.auth.is_idle().await);
+    store.clear_faults();
+    let refresh = it.auth.next().await;
+    assert!(!refresh.request.is_in_doubt());
+    refresh.answer(Ok(pair(2)));
+    it.accepts(response, 2).await;
 }
 
 #[tokio::test(start_paused = true)]

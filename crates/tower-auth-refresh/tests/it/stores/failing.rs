@@ -134,10 +134,10 @@ async fn while_tokens_are_unsaved_no_peer_can_claim_the_used_refresh_token() {
     ] {
         let (mut it, store) = stored().await;
         store.inject(StoreCall::Commit, fault);
-        store.inject(StoreCall::Renew, StoreFault::hang_until_cleared());
         let response = it.get_refused().await;
         let refresh = it.auth.next().await;
         sleep(answered_after).await;
+        store.inject(StoreCall::Renew, StoreFault::hang_until_cleared());
         refresh.answer(Ok(pair(2)));
         it.accepts(response, 2).await;
         let version = store.record().await.unwrap().version().clone();
