@@ -287,6 +287,8 @@ mod tests {
             let address = parse(url);
             assert_eq!((address.hosts[0].get_ssl_mode(), address.checks_host_name), (mode, checks_host_name), "{url}");
         }
+        let standby = Address::parse("postgres://ada@db?target_session_attrs=any").err().unwrap().of("the URL");
+        assert!(standby.to_string().contains("the store has to write"), "{standby}");
         for mode in ["prefer", "allow", "", "Require"] {
             assert!(Address::parse(&format!("postgres://ada@db?sslmode={mode}")).is_err(), "{mode}");
         }

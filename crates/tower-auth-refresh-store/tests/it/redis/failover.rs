@@ -54,8 +54,18 @@ impl Pair {
     /// Returns the user's tokens, which the replica has.
     async fn sign_in(&self) -> Tokens {
         let tokens: Tokens = self.kit.sign_in("ada").try_into().unwrap();
-        self.session(1, &tokens).await;
+        self.session(0, &tokens).await;
+        self.replicated().await;
         tokens
+    }
+
+    /// Waits until the replica has all writes. A write that waits for it gives up after a second.
+    async fn replicated(&self) {
+        let offset = async |server: &Server| {
+            let info = server.command("INFO replication").await;
+            info.lines().find_map(|line| line.strip_prefix("master_repl_offset:")).unwrap().to_owned()
+        };
+        until(async || offset(&self.primary).await == offset(&self.replica).await).await;
     }
 
     fn cut_replication(&self) {
@@ -200,7 +210,8 @@ async fn a_sign_out_that_is_repeated_gives_the_replicas_something_to_acknowledge
 async fn a_server_that_gives_up_its_role_and_keeps_its_connections_is_read_no_longer() {
     let Some(pair) = Pair::start().await else { return };
     let store = pair.connect(0).await.store("ada");
-    let version = pair.connect(1).await.store("ada").replace(&entry(1)).await.unwrap();
+    let version = store.replace(&entry(1)).await.unwrap();
+    pair.replicated().await;
     let connections = pair.clients.connections();
     assert_eq!(pair.replica.command(PROMOTION).await, "+OK\r\n");
     let source = pair.replica.port();
@@ -350,6 +361,7 @@ async fn a_server_that_gives_up_its_role_and_keeps_its_connections_is_written_no
     };
     // Several connections.
     assert!(futures_util::future::join_all((0..8).map(write)).await.iter().all(Result::is_ok));
+    pair.replicated().await;
     assert_eq!(pair.replica.command(PROMOTION).await, "+OK\r\n");
     let source = pair.replica.port();
     assert_eq!(pair.primary.command(&format!("REPLICAOF 127.0.0.1 {source}")).await, "+OK\r\n");
