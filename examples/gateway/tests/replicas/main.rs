@@ -72,18 +72,7 @@ impl Store {
     fn start_gateway(&self, kit: &TestServer) -> Program {
         let origin = kit.origin();
         let (url, keys) = (&*self.url, &*self.keys);
-        Program::start(&[
-            "--upstream",
-            &origin,
-            "--auth",
-            &origin,
-            "--store",
-            url,
-            "--store-keys",
-            keys,
-            "--refresh-timeout",
-            "2s",
-        ])
+        Program::start(&["--upstream", &origin, "--auth", &origin, "--store", url, "--store-keys", keys])
     }
 }
 
