@@ -256,6 +256,8 @@ mod tests {
         assert_eq!(parse("postgres://ada@[::1]:7000").name, "postgres://[::1]:7000/ada");
         let by_parameters = parse("postgres:///app?host=/run/postgresql&user=ada&password=x&port=7000");
         assert_eq!(by_parameters.name, "postgres:///run/postgresql:7000/app");
+        let by_one_port = parse("postgres:///app?host=db1,db2&user=ada&port=7000");
+        assert_eq!(by_one_port.name, "postgres://db1:7000,db2:7000/app");
         let listed = parse("postgres://ada@db1?host=db1,db2&port=1,2&connect_timeout=0");
         assert_eq!(listed.name, "postgres://db1:1,db2:2/ada");
         assert_eq!(listed.hosts[0].get_connect_timeout(), Some(&CONNECT_TIMEOUT));

@@ -151,7 +151,7 @@ async fn a_write_that_waits_for_replicas_is_sent_again_after_pauses_while_the_se
     assert!(error.to_string().contains("LOADING"), "{error}");
     // With pauses of up to 1 s.
     let attempts = server.seen.scripts.lock().unwrap().len();
-    assert!((4..=20).contains(&attempts), "{attempts}");
+    assert!((4..=10).contains(&attempts), "{attempts}");
 }
 
 #[tokio::test]
