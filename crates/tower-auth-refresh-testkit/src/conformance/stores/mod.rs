@@ -41,18 +41,19 @@ pub async fn stores(lease: Duration, open: impl AsyncFn() -> Handles) {
     macro_rules! run {
         ($($case:path)*) => {$(
             eprintln!("conformance of stores: {}", stringify!($case));
-            let mut lease = lease;
-            let longest = lease * LONGEST_LEASE;
+            let mut leases = 1;
             loop {
                 let [a, b] = open().await;
-                let fixture = Fixture { a, b, lease, foreign: foreign.clone(), held: Mutex::default() };
+                let fixture = Fixture { a, b, lease: lease * leases, foreign: foreign.clone(), held: Mutex::default() };
                 let run = AssertUnwindSafe($case(fixture)).catch_unwind();
                 match timeout(CASE_TIMEOUT, run).await.expect("the case timed out") {
                     Ok(()) => break,
-                    Err(panic) if panic.is::<TooSlow>() => assert!(lease < longest, "a claim takes longer than {lease:?}"),
+                    Err(panic) if panic.is::<TooSlow>() => {
+                        assert!(leases < LONGEST_LEASE, "a claim takes longer than {:?}", lease * leases);
+                    }
                     Err(panic) => resume_unwind(panic),
                 }
-                lease *= 2;
+                leases *= 2;
             }
         )*};
     }
