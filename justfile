@@ -160,9 +160,20 @@ minimal-versions:
         cd "$copy"
         sed -i '/^\[.*dev-dependencies\]$/,/^\[\(lints\|\[test\)/{/^\[\(lints\|\[test\)/!d}' crates/*/Cargo.toml
         # See below.
-        rm -r crates/tower-auth-refresh-store
+        rm -r crates/tower-auth-refresh-{reqwest,store}
         resolve
-        cargo check {{ replace(published, "-p tower-auth-refresh-store", "") }} --all-features --locked
+        cargo check {{ replace(replace(published, "-p tower-auth-refresh-reqwest", ""), "-p tower-auth-refresh-store", "") }} --all-features --locked
+    )
+    # reqwest needs more of hyper and rustls than the other crates do.
+    lay
+    (
+        cd "$copy"
+        sed -i '/^\[.*dev-dependencies\]$/,/^\[\(lints\|\[test\)/{/^\[\(lints\|\[test\)/!d}' crates/*/Cargo.toml
+        rm -r crates/tower-auth-refresh-{store,testkit}
+        sed -i -e 's/^hyper = "[0-9.]*"/hyper = "1.6"/' -e 's/^hyper-util = "[0-9.]*"/hyper-util = "0.1.12"/' \
+            -e 's/^rustls = { version = "[0-9.]*"/rustls = { version = "0.23.27"/' Cargo.toml
+        resolve
+        cargo check -p tower-auth-refresh-reqwest --all-features --locked
     )
     # The stores need what redis and zbus need themselves. zbus doesn't compile with all that it allows.
     lay
@@ -172,17 +183,18 @@ minimal-versions:
         sed -i -e 's/^tokio = { version = "[0-9.]*"/tokio = { version = "1.51"/' \
             -e 's/^tracing = { version = "[0-9.]*"/tracing = { version = "0.1.40"/' \
             -e 's/^pin-project-lite = .*/pin-project-lite = "0.2.13"/' Cargo.toml
+        rm -r crates/tower-auth-refresh-reqwest
         resolve
         cargo check -p tower-auth-refresh-store --features encryption,postgres,redis --locked
     )
     lay
     cd "$copy"
-    rm -r crates/tower-auth-refresh-store
+    rm -r crates/tower-auth-refresh-{reqwest,store}
     # The scenarios over real sockets assert when hyper ends an HTTP/1 connection, which changed up to 1.12.
     sed -i 's/^hyper = .*/hyper = "1.12"/' Cargo.toml
     resolve
     # The tests that need Node or Chromium, which fail without them if CI is set, are run by `just test`.
-    env -u CI cargo test {{ replace(published, "-p tower-auth-refresh-store", "") }} --all-features --locked --lib --test it
+    env -u CI cargo test {{ replace(replace(published, "-p tower-auth-refresh-reqwest", ""), "-p tower-auth-refresh-store", "") }} --all-features --locked --lib --test it
 
 # `--bless` rewrites the listings.
 #
