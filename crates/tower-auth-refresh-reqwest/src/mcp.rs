@@ -1,6 +1,7 @@
 //! [`McpClient`]: the HTTP client of `rmcp`'s transport, with the tokens of a session.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -41,7 +42,7 @@ type Events = BoxStream<'static, std::result::Result<Sse, SseError>>;
 /// # let _ = client;
 /// # Ok(()) }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct McpClient {
     session: Session,
     client: reqwest::Client,
@@ -165,5 +166,11 @@ impl StreamableHttpClient for McpClient {
             self.client.get_stream_with_max_sse_event_size(uri, id, last, token, headers, max_sse_event_size)
         })
         .await
+    }
+}
+
+impl fmt::Debug for McpClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("McpClient").field("session", &self.session).finish_non_exhaustive()
     }
 }

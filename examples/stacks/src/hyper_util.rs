@@ -11,6 +11,7 @@ use tower_auth_refresh::AuthRefreshLayer;
 use tower_http::follow_redirect::FollowRedirectLayer;
 
 /// Builds a client around a connection pool.
+#[must_use]
 pub fn client(
     layer: AuthRefreshLayer,
 ) -> impl Service<Request<Full<Bytes>>, Response = Response<Incoming>, Error: Into<BoxError>, Future: Send> + Clone {

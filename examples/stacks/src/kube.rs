@@ -9,6 +9,7 @@ use tower::util::MapRequestLayer;
 use tower_auth_refresh::{AuthRefreshLayer, Origin, Origins, ReplayBody, Session};
 
 /// Builds a client of the cluster in the configuration.
+#[expect(clippy::missing_panics_doc, reason = "all bodies that an app can make are in memory")]
 pub fn client(session: Session, cluster: Origin, config: Config) -> kube::Result<Client> {
     // [recipe: kube]
     let layer = AuthRefreshLayer::new(session, Origins::assume(cluster))

@@ -1,4 +1,4 @@
-//! object_store, over the handle of reqwest.
+//! `object_store`, over the handle of reqwest.
 
 use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder};
 use tower_auth_refresh_reqwest::ApiClient;

@@ -1,4 +1,4 @@
-//! A client that progenitor generates from an OpenAPI document, over the handle of reqwest.
+//! A client that progenitor generates from an `OpenAPI` document, over the handle of reqwest.
 
 use progenitor::progenitor_client::{ClientHooks, ClientInfo, OperationInfo};
 use tower_auth_refresh_reqwest::{ApiClient, reqwest};
@@ -6,7 +6,7 @@ use tower_auth_refresh_reqwest::{ApiClient, reqwest};
 use notes::Client;
 
 /// The generated code.
-#[expect(missing_docs, clippy::pedantic, reason = "generated")]
+#[expect(missing_docs, reason = "generated")]
 pub mod notes {
     progenitor::generate_api!(spec = "openapi/notes.json", inner_type = tower_auth_refresh_reqwest::ApiClient);
 }

@@ -1,15 +1,13 @@
 //! reqwest-middleware, with a middleware of its own.
 
-use reqwest::Client;
-use reqwest::redirect::Policy;
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
-use tower_auth_refresh_reqwest::{AuthRefreshMiddleware, Origin, Session};
+use tower_auth_refresh_reqwest::{AuthRefreshMiddleware, Origin, ReqwestService, Session, reqwest};
 
 /// Builds a client of the API at this origin.
 pub fn client(session: Session, api: Origin) -> reqwest::Result<ClientWithMiddleware> {
     // [recipe: reqwest-middleware]
-    let client = Client::builder().redirect(Policy::none()).build()?;
-    let client = ClientBuilder::new(client).with(AuthRefreshMiddleware::new(session, api)).build();
+    let http = ReqwestService::new(reqwest::Client::builder())?;
+    let client = ClientBuilder::new(http.client().clone()).with(AuthRefreshMiddleware::new(session, api)).build();
     // [end]
     Ok(client)
 }

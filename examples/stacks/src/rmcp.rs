@@ -18,7 +18,7 @@ pub fn transport(session: Session, url: &str) -> reqwest::Result<StreamableHttpC
 mod tests {
     use bytes::Bytes;
     use futures_util::future::join_all;
-    use http::{Method, Request, Response, StatusCode};
+    use http::{HeaderValue, Method, Request, Response, StatusCode};
     use rmcp::model::CallToolRequestParams;
     use rmcp::service::RunningService;
     use rmcp::{RoleClient, ServiceExt};
@@ -57,7 +57,7 @@ mod tests {
 
     #[tokio::test]
     async fn five_tool_calls_at_once_cause_one_refresh() {
-        let world = World::new(Tools).await;
+        let world = World::new(Tools::default()).await;
         let client = McpService::build(&world).await;
         world.auth.expire_access_tokens();
         world.auth.hold_unauthorized_until(5);
@@ -68,15 +68,42 @@ mod tests {
         assert_eq!((counters.unauthorized(), counters.refreshes), (5, 1));
     }
 
+    #[tokio::test]
+    async fn the_session_of_the_server_is_deleted_with_a_newer_token() {
+        let world = World::new(Tools { has_sessions: true }).await;
+        let client = McpService::build(&world).await;
+        world.auth.expire_access_tokens();
+        client.cancel().await.unwrap();
+        let attempts = world.api.attempts();
+        let deletions = attempts.iter().filter(|attempt| attempt.method == Method::DELETE);
+        let statuses: Vec<_> = deletions.map(|attempt| attempt.status.as_u16()).collect();
+        assert_eq!(statuses, [401, 200]);
+        assert_eq!(world.auth.counters().refreshes, 1);
+    }
+
+    #[tokio::test]
+    async fn a_user_who_is_signed_out_gets_the_refusal_of_the_server() {
+        let world = World::new(Tools::default()).await;
+        world.session.sign_out().await.unwrap();
+        let url = world.api.origin() + "/mcp";
+        let error = ().serve(transport(world.session.clone(), &url).unwrap()).await.unwrap_err();
+        assert!(format!("{error:?}").contains("AuthRequired"), "{error:?}");
+        assert_eq!(world.auth.counters().refreshes, 0);
+    }
+
     /// An MCP server with one tool, without streams of its own.
     #[derive(Default)]
-    pub(crate) struct Tools;
+    pub(crate) struct Tools {
+        has_sessions: bool,
+    }
 
     impl Protocol for Tools {
         async fn accept(&self, request: Request<Bytes>) -> Response<Body> {
             let status = |status| Response::builder().status(status).body(body("")).unwrap();
-            if request.method() != Method::POST {
-                return status(StatusCode::METHOD_NOT_ALLOWED);
+            match *request.method() {
+                Method::POST => {}
+                Method::DELETE => return status(StatusCode::OK),
+                _ => return status(StatusCode::METHOD_NOT_ALLOWED),
             }
             let call: Value = serde_json::from_slice(request.body()).unwrap();
             let result = match call["method"].as_str().unwrap() {
@@ -92,7 +119,11 @@ mod tests {
                     return json(&json!({ "jsonrpc": "2.0", "id": call["id"], "error": error }));
                 }
             };
-            json(&json!({ "jsonrpc": "2.0", "id": call["id"], "result": result }))
+            let mut response = json(&json!({ "jsonrpc": "2.0", "id": call["id"], "result": result }));
+            if self.has_sessions {
+                response.headers_mut().insert("mcp-session-id", HeaderValue::from_static("1"));
+            }
+            response
         }
     }
 }

@@ -3,14 +3,20 @@
 use http::Request;
 use tonic::body::Body;
 use tonic::transport::Channel;
+use tower::ServiceBuilder;
 use tower::util::BoxCloneSyncService;
-use tower::{BoxError, ServiceBuilder};
 use tower_auth_refresh::{AuthRefreshLayer, ChallengePolicy, Origin, Origins, ReplayBody, Session};
 
 use notes::notes_client::NotesClient;
 
 /// The generated code.
-#[expect(missing_docs, clippy::pedantic, reason = "generated")]
+#[expect(
+    missing_docs,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    clippy::pedantic,
+    reason = "generated"
+)]
 pub mod notes {
     tonic::include_proto!("notes");
 }
@@ -42,7 +48,7 @@ mod tests {
     use http_body_util::{BodyExt, Full};
     use tonic::transport::Endpoint;
     use tonic::{Code, Status, Streaming};
-    use tower::ServiceExt;
+    use tower::{BoxError, ServiceExt};
 
     use super::notes::notes_server::{self, NotesServer};
     use super::notes::{Count, Note};

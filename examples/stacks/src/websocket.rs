@@ -1,6 +1,6 @@
 //! A WebSocket's handshake by tokio-tungstenite, with a token from the session.
 
-use http::{StatusCode, Uri};
+use http::Uri;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{ClientRequestBuilder, Error};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
@@ -28,7 +28,7 @@ mod tests {
     use bytes::Bytes;
     use futures_util::{SinkExt, StreamExt};
     use http::header::{CONNECTION, UPGRADE};
-    use http::{Request, Response};
+    use http::{Request, Response, StatusCode};
     use hyper_util::rt::TokioIo;
     use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
     use tokio_tungstenite::tungstenite::protocol::{Message, Role};

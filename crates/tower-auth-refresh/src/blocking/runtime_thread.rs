@@ -148,19 +148,16 @@ mod tests {
             let mut child = RuntimeThread::start().unwrap();
             let refresh = tower::service_fn(|_: RefreshRequest| pending::<Result<Tokens, RefreshError>>());
             let session = child.block_on(Session::builder(refresh).build(), Duration::MAX).unwrap().unwrap();
-            let held = Arc::new(());
-            let weak = Arc::downgrade(&held);
-            child.handle.spawn(async move {
-                pending::<()>().await;
-                drop(held);
-            });
+            let handle = child.handle.clone();
             child.process += 1;
             assert_eq!(child.block_on(async { panic!("polled") }, Duration::MAX), Err(FORKED));
             if with_session {
                 child.stop_after(session);
             }
             drop(child);
-            assert!(weak.upgrade().is_some());
+            let (run, ran) = sync_channel(1);
+            handle.spawn(async move { run.send(()) });
+            assert_eq!(ran.recv(), Ok(()), "the thread has ended");
         }
     }
 

@@ -158,6 +158,8 @@ fn a_caller_whose_task_has_used_up_its_budget_gets_its_answer() {
         let semaphore = tokio::sync::Semaphore::new(1);
         while semaphore.acquire().now_or_never().is_some() {}
         assert_eq!(session.refresh().unwrap(), pair(2));
+        session.sign_in(pair(3)).unwrap();
+        assert!(session.block_on(semaphore.acquire()).is_ok());
     });
 }
 
@@ -211,6 +213,8 @@ fn a_caller_is_answered_by_the_deadline_though_the_refresh_service_blocks_the_se
     let builder = tower_auth_refresh::Session::builder(refresh).tokens(pair(1));
     let builder = builder.refresh_timeout(Duration::from_millis(500));
     let session = Session::start(builder.build()).unwrap();
+    // Dropped before the session, whose drop waits for its thread.
+    let unblock = unblock;
     let begun = Instant::now();
     let why = session.refresh().unwrap_err();
     assert!(root_cause(&why).contains("the thread of the session is blocked"), "{why:?}");
