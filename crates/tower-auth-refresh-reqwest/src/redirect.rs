@@ -196,3 +196,39 @@ impl fmt::Display for TooManyRedirects {
 }
 
 impl Error for TooManyRedirects {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(url: &str) -> Url {
+        Url::parse(url).unwrap()
+    }
+
+    #[test]
+    fn a_referer_has_no_credentials_and_no_fragment_and_is_not_sent_from_https_to_http() {
+        let referer =
+            |previous, next| referer_of(&url(previous), &url(next)).map(|value| value.to_str().unwrap().to_owned());
+        let (secure, plain) = ("https://ada:right@a.example/path?query#part", "http://b.example/");
+        assert_eq!(referer(secure, plain), None);
+        for next in ["https://b.example/", "https://a.example/next"] {
+            assert_eq!(referer(secure, next).as_deref(), Some("https://a.example/path?query"));
+        }
+        assert_eq!(referer(plain, plain).as_deref(), Some(plain));
+        assert_eq!(referer(plain, secure).as_deref(), Some(plain));
+    }
+
+    #[test]
+    fn another_scheme_host_or_port_is_another_host() {
+        for (next, expected) in [
+            ("https://a.example/next", false),
+            ("https://a.example:443/", false),
+            ("http://a.example:443/", true),
+            ("https://a.example:444/", true),
+            ("https://b.example/", true),
+            ("https://sub.a.example/", true),
+        ] {
+            assert_eq!(is_cross_host(&url("https://a.example/"), &url(next)), expected, "{next}");
+        }
+    }
+}

@@ -15,7 +15,7 @@ use tower_auth_refresh_reqwest::{AuthRefreshLayer, AuthRefreshMiddleware, Refres
 use tower_auth_refresh_testkit::TestServer;
 
 use crate::support::{
-    Numbered, Seen, Server, chain, expired, is_replayed, origin, redirect, report, service, signed_in, status,
+    Numbered, Seen, Server, builder, chain, expired, is_replayed, origin, redirect, report, service, signed_in, status,
 };
 
 fn refreshing(server: &Server, session: &Session) -> AuthRefreshMiddleware {
@@ -210,4 +210,16 @@ async fn redirects_are_followed_and_each_hop_is_checked() {
         assert_eq!(chain(&error).last().unwrap(), "too many redirects");
         assert_eq!(server.take_seen().len(), 11);
     }
+}
+
+#[tokio::test]
+async fn over_a_client_of_the_callers_that_follows_no_redirect_the_one_too_many_is_returned() {
+    let server = Server::expiring(|_| redirect(302, "/loop")).await;
+    let user = Numbered::new().await;
+    let none = builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let client = ClientBuilder::new(none).with(refreshing(&server, &user.session)).build();
+    let response = client.get(server.url("/loop")).send().await.unwrap();
+    assert_eq!(response.status(), 302);
+    // The first was refused and replayed.
+    assert_eq!(server.take_seen().len(), 12);
 }
