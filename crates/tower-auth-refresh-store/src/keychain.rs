@@ -243,3 +243,28 @@ mod system {
     #[cfg(all(unix, not(target_os = "macos")))]
     pub(super) use zbus_secret_service_keyring_store::Store;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_a_keychain_are_told_apart_and_show_nothing_of_an_entry() {
+        let source = || Box::new(io::Error::other("cause"));
+        for (error, kind, text) in [
+            (Error::NoStorageAccess(source()), StoreErrorKind::Locked, "failed to read"),
+            (Error::PlatformFailure(source()), StoreErrorKind::Unavailable, "failed to read"),
+            (Error::BadEncoding(b"s3cret".into()), StoreErrorKind::Corrupt, "no key"),
+            (Error::BadDataFormat(b"s3cret".into(), source()), StoreErrorKind::Corrupt, "no key"),
+            (Error::Ambiguous(Vec::new()), StoreErrorKind::Misconfigured, "more than once"),
+            (Error::Invalid("name".into(), "s3cret".into()), StoreErrorKind::Misconfigured, "a name"),
+            (Error::TooLong("name".into(), 7), StoreErrorKind::Misconfigured, "a name"),
+            (Error::NoEntry, StoreErrorKind::Unavailable, "failed to read"),
+        ] {
+            let error = KeychainKey::new("acme").error(problem("read", error));
+            assert_eq!(error.kind(), kind, "{error}");
+            assert!(error.to_string().starts_with("the keychain entry \"acme\": "), "{error}");
+            assert!(error.to_string().contains(text) && !format!("{error:?}").contains("s3cret"), "{error:?}");
+        }
+    }
+}

@@ -48,8 +48,8 @@
 //! Valkey is needed.
 //!
 //! - **Round trips.** A refresh takes two, a claim and a commit, and a first use one; a session in memory takes none. All
-//!   sessions of a process share one connection, and a second one listens. Each operation is one script, which the server
-//!   loads when it needs it.
+//!   sessions of a process share one connection, and a second one listens; writes that [wait](RedisStoresBuilder::wait) for
+//!   replicas have up to 8 more. Each operation is one script, which the server loads when it needs it.
 //! - **Sign-outs and sign-ins** are published on a channel of the namespace, `tar:changed:` and a hash; a sign-out is in
 //!   force on the others within 100 ms. A refresh isn't published: the others adopt its tokens when they need some, in
 //!   one round trip as well. While the connection that listens is down, sessions find sign-outs by looking. One that is
@@ -102,8 +102,9 @@
 //! - **Poolers.** Statements are not prepared and leave nothing behind in their connection, so pgbouncer may be in
 //!   between, in transaction mode. [`listen_url`](PostgresStoresBuilder::listen_url) is then the server's own.
 //! - **Sign-outs** are pushed to the other processes by `NOTIFY`, in the statement that deletes the record: nothing else
-//!   is, since `NOTIFY` takes a lock on the whole server when it commits. While the connection that listens is down,
-//!   sessions find sign-outs by looking; when it is up again, the next use of each looks.
+//!   is, since `NOTIFY` takes a lock on the whole server when it commits. A sign-in over another process's record is found
+//!   by looking, as are sign-outs while the connection that listens is down; when it is up again, the next use of each
+//!   session looks.
 //! - **Time** is the server's. A process whose clock is wrong neither shortens nor prolongs a lease.
 //! - **Lost answers.** A statement whose answer is lost is sent again if that can't undo what others have done since: the
 //!   versions and claims that it writes are made by the client, and recognized. One that arrives after its call has failed

@@ -278,6 +278,41 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_record_is_damaged_although_its_checksum_is_right() {
+        let codec = Codec::new([1; 32]);
+        let with_checksum = |content: &[u8]| Zeroizing::new([content, &codec.checksum(content)].concat());
+        let entry = Entry::new(Epoch::from(7), 3, Tokens::default());
+        let bytes = codec.encode(1, &entry).unwrap();
+        let whole = &bytes[..bytes.len() - CHECKSUM];
+        assert!(codec.decode(with_checksum(whole)).is_ok());
+        for (at, byte) in [(0, b'T'), (3, b'x'), (4, 0), (5, 2)] {
+            let mut content = whole.to_vec();
+            content[at] = byte;
+            let problem = codec.decode(with_checksum(&content)).unwrap_err();
+            assert_eq!(problem.of("it").kind(), StoreErrorKind::Corrupt, "byte {at}");
+        }
+        for length in 0..HEADER + 1 {
+            assert!(codec.decode(with_checksum(&whole[..length])).is_err(), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_record_has_at_most_a_mebibyte() {
+        let of_length = |length: u64| Zeroizing::new(vec![0; usize::try_from(length).unwrap()]);
+        assert!(within_limit(of_length(LONGEST)).is_ok());
+        let problem = within_limit(of_length(LONGEST + 1)).unwrap_err();
+        assert_eq!(problem.of("it").kind(), StoreErrorKind::Misconfigured);
+    }
+
+    #[test]
+    fn a_record_is_written_into_memory_of_its_length_and_leaves_no_copy_behind() {
+        let tokens = Tokens::from_refresh_token(RefreshToken::new("r".repeat(1000)).unwrap());
+        let bytes = Codec::new([1; 32]).encode(1, &Entry::new(Epoch::from(7), 3, tokens)).unwrap();
+        let reserved = bytes.len() + 1 + 64 + 24;
+        assert_eq!(bytes.capacity(), reserved, "the vector has not grown");
+    }
+
+    #[test]
     fn an_end_beyond_all_time_is_none() {
         let text = br#"{"epoch":7,"generation":3,"tokens":{},"expires_at":18446744073709551615,"ends_at":5}"#;
         let entry = parse(text).unwrap();

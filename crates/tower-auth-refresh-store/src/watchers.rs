@@ -9,12 +9,17 @@ use tower_auth_refresh::store::RecordChanged;
 pub(crate) type ShortKey = [u8; 8];
 
 /// An index of sessions. A key may have several: one for each handle, which is known by its address.
-#[derive(Default)]
-pub(crate) struct Watchers(Mutex<BTreeMap<(ShortKey, usize), RecordChanged>>);
+pub(crate) struct Watchers<C = RecordChanged>(Mutex<BTreeMap<(ShortKey, usize), C>>);
 
-impl Watchers {
+impl<C> Default for Watchers<C> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<C> Watchers<C> {
     /// Adds a session, in place of the one before on this handle.
-    pub(crate) fn insert(&self, key: &[u8; 32], handle: usize, changed: RecordChanged) {
+    pub(crate) fn insert(&self, key: &[u8; 32], handle: usize, changed: C) {
         self.lock().insert((short(key), handle), changed);
     }
 
@@ -25,6 +30,18 @@ impl Watchers {
         drop(removed);
     }
 
+    /// Returns the number of sessions.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(ShortKey, usize), C>> {
+        // Poisoning is ignored: nothing panics under this lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watchers {
     /// Notifies the sessions of a key, but for that of the handle that has made the change.
     pub(crate) fn notify(&self, key: ShortKey, by: Option<usize>) {
         let index = self.lock();
@@ -40,13 +57,24 @@ impl Watchers {
         let sessions: Vec<_> = self.lock().values().cloned().collect();
         sessions.iter().for_each(RecordChanged::mark_stale);
     }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(ShortKey, usize), RecordChanged>> {
-        // Poisoning is ignored: nothing panics under this lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 pub(crate) fn short(key: &[u8; 32]) -> ShortKey {
     std::array::from_fn(|at| key[at])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_that_is_dropped_leaves_nothing_and_others_on_its_key_stay() {
+        let watchers = Watchers::default();
+        watchers.insert(&[1; 32], 1, "first");
+        watchers.insert(&[1; 32], 2, "second");
+        watchers.insert(&[1; 32], 2, "third");
+        watchers.insert(&[2; 32], 1, "fourth");
+        watchers.remove(&[1; 32], 1);
+        assert_eq!(watchers.lock().values().copied().collect::<Vec<_>>(), ["third", "fourth"]);
+    }
 }

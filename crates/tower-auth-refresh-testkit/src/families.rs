@@ -114,6 +114,9 @@ impl Families {
             let is_allowed = family.reusable_once.take_if(|generation| *generation == token.generation).is_some();
             let reuse = Some(Reuse { current: family.refresh.generation, is_allowed });
             if family.in_grace(token.generation, settings.rotation, now) {
+                if family.has_expired(family.access, now) {
+                    family.renew(grant, false, settings, now);
+                }
                 let pair = family.pair(&self.mint, now);
                 return Refreshed { outcome: Ok(pair), note: Some("grace"), rotated: true, reuse };
             }
@@ -142,7 +145,7 @@ impl Families {
         };
         let reason = if family.ended {
             "revoked"
-        } else if now >= token.expires || token.generation <= family.expired_through {
+        } else if family.has_expired(token, now) {
             "expired"
         } else if token.kind == Kind::RefusedAccess {
             "refused"
@@ -208,6 +211,11 @@ impl Family {
             self.superseded = Some((self.refresh.generation, now));
             self.refresh = issue(Kind::Refresh, id, self.refresh.generation + 1, settings, now);
         }
+    }
+
+    /// Returns `true` if an access token of this family has expired.
+    fn has_expired(&self, access: Token, now: u64) -> bool {
+        now >= access.expires || access.generation <= self.expired_through
     }
 
     fn in_grace(&self, generation: u64, rotation: Rotation, now: u64) -> bool {

@@ -38,7 +38,8 @@ pub enum Rotation {
     Strict,
     /// As [`Strict`](Self::Strict), with a grace window of this length.
     ///
-    /// In the window after the rotation, presenting the superseded token returns its successors again.
+    /// In the window after the rotation, presenting the superseded token returns its successor again, with a new access
+    /// token if the first one has expired.
     Grace(Duration),
     /// The token stays valid: a refresh returns it unchanged.
     Reusable,

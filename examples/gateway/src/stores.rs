@@ -39,7 +39,7 @@ impl Stores {
             Store::Memory => return Ok(None),
             Store::File(directory) => Self::open_files(directory, keys).await,
             Store::Redis(url) => Self::connect_to_redis(url, keys).await,
-            Store::Postgres(url) => Self::connect_to_postgres(url, keys).await,
+            Store::Postgres(url) => Self::connect_to_postgres(url, keys, settings.store_allow_fsync_off).await,
         };
         store.map(Some).map_err(|error| InvalidSetting::of("--store", chain(&error)))
     }
@@ -64,8 +64,11 @@ impl Stores {
         Ok(Self::Redis(redis))
     }
 
-    async fn connect_to_postgres(url: &str, keys: Option<Keys>) -> Result<Self, StoreError> {
+    async fn connect_to_postgres(url: &str, keys: Option<Keys>, allow_fsync_off: bool) -> Result<Self, StoreError> {
         let mut builder = PostgresStores::builder(url).namespace(NAMESPACE);
+        if allow_fsync_off {
+            builder = builder.allow_fsync_off();
+        }
         if let Some(keys) = keys {
             builder = builder.keys(keys);
         }

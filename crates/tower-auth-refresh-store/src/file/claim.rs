@@ -172,3 +172,14 @@ fn host_name() -> Option<Vec<u8>> {
 fn host_name() -> Option<Vec<u8>> {
     None
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_and_its_boot_are_told_from_others_by_the_boot_identifier() {
+        let boot = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap();
+        assert_eq!(this_host(), Sha256::digest(boot)[..16]);
+    }
+}

@@ -31,12 +31,8 @@ impl<'a> Directory<'a> {
     /// Opens a directory, and refuses one that isn't private or is on a network.
     pub(crate) fn open(path: &'a Path, allows_network: bool) -> Result<Self, StoreError> {
         let handle = Handle::open(path).map_err(|problem| problem.at(path))?;
-        let failed = |error| Problem::io("read the directory's attributes", error).at(path);
-        private::check(&handle.metadata().map_err(failed)?, path)?;
-        if !allows_network && !handle.is_local().map_err(failed)? {
-            let reason = "is on a network or FUSE file system, whose locks may not work: see `allow_network`";
-            return Err(Problem::new(StoreErrorKind::Misconfigured, reason).at(path));
-        }
+        private::check(&handle.metadata().map_err(|error| unreadable(error).at(path))?, path)?;
+        require_local(allows_network, || handle.is_local()).map_err(|problem| problem.at(path))?;
         Ok(Self { handle, path })
     }
 
@@ -130,6 +126,19 @@ impl<'a> Directory<'a> {
     }
 }
 
+/// Refuses a directory on a file system that isn't local, unless that is allowed: then a server may not answer either.
+fn require_local(allows_network: bool, is_local: impl FnOnce() -> io::Result<bool>) -> Result<(), Problem> {
+    if allows_network || is_local().map_err(unreadable)? {
+        return Ok(());
+    }
+    let reason = "is on a network or FUSE file system, whose locks may not work: see `allow_network`";
+    Err(Problem::new(StoreErrorKind::Misconfigured, reason))
+}
+
+fn unreadable(error: io::Error) -> Problem {
+    Problem::io("read the directory's attributes", error)
+}
+
 /// Returns the session, as files are named by, whose file this is; `None` for a file that no store has made.
 pub(super) fn session_of(name: &str) -> Option<&str> {
     let (session, _) = name.split_once('.')?;
@@ -180,5 +189,19 @@ impl Drop for Draft<'_> {
             // If this fails too, the file is removed when the store is opened the next time.
             let _ = self.directory.remove(&self.name);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_on_a_network_is_refused_unless_it_is_allowed() {
+        let kind = |outcome: Result<(), Problem>| outcome.map_err(|problem| problem.of("directory").kind());
+        assert_eq!(kind(require_local(false, || Ok(true))), Ok(()));
+        assert_eq!(kind(require_local(false, || Ok(false))), Err(StoreErrorKind::Misconfigured));
+        assert_eq!(kind(require_local(false, || Err(io::ErrorKind::Other.into()))), Err(StoreErrorKind::Unavailable));
+        assert_eq!(kind(require_local(true, || panic!("it isn't asked"))), Ok(()));
     }
 }

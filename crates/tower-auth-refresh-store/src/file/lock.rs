@@ -24,9 +24,7 @@ pub(crate) fn acquire(file: &File, deadline: Instant) -> Result<(), Problem> {
             Err(TryLockError::WouldBlock) => {}
             Err(TryLockError::Error(error)) => return Err(Problem::io("lock the file", error)),
         }
-        // Half to all of the pause, so that those that wait don't try again together.
-        let [jitter] = random::bytes()?;
-        sleep((pause * (256 + u32::from(jitter)) / 512).min(left));
+        sleep(random::jittered(pause).min(left));
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }

@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::io;
 
 use tokio_postgres::Error;
-use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::error::SqlState;
 
 use crate::error::{Problem, StoreErrorKind};
 
@@ -36,16 +36,15 @@ impl Fault {
 
 pub(super) fn fault_of(error: &Error) -> Fault {
     match error.as_db_error() {
-        Some(error) => fault_of_answer(error),
+        // The server's own words are those of the message. Its detail may hold a whole row.
+        Some(error) => fault_of_answer(error.code(), error.message()),
         // Nothing else of the error is shown: its text may hold a part of a value.
         None => Fault::Lost(problem_of_connection(error)),
     }
 }
 
-/// The server's own words are those of the message. Its detail may hold a whole row.
-fn fault_of_answer(error: &DbError) -> Fault {
-    let code = error.code();
-    let problem = |kind| Problem::new(kind, format!("{} (SQLSTATE {})", error.message(), code.code()));
+fn fault_of_answer(code: &SqlState, message: &str) -> Fault {
+    let problem = |kind| Problem::new(kind, format!("{message} (SQLSTATE {})", code.code()));
     let unavailable = || problem(StoreErrorKind::Unavailable);
     if *code == SqlState::READ_ONLY_SQL_TRANSACTION {
         return Fault::Standby;
@@ -94,5 +93,43 @@ fn problem_of_connection(error: &Error) -> Problem {
         misconfigured("the server asks for other credentials than the URL has")
     } else {
         unavailable("the connection was closed".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_code_of_an_answer_says_if_the_statement_may_have_had_an_effect_and_what_helps() {
+        for (code, expected) in [
+            ("25006", "Standby"),
+            ("40001", "RolledBack Unavailable"),
+            ("40P01", "RolledBack Unavailable"),
+            ("40003", "Refused Unavailable"),
+            // The connection ends, with or without an effect.
+            ("08006", "Lost Unavailable"),
+            ("57P01", "Lost Unavailable"),
+            ("57P03", "Lost Unavailable"),
+            ("57014", "Refused Unavailable"),
+            ("53100", "Refused Unavailable"),
+            ("55P03", "Refused Unavailable"),
+            ("58030", "Refused Unavailable"),
+            ("XX000", "Refused Unavailable"),
+            ("42501", "Refused Misconfigured"),
+            ("42P01", "Refused Misconfigured"),
+            ("28P01", "Refused Misconfigured"),
+            ("3D000", "Refused Misconfigured"),
+        ] {
+            let found = match fault_of_answer(&SqlState::from_code(code), "words") {
+                Fault::Standby => "Standby".to_owned(),
+                Fault::Refused(problem) => format!("Refused {:?}", problem.kind()),
+                Fault::RolledBack(problem) => format!("RolledBack {:?}", problem.kind()),
+                Fault::Lost(problem) => format!("Lost {:?}", problem.kind()),
+            };
+            assert_eq!(found, expected, "{code}");
+        }
+        let error = fault_of_answer(&SqlState::DISK_FULL, "words").into_problem().of("table");
+        assert_eq!(error.to_string(), "table: words (SQLSTATE 53100)");
     }
 }

@@ -33,7 +33,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// a minute. On Linux, one to a dead server ends earlier, by `tcp_user_timeout`, unless a proxy acknowledges its data.
 const RETIREMENT: Duration = Duration::from_secs(50);
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
-/// The pauses between failed attempts to connect double from the first to the last. Each is spread by a half.
+/// The pauses between failed attempts to connect double from the first to the last. Each is shortened by up to a half.
 const PAUSES: [Duration; 2] = [Duration::from_millis(40), Duration::from_secs(1)];
 
 /// The values of a statement's parameters.
@@ -206,7 +206,7 @@ impl Link {
                 Fault::Lost(_) => effect != Effect::OnceInTime,
                 Fault::Standby | Fault::RolledBack(_) => true,
             };
-            let pause = spread(PAUSES[0]);
+            let pause = random::jittered(PAUSES[0]);
             let gives_up = !may_repeat || Instant::now() + pause >= deadline;
             is_lost |= matches!(fault, Fault::Lost(_));
             if gives_up {
@@ -372,19 +372,30 @@ impl Default for Attempts {
 impl Attempts {
     /// Counts an attempt that has failed.
     pub(super) fn next_pause(&mut self) -> Duration {
-        let pause = spread(self.pause);
+        let pause = random::jittered(self.pause);
         self.pause = (2 * self.pause).min(PAUSES[1]);
         self.patience = (2 * self.patience).min(PATIENCE[1]);
         pause
     }
 }
 
-/// Returns a time between a half of this and one and a half.
-fn spread(time: Duration) -> Duration {
-    let random = random::bytes().map_or(0x8000, u16::from_be_bytes);
-    time / 2 + time.mul_f64(f64::from(random) / f64::from(u16::MAX))
-}
-
 fn unavailable(reason: &str) -> Problem {
     Problem::new(StoreErrorKind::Unavailable, reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_that_fail_are_made_with_longer_pauses_and_more_patience() {
+        let mut attempts = Attempts::default();
+        for (pause, patience) in
+            [(40, 1500), (80, 3000), (160, 6000), (320, 12_000), (640, 12_000), (1000, 12_000), (1000, 12_000)]
+        {
+            assert_eq!(attempts.patience, Duration::from_millis(patience));
+            let next = attempts.next_pause().as_millis();
+            assert!((pause / 2..=pause).contains(&next), "{next} of {pause} ms");
+        }
+    }
 }

@@ -314,7 +314,11 @@ async fn aside<T>(
 
 impl fmt::Debug for PostgresStores {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PostgresStores").field("database", &self.stores.name()).finish_non_exhaustive()
+        let Stores { push, .. } = &*self.stores;
+        f.debug_struct("PostgresStores")
+            .field("database", &self.stores.name())
+            .field("watched", &push.watched())
+            .finish_non_exhaustive()
     }
 }
 

@@ -57,6 +57,11 @@ impl Push {
         });
     }
 
+    /// Returns the number of sessions that are told.
+    pub(super) fn watched(&self) -> usize {
+        self.watchers.len()
+    }
+
     pub(super) fn forget(&self, key: &[u8; 32], handle: usize) {
         if self.listener.get().is_some() {
             self.watchers.remove(key, handle);
@@ -137,4 +142,19 @@ fn read_key(payload: &str) -> Option<ShortKey> {
         *byte = digits(at)?;
     }
     (payload.len() == 2 * key.len()).then_some(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_is_a_key_in_hexadecimal_digits_or_nothing() {
+        assert_eq!(read_key("0123456789abcdef"), Some([0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef]));
+        for payload in
+            ["", "0123456789abcde", "0123456789abcdef0", "0123456789abcdef01", "0123456789abcdeg", "ééééééééé"]
+        {
+            assert_eq!(read_key(payload), None, "{payload}");
+        }
+    }
 }

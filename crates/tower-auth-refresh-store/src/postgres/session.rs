@@ -27,6 +27,8 @@ use crate::record::{Codec, hex};
 
 /// The time after which a call fails, less than the 5 s that a session waits for it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+/// The time that has to be left for another round of a call whose row changes meanwhile.
+const ROUND: Duration = Duration::from_millis(500);
 const EXECUTE: &str = "failed to execute a statement";
 /// The longest lease that is written, so that no time overflows.
 const LONGEST_LEASE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -278,7 +280,7 @@ impl<'a> Call<'a> {
     /// Fails if the call has no time left for another round.
     fn in_time(&self) -> Result<(), Problem> {
         let late = || Problem::new(StoreErrorKind::Unavailable, "the row changes faster than it can be read");
-        (Instant::now() < self.deadline).then_some(()).ok_or_else(late)
+        (Instant::now() + ROUND < self.deadline).then_some(()).ok_or_else(late)
     }
 }
 
@@ -353,4 +355,15 @@ impl Drop for SessionStore {
 
 fn seconds(lease: Duration) -> f64 {
     lease.min(LONGEST_LEASE).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_lasts_for_a_year_at_most() {
+        assert!((seconds(Duration::from_millis(1500)) - 1.5).abs() < f64::EPSILON);
+        assert!((seconds(Duration::MAX) - 31_536_000.0).abs() < f64::EPSILON);
+    }
 }

@@ -256,6 +256,21 @@ mod tests {
         assert_eq!(parse("postgres://ada@[::1]:7000").name, "postgres://[::1]:7000/ada");
         let by_parameters = parse("postgres:///app?host=/run/postgresql&user=ada&password=x&port=7000");
         assert_eq!(by_parameters.name, "postgres:///run/postgresql:7000/app");
+        let by_one_port = parse("postgres:///app?host=db1,db2&user=ada&port=7000");
+        assert_eq!(by_one_port.name, "postgres://db1:7000,db2:7000/app");
+        let listed = parse("postgres://ada@db1?host=db1,db2&port=1,2&connect_timeout=0");
+        assert_eq!(listed.name, "postgres://db1:1,db2:2/ada");
+        assert_eq!(listed.hosts[0].get_connect_timeout(), Some(&CONNECT_TIMEOUT));
+        assert_eq!(listed.hosts[0].get_application_name(), Some("tower-auth-refresh"));
+        assert!(matches!(listed.roots, Roots::Public));
+        assert!(matches!(parse("postgres://ada@db?sslrootcert=system").roots, Roots::Public));
+        let file = parse("postgres://ada@db?sslrootcert=/etc/ca.pem").roots;
+        assert!(matches!(file, Roots::File(path) if path.ends_with("ca.pem")));
+        let by_parameters = parse("postgres://?host=db1,db2&user=ada&dbname=app&options=-csearch_path%3Dauth");
+        assert_eq!(by_parameters.name, "postgres://db1:5432,db2:5432/app");
+        for config in by_parameters.hosts {
+            assert_eq!((config.get_dbname(), config.get_options()), (Some("app"), Some("-csearch_path=auth")));
+        }
     }
 
     #[test]
@@ -274,6 +289,8 @@ mod tests {
             let address = parse(url);
             assert_eq!((address.hosts[0].get_ssl_mode(), address.checks_host_name), (mode, checks_host_name), "{url}");
         }
+        let standby = Address::parse("postgres://ada@db?target_session_attrs=any").err().unwrap().of("the URL");
+        assert!(standby.to_string().contains("the store has to write"), "{standby}");
         for mode in ["prefer", "allow", "", "Require"] {
             assert!(Address::parse(&format!("postgres://ada@db?sslmode={mode}")).is_err(), "{mode}");
         }
@@ -294,6 +311,10 @@ mod tests {
             "postgres://:s3cr3t@db/app",
             "postgres://ada:s3cr3t%ff@db/app",
             "postgres://ada:s3cr3t@db/app?target_session_attrs=any",
+            "postgres://ada:s3cr3t@db,,db2/app",
+            "postgres://ada:x@d!b/s3cr3t",
+            "postgres://ada:x@db:65536/s3cr3t",
+            "postgres://ada:s3cr3t@db?connect_timeout=soon",
             "http://ada:s3cr3t@db/app",
         ] {
             let Err(problem) = Address::parse(url) else { panic!("{url} was read") };

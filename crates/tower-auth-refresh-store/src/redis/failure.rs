@@ -67,3 +67,23 @@ fn answered(code: &str, detail: Option<&str>) -> String {
     let shown: String = detail.chars().take(200).collect();
     format!("the server answers {code} {shown}").trim_end().to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_silent_is_told_from_a_connection_that_breaks() {
+        for (kind, reason) in [
+            (io::ErrorKind::TimedOut, "the server doesn't answer"),
+            (io::ErrorKind::BrokenPipe, "the connection is broken"),
+        ] {
+            let failure = Failure::of(&RedisError::from(io::Error::from(kind)));
+            assert!(matches!(failure, Failure::Lost(_)), "the server may have acted");
+            let error = failure.problem().of("redis");
+            assert_eq!((error.kind(), error.to_string()), (StoreErrorKind::Unavailable, format!("redis: {reason}")));
+        }
+    }
+}

@@ -1,10 +1,14 @@
 //! The line to the server: one connection, made anew when it breaks or its server is no longer the primary.
+//!
+//! A write that waits for replicas (`WAIT`) would hold up all calls behind it on its connection. Such writes have a few
+//! connections of their own, each for one write at a time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{self, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, Value, cmd};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::connect::{Connection, Connector};
@@ -19,6 +23,8 @@ pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(4);
 pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// The time for which a write waits for its replicas.
 const REPLICAS_TIMEOUT: Duration = Duration::from_secs(1);
+/// The writes that wait for replicas at the same time, each on a connection of its own.
+const WAITING: usize = 8;
 /// The pause after the first failure in a row, which doubles with each.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(20);
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -29,6 +35,9 @@ pub(super) struct Line {
     /// The number of replicas that a write waits for.
     replicas: usize,
     state: Mutex<State>,
+    /// The connections of writes that wait for replicas, while no write has them.
+    free: sync::Mutex<Vec<Connection>>,
+    waiting: Semaphore,
     /// Set while `state` has an outage.
     is_failing: AtomicBool,
 }
@@ -69,7 +78,8 @@ pub(super) struct Answer {
 
 impl Line {
     pub(super) fn new(connector: Connector, replicas: usize) -> Self {
-        Self { connector, replicas, state: Mutex::default(), is_failing: AtomicBool::new(false) }
+        let (state, free, waiting) = (Mutex::default(), sync::Mutex::default(), Semaphore::new(WAITING));
+        Self { connector, replicas, state, free, waiting, is_failing: AtomicBool::new(false) }
     }
 
     pub(super) fn connector(&self) -> &Connector {
@@ -85,15 +95,24 @@ impl Line {
     where
         F: Fn(&Connection) -> [Cmd; 2],
     {
+        let waits = call.waits && self.replicas > 0;
+        let turn = async { if waits { self.waiting.acquire().await.ok() } else { None } };
+        let busy = |_| Failure::Unready(unavailable("too many writes wait for replicas"));
+        let _turn = timeout_at(call.deadline, turn).await.map_err(busy)?;
         // Set while the server may have acted on an attempt.
         let mut is_sent = false;
         let attempts = async {
             loop {
                 let was_sent = is_sent;
                 let refused = |problem| if was_sent { Failure::Lost(problem) } else { Failure::Refused(problem) };
-                let connection = self.connection().await.map_err(refused)?;
+                let connection = if waits { self.free_connection().await } else { self.connection().await };
+                let connection = connection.map_err(refused)?;
                 is_sent = true;
-                match self.attempt(&connection, &call).await {
+                let answer = self.attempt(&connection, &call, waits).await;
+                if waits && matches!(answer, Ok(_) | Err(Failure::Refused(_))) {
+                    self.free().push(connection.clone());
+                }
+                match answer {
                     Ok(answer) => {
                         self.end_outage().await;
                         return Ok(answer);
@@ -101,10 +120,10 @@ impl Line {
                     Err(Failure::Refused(problem)) => return Err(refused(problem)),
                     Err(Failure::Unready(problem)) => {
                         is_sent = was_sent;
-                        self.give_up(&connection, problem).await;
+                        self.give_up(&connection, problem, waits).await;
                     }
                     Err(Failure::Lost(problem)) => {
-                        self.give_up(&connection, problem.clone()).await;
+                        self.give_up(&connection, problem.clone(), waits).await;
                         if !call.repeats {
                             return Err(Failure::Lost(problem));
                         }
@@ -130,13 +149,7 @@ impl Line {
             if let Some(connection) = &state.connection {
                 return Ok(connection.clone());
             }
-            let now = Instant::now();
-            if let Some(outage) = state.outage.as_ref().filter(|outage| now < outage.until) {
-                // Of the calls in a long outage, only that which ends a pause waits for an attempt.
-                if now > outage.since + CALL_TIMEOUT {
-                    return Err(outage.last.clone());
-                }
-                let until = outage.until;
+            if let Some(until) = state.pause()? {
                 drop(state);
                 sleep_until(until).await;
                 continue;
@@ -153,34 +166,54 @@ impl Line {
         }
     }
 
+    /// Returns a connection that no other write has, or makes one, with pauses.
+    async fn free_connection(&self) -> Result<Connection, Problem> {
+        loop {
+            while let Some(connection) = self.take_free() {
+                if !connection.is_closed() {
+                    return Ok(connection);
+                }
+            }
+            let pause = self.state.lock().await.pause()?;
+            if let Some(until) = pause {
+                sleep_until(until).await;
+                continue;
+            }
+            match self.connector.connect().await {
+                Ok(connection) => return Ok(connection),
+                Err(problem) => {
+                    self.note_unless_known(problem.clone()).await;
+                    if problem.kind() != StoreErrorKind::Unavailable {
+                        return Err(problem);
+                    }
+                }
+            }
+        }
+    }
+
     /// Returns the reason of the last failure, if it is known at once.
     pub(super) fn last_problem(&self) -> Problem {
         let last = self.state.try_lock().ok().and_then(|state| Some(state.outage.as_ref()?.last.clone()));
         last.unwrap_or_else(|| unavailable("the server doesn't answer"))
     }
 
-    async fn attempt<F>(&self, connection: &Connection, call: &Call<F>) -> Result<Answer, Failure>
+    async fn attempt<F>(&self, connection: &Connection, call: &Call<F>, waits: bool) -> Result<Answer, Failure>
     where
         F: Fn(&Connection) -> [Cmd; 2],
     {
-        let [first, second] = (call.command)(connection);
-        let answer = match self.send(connection, first, call.waits).await {
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                self.send(connection, second, call.waits).await
+        let [by_hash, by_source] = (call.command)(connection);
+        if !waits {
+            match self.send(connection, by_hash, waits).await {
+                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {}
+                answer => return in_time(answer),
             }
-            answer => answer,
-        };
-        let answer = answer.map_err(|error| Failure::of(&error))?;
-        if script::is_late(&answer.value) {
-            // The next connection learns the server's time.
-            return Err(Failure::Unready(unavailable("the call came too late, or the server's clock was set")));
         }
-        Ok(answer)
+        // At once, if it waits: were the script unknown, the question for the replicas behind it would wait for nothing.
+        in_time(self.send(connection, by_source, waits).await)
     }
 
     /// Sends a command and, in the same packet, the question for the replicas.
     async fn send(&self, connection: &Connection, command: Cmd, waits: bool) -> Result<Answer, RedisError> {
-        let waits = waits && self.replicas > 0;
         let mut redis = connection.redis.clone();
         let mut pipeline = Pipeline::with_capacity(2);
         pipeline.add_command(command);
@@ -200,10 +233,23 @@ impl Line {
         Ok(Answer { value, is_replicated })
     }
 
-    /// Closes a connection that is of no more use, unless that was done.
-    async fn give_up(&self, connection: &Connection, problem: Problem) {
+    /// Closes a connection that is of no more use, unless that was done, and with it those that are free: they are of the
+    /// same server.
+    async fn give_up(&self, connection: &Connection, problem: Problem, waits: bool) {
+        drop(std::mem::take(&mut *self.free()));
+        if waits {
+            return self.note_unless_known(problem).await;
+        }
         let mut state = self.state.lock().await;
         if state.connection.take_if(|current| current.is(connection)).is_some() {
+            self.note(&mut state, problem);
+        }
+    }
+
+    /// Notes a failure of a connection of its own, unless others have failed at the same time.
+    async fn note_unless_known(&self, problem: Problem) {
+        let mut state = self.state.lock().await;
+        if state.outage.as_ref().is_none_or(|outage| outage.until <= Instant::now()) {
             self.note(&mut state, problem);
         }
     }
@@ -214,7 +260,7 @@ impl Line {
         let (since, pause) =
             state.outage.as_ref().map_or((now, FIRST_PAUSE), |outage| (outage.since, outage.pause * 2));
         let pause = pause.min(LONGEST_PAUSE);
-        let until = now + with_jitter(pause);
+        let until = now + random::jittered(pause);
         state.outage = Some(Outage { since, pause, until, last: problem });
         self.is_failing.store(true, Ordering::Relaxed);
     }
@@ -224,12 +270,37 @@ impl Line {
             self.state.lock().await.outage = None;
         }
     }
+
+    fn take_free(&self) -> Option<Connection> {
+        self.free().pop()
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<Connection>> {
+        // Poisoning is ignored: nothing panics under this lock.
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// Returns a time between half of this one and all of it: many processes lose their connections at once.
-pub(super) fn with_jitter(pause: Duration) -> Duration {
-    let [chance] = random::bytes().unwrap_or([128]);
-    pause / 2 + pause * u32::from(chance) / 512
+impl State {
+    /// Returns the end of the pause after the last failure, if it is still to come.
+    fn pause(&self) -> Result<Option<Instant>, Problem> {
+        let now = Instant::now();
+        match self.outage.as_ref().filter(|outage| now < outage.until) {
+            // Of the calls in a long outage, only that which ends a pause waits for an attempt.
+            Some(outage) if now > outage.since + CALL_TIMEOUT => Err(outage.last.clone()),
+            outage => Ok(outage.map(|outage| outage.until)),
+        }
+    }
+}
+
+/// Returns an answer, unless the script has refused to run.
+fn in_time(answer: Result<Answer, RedisError>) -> Result<Answer, Failure> {
+    let answer = answer.map_err(|error| Failure::of(&error))?;
+    if script::is_late(&answer.value) {
+        // The next connection learns the server's time.
+        return Err(Failure::Unready(unavailable("the call came too late, or the server's clock was set")));
+    }
+    Ok(answer)
 }
 
 pub(super) fn unavailable(reason: &str) -> Problem {

@@ -170,8 +170,9 @@ impl RedisStoresBuilder {
 
     /// Makes writes wait until this number of replicas has them. Default: 0.
     ///
-    /// Otherwise a failover may lose the last writes, although they were acknowledged. A write waits for at most 1 s,
-    /// and the calls of this process behind it wait with it. If too few replicas have
+    /// Otherwise a failover may lose the last writes, although they were acknowledged. A write waits for at most 1 s, on one
+    /// of 8 connections that such writes have for themselves: while a replica is away, other calls are answered at once, and
+    /// more than 8 writes queue, for at most 4 s. If too few replicas have
     ///
     /// - a claim, it is given back and the refresh fails: no refresh token is presented whose claim a failover could
     ///   lose;
@@ -233,8 +234,12 @@ impl RedisStoresBuilder {
 
 impl fmt::Debug for RedisStores {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Shared { resource, namespace, .. } = &*self.shared;
-        f.debug_struct("RedisStores").field("url", resource).field("namespace", namespace).finish_non_exhaustive()
+        let Shared { resource, namespace, push, .. } = &*self.shared;
+        f.debug_struct("RedisStores")
+            .field("url", resource)
+            .field("namespace", namespace)
+            .field("watched", &push.watched())
+            .finish_non_exhaustive()
     }
 }
 

@@ -13,7 +13,8 @@ use tokio::time::{sleep, timeout};
 use tower_auth_refresh::store::RecordChanged;
 
 use super::Shared;
-use super::line::{FIRST_PAUSE, LONGEST_PAUSE, with_jitter};
+use super::line::{FIRST_PAUSE, LONGEST_PAUSE};
+use crate::random;
 use crate::watchers::{ShortKey, Watchers, short};
 
 /// The pause between two questions whether the connection still works, and the time for the answer. A connection that
@@ -58,6 +59,11 @@ impl Push {
         self.is_wanted.store(true, Ordering::Release);
     }
 
+    /// Returns the number of sessions that are told.
+    pub(super) fn watched(&self) -> usize {
+        self.watchers.len()
+    }
+
     pub(super) fn unwatch(&self, key: &[u8; 32], handle: usize) {
         // Most handles that are dropped without a session are those of a sign-out.
         if self.is_wanted.load(Ordering::Acquire) {
@@ -79,11 +85,17 @@ impl Push {
 
     /// Passes a message on to the sessions of the record, but for that which has sent it.
     fn notify(&self, message: &[u8]) {
-        let Ok(message) = <[u8; MESSAGE]>::try_from(message) else { return };
-        let (origin, handle, key) = (&message[..8], &message[8..16], ShortKey::try_from(&message[16..]));
-        let (Ok(handle), Ok(key)) = (handle.try_into().map(u64::from_be_bytes), key) else { return };
-        let is_own = origin == self.origin;
-        self.watchers.notify(key, usize::try_from(handle).ok().filter(|_| is_own));
+        if let Some((key, by)) = self.read(message) {
+            self.watchers.notify(key, by);
+        }
+    }
+
+    /// Returns the key that a message is about, and the handle of these stores that has sent it, if one has.
+    fn read(&self, message: &[u8]) -> Option<(ShortKey, Option<usize>)> {
+        let (origin, rest) = message.split_first_chunk::<8>()?;
+        let (handle, key) = rest.split_first_chunk::<8>()?;
+        let by = usize::try_from(u64::from_be_bytes(*handle)).ok().filter(|_| *origin == self.origin);
+        Some((key.try_into().ok()?, by))
     }
 }
 
@@ -111,7 +123,7 @@ async fn listen(listening: Listening) {
             drop(shared);
             pause = LONGEST_PAUSE.min(pause * 2);
         }
-        sleep(with_jitter(pause)).await;
+        sleep(random::jittered(pause)).await;
     }
 }
 
@@ -134,4 +146,22 @@ async fn receive(messages: PubSub, stores: &Weak<Shared>) {
         }
     };
     select(pin!(works), pin!(notify)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_names_its_key_and_the_handle_of_these_stores_that_has_sent_it() {
+        let (here, there) = (Push::new([1; 8]), Push::new([2; 8]));
+        let (key, short_key) = (std::array::from_fn(|at| u8::try_from(at).unwrap()), [0, 1, 2, 3, 4, 5, 6, 7]);
+        let message = here.message(&key, 7);
+        assert_eq!(here.read(&message), Some((short_key, Some(7))));
+        assert_eq!(there.read(&message), Some((short_key, None)), "another process may have a handle at this address");
+        for length in 0..MESSAGE {
+            assert_eq!(here.read(&message[..length]), None);
+        }
+        assert_eq!(here.read(&[&message[..], &[0]].concat()), None);
+    }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use redis::{Value, cmd};
 use tokio::runtime::Handle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tower_auth_refresh::Tokens;
 use tower_auth_refresh::store::{
     Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, InsertOutcome, Presented, Record,
@@ -26,6 +26,9 @@ use crate::record::Codec;
 
 /// The lifetime of the record of a check.
 const CHECK_LIFETIME: Duration = Duration::from_secs(60);
+
+/// The attempts to give a claim back whose call wasn't answered.
+const RELEASES: usize = 3;
 
 /// A handle on one session.
 #[derive(Clone)]
@@ -188,12 +191,13 @@ impl SessionStore {
         Ok(matches!(outcome, Outcome::Done { .. }))
     }
 
-    async fn release(&self, claim: &Claim, presented: Presented, deadline: Instant) -> Result<(), Failure> {
+    /// Ends a claim. Returns `false` if there is none.
+    async fn release(&self, claim: &Claim, presented: Presented, deadline: Instant) -> Result<bool, Failure> {
         let in_doubt: &[u8] = if presented == Presented::Unused { b"0" } else { b"1" };
         let arguments = [claim.version().as_bytes(), claim.id().as_bytes(), in_doubt];
         let script = &self.shared.scripts.release;
-        self.run(Run { script, arguments: &arguments, deadline, kind: Kind::Holds }).await?;
-        Ok(())
+        let (outcome, _) = self.run(Run { script, arguments: &arguments, deadline, kind: Kind::Holds }).await?;
+        Ok(matches!(outcome, Outcome::Done { .. }))
     }
 
     async fn commit(&self, claim: &Claim, entry: &Entry) -> Result<CommitOutcome, Failure> {
@@ -303,7 +307,7 @@ impl TokenStore for SessionStore {
     }
 
     fn release<'a>(&'a self, claim: &'a Claim, presented: Presented) -> StoreFuture<'a, ()> {
-        self.bounded(async move { self.release(claim, presented, Instant::now() + CALL_TIMEOUT).await })
+        self.bounded(async move { self.release(claim, presented, Instant::now() + CALL_TIMEOUT).await.map(drop) })
     }
 
     fn commit<'a>(&'a self, claim: &'a Claim, entry: &'a Entry) -> StoreFuture<'a, CommitOutcome> {
@@ -361,8 +365,15 @@ impl Drop for Unused<'_> {
         let (Some(claim), Ok(runtime)) = (self.claim.take(), Handle::try_current()) else { return };
         let store = self.store.clone();
         runtime.spawn(async move {
-            // If it fails, the lease ends.
-            let _ = store.release(&claim, Presented::Unused, Instant::now() + CALL_TIMEOUT).await;
+            // If it fails each time, the lease ends.
+            for _ in 0..RELEASES {
+                let deadline = Instant::now() + CALL_TIMEOUT;
+                if matches!(store.release(&claim, Presented::Unused, deadline).await, Ok(true)) {
+                    break;
+                }
+                // The claim may still be on its way, on another connection, until it would be refused.
+                sleep(ATTEMPT_TIMEOUT).await;
+            }
         });
     }
 }

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tower_auth_refresh::store::{Claim, ClaimOutcome, CommitOutcome, Presented, TokenStore, Version};
@@ -38,6 +38,24 @@ async fn assert_busy(store: &dyn TokenStore, version: &Version, lease: Duration)
     assert!(matches!(found, ClaimOutcome::Busy { retry_in } if retry_in <= lease), "{found:?}");
 }
 
+/// Waits for the end of a claim of `SHORT`, which was made after `begun`, and claims the version.
+async fn claimed_after(store: &dyn TokenStore, version: &Version, begun: Instant) -> Claim {
+    loop {
+        match store.claim(version, LEASE).await.unwrap() {
+            ClaimOutcome::Busy { retry_in } => {
+                assert!(retry_in <= SHORT, "{retry_in:?}");
+                tokio::time::sleep(retry_in).await;
+            }
+            ClaimOutcome::Claimed(claim) => {
+                // Leases are counted in milliseconds.
+                assert!(begun.elapsed() + Duration::from_millis(1) >= SHORT, "{:?}", begun.elapsed());
+                return claim;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_is_neither_shorter_nor_longer_for_a_process_whose_clock_is_an_hour_off() {
     for offset in ["+1h", "-1h"] {
@@ -51,10 +69,9 @@ async fn a_lease_is_neither_shorter_nor_longer_for_a_process_whose_clock_is_an_h
             assert_busy(other, &version, LEASE).await;
             holder.release(&claim, Presented::Unused).await.unwrap();
 
+            let begun = Instant::now();
             let claim = claim_for(holder, &version, SHORT).await;
-            assert_busy(other, &version, SHORT).await;
-            tokio::time::sleep(SHORT).await;
-            let next = claimed(other, &version).await;
+            let next = claimed_after(other, &version, begun).await;
             assert!(next.is_in_doubt() && next.id() != claim.id());
         }
     }
@@ -66,11 +83,10 @@ async fn a_process_that_is_stopped_for_longer_than_its_lease_neither_holds_up_ot
     let store = FileStore::open_single(directory.path()).unwrap();
     let peer = Peer::start(&file_url(&directory)).await;
     let version = store.replace(&entry(1)).await.unwrap();
+    let begun = Instant::now();
     let late = claim_for(&peer, &version, SHORT).await;
     peer.signal(Signal::STOP);
-    assert_busy(&*store, &version, SHORT).await;
-    tokio::time::sleep(SHORT).await;
-    let claim = claimed(&*store, &version).await;
+    let claim = claimed_after(&*store, &version, begun).await;
     assert!(claim.is_in_doubt(), "its process may go on and present the token");
     store.commit(&claim, &entry(2)).await.unwrap();
     peer.signal(Signal::CONT);

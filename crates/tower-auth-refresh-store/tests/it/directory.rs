@@ -9,12 +9,18 @@ pub(crate) struct TestDirectory(PathBuf);
 impl TestDirectory {
     pub(crate) fn new() -> Self {
         static LAST: AtomicUsize = AtomicUsize::new(0);
-        let number = LAST.fetch_add(1, Ordering::Relaxed);
-        let name = format!("tower-auth-refresh-store-{}-{number}", std::process::id());
         // In memory if possible, where the tests don't depend on the time that a disk takes.
         let memory = Path::new("/dev/shm");
         let on_disk = std::env::var_os("TMPDIR").is_some() || !memory.is_dir();
-        Self(if on_disk { std::env::temp_dir().join(name) } else { memory.join(name) })
+        let place = if on_disk { std::env::temp_dir() } else { memory.to_owned() };
+        loop {
+            let number = LAST.fetch_add(1, Ordering::Relaxed);
+            let path = place.join(format!("tower-auth-refresh-store-{}-{number}", std::process::id()));
+            // An earlier process with this number may have been killed, and have left its own.
+            if !path.exists() {
+                return Self(path);
+            }
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {

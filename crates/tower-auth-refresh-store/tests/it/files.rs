@@ -5,14 +5,38 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use tower_auth_refresh::Session;
-use tower_auth_refresh::store::{ClaimOutcome, TokenStore};
+use tower_auth_refresh::store::{ClaimOutcome, CommitOutcome, Entry, Epoch, TokenStore};
+use tower_auth_refresh::{AccessToken, RefreshToken, Session, Tokens};
 use tower_auth_refresh_store::{FileStore, StoreErrorKind};
 use tower_auth_refresh_testkit::TestKit;
 
 use crate::kind;
 use crate::peer::{Peer, file_url};
 use crate::support::{LEASE, TestDirectory, claimed, entry};
+
+#[test]
+fn a_store_outlives_the_process_so_that_its_sessions_can_be_evicted() {
+    let directory = TestDirectory::new();
+    assert!(FileStore::open_single(directory.path()).unwrap().is_durable());
+}
+
+#[tokio::test]
+async fn a_record_of_almost_a_mebibyte_can_be_refreshed() {
+    let directory = TestDirectory::new();
+    let store = FileStore::open_single(directory.path()).unwrap();
+    let long = |byte: &str| Tokens::new(AccessToken::new(byte.repeat(1_048_000)).unwrap(), token("r"));
+    let version = store.replace(&Entry::new(Epoch::from(7), 1, long("a"))).await.unwrap();
+    let claim = claimed(&*store, &version).await;
+    // With the space for the next record, the claim is longer than a record can be.
+    assert!(store.renew(&claim, LEASE).await.unwrap());
+    let next = Entry::new(Epoch::from(7), 2, long("b"));
+    assert!(matches!(store.commit(&claim, &next).await.unwrap(), CommitOutcome::Stored(_)));
+    assert_eq!(*store.load().await.unwrap().unwrap().entry(), next);
+}
+
+fn token(text: &str) -> RefreshToken {
+    RefreshToken::new(text).unwrap()
+}
 
 #[tokio::test]
 async fn a_call_that_finds_the_lock_taken_fails_in_time_and_a_read_succeeds() {

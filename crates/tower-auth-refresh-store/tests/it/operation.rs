@@ -119,9 +119,26 @@ impl Case {
         self.proxy.inject(Fault::HoleAfter);
         let call = self.subject.claim(&version, LEASE);
         assert!(timeout(Duration::from_millis(300), call).await.is_err(), "the answer is lost");
+        self.expect_given_back(&version).await;
+    }
+
+    /// Loses the answer to a claim that the server has granted, and every connection after it: the claim is given back as
+    /// soon as the server is there again, and its token is in no doubt.
+    pub(crate) async fn check_lost_claim(&self) {
+        let version = self.witness.replace(&entry(1)).await.unwrap();
+        self.proxy.inject(Fault::CutAfter);
+        self.proxy.refuse(true);
+        let outcome = self.subject.claim(&version, LEASE).await;
+        assert!(is_unavailable(&outcome), "{outcome:?}");
+        assert_eq!(self.is_in_doubt(&version).await, None, "the server has granted it");
+        self.proxy.refuse(false);
+        self.expect_given_back(&version).await;
+    }
+
+    async fn expect_given_back(&self, version: &Version) {
         let given_back = timeout(CALL_TIMEOUT, async {
             loop {
-                match self.is_in_doubt(&version).await {
+                match self.is_in_doubt(version).await {
                     Some(in_doubt) => break in_doubt,
                     None => sleep(Duration::from_millis(5)).await,
                 }

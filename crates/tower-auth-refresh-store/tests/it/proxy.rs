@@ -51,7 +51,9 @@ struct Control {
 struct Seen {
     round_trips: usize,
     answers: usize,
+    attempts: usize,
     connections: usize,
+    open: usize,
     fault: Option<Fault>,
 }
 
@@ -120,6 +122,16 @@ impl Proxy {
         self.seen().connections
     }
 
+    /// Returns the number of connections that were made or refused.
+    pub(crate) fn attempts(&self) -> usize {
+        self.seen().attempts
+    }
+
+    /// Returns the number of connections that are open.
+    pub(crate) fn open(&self) -> usize {
+        self.seen().open
+    }
+
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap()
     }
@@ -133,12 +145,18 @@ impl Drop for Proxy {
 
 async fn accept(listener: TcpListener, control: watch::Receiver<Control>, seen: Arc<Mutex<Seen>>) {
     while let Ok((client, _)) = listener.accept().await {
+        seen.lock().unwrap().attempts += 1;
         if control.borrow().refuses {
             continue;
         }
-        seen.lock().unwrap().connections += 1;
-        // An error ends the connection.
-        tokio::spawn(pass(client, control.clone(), Arc::clone(&seen)));
+        let (control, seen) = (control.clone(), Arc::clone(&seen));
+        tokio::spawn(async move {
+            seen.lock().unwrap().connections += 1;
+            seen.lock().unwrap().open += 1;
+            // An error ends the connection.
+            let _ = pass(client, control, Arc::clone(&seen)).await;
+            seen.lock().unwrap().open -= 1;
+        });
     }
 }
 

@@ -95,6 +95,12 @@ async fn within_the_grace_window_a_superseded_token_returns_the_same_successors(
     let again = client.refresh(&first.refresh_token).await.unwrap().tokens();
     assert_eq!((&again.access_token, &again.refresh_token), (&second.access_token, &second.refresh_token));
 
+    // An access token that has expired is of no use to the client.
+    server.expire_access_tokens();
+    let again = client.refresh(&first.refresh_token).await.unwrap().tokens();
+    assert_eq!(again.refresh_token, second.refresh_token);
+    assert_eq!(client.get("/api/me", &again.access_token).await.unwrap().status, 200);
+
     // The grace window applies only to the token that was superseded last.
     client.refresh(&second.refresh_token).await.unwrap().tokens();
     assert_eq!(client.refresh(&first.refresh_token).await.unwrap().status, 401);

@@ -52,6 +52,21 @@ async fn a_faulty_store_without_faults_conforms() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_machine_that_is_slower_than_a_lease_is_no_defect_of_the_store() {
+    const LEASE: Duration = Duration::from_secs(1);
+    for call in [Call::Claim, Call::Renew] {
+        // As slow as a claim that is reported when most of its lease has passed.
+        let slow = async || {
+            let store = FaultyStore::new(MemoryStore::new());
+            store.inject(call, StoreFault::delay(LEASE));
+            let store: Arc<dyn TokenStore> = Arc::new(store);
+            [store.clone(), store]
+        };
+        conformance::stores(LEASE, slow).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_fault_applies_before_or_after_the_effect_of_its_call() {
     let store = FaultyStore::new(MemoryStore::new());
     let replace = async || store.replace(&entry(1)).await;

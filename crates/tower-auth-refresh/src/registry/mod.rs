@@ -578,6 +578,10 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistryBuilder<K> {
     /// The end is a time by the wall clock: while the clock of one process is ahead, users may be idle for so much less. An
     /// end that is too far in the future, since a clock was set back, is corrected when the session is used. If a process is
     /// killed, its uses since the last 32nd of the idle time-out may be lost.
+    ///
+    /// In memory, idle time is measured by the monotonic clock: a wall clock that is set signs no user out. On some systems
+    /// that clock stands still while the machine sleeps, so that a user who returns to the same process is still signed in.
+    /// The end of the record isn't moved for it: another process, or the next one, finds the session over.
     pub fn idle_timeout(mut self, after: Duration) -> Self {
         self.idle_timeout = Some(after);
         self

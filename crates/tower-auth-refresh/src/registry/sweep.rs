@@ -64,30 +64,48 @@ struct Limits {
 pub(super) struct Uses {
     /// In the order of time: a session that was last used by then has not been used since. The first one is as long ago as
     /// any session may be idle.
-    ticks: VecDeque<(Instant, u32)>,
+    sweeps: VecDeque<Sweep>,
+}
+
+/// The time of a sweep by three clocks.
+#[derive(Clone, Copy)]
+struct Sweep {
+    /// Stands still while the machine sleeps.
+    at: Instant,
+    /// May be set.
+    wall: SystemTime,
+    tick: u32,
 }
 
 impl Uses {
     fn tick(&mut self, lifetimes: &Lifetimes, tick: u32) {
         let now = Instant::now();
-        self.ticks.push_back((now, tick));
-        while let Some((second, _)) = self.ticks.get(1)
-            && now.duration_since(*second) >= lifetimes.longest_idle()
+        self.sweeps.push_back(Sweep { at: now, wall: wall_clock::now(), tick });
+        while let Some(second) = self.sweeps.get(1)
+            && now.duration_since(second.at) >= lifetimes.longest_idle()
         {
-            self.ticks.pop_front();
+            self.sweeps.pop_front();
         }
+    }
+
+    /// Returns the first sweep since a session was last used.
+    fn after(&self, used: u32) -> Option<&Sweep> {
+        self.sweeps.get(self.sweeps.partition_point(|sweep| !is_before_or_at(used, sweep.tick)))
     }
 
     /// Returns the time since a session was last used, which may be a sweep longer ago.
     fn unused_for(&self, used: u32) -> Duration {
-        let later = self.ticks.partition_point(|&(_, tick)| !is_before_or_at(used, tick));
-        let by = self.ticks.get(later).zip(self.ticks.back());
-        by.map_or(Duration::ZERO, |((then, _), (now, _))| now.duration_since(*then))
+        let by = self.after(used).zip(self.sweeps.back());
+        by.map_or(Duration::ZERO, |(after, last)| last.at.duration_since(after.at))
     }
 
     /// Returns the time by which a session was last used, which may be a sweep earlier.
+    ///
+    /// If the clocks disagree, since the machine has slept or the wall clock was set, it is the earlier one.
     pub(super) fn last_use(&self, used: u32) -> SystemTime {
-        wall_clock::now().checked_sub(self.unused_for(used)).unwrap_or(SystemTime::UNIX_EPOCH)
+        let now = wall_clock::now();
+        let by_monotonic_clock = now.checked_sub(self.unused_for(used)).unwrap_or(SystemTime::UNIX_EPOCH);
+        self.after(used).map_or(now, |after| after.wall).min(by_monotonic_clock)
     }
 }
 

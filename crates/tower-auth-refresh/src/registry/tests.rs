@@ -398,6 +398,36 @@ async fn a_wall_clock_that_steps_signs_out_no_user_in_memory_and_is_corrected_in
     }
 }
 
+/// The monotonic clock stands still meanwhile, so that in memory the session seems to be in use.
+#[tokio::test(start_paused = true)]
+async fn the_time_for_which_the_machine_sleeps_counts_as_idle_in_the_record() {
+    let mut fleet = Fleet::new();
+    let sessions = fleet.idle_registry();
+    sessions.sign_in(USER, tokens(1)).await.unwrap();
+    use_for(&sessions, 10 * MINUTE, MINUTE).await;
+    sleep(MINUTE).await;
+    fleet.store.extensions();
+    step_forward(60 * MINUTE);
+    sleep(5 * MINUTE).await;
+    assert_eq!(fleet.store.extensions(), 0, "the user has not come back");
+    let next = fleet.idle_registry();
+    assert!(get(&next).await.is_none());
+    tokio::task::yield_now().await;
+    assert_eq!(fleet.revoked(), ["r1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_who_comes_back_when_the_machine_wakes_up_has_the_record_extended() {
+    let fleet = Fleet::new();
+    let sessions = fleet.idle_registry();
+    sessions.sign_in(USER, tokens(1)).await.unwrap();
+    sleep(10 * MINUTE).await;
+    step_forward(60 * MINUTE);
+    assert!(get(&sessions).await.is_some(), "the clock may just as well have been set");
+    sleep(2 * MINUTE).await;
+    assert!((IDLE..=LATEST).contains(&(fleet.store.left().await + 2 * MINUTE)));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_refresh_moves_the_end_of_the_record_and_not_that_of_the_sign_in() {
     let fleet = Fleet::new();

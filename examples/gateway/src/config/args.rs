@@ -63,6 +63,11 @@ pub struct Args {
     #[arg(long, env = "GATEWAY_STORE_KEYS", value_name = "FILE")]
     pub store_keys: Option<PathBuf>,
 
+    /// Accept a PostgreSQL server without fsync or full_page_writes, such as Neon, whose commits survive a crash anyway
+    #[expect(clippy::doc_markdown, reason = "--help prints the text as it is")]
+    #[arg(long, env = "GATEWAY_STORE_ALLOW_FSYNC_OFF", value_parser = BoolishValueParser::new())]
+    pub store_allow_fsync_off: bool,
+
     /// Maximum number of sessions in memory; further logins get a 503, unless --store can bring others back
     #[arg(
         long,

@@ -33,6 +33,8 @@ pub struct Settings {
     pub store: Store,
     /// The file with the keys that encrypt the tokens in the store. Default: `None`, they are in clear.
     pub store_keys: Option<PathBuf>,
+    /// Accepts a PostgreSQL server without `fsync`, whose commits survive a crash by other means. Default: `false`.
+    pub store_allow_fsync_off: bool,
     /// The maximum number of sessions in memory. Default: 100,000.
     pub max_sessions: usize,
     /// The time without requests after which a session is signed out. Default: 12 h.
@@ -126,6 +128,9 @@ impl Args {
         if store == Store::Memory && self.store_keys.is_some() {
             return Err(InvalidSetting::of("--store-keys", "the tokens are in memory: set --store"));
         }
+        if self.store_allow_fsync_off && !matches!(store, Store::Postgres(_)) {
+            return Err(InvalidSetting::of("--store-allow-fsync-off", "only for --store postgres://…"));
+        }
         Ok(Settings {
             listen: self.listen,
             public: PublicOrigin::read(self.public_origin.as_deref(), self.listen, self.allow_plain_http)?,
@@ -133,6 +138,7 @@ impl Args {
             auth,
             store,
             store_keys: self.store_keys,
+            store_allow_fsync_off: self.store_allow_fsync_off,
             max_sessions: self.max_sessions,
             idle: self.idle,
             refreshes_in_flight: self.refreshes_in_flight,
@@ -262,6 +268,17 @@ mod tests {
         assert!(settings(&rest).unwrap_err().to_string().starts_with("--public-origin: "));
         let named = settings(&[&rest[..], &["--public-origin=https://app.example.com"]].concat()).unwrap();
         assert!(named.public.is_https());
+    }
+
+    #[test]
+    fn only_a_store_in_postgres_can_do_without_fsync() {
+        let flags = ["--upstream=https://a.example", "--auth=https://b.example", "--store-allow-fsync-off"];
+        for store in ["memory", "file:/var/lib/gateway", "rediss://redis.example"] {
+            let refused = settings(&[&flags[..], &["--store", store]].concat()).unwrap_err().to_string();
+            assert!(refused.starts_with("--store-allow-fsync-off: "), "{refused}");
+        }
+        let settings = settings(&[&flags[..], &["--store=postgres://gateway@db.example/gateway"]].concat()).unwrap();
+        assert!(settings.store_allow_fsync_off);
     }
 
     #[test]

@@ -72,18 +72,7 @@ impl Store {
     fn start_gateway(&self, kit: &TestServer) -> Program {
         let origin = kit.origin();
         let (url, keys) = (&*self.url, &*self.keys);
-        Program::start(&[
-            "--upstream",
-            &origin,
-            "--auth",
-            &origin,
-            "--store",
-            url,
-            "--store-keys",
-            keys,
-            "--refresh-timeout",
-            "2s",
-        ])
+        Program::start(&["--upstream", &origin, "--auth", &origin, "--store", url, "--store-keys", keys])
     }
 }
 
@@ -220,6 +209,17 @@ async fn a_restart_with_redis_signs_no_user_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_with_postgresql_signs_no_user_out() {
     a_restart_signs_no_user_out("postgres").await;
+}
+
+#[test]
+fn a_postgresql_without_fsync_is_refused_unless_the_operator_accepts_it() {
+    let Some(server) = postgres::Server::start(&["fsync=off"]) else { return };
+    let url = server.url();
+    let arguments = ["--upstream", "http://127.0.0.1:1", "--auth", "http://127.0.0.1:1", "--store", &url];
+    let output = program::run_to_failure(&mut program::command(&arguments));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("--store: ") && error.contains("fsync is off"), "{error}");
+    drop(Program::start(&[&arguments[..], &["--store-allow-fsync-off"]].concat()));
 }
 
 /// A file store pushes nothing: the other gateway looks at it every 5 s.

@@ -1,5 +1,6 @@
 //! The gateway as a child process.
 
+use std::env;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -11,10 +12,11 @@ pub(crate) struct Program {
     pub(crate) address: SocketAddr,
 }
 
-/// Returns the command of the program, with nothing from the environment of this process.
+/// Returns the command of the program, with nothing from the environment of this process. `GATEWAY_LOG` sets what it logs.
 pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
-    command.args(arguments).env_clear().env("RUST_LOG", "info");
+    let log = env::var("GATEWAY_LOG").unwrap_or_else(|_| "info".into());
+    command.args(arguments).env_clear().env("RUST_LOG", log);
     command
 }
 

@@ -1,10 +1,14 @@
 //! The calls to the operating system that the standard library doesn't have, or not on every system.
 
-#[cfg_attr(unix, path = "unix.rs")]
-#[cfg_attr(not(unix), path = "other.rs")]
-mod system;
+#[cfg(not(unix))]
+mod other;
+#[cfg(unix)]
+mod unix;
 
-pub(super) use self::system::Handle;
+#[cfg(not(unix))]
+pub(super) use self::other::Handle;
+#[cfg(unix)]
+pub(super) use self::unix::Handle;
 
 /// The purpose for which a file is opened.
 #[derive(Clone, Copy)]

@@ -127,3 +127,25 @@ async fn the_claim_of_a_handle_that_is_dropped_ends_in_doubt_at_once() {
     let next = claimed(&*peer, &version).await;
     assert!(next.is_in_doubt() && next.id() != claim.id());
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_claim_that_is_given_up_leaves_no_file_open() {
+    let directory = TestDirectory::new();
+    let store = FileStore::open_single(directory.path()).unwrap();
+    let open_files = || {
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|file| file.unwrap().path().read_link().ok());
+        open.filter(|file| file.starts_with(directory.path())).count()
+    };
+    let version = store.replace(&entry(1)).await.unwrap();
+    for presented in [Presented::Unused, Presented::InDoubt] {
+        let claim = claimed(&*store, &version).await;
+        assert_eq!(open_files(), 1, "its lock is the sign of life");
+        store.release(&claim, presented).await.unwrap();
+        assert_eq!(open_files(), 0);
+    }
+    let claim = claimed(&*store, &version).await;
+    FileStore::open_single(directory.path()).unwrap().replace(&entry(2)).await.unwrap();
+    assert!(matches!(store.commit(&claim, &entry(3)).await.unwrap(), CommitOutcome::Conflict(Some(_))));
+    assert_eq!(open_files(), 0, "the claim is lost");
+}

@@ -260,7 +260,20 @@ async fn of_several_hosts_the_one_that_can_be_written_to_is_used() {
     store.replace(&entry(1)).await.unwrap();
     proxy.cut();
     assert_eq!(store.load().await.unwrap().unwrap().generation(), 1);
-    assert_eq!(format!("{stores:?}"), format!("PostgresStores {{ database: \"postgres://{hosts}/postgres\", .. }}"));
+    let shown = format!("PostgresStores {{ database: \"postgres://{hosts}/postgres\", watched: 0, .. }}");
+    assert_eq!(format!("{stores:?}"), shown);
+    assert!(store.is_durable());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_asks_the_next_host_if_the_first_one_is_silent() {
+    let Some(server) = Server::start(&[]) else { return };
+    let proxies = [Proxy::start(server.port()).await, Proxy::start(server.port()).await];
+    let hosts = proxies.each_ref().map(|proxy| format!("127.0.0.1:{}", proxy.port())).join(",");
+    let stores = PostgresStores::connect(format!("postgres://postgres:{PASSWORD}@{hosts}/postgres")).await.unwrap();
+    stores.migrate().await.unwrap();
+    proxies[0].partition(true);
+    stores.check().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -306,12 +319,15 @@ async fn no_error_shows_a_password() {
         expect(connect(url).await, kind, reason);
     }
     let stores = PostgresStores::builder(server.url());
-    assert!(!format!("{stores:?}").contains(PASSWORD));
+    let shown = format!("{stores:?}");
+    assert!(shown.contains("table: \"tower_auth_refresh\"") && !shown.contains(PASSWORD), "{shown}");
     expect(stores.table("a b").connect().await, misconfigured, "small letters");
     let listening = PostgresStores::builder(server.url()).listen_url(format!("postgres://postgres:{PASSWORD}@@db/x"));
     expect(listening.connect().await, misconfigured, "can't be read");
     // The server's own words about a row hold the row: they aren't repeated.
     let stores = PostgresStores::connect(server.url()).await.unwrap();
+    let shown = format!("{stores:?}");
+    assert!(shown.contains(&server.url_without_credentials()) && !shown.contains(PASSWORD), "{shown}");
     stores.migrate().await.unwrap();
     server.sql("ALTER TABLE tower_auth_refresh ADD CHECK (length(record) < 10)");
     let error = stores.store("ada").replace(&entry(1)).await.unwrap_err().downcast::<StoreError>().unwrap();

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, advance, pause, resume, sleep, timeout};
@@ -96,6 +96,12 @@ async fn a_call_that_arrives_after_it_has_failed_does_nothing() {
 async fn a_claim_whose_call_is_dropped_is_given_back() {
     let Some(server) = shared().await else { return };
     case(server, "dropped claim".into()).await.check_dropped_claim().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_whose_answer_and_connections_are_lost_is_given_back_later() {
+    let Some(server) = shared().await else { return };
+    case(server, "lost claim".into()).await.check_lost_claim().await;
 }
 
 /// Refreshes the tokens of 20 users until it is aborted. Calls may fail; none may lose what was committed.
@@ -242,4 +248,28 @@ async fn each_call_ends_in_time_while_the_server_is_down_and_says_why() {
     assert!(server.launch());
     assert!(matches!(store.insert(&entry).await.unwrap(), InsertOutcome::Exists(record) if record.generation() == 1));
     assert!(matches!(store.clear(&version).await.unwrap(), ClearOutcome::Cleared));
+}
+
+/// As long as a connection answers, its other statements are waited for, and not sent again behind one another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_answers_slowly_is_waited_for() {
+    let Some(server) = Server::start(&[]) else { return };
+    let one = NonZeroUsize::MIN;
+    let stores = PostgresStores::builder(server.url()).connections(one).connect().await.unwrap();
+    stores.migrate().await.unwrap();
+    let store = stores.store("ada");
+    let version = store.replace(&entry(1)).await.unwrap();
+    server.sql(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NEW; END $$;
+        CREATE TRIGGER slow BEFORE UPDATE ON tower_auth_refresh FOR EACH ROW EXECUTE FUNCTION slow()",
+    );
+    // The third answer comes after 3 s. On a slow machine, that may be too late.
+    for _ in 0..10 {
+        let extend = || store.extend(&version, SystemTime::now());
+        let outcomes = tokio::join!(extend(), extend(), extend());
+        if let (Ok(true), Ok(true), Ok(true)) = outcomes {
+            return;
+        }
+    }
+    panic!("the third statement is never answered in time");
 }

@@ -7,6 +7,7 @@ mod failover;
 mod faults;
 mod pooler;
 mod push;
+mod rounds;
 #[cfg(feature = "encryption")]
 mod secrets;
 mod server;

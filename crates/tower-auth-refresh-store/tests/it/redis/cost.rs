@@ -45,6 +45,7 @@ async fn a_refresh_takes_two_round_trips_a_first_use_one_and_a_look_up_in_memory
     let before = proxy.round_trips();
     assert!(first.get(&ada).await.unwrap().is_some());
     assert_eq!(proxy.round_trips() - before, 0, "in memory");
+    assert_eq!(proxy.connections(), 2, "one for all calls, and one that listens");
 
     // As after a restart.
     let second = registry().await;

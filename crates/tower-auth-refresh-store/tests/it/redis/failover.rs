@@ -7,12 +7,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tower_auth_refresh::store::{ClaimOutcome, ClearOutcome, TokenStore};
 use tower_auth_refresh::{Session, SessionState, Tokens};
-use tower_auth_refresh_store::RedisStores;
+use tower_auth_refresh_store::{RedisStores, StoreError, StoreErrorKind};
 use tower_auth_refresh_testkit::TestKit;
 
 use super::Server;
 use super::server::{command_to, launch};
-use crate::operation::CALL_TIMEOUT;
+use crate::operation::{CALL_TIMEOUT, Case};
 use crate::proxy::Proxy;
 use crate::support::{LEASE, TestDirectory, claimed, entry};
 
@@ -54,8 +54,18 @@ impl Pair {
     /// Returns the user's tokens, which the replica has.
     async fn sign_in(&self) -> Tokens {
         let tokens: Tokens = self.kit.sign_in("ada").try_into().unwrap();
-        self.session(1, &tokens).await;
+        self.session(0, &tokens).await;
+        self.replicated().await;
         tokens
+    }
+
+    /// Waits until the replica has all writes. A write that waits for it gives up after a second.
+    async fn replicated(&self) {
+        let offset = async |server: &Server| {
+            let info = server.command("INFO replication").await;
+            info.lines().find_map(|line| line.strip_prefix("master_repl_offset:")).unwrap().to_owned()
+        };
+        until(async || offset(&self.primary).await == offset(&self.replica).await).await;
     }
 
     fn cut_replication(&self) {
@@ -200,7 +210,8 @@ async fn a_sign_out_that_is_repeated_gives_the_replicas_something_to_acknowledge
 async fn a_server_that_gives_up_its_role_and_keeps_its_connections_is_read_no_longer() {
     let Some(pair) = Pair::start().await else { return };
     let store = pair.connect(0).await.store("ada");
-    let version = pair.connect(1).await.store("ada").replace(&entry(1)).await.unwrap();
+    let version = store.replace(&entry(1)).await.unwrap();
+    pair.replicated().await;
     let connections = pair.clients.connections();
     assert_eq!(pair.replica.command(PROMOTION).await, "+OK\r\n");
     let source = pair.replica.port();
@@ -213,6 +224,152 @@ async fn a_server_that_gives_up_its_role_and_keeps_its_connections_is_read_no_lo
     let record = store.load().await.unwrap().unwrap();
     assert_eq!((record.generation(), pair.clients.connections()), (2, connections + 1));
     claimed(&*store, record.version()).await;
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_waits_for_a_replica_holds_up_no_call_that_does_not() {
+    let Some(pair) = Pair::start().await else { return };
+    let redis = pair.connect(1).await;
+    let (ada, bob) = (redis.store("ada"), redis.store("bob"));
+    let version = bob.replace(&entry(1)).await.unwrap();
+    let claim = claimed(&*bob, &version).await;
+    let is_waiting = async || pair.primary.command("INFO clients").await.contains("blocked_clients:1\r\n");
+    // On a slow machine, the second of a write may be over before the others are answered.
+    for generation in 1..=20 {
+        pair.replica.signal(rustix::process::Signal::STOP);
+        let ada = std::sync::Arc::clone(&ada);
+        let write = tokio::spawn(async move { ada.replace(&entry(generation)).await.unwrap() });
+        until(async || write.is_finished() || is_waiting().await).await;
+        assert_eq!(bob.load().await.unwrap().unwrap().version(), &version);
+        assert!(bob.renew(&claim, LEASE).await.unwrap());
+        let is_overtaken = is_waiting().await;
+        pair.replica.signal(rustix::process::Signal::CONT);
+        write.await.unwrap();
+        if is_overtaken {
+            return;
+        }
+    }
+    panic!("no call was answered while a write waited");
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_connections_of_writes_that_wait_are_bounded_and_used_again() {
+    let Some(pair) = Pair::start().await else { return };
+    let redis = pair.connect(1).await;
+    let write_all = async |users: usize| {
+        let write = |user: usize| {
+            let store = redis.store(user.to_string());
+            async move { timeout(CALL_TIMEOUT, store.replace(&entry(1))).await.expect("the call takes too long") }
+        };
+        futures_util::future::join_all((0..users).map(write)).await
+    };
+    // Of twice as many writes as connections, each waits for 1 s.
+    pair.replica.signal(rustix::process::Signal::STOP);
+    let mut most = 0;
+    let watch = async {
+        loop {
+            let clients = pair.primary.command("INFO clients").await;
+            let blocked = clients.lines().find_map(|line| line.strip_prefix("blocked_clients:")).unwrap();
+            most = most.max(blocked.parse::<usize>().unwrap());
+        }
+    };
+    tokio::select! {
+        written = write_all(16) => assert!(written.iter().all(Result::is_ok), "they are stored all the same"),
+        () = watch => {}
+    }
+    assert!((2..=8).contains(&most), "{most} writes wait");
+
+    pair.replica.signal(rustix::process::Signal::CONT);
+    let mut connections = 0;
+    for round in 0..8 {
+        assert!(write_all(16).await.iter().all(Result::is_ok));
+        if round == 0 {
+            connections = pair.clients.connections();
+        }
+    }
+    assert_eq!(pair.clients.connections(), connections, "they are used again");
+
+    pair.replica.signal(rustix::process::Signal::STOP);
+    let refused = write_all(64).await.into_iter().filter_map(Result::err);
+    let refused: Vec<_> = refused.map(|error| format!("{error:?}")).collect();
+    assert!(refused.iter().any(|error| error.contains("too many writes")), "{refused:?}");
+    pair.replica.signal(rustix::process::Signal::CONT);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_waits_for_a_replica_waits_for_its_connection_too_and_not_for_one_that_is_refused() {
+    let Some(pair) = Pair::start().await else { return };
+    let redis = pair.connect(1).await;
+    let ada = redis.store("ada");
+    pair.clients.refuse(true);
+    let first = entry(1);
+    let mut write = ada.replace(&first);
+    assert!(timeout(Duration::from_millis(200), &mut write).await.is_err(), "there is no connection");
+    pair.clients.refuse(false);
+    let version = write.await.unwrap();
+    assert_eq!(pair.replica.command("DBSIZE").await, ":1\r\n");
+
+    // Its connection closed, the next one is refused.
+    assert_eq!(pair.primary.command("CONFIG SET requirepass s3cret").await, "+OK\r\n");
+    pair.clients.cut();
+    let begun = Instant::now();
+    let error = ada.claim(&version, LEASE).await.unwrap_err().downcast::<StoreError>().unwrap();
+    assert_eq!(error.kind(), StoreErrorKind::Misconfigured, "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_wait_a_refresh_takes_two_round_trips_and_one_wait_a_write() {
+    let Some(pair) = Pair::start().await else { return };
+    let tokens = pair.sign_in().await;
+    let session = pair.session(1, &tokens).await;
+    session.refresh().await.unwrap();
+    let waits = async || {
+        let stats = pair.primary.command("INFO commandstats").await;
+        let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_wait:calls=")?.split_once(','));
+        calls.map_or(0, |(calls, _)| calls.parse::<usize>().unwrap())
+    };
+    for _ in 0..3 {
+        let before = (pair.clients.round_trips(), waits().await);
+        session.refresh().await.unwrap();
+        let after = (pair.clients.round_trips(), waits().await);
+        assert_eq!((after.0 - before.0, after.1 - before.1), (2, 2), "claim and commit");
+        // A server that doesn't know the scripts isn't asked twice.
+        assert_eq!(pair.primary.command("SCRIPT FLUSH").await, "+OK\r\n");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_wait_a_claim_whose_call_is_dropped_is_given_back() {
+    let Some(pair) = Pair::start().await else { return };
+    let open = async |port: u16| {
+        let builder = RedisStores::builder(&format!("redis://127.0.0.1:{port}")).wait(1);
+        builder.connect().await.unwrap().store("ada")
+    };
+    Case::new(pair.primary.port(), open).await.check_dropped_claim().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_gives_up_its_role_and_keeps_its_connections_is_written_no_longer() {
+    let Some(pair) = Pair::start().await else { return };
+    let redis = pair.connect(1).await;
+    let write = |user: usize| {
+        let store = redis.store(user.to_string());
+        async move { store.replace(&entry(1)).await }
+    };
+    // Several connections.
+    assert!(futures_util::future::join_all((0..8).map(write)).await.iter().all(Result::is_ok));
+    pair.replicated().await;
+    assert_eq!(pair.replica.command(PROMOTION).await, "+OK\r\n");
+    let source = pair.replica.port();
+    assert_eq!(pair.primary.command(&format!("REPLICAOF 127.0.0.1 {source}")).await, "+OK\r\n");
+    pair.clients.retarget(pair.replica.port());
+    until(async || pair.replica.command("INFO replication").await.contains("state=online")).await;
+    write(8).await.unwrap();
+    let direct = RedisStores::connect(&pair.replica.url()).await.unwrap();
+    assert!(direct.store("8").load().await.unwrap().is_some());
 }
 
 /// A sentinel, which ends with it.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
-use tower_auth_refresh::store::{ClearOutcome, CommitOutcome, Presented, TokenStore};
+use tokio::time::{Instant, sleep, timeout};
+use tower_auth_refresh::store::{ClearOutcome, CommitOutcome, InsertOutcome, Presented, TokenStore};
 use tower_auth_refresh_store::{RedisStores, StoreError, StoreErrorKind};
 
 use super::Server;
@@ -49,6 +49,16 @@ async fn a_new_record_whose_answer_was_lost_is_not_written_again_over_what_was_m
     for is_insert in [true, false] {
         case(&server, &format!("{is_insert}")).await.check_new_record(is_insert).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_record_that_never_arrived_finds_the_one_that_is_there() {
+    let Some(server) = Server::start().await else { return };
+    let case = case(&server, "case").await;
+    let version = case.witness.replace(&entry(1)).await.unwrap();
+    case.proxy.inject(Fault::CutBefore);
+    let outcome = case.subject.insert(&entry(2)).await.unwrap();
+    assert!(matches!(&outcome, InsertOutcome::Exists(record) if *record.version() == version), "{outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,6 +124,13 @@ async fn a_claim_whose_call_is_dropped_is_given_back() {
     let Some(server) = Server::start().await else { return };
     know_all_scripts(&server).await;
     case(&server, "").await.check_dropped_claim().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_whose_answer_and_connections_are_lost_is_given_back_later() {
+    let Some(server) = Server::start().await else { return };
+    know_all_scripts(&server).await;
+    case(&server, "").await.check_lost_claim().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -185,6 +202,54 @@ async fn concurrent_calls_share_one_connection_and_one_attempt_to_make_it_anew()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_waits_for_a_server_that_is_away_for_a_moment_and_not_for_one_that_refuses_the_password() {
+    let Some(server) = Server::start().await else { return };
+    let proxy = Proxy::start(server.port()).await;
+    let store = RedisStores::connect(&format!("redis://127.0.0.1:{}", proxy.port())).await.unwrap().store("ada");
+    for outage in 0..2 {
+        if outage > 0 {
+            // An outage that has ended long ago is no part of the next one.
+            sleep(CALL_TIMEOUT).await;
+        }
+        proxy.refuse(true);
+        proxy.cut();
+        let mut load = store.load();
+        assert!(timeout(Duration::from_millis(300), &mut load).await.is_err(), "there is no connection");
+        proxy.refuse(false);
+        assert_eq!(load.await.unwrap(), None);
+    }
+
+    assert_eq!(server.command("CONFIG SET requirepass s3cret").await, "+OK\r\n");
+    proxy.cut();
+    let begun = Instant::now();
+    let error = store.load().await.unwrap_err().downcast::<StoreError>().unwrap();
+    assert_eq!(error.kind(), StoreErrorKind::Misconfigured, "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_given_up_is_closed_although_its_answers_never_come() {
+    let Some(server) = Server::start().await else { return };
+    let proxy = Proxy::start(server.port()).await;
+    let store = RedisStores::connect(&format!("redis://127.0.0.1:{}", proxy.port())).await.unwrap().store("ada");
+    proxy.inject(Fault::HoleBefore);
+    // The second one fails when the first one has made another connection, which it doesn't give up.
+    let second = async {
+        sleep(Duration::from_millis(700)).await;
+        store.load().await
+    };
+    let (first, second) = tokio::join!(store.load(), second);
+    assert_eq!((first.unwrap(), second.unwrap()), (None, None));
+    assert_eq!(proxy.connections(), 2);
+    let closed = async {
+        while proxy.open() > 1 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(CALL_TIMEOUT, closed).await.expect("both connections are open");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_record_is_written_although_the_server_has_closed_the_idle_connection() {
     let Some(server) = Server::start().await else { return };
     let proxy = Proxy::start(server.port()).await;
@@ -203,6 +268,7 @@ fn stores_outlive_the_runtime_on_which_they_were_connected_and_need_one() {
     let Some(server) = first.block_on(Server::start()) else { return };
     let redis = first.block_on(RedisStores::connect(&server.url())).unwrap();
     let store = redis.store("ada");
+    assert!(store.is_durable());
     first.block_on(store.replace(&entry(1))).unwrap();
     drop(first);
     assert!(runtime().block_on(store.load()).unwrap().is_some());

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use tokio::time::timeout;
 use tower_auth_refresh::store::{ClaimOutcome, ClearOutcome, CommitOutcome, Presented, TokenStore};
 use tower_auth_refresh_store::{RedisStores, StoreErrorKind};
 
@@ -98,6 +99,14 @@ async fn a_server_with_unsafe_settings_is_reported() {
         }
         assert_eq!(names(&server).await, [""; 0], "the check leaves nothing");
     }
+}
+
+#[tokio::test]
+async fn a_server_with_fewer_replicas_than_writes_wait_for_is_reported() {
+    let Some(server) = Server::start_with(&["--appendonly", "yes"]).await else { return };
+    let redis = RedisStores::builder(&server.url()).wait(2).connect().await.unwrap();
+    let error = redis.check().await.unwrap_err();
+    assert!(error.to_string().contains("has 0 replicas, but writes wait for 2"), "{error}");
 }
 
 #[tokio::test]
@@ -242,6 +251,12 @@ async fn a_damaged_value_is_an_error_or_the_record_and_never_an_absent_user() {
     }
 }
 
+/// Waits until the server has deleted a record.
+async fn deleted(store: &dyn TokenStore) {
+    let deleted = async { while store.load().await.unwrap().is_some() {} };
+    timeout(Duration::from_secs(20), deleted).await.expect("the record is still there");
+}
+
 #[tokio::test]
 async fn the_server_deletes_a_record_at_its_end() {
     let Some(server) = Server::start().await else { return };
@@ -249,9 +264,9 @@ async fn the_server_deletes_a_record_at_its_end() {
     let (ada, bob) = (redis.store("ada"), redis.store("bob"));
     let version = ada.replace(&entry(1).with_expires_at(SystemTime::now() + LEASE)).await.unwrap();
     bob.replace(&entry(1).with_expires_at(SystemTime::now() - LEASE)).await.unwrap();
-    while bob.load().await.unwrap().is_some() {}
+    deleted(&*bob).await;
     assert!(ada.load().await.unwrap().is_some());
     assert!(ada.extend(&version, SystemTime::now()).await.unwrap());
-    while ada.load().await.unwrap().is_some() {}
+    deleted(&*ada).await;
     assert_eq!(redis.delete_expired().await.unwrap(), 0);
 }

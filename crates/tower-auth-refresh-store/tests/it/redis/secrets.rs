@@ -14,6 +14,7 @@ use tower_auth_refresh_store::{RedisStores, StoreError, StoreErrorKind};
 use super::Server;
 use crate::encryption::{CANARY, canaries, has, keys};
 use crate::kind;
+use crate::proxy::Proxy;
 use crate::support::{LEASE, TestDirectory, claimed};
 
 const PASSWORD: &str = "pa55-w0rd";
@@ -100,6 +101,8 @@ fn shown(error: &StoreError) -> String {
 async fn credentials_are_in_no_error() {
     let Some(server) = Server::start_with(&["--requirepass", "another"]).await else { return };
     let port = server.port();
+    let closing = Proxy::start(port).await;
+    closing.refuse(true);
     let cases = [
         (format!("redis://:{PASSWORD}@127.0.0.1:{port}"), StoreErrorKind::Misconfigured),
         (format!("redis://ada:{PASSWORD}@127.0.0.1:{port}"), StoreErrorKind::Misconfigured),
@@ -108,13 +111,16 @@ async fn credentials_are_in_no_error() {
         (format!("redis://ada:{PASSWORD}@host.invalid"), StoreErrorKind::Unavailable),
         // A server without TLS, which waits for the end of a line.
         (format!("rediss://ada:{PASSWORD}@127.0.0.1:{port}"), StoreErrorKind::Unavailable),
+        // One that closes the connection at once.
+        (format!("rediss://ada:{PASSWORD}@127.0.0.1:{}", closing.port()), StoreErrorKind::Unavailable),
         (format!("redis+sentinel://ada:{PASSWORD}@127.0.0.1:{port}/main"), StoreErrorKind::Misconfigured),
         (format!("{PASSWORD}://127.0.0.1"), StoreErrorKind::Misconfigured),
         (format!("redis://ada:{PASSWORD}@127.0.0.1:port"), StoreErrorKind::Misconfigured),
     ];
     let attempts = cases.into_iter().map(async |(url, expected)| {
-        let builder = RedisStores::builder(&url).sentinel_credentials("eve", PASSWORD);
+        let builder = RedisStores::builder(&url).namespace("auth").sentinel_credentials("eve", PASSWORD);
         let before = format!("{builder:?}");
+        assert!(before.contains("namespace: \"auth\""), "{before}");
         let error = builder.connect().await.unwrap_err();
         assert_eq!(error.kind(), expected, "{error}");
         format!("{before} {}", shown(&error))
@@ -122,6 +128,7 @@ async fn credentials_are_in_no_error() {
     let mut all = join_all(attempts).await;
     let redis = RedisStores::connect(&format!("redis://:another@127.0.0.1:{port}")).await.unwrap();
     all.push(format!("{redis:?}"));
+    assert!(format!("{redis:?}").contains(&format!("redis://127.0.0.1:{port}/0")), "{redis:?}");
     for text in [PASSWORD, "another", "eve"] {
         assert!(all.iter().all(|shown| !shown.contains(text)), "{text} is shown: {all:#?}");
     }

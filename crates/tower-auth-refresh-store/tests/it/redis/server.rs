@@ -61,6 +61,12 @@ impl Server {
         answer[start..answer.len() - 2].to_vec()
     }
 
+    /// Stops the server, or has it go on.
+    #[cfg(unix)]
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.process), signal).unwrap();
+    }
+
     /// Kills the server, as `kill -9` does.
     pub(crate) fn kill(&mut self) {
         let _ = self.process.kill();

@@ -28,7 +28,7 @@ pub(super) async fn the_reported_end_of_a_lease_approaches_and_moves_when_the_cl
     sleep(fixture.lease / 2).await;
     fixture.expect_lease(&fixture.b, &version, fixture.lease, began).await;
     let before = Instant::now();
-    assert!(fixture.a.renew(&claim, fixture.lease * 3).await.expect("renew"), "the claim is held");
+    fixture.expect_renewed(&fixture.a, &claim, fixture.lease * 3).await;
     let began = before..=Instant::now();
     fixture.expect_lease(&fixture.b, &version, fixture.lease * 3, began).await;
 }
@@ -63,7 +63,7 @@ pub(super) async fn a_renewed_claim_lasts_longer(fixture: Fixture) {
     let claim = fixture.expect_claimed(&fixture.a, &version).await;
     for _ in 0..3 {
         sleep(fixture.lease / 2).await;
-        assert!(fixture.a.renew(&claim, fixture.lease).await.expect("renew"), "the claim is held");
+        fixture.expect_renewed(&fixture.a, &claim, fixture.lease).await;
         fixture.expect_busy(&fixture.b, &version).await;
     }
     fixture.expire().await;
@@ -137,7 +137,7 @@ pub(super) async fn a_late_release_does_not_free_another_claim(fixture: Fixture)
     let claim = fixture.expect_claimed(&fixture.b, &version).await;
     fixture.a.release(&late, Presented::Unused).await.expect("release");
     fixture.expect_busy(&fixture.a, &version).await;
-    assert!(fixture.b.renew(&claim, fixture.lease).await.expect("renew"), "the claim is held");
+    fixture.expect_renewed(&fixture.b, &claim, fixture.lease).await;
 }
 
 impl Fixture {

@@ -40,7 +40,7 @@ pub(super) async fn an_extension_moves_the_end_and_nothing_else(fixture: Fixture
             assert_eq!(fixture.load().await, Some(Record::new(version.clone(), extended)));
         }
         fixture.expect_busy(&fixture.b, &version).await;
-        assert!(fixture.b.renew(&claim, fixture.lease).await.expect("renew"), "the claim is held");
+        fixture.expect_renewed(&fixture.b, &claim, fixture.lease).await;
         expect_stored(&fixture.a, &claim, "2").await;
     }
 }

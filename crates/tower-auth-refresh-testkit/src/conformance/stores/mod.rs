@@ -5,10 +5,12 @@ mod ends;
 mod races;
 mod records;
 
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use futures_util::FutureExt;
+use tokio::time::{Instant, sleep, timeout};
 use tower_auth_refresh::store::{
     Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, Record, TokenStore, Version,
 };
@@ -19,14 +21,18 @@ use super::Handles;
 /// The limit for one case, by `tokio`'s clock, paused or not.
 const CASE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The longest lease with which a case is repeated, in leases.
+const LONGEST_LEASE: u32 = 8;
+
 /// Checks a store against every rule of [`TokenStore`].
 ///
-/// `open` is called once for each case, and once more. Each call opens a new, empty store and returns two handles on it.
-/// Claims are made for `lease`, and the store's clock may deviate by a quarter of `lease`.
+/// `open` is called once for each run of a case, and once more. Each call opens a new, empty store and returns two handles
+/// on it. Claims are made for `lease`, and the store's clock may deviate by a quarter of `lease`. A case in which a claim
+/// may have expired too soon, since the machine was slow, is repeated with a longer lease.
 ///
 /// # Panics
 ///
-/// If the store breaks a rule. The name of each case is printed to standard error when the case begins.
+/// If the store breaks a rule, or a lease of eight times `lease` is too short. The name of each case is printed to standard error when the case begins.
 pub async fn stores(lease: Duration, open: impl AsyncFn() -> Handles) {
     let foreign = {
         let [other, _] = open().await;
@@ -35,9 +41,20 @@ pub async fn stores(lease: Duration, open: impl AsyncFn() -> Handles) {
     macro_rules! run {
         ($($case:path)*) => {$(
             eprintln!("conformance of stores: {}", stringify!($case));
-            let [a, b] = open().await;
-            let fixture = Fixture { a, b, lease, foreign: foreign.clone() };
-            timeout(CASE_TIMEOUT, $case(fixture)).await.expect("the case timed out");
+            let mut leases = 1;
+            loop {
+                let [a, b] = open().await;
+                let fixture = Fixture { a, b, lease: lease * leases, foreign: foreign.clone(), held: Mutex::default() };
+                let run = AssertUnwindSafe($case(fixture)).catch_unwind();
+                match timeout(CASE_TIMEOUT, run).await.expect("the case timed out") {
+                    Ok(()) => break,
+                    Err(panic) if panic.is::<TooSlow>() => {
+                        assert!(leases < LONGEST_LEASE, "a claim takes longer than {:?}", lease * leases);
+                    }
+                    Err(panic) => resume_unwind(panic),
+                }
+                leases *= 2;
+            }
         )*};
     }
     run! {
@@ -80,7 +97,12 @@ struct Fixture {
     lease: Duration,
     /// A version that another store has made. It is of the kind that these stores make.
     foreign: Version,
+    /// The version that was claimed last, and the moment until which its claim holds by any clock.
+    held: Mutex<Option<(Version, Instant)>>,
 }
+
+/// The panic of a case whose claim may have expired: it shows nothing of the store.
+struct TooSlow;
 
 impl Fixture {
     async fn sign_in(&self, name: &str) -> Version {
@@ -94,9 +116,11 @@ impl Fixture {
     }
 
     async fn expect_claimed(&self, store: &Arc<dyn TokenStore>, version: &Version) -> Claim {
+        let begun = Instant::now();
         match store.claim(version, self.lease).await.expect("claim") {
             ClaimOutcome::Claimed(claim) => {
                 assert_eq!(claim.version(), version, "the claim is for another version");
+                self.note_held(version, begun, self.lease);
                 claim
             }
             other => panic!("the version is not claimed, but the store returned {other:?}"),
@@ -106,6 +130,7 @@ impl Fixture {
     async fn expect_busy(&self, store: &Arc<dyn TokenStore>, version: &Version) -> Duration {
         match store.claim(version, self.lease).await.expect("claim") {
             ClaimOutcome::Busy { retry_in } => retry_in,
+            ClaimOutcome::Claimed(_) if self.may_have_expired(version) => resume_unwind(Box::new(TooSlow)),
             other => panic!("the version is claimed, but the store returned {other:?}"),
         }
     }
@@ -115,6 +140,27 @@ impl Fixture {
             ClaimOutcome::Changed(record) => record,
             other => panic!("the record has another version, but the store returned {other:?}"),
         }
+    }
+
+    async fn expect_renewed(&self, store: &Arc<dyn TokenStore>, claim: &Claim, lease: Duration) {
+        let begun = Instant::now();
+        let is_renewed = store.renew(claim, lease).await.expect("renew");
+        if !is_renewed && self.may_have_expired(claim.version()) {
+            resume_unwind(Box::new(TooSlow));
+        }
+        assert!(is_renewed, "the claim is held");
+        self.note_held(claim.version(), begun, lease);
+    }
+
+    fn note_held(&self, version: &Version, begun: Instant, lease: Duration) {
+        let until = begun + lease.saturating_sub(self.lease / 4);
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some((version.clone(), until));
+    }
+
+    /// Returns `true` if the claim that was made last, on this version, may have ended by itself.
+    fn may_have_expired(&self, version: &Version) -> bool {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().is_some_and(|(held, until)| held == version && *until <= Instant::now())
     }
 
     /// Waits a quarter of a lease longer than a claim made now lasts.

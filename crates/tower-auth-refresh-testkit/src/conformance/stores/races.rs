@@ -1,15 +1,18 @@
 //! Concurrent calls, and calls that are dropped.
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
+use tokio::time::Instant;
 use tower_auth_refresh::store::{ClaimOutcome, ClearOutcome, CommitOutcome, Presented};
 
-use super::{Fixture, commit, entry, expect_stored};
+use super::{Fixture, TooSlow, commit, entry, expect_stored};
 
 pub(super) async fn exactly_one_of_many_concurrent_claims_succeeds(fixture: Fixture) {
     for _ in 0..10 {
         let version = fixture.sign_in("1").await;
+        fixture.note_held(&version, Instant::now(), fixture.lease);
         let claims: Vec<_> = (0..20)
             .map(|i| {
                 let (store, lease) = (Arc::clone(if i % 2 == 0 { &fixture.a } else { &fixture.b }), fixture.lease);
@@ -24,6 +27,9 @@ pub(super) async fn exactly_one_of_many_concurrent_claims_succeeds(fixture: Fixt
                 ClaimOutcome::Busy { .. } => {}
                 other => panic!("the record is unchanged, but the store returned {other:?}"),
             }
+        }
+        if made > 1 && fixture.may_have_expired(&version) {
+            resume_unwind(Box::new(TooSlow));
         }
         assert_eq!(made, 1, "exactly one of twenty concurrent claims succeeds");
     }

@@ -45,7 +45,7 @@ pub(super) async fn the_second_of_two_inserts_finds_the_first(fixture: Fixture) 
             other => panic!("the store holds a record, but it returned {other:?}"),
         }
     }
-    assert!(fixture.a.renew(&claim, fixture.lease).await.expect("renew"), "the claim is held");
+    fixture.expect_renewed(&fixture.a, &claim, fixture.lease).await;
     expect_cleared(&fixture.a, &version).await;
     assert!(matches!(insert(&fixture.b, "3").await, InsertOutcome::Inserted(_)), "the store was cleared");
 }

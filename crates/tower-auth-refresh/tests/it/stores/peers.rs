@@ -1,6 +1,6 @@
 //! Two sessions on one store.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep};
 use tower_auth_refresh::{NotRefreshed, RefreshError, SessionState, Tokens};
@@ -54,15 +54,27 @@ async fn session_refresh_adopts_the_tokens_that_a_peer_has_stored() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peers_expired_tokens_are_refreshed_instead_of_adopted() {
+async fn a_peers_tokens_that_expire_before_a_replay_can_arrive_are_refreshed_instead_of_adopted() {
+    for expiry in [SystemTime::UNIX_EPOCH, SystemTime::now(), SystemTime::now() + Duration::from_millis(499)] {
+        let (mut it, store) = stored().await;
+        store.refresh_as_peer(&pair(2).with_expires_at(expiry)).await;
+        let response = it.get_refused().await;
+        let refresh = it.auth.next().await;
+        assert_eq!(refresh.presented(), "r2");
+        refresh.answer(Ok(pair(3)));
+        it.accepts(response, 3).await;
+        assert_eq!(store.tokens().await, Some(pair(3)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peers_tokens_that_live_for_longer_than_a_replay_takes_are_adopted() {
     let (mut it, store) = stored().await;
-    store.refresh_as_peer(&pair(2).with_expires_at(SystemTime::UNIX_EPOCH)).await;
+    // By the wall clock, which isn't paused.
+    store.refresh_as_peer(&pair(2).with_expires_at(SystemTime::now() + 20 * SECOND)).await;
     let response = it.get_refused().await;
-    let refresh = it.auth.next().await;
-    assert_eq!(refresh.presented(), "r2");
-    refresh.answer(Ok(pair(3)));
-    it.accepts(response, 3).await;
-    assert_eq!(store.tokens().await, Some(pair(3)));
+    it.accepts(response, 2).await;
+    assert!(it.auth.is_idle().await);
 }
 
 #[tokio::test(start_paused = true)]
