@@ -100,7 +100,7 @@ async fn a_refresh_that_is_answered_within_5_s_renews_nothing() {
     let (mut it, store) = stored().await;
     let response = it.get_refused().await;
     let refresh = it.auth.next().await;
-    sleep(5 * SECOND - Duration::from_millis(2)).await;
+    sleep(Duration::from_millis(4_998)).await;
     refresh.answer(Ok(pair(2)));
     it.accepts(response, 2).await;
     assert_eq!(store.calls(), [StoreCall::Claim, StoreCall::Commit]);
@@ -158,7 +158,7 @@ async fn a_token_is_not_presented_once_the_lease_of_its_claim_is_over() {
 async fn a_token_is_presented_after_its_lease_if_the_claim_can_still_be_renewed() {
     let (mut it, store) = ready_after_the_lease().await;
     let response = it.get_refused().await;
-    sleep(16 * SECOND - Duration::from_millis(5)).await;
+    sleep(Duration::from_millis(15_995)).await;
     assert!(it.auth.is_idle().await);
     store.clear_faults();
     let refresh = it.auth.next().await;
