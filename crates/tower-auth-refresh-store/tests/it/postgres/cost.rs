@@ -27,7 +27,7 @@ async fn for_each<F: Future<Output = ()>>(
     call: impl Fn(Arc<dyn TokenStore>, Entry) -> F,
 ) {
     let calls = stream::iter(0..SESSIONS);
-    calls.for_each_concurrent(50, |user| call(stores.store(user.to_string()), tokens(access))).await;
+    calls.for_each_concurrent(16, |user| call(stores.store(user.to_string()), tokens(access))).await;
 }
 
 async fn refresh(store: Arc<dyn TokenStore>, entry: Entry) {
