@@ -13,7 +13,7 @@ default:
 
 # The toolchain whose rustdoc cargo-public-api 0.52 reads.
 api_toolchain := "1.95.0"
-published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-store -p tower-auth-refresh-testkit"
+published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-reqwest -p tower-auth-refresh-store -p tower-auth-refresh-testkit"
 
 # They are chromium, valgrind, strace, gnome-keyring, dbus, faketime, Redis and its Sentinel, PostgreSQL, pgbouncer,
 # openssl, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers of the interop tests.
@@ -62,7 +62,7 @@ tools:
     has cargo-public-api ||
         cargo install --quiet --locked --debug --root target/tools cargo-public-api --version 0.52.0
     # The lock files of the workspaces of their own have to agree with the crates here.
-    for manifest in benches/peers crates/tower-auth-refresh-{http,store}/fuzz; do
+    for manifest in benches/peers examples/stacks crates/tower-auth-refresh-{http,store}/fuzz; do
         cargo metadata --locked --format-version 1 --manifest-path "$manifest/Cargo.toml" >/dev/null
     done
 
@@ -70,6 +70,7 @@ tools:
 fmt:
     cargo fmt --all -- --check
     cargo fmt --manifest-path benches/peers/Cargo.toml -- --check
+    cargo fmt --manifest-path examples/stacks/Cargo.toml -- --check
     cargo fmt --manifest-path crates/tower-auth-refresh-http/fuzz/Cargo.toml -- --check
     cargo fmt --manifest-path crates/tower-auth-refresh-store/fuzz/Cargo.toml -- --check
 
@@ -90,6 +91,13 @@ test:
     test_command=$(sed -n 's/^\(cargo test .*\)$/\1/p' README.md | head -n 1)
     [ -n "$test_command" ] || { echo 'README.md names no test command'; exit 1; }
     $test_command
+
+# They are a workspace of its own, so that other commands don't compile the clients.
+#
+# Checks the recipes for other clients, and runs their tests.
+stacks:
+    cargo clippy --manifest-path examples/stacks/Cargo.toml --all-targets --locked -- -D warnings
+    cargo test --manifest-path examples/stacks/Cargo.toml --locked
 
 # Runs every interleaving of two threads at a request's body.
 loom:
@@ -152,9 +160,20 @@ minimal-versions:
         cd "$copy"
         sed -i '/^\[.*dev-dependencies\]$/,/^\[\(lints\|\[test\)/{/^\[\(lints\|\[test\)/!d}' crates/*/Cargo.toml
         # See below.
-        rm -r crates/tower-auth-refresh-store
+        rm -r crates/tower-auth-refresh-{reqwest,store}
         resolve
-        cargo check {{ replace(published, "-p tower-auth-refresh-store", "") }} --all-features --locked
+        cargo check {{ replace(replace(published, "-p tower-auth-refresh-reqwest", ""), "-p tower-auth-refresh-store", "") }} --all-features --locked
+    )
+    # reqwest needs more of hyper and rustls than the other crates do.
+    lay
+    (
+        cd "$copy"
+        sed -i '/^\[.*dev-dependencies\]$/,/^\[\(lints\|\[test\)/{/^\[\(lints\|\[test\)/!d}' crates/*/Cargo.toml
+        rm -r crates/tower-auth-refresh-{store,testkit}
+        sed -i -e 's/^hyper = "[0-9.]*"/hyper = "1.6"/' -e 's/^hyper-util = "[0-9.]*"/hyper-util = "0.1.12"/' \
+            -e 's/^rustls = { version = "[0-9.]*"/rustls = { version = "0.23.27"/' Cargo.toml
+        resolve
+        cargo check -p tower-auth-refresh-reqwest --all-features --locked
     )
     # The stores need what redis and zbus need themselves. zbus doesn't compile with all that it allows.
     lay
@@ -164,17 +183,18 @@ minimal-versions:
         sed -i -e 's/^tokio = { version = "[0-9.]*"/tokio = { version = "1.51"/' \
             -e 's/^tracing = { version = "[0-9.]*"/tracing = { version = "0.1.40"/' \
             -e 's/^pin-project-lite = .*/pin-project-lite = "0.2.13"/' Cargo.toml
+        rm -r crates/tower-auth-refresh-reqwest
         resolve
         cargo check -p tower-auth-refresh-store --features encryption,postgres,redis --locked
     )
     lay
     cd "$copy"
-    rm -r crates/tower-auth-refresh-store
+    rm -r crates/tower-auth-refresh-{reqwest,store}
     # The scenarios over real sockets assert when hyper ends an HTTP/1 connection, which changed up to 1.12.
     sed -i 's/^hyper = .*/hyper = "1.12"/' Cargo.toml
     resolve
     # The tests that need Node or Chromium, which fail without them if CI is set, are run by `just test`.
-    env -u CI cargo test {{ replace(published, "-p tower-auth-refresh-store", "") }} --all-features --locked --lib --test it
+    env -u CI cargo test {{ replace(replace(published, "-p tower-auth-refresh-reqwest", ""), "-p tower-auth-refresh-store", "") }} --all-features --locked --lib --test it
 
 # `--bless` rewrites the listings.
 #

@@ -25,7 +25,7 @@ use tower_auth_refresh::{AuthRefreshLayer, Origin, Session};
 use crate::stack::TOKEN;
 
 /// Requests in flight at any moment.
-const IN_FLIGHT: usize = 64;
+pub const IN_FLIGHT: usize = 64;
 
 /// The HTTP version of the connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

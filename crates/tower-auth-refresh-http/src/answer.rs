@@ -1,7 +1,7 @@
 //! [`Answer`]: the response of a server, read within bounds.
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use tower::BoxError;
 
 use crate::decode::{BodyEnd, decode};
+use crate::error::{AuthServerError, Kind};
 
 /// The response of a server.
 #[derive(Debug)]
@@ -46,6 +47,37 @@ impl Answer {
             text.drain(..3);
         }
         Self { status, headers, text, end }
+    }
+
+    /// A success with this body, as if a server had sent it.
+    pub(crate) fn of_json(text: Vec<u8>) -> Self {
+        Self { status: StatusCode::OK, headers: HeaderMap::new(), text, end: BodyEnd::Complete }
+    }
+
+    /// Returns the response, decoded.
+    ///
+    /// # Errors
+    ///
+    /// If it is a redirect, or its body isn't complete.
+    pub(crate) fn into_response(self) -> Result<Response<Vec<u8>>, AuthServerError> {
+        if self.status.is_redirection() {
+            return Err(AuthServerError::redirected().with_status(self.status));
+        }
+        if let Some(problem) = self.end.problem() {
+            let error = AuthServerError::new(Kind::InDoubt, problem).with_status(self.status);
+            return Err(match self.end {
+                BodyEnd::BrokenOff(source) => error.with_source(source),
+                _ => error,
+            });
+        }
+        let mut response = Response::new(self.text);
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        // They describe the body as it was sent.
+        for name in [CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING] {
+            response.headers_mut().remove(name);
+        }
+        Ok(response)
     }
 }
 

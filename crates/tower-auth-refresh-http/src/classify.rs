@@ -12,7 +12,7 @@ use tower_auth_refresh::RefreshToken;
 use crate::answer::Answer;
 use crate::challenges::Challenges;
 use crate::cookie::{CookieChange, ReceivedCookies};
-use crate::decode::BodyEnd;
+use crate::decode::{BROKEN_OFF, BodyEnd};
 use crate::error::{AuthServerError, ErrorCode, Kind};
 use crate::fields::{Granted, TokenFields};
 use crate::retry_after::{rate_limit_reset, retry_after};
@@ -136,7 +136,7 @@ impl Classifier {
         let known_error = parsed.named_error().and_then(kind_of_code).is_some();
         let mut values = self.fields.take(parsed.json.clone());
         let kept = cookies.apply(&mut values);
-        match values.check(status) {
+        match values.check() {
             Ok(mut granted) if !known_error => {
                 granted.extra.extend(kept);
                 Ok(granted)
@@ -154,7 +154,7 @@ impl Classifier {
             return self.by_kind(kind, &parsed.headers).with_status(status).with_code(parsed.code());
         }
         let error = match parsed.body {
-            Body::Lost(source) => in_doubt("the answer broke off").with_source(source),
+            Body::Lost(source) => in_doubt(BROKEN_OFF).with_source(source),
             Body::Unreadable(problem) => in_doubt(problem),
             Body::Empty => in_doubt("the answer is empty"),
             Body::Json => error,
@@ -168,7 +168,7 @@ impl Classifier {
         let name = parsed.named_error();
         let kind = name.and_then(kind_of_code);
         let error = match status {
-            _ if status.is_redirection() => misconfigured("the answer is a redirect, which is never followed"),
+            _ if status.is_redirection() => AuthServerError::redirected(),
             _ if status.is_client_error() && kind == Some(Kind::Rejected) => self.rejected(),
             StatusCode::TOO_MANY_REQUESTS => match retry_after(headers) {
                 Some(delay) => unavailable(Some(delay)),
@@ -178,7 +178,7 @@ impl Classifier {
             _ if kind == Some(Kind::Unavailable) => unavailable(retry_after(headers)),
             _ if !status.is_client_error() => in_doubt("the server failed"),
             // The server's word is lost, and may have been a rejection.
-            _ if matches!(parsed.body, Body::Lost(_)) => in_doubt("the answer broke off"),
+            _ if matches!(parsed.body, Body::Lost(_)) => in_doubt(BROKEN_OFF),
             StatusCode::UNAUTHORIZED if Challenges::read(headers).ask_for_a_sign_in() => self.rejected(),
             StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED => match kind {
                 Some(kind) if !self.is_vague(name, status) => self.by_kind(kind, headers),
@@ -261,17 +261,14 @@ enum Body {
 impl From<Answer> for Parsed {
     fn from(answer: Answer) -> Self {
         let Answer { status, headers, text, end } = answer;
-        let (json, body) = match end {
-            BodyEnd::Complete if text.trim_ascii().is_empty() => (Value::Null, Body::Empty),
-            BodyEnd::Complete => match parse_json(&text) {
+        let (json, body) = match (end.problem(), end) {
+            (None, _) if text.trim_ascii().is_empty() => (Value::Null, Body::Empty),
+            (None, _) => match parse_json(&text) {
                 Some(json) => (json, Body::Json),
                 None => (Value::Null, Body::Unreadable("the answer is not JSON")),
             },
-            BodyEnd::TooLong => (Value::Null, Body::Unreadable("the answer is longer than the limit")),
-            BodyEnd::Undecodable => {
-                (Value::Null, Body::Unreadable("the answer has a content encoding that is not supported"))
-            }
-            BodyEnd::BrokenOff(error) => (Value::Null, Body::Lost(error)),
+            (Some(_), BodyEnd::BrokenOff(error)) => (Value::Null, Body::Lost(error)),
+            (Some(problem), _) => (Value::Null, Body::Unreadable(problem)),
         };
         Self { status, headers, json, body }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use http::header::{ACCEPT, ACCEPT_ENCODING};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body::Body;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -25,6 +25,9 @@ use crate::error::{AuthServerError, Kind};
 
 /// The largest time-out, so that deadlines don't overflow.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
+/// No content coding.
+const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 
 /// Any `tower` HTTP client, made fit to carry secrets to an authorization server.
 ///
@@ -179,6 +182,74 @@ impl AuthClient {
         self
     }
 
+    /// Sends any call, with the properties [above](Self): the asynchronous HTTP client of `oauth2` 5 and
+    /// `openidconnect` 4.
+    ///
+    /// An answer of any status but a redirect is returned, with its body decoded. `Accept-Encoding` is replaced, and
+    /// `Authorization` marked as sensitive.
+    ///
+    /// # Errors
+    ///
+    /// [`AuthServerError`] if no secret may be sent to the URL, if the answer is a redirect or too long, or if there is
+    /// no whole answer by the time-out.
+    ///
+    /// # Panics
+    ///
+    /// If it is polled outside a `tokio` runtime whose timers are enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future cancels the call, which the server may have acted on.
+    ///
+    /// # Examples
+    ///
+    /// A sign-in by `oauth2`:
+    ///
+    /// ```
+    /// # use oauth2::basic::BasicClient;
+    /// # use oauth2::{AuthUrl, AuthorizationCode, ClientId, PkceCodeVerifier, RedirectUrl, TokenUrl};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
+    /// # let answering = tower::service_fn(|_: http::Request<http_body_util::Full<bytes::Bytes>>| async {
+    /// #     Ok::<_, tower::BoxError>(http::Response::new(http_body_util::Full::new(bytes::Bytes::from(
+    /// #         r#"{"access_token":"a1","refresh_token":"r1","token_type":"bearer","expires_in":300}"#,
+    /// #     ))))
+    /// # });
+    /// # let code = AuthorizationCode::new("c1".to_owned());
+    /// # let verifier = PkceCodeVerifier::new("v".repeat(43));
+    /// # let http = tower_auth_refresh_http::AuthClient::new(answering);
+    /// # let refresh = tower_auth_refresh_http::JsonRefresh::new(http.clone(), "https://auth.example.com/refresh")?;
+    /// # let session = tower_auth_refresh::Session::builder(refresh).build().await?;
+    /// use tower_auth_refresh_http::TokenFields;
+    ///
+    /// let client = BasicClient::new(ClientId::new("app".to_owned()))
+    ///     .set_token_uri(TokenUrl::new("https://auth.example.com/token".to_owned())?);
+    /// let response = client
+    ///     .exchange_code(code)
+    ///     .set_pkce_verifier(verifier)
+    ///     .request_async(&|request| http.call(request))
+    ///     .await?;
+    /// session.sign_in(TokenFields::default().tokens(&response)?).await?;
+    /// # assert_eq!(session.tokens().refresh_token().unwrap().expose_secret(), "r1");
+    /// # Ok(()) }
+    /// ```
+    pub fn call(
+        &self,
+        mut request: Request<Vec<u8>>,
+    ) -> impl Future<Output = Result<Response<Vec<u8>>, AuthServerError>> + Send + use<> {
+        request.headers_mut().insert(ACCEPT_ENCODING, IDENTITY);
+        if let Some(value) = request.headers_mut().get_mut(AUTHORIZATION) {
+            value.set_sensitive(true);
+        }
+        let endpoint = self.endpoint(&request.uri().to_string());
+        let sent = endpoint.map(|endpoint| (self.send(request.map(|body| Full::new(Bytes::from(body)))), endpoint));
+        async move {
+            let (sent, endpoint) = sent.map_err(|invalid| {
+                AuthServerError::misconfigured("no secret may be sent to the URL").with_source(invalid)
+            })?;
+            sent.await.and_then(Answer::into_response).map_err(|error| error.at(&endpoint))
+        }
+    }
+
     pub(crate) fn endpoint(&self, url: &str) -> Result<Endpoint, InvalidEndpoint> {
         Endpoint::parse(url, self.plain_http)
     }
@@ -189,7 +260,7 @@ impl AuthClient {
         *request.method_mut() = method;
         *request.uri_mut() = endpoint.uri().clone();
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
-        request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        request.headers_mut().insert(ACCEPT_ENCODING, IDENTITY);
         request
     }
 

@@ -10,6 +10,9 @@ use tower::BoxError;
 /// Codings in a row that are undone.
 const MOST_CODINGS: usize = 3;
 
+/// The problem of a body that the connection or the time cut off.
+pub(crate) const BROKEN_OFF: &str = "the answer broke off";
+
 /// The end of a body, as far as it was read.
 #[derive(Debug)]
 pub(crate) enum BodyEnd {
@@ -20,6 +23,18 @@ pub(crate) enum BodyEnd {
     Undecodable,
     /// The connection or the time ended before the body did.
     BrokenOff(BoxError),
+}
+
+impl BodyEnd {
+    /// Returns what is wrong with the body; `None` if it is complete.
+    pub(crate) fn problem(&self) -> Option<&'static str> {
+        match self {
+            Self::Complete => None,
+            Self::TooLong => Some("the answer is longer than the limit"),
+            Self::Undecodable => Some("the answer has a content encoding that is not supported"),
+            Self::BrokenOff(_) => Some(BROKEN_OFF),
+        }
+    }
 }
 
 /// Undoes `gzip` and `deflate`, up to `limit` bytes. What was decoded before a fault is kept.

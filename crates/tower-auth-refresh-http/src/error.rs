@@ -59,6 +59,11 @@ impl AuthServerError {
         Self::new(Kind::Misconfigured, problem)
     }
 
+    /// An answer that leads elsewhere: a secret must not go along.
+    pub(crate) fn redirected() -> Self {
+        Self::misconfigured("the answer is a redirect, which is never followed")
+    }
+
     pub(crate) fn at(mut self, endpoint: &Endpoint) -> Self {
         self.endpoint = Some(Arc::clone(endpoint.name()));
         self
@@ -66,6 +71,12 @@ impl AuthServerError {
 
     pub(crate) fn with_status(mut self, status: StatusCode) -> Self {
         self.status = Some(status);
+        self
+    }
+
+    /// Drops the status, of a response that came without it.
+    pub(crate) fn without_status(mut self) -> Self {
+        self.status = None;
         self
     }
 

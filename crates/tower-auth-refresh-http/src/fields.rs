@@ -4,7 +4,6 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::StatusCode;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -208,8 +207,8 @@ impl Values {
         self.refresh = Refresh::Value(token.map(Value::String));
     }
 
-    pub(crate) fn check(self, status: StatusCode) -> Result<Granted, AuthServerError> {
-        let malformed = |problem| AuthServerError::new(Kind::InDoubt, problem).with_status(status);
+    pub(crate) fn check(self) -> Result<Granted, AuthServerError> {
+        let malformed = |problem| AuthServerError::new(Kind::InDoubt, problem);
         let bound = |name: &String| name.eq_ignore_ascii_case("dpop") || name.eq_ignore_ascii_case("mac");
         if self.token_types.iter().any(bound) {
             return Err(malformed("the answer holds a token of type DPoP or MAC, which is not supported"));
@@ -217,8 +216,7 @@ impl Values {
         let text = match &self.access {
             Some(Value::String(token)) if !token.is_empty() => bare(token, &self.token_types),
             Some(Value::Null | Value::String(_)) | None if self.is_object => {
-                let problem = "the answer holds no access token at the configured path";
-                return Err(AuthServerError::misconfigured(problem).with_status(status));
+                return Err(AuthServerError::misconfigured("the answer holds no access token at the configured path"));
             }
             Some(Value::Null | Value::String(_)) | None => return Err(malformed("the answer is not a JSON object")),
             Some(_) => return Err(malformed("the answer holds a malformed access token")),
@@ -334,7 +332,7 @@ mod tests {
     use super::*;
 
     fn read(fields: &TokenFields, answer: Value) -> Result<Tokens, AuthServerError> {
-        fields.take(answer).check(StatusCode::OK).map(Granted::into_tokens)
+        fields.take(answer).check().map(Granted::into_tokens)
     }
 
     fn lifetime(answer: Value) -> Option<u64> {

@@ -11,6 +11,9 @@
 //! bounded, and calls that were never sent distinguished from calls in doubt. [`recipes`] has settings for many
 //! providers.
 //!
+//! A sign-in by `oauth2` or `openidconnect` uses the same client, by [`AuthClient::call`], and hands its response to
+//! [`TokenFields::tokens`].
+//!
 //! # Examples
 //!
 //! An app with a JSON `/auth/refresh`:
@@ -113,6 +116,7 @@ mod logout;
 mod oauth;
 mod service;
 mod setters;
+mod token_response;
 
 pub mod recipes;
 

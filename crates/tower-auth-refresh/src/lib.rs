@@ -44,6 +44,9 @@
 //! The layer is transparent: its responses and errors are the inner service's own. If a refresh fails, the caller gets
 //! the server's own 401, its body intact, with a [`RefreshReport`] in its extensions.
 //!
+//! [`from_axios`] has the pieces of an axios interceptor, a wrapper around fetch, Alamofire and Ktor, and what takes their
+//! place here. The crate feature `blocking` has a session for programs without an async runtime.
+//!
 //! # For many users
 //!
 //! A gateway keeps its users' sessions in a [`SessionRegistry`] and inserts each user's [`Session`] into the extensions
@@ -128,11 +131,16 @@
 //! | event `claim not released` | debug | |
 //! | event `session not rechecked`: its store can't be read, and it is served from memory | warn | |
 
+#[cfg(feature = "blocking")]
+pub mod blocking;
 pub mod challenge;
 mod credentials;
 mod drain;
 #[cfg(feature = "serde")]
 mod exposed_tokens;
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("from_axios.md")]
+pub mod from_axios {}
 mod future;
 pub mod inspect;
 pub mod layer;

@@ -23,6 +23,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http::HeaderValue;
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
@@ -56,6 +57,21 @@ impl AccessToken {
     #[must_use]
     pub fn expose_secret(&self) -> &str {
         &self.0
+    }
+
+    /// Returns `Bearer` and the token, as the value of an `Authorization` header (RFC 6750 §2.1).
+    ///
+    /// It is marked as sensitive, so that `Debug` doesn't show it.
+    ///
+    /// # Panics
+    ///
+    /// Never: the constructor has checked the token.
+    #[must_use]
+    pub fn bearer(&self) -> HeaderValue {
+        let text = Zeroizing::new([b"Bearer ", self.expose_secret().as_bytes()].concat());
+        let mut value = HeaderValue::from_bytes(&text).expect("the token is visible ASCII");
+        value.set_sensitive(true);
+        value
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails in a test, fails the test")]
 
+mod call;
 mod cancellation;
 mod cookie;
 mod corpus;
@@ -22,5 +23,6 @@ mod secrets;
 mod sending;
 mod skew;
 mod support;
+mod token_response;
 #[cfg(feature = "client")]
 mod wire;

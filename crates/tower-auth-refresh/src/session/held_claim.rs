@@ -5,6 +5,7 @@
 //! as long) finds that the claim no longer [holds](HeldClaim::holds), and doesn't present the refresh token: another
 //! process may have presented it meanwhile.
 
+use std::convert::Infallible;
 use std::future::pending;
 use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
@@ -27,14 +28,14 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 pub(super) struct HeldClaim {
     claim: Claim,
-    /// The end of the lease, or an earlier moment: counted from before the store was called.
-    until: Mutex<Instant>,
+    /// A moment before the store began the lease. `None`: the claim is no longer ours.
+    asked: Mutex<Option<Instant>>,
 }
 
 impl HeldClaim {
     /// `asked`: a moment before the store was asked for the claim.
     pub(super) fn new(claim: Claim, asked: Instant) -> Self {
-        Self { claim, until: Mutex::new(asked + LEASE) }
+        Self { claim, asked: Mutex::new(Some(asked)) }
     }
 
     pub(super) fn claim(&self) -> &Claim {
@@ -47,15 +48,15 @@ impl HeldClaim {
 
     /// Returns `true` if no other process can have taken the claim over.
     pub(super) fn holds(&self) -> bool {
-        Instant::now() < self.until()
+        self.asked().is_some_and(|asked| Instant::now() < asked + LEASE)
     }
 
-    fn until(&self) -> Instant {
-        *self.until.lock().unwrap_or_else(PoisonError::into_inner)
+    fn asked(&self) -> Option<Instant> {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hold_until(&self, until: Instant) {
-        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    fn set_asked(&self, asked: Option<Instant>) {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = asked;
     }
 
     /// Waits for `work`, and renews the lease meanwhile.
@@ -66,18 +67,15 @@ impl HeldClaim {
         }
     }
 
-    async fn renew(&self, store: &dyn TokenStore) -> std::convert::Infallible {
-        loop {
-            sleep_until(self.until() - (LEASE - RENEW_AFTER)).await;
-            let asked = Instant::now();
+    async fn renew(&self, store: &dyn TokenStore) -> Infallible {
+        while let Some(asked) = self.asked() {
+            sleep_until(asked + RENEW_AFTER).await;
+            let now = Instant::now();
             match bounded(|| store.renew(&self.claim, LEASE)).await {
-                Ok(true) => self.hold_until(asked + LEASE),
-                Ok(false) => {
-                    self.hold_until(asked);
-                    return pending().await;
-                }
+                Ok(held) => self.set_asked(held.then_some(now)),
                 Err(_) => sleep(RETRY_AFTER).await,
             }
         }
+        pending().await
     }
 }

@@ -2,6 +2,8 @@
 
 #![expect(unreachable_pub, clippy::unwrap_used, reason = "a test binary: a panic is a failed test")]
 
+#[cfg(feature = "blocking")]
+mod blocking;
 mod cancellation;
 mod client_credentials;
 mod contract;

@@ -1,0 +1,14 @@
+//! Tests of the public API over real sockets, by scenario.
+
+#![expect(clippy::unwrap_used, reason = "what fails in a test, fails the test")]
+
+mod as_reqwest;
+mod auth_calls;
+mod cancellation;
+#[cfg(feature = "middleware")]
+mod middleware;
+mod redirects;
+mod refreshing;
+mod service;
+mod support;
+mod wire;
