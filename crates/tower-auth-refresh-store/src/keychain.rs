@@ -261,10 +261,12 @@ mod tests {
             (Error::TooLong("name".into(), 7), StoreErrorKind::Misconfigured, "a name"),
             (Error::NoEntry, StoreErrorKind::Unavailable, "failed to read"),
         ] {
+            let has_cause = matches!(error, Error::NoStorageAccess(_) | Error::PlatformFailure(_));
             let error = KeychainKey::new("acme").error(problem("read", error));
             assert_eq!(error.kind(), kind, "{error}");
             assert!(error.to_string().starts_with("the keychain entry \"acme\": "), "{error}");
             assert!(error.to_string().contains(text) && !format!("{error:?}").contains("s3cret"), "{error:?}");
+            assert_eq!(std::error::Error::source(&error).is_some(), has_cause, "{error:?}");
         }
     }
 }

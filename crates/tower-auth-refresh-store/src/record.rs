@@ -291,7 +291,7 @@ mod tests {
             let problem = codec.decode(with_checksum(&content)).unwrap_err();
             assert_eq!(problem.of("it").kind(), StoreErrorKind::Corrupt, "byte {at}");
         }
-        for length in 0..HEADER + 1 {
+        for length in 0..=HEADER {
             assert!(codec.decode(with_checksum(&whole[..length])).is_err(), "{length} bytes");
         }
     }

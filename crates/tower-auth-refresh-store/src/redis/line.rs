@@ -109,7 +109,7 @@ impl Line {
                 let connection = connection.map_err(refused)?;
                 is_sent = true;
                 let answer = self.attempt(&connection, &call, waits).await;
-                if waits && matches!(answer, Ok(_) | Err(Failure::Refused(_))) {
+                if let (true, Ok(_) | Err(Failure::Refused(_))) = (waits, &answer) {
                     self.free().push(connection.clone());
                 }
                 match answer {

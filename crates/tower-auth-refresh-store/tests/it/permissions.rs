@@ -4,7 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 
-use tower_auth_refresh_store::{FileStore, StoreErrorKind};
+use tower_auth_refresh_store::{FileStore, StoreError, StoreErrorKind};
 
 use crate::kind;
 use crate::support::{LEASE, TestDirectory, entry};
@@ -167,4 +167,17 @@ async fn a_directory_that_is_gone_is_an_error_and_no_sign_out() {
     fs::write(directory.path(), b"a file").unwrap();
     assert_eq!(kind(opening(directory.path()), directory.path()), StoreErrorKind::Unavailable);
     fs::remove_file(directory.path()).unwrap();
+}
+
+#[tokio::test]
+async fn a_file_in_the_place_of_the_directory_is_an_error_that_names_it() {
+    let directory = TestDirectory::new();
+    let path = directory.path();
+    let store = FileStore::open_single(path).unwrap();
+    fs::remove_dir(path).unwrap();
+    fs::write(path, "").unwrap();
+    set_mode(path, 0o600);
+    let error = store.load().await.unwrap_err().downcast::<StoreError>().unwrap();
+    fs::remove_file(path).unwrap();
+    assert_eq!((error.kind(), error.resource()), (StoreErrorKind::Unavailable, path.to_str().unwrap()), "{error}");
 }

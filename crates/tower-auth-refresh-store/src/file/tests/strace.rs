@@ -21,7 +21,7 @@ fn each_file_is_flushed_before_it_is_renamed_and_each_directory_afterwards() {
     fs::create_dir(directory.path()).unwrap();
     let home = directory.path().canonicalize().unwrap();
     let test = this_program("file::tests::strace::under_strace");
-    let traced = strace(&["-y", "-s", "200", "-e", "trace=fsync,renameat,renameat2"], test, |strace| {
+    let traced = strace(&["-y", "-s", "200", "-e", "trace=fsync,renameat,renameat2"], &test, |strace| {
         strace.env(TRACED, "a/b").current_dir(&home);
     });
     let Some(trace) = traced else { return };
@@ -34,7 +34,7 @@ fn each_file_is_flushed_before_it_is_renamed_and_each_directory_afterwards() {
 }
 
 /// Runs a program under `strace`, and returns the trace. `None` if `strace` isn't installed.
-fn strace(options: &[&str], program: Command, set_up: impl FnOnce(&mut Command)) -> Option<String> {
+fn strace(options: &[&str], program: &Command, set_up: impl FnOnce(&mut Command)) -> Option<String> {
     let directory = TestDirectory::new();
     fs::create_dir(directory.path()).unwrap();
     let trace = directory.path().canonicalize().unwrap().join("trace");
@@ -103,7 +103,7 @@ async fn a_refresh_whose_calls_to_the_operating_system_fail_loses_and_tears_no_r
             let version = store.replace(&entry(1)).await.unwrap();
             let fault = format!("inject={call}:error={errno}:when={}", first + nth);
             let test = this_program("file::tests::strace::under_injection");
-            let traced = strace(&["-e", &format!("trace={call}"), "-e", &fault], test, |strace| {
+            let traced = strace(&["-e", &format!("trace={call}"), "-e", &fault], &test, |strace| {
                 strace.env(INJECTED, directory.path());
             });
             let Some(trace) = traced else { return };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::task::JoinSet;
+use futures_util::{StreamExt, stream};
 use tower_auth_refresh::store::{CommitOutcome, Entry, Epoch, TokenStore};
 use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
 use tower_auth_refresh_store::PostgresStores;
@@ -20,16 +20,14 @@ fn tokens(access: usize) -> Entry {
     Entry::new(Epoch::random(), 1, tokens)
 }
 
-/// Makes a call on each session's store, with new tokens, at the same time.
-async fn for_each<F>(stores: &PostgresStores, access: usize, call: impl Fn(Arc<dyn TokenStore>, Entry) -> F)
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let mut calls = JoinSet::new();
-    for user in 0..SESSIONS {
-        calls.spawn(call(stores.store(user.to_string()), tokens(access)));
-    }
-    calls.join_all().await;
+/// Makes a call on each session's store, with new tokens, some at the same time.
+async fn for_each<F: Future<Output = ()>>(
+    stores: &PostgresStores,
+    access: usize,
+    call: impl Fn(Arc<dyn TokenStore>, Entry) -> F,
+) {
+    let calls = stream::iter(0..SESSIONS);
+    calls.for_each_concurrent(16, |user| call(stores.store(user.to_string()), tokens(access))).await;
 }
 
 async fn refresh(store: Arc<dyn TokenStore>, entry: Entry) {
