@@ -10,12 +10,11 @@ use crate::script::{
 
 const REFRESH_TIMEOUT: u64 = 30_000;
 const SAVE_TIMEOUT: u64 = 5_000;
-/// A claim's lease outlasts the refresh's deadline by this.
-const LEASE_MARGIN: u64 = 10_000;
+/// The lease of a claim, and the age at which a flight renews it while its call is under way.
+const LEASE: u64 = 15_000;
+const RENEW_AFTER: u64 = 5_000;
 /// The lease that a claim has left when renewals stop, at least and at most, while tokens can't be saved.
 const RENEWED: (u64, u64) = (264_000, 330_000);
-/// The lease of a claim whose refresh token was rejected.
-const END_LEASE: u64 = 15_000;
 /// Once a store works again, a pending write is done within this.
 const WRITTEN_BY: u64 = 66_000;
 const CLAIM_POLL: u64 = 201;
@@ -144,6 +143,9 @@ struct Flight {
     tokens: Pair,
     version: Option<u32>,
     claim: Option<Claim>,
+    claimed_at: Moment,
+    /// Renewals have failed, or may have: what that leads to depends on when they are repeated.
+    renewals_fail: bool,
     /// `doubted`: the base or the claim was in doubt. `in_doubt`: this flight's own call is.
     doubted: bool,
     in_doubt: bool,
@@ -344,6 +346,10 @@ impl Model {
                     Call::Claim => self.store_changed(),
                     _ => {}
                 }
+                if call == Call::Renew {
+                    let of_session = |it: &&mut Flight| it.session == session && it.claim.is_some();
+                    self.flights.iter_mut().filter(of_session).for_each(|it| it.renewals_fail = true);
+                }
             }
             Line::ClearFaults { session } => self.clear_faults(session),
         }
@@ -393,6 +399,7 @@ impl Model {
             let next = (0..self.flights.len()).min_by_key(|f| self.flights[*f].due().hi);
             let Some(f) = next.filter(|f| self.flights[*f].due().hi <= then) else { break };
             self.at = self.flights[f].due();
+            self.check_renewals();
             // Jitter decides which of two sessions reaches the store first.
             let (at, session) = (self.at, self.flights[f].session);
             let clashes =
@@ -415,6 +422,7 @@ impl Model {
         }
         self.now = self.now.max(then);
         self.at = Moment::of(self.now);
+        self.check_renewals();
     }
 
     /// Processes all due work. The authorization server's answers come last.
@@ -822,6 +830,8 @@ impl Model {
             tokens: it.tokens,
             version: it.version,
             claim: None,
+            claimed_at: Moment::NEVER,
+            renewals_fail: false,
             doubted: it.in_doubt,
             in_doubt: false,
             attempts: 0,
@@ -863,7 +873,7 @@ impl Model {
             (Some(Fault::Hang), _) => self.flights[f].stage = Stage::ClaimHangs,
             (Some(Fault::FailLate), record) => {
                 if record.is_some_and(|it| Some(it.version) == version) && !self.is_claimed() {
-                    self.lease(deadline);
+                    self.lease(self.at.plus(LEASE, LEASE));
                 }
                 self.fail(f, FailureKind::Unavailable, 0);
             }
@@ -885,8 +895,11 @@ impl Model {
                 self.flights[f].stage = Stage::Queueing(Moment { lo: look.lo - early, ..look });
             }
             (None, Some(record)) => {
-                let lease = self.lease(deadline);
+                // For as long as the call takes.
+                let lease = self.lease(Moment::NEVER);
+                let (claimed_at, renewals_fail) = (self.at, self.fault(session, Call::Renew).is_some());
                 let flight = &mut self.flights[f];
+                (flight.claimed_at, flight.renewals_fail) = (claimed_at, renewals_fail);
                 flight.claim = Some(Claim { version: record.version, id: lease.id });
                 flight.doubted = lease.in_doubt || flight.doubted && flight.tokens.refresh == base.refresh;
                 self.call(f);
@@ -950,10 +963,12 @@ impl Model {
     fn rejected(&mut self, f: usize) {
         let Flight { session, epoch, claim, .. } = self.flights[f];
         let renews = self.fault(session, Call::Renew) != Some(Fault::Fail);
-        let until = self.at.plus(END_LEASE, END_LEASE);
+        let until = self.at.plus(LEASE, LEASE);
         let held = renews && self.renew(claim.unwrap(), until);
         if held {
             self.lease_shortened(until);
+        } else {
+            self.stop_holding(f);
         }
         if self.fault(session, Call::Renew).is_some() || self.fault(session, Call::Load).is_some() {
             return self.fail(f, FailureKind::Unavailable, 0);
@@ -979,6 +994,9 @@ impl Model {
     fn save(&mut self, f: usize, new_tokens: Pair) {
         let Flight { session, epoch, claim, .. } = self.flights[f];
         let current = self.store.record.filter(|it| it.version == claim.unwrap().version);
+        if self.fault(session, Call::Commit).is_some() || self.sessions[session].epoch != epoch {
+            self.stop_holding(f);
+        }
         match (self.fault(session, Call::Commit), current) {
             _ if self.sessions[session].epoch != epoch => self.publish(f, new_tokens, None),
             (Some(Fault::Hang), _) => {
@@ -1020,6 +1038,9 @@ impl Model {
     fn fail(&mut self, f: usize, kind: FailureKind, retry_after: u64) {
         let Flight { session, epoch, claim, in_doubt, .. } = self.flights[f];
         let release = self.fault(session, Call::Release) != Some(Fault::Fail);
+        if !release {
+            self.stop_holding(f);
+        }
         if let Some(lease) = claim.filter(|_| release).and_then(|claim| self.held(claim)) {
             lease.until = None;
             lease.in_doubt |= in_doubt;
@@ -1108,11 +1129,33 @@ impl Model {
         self.store.lease.is_some_and(|lease| lease.until.is_some_and(|until| self.before(until)))
     }
 
-    fn lease(&mut self, deadline: Moment) -> Lease {
+    fn lease(&mut self, until: Moment) -> Lease {
         self.store.last += 1;
-        let until = Some(deadline.plus(LEASE_MARGIN, LEASE_MARGIN));
-        let lease = Lease { id: self.store.last, until, in_doubt: self.store.lease.is_some() };
+        let lease = Lease { id: self.store.last, until: Some(until), in_doubt: self.store.lease.is_some() };
         *self.store.lease.insert(lease)
+    }
+
+    /// The call of a flight has ended: its lease is renewed no more.
+    fn stop_holding(&mut self, f: usize) {
+        let Flight { claim: Some(claim), claimed_at, .. } = self.flights[f] else { return };
+        let renewals = |lo: u64, hi: u64| hi.saturating_sub(lo) / RENEW_AFTER;
+        let least = renewals(claimed_at.hi, self.at.lo);
+        let left = LEASE + least * RENEW_AFTER;
+        let until = claimed_at.plus(left, left + 10);
+        let is_renewed = |lease: &&mut Lease| lease.until == Some(Moment::NEVER);
+        let Some(lease) = self.held(claim).filter(is_renewed) else { return };
+        lease.until = Some(until);
+        self.undetermined.set(self.is_undetermined() || least != renewals(claimed_at.lo, self.at.hi));
+        self.lease_shortened(until);
+    }
+
+    /// Gives up a script in which a renewal is due that may fail.
+    fn check_renewals(&self) {
+        let fails = |it: &Flight| {
+            let is_called = matches!(it.stage, Stage::Called | Stage::Pausing(_));
+            is_called && it.renewals_fail && self.at.hi >= it.claimed_at.lo + RENEW_AFTER
+        };
+        self.undetermined.set(self.is_undetermined() || self.flights.iter().any(fails));
     }
 
     fn held(&mut self, claim: Claim) -> Option<&mut Lease> {
