@@ -190,8 +190,10 @@ minimal-versions:
     lay
     cd "$copy"
     rm -r crates/tower-auth-refresh-{reqwest,store}
-    # The scenarios over real sockets assert when hyper ends an HTTP/1 connection, which changed up to 1.12.
-    sed -i 's/^hyper = .*/hyper = "1.12"/' Cargo.toml
+    # The scenarios over real sockets assert when hyper ends an HTTP/1 connection, which changed up to 1.12. The tests of
+    # blocking sessions need what reqwest needs.
+    sed -i -e 's/^hyper = .*/hyper = "1.12"/' -e 's/^hyper-util = "[0-9.]*"/hyper-util = "0.1.12"/' \
+        -e 's/^rustls = { version = "[0-9.]*"/rustls = { version = "0.23.27"/' Cargo.toml
     resolve
     # The tests that need Node or Chromium, which fail without them if CI is set, are run by `just test`.
     env -u CI cargo test {{ replace(replace(published, "-p tower-auth-refresh-reqwest", ""), "-p tower-auth-refresh-store", "") }} --all-features --locked --lib --test it
