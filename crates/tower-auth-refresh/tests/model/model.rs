@@ -1139,13 +1139,13 @@ impl Model {
     fn stop_holding(&mut self, f: usize) {
         let Flight { claim: Some(claim), claimed_at, .. } = self.flights[f] else { return };
         let renewals = |lo: u64, hi: u64| hi.saturating_sub(lo) / RENEW_AFTER;
-        let least = renewals(claimed_at.hi, self.at.lo);
-        let left = LEASE + least * RENEW_AFTER;
+        let sure = renewals(claimed_at.hi, self.at.lo);
+        let left = LEASE + sure * RENEW_AFTER;
         let until = claimed_at.plus(left, left + 10);
         let is_renewed = |lease: &&mut Lease| lease.until == Some(Moment::NEVER);
         let Some(lease) = self.held(claim).filter(is_renewed) else { return };
         lease.until = Some(until);
-        self.undetermined.set(self.is_undetermined() || least != renewals(claimed_at.lo, self.at.hi));
+        self.undetermined.set(self.is_undetermined() || sure != renewals(claimed_at.lo, self.at.hi));
         self.lease_shortened(until);
     }
 
