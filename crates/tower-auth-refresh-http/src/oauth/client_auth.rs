@@ -69,6 +69,11 @@ impl ClientAuth {
         Self { id, proof, id_field: Cow::Borrowed("client_id"), secret_field: Cow::Borrowed("client_secret") }
     }
 
+    #[cfg(feature = "sign-in")]
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Sets the name of the id in the body. Default: `client_id`.
     #[must_use]
     pub fn id_field(mut self, name: impl Into<String>) -> Self {

@@ -89,6 +89,18 @@ impl AuthorizationServer {
         self.member("revocation_endpoint")?.as_str()
     }
 
+    /// The endpoint that a browser sign-in opens, if the server has one.
+    #[must_use]
+    pub fn authorization_endpoint(&self) -> Option<&str> {
+        self.member("authorization_endpoint")?.as_str()
+    }
+
+    /// The endpoint of the device grant (RFC 8628 §4), if the server has one.
+    #[must_use]
+    pub fn device_authorization_endpoint(&self) -> Option<&str> {
+        self.member("device_authorization_endpoint")?.as_str()
+    }
+
     /// A member of the metadata (RFC 8414 §2): `token_endpoint_auth_methods_supported`, `scopes_supported`.
     ///
     /// URLs in it are unchecked.

@@ -26,9 +26,9 @@ use crate::error::AuthServerError;
 
 /// A `POST` of a form, with the client's authentication.
 #[derive(Clone, Debug)]
-struct OAuthCall {
+pub(crate) struct OAuthCall {
     client: AuthClient,
-    endpoint: Endpoint,
+    pub(crate) endpoint: Endpoint,
     auth: ClientAuth,
     headers: HeaderMap,
     /// Parameters that the user adds: `scope`, `audience`, `resource`.
@@ -36,12 +36,12 @@ struct OAuthCall {
 }
 
 impl OAuthCall {
-    fn new(client: AuthClient, url: &str, auth: ClientAuth) -> Result<Self, InvalidEndpoint> {
+    pub(crate) fn new(client: AuthClient, url: &str, auth: ClientAuth) -> Result<Self, InvalidEndpoint> {
         let endpoint = client.endpoint(url)?;
         Ok(Self { client, endpoint, auth, headers: HeaderMap::new(), params: Vec::new() })
     }
 
-    fn param(&mut self, name: impl Into<String>, value: impl Into<String>) {
+    pub(crate) fn param(&mut self, name: impl Into<String>, value: impl Into<String>) {
         self.params.push((name.into(), value.into()));
     }
 
@@ -51,7 +51,10 @@ impl OAuthCall {
     }
 
     /// Sends `params`, except for those that the user replaces by another value.
-    fn post(&self, params: &[(&str, &str)]) -> impl Future<Output = Result<Answer, AuthServerError>> + Send + use<> {
+    pub(crate) fn post(
+        &self,
+        params: &[(&str, &str)],
+    ) -> impl Future<Output = Result<Answer, AuthServerError>> + Send + use<> {
         let mut form = Serializer::new(String::new());
         let replaced = |name: &str| self.params.iter().any(|(other, _)| other == name);
         form.extend_pairs(params.iter().filter(|(name, _)| !replaced(name))).extend_pairs(&self.params);
