@@ -21,6 +21,8 @@ mod recipes;
 mod rotating;
 mod secrets;
 mod sending;
+#[cfg(feature = "sign-in")]
+mod sign_in;
 mod skew;
 mod support;
 mod token_response;

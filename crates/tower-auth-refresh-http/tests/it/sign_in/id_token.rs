@@ -1,0 +1,1 @@
+//! ID tokens: what is validated, with keys made on the spot.
