@@ -16,7 +16,8 @@ api_toolchain := "1.95.0"
 published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-reqwest -p tower-auth-refresh-store -p tower-auth-refresh-testkit"
 
 # They are chromium, valgrind, strace, gnome-keyring, dbus, faketime, Redis and its Sentinel, PostgreSQL, pgbouncer,
-# openssl, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers of the interop tests.
+# openssl, tmux, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers of the interop
+# tests.
 #
 # Installs the tools of the other steps.
 tools:
@@ -35,6 +36,7 @@ tools:
     compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
     [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
     has openssl || missing+=(openssl)
+    has tmux || missing+=(tmux)
     { has node && has npm; } || missing+=(nodejs npm)
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     if [ ${#missing[@]} -gt 0 ]; then

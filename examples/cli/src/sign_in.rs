@@ -82,6 +82,7 @@ fn failure(error: SignInError) -> Failure {
         SignInErrorKind::Misconfigured | SignInErrorKind::PortTaken | SignInErrorKind::NoListener => Kind::Other,
         SignInErrorKind::Server => match error.server_error() {
             Some(error) if error.is_unavailable() || error.is_in_doubt() => Kind::Unavailable,
+            Some(error) if error.is_rejected() => Kind::NotSignedIn,
             _ => Kind::Other,
         },
         _ => Kind::NotSignedIn,

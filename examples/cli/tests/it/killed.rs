@@ -5,13 +5,12 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::AsyncReadExt;
+use rustix::process::Signal;
 use tokio::process::Child;
 use tokio::time::timeout;
 use tower_auth_refresh_testkit::{Fault, Gate, Rotation, Route, TestServer};
 
-use crate::support::{Ended, Home, PATIENCE, home_with_expired_token, until};
+use crate::support::{Ended, Home, PATIENCE, arrived, home_with_expired_token, send, until, until_it_says};
 
 /// A point of a refresh at which the process waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +62,7 @@ impl Scene {
             Point::BeforeTheClaim => scene.until_it_has_opened(&lock_file).await,
             Point::Sent => until("the request arrives", || counters().refreshes > refreshes).await,
             Point::Rotated | Point::Committed | Point::BeforeTheCommit => {
-                scene.gate.as_ref().unwrap().arrived(1).await;
+                arrived(scene.gate.as_ref().unwrap()).await;
             }
         }
         match point {
@@ -94,16 +93,11 @@ impl Scene {
 
     /// Waits until the process has taken notice of Ctrl-C, and says that it goes on.
     async fn until_it_saves(&mut self) {
-        let mut said = Vec::new();
-        let stderr = self.process.stderr.as_mut().unwrap();
-        while !String::from_utf8_lossy(&said).contains("Ctrl-C again to exit at once") {
-            said.push(timeout(PATIENCE, stderr.read_u8()).await.unwrap().unwrap());
-        }
+        until_it_says(&mut self.process, "Ctrl-C again to exit at once").await;
     }
 
     fn signal(&self, signal: Signal) {
-        let process = Pid::from_raw(self.process.id().unwrap().try_into().unwrap()).unwrap();
-        kill_process(process, signal).unwrap();
+        send(&self.process, signal);
     }
 
     /// Lets the refresh go on.

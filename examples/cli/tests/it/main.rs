@@ -4,5 +4,7 @@
 
 mod commands;
 mod killed;
+mod sign_in;
 mod support;
+mod terminal;
 mod together;

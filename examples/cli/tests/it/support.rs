@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use std::{env, fs};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
-use tower_auth_refresh_testkit::TestServer;
+use tower_auth_refresh_testkit::{Gate, TestServer};
 
 /// Longer than any wait takes on a loaded machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -116,7 +117,9 @@ impl Ended {
     pub(crate) async fn of(process: Child) -> Self {
         let output = timeout(PATIENCE, process.wait_with_output()).await.expect("the app doesn't end").unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
-        Self { status: output.status, stdout: text(output.stdout), stderr: text(output.stderr) }
+        let ended = Self { status: output.status, stdout: text(output.stdout), stderr: text(output.stderr) };
+        assert!(![&ended.stdout, &ended.stderr].iter().any(|text| text.contains('\x1b')), "no terminal: {ended:?}");
+        ended
     }
 
     #[track_caller]
@@ -154,4 +157,27 @@ pub(crate) async fn until(what: &str, is_so: impl Fn() -> bool) {
         }
     };
     timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+/// Reads what the process says on stderr, up to this text and the end of its line.
+pub(crate) async fn until_it_says(process: &mut Child, text: &str) -> String {
+    let (mut said, stderr) = (Vec::new(), process.stderr.as_mut().unwrap());
+    let mut is_said = false;
+    while !(is_said && said.ends_with(b"\n")) {
+        let byte = timeout(PATIENCE, stderr.read_u8()).await.unwrap_or_else(|_| panic!("{text:?} isn't said"));
+        said.push(byte.unwrap_or_else(|_| panic!("the process ends: {}", String::from_utf8_lossy(&said))));
+        is_said = String::from_utf8_lossy(&said).contains(text);
+    }
+    String::from_utf8(said).unwrap()
+}
+
+/// Waits until a response is held.
+pub(crate) async fn arrived(gate: &Gate) {
+    timeout(PATIENCE, gate.arrived(1)).await.expect("no response is held");
+}
+
+/// Sends a signal to the process.
+pub(crate) fn send(process: &Child, signal: Signal) {
+    let id = Pid::from_raw(process.id().unwrap().try_into().unwrap()).unwrap();
+    kill_process(id, signal).unwrap();
 }

@@ -2,7 +2,7 @@
 
 use tower_auth_refresh_testkit::TestServer;
 
-use crate::support::{Ended, Home, home_with_expired_token};
+use crate::support::{Ended, Home, arrived, home_with_expired_token};
 
 #[tokio::test]
 async fn twenty_processes_with_an_expired_token_share_one_refresh() {
@@ -13,7 +13,7 @@ async fn twenty_processes_with_an_expired_token_share_one_refresh() {
     // The refresh takes until most processes wait for it.
     let gate = server.hold_refreshes();
     let processes: Vec<_> = (0..20).map(|_| home.start(&["token"])).collect();
-    gate.arrived(1).await;
+    arrived(&gate).await;
     gate.open();
     let mut tokens = Vec::new();
     for process in processes {
