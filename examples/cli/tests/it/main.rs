@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
 mod commands;
+mod demonstration;
 mod killed;
 mod sign_in;
 mod support;
