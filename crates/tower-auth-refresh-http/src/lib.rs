@@ -133,6 +133,8 @@ pub use self::oauth::{AuthorizationServer, ClientAuth, ClientCredentials, OAuthR
 #[cfg(feature = "private-key-jwt")]
 #[cfg_attr(docsrs, doc(cfg(feature = "private-key-jwt")))]
 pub use self::oauth::{InvalidKey, JwtSigner};
+#[cfg(feature = "client")]
+pub use self::rustls::{InvalidTls, RustlsBuilder};
 #[cfg(feature = "sign-in")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sign-in")))]
 pub use self::sign_in::{

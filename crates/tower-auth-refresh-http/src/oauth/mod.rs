@@ -22,6 +22,7 @@ pub use self::assertion::{InvalidKey, JwtSigner};
 pub use self::client_auth::ClientAuth;
 pub use self::client_credentials::ClientCredentials;
 pub use self::discovery::AuthorizationServer;
+pub(crate) use self::discovery::MetadataCache;
 pub use self::refresh::OAuthRefresh;
 pub use self::revoke::OAuthRevoke;
 use crate::answer::Answer;

@@ -29,6 +29,8 @@ mod sending;
 mod sign_in;
 mod skew;
 mod support;
+#[cfg(feature = "client")]
+mod tls;
 mod token_response;
 #[cfg(feature = "client")]
 mod wire;
