@@ -137,7 +137,7 @@ deny:
 #
 # Compiles the published crates with every combination of their features; a warning is an error.
 powerset:
-    cargo hack clippy {{ published }} --feature-powerset --exclude-features default,_record --no-dev-deps -- -D warnings
+    cargo hack clippy {{ published }} --feature-powerset --exclude-features default,_record -- -D warnings
 
 # Works on a copy without the examples and benchmarks, whose dependencies would raise the versions. Without dev
 # dependencies the versions are the lowest of a user; the tests then run with what the dev dependencies raise.
