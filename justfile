@@ -88,7 +88,7 @@ clippy:
 test:
     #!/usr/bin/env bash
     set -euo pipefail
-    test_command=$(sed -n 's/^\(cargo test .*\)$/\1/p' README.md | head -n 1)
+    test_command=$(sed -n 's/^\(cargo test.*\)$/\1/p' README.md | head -n 1)
     [ -n "$test_command" ] || { echo 'README.md names no test command'; exit 1; }
     $test_command
 
@@ -236,12 +236,14 @@ weight:
     printf '%s\n%s crates\n' "$added" "$count"
     [ "$count" -le 10 ] || { echo 'at most 10 crates are allowed'; exit 1; }
 
-# Checks that the manifests of the published crates are complete, and lists no file by mistake.
+# The manifests have to be complete, `cargo test-all` must have each feature, and no package a file by mistake.
+#
+# Checks the manifests and packages of the published crates.
 package:
     #!/usr/bin/env bash
     set -euo pipefail
     cargo metadata --no-deps --format-version 1 --locked | python3 -c '
-    import json, sys
+    import json, re, sys
     needed = ["categories", "description", "keywords", "license", "readme", "rust_version"]
     for package in json.load(sys.stdin)["packages"]:
         if package["publish"] is None:
@@ -249,7 +251,11 @@ package:
             if "docs" not in (package["metadata"] or {}):
                 missing.append("metadata.docs.rs")
             if missing:
-                sys.exit("%s: the manifest lacks %s" % (package["name"], missing))'
+                sys.exit("%s: the manifest lacks %s" % (package["name"], missing))
+            alias = open(".cargo/config.toml").read()
+            for feature in package["features"]:
+                if feature != "default" and feature[0] != "_" and not re.search(r"[=,/]%s[,\"]" % feature, alias):
+                    sys.exit("%s: cargo test-all lacks the feature %s" % (package["name"], feature))'
     for crate in crates/*; do
         listed=$(cargo package --list --allow-dirty --quiet -p "${crate##*/}")
         for file in CHANGELOG.md LICENSE-APACHE LICENSE-MIT README.md src/lib.rs; do
