@@ -116,6 +116,8 @@ mod logout;
 mod oauth;
 mod service;
 mod setters;
+#[cfg(feature = "sign-in")]
+mod sign_in;
 mod token_response;
 
 pub mod recipes;
@@ -128,6 +130,14 @@ pub use self::json::JsonRefresh;
 pub use self::login::{JsonLogin, LoginError};
 pub use self::logout::JsonLogout;
 pub use self::oauth::{AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke};
+#[cfg(feature = "private-key-jwt")]
+#[cfg_attr(docsrs, doc(cfg(feature = "private-key-jwt")))]
+pub use self::oauth::{InvalidKey, JwtSigner};
+#[cfg(feature = "sign-in")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sign-in")))]
+pub use self::sign_in::{
+    BrowserSignIn, DeviceSignIn, PendingBrowserSignIn, PendingDeviceSignIn, SignInError, SignInErrorKind, SignedIn,
+};
 
 /// The README's example, compiled.
 #[cfg(all(doctest, feature = "client"))]

@@ -89,6 +89,33 @@ impl AuthorizationServer {
         self.member("revocation_endpoint")?.as_str()
     }
 
+    /// The endpoint that a browser sign-in opens, if the server has one.
+    #[must_use]
+    pub fn authorization_endpoint(&self) -> Option<&str> {
+        self.member("authorization_endpoint")?.as_str()
+    }
+
+    /// The endpoint of the device grant (RFC 8628 §4), if the server has one.
+    #[must_use]
+    pub fn device_authorization_endpoint(&self) -> Option<&str> {
+        self.member("device_authorization_endpoint")?.as_str()
+    }
+
+    /// Replaces the endpoints by their aliases for clients with a certificate (`mtls_endpoint_aliases`, RFC 8705 §5).
+    ///
+    /// An endpoint without an alias stays as it is.
+    #[must_use]
+    pub fn mtls_endpoints(mut self) -> Self {
+        if let Some(Value::Object(aliases)) = self.members.remove("mtls_endpoint_aliases") {
+            self.members
+                .extend(aliases.into_iter().filter(|(name, url)| name.ends_with("_endpoint") && url.is_string()));
+            if let Some(url) = self.members.get("token_endpoint").and_then(Value::as_str) {
+                url.clone_into(&mut self.token_endpoint);
+            }
+        }
+        self
+    }
+
     /// A member of the metadata (RFC 8414 §2): `token_endpoint_auth_methods_supported`, `scopes_supported`.
     ///
     /// URLs in it are unchecked.

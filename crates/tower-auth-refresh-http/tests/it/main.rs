@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails in a test, fails the test")]
 
+#[cfg(feature = "private-key-jwt")]
+mod assertion;
 mod call;
 mod cancellation;
 mod cookie;
@@ -13,6 +15,8 @@ mod hostile;
 mod interop;
 mod issued;
 mod json;
+#[cfg(any(feature = "oidc", feature = "private-key-jwt"))]
+mod keys;
 mod layers;
 mod login;
 mod oauth;
@@ -21,6 +25,8 @@ mod recipes;
 mod rotating;
 mod secrets;
 mod sending;
+#[cfg(feature = "sign-in")]
+mod sign_in;
 mod skew;
 mod support;
 mod token_response;

@@ -8,13 +8,9 @@ use tower_auth_refresh_http::{
     AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke, TokenFields,
 };
 
-use crate::support::{Answer, Scripted, access, answer, failing, issued, old_tokens, outcome, refresh};
+use crate::support::{Answer, Scripted, access, answer, failing, issued, old_tokens, outcome, pairs, refresh};
 
 const URL: &str = "https://auth.example.com/token";
-
-fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
-    expected.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-}
 
 #[tokio::test]
 async fn the_refresh_grant_is_a_form_with_basic_authentication() {
