@@ -10,6 +10,7 @@ mod test_gateway;
 mod cancellation;
 mod credentials;
 mod failures;
+mod fields;
 mod oauth;
 mod sessions;
 mod streaming;
