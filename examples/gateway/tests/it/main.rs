@@ -16,3 +16,4 @@ mod sessions;
 mod streaming;
 mod uploads;
 mod users;
+mod versions;
