@@ -17,6 +17,7 @@ mod config;
 mod cookie;
 mod csrf;
 mod demo;
+mod descriptors;
 mod fields;
 mod gateway;
 mod metrics;
