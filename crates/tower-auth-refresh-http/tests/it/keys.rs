@@ -4,6 +4,8 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
+use rustls_pki_types::PrivateKeyDer;
+use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
 pub(crate) fn encoded(bytes: impl AsRef<[u8]>) -> String {
@@ -30,6 +32,12 @@ impl Key {
     pub(crate) fn eddsa() -> Self {
         let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
         Self { algorithm: "EdDSA", pkcs8: pkcs8.as_ref().to_vec() }
+    }
+
+    /// A P-256 key in PKCS#8 format.
+    pub(crate) fn of_pem(pem: &[u8]) -> Self {
+        let PrivateKeyDer::Pkcs8(der) = PrivateKeyDer::from_pem_slice(pem).unwrap() else { panic!("not PKCS#8") };
+        Self { algorithm: "ES256", pkcs8: der.secret_pkcs8_der().to_vec() }
     }
 
     pub(crate) fn pem(&self) -> String {

@@ -6,6 +6,8 @@
 mod assertion;
 mod call;
 mod cancellation;
+#[cfg(feature = "client")]
+mod certificates;
 mod cookie;
 mod corpus;
 mod decisions;
@@ -19,6 +21,8 @@ mod json;
 mod keys;
 mod layers;
 mod login;
+#[cfg(feature = "client")]
+mod node;
 mod oauth;
 mod properties;
 mod recipes;
