@@ -15,9 +15,9 @@ default:
 api_toolchain := "1.95.0"
 published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-reqwest -p tower-auth-refresh-store -p tower-auth-refresh-testkit"
 
-# They are chromium, valgrind, strace, gnome-keyring, dbus, faketime, Redis and its Sentinel, PostgreSQL, pgbouncer,
-# openssl, tmux, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers of the interop
-# tests.
+# They are chromium, nginx, valgrind, strace, gnome-keyring, dbus, faketime, Redis and its Sentinel, PostgreSQL,
+# pgbouncer, openssl, tmux, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers of the
+# interop tests.
 #
 # Installs the tools of the other steps.
 tools:
@@ -26,6 +26,7 @@ tools:
     has() { command -v "$1" >/dev/null 2>&1; }
     missing=()
     has chromium || missing+=(chromium)
+    [ -x /usr/sbin/nginx ] || missing+=(nginx-light)
     has valgrind || missing+=(valgrind)
     has strace || missing+=(strace)
     has gnome-keyring-daemon || missing+=(gnome-keyring)
@@ -90,7 +91,7 @@ clippy:
 test:
     #!/usr/bin/env bash
     set -euo pipefail
-    test_command=$(sed -n 's/^\(cargo test .*\)$/\1/p' README.md | head -n 1)
+    test_command=$(sed -n 's/^\(cargo test.*\)$/\1/p' README.md | head -n 1)
     [ -n "$test_command" ] || { echo 'README.md names no test command'; exit 1; }
     $test_command
 
@@ -139,7 +140,7 @@ deny:
 #
 # Compiles the published crates with every combination of their features; a warning is an error.
 powerset:
-    cargo hack clippy {{ published }} --feature-powerset --exclude-features default,_record --no-dev-deps -- -D warnings
+    cargo hack clippy {{ published }} --feature-powerset --exclude-features default,_record -- -D warnings
 
 # Works on a copy without the examples and benchmarks, whose dependencies would raise the versions. Without dev
 # dependencies the versions are the lowest of a user; the tests then run with what the dev dependencies raise.
@@ -238,12 +239,14 @@ weight:
     printf '%s\n%s crates\n' "$added" "$count"
     [ "$count" -le 10 ] || { echo 'at most 10 crates are allowed'; exit 1; }
 
-# Checks that the manifests of the published crates are complete, and lists no file by mistake.
+# The manifests have to be complete, `cargo test-all` must have each feature, and no package a file by mistake.
+#
+# Checks the manifests and packages of the published crates.
 package:
     #!/usr/bin/env bash
     set -euo pipefail
     cargo metadata --no-deps --format-version 1 --locked | python3 -c '
-    import json, sys
+    import json, re, sys
     needed = ["categories", "description", "keywords", "license", "readme", "rust_version"]
     for package in json.load(sys.stdin)["packages"]:
         if package["publish"] is None:
@@ -251,7 +254,11 @@ package:
             if "docs" not in (package["metadata"] or {}):
                 missing.append("metadata.docs.rs")
             if missing:
-                sys.exit("%s: the manifest lacks %s" % (package["name"], missing))'
+                sys.exit("%s: the manifest lacks %s" % (package["name"], missing))
+            alias = open(".cargo/config.toml").read()
+            for feature in package["features"]:
+                if feature != "default" and feature[0] != "_" and not re.search(r"[=,/]%s[,\"]" % feature, alias):
+                    sys.exit("%s: cargo test-all lacks the feature %s" % (package["name"], feature))'
     for crate in crates/*; do
         listed=$(cargo package --list --allow-dirty --quiet -p "${crate##*/}")
         for file in CHANGELOG.md LICENSE-APACHE LICENSE-MIT README.md src/lib.rs; do

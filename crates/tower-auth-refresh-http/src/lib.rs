@@ -130,6 +130,11 @@ pub use self::json::JsonRefresh;
 pub use self::login::{JsonLogin, LoginError};
 pub use self::logout::JsonLogout;
 pub use self::oauth::{AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke};
+#[cfg(feature = "private-key-jwt")]
+#[cfg_attr(docsrs, doc(cfg(feature = "private-key-jwt")))]
+pub use self::oauth::{InvalidKey, JwtSigner};
+#[cfg(feature = "client")]
+pub use self::rustls::{InvalidTls, RustlsBuilder};
 #[cfg(feature = "sign-in")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sign-in")))]
 pub use self::sign_in::{

@@ -46,7 +46,7 @@ use crate::service::{HopService, ReqwestService};
 /// Dropping the future of a request cancels that request alone. A refresh that it waits for goes on.
 #[derive(Clone)]
 pub struct ApiClient {
-    layer: AuthRefreshLayer<PerRequest>,
+    layer: AuthRefreshLayer<Option<Session>>,
     http: ReqwestService,
     options: Options,
 }
@@ -80,13 +80,13 @@ impl ApiClient {
     /// ```
     #[must_use]
     pub fn from_layer(layer: AuthRefreshLayer<PerRequest>, http: ReqwestService) -> Self {
-        Self { layer: layer.one_piece(one_piece), http, options: Options::new() }
+        Self { layer: layer.one_piece(one_piece).session(None), http, options: Options::new() }
     }
 
     /// Sets the session whose token requests carry.
     #[must_use]
     pub fn with_session(mut self, session: Session) -> Self {
-        self.options.session = Some(session);
+        self.layer = self.layer.session(Some(session));
         self
     }
 

@@ -57,7 +57,7 @@ use crate::shell::Shell;
 /// Dropping the future of a request cancels that request alone. A refresh that it waits for goes on.
 #[derive(Clone)]
 pub struct AuthRefreshMiddleware {
-    layer: AuthRefreshLayer<PerRequest>,
+    layer: AuthRefreshLayer<Option<Session>>,
     options: Options,
 }
 
@@ -66,9 +66,7 @@ impl AuthRefreshMiddleware {
     ///
     /// A request with a [`Session`] of its own gets that one's token.
     pub fn new(session: Session, origins: impl Into<Origins>) -> Self {
-        let mut this = Self::from_layer(AuthRefreshLayer::per_request(origins));
-        this.options.session = Some(session);
-        this
+        Self::with_layer(AuthRefreshLayer::per_request(origins).session(Some(session)))
     }
 
     /// Creates a middleware with a layer of other settings, which takes the session of each request.
@@ -76,6 +74,10 @@ impl AuthRefreshMiddleware {
     /// The middleware sets [`one_piece`](AuthRefreshLayer::one_piece) itself.
     #[must_use]
     pub fn from_layer(layer: AuthRefreshLayer<PerRequest>) -> Self {
+        Self::with_layer(layer.session(None))
+    }
+
+    fn with_layer(layer: AuthRefreshLayer<Option<Session>>) -> Self {
         Self { layer: layer.one_piece(one_piece), options: Options::new() }
     }
 }
@@ -89,15 +91,15 @@ impl Middleware for AuthRefreshMiddleware {
         next: Next<'_>,
     ) -> Result<reqwest::Response, Error> {
         let mut options = self.options.clone();
+        let mut layer = self.layer.clone();
         if let Some(session) = extensions.get::<Session>() {
-            options.session = Some(session.clone());
+            layer = layer.session(Some(session.clone()));
         }
         options.replay_limit = extensions.get::<ReplayLimit>().copied();
         options.skip_auth = extensions.get::<SkipAuth>().is_some();
         let original = extensions.clone();
-        let service = |shell, last| {
-            self.layer.layer(NextService { next: next.clone(), extensions: original.clone(), shell, last })
-        };
+        let service =
+            |shell, last| layer.layer(NextService { next: next.clone(), extensions: original.clone(), shell, last });
         let mut response = execute(options, Ok(request), service).await?;
         if let Some(Changed(changed)) = response.extensions_mut().remove() {
             *extensions = changed;
@@ -133,7 +135,7 @@ impl<'a, B: IntoReqwestBody> Service<Request<B>> for NextService<'a> {
         let request = self.shell.fill(request);
         let (next, mut extensions) = (self.next.clone(), self.extensions.clone());
         let call = async move {
-            let mut response = next.run(request, &mut extensions).await?;
+            let mut response = next.run(request?, &mut extensions).await?;
             response.extensions_mut().insert(Changed(mem::take(&mut extensions)));
             Ok(ResponseBody::split(response))
         };

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 
 use http::Request;
 use tower::Service;
-use tower_auth_refresh::{ReplayLimit, Session, SkipAuth};
+use tower_auth_refresh::{ReplayLimit, SkipAuth};
 
 use crate::body::{RequestBody, ResponseBody};
 use crate::redirect::Hop;
@@ -13,7 +13,6 @@ use crate::shell::Shell;
 /// The settings of a request.
 #[derive(Clone)]
 pub(crate) struct Options {
-    pub(crate) session: Option<Session>,
     pub(crate) replay_limit: Option<ReplayLimit>,
     pub(crate) skip_auth: bool,
     /// `None` if redirects aren't followed.
@@ -23,15 +22,12 @@ pub(crate) struct Options {
 
 impl Options {
     pub(crate) fn new() -> Self {
-        Self { session: None, replay_limit: None, skip_auth: false, max_redirects: Some(10), referer: true }
+        Self { replay_limit: None, skip_auth: false, max_redirects: Some(10), referer: true }
     }
 
     /// Sets the options in the extensions of a request, where the layer reads them.
     fn insert_into<B>(&self, request: &mut Request<B>) {
         let extensions = request.extensions_mut();
-        if let Some(session) = &self.session {
-            extensions.insert(session.clone());
-        }
         if let Some(limit) = self.replay_limit {
             extensions.insert(limit);
         }
@@ -43,8 +39,8 @@ impl Options {
 
 /// Sends a request and follows its redirects.
 ///
-/// `service` makes the service of a hop: from the request without its headers and body, and `true` if a redirect of it
-/// is one too many.
+/// `service` makes the service of a hop: from the part of the request that the service is to add, and `true` if a
+/// redirect of it is one too many.
 pub(crate) async fn execute<S>(
     mut options: Options,
     request: reqwest::Result<reqwest::Request>,
@@ -56,10 +52,10 @@ where
     let mut hop = Hop::first(request?);
     let mut hops = 0;
     loop {
-        let mut service = service(hop.shell.clone(), options.max_redirects == Some(hops));
-        poll_fn(|cx| service.poll_ready(cx)).await?;
         let may_follow = options.max_redirects.is_some_and(|max| hops < max);
-        let (mut request, kept) = hop.into_request(may_follow)?;
+        let (shell, mut request, kept) = hop.split(may_follow)?;
+        let mut service = service(shell, options.max_redirects == Some(hops));
+        poll_fn(|cx| service.poll_ready(cx)).await?;
         options.insert_into(&mut request);
         let response = service.call(request).await?;
         let Some(next) = kept.and_then(|kept| kept.next(response.status(), response.headers(), options.referer)) else {

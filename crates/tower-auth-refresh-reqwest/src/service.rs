@@ -84,10 +84,8 @@ impl<B: IntoReqwestBody> Service<Request<B>> for ReqwestService {
     }
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
-        match reqwest::Request::try_from(request.map(IntoReqwestBody::into_reqwest_body)) {
-            Ok(request) => ResponseFuture::send(&mut self.client, request, false),
-            Err(error) => ResponseFuture { state: State::Failed { error: Some(error) } },
-        }
+        let request = reqwest::Request::try_from(request.map(IntoReqwestBody::into_reqwest_body));
+        ResponseFuture::send(&mut self.client, request, false)
     }
 }
 
@@ -140,8 +138,12 @@ pin_project! {
 }
 
 impl ResponseFuture {
-    fn send(client: &mut reqwest::Client, request: reqwest::Request, last: bool) -> Self {
-        Self { state: State::Sent { call: HopFuture::new(client.call(request), last) } }
+    fn send(client: &mut reqwest::Client, request: reqwest::Result<reqwest::Request>, last: bool) -> Self {
+        let state = match request {
+            Ok(request) => State::Sent { call: HopFuture::new(client.call(request), last) },
+            Err(error) => State::Failed { error: Some(error) },
+        };
+        Self { state }
     }
 }
 

@@ -1,5 +1,7 @@
 //! OAuth 2.0 (RFC 6749): the refresh and client credentials grants, revocation (RFC 7009), discovery (RFC 8414).
 
+#[cfg(feature = "private-key-jwt")]
+mod assertion;
 mod client_auth;
 mod client_credentials;
 mod discovery;
@@ -13,10 +15,14 @@ use form_urlencoded::Serializer;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use http_body_util::Full;
+use secrecy::{ExposeSecret, SecretString};
 
+#[cfg(feature = "private-key-jwt")]
+pub use self::assertion::{InvalidKey, JwtSigner};
 pub use self::client_auth::ClientAuth;
 pub use self::client_credentials::ClientCredentials;
 pub use self::discovery::AuthorizationServer;
+pub(crate) use self::discovery::MetadataCache;
 pub use self::refresh::OAuthRefresh;
 pub use self::revoke::OAuthRevoke;
 use crate::answer::Answer;
@@ -58,17 +64,20 @@ impl OAuthCall {
         let mut form = Serializer::new(String::new());
         let replaced = |name: &str| self.params.iter().any(|(other, _)| other == name);
         form.extend_pairs(params.iter().filter(|(name, _)| !replaced(name))).extend_pairs(&self.params);
-        let authorization = self.auth.authenticate(|name, value| {
-            form.append_pair(name, value);
-        });
+        let form = SecretString::from(form.finish());
         let mut request = AuthClient::request(Method::POST, &self.endpoint);
         let headers = request.headers_mut();
         headers.extend(self.headers.clone());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-        if let Some(authorization) = authorization {
-            headers.insert(AUTHORIZATION, authorization);
+        let (client, authenticating) = (self.client.clone(), self.auth.authenticate());
+        async move {
+            let with = authenticating.await?;
+            let form = Serializer::new(form.expose_secret().to_owned()).extend_pairs(&with.params).finish();
+            if let Some(authorization) = with.authorization {
+                request.headers_mut().insert(AUTHORIZATION, authorization);
+            }
+            *request.body_mut() = Full::new(Bytes::from(form));
+            client.send(request).await
         }
-        *request.body_mut() = Full::new(Bytes::from(form.finish()));
-        self.client.send(request)
     }
 }

@@ -4,6 +4,7 @@
 
 mod commands;
 mod demonstration;
+mod keychain;
 mod killed;
 mod sign_in;
 mod support;

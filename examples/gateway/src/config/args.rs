@@ -115,6 +115,20 @@ pub struct Args {
           value_parser = units::duration, allow_hyphen_values = true)]
     pub client_timeout: Duration,
 
+    /// Maximum number of connections of clients; at the maximum, idle ones are closed for new ones [default: half of
+    /// the file descriptors]
+    #[arg(long, env = "GATEWAY_MAX_CONNECTIONS", value_name = "COUNT", allow_hyphen_values = true)]
+    pub max_connections: Option<usize>,
+
+    /// Maximum number of connections of one address; behind a proxy, all come from one [default: no own limit]
+    #[arg(long, env = "GATEWAY_MAX_CONNECTIONS_PER_ADDRESS", value_name = "COUNT", allow_hyphen_values = true)]
+    pub max_connections_per_address: Option<usize>,
+
+    /// Close a connection after this time without requests; a proxy in front should have a shorter time
+    #[arg(long, env = "GATEWAY_IDLE_CONNECTION_TIMEOUT", value_name = "TIME", default_value = "75s",
+          value_parser = units::duration, allow_hyphen_values = true)]
+    pub idle_connection_timeout: Duration,
+
     /// Longest wait at SIGTERM for open requests, refreshes and sign-outs; then they are cut off
     #[arg(long, env = "GATEWAY_SHUTDOWN_TIMEOUT", value_name = "TIME", default_value = "30s",
           value_parser = units::duration, allow_hyphen_values = true)]

@@ -52,6 +52,12 @@ pub struct Settings {
     /// The longest time in which a client sends nothing of its request, or reads nothing of its response.
     /// Default: 30 s.
     pub client_timeout: Duration,
+    /// The maximum number of connections of clients. Default: `None`, half of the file descriptors.
+    pub max_connections: Option<usize>,
+    /// The maximum number of connections of one address. Default: `None`, no limit of its own.
+    pub max_connections_per_address: Option<usize>,
+    /// The time without requests after which a connection is closed. Default: 75 s.
+    pub idle_connection_timeout: Duration,
     /// The longest time that a shutdown waits for open requests, refreshes and sign-outs. Default: 30 s.
     pub shutdown_timeout: Duration,
     /// Allows `http://` to hosts other than loopback. Default: `false`.
@@ -118,11 +124,15 @@ impl Args {
             },
             _ => return Err(missing("--auth (or --token-endpoint, or --demo)")),
         };
-        if self.max_sessions == 0 {
-            return Err(InvalidSetting::of("--max-sessions", "must be at least 1"));
-        }
-        if self.refreshes_in_flight == 0 {
-            return Err(InvalidSetting::of("--refreshes-in-flight", "must be at least 1"));
+        for (flag, count) in [
+            ("--max-sessions", Some(self.max_sessions)),
+            ("--refreshes-in-flight", Some(self.refreshes_in_flight)),
+            ("--max-connections", self.max_connections),
+            ("--max-connections-per-address", self.max_connections_per_address),
+        ] {
+            if count == Some(0) {
+                return Err(InvalidSetting::of(flag, "must be at least 1"));
+            }
         }
         let store = self.store.map_or(Ok(Store::Memory), |store| Store::read(&store, self.allow_plain_http))?;
         if store == Store::Memory && self.store_keys.is_some() {
@@ -147,6 +157,9 @@ impl Args {
             body_limit: self.body_limit,
             upstream_timeout: self.upstream_timeout,
             client_timeout: self.client_timeout,
+            max_connections: self.max_connections,
+            max_connections_per_address: self.max_connections_per_address,
+            idle_connection_timeout: self.idle_connection_timeout,
             shutdown_timeout: self.shutdown_timeout,
             allow_plain_http: self.allow_plain_http,
         })

@@ -25,7 +25,7 @@ async fn sign_in(scripted: &Scripted) -> BrowserSignIn {
 }
 
 /// The parameters of the authorization request.
-fn query(pending: &PendingBrowserSignIn) -> HashMap<String, String> {
+pub(super) fn query(pending: &PendingBrowserSignIn) -> HashMap<String, String> {
     let (_, query) = pending.url().split_once('?').unwrap();
     form_urlencoded::parse(query.as_bytes()).into_owned().collect()
 }
@@ -40,7 +40,7 @@ async fn send(authority: &str, bytes: &[u8]) -> String {
     String::from_utf8(page).unwrap()
 }
 
-async fn open(url: &str) -> String {
+pub(super) async fn open(url: &str) -> String {
     let (authority, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
     send(authority, format!("GET /{path} HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\n\r\n").as_bytes()).await
 }
