@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
+pub(crate) use self::table::limited_address;
 use self::table::{Slot, Table};
 use crate::config::Settings;
 use crate::descriptors;
