@@ -13,6 +13,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use tower::BoxError;
 
 use super::headers::drop_credentials;
+use crate::limits::RequestPermit;
 use crate::problem::Kind;
 
 /// A response body of any source.
@@ -125,6 +126,35 @@ where
                 Poll::Ready(Some(Err("the upstream stalled during the response".into())))
             }
         }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A response's body, which keeps its request counted as one in flight.
+pub(super) struct AdmittedBody {
+    body: BoxBody,
+    _permit: RequestPermit,
+}
+
+impl AdmittedBody {
+    pub(super) fn new(body: BoxBody, permit: RequestPermit) -> Self {
+        Self { body, _permit: permit }
+    }
+}
+
+impl Body for AdmittedBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.body.as_mut().poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {

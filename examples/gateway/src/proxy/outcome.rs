@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use http::{StatusCode, Version};
 use tower_auth_refresh::{NotRefreshed, RefreshError, RefreshErrorKind, RefreshReport};
 
-use super::body::{BoxBody, UploadFailure};
+use super::body::{AdmittedBody, UploadFailure};
 use super::stall_timeout::UpstreamStalled;
 use super::{end, headers};
 use crate::app::App;
@@ -19,7 +19,7 @@ use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem, chain};
 pub(super) async fn response(
     app: &App,
     id: SessionId,
-    mut response: http::Response<BoxBody>,
+    mut response: http::Response<AdmittedBody>,
     upload_failure: &UploadFailure,
 ) -> Response {
     if let Some(problem @ Kind::BodyTooLarge) = upload_failure.problem() {

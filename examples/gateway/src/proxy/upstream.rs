@@ -19,6 +19,7 @@ use tower_auth_refresh::AuthRefreshLayer;
 use super::body::{BoxBody, DownloadBody, UploadBody};
 use super::stall_timeout::StallTimeout;
 use crate::config::Settings;
+use crate::server::BUFFER;
 
 /// A stack that sends requests to the upstream. Each request has its user's session in its extensions.
 pub(crate) type UpstreamClient = BoxCloneSyncService<Request<UploadBody>, Response<BoxBody>, BoxError>;
@@ -102,5 +103,6 @@ where
         .pool_timer(TokioTimer::new())
         .timer(TokioTimer::new())
         .pool_idle_timeout(POOL_IDLE)
+        .http1_max_buf_size(BUFFER)
         .build(connector)
 }
