@@ -15,8 +15,8 @@ default:
 api_toolchain := "1.95.0"
 published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-reqwest -p tower-auth-refresh-store -p tower-auth-refresh-testkit"
 
-# They are chromium, valgrind, strace, gnome-keyring, dbus, faketime, Redis and its Sentinel, PostgreSQL, pgbouncer,
-# openssl, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers of the interop tests.
+# They are chromium, nginx, valgrind, strace, gnome-keyring, dbus, faketime, Redis and its Sentinel, PostgreSQL,
+# pgbouncer, openssl, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers of the interop tests.
 #
 # Installs the tools of the other steps.
 tools:
@@ -25,6 +25,7 @@ tools:
     has() { command -v "$1" >/dev/null 2>&1; }
     missing=()
     has chromium || missing+=(chromium)
+    [ -x /usr/sbin/nginx ] || missing+=(nginx-light)
     has valgrind || missing+=(valgrind)
     has strace || missing+=(strace)
     has gnome-keyring-daemon || missing+=(gnome-keyring)

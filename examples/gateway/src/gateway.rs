@@ -156,7 +156,7 @@ impl Listening {
             stopping.send_replace(true);
             Instant::now() + settings.shutdown_timeout
         };
-        let deadline = server::serve(listener, router, settings.client_timeout, shutdown).await;
+        let deadline = server::serve(listener, router, (&settings).into(), shutdown).await;
         let idle = async {
             app.tasks.wait_idle().await;
             app.sessions.wait_idle().await;

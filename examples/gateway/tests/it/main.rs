@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../support/nginx.rs"]
+mod nginx;
 #[path = "../support/test_gateway.rs"]
 mod test_gateway;
 
@@ -11,4 +13,5 @@ mod failures;
 mod oauth;
 mod sessions;
 mod streaming;
+mod uploads;
 mod users;

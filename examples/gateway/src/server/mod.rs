@@ -1,12 +1,16 @@
 //! Accepts connections and shuts down gracefully.
 
+mod activity;
+mod exchange;
+mod socket;
+
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -15,7 +19,10 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_io_timeout::TimeoutStream;
-use tower::ServiceExt;
+
+use self::activity::Activity;
+use self::socket::{Socket, linger};
+use crate::config::Settings;
 
 /// The connection preface of HTTP/2 (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -39,13 +46,33 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+/// The limits of each connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// The longest time in which a client sends the head of a request, or reads nothing of a response.
+    client_timeout: Duration,
+    /// The most that is read after the last response.
+    body_limit: u64,
+}
+
+impl From<&Settings> for Limits {
+    fn from(settings: &Settings) -> Self {
+        Self { client_timeout: settings.client_timeout, body_limit: settings.body_limit }
+    }
+}
+
+/// The protocol of a connection, known from its first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    Http1,
+    Http2,
+}
+
 /// Serves until `shutdown` returns a deadline, then waits until that deadline for the open requests.
-///
-/// `client_timeout` limits the time in which a client sends the head of a request, or reads nothing of a response.
 pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
-    client_timeout: Duration,
+    limits: Limits,
     shutdown: impl Future<Output = Instant>,
 ) -> Instant {
     let mut shutdown = pin!(shutdown);
@@ -62,8 +89,8 @@ pub(crate) async fn serve(
                     logged = false;
                     let (router, watcher, stopping) = (router.clone(), graceful.watcher(), stopping.clone());
                     tokio::spawn(async move {
-                        if has_request(&stream, client_timeout, stopping).await {
-                            serve_connection(stream, Peer(address), router, client_timeout, watcher).await;
+                        if let Some(protocol) = first_bytes(&stream, limits.client_timeout, stopping).await {
+                            serve_connection(stream, protocol, Peer(address), router, limits, watcher).await;
                         }
                     });
                 }
@@ -87,7 +114,15 @@ pub(crate) async fn serve(
 }
 
 /// Serves one connection, over HTTP/1 or HTTP/2.
-async fn serve_connection(stream: TcpStream, peer: Peer, router: Router, timeout: Duration, watcher: Watcher) {
+async fn serve_connection(
+    stream: TcpStream,
+    protocol: Protocol,
+    peer: Peer,
+    router: Router,
+    limits: Limits,
+    watcher: Watcher,
+) {
+    let timeout = limits.client_timeout;
     // With Nagle's algorithm, a response of two small writes waits for the client's delayed acknowledgement.
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutStream::new(stream);
@@ -95,27 +130,38 @@ async fn serve_connection(stream: TcpStream, peer: Peer, router: Router, timeout
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1().timer(TokioTimer::new()).header_read_timeout(timeout);
     http.http2().timer(TokioTimer::new()).keep_alive_interval(timeout).keep_alive_timeout(timeout);
-    let service = service_fn(move |mut request: http::Request<Incoming>| {
-        request.extensions_mut().insert(peer);
-        router.clone().oneshot(request)
-    });
+    let activity = Arc::new(Activity::new(protocol));
+    let (socket, given_back) = Socket::new(Box::pin(stream), activity.clone());
+    let service = {
+        let activity = activity.clone();
+        service_fn(move |request| exchange::answer(router.clone(), peer, activity.clone(), request))
+    };
     // An error means that the client has disconnected or sent invalid HTTP: not worth a line in the log.
-    let _ = watcher.watch(http.serve_connection(TokioIo::new(Box::pin(stream)), service)).await;
+    let _ = watcher.watch(http.serve_connection(TokioIo::new(socket), service)).await;
+    if activity.client_sends_on()
+        && let Ok(stream) = given_back.await
+    {
+        linger(stream, timeout, limits.body_limit).await;
+    }
 }
 
-/// Waits for the first bytes of a connection. Returns `false` after the time-out, or when shutdown begins first.
-async fn has_request(stream: &TcpStream, client_timeout: Duration, mut stopping: watch::Receiver<()>) -> bool {
+/// Waits for the first bytes of a connection. Returns `None` after the time-out, or when shutdown begins first.
+async fn first_bytes(
+    stream: &TcpStream,
+    client_timeout: Duration,
+    mut stopping: watch::Receiver<()>,
+) -> Option<Protocol> {
     tokio::select! {
         // A request that has arrived before the shutdown is served.
         biased;
-        read = timeout(client_timeout, peek_protocol(stream)) => matches!(read, Ok(Ok(()))),
+        read = timeout(client_timeout, peek_protocol(stream)) => read.ok()?.ok(),
         // The sender has been dropped.
-        _ = stopping.changed() => false,
+        _ = stopping.changed() => None,
     }
 }
 
 /// Waits for enough bytes to tell HTTP/1 from HTTP/2. hyper's own detection has no time-out.
-async fn peek_protocol(stream: &TcpStream) -> io::Result<()> {
+async fn peek_protocol(stream: &TcpStream) -> io::Result<Protocol> {
     let mut seen = [0; PREFACE.len()];
     // A peeked socket stays readable, so no event signals more bytes: poll, at growing intervals.
     let mut interval = Duration::from_millis(5);
@@ -124,8 +170,11 @@ async fn peek_protocol(stream: &TcpStream) -> io::Result<()> {
         if length == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        if length == PREFACE.len() || !PREFACE.starts_with(&seen[..length]) {
-            return Ok(());
+        if !PREFACE.starts_with(&seen[..length]) {
+            return Ok(Protocol::Http1);
+        }
+        if length == PREFACE.len() {
+            return Ok(Protocol::Http2);
         }
         sleep(interval).await;
         interval = (interval * 2).min(MAX_PEEK_INTERVAL);

@@ -1,0 +1,176 @@
+//! One request and its response, as the connection sees them.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use axum::Router;
+use axum::body::Body as AxumBody;
+use axum::response::Response;
+use bytes::Bytes;
+use http::header::{CONNECTION, EXPECT};
+use http::{HeaderValue, Request, Version};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::task::yield_now;
+use tower::ServiceExt;
+
+use super::Peer;
+use super::activity::Activity;
+
+/// The most that is read of an upload after its response is known, to keep the connection.
+const MAX_DRAINED: usize = 64 * 1024;
+
+/// The number of times that hyper is given the opportunity to read more of such an upload.
+const DRAIN_ROUNDS: usize = 8;
+
+/// Answers a request.
+///
+/// Over HTTP/1, the response to a request whose body has not arrived closes the connection, so that the client knows
+/// that it needn't send the rest. What has arrived already is read, and keeps the connection.
+pub(super) async fn answer(
+    router: Router,
+    peer: Peer,
+    activity: Arc<Activity>,
+    mut request: Request<Incoming>,
+) -> Result<Response, Infallible> {
+    activity.request_started();
+    request.extensions_mut().insert(peer);
+    if request.version() == Version::HTTP_2 || request.body().is_end_stream() {
+        return router.oneshot(request).await;
+    }
+    // Reading such an upload would ask the client to send it.
+    let awaits_continue = request.headers().contains_key(EXPECT);
+    let rest = Arc::new(Rest { activity, state: Mutex::default() });
+    let request = request.map(|body| AxumBody::new(Upload { body: Some(body), rest: rest.clone() }));
+    let mut response = router.oneshot(request).await?;
+    if !awaits_continue {
+        rest.drain().await;
+    }
+    if !rest.settle() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
+}
+
+/// The rest of an upload, after the request has been answered.
+struct Rest {
+    activity: Arc<Activity>,
+    state: Mutex<RestState>,
+}
+
+#[derive(Default)]
+enum RestState {
+    /// The upload is still being read, and its response is not known.
+    #[default]
+    Reading,
+    /// The upload has been dropped before its end.
+    Left(Incoming),
+    /// The response is known. An upload that is dropped before its end from here on is abandoned.
+    Answered,
+    Finished,
+}
+
+impl Rest {
+    fn state(&self) -> MutexGuard<'_, RestState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads what has arrived of an upload that has been dropped.
+    async fn drain(&self) {
+        let state = std::mem::take(&mut *self.state());
+        let mut body = match state {
+            RestState::Left(body) => body,
+            RestState::Finished => return *self.state() = RestState::Finished,
+            // The upload may be dropped at this moment.
+            RestState::Reading | RestState::Answered => return,
+        };
+        let mut left = MAX_DRAINED;
+        for _ in 0..DRAIN_ROUNDS {
+            // hyper reads in the task of this future, between two polls.
+            match std::future::poll_fn(|cx| Poll::Ready(drain_ready(&mut body, cx, &mut left))).await {
+                Drained::Ended => return *self.state() = RestState::Finished,
+                Drained::TooLong => break,
+                Drained::Pending => yield_now().await,
+            }
+        }
+        *self.state() = RestState::Left(body);
+    }
+
+    /// Returns `true` if the whole upload has been read.
+    fn settle(&self) -> bool {
+        let state = std::mem::replace(&mut *self.state(), RestState::Answered);
+        if matches!(state, RestState::Left(_)) {
+            self.activity.body_abandoned();
+        }
+        matches!(state, RestState::Finished)
+    }
+}
+
+enum Drained {
+    Ended,
+    TooLong,
+    Pending,
+}
+
+fn drain_ready(body: &mut Incoming, cx: &mut Context<'_>, left: &mut usize) -> Drained {
+    loop {
+        let frame = match Pin::new(&mut *body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => frame,
+            Poll::Ready(None) => return Drained::Ended,
+            // A malformed body: the connection can't be kept.
+            Poll::Ready(Some(Err(_))) => return Drained::TooLong,
+            Poll::Pending => return Drained::Pending,
+        };
+        match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+            Some(rest) => *left = rest,
+            None => return Drained::TooLong,
+        }
+        if body.is_end_stream() {
+            return Drained::Ended;
+        }
+    }
+}
+
+/// A request's body, which leaves its rest behind if it is dropped before its end.
+struct Upload {
+    body: Option<Incoming>,
+    rest: Arc<Rest>,
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+        // Noted at once: the body may be kept longer than its response.
+        if frame.is_none() || body.is_end_stream() {
+            self.body = None;
+            *self.rest.state() = RestState::Finished;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let Some(body) = self.body.take() else { return };
+        let mut state = self.rest.state();
+        if matches!(*state, RestState::Answered) {
+            self.rest.activity.body_abandoned();
+        } else {
+            *state = RestState::Left(body);
+        }
+    }
+}
