@@ -5,9 +5,9 @@
 //! token has expired, the gateway refreshes it once, however many calls fail at the same moment, and replays them all.
 //!
 //! `main.rs` is the program. The modules, in reading order: `config` (settings), `server` (connections), `routes` (the
-//! gateway's own routes), `reject_ambiguous`, `csrf` and `cookie` (request checks), `proxy` (`path`, `headers`, `body`
-//! and `slow_client`, then `upstream` with `stall_timeout`, then `outcome`), `auth` (the authorization server),
-//! `task_tracker` (tasks that outlive their request), `metrics`, and `demo`.
+//! gateway's own routes), `fields` (header values), `reject_ambiguous`, `csrf` and `cookie` (request checks), `proxy`
+//! (`path`, `headers`, `body` and `slow_client`, then `upstream` with `stall_timeout`, then `outcome`), `auth` (the
+//! authorization server), `task_tracker` (tasks that outlive their request), `metrics`, and `demo`.
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +17,7 @@ mod config;
 mod cookie;
 mod csrf;
 mod demo;
+mod fields;
 mod gateway;
 mod metrics;
 mod problem;

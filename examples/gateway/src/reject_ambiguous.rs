@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::{HOST, TRANSFER_ENCODING};
 use http::{HeaderMap, Version};
 
+use crate::fields;
 use crate::problem::Kind;
 
 /// Rejects a request without exactly one host (RFC 9112 §3.2) or with a transfer coding other than a single `chunked`
@@ -30,6 +31,6 @@ fn has_one_host(version: Version, headers: &HeaderMap) -> bool {
 
 fn has_plain_framing(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let first = codings.next().is_none_or(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
+    let first = codings.next().is_none_or(|coding| fields::trim(coding.as_bytes()).eq_ignore_ascii_case(b"chunked"));
     first && codings.next().is_none()
 }

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 use super::path;
 use crate::config::PublicOrigin;
 use crate::cookie::SessionCookie;
+use crate::fields;
 use crate::server::Peer;
 
 /// Hop-by-hop headers (RFC 9110 §7.6.1) and proxy authentication (§11.7).
@@ -140,8 +141,8 @@ pub(super) fn to_client(headers: &mut HeaderMap, upstream: &Uri, cookie: Session
     // `Alt-Svc` names alternatives of the upstream's host, which a browser would apply to the gateway's.
     headers.remove(ALT_SVC);
     // A browser has no token for the upstream itself.
-    let location = headers.get(LOCATION).and_then(|location| path::to_gateway(upstream, location.to_str().ok()?));
-    if let Some(location) = location.and_then(|location| HeaderValue::try_from(location).ok()) {
+    let location = headers.get(LOCATION).and_then(|location| path::to_gateway(upstream, location.as_bytes()));
+    if let Some(location) = location.and_then(|location| HeaderValue::from_bytes(&location).ok()) {
         headers.insert(LOCATION, location);
     }
     // The response depends on a token, but a cache in front of the gateway sees no `Authorization` (RFC 9111 §3.5).
@@ -160,13 +161,12 @@ pub(super) fn to_client(headers: &mut HeaderMap, upstream: &Uri, cookie: Session
 
 /// Checks if a `Cache-Control` explicitly forbids or allows a shared cache to store the response.
 fn decides_sharing(value: &HeaderValue) -> bool {
-    let directives = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-    directives.filter_map(|directive| str::from_utf8(directive).ok()).any(|directive| {
-        let (name, fields) = directive.split_once('=').unwrap_or((directive, ""));
-        match &*name.trim_end().to_ascii_lowercase() {
+    value.as_bytes().split(|byte| *byte == b',').any(|directive| {
+        let (name, fields) = fields::split_once(directive, b'=').unwrap_or((fields::trim(directive), b""));
+        match &*name.to_ascii_lowercase() {
             // With field names, `private` covers only those fields.
-            "private" => fields.is_empty(),
-            "no-store" | "public" | "s-maxage" | "must-revalidate" => true,
+            b"private" => fields.is_empty(),
+            b"no-store" | b"public" | b"s-maxage" | b"must-revalidate" => true,
             _ => false,
         }
     })
@@ -184,12 +184,8 @@ fn drop_hop_by_hop(headers: &mut HeaderMap) {
         // The transfer coding overrides the length, which may be wrong (RFC 9112 §6.3).
         headers.remove(CONTENT_LENGTH);
     }
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-        .collect();
+    let named: Vec<_> =
+        fields::list(headers, &CONNECTION).filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }

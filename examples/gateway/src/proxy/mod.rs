@@ -24,6 +24,7 @@ use self::upstream::NoToken;
 pub(crate) use self::upstream::{HttpsClient, UpstreamClient, client, client_without_refresh, https};
 use crate::app::App;
 use crate::cookie::SessionId;
+use crate::fields;
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
 use crate::server::Peer;
 
@@ -123,8 +124,7 @@ async fn require_active(app: &App, id: SessionId, session: Session) -> Result<Se
 /// Checks if a request asks for another protocol (RFC 9110 §7.8). `h2c` may be ignored: the response over HTTP/1.1 is
 /// equivalent.
 fn asks_to_upgrade(headers: &HeaderMap) -> bool {
-    let mut protocols = headers.get_all(UPGRADE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    protocols.any(|protocol| !protocol.trim_ascii().eq_ignore_ascii_case(b"h2c"))
+    fields::list(headers, &UPGRADE).any(|protocol| !protocol.eq_ignore_ascii_case(b"h2c"))
 }
 
 /// Removes a session that the authorization server has ended, and clears its cookie.

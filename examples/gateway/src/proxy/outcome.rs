@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use http::StatusCode;
+use http::{StatusCode, Version};
 use tower_auth_refresh::{NotRefreshed, RefreshError, RefreshErrorKind, RefreshReport};
 
 use super::body::{BoxBody, UploadFailure};
@@ -42,6 +42,9 @@ pub(super) async fn response(
         // The gateway forwards no `Upgrade` header.
         return Kind::UpstreamFailed.into_response();
     }
+    // The version belongs to the upstream's connection. Over HTTP/1.0, a response may end with its connection, and one
+    // that is cut off would look complete.
+    *response.version_mut() = Version::HTTP_11;
     headers::to_client(response.headers_mut(), &app.upstream.uri, app.cookie);
     response.map(Body::new)
 }

@@ -14,6 +14,7 @@ use tower_auth_refresh::SessionRegistryError;
 use crate::app::App;
 use crate::auth::LoginFailed;
 use crate::cookie::SessionId;
+use crate::fields;
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
 
 /// The maximum size of the credentials.
@@ -38,9 +39,7 @@ pub(crate) async fn login(State(app): State<App>, request: Request) -> Result<Re
 }
 
 async fn credentials(app: &App, headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Problem> {
-    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let essence = kind.split(';').next().unwrap_or_default().trim();
-    if !essence.eq_ignore_ascii_case("application/json") {
+    if !is_json(headers) {
         return Err(Kind::WrongMediaType.into());
     }
     let body = match tokio::time::timeout(app.client_timeout, to_bytes(body, BODY_LIMIT)).await {
@@ -52,6 +51,15 @@ async fn credentials(app: &App, headers: &HeaderMap, body: Body) -> Result<Map<S
         Err(_elapsed) => return Err(Kind::RequestTooSlow.into()),
     };
     serde_json::from_slice(&body).map_err(|_| Kind::MalformedRequest.into())
+}
+
+/// Checks that there is one media type, and that it is JSON. Its parameters are ignored.
+fn is_json(headers: &HeaderMap) -> bool {
+    let mut kinds = headers.get_all(CONTENT_TYPE).iter().map(|kind| {
+        let essence = kind.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
+        fields::trim(essence).eq_ignore_ascii_case(b"application/json")
+    });
+    kinds.next() == Some(true) && kinds.next().is_none()
 }
 
 async fn sign_in(app: App, credentials: Map<String, Value>) -> Result<PendingSession, Problem> {

@@ -12,11 +12,18 @@ pub(super) struct Activity {
     in_head: AtomicBool,
     /// A request has been answered before its body has arrived.
     body_unread: AtomicBool,
+    /// A response has been cut off whose end is the end of the connection.
+    cut_off: AtomicBool,
 }
 
 impl Activity {
     pub(super) fn new(protocol: Protocol) -> Self {
-        Self { protocol, in_head: AtomicBool::new(false), body_unread: AtomicBool::new(false) }
+        Self {
+            protocol,
+            in_head: AtomicBool::new(false),
+            body_unread: AtomicBool::new(false),
+            cut_off: AtomicBool::new(false),
+        }
     }
 
     /// Notes that bytes have arrived.
@@ -32,6 +39,16 @@ impl Activity {
     /// Notes that the rest of a request's body will not be read.
     pub(super) fn body_abandoned(&self) {
         self.body_unread.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that a response without framing has been cut off.
+    pub(super) fn response_cut_off(&self) {
+        self.cut_off.store(true, Ordering::Relaxed);
+    }
+
+    /// Checks if the connection has to be reset, so that a response doesn't look complete.
+    pub(super) fn must_reset(&self) -> bool {
+        self.cut_off.load(Ordering::Relaxed)
     }
 
     /// Checks if the client may be sending what nothing reads: the rest of an upload, or of a malformed head.

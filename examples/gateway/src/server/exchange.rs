@@ -37,12 +37,26 @@ pub(super) async fn answer(
 ) -> Result<Response, Infallible> {
     activity.request_started();
     request.extensions_mut().insert(peer);
+    let version = request.version();
+    let response = answer_upload(router, &activity, request).await?;
+    if version == Version::HTTP_10 && !response.body().is_end_stream() {
+        return Ok(response.map(|body| AxumBody::new(UnframedBody { body, activity })));
+    }
+    Ok(response)
+}
+
+/// Answers a request whose body may not have arrived.
+async fn answer_upload(
+    router: Router,
+    activity: &Arc<Activity>,
+    request: Request<Incoming>,
+) -> Result<Response, Infallible> {
     if request.version() == Version::HTTP_2 || request.body().is_end_stream() {
         return router.oneshot(request).await;
     }
     // Reading such an upload would ask the client to send it.
     let awaits_continue = request.headers().contains_key(EXPECT);
-    let rest = Arc::new(Rest { activity, state: Mutex::default() });
+    let rest = Arc::new(Rest { activity: activity.clone(), state: Mutex::default() });
     let request = request.map(|body| AxumBody::new(Upload { body: Some(body), rest: rest.clone() }));
     let mut response = router.oneshot(request).await?;
     if !awaits_continue {
@@ -172,5 +186,32 @@ impl Drop for Upload {
         } else {
             *state = RestState::Left(body);
         }
+    }
+}
+
+/// The body of a response to HTTP/1.0, which may end with the connection.
+struct UnframedBody {
+    body: AxumBody,
+    activity: Arc<Activity>,
+}
+
+impl Body for UnframedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if matches!(frame, Some(Err(_))) {
+            self.activity.response_cut_off();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

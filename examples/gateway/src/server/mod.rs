@@ -15,6 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -138,9 +139,11 @@ async fn serve_connection(
     };
     // An error means that the client has disconnected or sent invalid HTTP: not worth a line in the log.
     let _ = watcher.watch(http.serve_connection(TokioIo::new(socket), service)).await;
-    if activity.client_sends_on()
-        && let Ok(stream) = given_back.await
-    {
+    let Ok(stream) = given_back.await else { return };
+    if activity.must_reset() {
+        // A reset is the only sign that a response without framing is not complete.
+        let _ = SockRef::from(stream.get_ref()).set_linger(Some(Duration::ZERO));
+    } else if activity.client_sends_on() {
         linger(stream, timeout, limits.body_limit).await;
     }
 }
