@@ -7,16 +7,12 @@ use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::Response;
-use http::StatusCode;
+use http::{Method, Request, StatusCode, Uri};
 use tower_auth_refresh::RefreshReport;
 use tower_auth_refresh::replay::NotReplayable;
 
 use self::histogram::Histogram;
 pub use self::refreshes::RefreshWatch;
-use crate::app::App;
 
 /// Values of the `route` label: first path segments, and one value for all others.
 const ROUTES: [&str; 7] = ["api", "login", "logout", "session", "healthz", "metrics", "other"];
@@ -175,18 +171,25 @@ impl Metrics {
     }
 }
 
-/// Counts and logs each response.
-pub(crate) async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let method = request.method().clone();
-    let uri = request.uri().clone();
-    let response = next.run(request).await;
-    let status = response.status();
-    app.metrics.count_response(uri.path(), status);
-    let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    // Without the query, which may hold private data.
-    tracing::info!(%method, path = uri.path(), status = status.as_u16(), milliseconds, "request completed");
-    response
+/// A request under way, counted and logged once its response is known.
+pub(crate) struct Observation {
+    started: Instant,
+    method: Method,
+    uri: Uri,
+}
+
+impl Observation {
+    pub(crate) fn start<B>(request: &Request<B>) -> Self {
+        Self { started: Instant::now(), method: request.method().clone(), uri: request.uri().clone() }
+    }
+
+    pub(crate) fn finish(self, metrics: &Metrics, status: StatusCode) {
+        let Self { started, method, uri } = self;
+        metrics.count_response(uri.path(), status);
+        let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        // Without the query, which may hold private data.
+        tracing::info!(%method, path = uri.path(), status = status.as_u16(), milliseconds, "request completed");
+    }
 }
 
 /// A document in Prometheus' text format.

@@ -9,14 +9,12 @@ use std::time::Duration;
 use axum::body::Body as ClientBody;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
 use tower::BoxError;
 
 use super::headers::drop_credentials;
 use crate::problem::Kind;
-
-/// A response body of any source.
-pub(crate) type BoxBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
 
 /// A client's body, which fails if it is too long or stalls.
 pub(crate) struct UploadBody {
@@ -96,21 +94,18 @@ impl Body for UploadBody {
 }
 
 /// An upstream's body, which fails if it stalls.
-pub(super) struct DownloadBody<B> {
-    body: B,
+pub(super) struct DownloadBody {
+    body: Incoming,
     stall: StallTimer,
 }
 
-impl<B> DownloadBody<B> {
-    pub(super) fn new(body: B, timeout: Duration) -> Self {
+impl DownloadBody {
+    pub(super) fn new(body: Incoming, timeout: Duration) -> Self {
         Self { body, stall: StallTimer::new(timeout) }
     }
 }
 
-impl<B> Body for DownloadBody<B>
-where
-    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
-{
+impl Body for DownloadBody {
     type Data = Bytes;
     type Error = BoxError;
 
