@@ -7,7 +7,7 @@
 //! `main.rs` is the program. The modules, in reading order: `config` (settings), `server` (connections), `routes` (the
 //! gateway's own routes), `fields` (header values), `reject_ambiguous`, `csrf` and `cookie` (request checks), `proxy`
 //! (`path`, `headers`, `body` and `slow_client`, then `upstream` with `stall_timeout`, then `outcome`), `auth` (the
-//! authorization server), `task_tracker` (tasks that outlive their request), `metrics`, and `demo`.
+//! authorization server), `task_tracker` (tasks that outlive their request), `metrics`, `log`, and `demo`.
 
 #![forbid(unsafe_code)]
 
@@ -19,6 +19,7 @@ mod csrf;
 mod demo;
 mod fields;
 mod gateway;
+mod log;
 mod metrics;
 mod problem;
 mod proxy;
@@ -31,6 +32,7 @@ mod task_tracker;
 pub use config::{Args, AuthServer, InvalidSetting, LogFormat, PublicOrigin, Settings, Store, Upstream};
 pub use demo::Demo;
 pub use gateway::{Gateway, StartError};
+pub use log::LogWriter;
 pub use metrics::{Metrics, RefreshWatch};
 
 /// Compiles the examples of the workspace's README, which a published crate can't include.
