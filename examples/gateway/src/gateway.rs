@@ -17,12 +17,13 @@ use crate::auth::Auth;
 use crate::config::{InvalidSetting, Settings};
 use crate::cookie::{SessionCookie, SessionId};
 use crate::demo::Demo;
+use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
 use crate::proxy::UpstreamClient;
 use crate::routes::Router;
-use crate::server;
 use crate::stores::Stores;
 use crate::task_tracker::TaskTracker;
+use crate::{descriptors, server};
 
 /// A configured gateway that does not listen yet.
 pub struct Gateway {
@@ -114,6 +115,14 @@ impl Gateway {
             cookie: SessionCookie::new(settings.public.is_https()),
             body_limit: settings.body_limit,
             client_timeout: settings.client_timeout,
+            requests: Arc::new(Requests::new(
+                settings.requests_in_flight.unwrap_or_else(descriptors::for_requests),
+                settings.requests_in_flight_per_session,
+            )),
+            logins: Arc::new(Logins::new(
+                settings.logins_in_flight,
+                settings.logins_in_flight_per_address.unwrap_or(usize::MAX),
+            )),
             metrics,
             tasks: TaskTracker::default(),
             stopping: stopped,

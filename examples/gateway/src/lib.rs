@@ -7,7 +7,8 @@
 //! `main.rs` is the program. The modules, in reading order: `config` (settings), `server` (connections), `routes` (the
 //! gateway's own routes), `fields` (header values), `reject_ambiguous`, `csrf` and `cookie` (request checks), `proxy`
 //! (`path`, `headers`, `body` and `slow_client`, then `upstream` with `stall_timeout`, then `outcome`), `auth` (the
-//! authorization server), `task_tracker` (tasks that outlive their request), `metrics`, `log`, and `demo`.
+//! authorization server), `limits` (requests and logins in flight), `task_tracker` (tasks that outlive their request),
+//! `metrics`, `log`, and `demo`.
 
 #![forbid(unsafe_code)]
 
@@ -17,8 +18,10 @@ mod config;
 mod cookie;
 mod csrf;
 mod demo;
+mod descriptors;
 mod fields;
 mod gateway;
+mod limits;
 mod log;
 mod metrics;
 mod problem;

@@ -14,6 +14,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use tower::BoxError;
 
 use super::headers::drop_credentials;
+use crate::limits::RequestPermit;
 use crate::problem::Kind;
 
 /// A client's body, which fails if it is too long or stalls.
@@ -120,6 +121,35 @@ impl Body for DownloadBody {
                 Poll::Ready(Some(Err("the upstream stalled during the response".into())))
             }
         }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A response's body, which keeps its request counted as one in flight.
+pub(super) struct AdmittedBody<B> {
+    body: B,
+    _permit: RequestPermit,
+}
+
+impl<B> AdmittedBody<B> {
+    pub(super) fn new(body: B, permit: RequestPermit) -> Self {
+        Self { body, _permit: permit }
+    }
+}
+
+impl<B: Body + Unpin> Body for AdmittedBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -142,7 +142,7 @@ pub(super) fn to_client(headers: &mut HeaderMap, upstream: &Uri, cookie: Session
     headers.remove(ALT_SVC);
     // A browser has no token for the upstream itself.
     let location = headers.get(LOCATION).and_then(|location| path::to_gateway(upstream, location.as_bytes()));
-    if let Some(location) = location.and_then(|location| HeaderValue::from_bytes(&location).ok()) {
+    if let Some(location) = location.and_then(|location| HeaderValue::from_bytes(location).ok()) {
         headers.insert(LOCATION, location);
     }
     // The response depends on a token, but a cache in front of the gateway sees no `Authorization` (RFC 9111 §3.5).

@@ -17,13 +17,14 @@ use http::{HeaderMap, Method, Version};
 use http_body::Body as _;
 use tower_auth_refresh::{Session, SessionState};
 
-use self::body::UploadBody;
+use self::body::{AdmittedBody, UploadBody};
 use self::slow_client::with_client_timeout;
 use self::upstream::NoToken;
 pub(crate) use self::upstream::{HttpsClient, UpstreamClient, https};
 use crate::app::App;
 use crate::cookie::SessionId;
 use crate::fields;
+use crate::limits::{Exceeded, RequestPermit};
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
 use crate::server::Peer;
 
@@ -38,6 +39,7 @@ pub(crate) async fn proxy(app: &App, request: Request) -> Response {
 /// A request that has passed all checks.
 struct Call {
     id: SessionId,
+    permit: RequestPermit,
     session: Session,
     head: Parts,
     body: Body,
@@ -69,15 +71,22 @@ impl Call {
             Err(error) => return Err(Problem::from(error).into_response()),
         };
         let session = require_active(app, id, session).await?;
+        let permit = app.requests.admit(id).map_err(|exceeded| {
+            let kind = match exceeded {
+                Exceeded::OfAll => Kind::Overloaded,
+                Exceeded::OfSession => Kind::TooManyRequests,
+            };
+            Problem::from(kind).retry_after(DEFAULT_RETRY_AFTER).into_response()
+        })?;
         if body.size_hint().lower() > app.body_limit {
             return Err(Kind::BodyTooLarge.into_response());
         }
-        Ok(Self { id, session, head, body })
+        Ok(Self { id, permit, session, head, body })
     }
 
     /// Sends the request and returns the upstream's response or an error response.
     async fn send(self, app: &App) -> Response {
-        let Self { id, session, mut head, body } = self;
+        let Self { id, permit, session, mut head, body } = self;
         let Some(uri) = path::to_upstream(&app.upstream.uri, &head.uri) else {
             return Kind::MalformedRequest.into_response();
         };
@@ -96,7 +105,11 @@ impl Call {
                 drop(session);
                 let is_multiplexed = version == Version::HTTP_2;
                 let response = response.map(|body| {
-                    if is_multiplexed { with_client_timeout(body, app.client_timeout) } else { Body::new(body) }
+                    if is_multiplexed {
+                        Body::new(AdmittedBody::new(with_client_timeout(body, app.client_timeout), permit))
+                    } else {
+                        Body::new(AdmittedBody::new(body, permit))
+                    }
                 });
                 outcome::response(app, id, response, &upload_failure).await
             }

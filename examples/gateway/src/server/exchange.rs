@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use tokio::task::yield_now;
 
 use super::Peer;
-use super::activity::Activity;
+use super::activity::{Activity, Answering};
 use crate::routes::Router;
 
 /// The most that is read of an upload after its response is known, to keep the connection.
@@ -33,15 +33,18 @@ pub(super) async fn answer(
     peer: Peer,
     activity: Arc<Activity>,
     mut request: Request<Incoming>,
-) -> Result<Response, Infallible> {
-    activity.request_started();
+) -> Result<http::Response<ResponseBody>, Infallible> {
+    let answering = activity.request_started();
     request.extensions_mut().insert(peer);
     let version = request.version();
-    let response = answer_upload(router, &activity, request).await?;
-    if version == Version::HTTP_10 && !response.body().is_end_stream() {
-        return Ok(response.map(|body| AxumBody::new(UnframedBody { body, activity })));
+    let mut response = answer_upload(router, &activity, request).await?;
+    if activity.is_closing() && version != Version::HTTP_2 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(response)
+    activity.progress();
+    // HTTP/1.0 has no chunks.
+    let ends_with_connection = version == Version::HTTP_10;
+    Ok(response.map(|body| ResponseBody { body, answering, ends_with_connection }))
 }
 
 /// Answers a request whose body may not have arrived.
@@ -50,14 +53,19 @@ async fn answer_upload(
     activity: &Arc<Activity>,
     request: Request<Incoming>,
 ) -> Result<Response, Infallible> {
-    if request.version() == Version::HTTP_2 || request.body().is_end_stream() {
+    if request.body().is_end_stream() {
         return Ok(router.answer(request).await);
     }
+    let version = request.version();
     // Reading such an upload would ask the client to send it.
     let awaits_continue = request.headers().contains_key(EXPECT);
     let rest = Arc::new(Rest { activity: activity.clone(), state: Mutex::default() });
     let request = request.map(|body| AxumBody::new(Upload { body: Some(body), rest: rest.clone() }));
     let mut response = router.answer(request).await;
+    if version == Version::HTTP_2 {
+        // Each stream ends by itself.
+        return Ok(response);
+    }
     if !awaits_continue {
         rest.drain().await;
     }
@@ -157,12 +165,14 @@ impl Body for Upload {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+        let Self { body, rest } = &mut *self;
+        let Some(incoming) = body else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+        note_progress(&rest.activity, frame.as_ref());
         // Noted at once: the body may be kept longer than its response.
-        if frame.is_none() || body.is_end_stream() {
-            self.body = None;
-            *self.rest.state() = RestState::Finished;
+        if frame.is_none() || incoming.is_end_stream() {
+            *body = None;
+            *rest.state() = RestState::Finished;
         }
         Poll::Ready(frame)
     }
@@ -188,20 +198,23 @@ impl Drop for Upload {
     }
 }
 
-/// The body of a response to HTTP/1.0, which may end with the connection.
-struct UnframedBody {
+/// The body of a response. Until its drop, its request is being answered.
+pub(super) struct ResponseBody {
     body: AxumBody,
-    activity: Arc<Activity>,
+    answering: Answering,
+    ends_with_connection: bool,
 }
 
-impl Body for UnframedBody {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if matches!(frame, Some(Err(_))) {
-            self.activity.response_cut_off();
+        let activity = self.answering.activity();
+        note_progress(activity, frame.as_ref());
+        if self.ends_with_connection && matches!(frame, Some(Err(_))) {
+            activity.response_cut_off();
         }
         Poll::Ready(frame)
     }
@@ -212,5 +225,14 @@ impl Body for UnframedBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+/// Notes that data is on its way. Frames without data are none.
+fn note_progress<E>(activity: &Activity, frame: Option<&Result<Frame<Bytes>, E>>) {
+    if let Some(Ok(frame)) = frame
+        && frame.data_ref().is_some_and(|data| !data.is_empty())
+    {
+        activity.progress();
     }
 }

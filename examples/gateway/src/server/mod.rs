@@ -1,8 +1,11 @@
-//! Accepts connections and shuts down gracefully.
+//! Accepts connections, limits their number, and shuts down gracefully.
 
 mod activity;
+mod connection;
 mod exchange;
+mod frames;
 mod socket;
+mod table;
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,33 +13,55 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use socket2::SockRef;
+use futures_util::FutureExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tokio_io_timeout::TimeoutStream;
+use tokio::time::{Instant, sleep, timeout_at};
 
-use self::activity::Activity;
-use self::socket::{Socket, linger};
+pub(crate) use self::table::limited_address;
+use self::table::{Slot, Table};
 use crate::config::Settings;
+use crate::descriptors;
 use crate::routes::Router;
-
-/// The connection preface of HTTP/2 (RFC 9113 §3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The number of connections that may wait to be accepted. The operating system may allow fewer.
 const BACKLOG: u32 = 1024;
 
-/// The longest interval between two peeks: the delay for a client that sends the preface in two parts.
-const MAX_PEEK_INTERVAL: Duration = Duration::from_millis(500);
+/// The buffer of each connection and stream, which also limits the head of a request. A stalled transfer holds at most
+/// two, beside those of the operating system.
+const BUFFER: usize = 64 * 1024;
 
 /// The address of a connection's client, in each request's extensions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
+
+/// The limits of connections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    connections: usize,
+    connections_per_address: usize,
+    /// The longest time in which a client sends the head of a request, or reads nothing of a response.
+    client_timeout: Duration,
+    /// The longest time without a request.
+    idle_timeout: Duration,
+    /// The most that is read after the last response.
+    body_limit: u64,
+    /// The size of hyper's buffers.
+    buffer: usize,
+}
+
+impl From<&Settings> for Limits {
+    fn from(settings: &Settings) -> Self {
+        Self {
+            connections: settings.max_connections.unwrap_or_else(descriptors::for_connections),
+            connections_per_address: settings.max_connections_per_address.unwrap_or(usize::MAX),
+            client_timeout: settings.client_timeout,
+            idle_timeout: settings.idle_connection_timeout,
+            body_limit: settings.body_limit,
+            buffer: BUFFER,
+        }
+    }
+}
 
 /// Opens the socket.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -47,28 +72,6 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// The limits of each connection.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    /// The longest time in which a client sends the head of a request, or reads nothing of a response.
-    client_timeout: Duration,
-    /// The most that is read after the last response.
-    body_limit: u64,
-}
-
-impl From<&Settings> for Limits {
-    fn from(settings: &Settings) -> Self {
-        Self { client_timeout: settings.client_timeout, body_limit: settings.body_limit }
-    }
-}
-
-/// The protocol of a connection, known from its first bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Protocol {
-    Http1,
-    Http2,
-}
-
 /// Serves until `shutdown` returns a deadline, then waits until that deadline for the open requests.
 pub(crate) async fn serve(
     listener: TcpListener,
@@ -77,109 +80,53 @@ pub(crate) async fn serve(
     shutdown: impl Future<Output = Instant>,
 ) -> Instant {
     let mut shutdown = pin!(shutdown);
-    let (stop, stopping) = watch::channel(());
-    let graceful = GracefulShutdown::new();
+    let (stop, stopping) = watch::channel(false);
+    let table = Arc::new(Table::new(limits.connections, limits.connections_per_address));
+    let spawn = |(stream, address, slot): Accepted| {
+        tokio::spawn(connection::serve(stream, address, slot, router.clone(), limits, stopping.clone()));
+    };
     // Failures are logged once, not twenty times a second.
     let mut logged = false;
     let deadline = loop {
         tokio::select! {
             biased;
             deadline = &mut shutdown => break deadline,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, address)) => {
+            accepted = accept(&listener, &table) => match accepted {
+                Ok(accepted) => {
                     logged = false;
-                    let (router, watcher, stopping) = (router.clone(), graceful.watcher(), stopping.clone());
-                    tokio::spawn(async move {
-                        if let Some(protocol) = first_bytes(&stream, limits.client_timeout, stopping).await {
-                            serve_connection(stream, protocol, Peer(address), router, limits, watcher).await;
-                        }
-                    });
+                    accepted.into_iter().for_each(&spawn);
                 }
                 Err(error) => {
-                    // Most likely out of file descriptors: wait for other connections to close.
+                    // Most likely out of file descriptors.
                     if !std::mem::replace(&mut logged, true) {
                         tracing::warn!(%error, "accepting a connection failed");
                     }
+                    table.evict();
                     sleep(Duration::from_millis(50)).await;
                 }
             },
         }
     };
+    // Clients that have connected already get their answers.
+    while let Some(Ok(accepted)) = accept(&listener, &table).now_or_never() {
+        accepted.into_iter().for_each(&spawn);
+    }
     // New connections are refused from here on: their clients can try another instance.
-    drop((listener, stop));
+    drop(listener);
     tracing::info!("shutting down");
-    if timeout_at(deadline, graceful.shutdown()).await.is_err() {
+    stop.send_replace(true);
+    drop(stopping);
+    if timeout_at(deadline, stop.closed()).await.is_err() {
         tracing::warn!("shutdown timed out: requests were cut off");
     }
     deadline
 }
 
-/// Serves one connection, over HTTP/1 or HTTP/2.
-async fn serve_connection(
-    stream: TcpStream,
-    protocol: Protocol,
-    peer: Peer,
-    router: Router,
-    limits: Limits,
-    watcher: Watcher,
-) {
-    let timeout = limits.client_timeout;
-    // With Nagle's algorithm, a response of two small writes waits for the client's delayed acknowledgement.
-    let _ = stream.set_nodelay(true);
-    let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(timeout));
-    let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1().timer(TokioTimer::new()).header_read_timeout(timeout);
-    http.http2().timer(TokioTimer::new()).keep_alive_interval(timeout).keep_alive_timeout(timeout);
-    let activity = Arc::new(Activity::new(protocol));
-    let (socket, given_back) = Socket::new(Box::pin(stream), activity.clone());
-    let service = {
-        let activity = activity.clone();
-        service_fn(move |request| exchange::answer(router.clone(), peer, activity.clone(), request))
-    };
-    // An error means that the client has disconnected or sent invalid HTTP: not worth a line in the log.
-    let _ = watcher.watch(http.serve_connection(TokioIo::new(socket), service)).await;
-    let Ok(stream) = given_back.await else { return };
-    if activity.must_reset() {
-        // A reset is the only sign that a response without framing is not complete.
-        let _ = SockRef::from(stream.get_ref()).set_linger(Some(Duration::ZERO));
-    } else if activity.client_sends_on() {
-        linger(stream, timeout, limits.body_limit).await;
-    }
-}
+/// A connection with its place in the table.
+type Accepted = (TcpStream, SocketAddr, Slot);
 
-/// Waits for the first bytes of a connection. Returns `None` after the time-out, or when shutdown begins first.
-async fn first_bytes(
-    stream: &TcpStream,
-    client_timeout: Duration,
-    mut stopping: watch::Receiver<()>,
-) -> Option<Protocol> {
-    tokio::select! {
-        // A request that has arrived before the shutdown is served.
-        biased;
-        read = timeout(client_timeout, peek_protocol(stream)) => read.ok()?.ok(),
-        // The sender has been dropped.
-        _ = stopping.changed() => None,
-    }
-}
-
-/// Waits for enough bytes to tell HTTP/1 from HTTP/2. hyper's own detection has no time-out.
-async fn peek_protocol(stream: &TcpStream) -> io::Result<Protocol> {
-    let mut seen = [0; PREFACE.len()];
-    // A peeked socket stays readable, so no event signals more bytes: poll, at growing intervals.
-    let mut interval = Duration::from_millis(5);
-    loop {
-        let length = stream.peek(&mut seen).await?;
-        if length == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        if !PREFACE.starts_with(&seen[..length]) {
-            return Ok(Protocol::Http1);
-        }
-        if length == PREFACE.len() {
-            return Ok(Protocol::Http2);
-        }
-        sleep(interval).await;
-        interval = (interval * 2).min(MAX_PEEK_INTERVAL);
-    }
+/// Accepts a connection and waits until there is room for it. Returns `None` if it is over the limit of its address.
+async fn accept(listener: &TcpListener, table: &Arc<Table>) -> io::Result<Option<Accepted>> {
+    let (stream, address) = listener.accept().await?;
+    Ok(table.admit(address).await.map(|slot| (stream, address, slot)))
 }

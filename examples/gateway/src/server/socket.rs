@@ -11,23 +11,46 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::activity::Activity;
+use super::connection::Protocol;
+use super::frames::ControlFrames;
 
 /// The longest time in which a client sends nothing while its connection lingers, unless the limit is shorter.
 const MAX_LINGER_PAUSE: Duration = Duration::from_secs(5);
+
+/// The number of control frames of HTTP/2 without a response or data in between, at which a client is hung up on. One
+/// that downloads sends two for each frame of data.
+const MAX_CONTROL_FRAMES: u32 = 1000;
 
 /// A connection that hyper gives back when it is done, for whatever reason.
 #[derive(Debug)]
 pub(super) struct Socket<S> {
     stream: Option<S>,
-    give_back: Option<oneshot::Sender<S>>,
+    owner: Option<oneshot::Sender<S>>,
     activity: Arc<Activity>,
+    /// Present on a connection of HTTP/2.
+    control_frames: Option<ControlFrames>,
 }
 
 impl<S: Unpin> Socket<S> {
     /// Creates the socket, and the receiver of its stream after the drop of the socket.
-    pub(super) fn new(stream: S, activity: Arc<Activity>) -> (Self, oneshot::Receiver<S>) {
-        let (give_back, given_back) = oneshot::channel();
-        (Self { stream: Some(stream), give_back: Some(give_back), activity }, given_back)
+    pub(super) fn new(stream: S, protocol: Protocol, activity: Arc<Activity>) -> (Self, oneshot::Receiver<S>) {
+        let (owner, given_back) = oneshot::channel();
+        let control_frames = (protocol == Protocol::Http2).then(ControlFrames::default);
+        (Self { stream: Some(stream), owner: Some(owner), activity, control_frames }, given_back)
+    }
+
+    /// Notes that bytes have arrived. Fails if they are a flood.
+    fn arrived(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.control_frames {
+            None if bytes.is_empty() => {}
+            None => self.activity.bytes_arrived(),
+            Some(frames) => match frames.count(bytes) {
+                0 => {}
+                frames if self.activity.count_control_frames(frames) <= MAX_CONTROL_FRAMES => {}
+                _ => return Err(io::Error::other("the client floods the connection with control frames")),
+            },
+        }
+        Ok(())
     }
 
     fn stream(&mut self) -> io::Result<Pin<&mut S>> {
@@ -38,9 +61,9 @@ impl<S: Unpin> Socket<S> {
 
 impl<S> Drop for Socket<S> {
     fn drop(&mut self) {
-        if let (Some(stream), Some(give_back)) = (self.stream.take(), self.give_back.take()) {
+        if let (Some(stream), Some(owner)) = (self.stream.take(), self.owner.take()) {
             // Nothing waits for the stream of a connection that is cut off.
-            let _ = give_back.send(stream);
+            let _ = owner.send(stream);
         }
     }
 }
@@ -69,10 +92,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Socket<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(self.stream()?.poll_read(cx, buffer))?;
-        if buffer.filled().len() > before {
-            self.activity.bytes_arrived();
-        }
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.arrived(&buffer.filled()[before..]))
     }
 }
 

@@ -307,7 +307,11 @@ async fn five_hundred_clients_can_connect_at_once() {
 /// The gateway responds or closes the connection, and continues to serve others.
 #[tokio::test]
 async fn malformed_requests_do_not_stop_the_gateway() {
-    let gateway = TestGateway::start_with(|settings| settings.client_timeout = Duration::from_millis(300)).await;
+    let gateway = TestGateway::start_with(|settings| {
+        settings.client_timeout = Duration::from_millis(300);
+        settings.idle_connection_timeout = Duration::from_millis(300);
+    });
+    let gateway = gateway.await;
     let browser = gateway.browser("ada").await;
     let cookie = browser.cookie.clone().unwrap();
     let host = format!("host: {}\r\ncookie: {cookie}\r\nx-requested-with: x\r\n", gateway.address);
