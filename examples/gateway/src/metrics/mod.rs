@@ -10,6 +10,7 @@ use std::time::Instant;
 use http::{Method, Request, StatusCode, Uri};
 use tower_auth_refresh::RefreshReport;
 use tower_auth_refresh::replay::NotReplayable;
+use tracing::Level;
 
 use self::histogram::Histogram;
 pub use self::refreshes::RefreshWatch;
@@ -81,8 +82,10 @@ impl Default for Metrics {
 impl Metrics {
     /// Counts a response.
     pub(crate) fn count_response(&self, path: &str, status: StatusCode) {
-        let first = path.split('/').nth(1).unwrap_or_default();
-        let route = ROUTES.iter().position(|route| *route == first).unwrap_or(ROUTES.len() - 1);
+        self.count(route(path), status);
+    }
+
+    fn count(&self, route: usize, status: StatusCode) {
         let status = usize::from(status.as_u16()) - 100;
         // Statuses from 600 to 999, which no standard defines, count as 599.
         increment(&self.requests[route][status.min(STATUSES - 1)]);
@@ -173,6 +176,12 @@ impl Metrics {
 
 /// A request under way, counted and logged once its response is known.
 pub(crate) struct Observation {
+    route: usize,
+    /// `None` if the log has no line for it.
+    line: Option<Line>,
+}
+
+struct Line {
     started: Instant,
     method: Method,
     uri: Uri,
@@ -180,16 +189,28 @@ pub(crate) struct Observation {
 
 impl Observation {
     pub(crate) fn start<B>(request: &Request<B>) -> Self {
-        Self { started: Instant::now(), method: request.method().clone(), uri: request.uri().clone() }
+        let line = tracing::enabled!(Level::INFO, method, path, status, milliseconds).then(|| Line {
+            started: Instant::now(),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+        });
+        Self { route: route(request.uri().path()), line }
     }
 
     pub(crate) fn finish(self, metrics: &Metrics, status: StatusCode) {
-        let Self { started, method, uri } = self;
-        metrics.count_response(uri.path(), status);
-        let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        // Without the query, which may hold private data.
-        tracing::info!(%method, path = uri.path(), status = status.as_u16(), milliseconds, "request completed");
+        metrics.count(self.route, status);
+        if let Some(Line { started, method, uri }) = self.line {
+            let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            // Without the query, which may hold private data.
+            tracing::info!(%method, path = uri.path(), status = status.as_u16(), milliseconds, "request completed");
+        }
     }
+}
+
+/// Returns the position of a path's route in [`ROUTES`].
+fn route(path: &str) -> usize {
+    let first = path.split('/').nth(1).unwrap_or_default();
+    ROUTES.iter().position(|route| *route == first).unwrap_or(ROUTES.len() - 1)
 }
 
 /// A document in Prometheus' text format.

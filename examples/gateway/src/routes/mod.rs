@@ -1,4 +1,4 @@
-//! The gateway's own routes, and the layers around all routes.
+//! The gateway's own routes, and the checks of all requests.
 
 mod health;
 mod login;
@@ -62,7 +62,8 @@ impl Router {
         let mut request = request.map(Body::new);
         let observation = Observation::start(&request);
         mark_credentials(request.headers_mut());
-        let answer = AssertUnwindSafe(self.route(request)).catch_unwind().await;
+        // Boxed, since each function on the way to hyper would copy the future, of several kilobytes.
+        let answer = AssertUnwindSafe(Box::pin(self.route(request))).catch_unwind().await;
         let response = answer.unwrap_or_else(|_| Kind::Internal.into_response());
         observation.finish(&self.app.metrics, response.status());
         response
