@@ -21,6 +21,7 @@ use tower_auth_refresh::{AuthRefresh, AuthRefreshLayer, Session};
 use super::body::{DownloadBody, UploadBody};
 use super::stall_timeout::StallTimeout;
 use crate::config::Settings;
+use crate::server::BUFFER;
 
 /// A client that sends requests to the upstream. Each request has its user's session in its extensions.
 pub(crate) struct UpstreamClient {
@@ -119,5 +120,6 @@ where
         .pool_timer(TokioTimer::new())
         .timer(TokioTimer::new())
         .pool_idle_timeout(POOL_IDLE)
+        .http1_max_buf_size(BUFFER)
         .build(connector)
 }

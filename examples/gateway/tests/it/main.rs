@@ -17,6 +17,7 @@ mod fields;
 mod limits;
 mod oauth;
 mod sessions;
+mod slow_readers;
 mod streaming;
 mod uploads;
 mod users;
