@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use axum::body::Body as AxumBody;
 use bytes::Bytes;
 use futures_util::stream;
 use http_body::{Body, Frame};
@@ -12,7 +13,7 @@ use http_body_util::{BodyExt, StreamBody};
 use tokio::sync::mpsc;
 use tower::BoxError;
 
-use super::body::BoxBody;
+use super::body::DownloadBody;
 
 /// The most that the client has to read within the time-out.
 const PIECE: usize = 16 * 1024;
@@ -20,9 +21,9 @@ const PIECE: usize = 16 * 1024;
 type Item = Result<Frame<Bytes>, BoxError>;
 
 /// Reads `body` in a task that drops the body when the client takes no frame for `timeout`.
-pub(super) fn with_client_timeout(body: BoxBody, timeout: Duration) -> BoxBody {
+pub(super) fn with_client_timeout(body: DownloadBody, timeout: Duration) -> AxumBody {
     if body.is_end_stream() {
-        return body;
+        return AxumBody::new(body);
     }
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(forward(body, sender, timeout));
@@ -34,11 +35,11 @@ pub(super) fn with_client_timeout(body: BoxBody, timeout: Duration) -> BoxBody {
             None => Some((Err("the client reads the response too slowly".into()), None)),
         }
     });
-    Box::pin(StreamBody::new(frames))
+    AxumBody::new(StreamBody::new(frames))
 }
 
 /// Sends each frame in pieces, and `None` after the last.
-async fn forward(mut body: BoxBody, sender: mpsc::Sender<Option<Item>>, timeout: Duration) {
+async fn forward(mut body: DownloadBody, sender: mpsc::Sender<Option<Item>>, timeout: Duration) {
     loop {
         let frame = tokio::select! {
             frame = body.frame() => frame,
