@@ -1,5 +1,7 @@
 //! `app login`: signs in with the browser or another device, and keeps the tokens and the profile.
 
+use std::io::IsTerminal;
+
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tower_auth_refresh::{RefreshToken, Session, Tokens};
@@ -124,6 +126,12 @@ async fn check(opened: Result<FileStore, StoreError>) -> Result<(), StoreError> 
 
 /// Reads the refresh token of another program, which must not use it any more.
 async fn read_refresh_token() -> Result<Tokens, Failure> {
+    if std::io::stdin().is_terminal() {
+        return Err(Failure::new(
+            Kind::Usage,
+            "a refresh token is read from a file or a pipe, not typed on the screen",
+        ));
+    }
     let mut text = String::new();
     tokio::io::stdin().read_to_string(&mut text).await.map_err(|error| Failure::other("stdin", error))?;
     let token = RefreshToken::new(text.trim()).map_err(|error| Failure::other("the refresh token on stdin", error))?;
