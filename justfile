@@ -65,7 +65,7 @@ tools:
     has cargo-public-api ||
         cargo install --quiet --locked --debug --root target/tools cargo-public-api --version 0.52.0
     # The lock files of the workspaces of their own have to agree with the crates here.
-    for manifest in benches/peers examples/stacks crates/tower-auth-refresh-{http,store}/fuzz; do
+    for manifest in benches/{peers,proxies,proxies/pingora} examples/stacks crates/tower-auth-refresh-{http,store}/fuzz; do
         cargo metadata --locked --format-version 1 --manifest-path "$manifest/Cargo.toml" >/dev/null
     done
 
@@ -73,6 +73,8 @@ tools:
 fmt:
     cargo fmt --all -- --check
     cargo fmt --manifest-path benches/peers/Cargo.toml -- --check
+    cargo fmt --manifest-path benches/proxies/Cargo.toml -- --check
+    cargo fmt --manifest-path benches/proxies/pingora/Cargo.toml -- --check
     cargo fmt --manifest-path examples/stacks/Cargo.toml -- --check
     cargo fmt --manifest-path crates/tower-auth-refresh-http/fuzz/Cargo.toml -- --check
     cargo fmt --manifest-path crates/tower-auth-refresh-store/fuzz/Cargo.toml -- --check
