@@ -47,7 +47,6 @@ impl AuthClient {
 
     /// Configures an HTTPS client like that of [`rustls`](Self::rustls): roots, client certificate, proxy.
     #[cfg_attr(docsrs, doc(cfg(feature = "client")))]
-    #[must_use]
     pub fn rustls_builder() -> RustlsBuilder {
         RustlsBuilder {
             roots: Roots::Mozilla,
@@ -67,8 +66,7 @@ impl AuthClient {
 ///
 /// The client of a company: the roots of the operating system, a CA of its own, and the proxy of the environment.
 ///
-#[cfg_attr(feature = "platform-roots", doc = "```no_run")]
-#[cfg_attr(not(feature = "platform-roots"), doc = "```ignore")]
+/// ```no_run
 /// # fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// use tower_auth_refresh_http::AuthClient;
 ///
@@ -104,7 +102,6 @@ pub struct RustlsBuilder {
 #[derive(Clone, Copy, Debug)]
 enum Roots {
     Mozilla,
-    #[cfg(feature = "platform-roots")]
     Platform,
     Added,
 }
@@ -119,8 +116,6 @@ impl RustlsBuilder {
     /// Trusts the root certificates of the operating system. Default: Mozilla's.
     ///
     /// `SSL_CERT_FILE` and `SSL_CERT_DIR` replace them.
-    #[cfg(feature = "platform-roots")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "platform-roots")))]
     pub fn platform_roots(mut self) -> Self {
         self.roots = Roots::Platform;
         self
@@ -226,7 +221,6 @@ impl RustlsBuilder {
         let mut roots = RootCertStore::empty();
         match self.roots {
             Roots::Mozilla => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
-            #[cfg(feature = "platform-roots")]
             Roots::Platform => {
                 // Some systems have certificates that can't be read: the others count.
                 let loaded = rustls_native_certs::load_native_certs();

@@ -105,12 +105,14 @@ impl TestKit {
     /// Approves a device grant, as a user does that enters the code at `/oauth/verify`.
     ///
     /// Returns `false` if no device waits with this code.
+    #[expect(clippy::must_use_candidate, reason = "a test that was just given the code knows the result")]
     pub fn approve_device(&self, user_code: &str, user: &str) -> bool {
         let now = self.now();
         self.state().sign_ins.decide(user_code, Some(user), now)
     }
 
     /// Denies a device grant: see [`approve_device`](Self::approve_device).
+    #[expect(clippy::must_use_candidate, reason = "a test that was just given the code knows the result")]
     pub fn deny_device(&self, user_code: &str) -> bool {
         let now = self.now();
         self.state().sign_ins.decide(user_code, None, now)

@@ -66,10 +66,15 @@ impl SignInRequest {
         if self.params.iter().any(|(name, _)| reserved.contains(&&**name)) {
             return Err(SignInError::misconfigured("a parameter is one that the sign-in sets itself"));
         }
-        if self.is_oidc() && cfg!(not(feature = "oidc")) {
-            return Err(SignInError::misconfigured("the scope openid needs the crate feature oidc"));
+        if !self.is_oidc() {
+            Ok(())
+        } else if cfg!(not(feature = "oidc")) {
+            Err(SignInError::misconfigured("the scope openid needs the crate feature oidc"))
+        } else if self.server.member("jwks_uri").is_none() {
+            Err(SignInError::misconfigured("the server's metadata has no jwks_uri"))
+        } else {
+            Ok(())
         }
-        Ok(())
     }
 
     /// A call of an endpoint, with the resources (RFC 8707 §2.2).

@@ -4,8 +4,6 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
-use rustls_pki_types::PrivateKeyDer;
-use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
 pub(crate) fn encoded(bytes: impl AsRef<[u8]>) -> String {
@@ -15,6 +13,11 @@ pub(crate) fn encoded(bytes: impl AsRef<[u8]>) -> String {
 /// A part of a JWT, decoded.
 pub(crate) fn part(jwt: &str, number: usize) -> Value {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(jwt.split('.').nth(number).unwrap()).unwrap()).unwrap()
+}
+
+/// The JWK of a point on P-256: 4, x, y.
+pub(crate) fn p256_jwk(point: &[u8]) -> Value {
+    json!({ "kty": "EC", "crv": "P-256", "x": encoded(&point[1..33]), "y": encoded(&point[33..]) })
 }
 
 /// A P-256 or Ed25519 key.
@@ -32,12 +35,6 @@ impl Key {
     pub(crate) fn eddsa() -> Self {
         let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
         Self { algorithm: "EdDSA", pkcs8: pkcs8.as_ref().to_vec() }
-    }
-
-    /// A P-256 key in PKCS#8 format.
-    pub(crate) fn of_pem(pem: &[u8]) -> Self {
-        let PrivateKeyDer::Pkcs8(der) = PrivateKeyDer::from_pem_slice(pem).unwrap() else { panic!("not PKCS#8") };
-        Self { algorithm: "ES256", pkcs8: der.secret_pkcs8_der().to_vec() }
     }
 
     pub(crate) fn pem(&self) -> String {
@@ -61,13 +58,9 @@ impl Key {
 
     /// The public key as a JWK (RFC 7517).
     pub(crate) fn jwk(&self, id: &str) -> Value {
-        let public = self.public();
         let mut jwk = match self.algorithm {
-            // An uncompressed point: 4, x, y.
-            "ES256" => {
-                json!({ "kty": "EC", "crv": "P-256", "x": encoded(&public[1..33]), "y": encoded(&public[33..]) })
-            }
-            _ => json!({ "kty": "OKP", "crv": "Ed25519", "x": encoded(public) }),
+            "ES256" => p256_jwk(&self.public()),
+            _ => json!({ "kty": "OKP", "crv": "Ed25519", "x": encoded(self.public()) }),
         };
         jwk["kid"] = json!(id);
         jwk["use"] = json!("sig");

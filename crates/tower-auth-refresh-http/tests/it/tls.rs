@@ -127,7 +127,6 @@ fn settings_that_cannot_be_used_are_named() {
     assert!(certificates.folder().exists());
 }
 
-#[cfg(feature = "platform-roots")]
 #[test]
 fn the_roots_of_the_platform_are_read() {
     // A system without any, a bare container, is an error and no silent trust in other roots.

@@ -24,8 +24,10 @@ use std::sync::OnceLock;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::Request;
-use rustls_pki_types::CertificateDer;
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tower_auth_refresh::{Session, SessionState};
 use tower_auth_refresh_http::{
@@ -160,7 +162,7 @@ async fn a_request_that_the_provider_refuses_comes_back_as_a_typed_error() {
     let http = AuthClient::rustls();
     let server = AuthorizationServer::discover(&http, &provider.issuer).await.unwrap();
     let sign_in = BrowserSignIn::new(http.clone(), &server, ClientAuth::public("refused")).unwrap();
-    // Without a page, since nobody is logged in.
+    // Without a page, and without a user that is logged in.
     let pending = sign_in.scope("openid").param("prompt", "none").begin().await.unwrap();
     let request = Request::get(pending.url()).body(Vec::new()).unwrap();
     let finishing = tokio::spawn(pending.finish());
@@ -213,7 +215,7 @@ async fn a_certificate_authenticates_a_client_by_its_name_and_by_itself() {
     let by_name =
         json!({ "token_endpoint_auth_method": "tls_client_auth", "tls_client_auth_subject_dn": "CN=billing" });
     provider.register("by-name", &["client_credentials"], by_name).await;
-    let mut jwk = Key::of_pem(&certificates.read("client.key")).jwk("k1");
+    let mut jwk = jwk_of(&certificates.read("client.key"));
     jwk["x5c"] = json!([STANDARD.encode(CertificateDer::from_pem_slice(&pem).unwrap())]);
     let by_itself = json!({ "token_endpoint_auth_method": "self_signed_tls_client_auth", "jwks": { "keys": [jwk] } });
     provider.register("by-itself", &["client_credentials"], by_itself).await;
@@ -226,4 +228,12 @@ async fn a_certificate_authenticates_a_client_by_its_name_and_by_itself() {
         grant(&bound).request_tokens().await.unwrap();
         grant(&bare).request_tokens().await.unwrap_err();
     }
+}
+
+/// The public part of a P-256 key.
+fn jwk_of(pem: &[u8]) -> Value {
+    let PrivateKeyDer::Pkcs8(der) = PrivateKeyDer::from_pem_slice(pem).unwrap() else { panic!("not PKCS#8") };
+    let random = SystemRandom::new();
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_pkcs8_der(), &random).unwrap();
+    keys::p256_jwk(pair.public_key().as_ref())
 }

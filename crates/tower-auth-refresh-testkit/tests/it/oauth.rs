@@ -1,5 +1,7 @@
 //! `/oauth/…`: sign-in by code and by device, refresh and revocation, as a `tower` service on paused time.
 
+#![expect(clippy::unwrap_used, reason = "what fails in a test, fails the test")]
+
 use std::time::Duration;
 
 use bytes::Bytes;

@@ -1,6 +1,8 @@
 //! The code flow, from the authorization URL to the page that the browser shows last.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -9,6 +11,7 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tower_auth_refresh::{Session, SessionState};
 use tower_auth_refresh_http::{
@@ -95,7 +98,7 @@ async fn a_user_signs_in_and_the_session_refreshes() {
 
     // The port is closed.
     let authority = redirect_uri.trim_start_matches("http://").split('/').next().unwrap();
-    assert_eq!(TcpStream::connect(authority).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    assert_eq!(TcpStream::connect(authority).await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
 
     let grant = OAuthRefresh::new(http, server.token_endpoint(), app).unwrap();
     let session = Session::builder(grant).build().await.unwrap();
@@ -268,13 +271,14 @@ async fn a_code_that_was_used_before_is_rejected_by_the_server() {
 }
 
 #[tokio::test]
-async fn a_second_redirect_finds_the_port_closed_or_a_page_that_is_not_its_own() {
-    let (answering, gate) = tokio::sync::oneshot::channel::<()>();
-    let gate = std::sync::Arc::new(tokio::sync::Mutex::new(Some(gate)));
+async fn the_port_is_closed_while_the_code_is_exchanged_and_the_page_waits_for_the_outcome() {
+    let (asked, asking) = oneshot::channel::<()>();
+    let (answering, gate) = oneshot::channel::<()>();
+    let once = Arc::new(Mutex::new(Some((asked, gate))));
     let held = tower::service_fn(move |_: http::Request<Full<bytes::Bytes>>| {
-        let gate = gate.clone();
+        let (asked, gate) = once.lock().unwrap().take().unwrap();
         async move {
-            let gate = gate.lock().await.take().unwrap();
+            asked.send(()).unwrap();
             let _ = gate.await;
             let body = json!({"access_token": "a1", "refresh_token": "r1"}).to_string();
             Ok::<_, tower::BoxError>(http::Response::new(Full::new(bytes::Bytes::from(body))))
@@ -284,15 +288,9 @@ async fn a_second_redirect_finds_the_port_closed_or_a_page_that_is_not_its_own()
     let waiting = Waiting::on(&sign_in.unwrap()).await;
     let uri = format!("{}?code=c1&state={}", waiting.redirect_uri, waiting.state);
     let first = tokio::spawn(async move { open(&uri).await });
-    // While the code is exchanged, the port is closed; a connection accepted before is answered otherwise.
-    let second = loop {
-        match TcpStream::connect(&waiting.authority).await {
-            Err(error) => break error.kind(),
-            Ok(_) => tokio::task::yield_now().await,
-        }
-    };
-    assert_eq!(second, std::io::ErrorKind::ConnectionRefused);
-    assert!(!first.is_finished(), "the page waits for the exchange");
+    asking.await.unwrap();
+    assert_eq!(TcpStream::connect(&waiting.authority).await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    assert!(!first.is_finished());
     answering.send(()).unwrap();
     assert!(first.await.unwrap().contains("You are signed in"));
     waiting.end().await.unwrap();

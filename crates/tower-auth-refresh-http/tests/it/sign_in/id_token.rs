@@ -1,5 +1,6 @@
 //! ID tokens: what is validated, with keys made on the spot.
 
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::{Request, Response};
@@ -56,12 +57,11 @@ fn server(id_token: Option<String>, keys: Vec<Value>) -> AuthClient {
 /// Signs in with an ID token that is made for the nonce of the authorization request.
 async fn sign_in(make: impl FnOnce(&Value) -> Option<String>, keys: Vec<Value>) -> Result<SignedIn, SignInError> {
     let server_metadata = discovered(metadata()).await;
-    // The nonce is known only now: the server of the redirect is made after it.
-    let (sender, receiver) = std::sync::mpsc::channel::<AuthClient>();
-    let receiver = std::sync::Arc::new(std::sync::Mutex::new(receiver));
-    let made = std::sync::Arc::new(std::sync::OnceLock::new());
+    // The nonce is known only after the sign-in has begun: the server is made then.
+    let chosen: Arc<OnceLock<AuthClient>> = Arc::default();
+    let client = chosen.clone();
     let late = AuthClient::new(service_fn(move |request: Request<Full<bytes::Bytes>>| {
-        let client = made.get_or_init(|| receiver.lock().unwrap().recv().unwrap()).clone();
+        let client = client.get().unwrap().clone();
         async move {
             let (head, body) = request.into_parts();
             let body = body.collect().await?.to_bytes().to_vec();
@@ -72,7 +72,7 @@ async fn sign_in(make: impl FnOnce(&Value) -> Option<String>, keys: Vec<Value>) 
     let sign_in = BrowserSignIn::new(late, &server_metadata, ClientAuth::public("app")).unwrap().scope("openid");
     let pending: PendingBrowserSignIn = sign_in.begin().await.unwrap();
     let sent = query(&pending);
-    sender.send(server(make(&json!(sent["nonce"])), keys)).unwrap();
+    assert!(chosen.set(server(make(&json!(sent["nonce"])), keys)).is_ok());
     let uri = format!("{}?code=c1&state={}", pending.redirect_uri(), sent["state"]);
     let finishing = tokio::spawn(pending.finish());
     open(&uri).await;
@@ -124,6 +124,9 @@ async fn an_id_token_that_is_not_for_this_sign_in_is_refused() {
     }
 }
 
+/// Makes an ID token, or none, for a nonce.
+type Make<'a> = dyn Fn(&Value) -> Option<String> + 'a;
+
 #[tokio::test]
 async fn a_signature_that_is_not_the_servers_is_refused() {
     let (key, other) = (Key::es256(), Key::es256());
@@ -135,7 +138,7 @@ async fn a_signature_that_is_not_the_servers_is_refused() {
     let symmetric = |nonce: &Value| Some(key.sign(&json!({ "alg": "HS256", "kid": "k1" }), &claims(nonce)));
     let unknown = |nonce: &Value| Some(key.sign(&json!({ "alg": "ES256", "kid": "k9" }), &claims(nonce)));
     let foreign = |nonce: &Value| Some(other.sign(&header, &claims(nonce)));
-    let cases: [&dyn Fn(&Value) -> Option<String>; 6] =
+    let cases: [&Make<'_>; 6] =
         [&unsigned, &symmetric, &unknown, &foreign, &|_| Some("unreadable".to_owned()), &|_| None];
     for make in cases {
         assert_eq!(forged(make).await, SignInErrorKind::InvalidIdToken);
@@ -174,14 +177,15 @@ async fn the_device_grant_validates_without_a_nonce() {
 }
 
 #[tokio::test]
-async fn a_server_without_keys_is_named() {
+async fn a_server_without_keys_is_named_before_the_browser_opens() {
     let mut without = metadata();
     without.as_object_mut().unwrap().remove("jwks_uri");
-    let scripted = Scripted::with([super::tokens()]);
-    let sign_in = BrowserSignIn::new(scripted.client(), &discovered(without).await, ClientAuth::public("app")).unwrap();
-    let pending = sign_in.scope("openid profile").begin().await.unwrap();
-    let uri = format!("{}?code=c1&state={}", pending.redirect_uri(), query(&pending)["state"]);
-    let finishing = tokio::spawn(pending.finish());
-    open(&uri).await;
-    assert_eq!(kind(finishing.await.unwrap()), SignInErrorKind::InvalidIdToken, "the answer holds none");
+    let server = discovered(without).await;
+    let client = || Scripted::default().client();
+    let browser = BrowserSignIn::new(client(), &server, ClientAuth::public("app")).unwrap().scope("openid profile");
+    let device = DeviceSignIn::new(client(), &server, ClientAuth::public("app")).unwrap().scope("profile openid");
+    for failure in [browser.begin().await.unwrap_err(), device.begin().await.unwrap_err()] {
+        assert_eq!(failure.kind(), SignInErrorKind::Misconfigured);
+        assert_eq!(failure.to_string(), "the server's metadata has no jwks_uri");
+    }
 }
