@@ -67,10 +67,12 @@ impl App {
 
     /// Returns the profile.
     pub(crate) fn profile(&self) -> Result<Profile, Failure> {
-        Profile::load(&self.paths, &self.name)?.ok_or_else(|| {
-            let failure = Failure::new(Kind::SignInRequired, format!("there is no profile {:?}", self.name.as_str()));
-            failure.with_hint(format!("sign in: {} --issuer URL --client-id ID", self.login_command()))
-        })
+        Profile::load(&self.paths, &self.name)?.ok_or_else(|| self.no_profile())
+    }
+
+    pub(crate) fn no_profile(&self) -> Failure {
+        let failure = Failure::new(Kind::SignInRequired, format!("there is no profile {:?}", self.name.as_str()));
+        failure.with_hint(format!("sign in: {} --issuer URL --client-id ID", self.login_command()))
     }
 
     /// Returns the session to make calls with: that of the profile, or that of the token of `APP_TOKEN`.

@@ -98,7 +98,7 @@ pub(crate) struct Login {
     #[arg(long, value_name = "SCOPES")]
     pub(crate) scope: Option<String>,
 
-    /// Further parameter of the sign-in, such as audience=https://api.example.com; repeatable
+    /// Further parameter of the sign-in, such as audience=API; repeatable
     #[arg(long = "param", value_name = "NAME=VALUE", value_parser = param)]
     pub(crate) params: Vec<(String, String)>,
 
@@ -122,7 +122,7 @@ pub(crate) struct Login {
     #[arg(long, conflicts_with = "device")]
     pub(crate) with_refresh_token: bool,
 
-    /// Wait so long for the sign-in
+    /// Wait so long for the browser; a device code has a lifetime of its own
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     pub(crate) timeout: Duration,
 
@@ -130,7 +130,7 @@ pub(crate) struct Login {
     #[arg(long, value_name = "PLACE", default_value = "auto")]
     pub(crate) store: StorePlace,
 
-    /// Allow http:// to other machines, which exposes the tokens on the network
+    /// Allow plain HTTP to other machines, which exposes the tokens on the network
     #[arg(long)]
     pub(crate) allow_plain_http: bool,
 }

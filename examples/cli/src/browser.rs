@@ -6,6 +6,9 @@ use std::process::{Command, Stdio};
 /// Starts the browser. If it doesn't start, the user opens the address that was printed.
 pub(crate) fn open(url: &str) {
     let Some(mut browser) = command(url) else { return };
+    // Ctrl-C in the terminal is for this program, not for the browser.
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(&mut browser, 0);
     // Its messages would mix with ours.
     let _ = browser.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
 }

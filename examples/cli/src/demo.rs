@@ -23,11 +23,21 @@ const NARRATION: Style = AnsiColor::Cyan.on_default();
 const NOTE: Style = Style::new().dimmed();
 
 pub(crate) async fn run() -> Result<(), Failure> {
-    let home = env::temp_dir().join(format!("app-demo-{}", std::process::id()));
-    fs::create_dir_all(&home).map_err(|error| Failure::other(home.display().to_string(), error))?;
-    let told = tell(&home).await;
-    let removed = fs::remove_dir_all(&home);
-    told.and(removed).map_err(|error| Failure::other("the demonstration", error))
+    let home = Home(env::temp_dir().join(format!("app-demo-{}", std::process::id())));
+    let told = async {
+        fs::create_dir_all(&home.0)?;
+        tell(&home.0).await
+    };
+    told.await.map_err(|error| Failure::other("the demonstration", error))
+}
+
+/// The directory of the demonstration, removed at its end and after Ctrl-C.
+struct Home(PathBuf);
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 async fn tell(home: &Path) -> io::Result<()> {

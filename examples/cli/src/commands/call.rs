@@ -17,16 +17,18 @@ pub(super) async fn run(app: &App, call: args::Call) -> Result<(), Failure> {
     let method: Method =
         call.method.to_ascii_uppercase().parse().map_err(|_| usage(format!("invalid method {:?}", call.method)))?;
     let headers = call.headers.iter().map(|text| header(text)).collect::<Result<HeaderMap, _>>()?;
-    let profile = Profile::load(&app.paths, &app.name)?;
-    let (session, origins, url) = if let (Some(token), None) = (app.override_token()?, &profile) {
+    let (session, origins, url) = match (app.override_token()?, Profile::load(&app.paths, &app.name)?) {
         // The user has named both the token and the URL.
-        let url = api::url(&call.url)?;
-        (app.session_of(token).await?, vec![api::origin(&url, false)?], url)
-    } else {
-        let profile = app.profile()?;
-        let origins = profile.origins()?;
-        let url = target(app, &profile, &origins, &call.url)?;
-        (app.session(&profile).await?, origins, url)
+        (Some(token), None) => {
+            let url = api::url(&call.url)?;
+            (app.session_of(token).await?, vec![api::origin(&url, false)?], url)
+        }
+        (_, Some(profile)) => {
+            let origins = profile.origins()?;
+            let url = target(app, &profile, &origins, &call.url)?;
+            (app.session(&profile).await?, origins, url)
+        }
+        (None, None) => return Err(app.no_profile()),
     };
     let mut request = api::client(session, origins)?.request(method, url).headers(headers);
     if let Some(data) = &call.data {

@@ -1,10 +1,12 @@
 //! `app login`: signs in with the browser or another device, and keeps the tokens and the profile.
 
+use std::io::IsTerminal;
+
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tower_auth_refresh::{RefreshToken, Session, Tokens};
 use tower_auth_refresh_http::AuthorizationServer;
-use tower_auth_refresh_store::{FileStore, StoreError, StoreErrorKind};
+use tower_auth_refresh_store::{StoreError, StoreErrorKind};
 
 use crate::app::{App, auth_client};
 use crate::args::{self, StorePlace};
@@ -99,31 +101,34 @@ async fn discover(profile: &mut Profile) -> Result<Option<AuthorizationServer>, 
 /// Decides whether the tokens are encrypted with a key in the keychain, and tests that they can be kept there.
 async fn choose_place(app: &App, place: StorePlace, before: Option<&Profile>) -> Result<bool, Failure> {
     let failed = |error: StoreError| Failure::other("the tokens can't be kept", error);
-    if place != StorePlace::File {
-        let had_key = before.is_some_and(|before| before.keychain);
-        match check(app.open_store(true).await).await {
-            Ok(()) => return Ok(true),
-            Err(error) if place == StorePlace::Auto && !had_key && error.kind() == StoreErrorKind::Unavailable => {
-                let directory = app.paths.sessions(app.name.as_str());
-                warning(&format!("no keychain ({error})"));
-                warning(&format!(
-                    "the tokens are kept unencrypted in {}, which only you may read",
-                    directory.display()
-                ));
-            }
-            Err(error) => return Err(failed(error).with_hint("to keep the tokens unencrypted: --store file")),
+    let had_key = before.is_some_and(|before| before.keychain);
+    let opened = match app.open_store(place != StorePlace::File).await {
+        Err(error) if place == StorePlace::Auto && !had_key && error.kind() == StoreErrorKind::Unavailable => {
+            let directory = app.paths.sessions(app.name.as_str());
+            warning(&format!("no keychain ({error})"));
+            warning(&format!("the tokens are kept unencrypted in {}, which only you may read", directory.display()));
+            app.open_store(false).await.map(|files| (files, false))
         }
-    }
-    check(app.open_store(false).await).await.map_err(failed)?;
-    Ok(false)
-}
-
-async fn check(opened: Result<FileStore, StoreError>) -> Result<(), StoreError> {
-    opened?.check().await
+        Err(error) if place != StorePlace::File => {
+            return Err(failed(error).with_hint("to keep the tokens unencrypted: --store file"));
+        }
+        opened => opened.map(|files| (files, place != StorePlace::File)),
+    };
+    let (files, keychain) = opened.map_err(failed)?;
+    files.check().await.map_err(failed)?;
+    // A session that is encrypted with another key, or damaged, isn't replaced unasked.
+    files.store(app.name.as_str()).load().await.map_err(|error| app.unreadable(error))?;
+    Ok(keychain)
 }
 
 /// Reads the refresh token of another program, which must not use it any more.
 async fn read_refresh_token() -> Result<Tokens, Failure> {
+    if std::io::stdin().is_terminal() {
+        return Err(Failure::new(
+            Kind::Usage,
+            "a refresh token is read from a file or a pipe, not typed on the screen",
+        ));
+    }
     let mut text = String::new();
     tokio::io::stdin().read_to_string(&mut text).await.map_err(|error| Failure::other("stdin", error))?;
     let token = RefreshToken::new(text.trim()).map_err(|error| Failure::other("the refresh token on stdin", error))?;

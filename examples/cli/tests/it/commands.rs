@@ -52,6 +52,17 @@ async fn a_call_renews_an_expired_token_and_prints_the_body_alone() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_known_to_have_expired_is_renewed_before_it_is_sent() {
+    let server = TestServer::start().await.unwrap();
+    server.configure(|settings| settings.access_lifetime = Duration::from_secs(1));
+    let home = Home::signed_in(&server).await;
+    server.configure(|settings| settings.access_lifetime = Duration::from_secs(600));
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    home.run(&["call", "GET", "/api/notes"]).await.expect_success();
+    assert_eq!((server.counters().unauthorized(), server.counters().refreshes), (0, 2));
+}
+
+#[tokio::test]
 async fn a_body_is_the_text_or_a_file_or_stdin() {
     let server = TestServer::start().await.unwrap();
     let home = Home::signed_in(&server).await;

@@ -66,4 +66,12 @@ async fn with_a_keychain_the_tokens_are_encrypted_and_never_kept_otherwise() {
     assert!(login.expect_code(1).contains("--store file"), "{login:?}");
     let again = in_session(&home, "app token").await;
     assert_eq!(again.expect_success(), token);
+
+    // The session in the keychain's place isn't replaced unasked, and no new one is lost.
+    let refused = home.import(&server, &["--store", "file"]).await;
+    assert!(refused.expect_code(1).contains("app logout"), "{refused:?}");
+    assert_eq!(in_session(&home, "app token").await.expect_success(), token);
+    home.run(&["logout"]).await.expect_success();
+    home.import(&server, &["--store", "file"]).await.expect_success();
+    home.run(&["token"]).await.expect_success();
 }

@@ -156,7 +156,9 @@ async fn ctrl_c_at_any_point_saves_the_session_first() {
         assert_eq!(ended.stdout, "");
         let refreshes = server.counters().refreshes;
         home.run(&["token"]).await.expect_success();
-        assert_eq!(server.counters().refreshes, refreshes, "{point:?}: refreshed again");
+        // Before the claim nothing is used up: if the lock was not free in time, the next command refreshes.
+        let more = u64::from(point == Point::BeforeTheClaim);
+        assert!(server.counters().refreshes <= refreshes + more, "{point:?}: refreshed again");
         assert_eq!(server.violations(), []);
     }
 }
