@@ -105,11 +105,13 @@ impl Gateway {
         let (stopping, stopped) = watch::channel(false);
         let app = App::new(Parts {
             sessions: session_registry(&auth, &settings, store_factory),
+            has_store: stores.is_some(),
             auth,
             client: if with_refresh { proxy::client(&settings) } else { proxy::client_without_refresh(&settings) },
             upstream: settings.upstream.clone(),
             public: settings.public.clone(),
             cookie: SessionCookie::new(settings.public.is_https()),
+            strip: Arc::new(settings.strip_headers.clone()),
             body_limit: settings.body_limit,
             client_timeout: settings.client_timeout,
             requests: Arc::new(Requests::new(

@@ -12,7 +12,9 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 use tower::BoxError;
 
-use super::headers::drop_credentials;
+use super::headers::{trailers_to_client, trailers_to_upstream};
+use crate::app::App;
+use crate::config::StripHeaders;
 use crate::limits::RequestPermit;
 use crate::problem::Kind;
 
@@ -25,6 +27,7 @@ pub(crate) struct UploadBody {
     remaining: u64,
     stall: StallTimer,
     failure: UploadFailure,
+    strip: Arc<StripHeaders>,
 }
 
 /// The failure of an [`UploadBody`], shared with the code that maps the upstream's error to a response.
@@ -49,9 +52,10 @@ impl UploadFailure {
 }
 
 impl UploadBody {
-    pub(crate) fn new(body: ClientBody, limit: u64, timeout: Duration) -> (Self, UploadFailure) {
-        let failure = UploadFailure::default();
-        (Self { body, remaining: limit, stall: StallTimer::new(timeout), failure: failure.clone() }, failure)
+    pub(crate) fn new(body: ClientBody, app: &App) -> (Self, UploadFailure) {
+        let (failure, stall) = (UploadFailure::default(), StallTimer::new(app.client_timeout));
+        let body = Self { body, remaining: app.body_limit, stall, failure: failure.clone(), strip: app.strip.clone() };
+        (body, failure)
     }
 
     fn fail(&self, failure: u8, error: impl Into<BoxError>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
@@ -82,7 +86,7 @@ impl Body for UploadBody {
             }
         }
         if let Some(trailers) = frame.trailers_mut() {
-            drop_credentials(trailers);
+            trailers_to_upstream(trailers, &self.strip);
         }
         Poll::Ready(Some(Ok(frame)))
     }
@@ -137,7 +141,7 @@ where
     }
 }
 
-/// A response's body, which keeps its request counted as one in flight.
+/// A response's body with checked trailers, which keeps its request counted as one in flight.
 pub(super) struct AdmittedBody {
     body: BoxBody,
     _permit: RequestPermit,
@@ -154,7 +158,13 @@ impl Body for AdmittedBody {
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        self.body.as_mut().poll_frame(cx)
+        let mut frame = ready!(self.body.as_mut().poll_frame(cx));
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            trailers_to_client(trailers);
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
