@@ -136,7 +136,8 @@ async fn a_port_that_is_taken_is_named_with_a_way_out() {
     let server = TestServer::start().await.unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let uri = format!("http://127.0.0.1:{}/callback", taken.local_addr().unwrap().port());
-    let mut command = login(&Home::new(), &server, &["--redirect-uri", &uri]);
+    let home = Home::new();
+    let mut command = login(&home, &server, &["--redirect-uri", &uri]);
     let ended = Ended::of(command.env("BROWSER", "true").spawn().unwrap()).await;
     assert!(ended.expect_code(1).contains("another port with --redirect-uri"), "{ended:?}");
 }
