@@ -16,7 +16,8 @@ api_toolchain := "1.95.0"
 published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-reqwest -p tower-auth-refresh-store -p tower-auth-refresh-testkit"
 
 # They are chromium, nginx, valgrind, strace, gnome-keyring, dbus, faketime, Redis and its Sentinel, PostgreSQL,
-# pgbouncer, openssl, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers of the interop tests.
+# pgbouncer, openssl, tmux, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers of the
+# interop tests.
 #
 # Installs the tools of the other steps.
 tools:
@@ -36,6 +37,7 @@ tools:
     compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
     [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
     has openssl || missing+=(openssl)
+    has tmux || missing+=(tmux)
     { has node && has npm; } || missing+=(nodejs npm)
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     if [ ${#missing[@]} -gt 0 ]; then
@@ -63,7 +65,7 @@ tools:
     has cargo-public-api ||
         cargo install --quiet --locked --debug --root target/tools cargo-public-api --version 0.52.0
     # The lock files of the workspaces of their own have to agree with the crates here.
-    for manifest in benches/peers examples/stacks crates/tower-auth-refresh-{http,store}/fuzz; do
+    for manifest in benches/{peers,proxies,proxies/pingora} examples/stacks crates/tower-auth-refresh-{http,store}/fuzz; do
         cargo metadata --locked --format-version 1 --manifest-path "$manifest/Cargo.toml" >/dev/null
     done
 
@@ -71,6 +73,8 @@ tools:
 fmt:
     cargo fmt --all -- --check
     cargo fmt --manifest-path benches/peers/Cargo.toml -- --check
+    cargo fmt --manifest-path benches/proxies/Cargo.toml -- --check
+    cargo fmt --manifest-path benches/proxies/pingora/Cargo.toml -- --check
     cargo fmt --manifest-path examples/stacks/Cargo.toml -- --check
     cargo fmt --manifest-path crates/tower-auth-refresh-http/fuzz/Cargo.toml -- --check
     cargo fmt --manifest-path crates/tower-auth-refresh-store/fuzz/Cargo.toml -- --check

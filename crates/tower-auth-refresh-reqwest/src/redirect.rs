@@ -4,81 +4,48 @@ use std::cell::Cell;
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
-use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, LOCATION, PROXY_AUTHORIZATION, REFERER,
     TRANSFER_ENCODING, WWW_AUTHENTICATE,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use http_body::Body;
 use http_body_util::{Either, Full};
 use pin_project_lite::pin_project;
 use reqwest::{Url, redirect};
 
-use crate::body::{RequestBody, one_piece, take_apart};
-use crate::shell::{self, Shell};
+use crate::body::{RequestBody, one_piece};
 
-/// A request to send: the first one, or that of a redirect.
-pub(crate) struct Hop {
-    /// Without headers and body.
-    request: reqwest::Request,
-    headers: HeaderMap,
-    body: RequestBody,
-}
-
-impl Hop {
-    pub(crate) fn first(mut request: reqwest::Request) -> Self {
-        let headers = mem::take(request.headers_mut());
-        let body = request.body_mut().take().map_or_else(|| Either::Left(Full::default()), take_apart);
-        Self { request, headers, body }
-    }
-
-    /// Returns the request in two parts, and what the next hop needs if there may be one.
-    pub(crate) fn split(self, may_lead_on: bool) -> reqwest::Result<(Shell, Request<RequestBody>, Option<SentHop>)> {
-        let Self { request, headers, body } = self;
-        let (method, uri, version) = (request.method().clone(), shell::uri(&request)?, request.version());
-        let sent = may_lead_on.then(|| {
-            let is_empty = body.size_hint().exact() == Some(0);
-            let body = if is_empty { Some(Bytes::new()) } else { one_piece(&body) };
-            let (method, uri, headers, timeout) = (method.clone(), uri.clone(), headers.clone(), request.timeout());
-            SentHop { method, uri, version, timeout: timeout.copied(), headers, body }
-        });
-        let mut split = Request::new(body);
-        *split.method_mut() = method;
-        *split.uri_mut() = uri;
-        *split.version_mut() = version;
-        *split.headers_mut() = headers;
-        Ok((Shell::new(request), split, sent))
-    }
-}
-
-/// A request that may be redirected: what its next hop needs.
-pub(crate) struct SentHop {
-    method: Method,
-    uri: Uri,
-    version: Version,
-    timeout: Option<Duration>,
+/// What the next hop of a request needs, kept while the request is under way.
+pub(crate) struct Kept {
     headers: HeaderMap,
     /// `None` if the body is a stream, which can't be sent again.
     body: Option<Bytes>,
 }
 
-/// The next hop of a request.
-pub(crate) struct NextHop {
-    pub(crate) hop: Hop,
-    /// The caller's own credentials were for the host that the hop leads away from.
-    pub(crate) lost_credentials: bool,
-}
+impl Kept {
+    pub(crate) fn of(headers: &HeaderMap, body: &RequestBody) -> Self {
+        let is_empty = body.size_hint().exact() == Some(0);
+        let body = if is_empty { Some(Bytes::new()) } else { one_piece(body) };
+        Self { headers: headers.clone(), body }
+    }
 
-impl SentHop {
     /// Returns the next hop after this response, by the rules of reqwest; `None` if there is none.
-    pub(crate) fn next(self, status: StatusCode, response: &HeaderMap, referer: bool) -> Option<NextHop> {
-        let Self { mut method, uri, version, timeout, mut headers, mut body } = self;
+    ///
+    /// `shell` is that of the request that was sent.
+    pub(crate) fn next(
+        self,
+        shell: &reqwest::Request,
+        status: StatusCode,
+        response: &HeaderMap,
+        referer: bool,
+    ) -> Option<NextHop> {
+        let Self { mut headers, mut body } = self;
+        let mut method = shell.method().clone();
         match status {
             StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND => {
                 if method == Method::POST {
@@ -98,24 +65,31 @@ impl SentHop {
             _ => return None,
         }
         let body = Either::Left(Full::new(body?));
-        let previous = shell::url(&uri)?;
-        let next = previous.join(str::from_utf8(response.get(LOCATION)?.as_bytes()).ok()?).ok()?;
-        Uri::try_from(next.as_str()).ok()?;
+        let previous = shell.url();
+        let url = previous.join(str::from_utf8(response.get(LOCATION)?.as_bytes()).ok()?).ok()?;
+        Uri::try_from(url.as_str()).ok()?;
         let mut lost_credentials = false;
-        if is_cross_host(&previous, &next) {
+        if is_cross_host(previous, &url) {
             lost_credentials = headers.remove(AUTHORIZATION).is_some();
             for name in [COOKIE, PROXY_AUTHORIZATION, WWW_AUTHENTICATE, HeaderName::from_static("cookie2")] {
                 headers.remove(name);
             }
         }
-        if let Some(value) = referer_of(previous, &next).filter(|_| referer) {
+        if let Some(value) = referer_of(previous, &url).filter(|_| referer) {
             headers.insert(REFERER, value);
         }
-        let mut request = reqwest::Request::new(method, next);
-        *request.version_mut() = version;
-        *request.timeout_mut() = timeout;
-        Some(NextHop { hop: Hop { request, headers, body }, lost_credentials })
+        Some(NextHop { method, url, headers, body, lost_credentials })
     }
+}
+
+/// The next hop of a request.
+pub(crate) struct NextHop {
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: RequestBody,
+    /// The caller's own credentials were for the host that the hop leads away from.
+    pub(crate) lost_credentials: bool,
 }
 
 /// Removes the headers that describe a body.
@@ -131,10 +105,11 @@ fn is_cross_host(previous: &Url, next: &Url) -> bool {
 }
 
 /// Returns the `Referer` of a hop; `None` if it leads from `https` to `http`.
-fn referer_of(mut referer: Url, next: &Url) -> Option<HeaderValue> {
-    if (referer.scheme(), next.scheme()) == ("https", "http") {
+fn referer_of(previous: &Url, next: &Url) -> Option<HeaderValue> {
+    if (previous.scheme(), next.scheme()) == ("https", "http") {
         return None;
     }
+    let mut referer = previous.clone();
     referer.set_fragment(None);
     referer.set_username("").ok()?;
     referer.set_password(None).ok()?;
@@ -214,7 +189,7 @@ mod tests {
     #[test]
     fn a_referer_has_no_credentials_and_no_fragment_and_is_not_sent_from_https_to_http() {
         let referer =
-            |previous, next| referer_of(url(previous), &url(next)).map(|value| value.to_str().unwrap().to_owned());
+            |previous, next| referer_of(&url(previous), &url(next)).map(|value| value.to_str().unwrap().to_owned());
         let (secure, plain) = ("https://ada:right@a.example/path?query#part", "http://b.example/");
         assert_eq!(referer(secure, plain), None);
         for next in ["https://b.example/", "https://a.example/next"] {

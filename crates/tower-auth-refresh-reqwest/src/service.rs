@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use crate::body::{IntoReqwestBody, ResponseBody};
 use crate::redirect::{self, HopFuture};
-use crate::shell::Shell;
+use crate::shell;
 
 /// A `tower` service of `http::Request` over a [`reqwest::Client`].
 ///
@@ -91,20 +91,20 @@ impl<B: IntoReqwestBody> Service<Request<B>> for ReqwestService {
 
 /// The client, for one hop of a request.
 #[derive(Clone)]
-pub(crate) struct HopService {
+pub(crate) struct HopService<'a> {
     client: reqwest::Client,
-    shell: Shell,
+    shell: &'a reqwest::Request,
     last: bool,
 }
 
-impl HopService {
+impl<'a> HopService<'a> {
     /// `last`: a redirect of this hop is one too many.
-    pub(crate) fn new(service: &ReqwestService, shell: Shell, last: bool) -> Self {
+    pub(crate) fn new(service: &ReqwestService, shell: &'a reqwest::Request, last: bool) -> Self {
         Self { client: service.client.clone(), shell, last }
     }
 }
 
-impl<B: IntoReqwestBody> Service<Request<B>> for HopService {
+impl<B: IntoReqwestBody> Service<Request<B>> for HopService<'_> {
     type Response = http::Response<ResponseBody>;
     type Error = reqwest::Error;
     type Future = ResponseFuture;
@@ -114,7 +114,7 @@ impl<B: IntoReqwestBody> Service<Request<B>> for HopService {
     }
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
-        ResponseFuture::send(&mut self.client, self.shell.fill(request), self.last)
+        ResponseFuture::send(&mut self.client, Ok(shell::fill(self.shell, request)), self.last)
     }
 }
 

@@ -11,6 +11,7 @@ use tower_auth_refresh::SessionRegistry;
 use crate::auth::Auth;
 use crate::config::{PublicOrigin, Upstream};
 use crate::cookie::{SessionCookie, SessionId};
+use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
 use crate::proxy::UpstreamClient;
 use crate::task_tracker::TaskTracker;
@@ -31,6 +32,8 @@ pub(crate) struct Parts {
     pub(crate) cookie: SessionCookie,
     pub(crate) body_limit: u64,
     pub(crate) client_timeout: Duration,
+    pub(crate) requests: Arc<Requests>,
+    pub(crate) logins: Arc<Logins>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tasks: TaskTracker,
     /// Set when shutdown begins; ends responses that would never end.

@@ -23,7 +23,7 @@ impl SessionId {
     }
 
     /// Returns the number, from which the key of the session's record is derived.
-    pub(crate) fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
 

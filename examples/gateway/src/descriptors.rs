@@ -14,6 +14,12 @@ pub(crate) fn for_connections() -> usize {
     (limit() / 2).saturating_sub(RESERVED).max(1)
 }
 
+/// Returns the number of requests that may be proxied, each on a connection to the upstream. A quarter of the descriptors
+/// is kept for the authorization server.
+pub(crate) fn for_requests() -> usize {
+    (limit() / 4).max(1)
+}
+
 fn limit() -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(UNLIMITED);
     usize::try_from(limit.min(UNLIMITED)).unwrap_or(usize::MAX)

@@ -246,7 +246,12 @@ fn an_invalid_setting_is_reported_in_one_line() {
     refused(&[api, auth, "--idle=soon"], &[], "--idle");
     refused(&[api, auth, "--max-sessions=0"], &[], "--max-sessions");
     refused(&[api, auth, "--refreshes-in-flight=0"], &[], "--refreshes-in-flight");
-    refused(&[api, auth, "--max-connections=0"], &[], "--max-connections");
+    for setting in ["--logins-in-flight", "--logins-in-flight-per-address", "--max-connections"] {
+        refused(&[api, auth, &format!("{setting}=0")], &[], setting);
+    }
+    for setting in ["--requests-in-flight", "--requests-in-flight-per-session"] {
+        refused(&[api, auth, &format!("{setting}=0")], &[], setting);
+    }
     refused(&[api, auth, "--max-connections-per-address=0"], &[], "--max-connections-per-address");
     refused(&[api, auth, "--idle-connection-timeout=0s"], &[], "--idle-connection-timeout");
     refused(&[api, auth, "--body-limit=-1"], &[], "--body-limit");
@@ -332,6 +337,10 @@ fn help_lists_every_flag_and_its_variable() {
         "--body-limit",
         "--upstream-timeout",
         "--client-timeout",
+        "--logins-in-flight",
+        "--logins-in-flight-per-address",
+        "--requests-in-flight",
+        "--requests-in-flight-per-session",
         "--max-connections",
         "--max-connections-per-address",
         "--idle-connection-timeout",

@@ -96,6 +96,35 @@ pub struct Args {
     )]
     pub refreshes_in_flight: usize,
 
+    /// Maximum number of concurrent logins at the authorization server; further ones get a 429
+    #[arg(
+        long,
+        env = "GATEWAY_LOGINS_IN_FLIGHT",
+        value_name = "COUNT",
+        default_value = "64",
+        allow_hyphen_values = true
+    )]
+    pub logins_in_flight: usize,
+
+    /// Maximum number of concurrent logins of one address; behind a proxy, all come from one [default: no own limit]
+    #[arg(long, env = "GATEWAY_LOGINS_IN_FLIGHT_PER_ADDRESS", value_name = "COUNT", allow_hyphen_values = true)]
+    pub logins_in_flight_per_address: Option<usize>,
+
+    /// Maximum number of concurrent requests that are proxied; further ones get a 503 [default: a quarter of the file
+    /// descriptors]
+    #[arg(long, env = "GATEWAY_REQUESTS_IN_FLIGHT", value_name = "COUNT", allow_hyphen_values = true)]
+    pub requests_in_flight: Option<usize>,
+
+    /// Maximum number of concurrent requests of one session that are proxied; further ones get a 429
+    #[arg(
+        long,
+        env = "GATEWAY_REQUESTS_IN_FLIGHT_PER_SESSION",
+        value_name = "COUNT",
+        default_value = "256",
+        allow_hyphen_values = true
+    )]
+    pub requests_in_flight_per_session: u32,
+
     /// Timeout of a refresh
     #[arg(long, env = "GATEWAY_REFRESH_TIMEOUT", value_name = "TIME", default_value = "20s",
           value_parser = units::duration, allow_hyphen_values = true)]

@@ -41,6 +41,14 @@ pub struct Settings {
     pub idle: Duration,
     /// The maximum number of concurrent refreshes. Default: 256.
     pub refreshes_in_flight: usize,
+    /// The maximum number of concurrent logins at the authorization server. Default: 64.
+    pub logins_in_flight: usize,
+    /// The maximum number of concurrent logins of one address. Default: `None`, no limit of its own.
+    pub logins_in_flight_per_address: Option<usize>,
+    /// The maximum number of concurrent requests that are proxied. Default: `None`, a quarter of the file descriptors.
+    pub requests_in_flight: Option<usize>,
+    /// The maximum number of concurrent requests of one session that are proxied. Default: 256.
+    pub requests_in_flight_per_session: u32,
     /// The time before its expiry at which a token is refreshed. Default: `None`, only after a 401.
     pub refresh_early: Option<Duration>,
     /// The time-out of a refresh. Default: 20 s, of which the claim of another gateway that was killed may take up 15.
@@ -127,6 +135,10 @@ impl Args {
         for (flag, count) in [
             ("--max-sessions", Some(self.max_sessions)),
             ("--refreshes-in-flight", Some(self.refreshes_in_flight)),
+            ("--logins-in-flight", Some(self.logins_in_flight)),
+            ("--logins-in-flight-per-address", self.logins_in_flight_per_address),
+            ("--requests-in-flight", self.requests_in_flight),
+            ("--requests-in-flight-per-session", Some(self.requests_in_flight_per_session as usize)),
             ("--max-connections", self.max_connections),
             ("--max-connections-per-address", self.max_connections_per_address),
         ] {
@@ -152,6 +164,10 @@ impl Args {
             max_sessions: self.max_sessions,
             idle: self.idle,
             refreshes_in_flight: self.refreshes_in_flight,
+            logins_in_flight: self.logins_in_flight,
+            logins_in_flight_per_address: self.logins_in_flight_per_address,
+            requests_in_flight: self.requests_in_flight,
+            requests_in_flight_per_session: self.requests_in_flight_per_session,
             refresh_early: self.refresh_early,
             refresh_timeout: self.refresh_timeout,
             body_limit: self.body_limit,

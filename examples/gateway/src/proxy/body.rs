@@ -9,14 +9,13 @@ use std::time::Duration;
 use axum::body::Body as ClientBody;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
 use tower::BoxError;
 
 use super::headers::drop_credentials;
+use crate::limits::RequestPermit;
 use crate::problem::Kind;
-
-/// A response body of any source.
-pub(crate) type BoxBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
 
 /// A client's body, which fails if it is too long or stalls.
 pub(crate) struct UploadBody {
@@ -96,21 +95,18 @@ impl Body for UploadBody {
 }
 
 /// An upstream's body, which fails if it stalls.
-pub(super) struct DownloadBody<B> {
-    body: B,
+pub(super) struct DownloadBody {
+    body: Incoming,
     stall: StallTimer,
 }
 
-impl<B> DownloadBody<B> {
-    pub(super) fn new(body: B, timeout: Duration) -> Self {
+impl DownloadBody {
+    pub(super) fn new(body: Incoming, timeout: Duration) -> Self {
         Self { body, stall: StallTimer::new(timeout) }
     }
 }
 
-impl<B> Body for DownloadBody<B>
-where
-    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
-{
+impl Body for DownloadBody {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -125,6 +121,35 @@ where
                 Poll::Ready(Some(Err("the upstream stalled during the response".into())))
             }
         }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A response's body, which keeps its request counted as one in flight.
+pub(super) struct AdmittedBody<B> {
+    body: B,
+    _permit: RequestPermit,
+}
+
+impl<B> AdmittedBody<B> {
+    pub(super) fn new(body: B, permit: RequestPermit) -> Self {
+        Self { body, _permit: permit }
+    }
+}
+
+impl<B: Body + Unpin> Body for AdmittedBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -16,6 +16,7 @@ use crate::auth::LoginFailed;
 use crate::cookie::SessionId;
 use crate::fields;
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
+use crate::server::Peer;
 
 /// The maximum size of the credentials.
 const BODY_LIMIT: usize = 16 * 1024;
@@ -27,7 +28,19 @@ const BODY_LIMIT: usize = 16 * 1024;
 pub(crate) async fn login(State(app): State<App>, request: Request) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
     let credentials = credentials(&app, &head.headers, body).await?;
-    let task = app.tasks.spawn(sign_in(app.clone(), credentials));
+    // Counted from here on: slow credentials keep no other login out.
+    let address = head.extensions.get::<Peer>().map(|Peer(address)| address.ip());
+    let Some(permit) = app.logins.admit(address) else {
+        return Err(Problem::from(Kind::TooManyLogins).retry_after(DEFAULT_RETRY_AFTER));
+    };
+    let task = app.tasks.spawn({
+        let app = app.clone();
+        async move {
+            let session = sign_in(app, credentials).await;
+            drop(permit);
+            session
+        }
+    });
     let (session, _guard) = task.await.map_err(|_panic| Kind::Internal)?;
     let session = session?;
     if let Some(previous) = app.cookie.read(&head.headers) {

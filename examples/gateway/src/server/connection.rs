@@ -6,20 +6,19 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_io_timeout::TimeoutStream;
 
 use super::activity::{Activity, State};
+use super::progress::{close_by_reset, limit_stalls};
 use super::socket::{Socket, linger};
 use super::table::Slot;
-use super::{Limits, Peer, exchange};
+use super::{BUFFER, Limits, Peer, exchange};
+use crate::routes::Router;
 
 /// The connection preface of HTTP/2 (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -68,17 +67,13 @@ async fn serve_protocol(
     limits: Limits,
     stopping: watch::Receiver<bool>,
 ) {
-    // With Nagle's algorithm, a response of two small writes waits for the client's delayed acknowledgement.
-    let _ = stream.set_nodelay(true);
-    let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(limits.client_timeout));
-    let (socket, given_back) = Socket::new(Box::pin(stream), protocol, activity.clone());
+    let (socket, given_back) = Socket::new(limit_stalls(stream, limits.client_timeout), protocol, activity.clone());
     let service = {
         let activity = activity.clone();
         service_fn(move |request| exchange::answer(router.clone(), peer, activity.clone(), request))
     };
     {
-        let http = http(&limits);
+        let http = http();
         let mut connection = pin!(http.serve_connection(TokioIo::new(socket), service));
         let mut supervisor = Supervisor { protocol, activity, limits, stopping, drained_at: None, finishing: false };
         loop {
@@ -96,18 +91,17 @@ async fn serve_protocol(
     }
     let Ok(stream) = given_back.await else { return };
     if activity.must_reset() {
-        // A reset is the only sign that a response without framing is not complete.
-        let _ = SockRef::from(stream.get_ref()).set_linger(Some(Duration::ZERO));
+        close_by_reset(&stream);
     } else if protocol == Protocol::Http1 && activity.client_sends_on() {
         linger(stream, limits.client_timeout, limits.body_limit).await;
     }
 }
 
 /// Returns hyper's settings. The limits of time are the supervisor's.
-fn http(limits: &Limits) -> auto::Builder<TokioExecutor> {
+fn http() -> auto::Builder<TokioExecutor> {
     let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1().header_read_timeout(None).max_buf_size(limits.buffer);
-    http.http2().max_send_buf_size(limits.buffer);
+    http.http1().header_read_timeout(None).max_buf_size(BUFFER);
+    http.http2().max_send_buf_size(BUFFER);
     http
 }
 

@@ -4,6 +4,7 @@ mod activity;
 mod connection;
 mod exchange;
 mod frames;
+mod progress;
 mod socket;
 mod table;
 
@@ -13,22 +14,23 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use futures_util::FutureExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
+pub(crate) use self::table::limited_address;
 use self::table::{Slot, Table};
 use crate::config::Settings;
 use crate::descriptors;
+use crate::routes::Router;
 
 /// The number of connections that may wait to be accepted. The operating system may allow fewer.
 const BACKLOG: u32 = 1024;
 
 /// The buffer of each connection and stream, which also limits the head of a request. A stalled transfer holds at most
 /// two, beside those of the operating system.
-const BUFFER: usize = 64 * 1024;
+pub(crate) const BUFFER: usize = 64 * 1024;
 
 /// The address of a connection's client, in each request's extensions.
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +47,6 @@ pub(crate) struct Limits {
     idle_timeout: Duration,
     /// The most that is read after the last response.
     body_limit: u64,
-    /// The size of hyper's buffers.
-    buffer: usize,
 }
 
 impl From<&Settings> for Limits {
@@ -57,7 +57,6 @@ impl From<&Settings> for Limits {
             client_timeout: settings.client_timeout,
             idle_timeout: settings.idle_connection_timeout,
             body_limit: settings.body_limit,
-            buffer: BUFFER,
         }
     }
 }

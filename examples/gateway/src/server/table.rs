@@ -50,7 +50,7 @@ impl Table {
     /// Waits for a place. If there is none, the connection that has been without a request for the longest time is
     /// closed. Returns `None` if the address has its maximum, all with requests.
     pub(super) async fn admit(self: &Arc<Self>, address: SocketAddr) -> Option<Slot> {
-        let address = limited(address.ip());
+        let address = limited_address(address.ip());
         loop {
             let released = self.released.notified();
             {
@@ -118,7 +118,7 @@ impl Drop for Slot {
 }
 
 /// Returns what a limit per address counts: the address, or of IPv6 the network of 64 bits that a host may choose from.
-pub(crate) fn limited(address: IpAddr) -> IpAddr {
+pub(crate) fn limited_address(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => {
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_network_of_64_bits_counts_as_one_address() {
-        let limited = |text: &str| limited(text.parse().unwrap());
+        let limited = |text: &str| limited_address(text.parse().unwrap());
         assert_eq!(limited("2001:db8:1:2:3::4"), limited("2001:db8:1:2:ffff::"));
         assert_ne!(limited("2001:db8:1:2:3::4"), limited("2001:db8:1:3:3::4"));
     }
