@@ -1,5 +1,7 @@
 //! [`SignInRequest`]: what both kinds of sign-in ask for, and the exchange of a grant for tokens.
 
+#[cfg(not(feature = "oidc"))]
+use std::future::{Ready, ready};
 #[cfg(feature = "oidc")]
 use std::time::Duration;
 
@@ -7,6 +9,8 @@ use serde_json::{Map, Value};
 
 use super::SignedIn;
 use super::error::SignInError;
+#[cfg(feature = "oidc")]
+use super::id_token::IdTokenCheck;
 use crate::answer::Answer;
 use crate::classify::{Call, Classifier};
 use crate::client::AuthClient;
@@ -14,6 +18,8 @@ use crate::cookie::ReceivedCookies;
 use crate::error::AuthServerError;
 use crate::fields::{Granted, TokenFields};
 use crate::oauth::{AuthorizationServer, ClientAuth, OAuthCall};
+
+const NEEDS_OIDC: &str = "the scope openid needs the crate feature oidc";
 
 /// The parts that both kinds of sign-in share.
 #[derive(Clone, Debug)]
@@ -69,7 +75,7 @@ impl SignInRequest {
         if !self.is_oidc() {
             Ok(())
         } else if cfg!(not(feature = "oidc")) {
-            Err(SignInError::misconfigured("the scope openid needs the crate feature oidc"))
+            Err(SignInError::misconfigured(NEEDS_OIDC))
         } else if self.server.member("jwks_uri").is_none() {
             Err(SignInError::misconfigured("the server's metadata has no jwks_uri"))
         } else {
@@ -105,26 +111,25 @@ impl SignInRequest {
 
     /// Validates the ID token, if there has to be one.
     pub(super) async fn signed_in(&self, granted: Granted, nonce: Option<&str>) -> Result<SignedIn, SignInError> {
-        if !self.is_oidc() {
-            return Ok(SignedIn { tokens: granted.into_tokens(), claims: Map::new() });
-        }
-        #[cfg(feature = "oidc")]
-        {
-            use super::id_token::IdTokenCheck;
-            let check = IdTokenCheck {
-                client: &self.client,
-                server: &self.server,
-                client_id: self.auth.id(),
-                nonce,
-                clock_tolerance: self.clock_tolerance,
-            };
-            let claims = check.claims(&granted).await?;
-            Ok(SignedIn { tokens: granted.into_tokens(), claims })
-        }
-        #[cfg(not(feature = "oidc"))]
-        {
-            let _ = nonce;
-            Err(SignInError::misconfigured("the scope openid needs the crate feature oidc"))
-        }
+        let claims = if self.is_oidc() { self.claims(&granted, nonce).await? } else { Map::new() };
+        Ok(SignedIn { tokens: granted.into_tokens(), claims })
+    }
+
+    #[cfg(feature = "oidc")]
+    async fn claims(&self, granted: &Granted, nonce: Option<&str>) -> Result<Map<String, Value>, SignInError> {
+        let check = IdTokenCheck {
+            client: &self.client,
+            server: &self.server,
+            client_id: self.auth.id(),
+            nonce,
+            clock_tolerance: self.clock_tolerance,
+        };
+        check.claims(granted).await
+    }
+
+    #[cfg(not(feature = "oidc"))]
+    #[expect(clippy::unused_self, reason = "with the feature, the claims are checked against the request")]
+    fn claims(&self, _: &Granted, _: Option<&str>) -> Ready<Result<Map<String, Value>, SignInError>> {
+        ready(Err(SignInError::misconfigured(NEEDS_OIDC)))
     }
 }

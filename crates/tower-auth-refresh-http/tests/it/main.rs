@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails in a test, fails the test")]
 
-#[cfg(feature = "private-key-jwt")]
+#[cfg(all(feature = "oidc", feature = "private-key-jwt"))]
 mod assertion;
 mod call;
 mod cancellation;
@@ -17,7 +17,7 @@ mod hostile;
 mod interop;
 mod issued;
 mod json;
-#[cfg(any(feature = "oidc", feature = "private-key-jwt"))]
+#[cfg(all(feature = "oidc", feature = "private-key-jwt"))]
 mod keys;
 mod layers;
 mod login;

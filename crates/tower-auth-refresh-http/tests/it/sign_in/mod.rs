@@ -2,7 +2,7 @@
 
 mod browser;
 mod device;
-#[cfg(feature = "oidc")]
+#[cfg(all(feature = "oidc", feature = "private-key-jwt"))]
 mod id_token;
 
 use serde_json::{Value, json};
