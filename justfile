@@ -15,8 +15,9 @@ default:
 api_toolchain := "1.95.0"
 published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-reqwest -p tower-auth-refresh-store -p tower-auth-refresh-testkit"
 
-# They are chromium, valgrind, strace, gnome-keyring, dbus, faketime, Redis and its Sentinel, PostgreSQL, pgbouncer,
-# openssl, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers of the interop tests.
+# They are chromium, nginx, valgrind, strace, gnome-keyring, dbus, faketime, Redis and its Sentinel, PostgreSQL,
+# pgbouncer, openssl, tmux, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers of the
+# interop tests.
 #
 # Installs the tools of the other steps.
 tools:
@@ -25,6 +26,7 @@ tools:
     has() { command -v "$1" >/dev/null 2>&1; }
     missing=()
     has chromium || missing+=(chromium)
+    [ -x /usr/sbin/nginx ] || missing+=(nginx-light)
     has valgrind || missing+=(valgrind)
     has strace || missing+=(strace)
     has gnome-keyring-daemon || missing+=(gnome-keyring)
@@ -35,6 +37,7 @@ tools:
     compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
     [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
     has openssl || missing+=(openssl)
+    has tmux || missing+=(tmux)
     { has node && has npm; } || missing+=(nodejs npm)
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     if [ ${#missing[@]} -gt 0 ]; then
@@ -62,7 +65,7 @@ tools:
     has cargo-public-api ||
         cargo install --quiet --locked --debug --root target/tools cargo-public-api --version 0.52.0
     # The lock files of the workspaces of their own have to agree with the crates here.
-    for manifest in benches/peers examples/stacks crates/tower-auth-refresh-{http,store}/fuzz; do
+    for manifest in benches/{peers,proxies,proxies/pingora} examples/stacks crates/tower-auth-refresh-{http,store}/fuzz; do
         cargo metadata --locked --format-version 1 --manifest-path "$manifest/Cargo.toml" >/dev/null
     done
 
@@ -70,6 +73,8 @@ tools:
 fmt:
     cargo fmt --all -- --check
     cargo fmt --manifest-path benches/peers/Cargo.toml -- --check
+    cargo fmt --manifest-path benches/proxies/Cargo.toml -- --check
+    cargo fmt --manifest-path benches/proxies/pingora/Cargo.toml -- --check
     cargo fmt --manifest-path examples/stacks/Cargo.toml -- --check
     cargo fmt --manifest-path crates/tower-auth-refresh-http/fuzz/Cargo.toml -- --check
     cargo fmt --manifest-path crates/tower-auth-refresh-store/fuzz/Cargo.toml -- --check
@@ -137,7 +142,7 @@ deny:
 #
 # Compiles the published crates with every combination of their features; a warning is an error.
 powerset:
-    cargo hack clippy {{ published }} --feature-powerset --exclude-features default,_record --no-dev-deps -- -D warnings
+    cargo hack clippy {{ published }} --feature-powerset --exclude-features default,_record -- -D warnings
 
 # Works on a copy without the examples and benchmarks, whose dependencies would raise the versions. Without dev
 # dependencies the versions are the lowest of a user; the tests then run with what the dev dependencies raise.

@@ -9,8 +9,9 @@ use tokio::time::timeout;
 use tower_auth_refresh::SessionRegistry;
 
 use crate::auth::Auth;
-use crate::config::{PublicOrigin, Upstream};
+use crate::config::{PublicOrigin, StripHeaders, Upstream};
 use crate::cookie::{SessionCookie, SessionId};
+use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
 use crate::proxy::UpstreamClient;
 use crate::task_tracker::TaskTracker;
@@ -24,13 +25,18 @@ pub(crate) struct App(Arc<Parts>);
 
 pub(crate) struct Parts {
     pub(crate) sessions: SessionRegistry<SessionId>,
+    /// The sessions are in a store, which other gateways may share.
+    pub(crate) has_store: bool,
     pub(crate) auth: Auth,
     pub(crate) client: UpstreamClient,
     pub(crate) upstream: Upstream,
     pub(crate) public: PublicOrigin,
     pub(crate) cookie: SessionCookie,
+    pub(crate) strip: Arc<StripHeaders>,
     pub(crate) body_limit: u64,
     pub(crate) client_timeout: Duration,
+    pub(crate) requests: Arc<Requests>,
+    pub(crate) logins: Arc<Logins>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tasks: TaskTracker,
     /// Set when shutdown begins; ends responses that would never end.

@@ -8,6 +8,8 @@ use cookie::{Cookie, SameSite};
 use http::header::{COOKIE, SET_COOKIE};
 use http::{HeaderMap, HeaderValue};
 
+use crate::fields;
+
 /// A session's secret number: a bearer credential.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct SessionId([u8; 16]);
@@ -21,11 +23,11 @@ impl SessionId {
     }
 
     /// Returns the number, from which the key of the session's record is derived.
-    pub(crate) fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    fn parse(text: &[u8]) -> Option<Self> {
         let mut bytes = [0; 16];
         let length = URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).ok()?;
         (length == bytes.len()).then_some(Self(bytes))
@@ -57,10 +59,12 @@ impl SessionCookie {
 
     /// Returns the first valid session number in a request's cookies.
     pub(crate) fn read(self, headers: &HeaderMap) -> Option<SessionId> {
-        let values = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
-        let cookies = values.flat_map(Cookie::split_parse).filter_map(Result::ok);
-        let mut ids = cookies.filter(|cookie| cookie.name() == self.name());
-        ids.find_map(|cookie| SessionId::parse(cookie.value()))
+        let pairs = headers.get_all(COOKIE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
+        let mut values = pairs.filter_map(|pair| {
+            let (name, value) = fields::split_once(pair, b'=')?;
+            (name == self.name().as_bytes()).then_some(value)
+        });
+        values.find_map(SessionId::parse)
     }
 
     /// Appends the `Set-Cookie` header for a session.
@@ -84,7 +88,7 @@ impl SessionCookie {
     ///
     /// Browsers send a cookie without a name as its value alone: `=session=x` comes back as `session=x`.
     pub(crate) fn is_set_by(self, set_cookie: &HeaderValue) -> bool {
-        let mut names = set_cookie.as_bytes().split(|byte| matches!(byte, b'=' | b';')).map(<[u8]>::trim_ascii);
+        let mut names = set_cookie.as_bytes().split(|byte| matches!(byte, b'=' | b';')).map(fields::trim);
         names.find(|name| !name.is_empty()) == Some(self.name().as_bytes())
     }
 
@@ -135,6 +139,37 @@ mod tests {
         let (cookie, id) = (SessionCookie::new(false), SessionId([7; 16]));
         let headers = HeaderMap::from_iter([(COOKIE, format!("session=theirs; {}", cookie.pair(id)).parse().unwrap())]);
         assert_eq!(cookie.read(&headers), Some(id));
+    }
+
+    /// Any script of the host can set such a cookie.
+    #[test]
+    fn a_cookie_of_other_bytes_does_not_hide_the_session() {
+        let (cookie, id) = (SessionCookie::new(true), SessionId([7; 16]));
+        let pair = cookie.pair(id);
+        for other in [&b"name=Zo\xc3\xa9"[..], b"name=\xe9", b"\xff\xfe", b"\xc3=\xa9", b"a=\"b", b"=", b"", b"a=%ff\t"]
+        {
+            for value in [
+                [other, b"; ", pair.as_bytes()].concat(),
+                [pair.as_bytes(), b"; ", other].concat(),
+                [other, b";\t", pair.as_bytes(), b"\t ;", other].concat(),
+            ] {
+                let value = HeaderValue::from_bytes(&value).unwrap();
+                assert_eq!(cookie.read(&HeaderMap::from_iter([(COOKIE, value.clone())])), Some(id), "{value:?}");
+            }
+        }
+    }
+
+    /// A browser doesn't take such a name for one with the prefix `__Host-`, and lets other hosts set it.
+    #[test]
+    fn a_name_with_other_white_space_is_another_cookie() {
+        let (cookie, id) = (SessionCookie::new(true), SessionId([7; 16]));
+        for space in ["\u{a0}", "\u{2003}", "\u{85}", "\u{feff}"] {
+            for value in [format!("{space}{}", cookie.pair(id)), cookie.pair(id).replace('=', &format!("{space}="))] {
+                let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+                assert_eq!(cookie.read(&HeaderMap::from_iter([(COOKIE, value.clone())])), None, "{value:?}");
+                assert!(!cookie.is_set_by(&value));
+            }
+        }
     }
 
     #[test]

@@ -17,10 +17,13 @@ use crate::auth::Auth;
 use crate::config::{InvalidSetting, Settings};
 use crate::cookie::{SessionCookie, SessionId};
 use crate::demo::Demo;
+use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
+use crate::proxy::UpstreamClient;
+use crate::routes::Router;
 use crate::stores::Stores;
 use crate::task_tracker::TaskTracker;
-use crate::{proxy, routes, server};
+use crate::{descriptors, server};
 
 /// A configured gateway that does not listen yet.
 pub struct Gateway {
@@ -102,15 +105,26 @@ impl Gateway {
         let listener =
             server::bind(settings.listen).map_err(|error| StartError::Bind { address: settings.listen, error })?;
         let (stopping, stopped) = watch::channel(false);
+        let upstream = if with_refresh { UpstreamClient::new } else { UpstreamClient::without_refresh };
         let app = App::new(Parts {
             sessions: session_registry(&auth, &settings, store_factory),
+            has_store: stores.is_some(),
             auth,
-            client: if with_refresh { proxy::client(&settings) } else { proxy::client_without_refresh(&settings) },
+            client: upstream(&settings),
             upstream: settings.upstream.clone(),
             public: settings.public.clone(),
             cookie: SessionCookie::new(settings.public.is_https()),
+            strip: Arc::new(settings.strip_headers.clone()),
             body_limit: settings.body_limit,
             client_timeout: settings.client_timeout,
+            requests: Arc::new(Requests::new(
+                settings.requests_in_flight.unwrap_or_else(descriptors::for_requests),
+                settings.requests_in_flight_per_session,
+            )),
+            logins: Arc::new(Logins::new(
+                settings.logins_in_flight,
+                settings.logins_in_flight_per_address.unwrap_or(usize::MAX),
+            )),
             metrics,
             tasks: TaskTracker::default(),
             stopping: stopped,
@@ -150,13 +164,13 @@ impl Listening {
         let Self { listener, app, demo, settings, stores, stopping } = self;
         let sweep = stores.map(|stores| tokio::spawn(async move { stores.sweep().await }));
         let demo_routes = demo.as_ref().map(Demo::routes).unwrap_or_default();
-        let router = routes::router(&app, demo_routes);
+        let router = Router::new(&app, demo_routes);
         let shutdown = async {
             shutdown.await;
             stopping.send_replace(true);
             Instant::now() + settings.shutdown_timeout
         };
-        let deadline = server::serve(listener, router, settings.client_timeout, shutdown).await;
+        let deadline = server::serve(listener, router, (&settings).into(), shutdown).await;
         let idle = async {
             app.tasks.wait_idle().await;
             app.sessions.wait_idle().await;

@@ -42,6 +42,9 @@ pub(crate) enum Kind {
     RefreshFailed,
     SendAgain,
     TooManySessions,
+    TooManyRequests,
+    TooManyLogins,
+    Overloaded,
     StoreUnavailable,
 }
 
@@ -107,6 +110,17 @@ impl Kind {
                 "store-unavailable",
                 "The session could not be read: it is kept, try again",
             ),
+            Self::TooManyRequests => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "too-many-requests",
+                "The maximum number of requests in flight of this session is reached",
+            ),
+            Self::TooManyLogins => {
+                (StatusCode::TOO_MANY_REQUESTS, "too-many-logins", "The maximum number of logins in flight is reached")
+            }
+            Self::Overloaded => {
+                (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "The maximum number of requests in flight is reached")
+            }
             Self::TooManySessions => {
                 (StatusCode::SERVICE_UNAVAILABLE, "too-many-sessions", "The maximum number of sessions is reached")
             }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "support/program.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
 mod program;
 #[path = "support/test_gateway.rs"]
 #[expect(dead_code, reason = "shared by several test suites")]
@@ -126,6 +127,21 @@ async fn a_second_signal_ends_the_program_at_once() {
     }
 }
 
+/// Tools that rotate logs send it to all servers.
+#[tokio::test]
+async fn sighup_does_not_stop_the_program() {
+    let kit = TestServer::start().await.unwrap();
+    let (mut program, browser) = signed_in(&kit, &[]).await;
+    for _ in 0..3 {
+        program.signal("-HUP");
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert!(program.is_running());
+    assert_eq!(browser.get("/api/me").await.status, 200);
+    program.terminate();
+    assert!(program.exit(Duration::from_secs(5)).await.success());
+}
+
 /// The parent process may close the pipe that receives the `listening on` line.
 #[tokio::test]
 async fn a_closed_stdout_does_not_stop_the_program() {
@@ -205,6 +221,27 @@ async fn sigterm_waits_for_a_sign_out_after_its_response() {
     assert_eq!((kit.counters().logouts, kit.counters().unanswered), (1, 0));
 }
 
+/// Half of the descriptors is kept for the upstream and the authorization server.
+#[tokio::test]
+async fn idle_connections_do_not_use_up_the_descriptors() {
+    let kit = TestServer::start().await.unwrap();
+    let origin = kit.origin();
+    let mut limited = std::process::Command::new("sh");
+    limited.args(["-c", "ulimit -n 256; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_gateway"), "--listen=127.0.0.1:0"]);
+    limited.args(["--upstream", &origin, "--auth", &origin]).env_clear();
+    let program = Program::start_command(&mut limited);
+    let idle: Vec<_> = (0..245).map(|_| TcpStream::connect(program.address).unwrap()).collect();
+    let users = (0..60).map(async |number| {
+        let mut browser = Browser::at(program.address);
+        assert_eq!(browser.login(&format!("user-{number}"), "correct horse").await.status, 204);
+        for _ in 0..5 {
+            assert_eq!(browser.get("/api/me").await.status, 200);
+        }
+    });
+    tokio::time::timeout(Duration::from_secs(20), futures_util::future::join_all(users)).await.unwrap();
+    drop(idle);
+}
+
 #[test]
 fn an_invalid_setting_is_reported_in_one_line() {
     let refused = |arguments: &[&str], variables: &[(&str, &str)], name: &str| {
@@ -225,6 +262,15 @@ fn an_invalid_setting_is_reported_in_one_line() {
     refused(&[api, auth, "--idle=soon"], &[], "--idle");
     refused(&[api, auth, "--max-sessions=0"], &[], "--max-sessions");
     refused(&[api, auth, "--refreshes-in-flight=0"], &[], "--refreshes-in-flight");
+    refused(&[api, auth, "--strip-header=X Y"], &[], "--strip-header");
+    for setting in ["--logins-in-flight", "--logins-in-flight-per-address", "--max-connections"] {
+        refused(&[api, auth, &format!("{setting}=0")], &[], setting);
+    }
+    for setting in ["--requests-in-flight", "--requests-in-flight-per-session"] {
+        refused(&[api, auth, &format!("{setting}=0")], &[], setting);
+    }
+    refused(&[api, auth, "--max-connections-per-address=0"], &[], "--max-connections-per-address");
+    refused(&[api, auth, "--idle-connection-timeout=0s"], &[], "--idle-connection-timeout");
     refused(&[api, auth, "--body-limit=-1"], &[], "--body-limit");
     for setting in ["--max-sessions", "--body-limit", "--refreshes-in-flight"] {
         refused(&[api, auth, setting, "-1"], &[], &format!("'{setting} <"));
@@ -301,6 +347,7 @@ fn help_lists_every_flag_and_its_variable() {
         "--client-id",
         "--client-secret",
         "--max-sessions",
+        "--strip-header",
         "--idle",
         "--refreshes-in-flight",
         "--refresh-early",
@@ -308,6 +355,13 @@ fn help_lists_every_flag_and_its_variable() {
         "--body-limit",
         "--upstream-timeout",
         "--client-timeout",
+        "--logins-in-flight",
+        "--logins-in-flight-per-address",
+        "--requests-in-flight",
+        "--requests-in-flight-per-session",
+        "--max-connections",
+        "--max-connections-per-address",
+        "--idle-connection-timeout",
         "--shutdown-timeout",
         "--public-origin",
         "--revocation-endpoint",

@@ -96,10 +96,44 @@ pub struct Args {
     )]
     pub refreshes_in_flight: usize,
 
+    /// Maximum number of concurrent logins at the authorization server; further ones get a 429
+    #[arg(
+        long,
+        env = "GATEWAY_LOGINS_IN_FLIGHT",
+        value_name = "COUNT",
+        default_value = "64",
+        allow_hyphen_values = true
+    )]
+    pub logins_in_flight: usize,
+
+    /// Maximum number of concurrent logins of one address; behind a proxy, all come from one [default: no own limit]
+    #[arg(long, env = "GATEWAY_LOGINS_IN_FLIGHT_PER_ADDRESS", value_name = "COUNT", allow_hyphen_values = true)]
+    pub logins_in_flight_per_address: Option<usize>,
+
+    /// Maximum number of concurrent requests that are proxied; further ones get a 503 [default: a quarter of the file
+    /// descriptors]
+    #[arg(long, env = "GATEWAY_REQUESTS_IN_FLIGHT", value_name = "COUNT", allow_hyphen_values = true)]
+    pub requests_in_flight: Option<usize>,
+
+    /// Maximum number of concurrent requests of one session that are proxied; further ones get a 429
+    #[arg(
+        long,
+        env = "GATEWAY_REQUESTS_IN_FLIGHT_PER_SESSION",
+        value_name = "COUNT",
+        default_value = "256",
+        allow_hyphen_values = true
+    )]
+    pub requests_in_flight_per_session: u32,
+
     /// Timeout of a refresh
     #[arg(long, env = "GATEWAY_REFRESH_TIMEOUT", value_name = "TIME", default_value = "20s",
           value_parser = units::duration, allow_hyphen_values = true)]
     pub refresh_timeout: Duration,
+
+    /// Remove this header from the requests of clients too, as one by which the upstream knows users; X-ACME-* for all
+    /// that begin so. May be repeated; the variable has a comma between names
+    #[arg(long, env = "GATEWAY_STRIP_HEADER", value_name = "NAME", value_delimiter = ',')]
+    pub strip_header: Vec<String>,
 
     /// Maximum size of a request body; a larger one gets a 413
     #[arg(long, env = "GATEWAY_BODY_LIMIT", value_name = "SIZE", default_value = "64MiB", value_parser = units::size, allow_hyphen_values = true)]
@@ -114,6 +148,20 @@ pub struct Args {
     #[arg(long, env = "GATEWAY_CLIENT_TIMEOUT", value_name = "TIME", default_value = "30s",
           value_parser = units::duration, allow_hyphen_values = true)]
     pub client_timeout: Duration,
+
+    /// Maximum number of connections of clients; at the maximum, idle ones are closed for new ones [default: half of
+    /// the file descriptors]
+    #[arg(long, env = "GATEWAY_MAX_CONNECTIONS", value_name = "COUNT", allow_hyphen_values = true)]
+    pub max_connections: Option<usize>,
+
+    /// Maximum number of connections of one address; behind a proxy, all come from one [default: no own limit]
+    #[arg(long, env = "GATEWAY_MAX_CONNECTIONS_PER_ADDRESS", value_name = "COUNT", allow_hyphen_values = true)]
+    pub max_connections_per_address: Option<usize>,
+
+    /// Close a connection after this time without requests; a proxy in front should have a shorter time
+    #[arg(long, env = "GATEWAY_IDLE_CONNECTION_TIMEOUT", value_name = "TIME", default_value = "75s",
+          value_parser = units::duration, allow_hyphen_values = true)]
+    pub idle_connection_timeout: Duration,
 
     /// Longest wait at SIGTERM for open requests, refreshes and sign-outs; then they are cut off
     #[arg(long, env = "GATEWAY_SHUTDOWN_TIMEOUT", value_name = "TIME", default_value = "30s",

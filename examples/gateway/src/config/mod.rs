@@ -2,6 +2,7 @@
 
 mod args;
 mod store;
+mod strip;
 mod units;
 
 use std::error::Error;
@@ -16,6 +17,7 @@ use tower_auth_refresh::Origin;
 
 pub use self::args::{Args, LogFormat};
 pub use self::store::Store;
+pub use self::strip::StripHeaders;
 
 /// The settings of a gateway, validated and complete.
 #[derive(Clone, Debug)]
@@ -41,10 +43,20 @@ pub struct Settings {
     pub idle: Duration,
     /// The maximum number of concurrent refreshes. Default: 256.
     pub refreshes_in_flight: usize,
+    /// The maximum number of concurrent logins at the authorization server. Default: 64.
+    pub logins_in_flight: usize,
+    /// The maximum number of concurrent logins of one address. Default: `None`, no limit of its own.
+    pub logins_in_flight_per_address: Option<usize>,
+    /// The maximum number of concurrent requests that are proxied. Default: `None`, a quarter of the file descriptors.
+    pub requests_in_flight: Option<usize>,
+    /// The maximum number of concurrent requests of one session that are proxied. Default: 256.
+    pub requests_in_flight_per_session: u32,
     /// The time before its expiry at which a token is refreshed. Default: `None`, only after a 401.
     pub refresh_early: Option<Duration>,
     /// The time-out of a refresh. Default: 20 s, of which the claim of another gateway that was killed may take up 15.
     pub refresh_timeout: Duration,
+    /// Further headers that are removed from the requests of clients. Default: none.
+    pub strip_headers: StripHeaders,
     /// The maximum size of a request body, in bytes. Default: 64 MiB.
     pub body_limit: u64,
     /// The longest time without progress of the upstream. Default: 30 s.
@@ -52,6 +64,12 @@ pub struct Settings {
     /// The longest time in which a client sends nothing of its request, or reads nothing of its response.
     /// Default: 30 s.
     pub client_timeout: Duration,
+    /// The maximum number of connections of clients. Default: `None`, half of the file descriptors.
+    pub max_connections: Option<usize>,
+    /// The maximum number of connections of one address. Default: `None`, no limit of its own.
+    pub max_connections_per_address: Option<usize>,
+    /// The time without requests after which a connection is closed. Default: 75 s.
+    pub idle_connection_timeout: Duration,
     /// The longest time that a shutdown waits for open requests, refreshes and sign-outs. Default: 30 s.
     pub shutdown_timeout: Duration,
     /// Allows `http://` to hosts other than loopback. Default: `false`.
@@ -118,11 +136,19 @@ impl Args {
             },
             _ => return Err(missing("--auth (or --token-endpoint, or --demo)")),
         };
-        if self.max_sessions == 0 {
-            return Err(InvalidSetting::of("--max-sessions", "must be at least 1"));
-        }
-        if self.refreshes_in_flight == 0 {
-            return Err(InvalidSetting::of("--refreshes-in-flight", "must be at least 1"));
+        for (flag, count) in [
+            ("--max-sessions", Some(self.max_sessions)),
+            ("--refreshes-in-flight", Some(self.refreshes_in_flight)),
+            ("--logins-in-flight", Some(self.logins_in_flight)),
+            ("--logins-in-flight-per-address", self.logins_in_flight_per_address),
+            ("--requests-in-flight", self.requests_in_flight),
+            ("--requests-in-flight-per-session", Some(self.requests_in_flight_per_session as usize)),
+            ("--max-connections", self.max_connections),
+            ("--max-connections-per-address", self.max_connections_per_address),
+        ] {
+            if count == Some(0) {
+                return Err(InvalidSetting::of(flag, "must be at least 1"));
+            }
         }
         let store = self.store.map_or(Ok(Store::Memory), |store| Store::read(&store, self.allow_plain_http))?;
         if store == Store::Memory && self.store_keys.is_some() {
@@ -142,11 +168,19 @@ impl Args {
             max_sessions: self.max_sessions,
             idle: self.idle,
             refreshes_in_flight: self.refreshes_in_flight,
+            logins_in_flight: self.logins_in_flight,
+            logins_in_flight_per_address: self.logins_in_flight_per_address,
+            requests_in_flight: self.requests_in_flight,
+            requests_in_flight_per_session: self.requests_in_flight_per_session,
             refresh_early: self.refresh_early,
             refresh_timeout: self.refresh_timeout,
+            strip_headers: StripHeaders::read(&self.strip_header)?,
             body_limit: self.body_limit,
             upstream_timeout: self.upstream_timeout,
             client_timeout: self.client_timeout,
+            max_connections: self.max_connections,
+            max_connections_per_address: self.max_connections_per_address,
+            idle_connection_timeout: self.idle_connection_timeout,
             shutdown_timeout: self.shutdown_timeout,
             allow_plain_http: self.allow_plain_http,
         })

@@ -9,14 +9,15 @@ use std::time::Duration;
 use axum::body::Body as ClientBody;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
 use tower::BoxError;
 
-use super::headers::drop_credentials;
+use super::headers::{trailers_to_client, trailers_to_upstream};
+use crate::app::App;
+use crate::config::StripHeaders;
+use crate::limits::RequestPermit;
 use crate::problem::Kind;
-
-/// A response body of any source.
-pub(crate) type BoxBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
 
 /// A client's body, which fails if it is too long or stalls.
 pub(crate) struct UploadBody {
@@ -24,6 +25,7 @@ pub(crate) struct UploadBody {
     remaining: u64,
     stall: StallTimer,
     failure: UploadFailure,
+    strip: Arc<StripHeaders>,
 }
 
 /// The failure of an [`UploadBody`], shared with the code that maps the upstream's error to a response.
@@ -48,9 +50,10 @@ impl UploadFailure {
 }
 
 impl UploadBody {
-    pub(crate) fn new(body: ClientBody, limit: u64, timeout: Duration) -> (Self, UploadFailure) {
-        let failure = UploadFailure::default();
-        (Self { body, remaining: limit, stall: StallTimer::new(timeout), failure: failure.clone() }, failure)
+    pub(crate) fn new(body: ClientBody, app: &App) -> (Self, UploadFailure) {
+        let (failure, stall) = (UploadFailure::default(), StallTimer::new(app.client_timeout));
+        let body = Self { body, remaining: app.body_limit, stall, failure: failure.clone(), strip: app.strip.clone() };
+        (body, failure)
     }
 
     fn fail(&self, failure: u8, error: impl Into<BoxError>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
@@ -81,7 +84,7 @@ impl Body for UploadBody {
             }
         }
         if let Some(trailers) = frame.trailers_mut() {
-            drop_credentials(trailers);
+            trailers_to_upstream(trailers, &self.strip);
         }
         Poll::Ready(Some(Ok(frame)))
     }
@@ -96,21 +99,18 @@ impl Body for UploadBody {
 }
 
 /// An upstream's body, which fails if it stalls.
-pub(super) struct DownloadBody<B> {
-    body: B,
+pub(super) struct DownloadBody {
+    body: Incoming,
     stall: StallTimer,
 }
 
-impl<B> DownloadBody<B> {
-    pub(super) fn new(body: B, timeout: Duration) -> Self {
+impl DownloadBody {
+    pub(super) fn new(body: Incoming, timeout: Duration) -> Self {
         Self { body, stall: StallTimer::new(timeout) }
     }
 }
 
-impl<B> Body for DownloadBody<B>
-where
-    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
-{
+impl Body for DownloadBody {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -125,6 +125,41 @@ where
                 Poll::Ready(Some(Err("the upstream stalled during the response".into())))
             }
         }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A response's body with checked trailers, which keeps its request counted as one in flight.
+pub(super) struct AdmittedBody<B> {
+    body: B,
+    _permit: RequestPermit,
+}
+
+impl<B> AdmittedBody<B> {
+    pub(super) fn new(body: B, permit: RequestPermit) -> Self {
+        Self { body, _permit: permit }
+    }
+}
+
+impl<B: Body + Unpin> Body for AdmittedBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let mut frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            trailers_to_client(trailers);
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,15 +1,16 @@
 //! Rewrites the headers that cross the gateway.
 
 use http::header::{
-    ALT_SVC, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, LOCATION, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+    ALT_SVC, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, LOCATION,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 
 use super::path;
-use crate::config::PublicOrigin;
+use crate::config::{PublicOrigin, StripHeaders};
 use crate::cookie::SessionCookie;
+use crate::fields;
 use crate::server::Peer;
 
 /// Hop-by-hop headers (RFC 9110 §7.6.1) and proxy authentication (§11.7).
@@ -25,9 +26,50 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     HeaderName::from_static("http2-settings"),
 ];
 
+/// Headers that have their meaning for the gateway, which another spelling would bypass.
+const NOT_SPELLED_OTHERWISE: [&str; 9] = [
+    "authorization",
+    "connection",
+    "content-length",
+    "content-type",
+    "cookie",
+    "host",
+    "origin",
+    "proxy-authorization",
+    "transfer-encoding",
+];
+
+/// Fields that must not be trailers.
+const NO_TRAILERS: [&str; 24] = [
+    "age",
+    "alt-svc",
+    "authentication-info",
+    "authorization",
+    "cache-control",
+    "clear-site-data",
+    "cookie",
+    "date",
+    "expect",
+    "expires",
+    "host",
+    "location",
+    "max-forwards",
+    "origin",
+    "pragma",
+    "range",
+    "refresh",
+    "retry-after",
+    "set-cookie",
+    "strict-transport-security",
+    "trailer",
+    "vary",
+    "www-authenticate",
+    "x-frame-options",
+];
+
 /// Headers in which proxies and identity providers describe the client. Upstreams may trust them, so a client must not
 /// set them.
-const IDENTITY: [&str; 33] = [
+const IDENTITY: [&str; 36] = [
     "client-ip",
     "x-client-ip",
     "x-real-ip",
@@ -60,12 +102,25 @@ const IDENTITY: [&str; 33] = [
     "x-serverless-authorization",
     "x-client-cert",
     "x-arr-clientcert",
-    "remote-user",
+    "iv-user",
+    "iv-groups",
+    "sm-user",
+    // CGI programs take it for the variable `HTTP_PROXY` (CVE-2016-5385).
+    "proxy",
 ];
 
 /// Prefixes of such headers.
-const IDENTITY_PREFIXES: [&str; 25] = [
+const IDENTITY_PREFIXES: [&str; 33] = [
     "x-remote-",
+    "remote-",
+    // RFC 9440.
+    "client-cert",
+    "oidc-",
+    "x-oidc-",
+    "x-jwt-",
+    "mellon-",
+    "shib-",
+    "x-amzn-mtls-",
     "x-auth-",
     "x-authenticated-",
     "x-authentik-",
@@ -92,8 +147,11 @@ const IDENTITY_PREFIXES: [&str; 25] = [
     "tailscale-user-",
 ];
 
+/// The number of headers that are added to a request: four here, the token and the host.
+const ADDED: usize = 6;
+
 /// Rewrites the headers of a client's request for the upstream.
-pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicOrigin) {
+pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicOrigin, strip: &StripHeaders) {
     let Parts { headers, uri, version, .. } = head;
     let host = match (public, headers.get(HOST)) {
         // Not the client's `Host`: the upstream may build links from it.
@@ -102,10 +160,10 @@ pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicO
         // HTTP/2 sends the host in a pseudo-header.
         (PublicOrigin::Loopback, None) => uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok()),
     };
-    drop_hop_by_hop(headers);
-    drop_credentials(headers);
-    // The HTTP client sets the upstream's host.
-    headers.remove(HOST);
+    let is_hop_by_hop = hop_by_hop(headers);
+    // The HTTP client sets the upstream's host, and the gateway has met the expectation itself.
+    remove_all(headers, |name| [EXPECT, HOST].contains(name) || is_hop_by_hop(name) || is_credential(name, strip));
+    headers.reserve(ADDED);
     if let Some(value) = peer.and_then(|Peer(address)| HeaderValue::from_str(&address.ip().to_string()).ok()) {
         headers.insert(HeaderName::from_static("x-forwarded-for"), value);
     }
@@ -127,21 +185,33 @@ fn authority(origin: &str) -> &str {
     origin.split_once("://").map_or(origin, |(_, authority)| authority)
 }
 
-/// Removes credentials and identity headers that only the gateway may set. Applies to trailers too.
-pub(super) fn drop_credentials(headers: &mut HeaderMap) {
-    remove_all(headers, is_credential);
+/// Removes from a client's trailers what the upstream could take for headers.
+pub(super) fn trailers_to_upstream(trailers: &mut HeaderMap, strip: &StripHeaders) {
+    let is_hop_by_hop = hop_by_hop(trailers);
+    remove_all(trailers, |name| is_hop_by_hop(name) || is_credential(name, strip) || is_no_trailer(name));
+}
+
+/// Removes from an upstream's trailers what the client could take for headers.
+pub(super) fn trailers_to_client(trailers: &mut HeaderMap) {
+    let is_hop_by_hop = hop_by_hop(trailers);
+    remove_all(trailers, |name| is_hop_by_hop(name) || is_no_trailer(name));
+}
+
+/// Checks if a field must be a header: fields for framing, routing, authentication and caching (RFC 9110 §6.5.1), and
+/// those by which a browser is told what to do.
+fn is_no_trailer(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    ["access-control-", "content-", "cross-origin-", "sec-"].iter().any(|prefix| name.starts_with(prefix))
+        || NO_TRAILERS.contains(&name)
 }
 
 /// Rewrites the headers of an upstream's response for the client.
 pub(super) fn to_client(headers: &mut HeaderMap, upstream: &Uri, cookie: SessionCookie) {
-    drop_hop_by_hop(headers);
-    // The upstream's CORS policy is for clients with a token of their own, not for ones with a cookie.
-    remove_all(headers, |name| name.as_str().starts_with("access-control-"));
-    // `Alt-Svc` names alternatives of the upstream's host, which a browser would apply to the gateway's.
-    headers.remove(ALT_SVC);
+    let is_hop_by_hop = hop_by_hop(headers);
+    remove_all(headers, |name| is_hop_by_hop(name) || is_for_clients_of_the_upstream(name));
     // A browser has no token for the upstream itself.
-    let location = headers.get(LOCATION).and_then(|location| path::to_gateway(upstream, location.to_str().ok()?));
-    if let Some(location) = location.and_then(|location| HeaderValue::try_from(location).ok()) {
+    let location = headers.get(LOCATION).and_then(|location| path::to_gateway(upstream, location.as_bytes()));
+    if let Some(location) = location.and_then(|location| HeaderValue::from_bytes(location).ok()) {
         headers.insert(LOCATION, location);
     }
     // The response depends on a token, but a cache in front of the gateway sees no `Authorization` (RFC 9111 §3.5).
@@ -160,13 +230,12 @@ pub(super) fn to_client(headers: &mut HeaderMap, upstream: &Uri, cookie: Session
 
 /// Checks if a `Cache-Control` explicitly forbids or allows a shared cache to store the response.
 fn decides_sharing(value: &HeaderValue) -> bool {
-    let directives = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-    directives.filter_map(|directive| str::from_utf8(directive).ok()).any(|directive| {
-        let (name, fields) = directive.split_once('=').unwrap_or((directive, ""));
-        match &*name.trim_end().to_ascii_lowercase() {
+    value.as_bytes().split(|byte| *byte == b',').any(|directive| {
+        let (name, fields) = fields::split_once(directive, b'=').unwrap_or((fields::trim(directive), b""));
+        match &*name.to_ascii_lowercase() {
             // With field names, `private` covers only those fields.
-            "private" => fields.is_empty(),
-            "no-store" | "public" | "s-maxage" | "must-revalidate" => true,
+            b"private" => fields.is_empty(),
+            b"no-store" | b"public" | b"s-maxage" | b"must-revalidate" => true,
             _ => false,
         }
     })
@@ -179,38 +248,40 @@ fn remove_all(headers: &mut HeaderMap, predicate: impl Fn(&HeaderName) -> bool) 
     }
 }
 
-fn drop_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(TRANSFER_ENCODING) {
-        // The transfer coding overrides the length, which may be wrong (RFC 9112 §6.3).
-        headers.remove(CONTENT_LENGTH);
-    }
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-        .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
-        headers.remove(name);
-    }
+/// Returns the predicate of the names that belong to this message's connection.
+fn hop_by_hop(headers: &HeaderMap) -> impl Fn(&HeaderName) -> bool + use<> {
+    let named: Vec<_> =
+        fields::list(headers, &CONNECTION).filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
+    // The transfer coding overrides the length, which may be wrong (RFC 9112 §6.3).
+    let has_wrong_length = headers.contains_key(TRANSFER_ENCODING);
+    move |name| HOP_BY_HOP.contains(name) || named.contains(name) || (has_wrong_length && *name == CONTENT_LENGTH)
 }
 
-fn is_credential(name: &HeaderName) -> bool {
-    if [AUTHORIZATION, COOKIE].contains(name) {
-        return true;
-    }
-    let name = name.as_str();
+/// Checks for the names that are meant for clients of the upstream itself.
+///
+/// Its CORS policy is for clients with a token of their own, not for ones with a cookie. `Alt-Svc` names alternatives of
+/// the upstream's host, which a browser would apply to the gateway's.
+fn is_for_clients_of_the_upstream(name: &HeaderName) -> bool {
+    *name == ALT_SVC || name.as_str().starts_with("access-control-")
+}
+
+fn is_credential(name: &HeaderName, strip: &StripHeaders) -> bool {
     let is = |name: &str| {
         name.contains("forwarded")
             || IDENTITY.contains(&name)
             || IDENTITY_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+            || strip.contains(name)
     };
-    // CGI and WSGI upstreams can't tell `x_real_ip` from `x-real-ip`.
-    if name.contains('_') {
-        let name = name.replace('_', "-");
-        return is(&name) || matches!(&*name, "authorization" | "cookie");
+    if [AUTHORIZATION, COOKIE].contains(name) {
+        return true;
     }
-    is(name)
+    let name = name.as_str();
+    if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        return is(name);
+    }
+    // To CGI and WSGI upstreams, `x_real_ip` and `x.real.ip` are `x-real-ip`.
+    let name = StripHeaders::normalized(name);
+    is(&name) || NOT_SPELLED_OTHERWISE.contains(&&*name)
 }
 
 #[cfg(test)]
@@ -270,6 +341,17 @@ mod tests {
             ("x-vercel-forwarded-for", "1.2.3.4"),
             ("do-forwarded-by", "root"),
             ("my_forwarded_user", "root"),
+            ("my.forwarded.user", "root"),
+            ("remote-user", "root"),
+            ("remote_groups", "root"),
+            ("client-cert", ":MII=:"),
+            ("client-cert-chain", ":MII=:"),
+            ("oidc_claim_sub", "root"),
+            ("oidc-access-token", "eyJ"),
+            ("proxy", "http://evil.example"),
+            ("transfer_encoding", "chunked"),
+            ("content_length", "5"),
+            ("expect", "100-continue"),
             ("http2-settings", "AAMAAABk"),
             ("proxy-authorization", "Basic x"),
             ("connection", "keep-alive, X-Secret-Hop"),
@@ -284,7 +366,7 @@ mod tests {
         let public = PublicOrigin::Named(Origin::parse("https://app.example.com:8443").unwrap());
         let (mut head, ()) = http::Request::get("/api/x").version(Version::HTTP_2).body(()).unwrap().into_parts();
         head.headers = sent;
-        to_upstream(&mut head, Some(peer), &public);
+        to_upstream(&mut head, Some(peer), &public, &StripHeaders::default());
         let headers = head.headers;
         assert_eq!(
             names(&headers),

@@ -9,28 +9,29 @@ mod stall_timeout;
 mod upstream;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use http::header::{ALLOW, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, Method, Version};
 use http_body::Body as _;
-use tower::ServiceExt;
 use tower_auth_refresh::{Session, SessionState};
 
-use self::body::UploadBody;
+use self::body::{AdmittedBody, UploadBody};
 use self::slow_client::with_client_timeout;
 use self::upstream::NoToken;
-pub(crate) use self::upstream::{HttpsClient, UpstreamClient, client, client_without_refresh, https};
+pub(crate) use self::upstream::{HttpsClient, UpstreamClient, https};
 use crate::app::App;
 use crate::cookie::SessionId;
+use crate::fields;
+use crate::limits::{Exceeded, RequestPermit};
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
 use crate::server::Peer;
 
 /// Proxies a request for the API.
-pub(crate) async fn proxy(State(app): State<App>, request: Request) -> Response {
-    match Call::admit(&app, request).await {
-        Ok(call) => call.send(&app).await,
+pub(crate) async fn proxy(app: &App, request: Request) -> Response {
+    match Call::admit(app, request).await {
+        Ok(call) => call.send(app).await,
         Err(response) => response,
     }
 }
@@ -38,6 +39,7 @@ pub(crate) async fn proxy(State(app): State<App>, request: Request) -> Response 
 /// A request that has passed all checks.
 struct Call {
     id: SessionId,
+    permit: RequestPermit,
     session: Session,
     head: Parts,
     body: Body,
@@ -69,34 +71,46 @@ impl Call {
             Err(error) => return Err(Problem::from(error).into_response()),
         };
         let session = require_active(app, id, session).await?;
+        let permit = app.requests.admit(id).map_err(|exceeded| {
+            let kind = match exceeded {
+                Exceeded::OfAll => Kind::Overloaded,
+                Exceeded::OfSession => Kind::TooManyRequests,
+            };
+            Problem::from(kind).retry_after(DEFAULT_RETRY_AFTER).into_response()
+        })?;
         if body.size_hint().lower() > app.body_limit {
             return Err(Kind::BodyTooLarge.into_response());
         }
-        Ok(Self { id, session, head, body })
+        Ok(Self { id, permit, session, head, body })
     }
 
     /// Sends the request and returns the upstream's response or an error response.
     async fn send(self, app: &App) -> Response {
-        let Self { id, session, mut head, body } = self;
+        let Self { id, permit, session, mut head, body } = self;
         let Some(uri) = path::to_upstream(&app.upstream.uri, &head.uri) else {
             return Kind::MalformedRequest.into_response();
         };
         let peer = head.extensions.remove::<Peer>();
-        headers::to_upstream(&mut head, peer, &app.public);
+        headers::to_upstream(&mut head, peer, &app.public, &app.strip);
         head.uri = uri;
         // The version and the extensions belong to the client's connection.
         let version = std::mem::replace(&mut head.version, Version::HTTP_11);
         head.extensions.clear();
         head.extensions.insert(session.clone());
-        let (body, upload_failure) = UploadBody::new(body, app.body_limit, app.client_timeout);
+        let (body, upload_failure) = UploadBody::new(body, app);
 
-        match app.client.clone().oneshot(Request::from_parts(head, body)).await {
+        match app.client.send(Request::from_parts(head, body)).await {
             Ok(response) => {
                 // With its last handle dropped, a session that has ended is removed at once.
                 drop(session);
                 let is_multiplexed = version == Version::HTTP_2;
-                let response = response
-                    .map(|body| if is_multiplexed { with_client_timeout(body, app.client_timeout) } else { body });
+                let response = response.map(|body| {
+                    if is_multiplexed {
+                        Body::new(AdmittedBody::new(with_client_timeout(body, app.client_timeout), permit))
+                    } else {
+                        Body::new(AdmittedBody::new(body, permit))
+                    }
+                });
                 outcome::response(app, id, response, &upload_failure).await
             }
             Err(error) if error.is::<NoToken>() => match require_active(app, id, session).await {
@@ -123,8 +137,7 @@ async fn require_active(app: &App, id: SessionId, session: Session) -> Result<Se
 /// Checks if a request asks for another protocol (RFC 9110 §7.8). `h2c` may be ignored: the response over HTTP/1.1 is
 /// equivalent.
 fn asks_to_upgrade(headers: &HeaderMap) -> bool {
-    let mut protocols = headers.get_all(UPGRADE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    protocols.any(|protocol| !protocol.trim_ascii().eq_ignore_ascii_case(b"h2c"))
+    fields::list(headers, &UPGRADE).any(|protocol| !protocol.eq_ignore_ascii_case(b"h2c"))
 }
 
 /// Removes a session that the authorization server has ended, and clears its cookie.

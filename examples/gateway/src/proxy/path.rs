@@ -4,10 +4,18 @@ use http::Uri;
 
 /// Checks that a path has no `.` or `..` segment, in any encoding, that could lead out of `/api`.
 pub(super) fn has_no_dot_segments(path: &str) -> bool {
-    let once = percent_decode(path.as_bytes());
+    let path = path.as_bytes();
+    if has_dot_segment(path) {
+        return false;
+    }
+    // Most paths have nothing to decode.
+    if !path.contains(&b'%') {
+        return true;
+    }
+    let once = percent_decode(path);
     // A proxy between this gateway and the upstream may decode the path once more.
     let twice = percent_decode(&once);
-    ![path.as_bytes(), &once, &twice].into_iter().any(has_dot_segment)
+    ![once, twice].iter().any(|path| has_dot_segment(path))
 }
 
 fn has_dot_segment(path: &[u8]) -> bool {
@@ -50,13 +58,18 @@ pub(super) fn to_upstream(upstream: &Uri, request: &Uri) -> Option<Uri> {
 }
 
 /// Returns the gateway's path for a URL within the upstream's API, and `None` for any other URL.
-pub(super) fn to_gateway(upstream: &Uri, url: &str) -> Option<String> {
-    let (url, fragment) = url.split_at(url.find('#').unwrap_or(url.len()));
-    let url = url.parse::<Uri>().ok()?;
-    let path = url.path_and_query()?.as_str().strip_prefix(upstream.path().trim_end_matches('/'))?;
-    let rest = path.strip_prefix("/api")?;
-    let same_origin = url.scheme() == upstream.scheme() && url.authority() == upstream.authority();
-    (same_origin && (rest.is_empty() || rest.starts_with(['/', '?']))).then(|| format!("{path}{fragment}"))
+///
+/// Only the origin has to be a valid URL: some servers send paths that aren't encoded.
+pub(super) fn to_gateway<'a>(upstream: &Uri, url: &'a [u8]) -> Option<&'a [u8]> {
+    let scheme = url.windows(3).position(|bytes| bytes == b"://")? + 3;
+    let length = url[scheme..].iter().position(|byte| matches!(byte, b'/' | b'?' | b'#'));
+    let (origin, path) = url.split_at(length.map_or(url.len(), |length| scheme + length));
+    let origin = Uri::try_from(origin).ok()?;
+    if origin.scheme() != upstream.scheme() || origin.authority() != upstream.authority() {
+        return None;
+    }
+    let path = path.strip_prefix(upstream.path().trim_end_matches('/').as_bytes())?;
+    matches!(path.strip_prefix(b"/api")?, [] | [b'/' | b'?' | b'#', ..]).then_some(path)
 }
 
 #[cfg(test)]
@@ -117,9 +130,15 @@ mod tests {
     #[test]
     fn urls_within_the_upstreams_api_map_to_the_gateway() {
         let mapped = |upstream: &'static str, url| to_gateway(&Uri::from_static(upstream), url);
-        let path = |path: &str| Some(path.to_owned());
-        assert_eq!(mapped("https://api.example.com", "https://api.example.com/api/a?b#c"), path("/api/a?b#c"));
-        assert_eq!(mapped("https://api.example.com/v1/", "https://API.example.com/v1/api?b"), path("/api?b"));
+        let api = "https://api.example.com";
+        assert_eq!(mapped(api, b"https://api.example.com/api/a?b#c"), Some(&b"/api/a?b#c"[..]));
+        assert_eq!(mapped(api, b"https://api.example.com/api#c"), Some(&b"/api#c"[..]));
+        assert_eq!(mapped("https://api.example.com/v1/", b"https://API.example.com/v1/api?b"), Some(&b"/api?b"[..]));
+        // Bytes that a URL must encode.
+        for path in [&b"/api/caf\xc3\xa9"[..], b"/api/caf\xe9?\xff", b"/api/a b|c#\xe9"] {
+            let url = [api.as_bytes(), path].concat();
+            assert_eq!(to_gateway(&Uri::from_static(api), &url), Some(path), "{path:?}");
+        }
         for url in [
             "http://api.example.com/v1/api/a",
             "https://api.example.com:8443/v1/api/a",
@@ -130,7 +149,7 @@ mod tests {
             "//api.example.com/v1/api/a",
             "",
         ] {
-            assert_eq!(mapped("https://api.example.com/v1", url), None, "{url}");
+            assert_eq!(mapped("https://api.example.com/v1", url.as_bytes()), None, "{url}");
         }
     }
 }

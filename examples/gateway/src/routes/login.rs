@@ -14,7 +14,9 @@ use tower_auth_refresh::SessionRegistryError;
 use crate::app::App;
 use crate::auth::LoginFailed;
 use crate::cookie::SessionId;
+use crate::fields;
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
+use crate::server::Peer;
 
 /// The maximum size of the credentials.
 const BODY_LIMIT: usize = 16 * 1024;
@@ -26,10 +28,23 @@ const BODY_LIMIT: usize = 16 * 1024;
 pub(crate) async fn login(State(app): State<App>, request: Request) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
     let credentials = credentials(&app, &head.headers, body).await?;
-    let task = app.tasks.spawn(sign_in(app.clone(), credentials));
+    // Counted from here on: slow credentials keep no other login out.
+    let address = head.extensions.get::<Peer>().map(|Peer(address)| address.ip());
+    let Some(permit) = app.logins.admit(address) else {
+        return Err(Problem::from(Kind::TooManyLogins).retry_after(DEFAULT_RETRY_AFTER));
+    };
+    let previous = app.cookie.read(&head.headers);
+    let task = app.tasks.spawn({
+        let app = app.clone();
+        async move {
+            let session = sign_in(app, credentials, previous).await;
+            drop(permit);
+            session
+        }
+    });
     let (session, _guard) = task.await.map_err(|_panic| Kind::Internal)?;
     let session = session?;
-    if let Some(previous) = app.cookie.read(&head.headers) {
+    if let Some(previous) = previous {
         app.sign_out(previous).await;
     }
     let mut response = StatusCode::NO_CONTENT.into_response();
@@ -38,9 +53,7 @@ pub(crate) async fn login(State(app): State<App>, request: Request) -> Result<Re
 }
 
 async fn credentials(app: &App, headers: &HeaderMap, body: Body) -> Result<Map<String, Value>, Problem> {
-    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let essence = kind.split(';').next().unwrap_or_default().trim();
-    if !essence.eq_ignore_ascii_case("application/json") {
+    if !is_json(headers) {
         return Err(Kind::WrongMediaType.into());
     }
     let body = match tokio::time::timeout(app.client_timeout, to_bytes(body, BODY_LIMIT)).await {
@@ -54,7 +67,20 @@ async fn credentials(app: &App, headers: &HeaderMap, body: Body) -> Result<Map<S
     serde_json::from_slice(&body).map_err(|_| Kind::MalformedRequest.into())
 }
 
-async fn sign_in(app: App, credentials: Map<String, Value>) -> Result<PendingSession, Problem> {
+/// Checks that there is one media type, and that it is JSON. Its parameters are ignored.
+fn is_json(headers: &HeaderMap) -> bool {
+    let mut kinds = headers.get_all(CONTENT_TYPE).iter().map(|kind| {
+        let essence = kind.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default();
+        fields::trim(essence).eq_ignore_ascii_case(b"application/json")
+    });
+    kinds.next() == Some(true) && kinds.next().is_none()
+}
+
+async fn sign_in(
+    app: App,
+    credentials: Map<String, Value>,
+    previous: Option<SessionId>,
+) -> Result<PendingSession, Problem> {
     // Always a new number, against session fixation: an existing one may be known to an attacker.
     let id = SessionId::random().map_err(|error| {
         tracing::error!(%error, "random number generation failed");
@@ -62,7 +88,7 @@ async fn sign_in(app: App, credentials: Map<String, Value>) -> Result<PendingSes
     })?;
     let tokens = app.auth.login(&credentials).await.map_err(|failed| match failed {
         LoginFailed::WrongCredentials => Kind::WrongCredentials.into(),
-        LoginFailed::Incomplete => Kind::MalformedRequest.into(),
+        LoginFailed::Malformed => Kind::MalformedRequest.into(),
         LoginFailed::Unavailable { retry_after } => {
             let problem = Problem::from(Kind::AuthServerUnavailable);
             problem.retry_after(retry_after.unwrap_or(DEFAULT_RETRY_AFTER))
@@ -72,7 +98,15 @@ async fn sign_in(app: App, credentials: Map<String, Value>) -> Result<PendingSes
             Problem::from(Kind::AuthServerFailed)
         }
     })?;
-    match app.sessions.sign_in(id, tokens.clone()).await {
+    let mut signed_in = app.sessions.sign_in(id, tokens.clone()).await;
+    if let (Err(SessionRegistryError::Full), Some(previous)) = (&signed_in, previous)
+        && app.sessions.peek(&previous).is_some()
+    {
+        // The session that this login replaces makes room for it.
+        app.sign_out(previous).await;
+        signed_in = app.sessions.sign_in(id, tokens.clone()).await;
+    }
+    match signed_in {
         Ok(_) => {}
         Err(SessionRegistryError::Session(error)) => {
             // The user is signed in all the same. The session retries the write.

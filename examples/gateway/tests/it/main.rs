@@ -2,13 +2,24 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../support/http2.rs"]
+mod http2;
+#[path = "../support/nginx.rs"]
+mod nginx;
 #[path = "../support/test_gateway.rs"]
 mod test_gateway;
 
 mod cancellation;
+mod connections;
 mod credentials;
 mod failures;
+mod fields;
+mod identity_headers;
+mod limits;
 mod oauth;
 mod sessions;
+mod slow_readers;
 mod streaming;
+mod uploads;
 mod users;
+mod versions;

@@ -114,7 +114,7 @@ async fn settled(counter: &AtomicUsize) -> usize {
 /// A client that does not read its response must not occupy the upstream without limit.
 #[tokio::test]
 async fn a_client_that_stops_reading_is_cut_off() {
-    let (gateway, open) = endless_responses().await;
+    let (gateway, open) = endless_responses(Duration::from_millis(300)).await;
     let cookie = gateway.browser("ada").await.cookie.unwrap();
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     let request = format!("GET /api/x HTTP/1.1\r\nhost: {}\r\ncookie: {cookie}\r\n\r\n", gateway.address);
@@ -126,7 +126,7 @@ async fn a_client_that_stops_reading_is_cut_off() {
 /// The connection stays alive, and its other streams continue.
 #[tokio::test]
 async fn a_stream_that_its_client_stops_reading_is_cut_off() {
-    let (gateway, open) = endless_responses().await;
+    let (gateway, open) = endless_responses(Duration::from_millis(300)).await;
     let cookie = gateway.browser("ada").await.cookie.unwrap();
     let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Body>();
     let get = |path: &str| {
@@ -146,8 +146,8 @@ async fn a_stream_that_its_client_stops_reading_is_cut_off() {
     assert_eq!(get("/healthz").await.unwrap().status(), 200);
 }
 
-/// Starts a gateway with a short client time-out, and counts the open endless responses of its upstream.
-async fn endless_responses() -> (TestGateway, Arc<AtomicUsize>) {
+/// Starts a gateway with this client time-out, and counts the open endless responses of its upstream.
+pub(crate) async fn endless_responses(client_timeout: Duration) -> (TestGateway, Arc<AtomicUsize>) {
     struct Held(Arc<AtomicUsize>);
     impl Drop for Held {
         fn drop(&mut self) {
@@ -165,12 +165,12 @@ async fn endless_responses() -> (TestGateway, Arc<AtomicUsize>) {
         }))
     };
     let gateway = TestGateway::with_upstream(Router::new().fallback(any(endless)), |settings| {
-        settings.client_timeout = Duration::from_millis(300);
+        settings.client_timeout = client_timeout;
     });
     (gateway.await, open)
 }
 
-async fn reached(counter: &AtomicUsize, count: usize) {
+pub(crate) async fn reached(counter: &AtomicUsize, count: usize) {
     let reached = async {
         while counter.load(Ordering::Relaxed) != count {
             sleep(Duration::from_millis(10)).await;

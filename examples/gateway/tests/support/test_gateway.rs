@@ -162,6 +162,11 @@ impl Browser {
         Self { client, origin: format!("http://{address}"), cookie: None }
     }
 
+    /// Sends the requests from here on to another address: that of a proxy.
+    pub(crate) fn connect_to(&mut self, address: SocketAddr) {
+        self.origin = format!("http://{address}");
+    }
+
     /// Builds a request as made by a page of this origin.
     pub(crate) fn request(&self, method: Method, path: &str) -> http::request::Builder {
         let request = Request::builder().method(method).uri(format!("{}{path}", self.origin));

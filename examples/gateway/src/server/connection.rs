@@ -1,0 +1,224 @@
+//! Serves one connection: hyper does the protocol, and a supervisor beside it keeps the limits.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::activity::{Activity, State};
+use super::progress::{close_by_reset, limit_stalls};
+use super::socket::{Socket, linger};
+use super::table::Slot;
+use super::{BUFFER, Limits, Peer, exchange};
+use crate::routes::Router;
+
+/// The connection preface of HTTP/2 (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The longest interval between two peeks: the delay for a client that sends the preface in two parts.
+const MAX_PEEK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The time in which a request may still arrive on an idle connection after the shutdown has begun: the client may have
+/// sent it before it could know.
+const DRAIN_TIME: Duration = Duration::from_millis(500);
+
+/// The protocol of a connection, known from its first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// Serves a connection until it ends, a limit is exceeded, or it has to make room for another.
+pub(super) async fn serve(
+    stream: TcpStream,
+    address: SocketAddr,
+    slot: Slot,
+    router: Router,
+    limits: Limits,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let activity = &slot.activity;
+    tokio::select! {
+        biased;
+        () = activity.eviction() => {}
+        () = async {
+            if let Some(protocol) = first_bytes(&stream, limits.client_timeout, &mut stopping).await {
+                serve_protocol(stream, protocol, Peer(address), activity, router, limits, stopping).await;
+            }
+        } => {}
+    }
+}
+
+async fn serve_protocol(
+    stream: TcpStream,
+    protocol: Protocol,
+    peer: Peer,
+    activity: &Arc<Activity>,
+    router: Router,
+    limits: Limits,
+    stopping: watch::Receiver<bool>,
+) {
+    let (socket, given_back) = Socket::new(limit_stalls(stream, limits.client_timeout), protocol, activity.clone());
+    let service = {
+        let activity = activity.clone();
+        service_fn(move |request| exchange::answer(router.clone(), peer, activity.clone(), request))
+    };
+    {
+        let http = http();
+        let mut connection = pin!(http.serve_connection(TokioIo::new(socket), service));
+        let mut supervisor = Supervisor { protocol, activity, limits, stopping, drained_at: None, finishing: false };
+        loop {
+            // An error means that the client has disconnected or sent invalid HTTP: not worth a line in the log.
+            let step = tokio::select! {
+                biased;
+                _ = connection.as_mut() => break,
+                step = supervisor.next() => step,
+            };
+            match step {
+                Step::Finish => connection.as_mut().graceful_shutdown(),
+                Step::Abort => return,
+            }
+        }
+    }
+    let Ok(stream) = given_back.await else { return };
+    if activity.must_reset() {
+        close_by_reset(&stream);
+    } else if protocol == Protocol::Http1 && activity.client_sends_on() {
+        linger(stream, limits.client_timeout, limits.body_limit).await;
+    }
+}
+
+/// Returns hyper's settings. The limits of time are the supervisor's.
+fn http() -> auto::Builder<TokioExecutor> {
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1().header_read_timeout(None).max_buf_size(BUFFER);
+    http.http2().max_send_buf_size(BUFFER);
+    http
+}
+
+/// Watches over a connection beside hyper.
+struct Supervisor<'a> {
+    protocol: Protocol,
+    activity: &'a Activity,
+    limits: Limits,
+    stopping: watch::Receiver<bool>,
+    /// The end of the time in which requests may still arrive, once the shutdown has begun.
+    drained_at: Option<Instant>,
+    /// hyper has been told to finish.
+    finishing: bool,
+}
+
+/// The next step with a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Take no further requests.
+    Finish,
+    /// Close it at once.
+    Abort,
+}
+
+impl Supervisor<'_> {
+    /// Waits until the connection has to end.
+    async fn next(&mut self) -> Step {
+        loop {
+            let look = self.next_look();
+            let stops = tokio::select! {
+                biased;
+                _ = self.stopping.wait_for(|stopping| *stopping), if self.drained_at.is_none() => true,
+                () = sleep_until(look) => false,
+            };
+            if let Some(step) = if stops { self.stop() } else { self.look() } {
+                return step;
+            }
+        }
+    }
+
+    /// Begins the shutdown.
+    fn stop(&mut self) -> Option<Step> {
+        self.drained_at = Some(Instant::now() + DRAIN_TIME);
+        // HTTP/2 tells the client which requests will be answered.
+        let at_once = self.protocol == Protocol::Http2 || self.activity.state() == State::Busy;
+        if at_once { self.finish() } else { None }
+    }
+
+    /// Returns the time of the next look. A state that begins later is seen at most half a time-out late.
+    fn next_look(&self) -> Instant {
+        let soon = Instant::now() + self.limits.client_timeout / 2;
+        let due = match (self.activity.state(), self.drained_at) {
+            (_, Some(drained_at)) if !self.finishing => drained_at,
+            (State::Head(since), _) => since + self.limits.client_timeout,
+            (State::Idle(since), _) if !self.finishing => since + self.limits.idle_timeout,
+            _ => soon,
+        };
+        due.min(soon)
+    }
+
+    fn look(&mut self) -> Option<Step> {
+        let now = Instant::now();
+        let is_over = match self.activity.state() {
+            State::Busy => false,
+            State::Head(since) => return (now >= since + self.limits.client_timeout).then_some(Step::Abort),
+            // Told to finish, a client of HTTP/2 may have said nothing since.
+            State::Idle(since) if self.finishing => {
+                let end = since + self.limits.idle_timeout + self.limits.client_timeout;
+                return (now >= end).then_some(Step::Abort);
+            }
+            State::Idle(since) => now >= since + self.limits.idle_timeout,
+        };
+        let is_drained = self.drained_at.is_some_and(|drained_at| now >= drained_at);
+        if is_over || is_drained { self.finish() } else { None }
+    }
+
+    fn finish(&mut self) -> Option<Step> {
+        (!std::mem::replace(&mut self.finishing, true)).then_some(Step::Finish)
+    }
+}
+
+/// Waits for the first bytes of a connection. Returns `None` after the time-out, or when the shutdown begins first.
+async fn first_bytes(
+    stream: &TcpStream,
+    client_timeout: Duration,
+    stopping: &mut watch::Receiver<bool>,
+) -> Option<Protocol> {
+    let drained = async {
+        // The sender is kept for as long as there are connections.
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+        sleep(DRAIN_TIME).await;
+    };
+    tokio::select! {
+        // A request that has arrived before the shutdown is served.
+        biased;
+        read = timeout(client_timeout, peek_protocol(stream)) => read.ok()?.ok(),
+        () = drained => None,
+    }
+}
+
+/// Waits for enough bytes to tell HTTP/1 from HTTP/2. hyper's own detection has no time-out.
+async fn peek_protocol(stream: &TcpStream) -> io::Result<Protocol> {
+    let mut seen = [0; PREFACE.len()];
+    // A peeked socket stays readable, so no event signals more bytes: poll, at growing intervals.
+    let mut interval = Duration::from_millis(5);
+    loop {
+        let length = stream.peek(&mut seen).await?;
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if !PREFACE.starts_with(&seen[..length]) {
+            return Ok(Protocol::Http1);
+        }
+        if length == PREFACE.len() {
+            return Ok(Protocol::Http2);
+        }
+        sleep(interval).await;
+        interval = (interval * 2).min(MAX_PEEK_INTERVAL);
+    }
+}

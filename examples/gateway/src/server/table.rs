@@ -1,0 +1,199 @@
+//! [`Table`]: the open connections, limited in all and per address.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use super::activity::{Activity, State};
+
+/// The longest time between two looks for a connection that can be closed.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The open connections.
+#[derive(Debug)]
+pub(super) struct Table {
+    max: usize,
+    max_per_address: usize,
+    open: Mutex<Open>,
+    released: Notify,
+    closing: Arc<AtomicBool>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    last: u64,
+    connections: HashMap<u64, (IpAddr, Arc<Activity>)>,
+    per_address: HashMap<IpAddr, usize>,
+}
+
+/// A connection's place in the table, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Slot {
+    table: Arc<Table>,
+    key: u64,
+    address: IpAddr,
+    pub(super) activity: Arc<Activity>,
+}
+
+impl Table {
+    pub(super) fn new(max: usize, max_per_address: usize) -> Self {
+        Self { max, max_per_address, open: Mutex::default(), released: Notify::new(), closing: Arc::default() }
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a place. If there is none, the connection that has been without a request for the longest time is
+    /// closed. Returns `None` if the address has its maximum, all with requests.
+    pub(super) async fn admit(self: &Arc<Self>, address: SocketAddr) -> Option<Slot> {
+        let address = limited_address(address.ip());
+        loop {
+            let released = self.released.notified();
+            {
+                let mut open = self.open();
+                let of_address = open.per_address.get(&address).copied().unwrap_or_default();
+                if of_address >= self.max_per_address {
+                    if !open.evict(|other| *other == address) {
+                        return None;
+                    }
+                } else if open.connections.len() >= self.max {
+                    open.evict(|_| true);
+                } else {
+                    return Some(self.insert(&mut open, address));
+                }
+            }
+            // An active connection becomes idle without a signal.
+            let _ = timeout(LOOK_INTERVAL, released).await;
+        }
+    }
+
+    /// Makes each further response the last of its connection.
+    pub(super) fn close_soon(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
+    /// Closes the connection that has been without a request for the longest time.
+    pub(super) fn evict(&self) {
+        self.open().evict(|_| true);
+    }
+
+    fn insert(self: &Arc<Self>, open: &mut Open, address: IpAddr) -> Slot {
+        open.last += 1;
+        let (key, activity) = (open.last, Arc::new(Activity::new(self.closing.clone())));
+        open.connections.insert(key, (address, activity.clone()));
+        *open.per_address.entry(address).or_default() += 1;
+        Slot { table: self.clone(), key, address, activity }
+    }
+}
+
+impl Open {
+    /// Closes the connection of these addresses that has been without a request for the longest time. Returns `false`
+    /// if there is none.
+    fn evict(&self, of: impl Fn(&IpAddr) -> bool) -> bool {
+        let idle = self.connections.values().filter(|(address, _)| of(address)).filter_map(|(_, activity)| {
+            match activity.state() {
+                State::Busy => None,
+                State::Head(since) | State::Idle(since) => Some((since, activity)),
+            }
+        });
+        idle.min_by_key(|(since, _)| *since).is_some_and(|(_, activity)| {
+            activity.evict();
+            true
+        })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut open = self.table.open();
+        open.connections.remove(&self.key);
+        if let Some(count) = open.per_address.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                open.per_address.remove(&self.address);
+            }
+        }
+        drop(open);
+        self.table.released.notify_waiters();
+    }
+}
+
+/// Returns what a limit per address counts: the address, or of IPv6 the network of 64 bits that a host may choose from.
+pub(crate) fn limited_address(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            [a, b, c, d, 0, 0, 0, 0].into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(last: u8) -> SocketAddr {
+        ([192, 0, 2, last], 1234).into()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_idle_connection_makes_room() {
+        let table = Arc::new(Table::new(3, 3));
+        let mut slots = Vec::new();
+        for last in 0..3 {
+            slots.push(table.admit(address(last)).await.unwrap());
+            tokio::time::advance(Duration::from_millis(10)).await;
+        }
+        // The first has a request.
+        let _answering = slots[0].activity.request_started();
+        let admitted = tokio::spawn({
+            let table = table.clone();
+            async move { table.admit(address(9)).await.is_some() }
+        });
+        slots[1].activity.eviction().await;
+        slots.remove(1);
+        assert!(admitted.await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_table_of_active_connections_makes_room_when_one_ends() {
+        let table = Arc::new(Table::new(1, 1));
+        let slot = table.admit(address(1)).await.unwrap();
+        let answering = slot.activity.request_started();
+        let admitted = tokio::spawn({
+            let table = table.clone();
+            async move { table.admit(address(2)).await.is_some() }
+        });
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(!admitted.is_finished());
+        drop(answering);
+        slot.activity.eviction().await;
+        drop(slot);
+        assert!(admitted.await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_with_its_maximum_of_active_connections_is_refused() {
+        let table = Arc::new(Table::new(10, 2));
+        let slots = [table.admit(address(1)).await.unwrap(), table.admit(address(1)).await.unwrap()];
+        let _answering = [slots[0].activity.request_started(), slots[1].activity.request_started()];
+        assert!(table.admit(address(1)).await.is_none());
+        // An IPv4 address in the notation of IPv6 is the same.
+        assert!(table.admit("[::ffff:192.0.2.1]:1".parse().unwrap()).await.is_none());
+        assert!(table.admit(address(2)).await.is_some());
+    }
+
+    #[test]
+    fn a_network_of_64_bits_counts_as_one_address() {
+        let limited = |text: &str| limited_address(text.parse().unwrap());
+        assert_eq!(limited("2001:db8:1:2:3::4"), limited("2001:db8:1:2:ffff::"));
+        assert_ne!(limited("2001:db8:1:2:3::4"), limited("2001:db8:1:3:3::4"));
+    }
+}

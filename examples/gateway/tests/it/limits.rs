@@ -1,0 +1,237 @@
+//! Limits of what is in flight: logins, and requests of a session and in all.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::any;
+use futures_util::future::join_all;
+use gateway::{AuthServer, Settings};
+use http::{Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use tokio::net::TcpSocket;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+use crate::test_gateway::{BufferedResponse, TestGateway, serve};
+
+const LONG: Duration = Duration::from_secs(20);
+
+/// A server that holds all requests until it is opened, and then refuses them.
+#[derive(Clone)]
+struct Held {
+    gate: Arc<Semaphore>,
+    now: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+}
+
+impl Held {
+    async fn serve() -> (Self, String) {
+        let held = Self { gate: Arc::new(Semaphore::new(0)), now: Arc::default(), most: Arc::default() };
+        let answer = {
+            let held = held.clone();
+            async move || {
+                held.most.fetch_max(held.now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                let _open = held.gate.acquire().await.unwrap();
+                held.now.fetch_sub(1, Ordering::Relaxed);
+                StatusCode::UNAUTHORIZED
+            }
+        };
+        let origin = serve(Router::new().fallback(any(answer))).await;
+        (held, origin)
+    }
+
+    async fn reached(&self, count: usize) {
+        let reached = async {
+            while self.now.load(Ordering::Relaxed) < count {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(LONG, reached).await.unwrap();
+    }
+
+    fn open(&self) {
+        self.gate.add_permits(Semaphore::MAX_PERMITS);
+    }
+}
+
+fn login(gateway: &TestGateway, user: usize) -> Request<Body> {
+    Request::post(format!("http://{}/login", gateway.address))
+        .header("x-requested-with", "x")
+        .header("content-type", "application/json")
+        .body(format!(r#"{{"username":"user-{user}","password":"x"}}"#).into())
+        .unwrap()
+}
+
+fn http_2() -> Client<hyper_util::client::legacy::connect::HttpConnector, Body> {
+    Client::builder(TokioExecutor::new()).http2_only(true).build_http()
+}
+
+#[tokio::test]
+async fn logins_over_the_limit_are_refused_at_once() {
+    let (auth, origin) = Held::serve().await;
+    let gateway = TestGateway::start_with(|settings| {
+        settings.auth = AuthServer::Json(origin);
+        settings.logins_in_flight = 10;
+    });
+    let gateway = gateway.await;
+    let calls = (0..5).flat_map(|connection| {
+        let client = http_2();
+        let gateway = &gateway;
+        (0..100).map(move |user| client.request(login(gateway, connection * 100 + user)))
+    });
+    // Ten wait for the authorization server.
+    let answers = tokio::spawn(join_all(calls.collect::<Vec<_>>()));
+    auth.reached(10).await;
+    sleep(Duration::from_millis(300)).await;
+    auth.open();
+    let mut refused = 0;
+    for answer in timeout(LONG, answers).await.unwrap().unwrap() {
+        let (head, body) = answer.unwrap().into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let answer = BufferedResponse { status: head.status, headers: head.headers, body };
+        if answer.status == StatusCode::TOO_MANY_REQUESTS {
+            answer.assert_problem(429, "too-many-logins");
+            assert!(answer.headers.contains_key("retry-after"));
+            refused += 1;
+        } else {
+            answer.assert_problem(401, "wrong-credentials");
+        }
+    }
+    assert_eq!((refused, auth.most.load(Ordering::Relaxed)), (490, 10));
+    // The places are free again.
+    assert_eq!(http_2().request(login(&gateway, 0)).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+}
+
+/// A login that has been abandoned by its client still is one at the authorization server.
+#[tokio::test]
+async fn a_login_without_its_client_still_counts() {
+    let (auth, origin) = Held::serve().await;
+    let gateway = TestGateway::start_with(|settings| {
+        settings.auth = AuthServer::Json(origin);
+        settings.logins_in_flight = 1;
+    });
+    let gateway = gateway.await;
+    let call = tokio::spawn(http_2().request(login(&gateway, 0)));
+    auth.reached(1).await;
+    crate::test_gateway::disconnect(call).await;
+    let over = || async { http_2().request(login(&gateway, 1)).await.unwrap().status() };
+    assert_eq!(over().await, StatusCode::TOO_MANY_REQUESTS);
+    auth.open();
+    let free = async {
+        while over().await == StatusCode::TOO_MANY_REQUESTS {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(LONG, free).await.unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn logins_are_limited_per_address() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let (auth, origin) = Held::serve().await;
+    let gateway = TestGateway::start_with(|settings| {
+        settings.auth = AuthServer::Json(origin);
+        settings.logins_in_flight_per_address = Some(2);
+    });
+    let gateway = gateway.await;
+    let login_from = async |last: u8| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, last], 0).into()).unwrap();
+        let mut stream = socket.connect(gateway.address).await.unwrap();
+        let head = format!("host: {}\r\nx-requested-with: x\r\nconnection: close\r\n", gateway.address);
+        let request =
+            format!("POST /login HTTP/1.1\r\n{head}content-type: application/json\r\ncontent-length: 2\r\n\r\n{{}}");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        response[9..12].to_owned()
+    };
+    let waiting = async { tokio::join!(login_from(2), login_from(2), login_from(3)) };
+    let over = async {
+        auth.reached(3).await;
+        assert_eq!(login_from(2).await, "429");
+        auth.open();
+    };
+    let ((a, b, c), ()) = timeout(LONG, async { tokio::join!(waiting, over) }).await.unwrap();
+    assert_eq!([&*a, &*b, &*c], ["401"; 3]);
+}
+
+/// Starts a gateway in front of an API that holds all requests.
+async fn in_front_of_held(change: impl FnOnce(&mut Settings)) -> (Held, TestGateway) {
+    let (api, origin) = Held::serve().await;
+    let kit = tower_auth_refresh_testkit::TestServer::start().await.unwrap();
+    (api, TestGateway::in_front_of(kit, &origin, change).await)
+}
+
+#[tokio::test]
+async fn the_requests_of_a_session_are_limited() {
+    let (api, gateway) = in_front_of_held(|settings| settings.requests_in_flight_per_session = 20).await;
+    let browser = gateway.browser("ada").await;
+    let call = |client: &Client<_, Body>| {
+        let request = Request::get(format!("http://{}/api/x", gateway.address));
+        client.request(request.header("cookie", browser.cookie.clone().unwrap()).body(Body::empty()).unwrap())
+    };
+    let calls = (0..3).flat_map(|_| {
+        let client = http_2();
+        (0..100).map(|_| call(&client)).collect::<Vec<_>>()
+    });
+    let answers = tokio::spawn(join_all(calls.collect::<Vec<_>>()));
+    api.reached(20).await;
+    // Others aren't concerned.
+    let eve = gateway.browser("eve").await;
+    let other = eve.spawn_get("/api/x");
+    api.reached(21).await;
+    let over = browser.get("/api/x").await;
+    over.assert_problem(429, "too-many-requests");
+    assert!(over.headers.contains_key("retry-after"));
+    api.open();
+    other.await.unwrap();
+    let answers = timeout(LONG, answers).await.unwrap().unwrap();
+    let refused = answers.into_iter().filter(|answer| answer.as_ref().unwrap().status() == 429).count();
+    assert_eq!(refused, 280);
+    assert_ne!(browser.get("/api/x").await.status, 429);
+}
+
+#[tokio::test]
+async fn the_requests_of_all_sessions_are_limited() {
+    let (api, gateway) = in_front_of_held(|settings| settings.requests_in_flight = Some(2)).await;
+    let (ada, eve) = (gateway.browser("ada").await, gateway.browser("eve").await);
+    let calls = [ada.spawn_get("/api/x"), eve.spawn_get("/api/x")];
+    api.reached(2).await;
+    let over = eve.post("/api/x", vec![b'x'; 1000]).await;
+    over.assert_problem(503, "overloaded");
+    assert!(over.headers.contains_key("retry-after"));
+    // The gateway's own routes have no limit.
+    assert_eq!(ada.get("/session").await.status, 200);
+    api.open();
+    join_all(calls).await;
+    assert_ne!(ada.get("/api/x").await.status, 503);
+}
+
+/// A response counts until its end, and a client that disconnects counts no longer.
+#[tokio::test]
+async fn a_response_counts_until_its_end() {
+    let endless = async || Body::from_stream(futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+    let gateway = TestGateway::with_upstream(Router::new().fallback(any(endless)), |settings| {
+        settings.requests_in_flight_per_session = 1;
+    });
+    let gateway = gateway.await;
+    let browser = gateway.browser("ada").await;
+    let get = async || browser.send(browser.request(Method::GET, "/api/x").body(Body::empty()).unwrap()).await;
+    let open = get().await;
+    assert_eq!((open.status().as_u16(), get().await.status().as_u16()), (200, 429));
+    drop(open);
+    let free = async {
+        while get().await.status() == StatusCode::TOO_MANY_REQUESTS {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(LONG, free).await.unwrap();
+}

@@ -1,0 +1,73 @@
+//! A real nginx in front of a gateway.
+
+use std::env;
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// A running nginx, killed on drop.
+pub(crate) struct Nginx {
+    child: Child,
+    folder: PathBuf,
+    pub(crate) address: SocketAddr,
+}
+
+impl Nginx {
+    /// Starts nginx with its default settings in front of a server, or returns `None` if it is not installed. On CI a
+    /// missing nginx is a failure.
+    pub(crate) fn in_front_of(server: SocketAddr) -> Option<Self> {
+        let program = ["nginx", "/usr/sbin/nginx"].into_iter().find(|program| {
+            Command::new(program).arg("-v").stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+        });
+        let Some(program) = program else {
+            assert!(env::var_os("CI").is_none_or(|ci| ci != "true"), "nginx is not installed");
+            println!("skipped: nginx is not installed (apt-get install nginx-light)");
+            return None;
+        };
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let folder = env::temp_dir().join(format!("gateway-nginx-{}-{}", std::process::id(), address.port()));
+        fs::create_dir_all(&folder).unwrap();
+        // A body over 1 MiB, which nginx refuses by default, has to reach the gateway. The rest is as installed.
+        let settings = format!(
+            "daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
+            events {{}}
+            http {{
+                access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+                fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+                server {{
+                    listen {address}; client_max_body_size 64m;
+                    location / {{ proxy_pass http://{server}; proxy_set_header Host {server}; }}
+                }}
+            }}",
+            folder = folder.display()
+        );
+        fs::write(folder.join("nginx.conf"), settings).unwrap();
+        let mut command = Command::new(program);
+        command.arg("-c").arg(folder.join("nginx.conf")).arg("-p").arg(&folder);
+        let child = command.stderr(Stdio::null()).spawn().unwrap();
+        let nginx = Self { child, folder, address };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while TcpStream::connect(address).is_err() {
+            assert!(Instant::now() < deadline, "nginx doesn't listen");
+            sleep(Duration::from_millis(10));
+        }
+        Some(nginx)
+    }
+
+    /// Returns the error log.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("error.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // The master ends its worker on SIGTERM; a killed one would leave it behind.
+        let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
