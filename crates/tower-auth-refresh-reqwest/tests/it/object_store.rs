@@ -70,14 +70,15 @@ async fn a_failure_is_classified_and_its_url_left_out() {
     let accepting = tokio::spawn(async move { while closing.accept().await.is_ok() {} });
 
     let user = Numbered::new().await;
-    let service = ReqwestService::new(builder().timeout(Duration::from_millis(500))).unwrap();
-    let client = connect(&ApiClient::new(user.session, origin("http://127.0.0.1"), service));
-    for (url, kind) in [
-        (closed_url.as_str(), HttpErrorKind::Connect),
-        (silent_url.as_str(), HttpErrorKind::Timeout),
-        (closing_url.as_str(), HttpErrorKind::Interrupted),
-        ("ftp://127.0.0.1/?signature=secret", HttpErrorKind::Unknown),
+    let brief = builder().timeout(Duration::from_millis(100));
+    for (builder, url, kind) in [
+        (builder(), closed_url.as_str(), HttpErrorKind::Connect),
+        (brief, silent_url.as_str(), HttpErrorKind::Timeout),
+        (builder(), closing_url.as_str(), HttpErrorKind::Interrupted),
+        (builder(), "ftp://127.0.0.1/?signature=secret", HttpErrorKind::Unknown),
     ] {
+        let service = ReqwestService::new(builder).unwrap();
+        let client = connect(&ApiClient::new(user.session.clone(), origin("http://127.0.0.1"), service));
         let request = Request::get(url).body(HttpRequestBody::empty()).unwrap();
         let error = client.execute(request).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{error:?}");
