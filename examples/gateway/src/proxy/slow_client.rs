@@ -13,15 +13,16 @@ use http_body_util::{BodyExt, StreamBody};
 use tokio::sync::mpsc;
 use tower::BoxError;
 
-use super::body::DownloadBody;
-
 /// The most that the client has to read within the time-out.
 const PIECE: usize = 16 * 1024;
 
 type Item = Result<Frame<Bytes>, BoxError>;
 
 /// Reads `body` in a task that drops the body when the client takes no frame for `timeout`.
-pub(super) fn with_client_timeout(body: DownloadBody, timeout: Duration) -> AxumBody {
+pub(super) fn with_client_timeout<B>(body: B, timeout: Duration) -> AxumBody
+where
+    B: Body<Data = Bytes, Error = BoxError> + Send + Unpin + 'static,
+{
     if body.is_end_stream() {
         return AxumBody::new(body);
     }
@@ -39,7 +40,10 @@ pub(super) fn with_client_timeout(body: DownloadBody, timeout: Duration) -> Axum
 }
 
 /// Sends each frame in pieces, and `None` after the last.
-async fn forward(mut body: DownloadBody, sender: mpsc::Sender<Option<Item>>, timeout: Duration) {
+async fn forward<B>(mut body: B, sender: mpsc::Sender<Option<Item>>, timeout: Duration)
+where
+    B: Body<Data = Bytes, Error = BoxError> + Unpin,
+{
     loop {
         let frame = tokio::select! {
             frame = body.frame() => frame,
@@ -76,10 +80,10 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(30);
 
     /// Three frames of a mebibyte.
-    fn large_frames() -> BoxBody {
+    fn large_frames() -> AxumBody {
         let frames = std::iter::repeat_n(Bytes::from(vec![7; 1 << 20]), 3);
         let body = StreamBody::new(stream::iter(frames.map(|data| Ok(Frame::data(data)))));
-        with_client_timeout(Box::pin(body), TIMEOUT)
+        with_client_timeout(body, TIMEOUT)
     }
 
     /// At 20 kB/s. hyper takes the next frame when it has sent the last.
