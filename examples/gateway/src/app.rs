@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tower_auth_refresh::SessionRegistry;
 
 use crate::auth::Auth;
-use crate::config::{PublicOrigin, Upstream};
+use crate::config::{PublicOrigin, StripHeaders, Upstream};
 use crate::cookie::{SessionCookie, SessionId};
 use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
@@ -25,11 +25,14 @@ pub(crate) struct App(Arc<Parts>);
 
 pub(crate) struct Parts {
     pub(crate) sessions: SessionRegistry<SessionId>,
+    /// The sessions are in a store, which other gateways may share.
+    pub(crate) has_store: bool,
     pub(crate) auth: Auth,
     pub(crate) client: UpstreamClient,
     pub(crate) upstream: Upstream,
     pub(crate) public: PublicOrigin,
     pub(crate) cookie: SessionCookie,
+    pub(crate) strip: Arc<StripHeaders>,
     pub(crate) body_limit: u64,
     pub(crate) client_timeout: Duration,
     pub(crate) requests: Arc<Requests>,

@@ -1,7 +1,7 @@
 //! Protection against cross-site request forgery: unsafe requests must come from this origin.
 
 use http::header::{HOST, ORIGIN};
-use http::{HeaderMap, HeaderName, Method, Request, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use tower_auth_refresh::Origin;
 
 use crate::config::PublicOrigin;
@@ -20,8 +20,8 @@ pub(crate) fn is_cross_origin<B>(public: &PublicOrigin, request: &Request<B>) ->
 /// Requires `Sec-Fetch-Site` and `Origin`, as far as present, to name this origin. If both are absent, requires
 /// `X-Requested-With`.
 fn is_same_origin(public: &PublicOrigin, headers: &HeaderMap, uri: &Uri) -> bool {
-    let site = headers.get(SEC_FETCH_SITE).map(|site| site == "same-origin");
-    let origin = headers.get(ORIGIN).map(|origin| {
+    let site = all(headers, &SEC_FETCH_SITE, |site| site == "same-origin");
+    let origin = all(headers, &ORIGIN, |origin| {
         let origin = origin.to_str().ok().and_then(|origin| Origin::parse_allowing_http(origin).ok());
         origin.is_some_and(|origin| is_ours(public, &origin, headers, uri))
     });
@@ -30,6 +30,11 @@ fn is_same_origin(public: &PublicOrigin, headers: &HeaderMap, uri: &Uri) -> bool
         (Some(true), _) | (_, Some(true)) => true,
         (None, None) => headers.contains_key(X_REQUESTED_WITH),
     }
+}
+
+/// Checks all lines of a header: the next server may read another one than the first. Returns `None` if there is none.
+fn all(headers: &HeaderMap, name: &HeaderName, check: impl Fn(&HeaderValue) -> bool) -> Option<bool> {
+    headers.contains_key(name).then(|| headers.get_all(name).iter().all(check))
 }
 
 fn is_ours(public: &PublicOrigin, origin: &Origin, headers: &HeaderMap, uri: &Uri) -> bool {
@@ -73,6 +78,17 @@ mod tests {
         rejected(&[("origin", "http://app.example.com")]);
         rejected(&[("origin", "https://app.example.com.evil.example")]);
         rejected(&[("origin", "https://app.example.com:8443")]);
+    }
+
+    #[test]
+    fn all_lines_of_an_origin_header_must_name_this_origin() {
+        let public = PublicOrigin::Named(Origin::parse("https://app.example.com").unwrap());
+        let (ours, theirs) = ("https://app.example.com", "https://evil.example");
+        assert!(check(&public, &[("origin", ours), ("origin", ours)]));
+        assert!(!check(&public, &[("origin", ours), ("origin", theirs)]));
+        assert!(!check(&public, &[("origin", theirs), ("origin", ours)]));
+        assert!(!check(&public, &[("sec-fetch-site", "same-origin"), ("sec-fetch-site", "cross-site")]));
+        assert!(!check(&public, &[("sec-fetch-site", "same-origin"), ("origin", ours), ("origin", theirs)]));
     }
 
     #[test]

@@ -108,11 +108,13 @@ impl Gateway {
         let upstream = if with_refresh { UpstreamClient::new } else { UpstreamClient::without_refresh };
         let app = App::new(Parts {
             sessions: session_registry(&auth, &settings, store_factory),
+            has_store: stores.is_some(),
             auth,
             client: upstream(&settings),
             upstream: settings.upstream.clone(),
             public: settings.public.clone(),
             cookie: SessionCookie::new(settings.public.is_https()),
+            strip: Arc::new(settings.strip_headers.clone()),
             body_limit: settings.body_limit,
             client_timeout: settings.client_timeout,
             requests: Arc::new(Requests::new(

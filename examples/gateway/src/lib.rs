@@ -32,7 +32,7 @@ mod server;
 mod stores;
 mod task_tracker;
 
-pub use config::{Args, AuthServer, InvalidSetting, LogFormat, PublicOrigin, Settings, Store, Upstream};
+pub use config::{Args, AuthServer, InvalidSetting, LogFormat, PublicOrigin, Settings, Store, StripHeaders, Upstream};
 pub use demo::Demo;
 pub use gateway::{Gateway, StartError};
 pub use log::LogWriter;

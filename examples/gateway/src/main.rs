@@ -81,22 +81,31 @@ fn init_tracing(format: LogFormat, writer: LogWriter, metrics: &Arc<Metrics>) ->
     Ok(())
 }
 
-/// The signals that stop the program.
+/// The signals that stop the program, and SIGHUP, which doesn't.
 struct Signals {
+    hung_up: Option<Signal>,
     terminated: Option<Signal>,
     interrupted: Option<Signal>,
 }
 
 impl Signals {
     fn listen() -> Self {
-        Self { terminated: listen_for(SignalKind::terminate()), interrupted: listen_for(SignalKind::interrupt()) }
+        Self {
+            hung_up: listen_for(SignalKind::hangup()),
+            terminated: listen_for(SignalKind::terminate()),
+            interrupted: listen_for(SignalKind::interrupt()),
+        }
     }
 
     /// Waits for a signal and returns the exit code of a program killed by it (128 + its number).
     async fn next(&mut self) -> i32 {
-        tokio::select! {
-            () = arrival(&mut self.terminated) => 143,
-            () = arrival(&mut self.interrupted) => 130,
+        loop {
+            tokio::select! {
+                () = arrival(&mut self.terminated) => return 143,
+                () = arrival(&mut self.interrupted) => return 130,
+                // Tools that rotate logs send it to all servers.
+                () = arrival(&mut self.hung_up) => tracing::info!("SIGHUP: there is nothing to reload"),
+            }
         }
     }
 }

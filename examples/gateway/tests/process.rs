@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "support/program.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
 mod program;
 #[path = "support/test_gateway.rs"]
 #[expect(dead_code, reason = "shared by several test suites")]
@@ -126,6 +127,21 @@ async fn a_second_signal_ends_the_program_at_once() {
     }
 }
 
+/// Tools that rotate logs send it to all servers.
+#[tokio::test]
+async fn sighup_does_not_stop_the_program() {
+    let kit = TestServer::start().await.unwrap();
+    let (mut program, browser) = signed_in(&kit, &[]).await;
+    for _ in 0..3 {
+        program.signal("-HUP");
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert!(program.is_running());
+    assert_eq!(browser.get("/api/me").await.status, 200);
+    program.terminate();
+    assert!(program.exit(Duration::from_secs(5)).await.success());
+}
+
 /// The parent process may close the pipe that receives the `listening on` line.
 #[tokio::test]
 async fn a_closed_stdout_does_not_stop_the_program() {
@@ -246,6 +262,7 @@ fn an_invalid_setting_is_reported_in_one_line() {
     refused(&[api, auth, "--idle=soon"], &[], "--idle");
     refused(&[api, auth, "--max-sessions=0"], &[], "--max-sessions");
     refused(&[api, auth, "--refreshes-in-flight=0"], &[], "--refreshes-in-flight");
+    refused(&[api, auth, "--strip-header=X Y"], &[], "--strip-header");
     for setting in ["--logins-in-flight", "--logins-in-flight-per-address", "--max-connections"] {
         refused(&[api, auth, &format!("{setting}=0")], &[], setting);
     }
@@ -330,6 +347,7 @@ fn help_lists_every_flag_and_its_variable() {
         "--client-id",
         "--client-secret",
         "--max-sessions",
+        "--strip-header",
         "--idle",
         "--refreshes-in-flight",
         "--refresh-early",

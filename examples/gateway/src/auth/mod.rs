@@ -4,6 +4,7 @@ mod password_grant;
 
 use std::time::Duration;
 
+use http::StatusCode;
 use serde_json::{Map, Value};
 use tower::BoxError;
 use tower_auth_refresh::{Session, SessionBuilder, Tokens};
@@ -27,8 +28,8 @@ pub(crate) enum Auth {
 pub(crate) enum LoginFailed {
     /// The server rejected the credentials.
     WrongCredentials,
-    /// The credentials lack a field that the server requires.
-    Incomplete,
+    /// The server can't read the credentials: one lacks, or is too long.
+    Malformed,
     /// The server can't be reached, or asks to retry later.
     Unavailable { retry_after: Option<Duration> },
     /// The call failed, and a retry would fail too.
@@ -117,6 +118,9 @@ impl From<AuthServerError> for LoginFailed {
     fn from(error: AuthServerError) -> Self {
         if error.is_rejected() {
             Self::WrongCredentials
+        } else if matches!(error.status(), Some(StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY)) {
+            tracing::warn!(%error, "login failed");
+            Self::Malformed
         } else if error.is_misconfigured() {
             Self::Failed(error.into())
         } else {

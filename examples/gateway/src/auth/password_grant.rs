@@ -66,7 +66,7 @@ impl PasswordGrant {
     }
 
     fn request(&self, credentials: &Map<String, Value>) -> Result<Request<Full<Bytes>>, LoginFailed> {
-        let text = |name: &str| credentials.get(name).and_then(Value::as_str).ok_or(LoginFailed::Incomplete);
+        let text = |name: &str| credentials.get(name).and_then(Value::as_str).ok_or(LoginFailed::Malformed);
         let mut form = Serializer::new(String::new());
         form.append_pair("grant_type", "password");
         form.append_pair("username", text("username")?).append_pair("password", text("password")?);
@@ -104,11 +104,22 @@ impl PasswordGrant {
             {
                 Err(LoginFailed::WrongCredentials)
             }
+            // The other codes are about this client.
+            (StatusCode::BAD_REQUEST, parsed)
+                if parsed.as_ref().and_then(|parsed| parsed.error.as_deref()).is_none_or(is_about_credentials) =>
+            {
+                Err(LoginFailed::Malformed)
+            }
             (StatusCode::TOO_MANY_REQUESTS, _) => Err(unavailable(retry_after)),
             (status, _) if status.is_server_error() => Err(unavailable(retry_after)),
             (status, _) => Err(failed(format!("the token endpoint returned {status}"))),
         }
     }
+}
+
+/// Checks if an error (RFC 6749 §5.2) is about the fields that the browser has sent.
+fn is_about_credentials(error: &str) -> bool {
+    matches!(error, "invalid_request" | "invalid_scope")
 }
 
 impl TokenResponse {

@@ -130,6 +130,11 @@ pub struct Args {
           value_parser = units::duration, allow_hyphen_values = true)]
     pub refresh_timeout: Duration,
 
+    /// Remove this header from the requests of clients too, as one by which the upstream knows users; X-ACME-* for all
+    /// that begin so. May be repeated; the variable has a comma between names
+    #[arg(long, env = "GATEWAY_STRIP_HEADER", value_name = "NAME", value_delimiter = ',')]
+    pub strip_header: Vec<String>,
+
     /// Maximum size of a request body; a larger one gets a 413
     #[arg(long, env = "GATEWAY_BODY_LIMIT", value_name = "SIZE", default_value = "64MiB", value_parser = units::size, allow_hyphen_values = true)]
     pub body_limit: u64,

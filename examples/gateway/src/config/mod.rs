@@ -2,6 +2,7 @@
 
 mod args;
 mod store;
+mod strip;
 mod units;
 
 use std::error::Error;
@@ -16,6 +17,7 @@ use tower_auth_refresh::Origin;
 
 pub use self::args::{Args, LogFormat};
 pub use self::store::Store;
+pub use self::strip::StripHeaders;
 
 /// The settings of a gateway, validated and complete.
 #[derive(Clone, Debug)]
@@ -53,6 +55,8 @@ pub struct Settings {
     pub refresh_early: Option<Duration>,
     /// The time-out of a refresh. Default: 20 s, of which the claim of another gateway that was killed may take up 15.
     pub refresh_timeout: Duration,
+    /// Further headers that are removed from the requests of clients. Default: none.
+    pub strip_headers: StripHeaders,
     /// The maximum size of a request body, in bytes. Default: 64 MiB.
     pub body_limit: u64,
     /// The longest time without progress of the upstream. Default: 30 s.
@@ -170,6 +174,7 @@ impl Args {
             requests_in_flight_per_session: self.requests_in_flight_per_session,
             refresh_early: self.refresh_early,
             refresh_timeout: self.refresh_timeout,
+            strip_headers: StripHeaders::read(&self.strip_header)?,
             body_limit: self.body_limit,
             upstream_timeout: self.upstream_timeout,
             client_timeout: self.client_timeout,

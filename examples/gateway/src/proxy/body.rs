@@ -13,7 +13,9 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
 use tower::BoxError;
 
-use super::headers::drop_credentials;
+use super::headers::{trailers_to_client, trailers_to_upstream};
+use crate::app::App;
+use crate::config::StripHeaders;
 use crate::limits::RequestPermit;
 use crate::problem::Kind;
 
@@ -23,6 +25,7 @@ pub(crate) struct UploadBody {
     remaining: u64,
     stall: StallTimer,
     failure: UploadFailure,
+    strip: Arc<StripHeaders>,
 }
 
 /// The failure of an [`UploadBody`], shared with the code that maps the upstream's error to a response.
@@ -47,9 +50,10 @@ impl UploadFailure {
 }
 
 impl UploadBody {
-    pub(crate) fn new(body: ClientBody, limit: u64, timeout: Duration) -> (Self, UploadFailure) {
-        let failure = UploadFailure::default();
-        (Self { body, remaining: limit, stall: StallTimer::new(timeout), failure: failure.clone() }, failure)
+    pub(crate) fn new(body: ClientBody, app: &App) -> (Self, UploadFailure) {
+        let (failure, stall) = (UploadFailure::default(), StallTimer::new(app.client_timeout));
+        let body = Self { body, remaining: app.body_limit, stall, failure: failure.clone(), strip: app.strip.clone() };
+        (body, failure)
     }
 
     fn fail(&self, failure: u8, error: impl Into<BoxError>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
@@ -80,7 +84,7 @@ impl Body for UploadBody {
             }
         }
         if let Some(trailers) = frame.trailers_mut() {
-            drop_credentials(trailers);
+            trailers_to_upstream(trailers, &self.strip);
         }
         Poll::Ready(Some(Ok(frame)))
     }
@@ -132,7 +136,7 @@ impl Body for DownloadBody {
     }
 }
 
-/// A response's body, which keeps its request counted as one in flight.
+/// A response's body with checked trailers, which keeps its request counted as one in flight.
 pub(super) struct AdmittedBody<B> {
     body: B,
     _permit: RequestPermit,
@@ -149,7 +153,13 @@ impl<B: Body + Unpin> Body for AdmittedBody<B> {
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let mut frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            trailers_to_client(trailers);
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

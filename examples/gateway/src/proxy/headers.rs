@@ -1,14 +1,14 @@
 //! Rewrites the headers that cross the gateway.
 
 use http::header::{
-    ALT_SVC, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, LOCATION, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+    ALT_SVC, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, LOCATION,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 
 use super::path;
-use crate::config::PublicOrigin;
+use crate::config::{PublicOrigin, StripHeaders};
 use crate::cookie::SessionCookie;
 use crate::fields;
 use crate::server::Peer;
@@ -26,9 +26,50 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     HeaderName::from_static("http2-settings"),
 ];
 
+/// Headers that have their meaning for the gateway, which another spelling would bypass.
+const NOT_SPELLED_OTHERWISE: [&str; 9] = [
+    "authorization",
+    "connection",
+    "content-length",
+    "content-type",
+    "cookie",
+    "host",
+    "origin",
+    "proxy-authorization",
+    "transfer-encoding",
+];
+
+/// Fields that must not be trailers.
+const NO_TRAILERS: [&str; 24] = [
+    "age",
+    "alt-svc",
+    "authentication-info",
+    "authorization",
+    "cache-control",
+    "clear-site-data",
+    "cookie",
+    "date",
+    "expect",
+    "expires",
+    "host",
+    "location",
+    "max-forwards",
+    "origin",
+    "pragma",
+    "range",
+    "refresh",
+    "retry-after",
+    "set-cookie",
+    "strict-transport-security",
+    "trailer",
+    "vary",
+    "www-authenticate",
+    "x-frame-options",
+];
+
 /// Headers in which proxies and identity providers describe the client. Upstreams may trust them, so a client must not
 /// set them.
-const IDENTITY: [&str; 33] = [
+const IDENTITY: [&str; 36] = [
     "client-ip",
     "x-client-ip",
     "x-real-ip",
@@ -61,12 +102,25 @@ const IDENTITY: [&str; 33] = [
     "x-serverless-authorization",
     "x-client-cert",
     "x-arr-clientcert",
-    "remote-user",
+    "iv-user",
+    "iv-groups",
+    "sm-user",
+    // CGI programs take it for the variable `HTTP_PROXY` (CVE-2016-5385).
+    "proxy",
 ];
 
 /// Prefixes of such headers.
-const IDENTITY_PREFIXES: [&str; 25] = [
+const IDENTITY_PREFIXES: [&str; 33] = [
     "x-remote-",
+    "remote-",
+    // RFC 9440.
+    "client-cert",
+    "oidc-",
+    "x-oidc-",
+    "x-jwt-",
+    "mellon-",
+    "shib-",
+    "x-amzn-mtls-",
     "x-auth-",
     "x-authenticated-",
     "x-authentik-",
@@ -97,7 +151,7 @@ const IDENTITY_PREFIXES: [&str; 25] = [
 const ADDED: usize = 6;
 
 /// Rewrites the headers of a client's request for the upstream.
-pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicOrigin) {
+pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicOrigin, strip: &StripHeaders) {
     let Parts { headers, uri, version, .. } = head;
     let host = match (public, headers.get(HOST)) {
         // Not the client's `Host`: the upstream may build links from it.
@@ -107,8 +161,8 @@ pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicO
         (PublicOrigin::Loopback, None) => uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok()),
     };
     let is_hop_by_hop = hop_by_hop(headers);
-    // The HTTP client sets the upstream's host.
-    remove_all(headers, |name| *name == HOST || is_hop_by_hop(name) || is_credential(name));
+    // The HTTP client sets the upstream's host. The gateway has met an expectation itself.
+    remove_all(headers, |name| [HOST, EXPECT].contains(name) || is_hop_by_hop(name) || is_credential(name, strip));
     headers.reserve(ADDED);
     if let Some(value) = peer.and_then(|Peer(address)| HeaderValue::from_str(&address.ip().to_string()).ok()) {
         headers.insert(HeaderName::from_static("x-forwarded-for"), value);
@@ -131,9 +185,24 @@ fn authority(origin: &str) -> &str {
     origin.split_once("://").map_or(origin, |(_, authority)| authority)
 }
 
-/// Removes credentials and identity headers that only the gateway may set. Applies to trailers too.
-pub(super) fn drop_credentials(headers: &mut HeaderMap) {
-    remove_all(headers, is_credential);
+/// Removes from a client's trailers what the upstream could take for headers.
+pub(super) fn trailers_to_upstream(trailers: &mut HeaderMap, strip: &StripHeaders) {
+    let is_hop_by_hop = hop_by_hop(trailers);
+    remove_all(trailers, |name| is_hop_by_hop(name) || is_credential(name, strip) || is_no_trailer(name));
+}
+
+/// Removes from an upstream's trailers what the client could take for headers.
+pub(super) fn trailers_to_client(trailers: &mut HeaderMap) {
+    let is_hop_by_hop = hop_by_hop(trailers);
+    remove_all(trailers, |name| is_hop_by_hop(name) || is_no_trailer(name));
+}
+
+/// Checks if a field must be a header: fields for framing, routing, authentication and caching (RFC 9110 §6.5.1), and
+/// those by which a browser is told what to do.
+fn is_no_trailer(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    ["access-control-", "content-", "cross-origin-", "sec-"].iter().any(|prefix| name.starts_with(prefix))
+        || NO_TRAILERS.contains(&name)
 }
 
 /// Rewrites the headers of an upstream's response for the client.
@@ -196,22 +265,23 @@ fn is_for_clients_of_the_upstream(name: &HeaderName) -> bool {
     *name == ALT_SVC || name.as_str().starts_with("access-control-")
 }
 
-fn is_credential(name: &HeaderName) -> bool {
-    if [AUTHORIZATION, COOKIE].contains(name) {
-        return true;
-    }
-    let name = name.as_str();
+fn is_credential(name: &HeaderName, strip: &StripHeaders) -> bool {
     let is = |name: &str| {
         name.contains("forwarded")
             || IDENTITY.contains(&name)
             || IDENTITY_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+            || strip.contains(name)
     };
-    // CGI and WSGI upstreams can't tell `x_real_ip` from `x-real-ip`.
-    if name.contains('_') {
-        let name = name.replace('_', "-");
-        return is(&name) || matches!(&*name, "authorization" | "cookie");
+    if [AUTHORIZATION, COOKIE].contains(name) {
+        return true;
     }
-    is(name)
+    let name = name.as_str();
+    if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        return is(name);
+    }
+    // To CGI and WSGI upstreams, `x_real_ip` and `x.real.ip` are `x-real-ip`.
+    let name = StripHeaders::normalized(name);
+    is(&name) || NOT_SPELLED_OTHERWISE.contains(&&*name)
 }
 
 #[cfg(test)]
@@ -271,6 +341,17 @@ mod tests {
             ("x-vercel-forwarded-for", "1.2.3.4"),
             ("do-forwarded-by", "root"),
             ("my_forwarded_user", "root"),
+            ("my.forwarded.user", "root"),
+            ("remote-user", "root"),
+            ("remote_groups", "root"),
+            ("client-cert", ":MII=:"),
+            ("client-cert-chain", ":MII=:"),
+            ("oidc_claim_sub", "root"),
+            ("oidc-access-token", "eyJ"),
+            ("proxy", "http://evil.example"),
+            ("transfer_encoding", "chunked"),
+            ("content_length", "5"),
+            ("expect", "100-continue"),
             ("http2-settings", "AAMAAABk"),
             ("proxy-authorization", "Basic x"),
             ("connection", "keep-alive, X-Secret-Hop"),
@@ -285,7 +366,7 @@ mod tests {
         let public = PublicOrigin::Named(Origin::parse("https://app.example.com:8443").unwrap());
         let (mut head, ()) = http::Request::get("/api/x").version(Version::HTTP_2).body(()).unwrap().into_parts();
         head.headers = sent;
-        to_upstream(&mut head, Some(peer), &public);
+        to_upstream(&mut head, Some(peer), &public, &StripHeaders::default());
         let headers = head.headers;
         assert_eq!(
             names(&headers),

@@ -91,13 +91,13 @@ impl Call {
             return Kind::MalformedRequest.into_response();
         };
         let peer = head.extensions.remove::<Peer>();
-        headers::to_upstream(&mut head, peer, &app.public);
+        headers::to_upstream(&mut head, peer, &app.public, &app.strip);
         head.uri = uri;
         // The version and the extensions belong to the client's connection.
         let version = std::mem::replace(&mut head.version, Version::HTTP_11);
         head.extensions.clear();
         head.extensions.insert(session.clone());
-        let (body, upload_failure) = UploadBody::new(body, app.body_limit, app.client_timeout);
+        let (body, upload_failure) = UploadBody::new(body, app);
 
         match app.client.send(Request::from_parts(head, body)).await {
             Ok(response) => {

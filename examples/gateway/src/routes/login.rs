@@ -33,17 +33,18 @@ pub(crate) async fn login(State(app): State<App>, request: Request) -> Result<Re
     let Some(permit) = app.logins.admit(address) else {
         return Err(Problem::from(Kind::TooManyLogins).retry_after(DEFAULT_RETRY_AFTER));
     };
+    let previous = app.cookie.read(&head.headers);
     let task = app.tasks.spawn({
         let app = app.clone();
         async move {
-            let session = sign_in(app, credentials).await;
+            let session = sign_in(app, credentials, previous).await;
             drop(permit);
             session
         }
     });
     let (session, _guard) = task.await.map_err(|_panic| Kind::Internal)?;
     let session = session?;
-    if let Some(previous) = app.cookie.read(&head.headers) {
+    if let Some(previous) = previous {
         app.sign_out(previous).await;
     }
     let mut response = StatusCode::NO_CONTENT.into_response();
@@ -75,7 +76,11 @@ fn is_json(headers: &HeaderMap) -> bool {
     kinds.next() == Some(true) && kinds.next().is_none()
 }
 
-async fn sign_in(app: App, credentials: Map<String, Value>) -> Result<PendingSession, Problem> {
+async fn sign_in(
+    app: App,
+    credentials: Map<String, Value>,
+    previous: Option<SessionId>,
+) -> Result<PendingSession, Problem> {
     // Always a new number, against session fixation: an existing one may be known to an attacker.
     let id = SessionId::random().map_err(|error| {
         tracing::error!(%error, "random number generation failed");
@@ -83,7 +88,7 @@ async fn sign_in(app: App, credentials: Map<String, Value>) -> Result<PendingSes
     })?;
     let tokens = app.auth.login(&credentials).await.map_err(|failed| match failed {
         LoginFailed::WrongCredentials => Kind::WrongCredentials.into(),
-        LoginFailed::Incomplete => Kind::MalformedRequest.into(),
+        LoginFailed::Malformed => Kind::MalformedRequest.into(),
         LoginFailed::Unavailable { retry_after } => {
             let problem = Problem::from(Kind::AuthServerUnavailable);
             problem.retry_after(retry_after.unwrap_or(DEFAULT_RETRY_AFTER))
@@ -93,7 +98,15 @@ async fn sign_in(app: App, credentials: Map<String, Value>) -> Result<PendingSes
             Problem::from(Kind::AuthServerFailed)
         }
     })?;
-    match app.sessions.sign_in(id, tokens.clone()).await {
+    let mut signed_in = app.sessions.sign_in(id, tokens.clone()).await;
+    if let (Err(SessionRegistryError::Full), Some(previous)) = (&signed_in, previous)
+        && app.sessions.peek(&previous).is_some()
+    {
+        // The session that this login replaces makes room for it.
+        app.sign_out(previous).await;
+        signed_in = app.sessions.sign_in(id, tokens.clone()).await;
+    }
+    match signed_in {
         Ok(_) => {}
         Err(SessionRegistryError::Session(error)) => {
             // The user is signed in all the same. The session retries the write.

@@ -8,33 +8,54 @@ use axum::response::{IntoResponse, Response};
 use http::HeaderMap;
 use http::header::CACHE_CONTROL;
 use serde_json::{Value, json};
-use tower_auth_refresh::{Session, SessionState};
+use tower_auth_refresh::{SessionRegistryError, SessionState};
 
 use crate::app::App;
+use crate::cookie::SessionId;
 use crate::problem::Problem;
 
-/// Returns JSON: `state` (`signed_out`, `active`, `refreshing`, `failing` or `ended`) and, while the session has tokens,
+/// Returns the state of the browser's session.
+///
+/// This is no use of the session, which would keep it from being idle: pages poll this route. A session that is only in
+/// the store has been idle in this process.
+///
+/// JSON: `state` (`signed_out`, `active`, `refreshing`, `failing` or `ended`) and, while the session has tokens,
 /// their `generation` and the seconds until their expiry, `expires_in`, if known.
 pub(crate) async fn session(State(app): State<App>, headers: HeaderMap) -> Response {
-    let session = match app.cookie.read(&headers) {
-        None => None,
-        Some(id) => match app.sessions.get(&id).await {
-            Ok(session) => session,
-            Err(error) => return Problem::from(error).into_response(),
-        },
+    let state = match app.cookie.read(&headers) {
+        None => Ok(signed_out()),
+        Some(id) => state(&app, id).await,
     };
-    let body = session.map_or_else(|| json!({ "state": "signed_out" }), |session| to_json(&session));
-    ([(CACHE_CONTROL, "no-store")], Json(body)).into_response()
+    match state {
+        Ok(state) => ([(CACHE_CONTROL, "no-store")], Json(state)).into_response(),
+        Err(error) => Problem::from(error).into_response(),
+    }
 }
 
-fn to_json(session: &Session) -> Value {
-    let state = match session.state() {
-        SessionState::Active => "active",
-        SessionState::Refreshing => "refreshing",
-        SessionState::Failing(_) => "failing",
-        SessionState::Ended(_) => return json!({ "state": "ended" }),
-        _ => return json!({ "state": "signed_out" }),
-    };
-    let left = session.tokens().expires_at().map(|expiry| expiry.duration_since(SystemTime::now()).unwrap_or_default());
-    json!({ "state": state, "generation": session.generation().get(), "expires_in": left.map(|left| left.as_secs()) })
+async fn state(app: &App, id: SessionId) -> Result<Value, SessionRegistryError> {
+    let mut status = app.sessions.peek(&id);
+    if status.is_none() {
+        // Loaded, if there is a store.
+        drop(app.sessions.get(&id).await?);
+        status = app.sessions.peek(&id);
+    } else if app.has_store {
+        // Another gateway may have changed the session: the next poll shows it.
+        app.sessions.changed(&id);
+    }
+    Ok(status.map_or_else(signed_out, |status| {
+        let state = match status.state() {
+            SessionState::Active => "active",
+            SessionState::Refreshing => "refreshing",
+            SessionState::Failing(_) => "failing",
+            SessionState::Ended(_) => return json!({ "state": "ended" }),
+            _ => return signed_out(),
+        };
+        let left = status.expires_at().map(|expiry| expiry.duration_since(SystemTime::now()).unwrap_or_default());
+        let left = left.map(|left| left.as_secs());
+        json!({ "state": state, "generation": status.generation().get(), "expires_in": left })
+    }))
+}
+
+fn signed_out() -> Value {
+    json!({ "state": "signed_out" })
 }

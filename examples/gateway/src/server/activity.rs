@@ -19,7 +19,8 @@ pub(super) struct Activity {
     control_frames: AtomicU32,
     body_unread: AtomicBool,
     cut_off: AtomicBool,
-    closing: AtomicBool,
+    /// The shutdown of all connections has begun.
+    closing: Arc<AtomicBool>,
     evicted: AtomicBool,
     eviction: Notify,
 }
@@ -36,7 +37,8 @@ pub(super) enum State {
 }
 
 impl Activity {
-    pub(super) fn new() -> Self {
+    /// Creates the state of a new connection. `closing` is shared by all.
+    pub(super) fn new(closing: Arc<AtomicBool>) -> Self {
         Self {
             started: Instant::now(),
             requests: AtomicUsize::new(0),
@@ -45,7 +47,7 @@ impl Activity {
             control_frames: AtomicU32::new(0),
             body_unread: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
-            closing: AtomicBool::new(false),
+            closing,
             evicted: AtomicBool::new(false),
             eviction: Notify::new(),
         }
@@ -113,11 +115,7 @@ impl Activity {
         self.cut_off.load(Ordering::Relaxed)
     }
 
-    /// Makes each further response the last of its connection.
-    pub(super) fn close_soon(&self) {
-        self.closing.store(true, Ordering::Relaxed);
-    }
-
+    /// Checks if each further response is the last of its connection.
     pub(super) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Relaxed)
     }

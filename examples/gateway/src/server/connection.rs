@@ -144,7 +144,6 @@ impl Supervisor<'_> {
 
     /// Begins the shutdown.
     fn stop(&mut self) -> Option<Step> {
-        self.activity.close_soon();
         self.drained_at = Some(Instant::now() + DRAIN_TIME);
         // HTTP/2 tells the client which requests will be answered.
         let at_once = self.protocol == Protocol::Http2 || self.activity.state() == State::Busy;

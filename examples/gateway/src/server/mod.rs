@@ -105,6 +105,7 @@ pub(crate) async fn serve(
             },
         }
     };
+    table.close_soon();
     // Clients that have connected already get their answers.
     while let Some(Ok(accepted)) = accept(&listener, &table).now_or_never() {
         accepted.into_iter().for_each(&spawn);
@@ -125,6 +126,8 @@ type Accepted = (TcpStream, SocketAddr, Slot);
 
 /// Accepts a connection and waits until there is room for it. Returns `None` if it is over the limit of its address.
 async fn accept(listener: &TcpListener, table: &Arc<Table>) -> io::Result<Option<Accepted>> {
-    let (stream, address) = listener.accept().await?;
+    let (stream, mut address) = listener.accept().await?;
+    // A socket of IPv6 sees clients of IPv4 as `::ffff:192.0.2.1`.
+    address.set_ip(address.ip().to_canonical());
     Ok(table.admit(address).await.map(|slot| (stream, address, slot)))
 }

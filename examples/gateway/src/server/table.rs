@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ pub(super) struct Table {
     max_per_address: usize,
     open: Mutex<Open>,
     released: Notify,
+    closing: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Default)]
@@ -40,7 +42,7 @@ pub(super) struct Slot {
 
 impl Table {
     pub(super) fn new(max: usize, max_per_address: usize) -> Self {
-        Self { max, max_per_address, open: Mutex::default(), released: Notify::new() }
+        Self { max, max_per_address, open: Mutex::default(), released: Notify::new(), closing: Arc::default() }
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -71,6 +73,11 @@ impl Table {
         }
     }
 
+    /// Makes each further response the last of its connection.
+    pub(super) fn close_soon(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
     /// Closes the connection that has been without a request for the longest time.
     pub(super) fn evict(&self) {
         self.open().evict(|_| true);
@@ -78,7 +85,7 @@ impl Table {
 
     fn insert(self: &Arc<Self>, open: &mut Open, address: IpAddr) -> Slot {
         open.last += 1;
-        let (key, activity) = (open.last, Arc::new(Activity::new()));
+        let (key, activity) = (open.last, Arc::new(Activity::new(self.closing.clone())));
         open.connections.insert(key, (address, activity.clone()));
         *open.per_address.entry(address).or_default() += 1;
         Slot { table: self.clone(), key, address, activity }

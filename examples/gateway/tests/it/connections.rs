@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::routing::any;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use gateway::{AuthServer, Gateway, Settings};
 use http::{Method, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -15,7 +16,9 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
+use tower_auth_refresh_testkit::TestServer;
 
 use crate::http2::{
     ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PRIORITY, RST_STREAM, SETTINGS, WINDOW_UPDATE, connect,
@@ -159,6 +162,38 @@ async fn a_head_that_does_not_end_is_cut_off_after_the_client_timeout() {
         let _ = timeout(LONG, reading.read_to_end(&mut discarded)).await.unwrap();
         sending.abort();
     }
+}
+
+/// A client may send a request before it can know of the shutdown.
+#[tokio::test]
+async fn a_kept_connection_is_served_once_more_after_the_shutdown_has_begun() {
+    let kit = TestServer::start().await.unwrap();
+    let settings = Settings::new(&kit.origin(), AuthServer::Json(kit.origin())).unwrap();
+    let listening = Gateway::new(settings).listen().await.unwrap();
+    let address = listening.address().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = tokio::spawn(listening.serve(async {
+        let _ = stopped.await;
+    }));
+    let mut kept = TcpStream::connect(address).await.unwrap();
+    assert!(!get(&mut kept, "/healthz", "").await.contains("connection: close"));
+    let mut silent = TcpStream::connect(address).await.unwrap();
+    let mut idle = TcpStream::connect(address).await.unwrap();
+    get(&mut idle, "/healthz", "").await;
+    drop(stop);
+    while TcpStream::connect(address).await.is_ok() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let request = b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n";
+    assert_eq!(kept.try_write(request).unwrap(), request.len());
+    assert_eq!(silent.try_write(request).unwrap(), request.len());
+    for stream in [&mut kept, &mut silent] {
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        assert!(response.starts_with("HTTP/1.1 200 ") && response.contains("connection: close\r\n"), "{response}");
+    }
+    closed(&mut idle).await;
+    timeout(LONG, serving).await.unwrap().unwrap();
 }
 
 /// Opens connections that send no whole request, of each kind.

@@ -1,5 +1,7 @@
 //! Failures of upstreams, authorization servers and clients.
 
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -8,7 +10,7 @@ use axum::routing::any;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use gateway::{AuthServer, Gateway, Settings};
-use http::{Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode, Uri};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -147,6 +149,39 @@ async fn a_request_too_large_to_replay_is_a_503() {
     assert!(response.headers.contains_key("retry-after"));
     assert_eq!(browser.post("/api/upload", vec![7; 200_000]).await.json()["body_length"], 200_000);
     assert_eq!(gateway.kit.counters().granted, 1);
+}
+
+/// Each of its 401s asks for a refresh that helps nothing. Once such refreshes are paused, the expiry that another
+/// endpoint reports still has to lead to one.
+#[tokio::test]
+async fn an_endpoint_that_always_answers_401_does_not_take_others_down() {
+    let expired = Arc::<Mutex<HashSet<String>>>::default();
+    let last = Arc::<Mutex<String>>::default();
+    let api = {
+        let (expired, last) = (expired.clone(), last.clone());
+        async move |uri: Uri, headers: HeaderMap| {
+            let token = headers["authorization"].to_str().unwrap().to_owned();
+            let accepted = !uri.path().starts_with("/api/legacy") && !expired.lock().unwrap().contains(&token);
+            *last.lock().unwrap() = token;
+            if accepted { StatusCode::OK } else { StatusCode::UNAUTHORIZED }
+        }
+    };
+    let gateway = TestGateway::with_upstream(Router::new().fallback(any(api)), |_| {}).await;
+    let browser = gateway.browser("ada").await;
+    for round in 0..10 {
+        for _ in 0..10 {
+            browser.get("/api/legacy").await;
+            assert_eq!(browser.get("/api/notes").await.status, 200, "round {round}");
+        }
+        // The token in force expires.
+        let token = last.lock().unwrap().clone();
+        expired.lock().unwrap().insert(token);
+        for path in ["/api/notes", "/api/me", "/api/notes"] {
+            assert_eq!(browser.get(path).await.status, 200, "round {round}");
+        }
+    }
+    assert!(gateway.kit.counters().granted <= 75, "{:?}", gateway.kit.counters());
+    assert_eq!(gateway.kit.violations(), []);
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ mod connections;
 mod credentials;
 mod failures;
 mod fields;
+mod identity_headers;
 mod limits;
 mod oauth;
 mod sessions;

@@ -130,3 +130,40 @@ async fn a_login_ignores_invalid_optional_fields_of_the_token_response() {
         browser.login(&response.to_string(), "x").await.assert_problem(502, "auth-server-failed");
     }
 }
+
+/// The browser has sent what the server can't read. Other errors are about the gateway.
+#[tokio::test]
+async fn a_login_that_the_token_endpoint_cannot_read_is_a_400() {
+    async fn token(Form(form): Form<HashMap<String, String>>) -> Response {
+        (StatusCode::BAD_REQUEST, form["username"].clone()).into_response()
+    }
+    let origin = serve(Router::new().route("/token", post(token))).await;
+    let auth = AuthServer::OAuth {
+        token_endpoint: format!("{origin}/token"),
+        revocation_endpoint: None,
+        client_id: "gateway".to_owned(),
+        client_secret: None,
+    };
+    let mut browser = Browser::at(spawn(Gateway::new(Settings::new(&origin, auth).unwrap())).await);
+    for body in [r#"{"error":"invalid_request"}"#, r#"{"error":"invalid_scope"}"#, "Bad Request", "{}"] {
+        browser.login(body, "x").await.assert_problem(400, "malformed-request");
+    }
+    browser.login(r#"{"error":"invalid_grant"}"#, "x").await.assert_problem(401, "wrong-credentials");
+    for error in ["invalid_client", "unauthorized_client", "unsupported_grant_type"] {
+        browser.login(&json!({ "error": error }).to_string(), "x").await.assert_problem(502, "auth-server-failed");
+    }
+}
+
+#[tokio::test]
+async fn a_login_that_a_json_endpoint_cannot_read_is_a_400() {
+    async fn login(body: String) -> Response {
+        let status = if body.contains("422") { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
+        (status, "no JSON").into_response()
+    }
+    let origin = serve(Router::new().route("/auth/login", post(login))).await;
+    let settings = Settings::new(&origin, AuthServer::Json(origin.clone())).unwrap();
+    let mut browser = Browser::at(spawn(Gateway::new(settings)).await);
+    for user in ["400", "422"] {
+        browser.login(user, "x").await.assert_problem(400, "malformed-request");
+    }
+}

@@ -216,6 +216,27 @@ async fn a_full_gateway_rejects_a_login_revokes_its_tokens_and_evicts_no_session
     assert_eq!(second.get("/api/me").await.json()["user"], "eve");
 }
 
+/// The session that the login replaces makes room for it.
+#[tokio::test]
+async fn a_user_of_a_full_gateway_can_log_in_again() {
+    let gateway = TestGateway::start_with(|settings| settings.max_sessions = 2).await;
+    let (mut ada, eve) = (gateway.browser("ada").await, gateway.browser("eve").await);
+    for user in ["ada", "bob", "ada"] {
+        let before = ada.clone();
+        assert_eq!(ada.login(user, "correct horse").await.status, 204);
+        assert_eq!(ada.get("/api/me").await.json()["user"], user);
+        before.get("/api/me").await.assert_problem(401, "sign-in-first");
+    }
+    assert_eq!(eve.get("/api/me").await.json()["user"], "eve");
+    // Others still find no room, whatever cookie they send.
+    let mut stranger = gateway.anonymous();
+    stranger.cookie = Some("session=AAAAAAAAAAAAAAAAAAAAAA".to_owned());
+    stranger.login("bob", "correct horse").await.assert_problem(503, "too-many-sessions");
+    // Nor does a login that fails end the session.
+    ada.login("ada", "wrong").await.assert_problem(401, "wrong-credentials");
+    assert_eq!(ada.get("/api/me").await.json()["user"], "ada");
+}
+
 /// An earlier request is still pending and holds the session.
 #[tokio::test]
 async fn the_end_of_a_session_applies_to_the_next_request() {
@@ -315,6 +336,20 @@ async fn an_idle_session_is_signed_out_and_its_cookie_rejected() {
     call.abort();
     wait_for_counters(&gateway.kit, |counters| counters.logouts >= 2).await;
     busy.get("/api/me").await.assert_problem(401, "sign-in-first");
+}
+
+/// Pages poll the state of their session without their user.
+#[tokio::test]
+async fn a_poll_of_the_state_is_no_use_of_the_session() {
+    let gateway = TestGateway::start_with(|settings| settings.idle = Duration::from_secs(1)).await;
+    let browser = gateway.browser("ada").await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while browser.get("/session").await.json()["state"] == "active" {
+        assert!(Instant::now() < deadline, "the session has not become idle");
+        sleep(Duration::from_millis(50)).await;
+    }
+    wait_for_counters(&gateway.kit, |counters| counters.logouts == 1).await;
+    browser.get("/api/me").await.assert_problem(401, "sign-in-first");
 }
 
 #[tokio::test]

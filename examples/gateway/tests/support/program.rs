@@ -64,6 +64,13 @@ impl Program {
         assert!(killed.success());
     }
 
+    /// Returns the resident memory in bytes, or `None` on systems without `/proc`.
+    pub(crate) fn resident_memory(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+    }
+
     /// Waits until the program refuses connections.
     pub(crate) async fn stops_accepting(&self) {
         let deadline = Instant::now() + Duration::from_secs(5);
