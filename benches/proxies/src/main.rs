@@ -1,7 +1,8 @@
 //! Prints the CPU time of a request through each proxy, and the throughput; all in one run, in turns.
 //!
-//! Needs nginx, HAProxy and wrk (`apt-get install nginx-light haproxy wrk`). Arguments are the names of the proxies to
-//! measure, by default all. `ROUNDS` and `SECONDS` set the number of rounds, 10, and the duration of each, 1.
+//! Needs the Debian packages `nginx-light`, `haproxy` and `wrk`, and `cmake` to build Pingora. Arguments are the names of
+//! the proxies to measure, by default all. `ROUNDS` and `SECONDS` set the number of rounds, 10, and the duration of each,
+//! 1.
 
 mod load;
 #[path = "../../src/rounds.rs"]
