@@ -212,6 +212,12 @@ fn is_no_trailer(name: &HeaderName) -> bool {
 /// Rewrites the headers of an upstream's response for the client.
 pub(super) fn to_client(headers: &mut HeaderMap, upstream: &Uri, cookie: SessionCookie) {
     drop_hop_by_hop(headers);
+    // To HEAD, an upstream may send lengths that contradict each other: no valid response could have them.
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let length = lengths.next();
+    if length.is_some_and(|length| !length.as_bytes().iter().all(u8::is_ascii_digit)) || lengths.next().is_some() {
+        headers.remove(CONTENT_LENGTH);
+    }
     // The upstream's CORS policy is for clients with a token of their own, not for ones with a cookie.
     remove_all(headers, |name| name.as_str().starts_with("access-control-"));
     // `Alt-Svc` names alternatives of the upstream's host, which a browser would apply to the gateway's.
