@@ -1,28 +1,20 @@
 //! Protection against cross-site request forgery: unsafe requests must come from this origin.
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 use http::header::{HOST, ORIGIN};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use tower_auth_refresh::Origin;
 
 use crate::config::PublicOrigin;
-use crate::problem::Kind;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// A page of another site can't set this header without a CORS preflight, which is never granted.
 const X_REQUESTED_WITH: HeaderName = HeaderName::from_static("x-requested-with");
 
-/// Rejects unsafe requests (RFC 9110 §9.2.1) that another site may have made.
-pub(crate) async fn reject_cross_origin(State(public): State<PublicOrigin>, request: Request, next: Next) -> Response {
+/// Checks if a request is unsafe (RFC 9110 §9.2.1) and another site may have made it.
+pub(crate) fn is_cross_origin<B>(public: &PublicOrigin, request: &Request<B>) -> bool {
     let safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    if safe || is_same_origin(&public, request.headers(), request.uri()) {
-        next.run(request).await
-    } else {
-        Kind::CrossOrigin.into_response()
-    }
+    !(safe || is_same_origin(public, request.headers(), request.uri()))
 }
 
 /// Requires `Sec-Fetch-Site` and `Origin`, as far as present, to name this origin. If both are absent, requires

@@ -19,9 +19,11 @@ use crate::cookie::{SessionCookie, SessionId};
 use crate::demo::Demo;
 use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
+use crate::proxy::UpstreamClient;
+use crate::routes::Router;
 use crate::stores::Stores;
 use crate::task_tracker::TaskTracker;
-use crate::{descriptors, proxy, routes, server};
+use crate::{descriptors, server};
 
 /// A configured gateway that does not listen yet.
 pub struct Gateway {
@@ -103,11 +105,12 @@ impl Gateway {
         let listener =
             server::bind(settings.listen).map_err(|error| StartError::Bind { address: settings.listen, error })?;
         let (stopping, stopped) = watch::channel(false);
+        let upstream = if with_refresh { UpstreamClient::new } else { UpstreamClient::without_refresh };
         let app = App::new(Parts {
             sessions: session_registry(&auth, &settings, store_factory),
             has_store: stores.is_some(),
             auth,
-            client: if with_refresh { proxy::client(&settings) } else { proxy::client_without_refresh(&settings) },
+            client: upstream(&settings),
             upstream: settings.upstream.clone(),
             public: settings.public.clone(),
             cookie: SessionCookie::new(settings.public.is_https()),
@@ -161,7 +164,7 @@ impl Listening {
         let Self { listener, app, demo, settings, stores, stopping } = self;
         let sweep = stores.map(|stores| tokio::spawn(async move { stores.sweep().await }));
         let demo_routes = demo.as_ref().map(Demo::routes).unwrap_or_default();
-        let router = routes::router(&app, demo_routes);
+        let router = Router::new(&app, demo_routes);
         let shutdown = async {
             shutdown.await;
             stopping.send_replace(true);

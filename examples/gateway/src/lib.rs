@@ -7,7 +7,8 @@
 //! `main.rs` is the program. The modules, in reading order: `config` (settings), `server` (connections), `routes` (the
 //! gateway's own routes), `fields` (header values), `reject_ambiguous`, `csrf` and `cookie` (request checks), `proxy`
 //! (`path`, `headers`, `body` and `slow_client`, then `upstream` with `stall_timeout`, then `outcome`), `auth` (the
-//! authorization server), `limits` (requests and logins in flight), `task_tracker` (tasks that outlive their request), `metrics`, and `demo`.
+//! authorization server), `limits` (requests and logins in flight), `task_tracker` (tasks that outlive their request),
+//! `metrics`, `log`, and `demo`.
 
 #![forbid(unsafe_code)]
 
@@ -21,6 +22,7 @@ mod descriptors;
 mod fields;
 mod gateway;
 mod limits;
+mod log;
 mod metrics;
 mod problem;
 mod proxy;
@@ -33,6 +35,7 @@ mod task_tracker;
 pub use config::{Args, AuthServer, InvalidSetting, LogFormat, PublicOrigin, Settings, Store, StripHeaders, Upstream};
 pub use demo::Demo;
 pub use gateway::{Gateway, StartError};
+pub use log::LogWriter;
 pub use metrics::{Metrics, RefreshWatch};
 
 /// Compiles the examples of the workspace's README, which a published crate can't include.

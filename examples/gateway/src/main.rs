@@ -6,15 +6,29 @@ use std::io::{IsTerminal, Write, stderr, stdout};
 use std::process::{ExitCode, exit};
 use std::sync::Arc;
 
-use gateway::{Args, Demo, Gateway, InvalidSetting, LogFormat, Metrics, RefreshWatch, StartError};
+use gateway::{Args, Demo, Gateway, InvalidSetting, LogFormat, LogWriter, Metrics, RefreshWatch, StartError};
+use mimalloc::MiMalloc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+/// The allocator of the C library takes 15 % of a request's CPU time, and a lock.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run().await {
+    let log = match LogWriter::start(stderr()) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("gateway: starting the thread of the log: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let ended = run(&log).await;
+    log.flush();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("gateway: {error}");
@@ -23,10 +37,10 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run() -> Result<(), StartError> {
+async fn run(log: &LogWriter) -> Result<(), StartError> {
     let mut args = Args::read()?;
     let metrics = Arc::<Metrics>::default();
-    init_tracing(args.log, &metrics)?;
+    init_tracing(args.log, log.clone(), &metrics)?;
     let demo = if args.demo { Some(Demo::start(&mut args).await?) } else { None };
     // Before the line on stdout: a supervisor may send a signal as soon as it has read that line.
     let mut signals = Signals::listen();
@@ -43,17 +57,22 @@ async fn run() -> Result<(), StartError> {
     let shutdown = async {
         signals.next().await;
         // A second signal skips the graceful shutdown.
-        tokio::spawn(async move { exit(signals.next().await) });
+        let log = log.clone();
+        tokio::spawn(async move {
+            let code = signals.next().await;
+            log.flush();
+            exit(code)
+        });
     };
     gateway.serve(shutdown).await;
     Ok(())
 }
 
-fn init_tracing(format: LogFormat, metrics: &Arc<Metrics>) -> Result<(), InvalidSetting> {
+fn init_tracing(format: LogFormat, writer: LogWriter, metrics: &Arc<Metrics>) -> Result<(), InvalidSetting> {
     let directives = std::env::var_os(EnvFilter::DEFAULT_ENV).unwrap_or_else(|| "info".into());
     let filter = EnvFilter::try_new(directives.to_string_lossy());
     let filter = filter.map_err(|invalid| InvalidSetting::of(EnvFilter::DEFAULT_ENV, invalid))?;
-    let log = tracing_subscriber::fmt::layer().with_writer(stderr);
+    let log = tracing_subscriber::fmt::layer().with_writer(writer);
     let log = match format {
         LogFormat::Text => log.with_ansi(stderr().is_terminal()).boxed(),
         LogFormat::Json => log.json().boxed(),

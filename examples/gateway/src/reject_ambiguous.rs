@@ -1,24 +1,16 @@
 //! Rejects requests that two servers could interpret in two ways (request smuggling).
 
-use axum::extract::Request;
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 use http::header::{HOST, TRANSFER_ENCODING};
-use http::{HeaderMap, Version};
+use http::{HeaderMap, Request, Version};
 
 use crate::fields;
-use crate::problem::Kind;
 
-/// Rejects a request without exactly one host (RFC 9112 §3.2) or with a transfer coding other than a single `chunked`
+/// Checks if a request lacks exactly one host (RFC 9112 §3.2), or has a transfer coding other than a single `chunked`
 /// (§6.1).
 ///
 /// `Transfer-Encoding` is a hop-by-hop header: the upstream would receive a coded body without its coding.
-pub(crate) async fn reject_ambiguous(request: Request, next: Next) -> Response {
-    if has_one_host(request.version(), request.headers()) && has_plain_framing(request.headers()) {
-        next.run(request).await
-    } else {
-        Kind::MalformedRequest.into_response()
-    }
+pub(crate) fn is_ambiguous<B>(request: &Request<B>) -> bool {
+    !(has_one_host(request.version(), request.headers()) && has_plain_framing(request.headers()))
 }
 
 fn has_one_host(version: Version, headers: &HeaderMap) -> bool {

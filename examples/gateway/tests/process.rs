@@ -464,6 +464,34 @@ async fn the_metrics_count_the_calls_of_the_demo_page() {
     assert!(page.lines().any(|found| found == line), "{page}");
 }
 
+/// The log is written by a thread of its own, which an exit must not overtake.
+#[tokio::test]
+async fn no_line_of_the_log_is_lost_at_an_exit() {
+    let kit = TestServer::start().await.unwrap();
+    let origin = kit.origin();
+    for signals in [1, 2] {
+        let mut command = command(&["--upstream", &origin, "--auth", &origin, "--listen=127.0.0.1:0"]);
+        let mut program = Program::start_command(command.stderr(Stdio::piped()));
+        let log = program.take_log();
+        let mut browser = Browser::at(program.address);
+        assert_eq!(browser.login("ada", "correct horse").await.status, 204);
+        for _ in 0..50 {
+            assert_eq!(browser.get("/healthz").await.status, 200);
+        }
+        kit.inject(Route::Api, Fault::hang());
+        let call = (signals == 2).then(|| browser.spawn_get("/api/me"));
+        if call.is_some() {
+            wait_for_counters(&kit, |counters| counters.api > 0).await;
+            program.terminate();
+            program.stops_accepting().await;
+        }
+        program.terminate();
+        program.exit(Duration::from_secs(5)).await;
+        let log = log.join();
+        assert_eq!(log.matches("request completed").count(), 51, "{log}");
+    }
+}
+
 #[tokio::test]
 async fn the_log_is_json_and_holds_no_secret() {
     let kit = TestServer::start().await.unwrap();

@@ -154,6 +154,7 @@ impl Session {
     ///
     /// - If the record is gone, the user is signed out here too.
     /// - A sign-in of another process, and newer tokens, are adopted; also if the session was signed out or has ended.
+    ///   Newer tokens that expire within 500 ms are left to the next refresh, which goes on from them.
     /// - If the record is older than the tokens here, the store has lost writes, and the tokens are written back.
     ///
     /// A refresh under way is left alone, unless the record is gone or of another sign-in: tokens that it obtains then are

@@ -9,6 +9,7 @@
 use std::collections::hash_map::Entry;
 use std::error::Error;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
@@ -20,6 +21,18 @@ use super::state::{Event, Phase, RefreshSchedule, State, Stored};
 use super::store_call::bounded;
 use crate::TARGET;
 use crate::store::{Epoch, Record};
+use crate::token::Tokens;
+
+/// The time that the access token of another process must still live to be put in force: until the replays have arrived
+/// at the API. A request is replayed once, so a token that expires on its way would be one 401 more than the caller
+/// deserves.
+const WORTH_ADOPTING: Duration = Duration::from_millis(500);
+
+/// Returns `true` if these tokens of another process are known to expire before a replay with them arrives.
+pub(super) fn expire_before_a_replay(tokens: &Tokens) -> bool {
+    let soon = SystemTime::now() + WORTH_ADOPTING;
+    tokens.expires_at().is_some_and(|expiry| expiry < soon)
+}
 
 /// Advances the clock until the settings are dropped. Returns at once if the clock stands.
 pub(crate) async fn run_clock(config: Weak<Config>) {
@@ -118,6 +131,9 @@ impl TokenCell {
         if let Some(record) = &found {
             self.note_end(record);
         }
+        if found.as_ref().is_some_and(|record| before.is_to_be_refreshed_from(record)) {
+            return Ok(());
+        }
         let due = found.as_ref().and_then(|record| self.schedule(record.tokens()));
         let mut writer = self.lock.write().await;
         let event = self.snapshot().event_of_look(&before, found, due);
@@ -129,6 +145,13 @@ impl TokenCell {
 }
 
 impl State {
+    /// Returns `true` if a record holds newer tokens of this epoch that are no use to requests: a refresh goes on from
+    /// them. Were they put in force, a request that is refused at that moment would be replayed with them.
+    fn is_to_be_refreshed_from(&self, record: &Record) -> bool {
+        let is_newer = record.epoch() == self.epoch && record.generation() > self.place;
+        is_newer && expire_before_a_replay(record.tokens())
+    }
+
     /// Returns the change after a look at the store. `before`: the state when the look began, in line with the store.
     pub(super) fn event_of_look(
         &self,

@@ -18,6 +18,7 @@ use super::backoff;
 use super::cell::TokenCell;
 use super::flight::{CompletionGuard, Flight, Outcome};
 use super::held_claim::{HeldClaim, LEASE};
+use super::recheck::expire_before_a_replay;
 use super::state::{Event, State, Stored};
 use super::store_call::{bounded, bounded_by};
 use super::store_sync::ClaimedByPeer;
@@ -33,10 +34,6 @@ const CLAIM_POLL: Duration = Duration::from_millis(200);
 
 /// The shortest such pause, whatever the store says about the end of the lease.
 const SHORTEST_CLAIM_POLL: Duration = Duration::from_millis(10);
-
-/// The time that the access token of another process must still live: until the replays have arrived at the API. A
-/// request is replayed once, so a token that expires on its way would be one 401 more than the caller deserves.
-const WORTH_ADOPTING: Duration = Duration::from_millis(500);
 
 /// Starts the refresh of `base` in a task of its own.
 pub(super) fn start(cell: &Arc<TokenCell>, base: Arc<State>, trigger: Trigger) -> Arc<Flight> {
@@ -247,10 +244,8 @@ impl RefreshTask {
 
     /// Returns `true` if a record that another process wrote makes the refresh call unnecessary.
     fn is_worth_adopting(&self, record: &Record) -> bool {
-        let soon = SystemTime::now() + WORTH_ADOPTING;
-        let expired = record.tokens().expires_at().is_some_and(|expiry| expiry < soon);
         let same = record.tokens().access_token() == self.base.tokens.access_token();
-        record.epoch() != self.base.epoch || !(expired || same)
+        record.epoch() != self.base.epoch || !(expire_before_a_replay(record.tokens()) || same)
     }
 
     /// Calls the refresh service, and repeats the call where the failure allows it.

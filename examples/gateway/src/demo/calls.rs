@@ -37,7 +37,7 @@ pub(super) async fn calls(
         }
         let (app, path) = (app.clone(), request.uri().path().to_owned());
         Ok(async move {
-            let status = proxy(State(app.clone()), request).await.status();
+            let status = proxy(&app, request).await.status();
             app.metrics.count_response(&path, status);
             status.as_u16()
         })

@@ -7,16 +7,13 @@ use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::Response;
-use http::StatusCode;
+use http::{Method, Request, StatusCode, Uri};
 use tower_auth_refresh::RefreshReport;
 use tower_auth_refresh::replay::NotReplayable;
+use tracing::Level;
 
 use self::histogram::Histogram;
 pub use self::refreshes::RefreshWatch;
-use crate::app::App;
 
 /// Values of the `route` label: first path segments, and one value for all others.
 const ROUTES: [&str; 7] = ["api", "login", "logout", "session", "healthz", "metrics", "other"];
@@ -85,8 +82,10 @@ impl Default for Metrics {
 impl Metrics {
     /// Counts a response.
     pub(crate) fn count_response(&self, path: &str, status: StatusCode) {
-        let first = path.split('/').nth(1).unwrap_or_default();
-        let route = ROUTES.iter().position(|route| *route == first).unwrap_or(ROUTES.len() - 1);
+        self.count(route(path), status);
+    }
+
+    fn count(&self, route: usize, status: StatusCode) {
         let status = usize::from(status.as_u16()) - 100;
         // Statuses from 600 to 999, which no standard defines, count as 599.
         increment(&self.requests[route][status.min(STATUSES - 1)]);
@@ -175,18 +174,43 @@ impl Metrics {
     }
 }
 
-/// Counts and logs each response.
-pub(crate) async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let method = request.method().clone();
-    let uri = request.uri().clone();
-    let response = next.run(request).await;
-    let status = response.status();
-    app.metrics.count_response(uri.path(), status);
-    let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    // Without the query, which may hold private data.
-    tracing::info!(%method, path = uri.path(), status = status.as_u16(), milliseconds, "request completed");
-    response
+/// A request under way, counted and logged once its response is known.
+pub(crate) struct Observation {
+    route: usize,
+    /// `None` if the log has no line for it.
+    line: Option<Line>,
+}
+
+struct Line {
+    started: Instant,
+    method: Method,
+    uri: Uri,
+}
+
+impl Observation {
+    pub(crate) fn start<B>(request: &Request<B>) -> Self {
+        let line = tracing::enabled!(Level::INFO, method, path, status, milliseconds).then(|| Line {
+            started: Instant::now(),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+        });
+        Self { route: route(request.uri().path()), line }
+    }
+
+    pub(crate) fn finish(self, metrics: &Metrics, status: StatusCode) {
+        metrics.count(self.route, status);
+        if let Some(Line { started, method, uri }) = self.line {
+            let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            // Without the query, which may hold private data.
+            tracing::info!(%method, path = uri.path(), status = status.as_u16(), milliseconds, "request completed");
+        }
+    }
+}
+
+/// Returns the position of a path's route in [`ROUTES`].
+fn route(path: &str) -> usize {
+    let first = path.split('/').nth(1).unwrap_or_default();
+    ROUTES.iter().position(|route| *route == first).unwrap_or(ROUTES.len() - 1)
 }
 
 /// A document in Prometheus' text format.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::body::Body as ClientBody;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
 use tower::BoxError;
 
@@ -17,9 +18,6 @@ use crate::app::App;
 use crate::config::StripHeaders;
 use crate::limits::RequestPermit;
 use crate::problem::Kind;
-
-/// A response body of any source.
-pub(crate) type BoxBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
 
 /// A client's body, which fails if it is too long or stalls.
 pub(crate) struct UploadBody {
@@ -101,21 +99,18 @@ impl Body for UploadBody {
 }
 
 /// An upstream's body, which fails if it stalls.
-pub(super) struct DownloadBody<B> {
-    body: B,
+pub(super) struct DownloadBody {
+    body: Incoming,
     stall: StallTimer,
 }
 
-impl<B> DownloadBody<B> {
-    pub(super) fn new(body: B, timeout: Duration) -> Self {
+impl DownloadBody {
+    pub(super) fn new(body: Incoming, timeout: Duration) -> Self {
         Self { body, stall: StallTimer::new(timeout) }
     }
 }
 
-impl<B> Body for DownloadBody<B>
-where
-    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
-{
+impl Body for DownloadBody {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -142,23 +137,23 @@ where
 }
 
 /// A response's body with checked trailers, which keeps its request counted as one in flight.
-pub(super) struct AdmittedBody {
-    body: BoxBody,
+pub(super) struct AdmittedBody<B> {
+    body: B,
     _permit: RequestPermit,
 }
 
-impl AdmittedBody {
-    pub(super) fn new(body: BoxBody, permit: RequestPermit) -> Self {
+impl<B> AdmittedBody<B> {
+    pub(super) fn new(body: B, permit: RequestPermit) -> Self {
         Self { body, _permit: permit }
     }
 }
 
-impl Body for AdmittedBody {
-    type Data = Bytes;
-    type Error = BoxError;
+impl<B: Body + Unpin> Body for AdmittedBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let mut frame = ready!(self.body.as_mut().poll_frame(cx));
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let mut frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         if let Some(Ok(frame)) = &mut frame
             && let Some(trailers) = frame.trailers_mut()
         {

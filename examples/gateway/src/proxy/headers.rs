@@ -147,6 +147,9 @@ const IDENTITY_PREFIXES: [&str; 33] = [
     "tailscale-user-",
 ];
 
+/// The number of headers that are added to a request: four here, the token and the host.
+const ADDED: usize = 6;
+
 /// Rewrites the headers of a client's request for the upstream.
 pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicOrigin, strip: &StripHeaders) {
     let Parts { headers, uri, version, .. } = head;
@@ -157,12 +160,10 @@ pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicO
         // HTTP/2 sends the host in a pseudo-header.
         (PublicOrigin::Loopback, None) => uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok()),
     };
-    drop_hop_by_hop(headers);
-    drop_credentials(headers, strip);
-    // The gateway has met the expectation itself.
-    headers.remove(EXPECT);
-    // The HTTP client sets the upstream's host.
-    headers.remove(HOST);
+    let is_hop_by_hop = hop_by_hop(headers);
+    // The HTTP client sets the upstream's host, and the gateway has met the expectation itself.
+    remove_all(headers, |name| [EXPECT, HOST].contains(name) || is_hop_by_hop(name) || is_credential(name, strip));
+    headers.reserve(ADDED);
     if let Some(value) = peer.and_then(|Peer(address)| HeaderValue::from_str(&address.ip().to_string()).ok()) {
         headers.insert(HeaderName::from_static("x-forwarded-for"), value);
     }
@@ -184,21 +185,16 @@ fn authority(origin: &str) -> &str {
     origin.split_once("://").map_or(origin, |(_, authority)| authority)
 }
 
-/// Removes credentials and identity headers that only the gateway may set.
-fn drop_credentials(headers: &mut HeaderMap, strip: &StripHeaders) {
-    remove_all(headers, |name| is_credential(name, strip));
-}
-
 /// Removes from a client's trailers what the upstream could take for headers.
 pub(super) fn trailers_to_upstream(trailers: &mut HeaderMap, strip: &StripHeaders) {
-    drop_hop_by_hop(trailers);
-    remove_all(trailers, |name| is_credential(name, strip) || is_no_trailer(name));
+    let is_hop_by_hop = hop_by_hop(trailers);
+    remove_all(trailers, |name| is_hop_by_hop(name) || is_credential(name, strip) || is_no_trailer(name));
 }
 
 /// Removes from an upstream's trailers what the client could take for headers.
 pub(super) fn trailers_to_client(trailers: &mut HeaderMap) {
-    drop_hop_by_hop(trailers);
-    remove_all(trailers, is_no_trailer);
+    let is_hop_by_hop = hop_by_hop(trailers);
+    remove_all(trailers, |name| is_hop_by_hop(name) || is_no_trailer(name));
 }
 
 /// Checks if a field must be a header: fields for framing, routing, authentication and caching (RFC 9110 §6.5.1), and
@@ -211,17 +207,14 @@ fn is_no_trailer(name: &HeaderName) -> bool {
 
 /// Rewrites the headers of an upstream's response for the client.
 pub(super) fn to_client(headers: &mut HeaderMap, upstream: &Uri, cookie: SessionCookie) {
-    drop_hop_by_hop(headers);
+    let is_hop_by_hop = hop_by_hop(headers);
+    remove_all(headers, |name| is_hop_by_hop(name) || is_for_clients_of_the_upstream(name));
     // To HEAD, an upstream may send lengths that contradict each other: no valid response could have them.
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     let length = lengths.next();
     if length.is_some_and(|length| !length.as_bytes().iter().all(u8::is_ascii_digit)) || lengths.next().is_some() {
         headers.remove(CONTENT_LENGTH);
     }
-    // The upstream's CORS policy is for clients with a token of their own, not for ones with a cookie.
-    remove_all(headers, |name| name.as_str().starts_with("access-control-"));
-    // `Alt-Svc` names alternatives of the upstream's host, which a browser would apply to the gateway's.
-    headers.remove(ALT_SVC);
     // A browser has no token for the upstream itself.
     let location = headers.get(LOCATION).and_then(|location| path::to_gateway(upstream, location.as_bytes()));
     if let Some(location) = location.and_then(|location| HeaderValue::from_bytes(location).ok()) {
@@ -261,16 +254,21 @@ fn remove_all(headers: &mut HeaderMap, predicate: impl Fn(&HeaderName) -> bool) 
     }
 }
 
-fn drop_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(TRANSFER_ENCODING) {
-        // The transfer coding overrides the length, which may be wrong (RFC 9112 §6.3).
-        headers.remove(CONTENT_LENGTH);
-    }
+/// Returns the predicate of the names that belong to this message's connection.
+fn hop_by_hop(headers: &HeaderMap) -> impl Fn(&HeaderName) -> bool + use<> {
     let named: Vec<_> =
         fields::list(headers, &CONNECTION).filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
-        headers.remove(name);
-    }
+    // The transfer coding overrides the length, which may be wrong (RFC 9112 §6.3).
+    let has_wrong_length = headers.contains_key(TRANSFER_ENCODING);
+    move |name| HOP_BY_HOP.contains(name) || named.contains(name) || (has_wrong_length && *name == CONTENT_LENGTH)
+}
+
+/// Checks for the names that are meant for clients of the upstream itself.
+///
+/// Its CORS policy is for clients with a token of their own, not for ones with a cookie. `Alt-Svc` names alternatives of
+/// the upstream's host, which a browser would apply to the gateway's.
+fn is_for_clients_of_the_upstream(name: &HeaderName) -> bool {
+    *name == ALT_SVC || name.as_str().starts_with("access-control-")
 }
 
 fn is_credential(name: &HeaderName, strip: &StripHeaders) -> bool {

@@ -9,19 +9,18 @@ mod stall_timeout;
 mod upstream;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use http::header::{ALLOW, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, Method, Version};
 use http_body::Body as _;
-use tower::ServiceExt;
 use tower_auth_refresh::{Session, SessionState};
 
 use self::body::{AdmittedBody, UploadBody};
 use self::slow_client::with_client_timeout;
 use self::upstream::NoToken;
-pub(crate) use self::upstream::{HttpsClient, UpstreamClient, client, client_without_refresh, https};
+pub(crate) use self::upstream::{HttpsClient, UpstreamClient, https};
 use crate::app::App;
 use crate::cookie::SessionId;
 use crate::fields;
@@ -30,9 +29,9 @@ use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
 use crate::server::Peer;
 
 /// Proxies a request for the API.
-pub(crate) async fn proxy(State(app): State<App>, request: Request) -> Response {
-    match Call::admit(&app, request).await {
-        Ok(call) => call.send(&app).await,
+pub(crate) async fn proxy(app: &App, request: Request) -> Response {
+    match Call::admit(app, request).await {
+        Ok(call) => call.send(app).await,
         Err(response) => response,
     }
 }
@@ -100,14 +99,17 @@ impl Call {
         head.extensions.insert(session.clone());
         let (body, upload_failure) = UploadBody::new(body, app);
 
-        match app.client.clone().oneshot(Request::from_parts(head, body)).await {
+        match app.client.send(Request::from_parts(head, body)).await {
             Ok(response) => {
                 // With its last handle dropped, a session that has ended is removed at once.
                 drop(session);
                 let is_multiplexed = version == Version::HTTP_2;
                 let response = response.map(|body| {
-                    let body = if is_multiplexed { with_client_timeout(body, app.client_timeout) } else { body };
-                    AdmittedBody::new(body, permit)
+                    if is_multiplexed {
+                        Body::new(AdmittedBody::new(with_client_timeout(body, app.client_timeout), permit))
+                    } else {
+                        Body::new(AdmittedBody::new(body, permit))
+                    }
                 });
                 outcome::response(app, id, response, &upload_failure).await
             }

@@ -3,12 +3,11 @@
 use std::error::Error;
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, Version};
 use tower_auth_refresh::{NotRefreshed, RefreshError, RefreshErrorKind, RefreshReport};
 
-use super::body::{AdmittedBody, UploadFailure};
+use super::body::UploadFailure;
 use super::stall_timeout::UpstreamStalled;
 use super::{end, headers};
 use crate::app::App;
@@ -19,7 +18,7 @@ use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem, chain};
 pub(super) async fn response(
     app: &App,
     id: SessionId,
-    mut response: http::Response<AdmittedBody>,
+    mut response: Response,
     upload_failure: &UploadFailure,
 ) -> Response {
     if let Some(problem @ Kind::BodyTooLarge) = upload_failure.problem() {
@@ -46,7 +45,7 @@ pub(super) async fn response(
     // that is cut off would look complete.
     *response.version_mut() = Version::HTTP_11;
     headers::to_client(response.headers_mut(), &app.upstream.uri, app.cookie);
-    response.map(Body::new)
+    response
 }
 
 /// Maps a 401 for which no newer token was available.

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use axum::body::Body as AxumBody;
 use bytes::Bytes;
 use futures_util::stream;
 use http_body::{Body, Frame};
@@ -12,17 +13,18 @@ use http_body_util::{BodyExt, StreamBody};
 use tokio::sync::mpsc;
 use tower::BoxError;
 
-use super::body::BoxBody;
-
 /// The most that the client has to read within the time-out.
 const PIECE: usize = 16 * 1024;
 
 type Item = Result<Frame<Bytes>, BoxError>;
 
 /// Reads `body` in a task that drops the body when the client takes no frame for `timeout`.
-pub(super) fn with_client_timeout(body: BoxBody, timeout: Duration) -> BoxBody {
+pub(super) fn with_client_timeout<B>(body: B, timeout: Duration) -> AxumBody
+where
+    B: Body<Data = Bytes, Error = BoxError> + Send + Unpin + 'static,
+{
     if body.is_end_stream() {
-        return body;
+        return AxumBody::new(body);
     }
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(forward(body, sender, timeout));
@@ -34,11 +36,14 @@ pub(super) fn with_client_timeout(body: BoxBody, timeout: Duration) -> BoxBody {
             None => Some((Err("the client reads the response too slowly".into()), None)),
         }
     });
-    Box::pin(StreamBody::new(frames))
+    AxumBody::new(StreamBody::new(frames))
 }
 
 /// Sends each frame in pieces, and `None` after the last.
-async fn forward(mut body: BoxBody, sender: mpsc::Sender<Option<Item>>, timeout: Duration) {
+async fn forward<B>(mut body: B, sender: mpsc::Sender<Option<Item>>, timeout: Duration)
+where
+    B: Body<Data = Bytes, Error = BoxError> + Unpin,
+{
     loop {
         let frame = tokio::select! {
             frame = body.frame() => frame,
@@ -75,10 +80,10 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(30);
 
     /// Three frames of a mebibyte.
-    fn large_frames() -> BoxBody {
+    fn large_frames() -> AxumBody {
         let frames = std::iter::repeat_n(Bytes::from(vec![7; 1 << 20]), 3);
         let body = StreamBody::new(stream::iter(frames.map(|data| Ok(Frame::data(data)))));
-        with_client_timeout(Box::pin(body), TIMEOUT)
+        with_client_timeout(body, TIMEOUT)
     }
 
     /// At 20 kB/s. hyper takes the next frame when it has sent the last.

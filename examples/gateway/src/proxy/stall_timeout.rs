@@ -14,14 +14,18 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::ResponseFuture;
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tower::{BoxError, Service};
 
+use super::upstream::HttpsClient;
+
 /// Limits how long the upstream may stall. Wraps the HTTP client, so that each attempt has its own time-out.
-#[derive(Clone, Debug)]
-pub(super) struct StallTimeout<C> {
-    client: C,
+#[derive(Debug)]
+pub(super) struct StallTimeout<B> {
+    client: Arc<HttpsClient<TrackedBody<B>>>,
     limit: Duration,
 }
 
@@ -29,35 +33,64 @@ pub(super) struct StallTimeout<C> {
 #[derive(Debug)]
 pub(super) struct UpstreamStalled;
 
-impl<C> StallTimeout<C> {
-    pub(super) fn new(client: C, limit: Duration) -> Self {
-        Self { client, limit }
+impl<B> StallTimeout<B> {
+    pub(super) fn new(client: HttpsClient<TrackedBody<B>>, limit: Duration) -> Self {
+        Self { client: Arc::new(client), limit }
     }
 }
 
-impl<C, B, ResB> Service<Request<B>> for StallTimeout<C>
-where
-    C: Service<Request<TrackedBody<B>>, Response = Response<ResB>, Error: Into<BoxError>, Future: Send + 'static>,
-{
-    type Response = Response<ResB>;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+impl<B> Clone for StallTimeout<B> {
+    fn clone(&self) -> Self {
+        Self { client: Arc::clone(&self.client), limit: self.limit }
+    }
+}
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.client.poll_ready(cx).map_err(Into::into)
+impl<B> Service<Request<B>> for StallTimeout<B>
+where
+    B: Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static,
+{
+    type Response = Response<Incoming>;
+    type Error = BoxError;
+    type Future = ResponseOrStall;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let clock = StallClock::default();
-        let response = self.client.call(request.map(|body| TrackedBody { body, clock: clock.clone() }));
-        let limit = self.limit;
-        Box::pin(async move {
-            tokio::select! {
-                biased;
-                response = response => response.map_err(Into::into),
-                () = clock.exceeds(limit) => Err(UpstreamStalled.into()),
+        let response = self.client.request(request.map(|body| TrackedBody { body, clock: clock.clone() }));
+        ResponseOrStall { response, clock, limit: self.limit, timer: None }
+    }
+}
+
+/// Waits for the response, and fails once the upstream has stalled.
+pub(super) struct ResponseOrStall {
+    response: ResponseFuture,
+    clock: StallClock,
+    limit: Duration,
+    /// Set when the response is first found missing.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Future for ResponseOrStall {
+    type Output = Result<Response<Incoming>, BoxError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { response, clock, limit, timer } = &mut *self;
+        if let Poll::Ready(response) = Pin::new(response).poll(cx) {
+            return Poll::Ready(response.map_err(Into::into));
+        }
+        let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(clock.started + *limit)));
+        while timer.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            let deadline = clock.deadline(now, *limit);
+            if deadline <= now {
+                return Poll::Ready(Err(UpstreamStalled.into()));
             }
-        })
+            timer.as_mut().reset(deadline);
+        }
+        Poll::Pending
     }
 }
 
@@ -87,19 +120,11 @@ impl StallClock {
         self.since.store(STOPPED, Ordering::Relaxed);
     }
 
-    /// Waits until the upstream has stalled for `limit`.
-    async fn exceeds(&self, limit: Duration) {
-        let mut deadline = self.started + limit;
-        loop {
-            sleep_until(deadline).await;
-            let now = Instant::now();
-            deadline = match self.since.load(Ordering::Relaxed) {
-                STOPPED => now + limit,
-                since => self.started + Duration::from_millis(since) + limit,
-            };
-            if deadline <= now {
-                return;
-            }
+    /// Returns the end of the time-out, as far as it is known.
+    fn deadline(&self, now: Instant, limit: Duration) -> Instant {
+        match self.since.load(Ordering::Relaxed) {
+            STOPPED => now + limit,
+            since => self.started + Duration::from_millis(since) + limit,
         }
     }
 }

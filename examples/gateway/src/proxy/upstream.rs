@@ -4,40 +4,80 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::AUTHORIZATION;
-use http::{Request, Response};
-use hyper::body::Incoming;
+use http::{HeaderValue, Request, Response};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::crypto::ring;
-use tower::util::BoxCloneSyncService;
-use tower::{BoxError, ServiceBuilder, ServiceExt};
-use tower_auth_refresh::AuthRefreshLayer;
+use tower::filter::Filter;
+use tower::{BoxError, Layer, ServiceExt};
+use tower_auth_refresh::layer::PerRequest;
+use tower_auth_refresh::replay::ReplayBody;
+use tower_auth_refresh::{AuthRefresh, AuthRefreshLayer, Session};
 
-use super::body::{BoxBody, DownloadBody, UploadBody};
+use super::body::{DownloadBody, UploadBody};
 use super::stall_timeout::StallTimeout;
 use crate::config::Settings;
 use crate::server::BUFFER;
 
-/// A stack that sends requests to the upstream. Each request has its user's session in its extensions.
-pub(crate) type UpstreamClient = BoxCloneSyncService<Request<UploadBody>, Response<BoxBody>, BoxError>;
+/// A client that sends requests to the upstream. Each request has its user's session in its extensions.
+pub(crate) struct UpstreamClient {
+    stack: Stack,
+    timeout: Duration,
+}
+
+/// Without boxes, of which each would cost an allocation for each request.
+enum Stack {
+    Refreshing(AuthRefresh<TokenRequired<ReplayBody<UploadBody>>, PerRequest>),
+    WithoutRefresh(StallTimeout<UploadBody>),
+}
+
+/// A [`StallTimeout`] that is sent no request without a token.
+type TokenRequired<B> = Filter<StallTimeout<B>, fn(Request<B>) -> Result<Request<B>, NoToken>>;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Shorter than the keep-alive of most servers: a POST fails if the server closes its reused connection at that moment.
 const POOL_IDLE: Duration = Duration::from_secs(20);
 
-/// Builds the stack of the gateway.
-pub(crate) fn client(settings: &Settings) -> UpstreamClient {
-    let timeout = settings.upstream_timeout;
-    let stack = ServiceBuilder::new()
-        .map_response(move |response| limit_stalls(response, timeout))
-        .layer(AuthRefreshLayer::per_request(settings.upstream.origin.clone()))
-        .filter(carries_token)
-        .service(StallTimeout::new(https(), timeout));
-    BoxCloneSyncService::new(stack)
+impl UpstreamClient {
+    /// Builds the client of the gateway.
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let timeout = settings.upstream_timeout;
+        let checked = Filter::new(StallTimeout::new(https(), timeout), carries_token as fn(_) -> _);
+        let layer = AuthRefreshLayer::per_request(settings.upstream.origin.clone());
+        Self { stack: Stack::Refreshing(layer.layer(checked)), timeout }
+    }
+
+    /// Builds a client that attaches the access token without [`AuthRefreshLayer`], the baseline for the layer's cost.
+    pub(crate) fn without_refresh(settings: &Settings) -> Self {
+        let timeout = settings.upstream_timeout;
+        Self { stack: Stack::WithoutRefresh(StallTimeout::new(https(), timeout)), timeout }
+    }
+
+    /// Sends a request.
+    pub(super) async fn send(&self, request: Request<UploadBody>) -> Result<Response<DownloadBody>, BoxError> {
+        let response = match &self.stack {
+            Stack::Refreshing(stack) => stack.clone().oneshot(request).await?,
+            Stack::WithoutRefresh(stack) => stack.clone().oneshot(with_token(request)).await?,
+        };
+        Ok(response.map(|body| DownloadBody::new(body, self.timeout)))
+    }
+}
+
+fn with_token(mut request: Request<UploadBody>) -> Request<UploadBody> {
+    let session = request.extensions_mut().remove::<Session>();
+    let tokens = session.map(|session| session.tokens()).unwrap_or_default();
+    if let Some(token) = tokens.access_token() {
+        let value = format!("Bearer {}", token.expose_secret());
+        if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
+            request.headers_mut().insert(AUTHORIZATION, value);
+        }
+    }
+    request
 }
 
 /// Rejects a request without a token: its session has ended since the request was admitted, and the upstream must not
@@ -57,29 +97,6 @@ impl fmt::Display for NoToken {
 }
 
 impl Error for NoToken {}
-
-/// Builds a stack that attaches the access token without [`AuthRefreshLayer`], the baseline for the layer's cost.
-pub(crate) fn client_without_refresh(settings: &Settings) -> UpstreamClient {
-    let timeout = settings.upstream_timeout;
-    let stack = StallTimeout::new(https(), timeout)
-        .map_request(|mut request: Request<UploadBody>| {
-            let session = request.extensions_mut().remove::<tower_auth_refresh::Session>();
-            let tokens = session.map(|session| session.tokens()).unwrap_or_default();
-            if let Some(token) = tokens.access_token() {
-                let value = format!("Bearer {}", token.expose_secret());
-                if let Ok(value) = http::HeaderValue::from_maybe_shared(bytes::Bytes::from(value)) {
-                    request.headers_mut().insert(AUTHORIZATION, value);
-                }
-            }
-            request
-        })
-        .map_response(move |response| limit_stalls(response, timeout));
-    BoxCloneSyncService::new(stack)
-}
-
-fn limit_stalls(response: Response<Incoming>, timeout: Duration) -> Response<BoxBody> {
-    response.map(|body| Box::pin(DownloadBody::new(body, timeout)) as BoxBody)
-}
 
 /// The client that [`https`] builds.
 pub(crate) type HttpsClient<B> = Client<HttpsConnector<HttpConnector>, B>;

@@ -1,4 +1,4 @@
-//! The gateway's own routes, and the layers around all routes.
+//! The gateway's own routes, and the checks of all requests.
 
 mod health;
 mod login;
@@ -6,46 +6,89 @@ mod logout;
 mod metrics;
 mod session;
 
-use axum::Router;
-use axum::middleware::{from_fn, from_fn_with_state};
+use std::panic::AssertUnwindSafe;
+
+use axum::body::Body;
+use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post};
-use http::header::{AUTHORIZATION, COOKIE, X_CONTENT_TYPE_OPTIONS};
-use http::{HeaderName, HeaderValue};
-use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
+use axum::routing::{get, post};
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::header::{AUTHORIZATION, COOKIE, Entry, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tower::{BoxError, ServiceExt};
 use tower_http::set_header::SetResponseHeaderLayer;
 
 use crate::app::App;
-use crate::csrf;
-use crate::metrics::observe;
+use crate::csrf::is_cross_origin;
+use crate::metrics::Observation;
 use crate::problem::Kind;
 use crate::proxy::proxy;
-use crate::reject_ambiguous::reject_ambiguous;
+use crate::reject_ambiguous::is_ambiguous;
 
-/// Builds the router. `demo` has the routes of the demo page.
-pub(crate) fn router(app: &App, demo: Router<App>) -> Router {
-    let x_frame_options = HeaderName::from_static("x-frame-options");
-    let own = Router::new()
-        .route("/login", post(login::login))
-        .route("/logout", post(logout::logout))
-        .route("/session", get(session::session))
-        .route("/healthz", get(health::healthz))
-        .route("/metrics", get(metrics::metrics))
-        .merge(demo)
-        .fallback(async || Kind::NotFound)
-        .method_not_allowed_fallback(async || Kind::MethodNotAllowed)
-        .layer(SetResponseHeaderLayer::overriding(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
-        .layer(SetResponseHeaderLayer::overriding(x_frame_options, HeaderValue::from_static("DENY")));
-    Router::new()
-        .route("/api", any(proxy))
-        .route("/api/", any(proxy))
-        .route("/api/{*path}", any(proxy))
-        .merge(own)
-        .layer(from_fn_with_state(app.public.clone(), csrf::reject_cross_origin))
-        .layer(from_fn(reject_ambiguous))
-        .layer(CatchPanicLayer::custom(|_| -> Response { Kind::Internal.into_response() }))
-        .layer(SetSensitiveRequestHeadersLayer::new([AUTHORIZATION, COOKIE]))
-        .layer(from_fn_with_state(app.clone(), observe))
-        .with_state(app.clone())
+/// Answers the requests of a gateway: checks each, and routes it.
+///
+/// Calls of the API, which are nearly all requests, don't pass axum's router: its layers box and clone a service each.
+#[derive(Clone)]
+pub(crate) struct Router {
+    app: App,
+    own: axum::Router,
+}
+
+impl Router {
+    /// Creates the router. `demo` has the routes of the demo page.
+    pub(crate) fn new(app: &App, demo: axum::Router<App>) -> Self {
+        let x_frame_options = HeaderName::from_static("x-frame-options");
+        let own = axum::Router::new()
+            .route("/login", post(login::login))
+            .route("/logout", post(logout::logout))
+            .route("/session", get(session::session))
+            .route("/healthz", get(health::healthz))
+            .route("/metrics", get(metrics::metrics))
+            .merge(demo)
+            .fallback(async || Kind::NotFound)
+            .method_not_allowed_fallback(async || Kind::MethodNotAllowed)
+            .layer(SetResponseHeaderLayer::overriding(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
+            .layer(SetResponseHeaderLayer::overriding(x_frame_options, HeaderValue::from_static("DENY")))
+            .with_state(app.clone());
+        Self { app: app.clone(), own }
+    }
+
+    /// Answers a request, also if that panics, then counts and logs the response.
+    pub(crate) async fn answer<B>(&self, request: http::Request<B>) -> Response
+    where
+        B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        let mut request = request.map(Body::new);
+        let observation = Observation::start(&request);
+        mark_credentials(request.headers_mut());
+        // Boxed, since each function on the way to hyper would copy the future, of several kilobytes.
+        let answer = AssertUnwindSafe(Box::pin(self.route(request))).catch_unwind().await;
+        let response = answer.unwrap_or_else(|_| Kind::Internal.into_response());
+        observation.finish(&self.app.metrics, response.status());
+        response
+    }
+
+    async fn route(&self, request: Request) -> Response {
+        if is_ambiguous(&request) {
+            return Kind::MalformedRequest.into_response();
+        }
+        if is_cross_origin(&self.app.public, &request) {
+            return Kind::CrossOrigin.into_response();
+        }
+        let path = request.uri().path();
+        if path.strip_prefix("/api").is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+            return proxy(&self.app, request).await;
+        }
+        self.own.clone().oneshot(request).await.into_response()
+    }
+}
+
+/// Keeps the credentials of a request out of `Debug` output, and out of the compression tables of HTTP/2.
+fn mark_credentials(headers: &mut HeaderMap) {
+    for name in [AUTHORIZATION, COOKIE] {
+        if let Entry::Occupied(mut values) = headers.entry(name) {
+            values.iter_mut().for_each(|value| value.set_sensitive(true));
+        }
+    }
 }

@@ -6,7 +6,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -19,6 +18,7 @@ use super::progress::{close_by_reset, limit_stalls};
 use super::socket::{Socket, linger};
 use super::table::Slot;
 use super::{BUFFER, Limits, Peer, exchange};
+use crate::routes::Router;
 
 /// The connection preface of HTTP/2 (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

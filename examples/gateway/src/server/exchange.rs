@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use axum::Router;
 use axum::body::Body as AxumBody;
 use axum::response::Response;
 use bytes::Bytes;
@@ -14,10 +13,10 @@ use http::{HeaderValue, Request, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::task::yield_now;
-use tower::ServiceExt;
 
 use super::Peer;
 use super::activity::{Activity, Answering};
+use crate::routes::Router;
 
 /// The most that is read of an upload after its response is known, to keep the connection.
 const MAX_DRAINED: usize = 64 * 1024;
@@ -55,14 +54,14 @@ async fn answer_upload(
     request: Request<Incoming>,
 ) -> Result<Response, Infallible> {
     if request.body().is_end_stream() {
-        return router.oneshot(request).await;
+        return Ok(router.answer(request).await);
     }
     let version = request.version();
     // Reading such an upload would ask the client to send it.
     let awaits_continue = request.headers().contains_key(EXPECT);
     let rest = Arc::new(Rest { activity: activity.clone(), state: Mutex::default() });
     let request = request.map(|body| AxumBody::new(Upload { body: Some(body), rest: rest.clone() }));
-    let mut response = router.oneshot(request).await?;
+    let mut response = router.answer(request).await;
     if version == Version::HTTP_2 {
         // Each stream ends by itself.
         return Ok(response);

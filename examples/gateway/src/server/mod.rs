@@ -14,7 +14,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use futures_util::FutureExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
@@ -24,6 +23,7 @@ pub(crate) use self::table::limited_address;
 use self::table::{Slot, Table};
 use crate::config::Settings;
 use crate::descriptors;
+use crate::routes::Router;
 
 /// The number of connections that may wait to be accepted. The operating system may allow fewer.
 const BACKLOG: u32 = 1024;

@@ -68,6 +68,21 @@ async fn a_peers_tokens_that_expire_before_a_replay_can_arrive_are_refreshed_ins
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_look_leaves_a_peers_tokens_that_expire_before_a_replay_can_arrive_to_the_refresh() {
+    let (mut it, store) = stored().await;
+    let response = it.get();
+    let call = it.api.next().await;
+    store.refresh_as_peer(&pair(2).with_expires_at(SystemTime::now() + Duration::from_millis(499))).await;
+    it.session.recheck().await.unwrap();
+    call.reply(401).await;
+    let refresh = it.auth.next().await;
+    assert_eq!(refresh.presented(), "r2");
+    refresh.answer(Ok(pair(3)));
+    it.accepts(response, 3).await;
+    assert_eq!(store.tokens().await, Some(pair(3)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_peers_tokens_that_live_for_longer_than_a_replay_takes_are_adopted() {
     let (mut it, store) = stored().await;
     // By the wall clock, which isn't paused.
