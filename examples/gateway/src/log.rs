@@ -157,13 +157,13 @@ mod tests {
         for number in numbers {
             writeln!(&writer, "{number}").unwrap();
         }
-        let writes = thread::spawn(move || while permit.send(()).is_ok() {});
+        let permitting = thread::spawn(move || while permit.send(()).is_ok() {});
         writer.flush();
         assert_eq!(output.try_iter().flatten().collect::<Vec<_>>(), lines);
         drop(output);
         writeln!(&writer, "the output has failed").unwrap();
         writer.flush();
-        drop(writes);
+        drop(permitting);
     }
 
     #[test]
