@@ -209,6 +209,12 @@ fn is_no_trailer(name: &HeaderName) -> bool {
 pub(super) fn to_client(headers: &mut HeaderMap, upstream: &Uri, cookie: SessionCookie) {
     let is_hop_by_hop = hop_by_hop(headers);
     remove_all(headers, |name| is_hop_by_hop(name) || is_for_clients_of_the_upstream(name));
+    // To HEAD, an upstream may send lengths that contradict each other: no valid response could have them.
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let length = lengths.next();
+    if length.is_some_and(|length| !length.as_bytes().iter().all(u8::is_ascii_digit)) || lengths.next().is_some() {
+        headers.remove(CONTENT_LENGTH);
+    }
     // A browser has no token for the upstream itself.
     let location = headers.get(LOCATION).and_then(|location| path::to_gateway(upstream, location.as_bytes()));
     if let Some(location) = location.and_then(|location| HeaderValue::from_bytes(location).ok()) {

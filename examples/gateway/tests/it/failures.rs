@@ -231,6 +231,19 @@ async fn chunked_framing_overrides_a_content_length() {
     assert_eq!(browser.get("/api/x").await.body, "whole");
 }
 
+/// They describe the response to GET. hyper would refuse to send them on, and close the connection.
+#[tokio::test]
+async fn contradicting_lengths_in_a_response_to_head_are_removed() {
+    let response = "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n";
+    let upstream = upstream_with_raw_response(response).await;
+    let gateway = TestGateway::in_front_of(TestServer::start().await.unwrap(), &upstream, |_| {}).await;
+    let browser = gateway.browser("ada").await;
+    let request = browser.request(Method::HEAD, "/api/x").body(Body::empty()).unwrap();
+    let response = browser.fetch(request).await;
+    assert_eq!(response.status, 200);
+    assert!(response.headers.get_all("content-length").iter().count() <= 1, "{response:?}");
+}
+
 #[tokio::test]
 async fn a_response_shorter_than_its_framing_ends_in_an_error() {
     for response in [

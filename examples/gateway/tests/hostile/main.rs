@@ -1,0 +1,18 @@
+//! Clients and upstreams that mean harm: every case is checked by an oracle of its own, and counted.
+//!
+//! `HOSTILE_REQUESTS=200000 cargo test -p gateway --release --test hostile -- --nocapture` is the long form.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+#[path = "../support/http2.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
+mod http2;
+#[path = "../support/test_gateway.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
+mod test_gateway;
+
+mod cross_site;
+mod malformed_http2;
+mod smuggling;
+mod upstreams;
+mod users;
