@@ -16,7 +16,8 @@ api_toolchain := "1.95.0"
 published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-reqwest -p tower-auth-refresh-store -p tower-auth-refresh-testkit"
 
 # They are chromium, nginx, valgrind, strace, gnome-keyring, dbus, faketime, Redis and its Sentinel, PostgreSQL,
-# pgbouncer, openssl, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers of the interop tests.
+# pgbouncer, openssl, tmux, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers of the
+# interop tests.
 #
 # Installs the tools of the other steps.
 tools:
@@ -36,6 +37,7 @@ tools:
     compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
     [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
     has openssl || missing+=(openssl)
+    has tmux || missing+=(tmux)
     { has node && has npm; } || missing+=(nodejs npm)
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     if [ ${#missing[@]} -gt 0 ]; then
@@ -91,7 +93,7 @@ clippy:
 test:
     #!/usr/bin/env bash
     set -euo pipefail
-    test_command=$(sed -n 's/^\(cargo test .*\)$/\1/p' README.md | head -n 1)
+    test_command=$(sed -n 's/^\(cargo test.*\)$/\1/p' README.md | head -n 1)
     [ -n "$test_command" ] || { echo 'README.md names no test command'; exit 1; }
     $test_command
 
@@ -140,7 +142,7 @@ deny:
 #
 # Compiles the published crates with every combination of their features; a warning is an error.
 powerset:
-    cargo hack clippy {{ published }} --feature-powerset --exclude-features default,_record --no-dev-deps -- -D warnings
+    cargo hack clippy {{ published }} --feature-powerset --exclude-features default,_record -- -D warnings
 
 # Works on a copy without the examples and benchmarks, whose dependencies would raise the versions. Without dev
 # dependencies the versions are the lowest of a user; the tests then run with what the dev dependencies raise.
@@ -239,12 +241,14 @@ weight:
     printf '%s\n%s crates\n' "$added" "$count"
     [ "$count" -le 10 ] || { echo 'at most 10 crates are allowed'; exit 1; }
 
-# Checks that the manifests of the published crates are complete, and lists no file by mistake.
+# The manifests have to be complete, `cargo test-all` must have each feature, and no package a file by mistake.
+#
+# Checks the manifests and packages of the published crates.
 package:
     #!/usr/bin/env bash
     set -euo pipefail
     cargo metadata --no-deps --format-version 1 --locked | python3 -c '
-    import json, sys
+    import json, re, sys
     needed = ["categories", "description", "keywords", "license", "readme", "rust_version"]
     for package in json.load(sys.stdin)["packages"]:
         if package["publish"] is None:
@@ -252,7 +256,11 @@ package:
             if "docs" not in (package["metadata"] or {}):
                 missing.append("metadata.docs.rs")
             if missing:
-                sys.exit("%s: the manifest lacks %s" % (package["name"], missing))'
+                sys.exit("%s: the manifest lacks %s" % (package["name"], missing))
+            alias = open(".cargo/config.toml").read()
+            for feature in package["features"]:
+                if feature != "default" and feature[0] != "_" and not re.search(r"[=,/]%s[,\"]" % feature, alias):
+                    sys.exit("%s: cargo test-all lacks the feature %s" % (package["name"], feature))'
     for crate in crates/*; do
         listed=$(cargo package --list --allow-dirty --quiet -p "${crate##*/}")
         for file in CHANGELOG.md LICENSE-APACHE LICENSE-MIT README.md src/lib.rs; do

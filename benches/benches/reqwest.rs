@@ -17,7 +17,7 @@ use tower_auth_refresh_reqwest::{ApiClient, ReqwestService};
 const REQUESTS: usize = 3200;
 
 fn builder(http: Http) -> ClientBuilder {
-    let builder = Client::builder().no_proxy().tls_certs_only([]);
+    let builder = Client::builder().no_proxy();
     if http == Http::H2 { builder.http2_prior_knowledge() } else { builder }
 }
 

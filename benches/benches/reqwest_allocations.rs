@@ -19,7 +19,7 @@ fn main() {
     // Only this thread's allocations are counted: the runtime is single-threaded.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime starts");
     let (server, session) = runtime.block_on(async { (Server::start().await, stack::session().await) });
-    let builder = || Client::builder().no_proxy().tls_certs_only([]);
+    let builder = || Client::builder().no_proxy();
     let bare = builder().build().expect("a client");
     let service = ReqwestService::new(builder()).expect("a client");
     let api = ApiClient::new(session, Origin::parse(&server.url("")).expect("loopback origin"), service);

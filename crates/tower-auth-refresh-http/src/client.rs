@@ -22,6 +22,7 @@ use tower_service::Service;
 use crate::answer::Answer;
 use crate::endpoint::{Endpoint, InvalidEndpoint};
 use crate::error::{AuthServerError, Kind};
+use crate::oauth::MetadataCache;
 
 /// The largest time-out, so that deadlines don't overflow.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(60 * 60);
@@ -87,6 +88,7 @@ pub struct AuthClient {
     plain_http: bool,
     headers: HeaderMap,
     not_sent_when: Option<Arc<NotSentWhen>>,
+    metadata: MetadataCache,
 }
 
 type NotSentWhen = dyn Fn(&(dyn Error + 'static)) -> bool + Send + Sync;
@@ -119,6 +121,7 @@ impl AuthClient {
             plain_http: false,
             headers: HeaderMap::new(),
             not_sent_when: None,
+            metadata: MetadataCache::new(),
         }
     }
 
@@ -148,6 +151,19 @@ impl AuthClient {
     pub fn allow_plain_http(mut self) -> Self {
         self.plain_http = true;
         self
+    }
+
+    /// Sets the time for which the metadata of a discovery is shared. Default: 10 minutes. Zero: not at all.
+    ///
+    /// See [`AuthorizationServer::discover`](crate::AuthorizationServer::discover).
+    #[must_use]
+    pub fn metadata_lifetime(mut self, lifetime: Duration) -> Self {
+        self.metadata.lifetime = lifetime;
+        self
+    }
+
+    pub(crate) fn metadata(&self) -> &MetadataCache {
+        &self.metadata
     }
 
     /// Sends a header with every call: an API key, `X-Requested-With`. Default: none.

@@ -98,16 +98,6 @@ impl JsonCall {
         for (path, value) in &self.members {
             request.member(path, value.clone())?;
         }
-        if let Some(auth) = &self.auth {
-            let mut named = Vec::new();
-            let authorization = auth.authenticate(|name, value| named.push((name.to_owned(), value.to_owned())));
-            for (name, value) in named {
-                request.members.insert(name, value.into());
-            }
-            if let Some(value) = authorization {
-                request.authorization(value)?;
-            }
-        }
         if let Some(access) = tokens.access_token() {
             if let Some(path) = &self.access_token_field {
                 request.member(path, access.expose_secret().into())?;
@@ -132,8 +122,18 @@ impl JsonCall {
         &self,
         request: JsonRequest,
     ) -> impl Future<Output = Result<Answer, AuthServerError>> + Send + use<> {
-        let json = if request.members.is_empty() { Ok(Vec::new()) } else { serde_json::to_vec(&request.members) };
-        self.post(request.headers, json)
+        let (this, mut request) = (self.clone(), request);
+        async move {
+            if let Some(auth) = &this.auth {
+                let with = auth.authenticate().await?;
+                request.members.extend(with.params.into_iter().map(|(name, value)| (name, value.into())));
+                if let Some(value) = with.authorization {
+                    request.authorization(value)?;
+                }
+            }
+            let json = if request.members.is_empty() { Ok(Vec::new()) } else { serde_json::to_vec(&request.members) };
+            this.post(request.headers, json).await
+        }
     }
 
     /// Sends any JSON.

@@ -4,15 +4,15 @@
 //! | --- | --- | --- |
 //! | an app's own, JSON | [`JsonRefresh`] | [`JsonLogin`], [`JsonLogout`] |
 //! | an app's own, the refresh token in a cookie | [`JsonRefresh::cookie`] | [`JsonLogin::cookie`], [`JsonLogout::cookie`] |
-//! | OAuth 2.0 | [`OAuthRefresh`], [`ClientCredentials`] | [`OAuthRevoke`], [`AuthorizationServer`] (discovery) |
+//! | OAuth 2.0 | [`OAuthRefresh`], [`ClientCredentials`] | [`OAuthRevoke`], [`AuthorizationServer`] (discovery); sign-in by `BrowserSignIn`, `DeviceSignIn` |
 //!
 //! Each of them is a `tower` service, so that time-outs, limits and tracing can be layered around it, and can be called
 //! by itself, without a session. All are sent by an [`AuthClient`]: https only, redirects never followed, size and time
 //! bounded, and calls that were never sent distinguished from calls in doubt. [`recipes`] has settings for many
 //! providers.
 //!
-//! A sign-in by `oauth2` or `openidconnect` uses the same client, by [`AuthClient::call`], and hands its response to
-//! [`TokenFields::tokens`].
+//! An app that signs its users in by `oauth2` or `openidconnect` itself uses the same client, by [`AuthClient::call`], and
+//! hands the response to [`TokenFields::tokens`].
 //!
 //! # Examples
 //!
@@ -62,6 +62,26 @@
 //! # Ok(session) }
 //! ```
 //!
+//! An app on the user's machine signs in with the system's browser; without one, `DeviceSignIn` shows a code to enter on
+//! another device. With the crate features `client` and `oidc`:
+//!
+//! ```
+//! # #[cfg(all(feature = "client", feature = "oidc"))]
+//! # async fn example(session: tower_auth_refresh::Session) -> Result<(), tower::BoxError> {
+//! use tower_auth_refresh_http::{AuthClient, AuthorizationServer, BrowserSignIn, ClientAuth};
+//!
+//! let http = AuthClient::rustls();
+//! let server = AuthorizationServer::discover(&http, "https://auth.example.com").await?;
+//! let sign_in = BrowserSignIn::new(http, &server, ClientAuth::public("my-cli"))?.scope("openid offline_access");
+//!
+//! let pending = sign_in.begin().await?;
+//! println!("Open {} in a browser.", pending.url());
+//! let signed_in = pending.finish().await?;
+//! println!("Signed in as {}.", signed_in.subject().unwrap_or_default());
+//! session.sign_in(signed_in.tokens).await?;
+//! # Ok(()) }
+//! ```
+//!
 //! A service that acts for itself:
 //!
 //! ```
@@ -88,7 +108,11 @@
 //! # Features
 //!
 //! - `client`: a ready-made HTTPS client, `AuthClient::rustls()`: that of hyper-util, with rustls, ring and Mozilla's
-//!   root certificates. With it the connect errors of every hyper-util client are recognised.
+//!   root certificates; by `AuthClient::rustls_builder()` with other roots, a proxy or a client certificate. With it the
+//!   connect errors of every hyper-util client are recognised.
+//! - `sign-in`: `BrowserSignIn` and `DeviceSignIn`, over `oauth2`. Adds 54 crates to an app with the feature `client`.
+//! - `oidc`: the validation of ID tokens at a sign-in, by `openidconnect`. Adds 68 more.
+//! - `private-key-jwt`: client authentication by signed assertions, `ClientAuth::private_key_jwt`, with ring.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -116,6 +140,8 @@ mod logout;
 mod oauth;
 mod service;
 mod setters;
+#[cfg(feature = "sign-in")]
+mod sign_in;
 mod token_response;
 
 pub mod recipes;
@@ -128,8 +154,18 @@ pub use self::json::JsonRefresh;
 pub use self::login::{JsonLogin, LoginError};
 pub use self::logout::JsonLogout;
 pub use self::oauth::{AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke};
+#[cfg(feature = "private-key-jwt")]
+#[cfg_attr(docsrs, doc(cfg(feature = "private-key-jwt")))]
+pub use self::oauth::{InvalidKey, JwtSigner};
+#[cfg(feature = "client")]
+pub use self::rustls::{InvalidTls, RustlsBuilder};
+#[cfg(feature = "sign-in")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sign-in")))]
+pub use self::sign_in::{
+    BrowserSignIn, DeviceSignIn, PendingBrowserSignIn, PendingDeviceSignIn, SignInError, SignInErrorKind, SignedIn,
+};
 
 /// The README's example, compiled.
-#[cfg(all(doctest, feature = "client"))]
+#[cfg(all(doctest, feature = "client", feature = "oidc"))]
 #[doc = include_str!("../README.md")]
 mod readme {}

@@ -7,10 +7,10 @@ use http::Method;
 use reqwest::IntoUrl;
 use tower::Layer;
 use tower_auth_refresh::layer::PerRequest;
-use tower_auth_refresh::{AuthRefreshLayer, Origins, ReplayLimit, Session};
+use tower_auth_refresh::{AuthRefresh, AuthRefreshLayer, Origins, ReplayLimit, Session};
 
 use crate::body::one_piece;
-use crate::options::{Options, execute};
+use crate::options::{Hops, Options, execute};
 use crate::request_builder::RequestBuilder;
 use crate::service::{HopService, ReqwestService};
 
@@ -46,7 +46,7 @@ use crate::service::{HopService, ReqwestService};
 /// Dropping the future of a request cancels that request alone. A refresh that it waits for goes on.
 #[derive(Clone)]
 pub struct ApiClient {
-    layer: AuthRefreshLayer<PerRequest>,
+    layer: AuthRefreshLayer<Option<Session>>,
     http: ReqwestService,
     options: Options,
 }
@@ -80,13 +80,13 @@ impl ApiClient {
     /// ```
     #[must_use]
     pub fn from_layer(layer: AuthRefreshLayer<PerRequest>, http: ReqwestService) -> Self {
-        Self { layer: layer.one_piece(one_piece), http, options: Options::new() }
+        Self { layer: layer.one_piece(one_piece).session(None), http, options: Options::new() }
     }
 
     /// Sets the session whose token requests carry.
     #[must_use]
     pub fn with_session(mut self, session: Session) -> Self {
-        self.options.session = Some(session);
+        self.layer = self.layer.session(Some(session));
         self
     }
 
@@ -184,8 +184,17 @@ impl ApiClient {
         self,
         request: reqwest::Result<reqwest::Request>,
     ) -> impl Future<Output = reqwest::Result<reqwest::Response>> + Send {
-        let Self { layer, http, options } = self;
-        execute(options, request, move |shell, last| layer.layer(HopService::new(&http, shell, last)))
+        let options = self.options;
+        execute(self, options, request)
+    }
+}
+
+impl Hops for ApiClient {
+    type Service<'a> = AuthRefresh<HopService<'a>, Option<Session>>;
+    type Error = reqwest::Error;
+
+    fn service<'a>(&self, shell: &'a reqwest::Request, last: bool) -> Self::Service<'a> {
+        self.layer.layer(HopService::new(&self.http, shell, last))
     }
 }
 

@@ -11,12 +11,12 @@ use http::{Extensions, Request};
 use reqwest_middleware::{Error, Middleware, Next};
 use tower::{Layer, Service};
 use tower_auth_refresh::layer::PerRequest;
-use tower_auth_refresh::{AuthRefreshLayer, Origins, ReplayLimit, Session, SkipAuth};
+use tower_auth_refresh::{AuthRefresh, AuthRefreshLayer, Origins, ReplayLimit, Session, SkipAuth};
 
 use crate::body::{IntoReqwestBody, ResponseBody, one_piece};
-use crate::options::{Options, execute};
+use crate::options::{Hops, Options, execute};
 use crate::redirect::HopFuture;
-use crate::shell::Shell;
+use crate::shell;
 
 /// A middleware for reqwest-middleware that refreshes expired access tokens and replays the requests.
 ///
@@ -57,7 +57,7 @@ use crate::shell::Shell;
 /// Dropping the future of a request cancels that request alone. A refresh that it waits for goes on.
 #[derive(Clone)]
 pub struct AuthRefreshMiddleware {
-    layer: AuthRefreshLayer<PerRequest>,
+    layer: AuthRefreshLayer<Option<Session>>,
     options: Options,
 }
 
@@ -66,9 +66,7 @@ impl AuthRefreshMiddleware {
     ///
     /// A request with a [`Session`] of its own gets that one's token.
     pub fn new(session: Session, origins: impl Into<Origins>) -> Self {
-        let mut this = Self::from_layer(AuthRefreshLayer::per_request(origins));
-        this.options.session = Some(session);
-        this
+        Self::with_layer(AuthRefreshLayer::per_request(origins).session(Some(session)))
     }
 
     /// Creates a middleware with a layer of other settings, which takes the session of each request.
@@ -76,6 +74,10 @@ impl AuthRefreshMiddleware {
     /// The middleware sets [`one_piece`](AuthRefreshLayer::one_piece) itself.
     #[must_use]
     pub fn from_layer(layer: AuthRefreshLayer<PerRequest>) -> Self {
+        Self::with_layer(layer.session(None))
+    }
+
+    fn with_layer(layer: AuthRefreshLayer<Option<Session>>) -> Self {
         Self { layer: layer.one_piece(one_piece), options: Options::new() }
     }
 }
@@ -88,17 +90,15 @@ impl Middleware for AuthRefreshMiddleware {
         extensions: &mut Extensions,
         next: Next<'_>,
     ) -> Result<reqwest::Response, Error> {
-        let mut options = self.options.clone();
+        let mut options = self.options;
+        let mut layer = self.layer.clone();
         if let Some(session) = extensions.get::<Session>() {
-            options.session = Some(session.clone());
+            layer = layer.session(Some(session.clone()));
         }
         options.replay_limit = extensions.get::<ReplayLimit>().copied();
         options.skip_auth = extensions.get::<SkipAuth>().is_some();
-        let original = extensions.clone();
-        let service = |shell, last| {
-            self.layer.layer(NextService { next: next.clone(), extensions: original.clone(), shell, last })
-        };
-        let mut response = execute(options, Ok(request), service).await?;
+        let hops = NextHops { layer, next, extensions: extensions.clone() };
+        let mut response = execute(hops, options, Ok(request)).await?;
         if let Some(Changed(changed)) = response.extensions_mut().remove() {
             *extensions = changed;
         }
@@ -106,12 +106,29 @@ impl Middleware for AuthRefreshMiddleware {
     }
 }
 
+/// The layer, the rest of the middlewares and the client.
+struct NextHops<'n> {
+    layer: AuthRefreshLayer<Option<Session>>,
+    next: Next<'n>,
+    extensions: Extensions,
+}
+
+impl<'n> Hops for NextHops<'n> {
+    type Service<'a> = AuthRefresh<NextService<'n, 'a>, Option<Session>>;
+    type Error = Error;
+
+    fn service<'a>(&self, shell: &'a reqwest::Request, last: bool) -> Self::Service<'a> {
+        let (next, extensions) = (self.next.clone(), self.extensions.clone());
+        self.layer.layer(NextService { next, extensions, shell, last })
+    }
+}
+
 /// The rest of the middlewares, and the client, for one hop of a request.
 #[derive(Clone)]
-struct NextService<'a> {
-    next: Next<'a>,
+struct NextService<'n, 'a> {
+    next: Next<'n>,
     extensions: Extensions,
-    shell: Shell,
+    shell: &'a reqwest::Request,
     /// A redirect of this hop is one too many.
     last: bool,
 }
@@ -120,17 +137,17 @@ struct NextService<'a> {
 #[derive(Clone)]
 struct Changed(Extensions);
 
-impl<'a, B: IntoReqwestBody> Service<Request<B>> for NextService<'a> {
+impl<'n, B: IntoReqwestBody> Service<Request<B>> for NextService<'n, '_> {
     type Response = http::Response<ResponseBody>;
     type Error = Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Error>> + Send + 'a>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Error>> + Send + 'n>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let request = self.shell.fill(request);
+        let request = shell::fill(self.shell, request);
         let (next, mut extensions) = (self.next.clone(), self.extensions.clone());
         let call = async move {
             let mut response = next.run(request, &mut extensions).await?;

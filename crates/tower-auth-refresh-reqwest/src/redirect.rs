@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
-use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -13,67 +12,40 @@ use http::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, LOCATION, PROXY_AUTHORIZATION, REFERER,
     TRANSFER_ENCODING, WWW_AUTHENTICATE,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use http_body::Body;
 use http_body_util::{Either, Full};
 use pin_project_lite::pin_project;
 use reqwest::{Url, redirect};
 
-use crate::body::{RequestBody, one_piece, take_apart};
-use crate::shell::Shell;
+use crate::body::{RequestBody, one_piece};
 
-/// A request to send: the first one, or that of a redirect.
-pub(crate) struct Hop {
-    pub(crate) shell: Shell,
-    headers: HeaderMap,
-    body: RequestBody,
-}
-
-impl Hop {
-    pub(crate) fn first(mut request: reqwest::Request) -> Self {
-        let headers = mem::take(request.headers_mut());
-        let body = take_apart(request.body_mut().take().unwrap_or_default());
-        Self { shell: Shell::new(request), headers, body }
-    }
-
-    /// Returns the request, and what the next hop needs if there may be one.
-    pub(crate) fn into_request(self, may_lead_on: bool) -> reqwest::Result<(Request<RequestBody>, Option<SentHop>)> {
-        let Self { shell, headers, body } = self;
-        let uri = shell.uri()?;
-        let sent = may_lead_on.then(|| {
-            let is_empty = body.size_hint().exact() == Some(0);
-            let body = if is_empty { Some(Bytes::new()) } else { one_piece(&body) };
-            SentHop { shell: shell.clone(), headers: headers.clone(), body }
-        });
-        let mut request = Request::new(body);
-        *request.method_mut() = shell.request().method().clone();
-        *request.uri_mut() = uri;
-        *request.version_mut() = shell.request().version();
-        *request.headers_mut() = headers;
-        Ok((request, sent))
-    }
-}
-
-/// A request that may be redirected: what its next hop needs.
-pub(crate) struct SentHop {
-    shell: Shell,
+/// What the next hop of a request needs, kept while the request is under way.
+pub(crate) struct Kept {
     headers: HeaderMap,
     /// `None` if the body is a stream, which can't be sent again.
     body: Option<Bytes>,
 }
 
-/// The next hop of a request.
-pub(crate) struct NextHop {
-    pub(crate) hop: Hop,
-    /// The caller's own credentials were for the host that the hop leads away from.
-    pub(crate) lost_credentials: bool,
-}
+impl Kept {
+    pub(crate) fn of(headers: &HeaderMap, body: &RequestBody) -> Self {
+        let is_empty = body.size_hint().exact() == Some(0);
+        let body = if is_empty { Some(Bytes::new()) } else { one_piece(body) };
+        Self { headers: headers.clone(), body }
+    }
 
-impl SentHop {
     /// Returns the next hop after this response, by the rules of reqwest; `None` if there is none.
-    pub(crate) fn next(self, status: StatusCode, response: &HeaderMap, referer: bool) -> Option<NextHop> {
-        let Self { shell, mut headers, mut body } = self;
-        let mut method = shell.request().method().clone();
+    ///
+    /// `shell` is that of the request that was sent.
+    pub(crate) fn next(
+        self,
+        shell: &reqwest::Request,
+        status: StatusCode,
+        response: &HeaderMap,
+        referer: bool,
+    ) -> Option<NextHop> {
+        let Self { mut headers, mut body } = self;
+        let mut method = shell.method().clone();
         match status {
             StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND => {
                 if method == Method::POST {
@@ -93,22 +65,31 @@ impl SentHop {
             _ => return None,
         }
         let body = Either::Left(Full::new(body?));
-        let previous = shell.request().url();
-        let next = previous.join(str::from_utf8(response.get(LOCATION)?.as_bytes()).ok()?).ok()?;
-        Uri::try_from(next.as_str()).ok()?;
+        let previous = shell.url();
+        let url = previous.join(str::from_utf8(response.get(LOCATION)?.as_bytes()).ok()?).ok()?;
+        Uri::try_from(url.as_str()).ok()?;
         let mut lost_credentials = false;
-        if is_cross_host(previous, &next) {
+        if is_cross_host(previous, &url) {
             lost_credentials = headers.remove(AUTHORIZATION).is_some();
             for name in [COOKIE, PROXY_AUTHORIZATION, WWW_AUTHENTICATE, HeaderName::from_static("cookie2")] {
                 headers.remove(name);
             }
         }
-        if let Some(value) = referer_of(previous, &next).filter(|_| referer) {
+        if let Some(value) = referer_of(previous, &url).filter(|_| referer) {
             headers.insert(REFERER, value);
         }
-        let hop = Hop { shell: shell.redirected(method, next), headers, body };
-        Some(NextHop { hop, lost_credentials })
+        Some(NextHop { method, url, headers, body, lost_credentials })
     }
+}
+
+/// The next hop of a request.
+pub(crate) struct NextHop {
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: RequestBody,
+    /// The caller's own credentials were for the host that the hop leads away from.
+    pub(crate) lost_credentials: bool,
 }
 
 /// Removes the headers that describe a body.

@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use crate::body::{IntoReqwestBody, ResponseBody};
 use crate::redirect::{self, HopFuture};
-use crate::shell::Shell;
+use crate::shell;
 
 /// A `tower` service of `http::Request` over a [`reqwest::Client`].
 ///
@@ -84,29 +84,27 @@ impl<B: IntoReqwestBody> Service<Request<B>> for ReqwestService {
     }
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
-        match reqwest::Request::try_from(request.map(IntoReqwestBody::into_reqwest_body)) {
-            Ok(request) => ResponseFuture::send(&mut self.client, request, false),
-            Err(error) => ResponseFuture { state: State::Failed { error: Some(error) } },
-        }
+        let request = reqwest::Request::try_from(request.map(IntoReqwestBody::into_reqwest_body));
+        ResponseFuture::send(&mut self.client, request, false)
     }
 }
 
 /// The client, for one hop of a request.
 #[derive(Clone)]
-pub(crate) struct HopService {
+pub(crate) struct HopService<'a> {
     client: reqwest::Client,
-    shell: Shell,
+    shell: &'a reqwest::Request,
     last: bool,
 }
 
-impl HopService {
+impl<'a> HopService<'a> {
     /// `last`: a redirect of this hop is one too many.
-    pub(crate) fn new(service: &ReqwestService, shell: Shell, last: bool) -> Self {
+    pub(crate) fn new(service: &ReqwestService, shell: &'a reqwest::Request, last: bool) -> Self {
         Self { client: service.client.clone(), shell, last }
     }
 }
 
-impl<B: IntoReqwestBody> Service<Request<B>> for HopService {
+impl<B: IntoReqwestBody> Service<Request<B>> for HopService<'_> {
     type Response = http::Response<ResponseBody>;
     type Error = reqwest::Error;
     type Future = ResponseFuture;
@@ -116,7 +114,7 @@ impl<B: IntoReqwestBody> Service<Request<B>> for HopService {
     }
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
-        ResponseFuture::send(&mut self.client, self.shell.fill(request), self.last)
+        ResponseFuture::send(&mut self.client, Ok(shell::fill(self.shell, request)), self.last)
     }
 }
 
@@ -140,8 +138,12 @@ pin_project! {
 }
 
 impl ResponseFuture {
-    fn send(client: &mut reqwest::Client, request: reqwest::Request, last: bool) -> Self {
-        Self { state: State::Sent { call: HopFuture::new(client.call(request), last) } }
+    fn send(client: &mut reqwest::Client, request: reqwest::Result<reqwest::Request>, last: bool) -> Self {
+        let state = match request {
+            Ok(request) => State::Sent { call: HopFuture::new(client.call(request), last) },
+            Err(error) => State::Failed { error: Some(error) },
+        };
+        Self { state }
     }
 }
 

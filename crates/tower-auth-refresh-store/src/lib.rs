@@ -150,6 +150,8 @@
 mod error;
 #[cfg(feature = "file")]
 mod file;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod gather;
 #[cfg(feature = "keychain")]
 mod keychain;
 #[cfg(feature = "encryption")]

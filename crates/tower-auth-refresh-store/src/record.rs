@@ -120,8 +120,8 @@ impl Codec {
         within_limit(bytes)
     }
 
-    /// Returns the record that these bytes hold.
-    pub(crate) fn decode(&self, mut bytes: Zeroizing<Vec<u8>>) -> Result<Record, Problem> {
+    /// Returns the record that these bytes hold. They may be decrypted in place.
+    pub(crate) fn decode(&self, bytes: &mut [u8]) -> Result<Record, Problem> {
         if bytes.len() < HEADER || !bytes.starts_with(MAGIC) || bytes[4] < FORMAT {
             return Err(corrupt("the record is damaged"));
         }
@@ -131,8 +131,8 @@ impl Codec {
         }
         let version = Version::from(&bytes[6..HEADER]);
         let entry = match bytes[5] {
-            CLEAR => self.decode_clear(&bytes)?,
-            ENCRYPTED => self.decrypt(&mut bytes)?,
+            CLEAR => self.decode_clear(bytes)?,
+            ENCRYPTED => self.decrypt(bytes)?,
             _ => return Err(corrupt("the record is damaged")),
         };
         Ok(Record::new(version, entry))
@@ -184,12 +184,10 @@ impl Codec {
 
 /// Returns bytes in hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut digits, byte| {
-        // Writing to a string doesn't fail.
-        let _ = write!(digits, "{byte:02x}");
-        digits
-    })
+    let digit = |value: u8| char::from(if value < 10 { b'0' + value } else { b'a' + value - 10 });
+    let mut digits = String::with_capacity(2 * bytes.len());
+    digits.extend(bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
+    digits
 }
 
 /// Returns the storage key of the session `key` of a namespace. Both are hashed: a gateway's key may be a secret itself.
@@ -271,10 +269,10 @@ mod tests {
     fn a_record_without_ends_is_written_and_read_as_before_there_were_any() {
         let codec = Codec::new([1; 32]);
         let entry = Entry::new(Epoch::from(7), 3, Tokens::from_refresh_token(RefreshToken::new("r3").unwrap()));
-        let bytes = codec.encode(1, &entry).unwrap();
+        let mut bytes = codec.encode(1, &entry).unwrap();
         let json = br#"{"epoch":7,"generation":3,"tokens":{"refresh_token":"r3"}}"#;
         assert_eq!(&bytes[HEADER..bytes.len() - CHECKSUM], json);
-        assert_eq!(codec.decode(bytes).unwrap(), Record::new(Version::from(1_u128), entry));
+        assert_eq!(codec.decode(&mut bytes).unwrap(), Record::new(Version::from(1_u128), entry));
     }
 
     #[test]
@@ -284,15 +282,15 @@ mod tests {
         let entry = Entry::new(Epoch::from(7), 3, Tokens::default());
         let bytes = codec.encode(1, &entry).unwrap();
         let whole = &bytes[..bytes.len() - CHECKSUM];
-        assert!(codec.decode(with_checksum(whole)).is_ok());
+        assert!(codec.decode(&mut with_checksum(whole)).is_ok());
         for (at, byte) in [(0, b'T'), (3, b'x'), (4, 0), (5, 2)] {
             let mut content = whole.to_vec();
             content[at] = byte;
-            let problem = codec.decode(with_checksum(&content)).unwrap_err();
+            let problem = codec.decode(&mut with_checksum(&content)).unwrap_err();
             assert_eq!(problem.of("it").kind(), StoreErrorKind::Corrupt, "byte {at}");
         }
         for length in 0..=HEADER {
-            assert!(codec.decode(with_checksum(&whole[..length])).is_err(), "{length} bytes");
+            assert!(codec.decode(&mut with_checksum(&whole[..length])).is_err(), "{length} bytes");
         }
     }
 

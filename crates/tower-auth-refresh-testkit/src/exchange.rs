@@ -49,6 +49,12 @@ impl Exchange {
         }
     }
 
+    /// Counts the request as a refresh, which its form shows.
+    pub(crate) fn become_refresh(&mut self) {
+        self.route = Route::Refresh;
+        self.kit.state().journal.counters.refreshes += 1;
+    }
+
     /// Sets the user, from the name in the credentials.
     pub(crate) fn set_user(&mut self, user: &str) {
         self.user = Some(user.into());

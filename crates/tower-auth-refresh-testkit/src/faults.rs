@@ -18,12 +18,14 @@ use crate::families::Grant;
 pub enum Route {
     /// `POST /auth/login`
     Login,
-    /// `POST /auth/refresh`
+    /// `POST /auth/refresh`, and `POST /oauth/token` with a refresh token
     Refresh,
     /// `POST /auth/logout`
     Logout,
     /// `/api/…`
     Api,
+    /// `/oauth/…` but a refresh, and the server's metadata
+    SignIn,
     /// Any other path
     Other,
 }
@@ -35,6 +37,7 @@ impl Route {
             "/auth/refresh" => Self::Refresh,
             "/auth/logout" => Self::Logout,
             path if path.starts_with("/api/") || path == "/api" => Self::Api,
+            path if path.starts_with("/oauth/") || path == "/.well-known/oauth-authorization-server" => Self::SignIn,
             _ => Self::Other,
         }
     }

@@ -71,7 +71,7 @@ impl Journal {
             Route::Refresh => counters.refreshes += 1,
             Route::Logout => counters.logouts += 1,
             Route::Api => counters.api += 1,
-            Route::Other => {}
+            Route::SignIn | Route::Other => {}
         }
         counters.requests
     }

@@ -14,6 +14,7 @@ use crate::gate::{Bar, Gate};
 use crate::journal::Journal;
 use crate::log::{Counters, Entry, UserCounters, Violation};
 use crate::settings::{Settings, UnreadBody};
+use crate::sign_ins::SignIns;
 use crate::token::TokenPair;
 
 /// An authorization server and an API in one, without a socket.
@@ -34,6 +35,7 @@ pub(crate) struct State {
     pub(crate) settings: Settings,
     pub(crate) families: Families,
     pub(crate) journal: Journal,
+    pub(crate) sign_ins: SignIns,
     faults: Vec<(Route, Fault)>,
     holds: Vec<Hold>,
     /// Request bodies that are neither read nor dropped: see [`UnreadBody::Held`].
@@ -61,6 +63,7 @@ impl TestKit {
             settings: Settings::default(),
             families: Families::new(),
             journal: Journal::new(),
+            sign_ins: SignIns::default(),
             faults: Vec::new(),
             holds: Vec::new(),
             unread: Vec::new(),
@@ -97,6 +100,22 @@ impl TestKit {
         let now = self.now();
         let state = &mut *self.state();
         state.families.sign_in(user, &state.settings, now)
+    }
+
+    /// Approves a device grant, as a user does that enters the code at `/oauth/verify`.
+    ///
+    /// Returns `false` if no device waits with this code.
+    #[expect(clippy::must_use_candidate, reason = "a test that was just given the code knows the result")]
+    pub fn approve_device(&self, user_code: &str, user: &str) -> bool {
+        let now = self.now();
+        self.state().sign_ins.decide(user_code, Some(user), now)
+    }
+
+    /// Denies a device grant: see [`approve_device`](Self::approve_device).
+    #[expect(clippy::must_use_candidate, reason = "a test that was just given the code knows the result")]
+    pub fn deny_device(&self, user_code: &str) -> bool {
+        let now = self.now();
+        self.state().sign_ins.decide(user_code, None, now)
     }
 
     /// Expires all access tokens issued so far: the API refuses them from now on.

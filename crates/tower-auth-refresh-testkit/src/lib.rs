@@ -66,11 +66,21 @@
 //! | `POST /auth/login` | `{"username": …, "password": …}` → a [`TokenPair`], or 401 |
 //! | `POST /auth/refresh` | `{"refresh_token": …}` → a new [`TokenPair`], or 401 `{"error":"invalid_grant"}` |
 //! | `POST /auth/logout` | `{"refresh_token": …}` → 204; the sign-in has ended |
+//! | `GET /.well-known/oauth-authorization-server` | the metadata of the routes below (RFC 8414) |
+//! | `GET /oauth/authorize` | a redirect with a code, at once and without a page, for the user `login_hint` or `ada` |
+//! | `POST /oauth/device` | a device code and a user code (RFC 8628) |
+//! | `GET /oauth/verify?user_code=…` | approves a device at once, for `user` or `ada` |
+//! | `POST /oauth/token` | the tokens for a code with its PKCE verifier, a device code or a refresh token; or 400 |
+//! | `POST /oauth/revoke` | 200; the sign-in of `token` has ended (RFC 7009) |
 //! | `/api/echo` | the request's body, as it streams in |
 //! | `/api/bytes/{n}` | `n` bytes; byte `i` is `i % 251` |
 //! | `/api/upload` | as `/api/…`, and `body_checksum`: the [`Checksum`] of the body |
 //! | `/api/headers` | as `/api/…`, and `headers`: all request headers but `authorization` |
 //! | `/api/…` | `{"user", "generation", "method", "path", "query", "body_length"}` |
+//!
+//! `/oauth/…` accepts any client id, and doesn't check how clients authenticate.
+//! [`TestKit::approve_device`](crate::TestKit::approve_device) and [`TestKit::deny_device`](crate::TestKit::deny_device)
+//! decide about a device grant. The issuer is the origin that a request is sent to.
 //!
 //! The API requires `Authorization: Bearer …`. Without a token, the API responds with 401 and
 //! `WWW-Authenticate: Bearer`; if the token is expired, revoked or unknown, with 401 and
@@ -112,6 +122,7 @@ mod routes;
 mod server;
 mod service;
 mod settings;
+mod sign_ins;
 mod successor;
 mod token;
 

@@ -58,7 +58,7 @@ pub struct Counters {
     pub requests: u64,
     /// Requests to `/auth/login`.
     pub logins: u64,
-    /// Requests to `/auth/refresh`, granted or not.
+    /// Refreshes, granted or not: requests to `/auth/refresh`, and to `/oauth/token` with a refresh token.
     pub refreshes: u64,
     /// Refreshes that the server granted, even if the response was lost.
     pub granted: u64,

@@ -19,6 +19,14 @@ pub struct Settings {
     ///
     /// Default: empty, which admits every user with any password but `wrong`.
     pub passwords: HashMap<String, String>,
+    /// The user's answer to `/oauth/authorize`: `false` denies the sign-in. Default: `true`.
+    pub consent: bool,
+    /// The least time between two polls for a device code, in whole seconds. Default: 1 s.
+    ///
+    /// An earlier poll is answered with `slow_down`.
+    pub device_interval: Duration,
+    /// The lifetime of a device code, in whole seconds. Default: 600 s.
+    pub device_lifetime: Duration,
     /// The treatment of an unread request body. Default: [`UnreadBody::Dropped`].
     pub unread_body: UnreadBody,
     /// The number of entries that the log keeps, the newest ones.
@@ -71,6 +79,9 @@ impl Default for Settings {
             refresh_lifetime: None,
             rotation: Rotation::Strict,
             passwords: HashMap::new(),
+            consent: true,
+            device_interval: Duration::from_secs(1),
+            device_lifetime: Duration::from_secs(600),
             unread_body: UnreadBody::Dropped,
             log_capacity: 10_000,
         }

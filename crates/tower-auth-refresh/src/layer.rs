@@ -93,6 +93,25 @@ impl<S> AuthRefreshLayer<S> {
         Self { source, options: Arc::new(options) }
     }
 
+    /// Sets one session for all requests; with `None`, the session of each request is in its extensions.
+    ///
+    /// For a client that is made for each user, or for each request, from the settings of one layer. A session in a
+    /// request's extensions takes three allocations.
+    ///
+    /// ```
+    /// # fn example(session: tower_auth_refresh::Session) -> Result<(), tower_auth_refresh::InvalidOrigin> {
+    /// use tower_auth_refresh::{AuthRefreshLayer, Origin};
+    ///
+    /// let settings = AuthRefreshLayer::per_request(Origin::parse("https://api.example.com")?).replay_limit(1024);
+    /// let layer = settings.clone().session(Some(session));
+    /// # let _ = layer;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn session(self, session: Option<Session>) -> AuthRefreshLayer<Option<Session>> {
+        AuthRefreshLayer { source: session, options: self.options }
+    }
+
     /// Sets which responses say that the token has expired.
     ///
     /// Default: [`ChallengePolicy::bearer`].

@@ -9,7 +9,7 @@ use crate::replay::{OnePiece, ReplayLimit};
 use crate::scope::Origins;
 use crate::session::Session;
 
-/// The source of a layer's sessions: a [`Session`] or [`PerRequest`].
+/// The source of a layer's sessions: a [`Session`], [`PerRequest`], or either of them ([`Option<Session>`](Option)).
 pub trait SessionSource: Clone + fmt::Debug + Send + Sync + sealed::Sealed + 'static {
     /// Returns the session that all requests share, if there is one.
     #[doc(hidden)]
@@ -19,6 +19,13 @@ pub trait SessionSource: Clone + fmt::Debug + Send + Sync + sealed::Sealed + 'st
 impl SessionSource for Session {
     fn shared(&self) -> Option<&Session> {
         Some(self)
+    }
+}
+
+/// One session for all requests; with `None`, as [`PerRequest`].
+impl SessionSource for Option<Session> {
+    fn shared(&self) -> Option<&Session> {
+        self.as_ref()
     }
 }
 
@@ -81,5 +88,6 @@ pub(crate) struct Options {
 mod sealed {
     pub trait Sealed {}
     impl Sealed for super::Session {}
+    impl Sealed for Option<super::Session> {}
     impl Sealed for super::PerRequest {}
 }

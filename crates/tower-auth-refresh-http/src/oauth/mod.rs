@@ -1,5 +1,7 @@
 //! OAuth 2.0 (RFC 6749): the refresh and client credentials grants, revocation (RFC 7009), discovery (RFC 8414).
 
+#[cfg(feature = "private-key-jwt")]
+mod assertion;
 mod client_auth;
 mod client_credentials;
 mod discovery;
@@ -13,10 +15,14 @@ use form_urlencoded::Serializer;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use http_body_util::Full;
+use secrecy::{ExposeSecret, SecretString};
 
+#[cfg(feature = "private-key-jwt")]
+pub use self::assertion::{InvalidKey, JwtSigner};
 pub use self::client_auth::ClientAuth;
 pub use self::client_credentials::ClientCredentials;
 pub use self::discovery::AuthorizationServer;
+pub(crate) use self::discovery::MetadataCache;
 pub use self::refresh::OAuthRefresh;
 pub use self::revoke::OAuthRevoke;
 use crate::answer::Answer;
@@ -26,9 +32,9 @@ use crate::error::AuthServerError;
 
 /// A `POST` of a form, with the client's authentication.
 #[derive(Clone, Debug)]
-struct OAuthCall {
+pub(crate) struct OAuthCall {
     client: AuthClient,
-    endpoint: Endpoint,
+    pub(crate) endpoint: Endpoint,
     auth: ClientAuth,
     headers: HeaderMap,
     /// Parameters that the user adds: `scope`, `audience`, `resource`.
@@ -36,12 +42,12 @@ struct OAuthCall {
 }
 
 impl OAuthCall {
-    fn new(client: AuthClient, url: &str, auth: ClientAuth) -> Result<Self, InvalidEndpoint> {
+    pub(crate) fn new(client: AuthClient, url: &str, auth: ClientAuth) -> Result<Self, InvalidEndpoint> {
         let endpoint = client.endpoint(url)?;
         Ok(Self { client, endpoint, auth, headers: HeaderMap::new(), params: Vec::new() })
     }
 
-    fn param(&mut self, name: impl Into<String>, value: impl Into<String>) {
+    pub(crate) fn param(&mut self, name: impl Into<String>, value: impl Into<String>) {
         self.params.push((name.into(), value.into()));
     }
 
@@ -51,21 +57,27 @@ impl OAuthCall {
     }
 
     /// Sends `params`, except for those that the user replaces by another value.
-    fn post(&self, params: &[(&str, &str)]) -> impl Future<Output = Result<Answer, AuthServerError>> + Send + use<> {
+    pub(crate) fn post(
+        &self,
+        params: &[(&str, &str)],
+    ) -> impl Future<Output = Result<Answer, AuthServerError>> + Send + use<> {
         let mut form = Serializer::new(String::new());
         let replaced = |name: &str| self.params.iter().any(|(other, _)| other == name);
         form.extend_pairs(params.iter().filter(|(name, _)| !replaced(name))).extend_pairs(&self.params);
-        let authorization = self.auth.authenticate(|name, value| {
-            form.append_pair(name, value);
-        });
+        let form = SecretString::from(form.finish());
         let mut request = AuthClient::request(Method::POST, &self.endpoint);
         let headers = request.headers_mut();
         headers.extend(self.headers.clone());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-        if let Some(authorization) = authorization {
-            headers.insert(AUTHORIZATION, authorization);
+        let (client, authenticating) = (self.client.clone(), self.auth.authenticate());
+        async move {
+            let with = authenticating.await?;
+            let form = Serializer::new(form.expose_secret().to_owned()).extend_pairs(&with.params).finish();
+            if let Some(authorization) = with.authorization {
+                request.headers_mut().insert(AUTHORIZATION, authorization);
+            }
+            *request.body_mut() = Full::new(Bytes::from(form));
+            client.send(request).await
         }
-        *request.body_mut() = Full::new(Bytes::from(form.finish()));
-        self.client.send(request)
     }
 }

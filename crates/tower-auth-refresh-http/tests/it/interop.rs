@@ -4,10 +4,8 @@
 //! `true`.
 
 use std::collections::HashSet;
-use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -72,23 +70,7 @@ impl Provider {
     }
 
     fn try_start() -> Result<Self, String> {
-        let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop");
-        if !home.join("node_modules").exists() {
-            return Err("the provider is not installed: run `npm ci` in tests/interop".to_owned());
-        }
-        let mut process = Command::new("node")
-            .arg("server.mjs")
-            .current_dir(home)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .map_err(|error| format!("node can't be started: {error}"))?;
-        let mut line = String::new();
-        let output = process.stdout.take().expect("it is piped");
-        BufReader::new(output).read_line(&mut line).map_err(|error| format!("the provider is silent: {error}"))?;
-        let ready: Value = serde_json::from_str(&line).map_err(|_| "the provider failed to start".to_owned())?;
-        let port = ready["port"].as_u64().and_then(|port| port.try_into().ok()).ok_or("the provider has no port")?;
+        let (process, port) = crate::node::start("server.mjs")?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         Ok(Self { issuer: format!("http://{address}"), address, _process: process })
     }

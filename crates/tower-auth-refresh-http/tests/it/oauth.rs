@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use http::header::ACCEPT;
@@ -8,13 +10,9 @@ use tower_auth_refresh_http::{
     AuthorizationServer, ClientAuth, ClientCredentials, OAuthRefresh, OAuthRevoke, TokenFields,
 };
 
-use crate::support::{Answer, Scripted, access, answer, failing, issued, old_tokens, outcome, refresh};
+use crate::support::{Answer, Scripted, access, answer, failing, issued, old_tokens, outcome, pairs, refresh};
 
 const URL: &str = "https://auth.example.com/token";
-
-fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
-    expected.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-}
 
 #[tokio::test]
 async fn the_refresh_grant_is_a_form_with_basic_authentication() {
@@ -305,4 +303,52 @@ async fn an_id_token_of_another_user_refuses_the_tokens() {
         // A session that held none accepts any.
         assert_eq!(outcome(&grant.refresh(&old_tokens()).await), "tokens");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn metadata_is_shared_by_the_clones_of_a_client_for_a_time() {
+    let issuer = "https://auth.example.com";
+    let scripted = Scripted::with([metadata(issuer)]);
+    let client = scripted.client();
+    for (after, requests) in [(0, 1), (599, 1), (2, 2), (0, 2)] {
+        tokio::time::advance(Duration::from_secs(after)).await;
+        AuthorizationServer::discover(&client.clone(), issuer).await.unwrap();
+        assert_eq!(scripted.requests().len(), requests, "after {after} s");
+    }
+    // Another issuer, another client, and a client that shares nothing.
+    AuthorizationServer::discover(&client, "https://auth.example.com/a").await.unwrap_err();
+    AuthorizationServer::discover(&scripted.client(), issuer).await.unwrap();
+    let alone = client.metadata_lifetime(Duration::ZERO);
+    let before = scripted.requests().len();
+    for _ in 0..2 {
+        AuthorizationServer::discover(&alone, issuer).await.unwrap();
+    }
+    assert_eq!(scripted.requests().len(), before + 2);
+}
+
+#[tokio::test]
+async fn failures_of_a_discovery_are_not_shared_and_name_the_metadata() {
+    let issuer = "https://auth.example.com/a";
+    let scripted = Scripted::with([answer(500, ""), metadata("https://evil.example"), metadata(issuer)]);
+    let client = scripted.client();
+    for _ in 0..2 {
+        let error = AuthorizationServer::discover(&client, issuer).await.unwrap_err();
+        let named = "https://auth.example.com/.well-known/oauth-authorization-server/a";
+        assert_eq!(error.endpoint(), Some(named));
+    }
+    AuthorizationServer::discover(&client, issuer).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_metadata_of_many_issuers_does_not_pile_up() {
+    let issuers: Vec<_> = (0..17).map(|number| format!("https://auth.example.com/{number}")).collect();
+    let scripted = Scripted::with(issuers.iter().chain(&issuers[..1]).map(|issuer| metadata(issuer)));
+    let client = scripted.client();
+    for issuer in &issuers {
+        AuthorizationServer::discover(&client, issuer).await.unwrap();
+    }
+    AuthorizationServer::discover(&client, &issuers[1]).await.unwrap();
+    assert_eq!(scripted.requests().len(), 17);
+    AuthorizationServer::discover(&client, &issuers[0]).await.unwrap();
+    assert_eq!(scripted.requests().len(), 18);
 }

@@ -172,3 +172,8 @@ pub(crate) fn issued(result: &Result<Tokens, RefreshError>) -> Option<&str> {
 pub(crate) fn cause(error: &RefreshError) -> &AuthServerError {
     std::error::Error::source(error).unwrap().downcast_ref().unwrap()
 }
+
+/// The parameters of a form.
+pub(crate) fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+    expected.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}

@@ -5,8 +5,12 @@
 mod as_reqwest;
 mod auth_calls;
 mod cancellation;
+#[cfg(feature = "rmcp")]
+mod mcp;
 #[cfg(feature = "middleware")]
 mod middleware;
+#[cfg(feature = "object-store")]
+mod object_store;
 mod redirects;
 mod refreshing;
 mod service;

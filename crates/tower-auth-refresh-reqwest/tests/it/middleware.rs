@@ -144,7 +144,9 @@ async fn the_settings_of_a_request_are_taken_from_its_extensions() {
 async fn without_a_session_a_401_says_so() {
     let server = Server::start(|_| expired()).await;
     let per_request = AuthRefreshLayer::per_request(origin(&server.origin()));
-    let client = stack([Arc::new(AuthRefreshMiddleware::from_layer(per_request)) as Arc<dyn Middleware>]);
+    let middleware = AuthRefreshMiddleware::from_layer(per_request);
+    assert_eq!(format!("{middleware:?}"), "AuthRefreshMiddleware { .. }");
+    let client = stack([Arc::new(middleware) as Arc<dyn Middleware>]);
     let response = client.get(server.url("/")).send().await.unwrap();
     assert!(matches!(report(&response), Some(RefreshReport::NotRefreshed(NotRefreshed::NoSession))));
 }

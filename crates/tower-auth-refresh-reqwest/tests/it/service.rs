@@ -7,7 +7,7 @@ use http::{Request, Response};
 use http_body::Body;
 use http_body_util::{BodyExt, Empty, Full};
 use tower::timeout::TimeoutLayer;
-use tower::{Layer, ServiceBuilder, ServiceExt};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt};
 use tower_auth_refresh_reqwest::tower_auth_refresh::{NotRefreshed, SkipAuth};
 use tower_auth_refresh_reqwest::{AuthRefreshLayer, RefreshReport, ResponseBody, reqwest};
 
@@ -73,6 +73,7 @@ async fn a_response_is_read_as_a_body_or_made_one_of_reqwest_with_its_url() {
     let response = get().await;
     assert_eq!((response.status().as_u16(), response.headers()["content-length"].as_bytes()), (200, &b"8"[..]));
     assert_eq!((response.body().size_hint().exact(), response.body().is_end_stream()), (Some(8), false));
+    assert!(format!("{:?}", response.body()).starts_with("ResponseBody"));
     let mut body = response.into_body();
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "the body");
     assert_eq!(body.size_hint().exact(), Some(0));
@@ -93,6 +94,17 @@ async fn a_response_is_read_as_a_body_or_made_one_of_reqwest_with_its_url() {
     let response = ResponseBody::into_reqwest(Response::from_parts(head, body));
     assert_eq!(response.url().path(), "/path");
     assert_eq!(response.text().await.unwrap(), "");
+
+    // A response without a body has ended before it is read.
+    let server = Server::start(|_| with_body(200, "")).await;
+    let request = Request::get(server.url("/")).body(String::new()).unwrap();
+    assert!(service().oneshot(request).await.unwrap().body().is_end_stream());
+}
+
+#[tokio::test]
+async fn the_output_of_a_response_future_for_debugging_has_its_name_alone() {
+    let future = service().call(Request::get("http://127.0.0.1/secret").body(String::new()).unwrap());
+    assert_eq!(format!("{future:?}"), "ResponseFuture { .. }");
 }
 
 #[tokio::test]

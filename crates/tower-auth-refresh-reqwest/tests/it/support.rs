@@ -52,7 +52,10 @@ fn tokens(generation: u32) -> Tokens {
 
 /// A client of reqwest's without proxies and root certificates, which take a tenth of a second to load.
 pub(crate) fn builder() -> reqwest::ClientBuilder {
-    reqwest::Client::builder().no_proxy().tls_certs_only([])
+    let builder = reqwest::Client::builder().no_proxy();
+    #[cfg(feature = "default")]
+    let builder = builder.tls_certs_only([]);
+    builder
 }
 
 pub(crate) fn service() -> ReqwestService {

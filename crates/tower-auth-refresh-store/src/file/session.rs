@@ -238,9 +238,9 @@ impl SessionFiles {
     /// Returns the record and the length of its file.
     fn read(&self, directory: &Directory<'_>) -> Result<Option<(Record, usize)>, StoreError> {
         let Some(file) = directory.file(&self.record)? else { return Ok(None) };
-        let bytes = directory.read(&self.record, &file)?;
+        let mut bytes = directory.read(&self.record, &file)?;
         let length = bytes.len();
-        let record = self.codec.decode(bytes).map_err(directory.error_at(&self.record))?;
+        let record = self.codec.decode(&mut bytes).map_err(directory.error_at(&self.record))?;
         Ok(Some((record, length)))
     }
 

@@ -25,6 +25,7 @@ use self::schema::{DEFAULT_TABLE, Statements, Table};
 use self::session::SessionStore;
 use self::url::Address;
 use crate::error::{Problem, StoreError, StoreErrorKind};
+use crate::gather::Gather;
 #[cfg(feature = "encryption")]
 use crate::keys::Keys;
 use crate::record::storage_key;
@@ -72,10 +73,15 @@ pub struct PostgresStoresBuilder {
     keys: Option<Keys>,
 }
 
+/// Reads of rows by their keys.
+type Reads = Gather<[u8; 32], tokio_postgres::Row, Problem>;
+
 /// The part that all sessions' stores share.
 struct Stores {
     server: Arc<Server>,
     links: Vec<Link>,
+    /// One for each connection.
+    reads: Vec<Reads>,
     table: Table,
     statements: Statements,
     namespace: String,
@@ -251,6 +257,7 @@ impl PostgresStoresBuilder {
         let stores = Stores {
             push: Push::new(listened, table.channel(), runtime.clone()),
             server,
+            reads: links.iter().map(|_| Reads::default()).collect(),
             links,
             statements: Statements::new(&table),
             table,
@@ -274,6 +281,11 @@ impl Stores {
     /// calls that were dropped too.
     fn link_of(&self, storage_key: &[u8; 32]) -> &Link {
         &self.links[usize::from(storage_key[31]) % self.links.len()]
+    }
+
+    /// Returns the reads that are to be made on the connection of a session.
+    fn reads_of(&self, storage_key: &[u8; 32]) -> &Reads {
+        &self.reads[usize::from(storage_key[31]) % self.reads.len()]
     }
 
     async fn delete_expired(&self) -> Result<u64, Problem> {

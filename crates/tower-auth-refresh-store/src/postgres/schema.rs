@@ -103,6 +103,7 @@ impl fmt::Display for Table {
 /// - `$5` of those that begin something is the time until when they have an effect: the call has failed by then.
 pub(super) struct Statements {
     pub(super) load: String,
+    pub(super) load_gathered: String,
     pub(super) insert: String,
     pub(super) replace: String,
     pub(super) claim: String,
@@ -126,6 +127,11 @@ impl Statements {
             load: format!(
                 "SELECT pg_is_in_recovery(), clock_timestamp(), version, record, expires_at, claimed_until
                 FROM (VALUES (1)) AS one LEFT JOIN {table} ON key = $1"
+            ),
+            // `$1` are keys. A row for each, in their order.
+            load_gathered: format!(
+                "SELECT pg_is_in_recovery(), clock_timestamp(), version, record, expires_at, claimed_until
+                FROM unnest($1) WITH ORDINALITY AS one (key, place) LEFT JOIN {table} USING (key) ORDER BY place"
             ),
             insert: format!(
                 "INSERT INTO {table} ({row}) SELECT {values} WHERE clock_timestamp() < $5

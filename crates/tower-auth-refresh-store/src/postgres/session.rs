@@ -124,6 +124,10 @@ impl<'a> Call<'a> {
         let rows = self.execute(&self.statements().load, &[], Effect::Repeatable).await;
         let rows = rows.map_err(|fault| fault.into_problem().while_doing("failed to read"))?;
         let [row] = &*rows else { return Err(unexpected()) };
+        self.found(row)
+    }
+
+    fn found(&self, row: &tokio_postgres::Row) -> Result<Option<Found>, Problem> {
         if get(row, 0)? {
             // It may lag behind: a row that isn't there yet would sign the user out.
             return Err(Fault::Standby.into_problem().while_doing("failed to read"));
@@ -131,9 +135,9 @@ impl<'a> Call<'a> {
         let now = get(row, 1)?;
         self.row.stores.server.set_clock(now);
         let Some(version) = get::<Option<&[u8]>>(row, 2)? else { return Ok(None) };
-        let bytes = Zeroizing::new(get::<&[u8]>(row, 3)?.to_vec());
+        let mut bytes = Zeroizing::new(get::<&[u8]>(row, 3)?.to_vec());
         let name = || format!("key {}", hex(&self.row.storage_key));
-        let record = self.codec().decode(bytes).map_err(|problem| problem.while_doing(&name()))?;
+        let record = self.codec().decode(&mut bytes).map_err(|problem| problem.while_doing(&name()))?;
         if record.version().as_bytes() != version {
             let problem = Problem::new(StoreErrorKind::Corrupt, "the record is of another version than its row");
             return Err(problem.while_doing(&name()));
@@ -150,6 +154,16 @@ impl<'a> Call<'a> {
 
     async fn load(&self) -> Result<Option<Record>, Problem> {
         Ok(self.find().await?.map(|found| found.record))
+    }
+
+    /// Loads the record together with those of other sessions that are loaded at this moment on the same connection.
+    async fn load_gathered(&self) -> Result<Option<Record>, Problem> {
+        let Row { stores, storage_key } = self.row;
+        let row = stores.reads_of(storage_key).read(*storage_key, |keys| {
+            let stores = Arc::clone(stores);
+            async move { read(&stores, &keys, Instant::now() + CALL_TIMEOUT).await }
+        });
+        Ok(self.found(&row.await?)?.map(|found| found.record))
     }
 
     async fn insert(&self, entry: &Entry) -> Result<InsertOutcome, Problem> {
@@ -301,7 +315,7 @@ impl Drop for UnusedClaim<'_> {
 
 impl TokenStore for SessionStore {
     fn load(&self) -> StoreFuture<'_, Option<Record>> {
-        self.run(async |call| call.load().await)
+        self.run(async |call| call.load_gathered().await)
     }
 
     fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
@@ -351,6 +365,17 @@ impl Drop for SessionStore {
     fn drop(&mut self) {
         self.row.stores.push.forget(&self.row.storage_key, self.address());
     }
+}
+
+/// Reads the rows of keys that have one connection, in their order.
+async fn read(stores: &Stores, keys: &[[u8; 32]], deadline: Instant) -> Result<Vec<tokio_postgres::Row>, Problem> {
+    let [first, ..] = keys else { return Ok(Vec::new()) };
+    let bytes: Vec<_> = keys.iter().map(|key| &key[..]).collect();
+    let parameters: Parameters<'_> = &[(&bytes, Type::BYTEA_ARRAY)];
+    let statement = Statement { sql: &stores.statements.load_gathered, parameters, effect: Effect::Repeatable };
+    let rows = stores.link_of(first).execute(statement, deadline).await;
+    let rows = rows.map_err(|fault| fault.into_problem().while_doing("failed to read"))?;
+    if rows.len() == keys.len() { Ok(rows) } else { Err(unexpected()) }
 }
 
 fn seconds(lease: Duration) -> f64 {

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::failure::{Failure, describe};
-use super::line::{CALL_TIMEOUT, Call};
+use super::line::{CALL_TIMEOUT, Call, alone};
 use crate::error::{Problem, StoreErrorKind};
 
 /// The oldest version whose scripts have flags.
@@ -51,10 +51,10 @@ pub(super) async fn check(shared: &Shared) -> Result<(), Problem> {
 }
 
 async fn query<T: FromRedisValue>(shared: &Shared, command: Cmd) -> Result<T, Failure> {
-    let command = |_: &_| [command.clone(), cmd("PING")];
-    let call = Call { command, deadline: Instant::now() + CALL_TIMEOUT, repeats: true, waits: false };
+    let commands = |_: &_, _| alone(command.clone());
+    let call = Call { commands, deadline: Instant::now() + CALL_TIMEOUT, repeats: true, waits: false };
     let answer = shared.line.call(call).await?;
-    from_redis_value(answer.value).map_err(|error| Failure::Refused(describe(&error.into())))
+    from_redis_value(answer.value()).map_err(|error| Failure::Refused(describe(&error.into())))
 }
 
 fn misconfigured(reason: impl Into<String>) -> Result<(), Problem> {

@@ -5,6 +5,7 @@ use redis::{ErrorKind, RedisError, ServerErrorKind};
 use crate::error::{Problem, StoreErrorKind};
 
 /// The failure of one attempt at a call.
+#[derive(Clone)]
 pub(super) enum Failure {
     /// The server has not acted. Another attempt won't help.
     Refused(Problem),

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{self, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use redis::{Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, Value, cmd};
+use redis::{Cmd, Pipeline, RedisError, ServerError, ServerErrorKind, Value, cmd};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
@@ -59,8 +59,8 @@ struct Outage {
 
 /// A call of the server.
 pub(super) struct Call<F> {
-    /// Makes the call for a connection: as it is sent first, and as it is sent if the server doesn't know the script.
-    pub(super) command: F,
+    /// Makes the commands of the call for a connection. Several are repeated together.
+    pub(super) commands: F,
     pub(super) deadline: Instant,
     /// The call may be made again if its answer is lost.
     pub(super) repeats: bool,
@@ -68,10 +68,19 @@ pub(super) struct Call<F> {
     pub(super) waits: bool,
 }
 
+/// The name of a script in a command.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Named {
+    ByHash,
+    /// If the server doesn't know the script.
+    BySource,
+}
+
 /// The answer to a call.
 #[derive(Debug)]
 pub(super) struct Answer {
-    pub(super) value: Value,
+    /// One for each command. Of several commands, each may have been refused.
+    pub(super) values: Vec<Value>,
     /// Enough replicas have the write, of those that the call waits for.
     pub(super) is_replicated: bool,
 }
@@ -93,7 +102,7 @@ impl Line {
     /// Makes a call, again if need be, until its deadline.
     pub(super) async fn call<F>(&self, call: Call<F>) -> Result<Answer, Failure>
     where
-        F: Fn(&Connection) -> [Cmd; 2],
+        F: Fn(&Connection, Named) -> Pipeline,
     {
         let waits = call.waits && self.replicas > 0;
         let turn = async { if waits { self.waiting.acquire().await.ok() } else { None } };
@@ -199,38 +208,35 @@ impl Line {
 
     async fn attempt<F>(&self, connection: &Connection, call: &Call<F>, waits: bool) -> Result<Answer, Failure>
     where
-        F: Fn(&Connection) -> [Cmd; 2],
+        F: Fn(&Connection, Named) -> Pipeline,
     {
-        let [by_hash, by_source] = (call.command)(connection);
         if !waits {
-            match self.send(connection, by_hash, waits).await {
-                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {}
-                answer => return in_time(answer),
+            let answer = self.send(connection, (call.commands)(connection, Named::ByHash), waits).await?;
+            let is_unknown = |error: &ServerError| error.kind() == Some(ServerErrorKind::NoScript);
+            if !matches!(&*answer.values, [Value::ServerError(error)] if is_unknown(error)) {
+                return answer.unless_refused();
             }
         }
         // At once, if it waits: were the script unknown, the question for the replicas behind it would wait for nothing.
-        in_time(self.send(connection, by_source, waits).await)
+        self.send(connection, (call.commands)(connection, Named::BySource), waits).await?.unless_refused()
     }
 
-    /// Sends a command and, in the same packet, the question for the replicas.
-    async fn send(&self, connection: &Connection, command: Cmd, waits: bool) -> Result<Answer, RedisError> {
+    /// Sends commands and, in the same packet, the question for the replicas.
+    async fn send(&self, connection: &Connection, mut commands: Pipeline, waits: bool) -> Result<Answer, Failure> {
         let mut redis = connection.redis.clone();
-        let mut pipeline = Pipeline::with_capacity(2);
-        pipeline.add_command(command);
         if waits {
-            pipeline.add_command(cmd("WAIT")).arg(self.replicas).arg(millis(REPLICAS_TIMEOUT));
+            commands.add_command(cmd("WAIT")).arg(self.replicas).arg(millis(REPLICAS_TIMEOUT));
         }
-        let count = pipeline.len();
-        let sent = timeout(ATTEMPT_TIMEOUT, redis.send_packed_commands(&pipeline, 0, count)).await;
-        let no_answer = |_| RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
-        let mut answers = sent.map_err(no_answer)??.into_iter();
-        let value = answers.next().unwrap_or_default().extract_error()?;
-        let is_replicated = match answers.next() {
+        let count = commands.len();
+        let sent = timeout(ATTEMPT_TIMEOUT, redis.send_packed_commands(&commands, 0, count)).await;
+        let no_answer = |_| Err(RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut)));
+        let mut values = sent.unwrap_or_else(no_answer).map_err(|error| Failure::of(&error))?;
+        let is_replicated = match values.pop_if(|_| waits) {
             Some(Value::Int(count)) => usize::try_from(count).is_ok_and(|count| count >= self.replicas),
             Some(_) => false,
             None => true,
         };
-        Ok(Answer { value, is_replicated })
+        Ok(Answer { values, is_replicated })
     }
 
     /// Closes a connection that is of no more use, unless that was done, and with it those that are free: they are of the
@@ -293,14 +299,42 @@ impl State {
     }
 }
 
-/// Returns an answer, unless the script has refused to run.
-fn in_time(answer: Result<Answer, RedisError>) -> Result<Answer, Failure> {
-    let answer = answer.map_err(|error| Failure::of(&error))?;
-    if script::is_late(&answer.value) {
-        // The next connection learns the server's time.
-        return Err(Failure::Unready(unavailable("the call came too late, or the server's clock was set")));
+impl Answer {
+    /// Fails if the server isn't ready for such calls, a script has refused to run, or the only command was refused.
+    fn unless_refused(self) -> Result<Self, Failure> {
+        let is_alone = self.values.len() == 1;
+        for value in &self.values {
+            match refusal(value) {
+                Some(failure) if is_alone || matches!(failure, Failure::Unready(_)) => return Err(failure),
+                _ => {}
+            }
+        }
+        Ok(self)
     }
-    Ok(answer)
+
+    /// Returns the value of the only command.
+    pub(super) fn value(mut self) -> Value {
+        self.values.pop().unwrap_or_default()
+    }
+}
+
+/// Returns the reason if a command was refused, or its script has refused to run.
+pub(super) fn refusal(value: &Value) -> Option<Failure> {
+    match value {
+        Value::ServerError(error) => Some(Failure::of(&error.clone().into())),
+        // The next connection learns the server's time.
+        value if script::is_late(value) => {
+            Some(Failure::Unready(unavailable("the call came too late, or the server's clock was set")))
+        }
+        _ => None,
+    }
+}
+
+/// Returns one command, with room for the question for the replicas.
+pub(super) fn alone(command: Cmd) -> Pipeline {
+    let mut commands = Pipeline::with_capacity(2);
+    commands.add_command(command);
+    commands
 }
 
 pub(super) fn unavailable(reason: &str) -> Problem {

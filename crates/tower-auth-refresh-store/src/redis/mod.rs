@@ -12,6 +12,7 @@ mod session;
 use std::fmt;
 use std::sync::Arc;
 
+use redis::Value;
 use tower_auth_refresh::store::TokenStore;
 use zeroize::Zeroizing;
 
@@ -25,6 +26,7 @@ use self::session::SessionStore;
 #[cfg(doc)]
 use crate::error::StoreErrorKind;
 use crate::error::{Problem, StoreError};
+use crate::gather::Gather;
 #[cfg(feature = "encryption")]
 use crate::keys::Keys;
 use crate::random;
@@ -68,6 +70,8 @@ pub struct RedisStoresBuilder {
 /// The part of the stores that all sessions share.
 struct Shared {
     line: Line,
+    /// Of values by their names.
+    reads: Gather<String, Value, Failure>,
     scripts: Scripts,
     /// The URL without its credentials.
     resource: String,
@@ -221,6 +225,7 @@ impl RedisStoresBuilder {
         let channel = storage_key(&self.namespace, b"the channel");
         Ok(Shared {
             line: Line::new(Connector::new(address, tls, self.sentinel_user), self.replicas),
+            reads: Gather::default(),
             scripts: Scripts::new(),
             resource: resource.to_owned(),
             channel: format!("tar:changed:{}", hex(&channel[..8])),

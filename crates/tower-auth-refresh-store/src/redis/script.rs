@@ -24,6 +24,7 @@ use redis::{Cmd, Value, cmd};
 use tower_auth_refresh::store::{Entry, Record};
 use zeroize::Zeroizing;
 
+use super::line::Named;
 use crate::error::{Problem, StoreErrorKind};
 use crate::record::{Codec, millis, time};
 
@@ -215,16 +216,18 @@ impl Script {
         Self { source, hash }
     }
 
-    /// Returns the call of the script by its hash, and by its source, which the server then knows.
-    pub(super) fn calls(&self, key: &str, arguments: &[&[u8]]) -> [Cmd; 2] {
-        [("EVALSHA", &self.hash), ("EVAL", &self.source)].map(|(name, script)| {
-            let mut call = cmd(name);
-            call.arg(script).arg(1).arg(key);
-            for argument in arguments {
-                call.arg(*argument);
-            }
-            call
-        })
+    /// Returns the call of the script. If it is named by its source, the server then knows it.
+    pub(super) fn call(&self, named: Named, key: &str, arguments: &[&[u8]]) -> Cmd {
+        let (name, script) = match named {
+            Named::ByHash => ("EVALSHA", &self.hash),
+            Named::BySource => ("EVAL", &self.source),
+        };
+        let mut call = cmd(name);
+        call.arg(script).arg(1).arg(key);
+        for argument in arguments {
+            call.arg(*argument);
+        }
+        call
     }
 }
 
@@ -241,7 +244,7 @@ pub(super) fn encode(codec: &Codec, version: u128, entry: &Entry) -> Result<Zero
 }
 
 /// Returns the record of a value.
-pub(super) fn decode(codec: &Codec, value: &[u8]) -> Result<Record, Problem> {
+pub(super) fn decode(codec: &Codec, value: &mut [u8]) -> Result<Record, Problem> {
     if value.starts_with(MAGIC) && value.get(4).is_some_and(|format| *format > FORMAT) {
         let reason = format!("the value has format {}, of a later version of this program", value[4]);
         return Err(Problem::new(StoreErrorKind::NewerFormat, reason));
@@ -250,9 +253,10 @@ pub(super) fn decode(codec: &Codec, value: &[u8]) -> Result<Record, Problem> {
         let reason = "the value is damaged, or isn't a record; remove it to sign in again";
         Problem::new(StoreErrorKind::Corrupt, reason)
     };
-    let (head, record) = value.split_at_checked(HEAD).filter(|_| value.starts_with(MAGIC)).ok_or_else(damaged)?;
+    let is_ours = value.starts_with(MAGIC);
+    let (head, record) = value.split_at_mut_checked(HEAD).filter(|_| is_ours).ok_or_else(damaged)?;
     let end = std::str::from_utf8(&head[HEAD - END..]).ok().and_then(|end| end.parse().ok()).ok_or_else(damaged)?;
-    let record = codec.decode(Zeroizing::new(record.to_vec()))?;
+    let record = codec.decode(record)?;
     Ok(match time(end) {
         Some(end) if end > UNIX_EPOCH => {
             Record::new(record.version().clone(), record.entry().clone().with_expires_at(end))

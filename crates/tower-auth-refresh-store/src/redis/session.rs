@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use redis::{Value, cmd};
+use redis::{Pipeline, Value};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 use tower_auth_refresh::Tokens;
@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use super::Shared;
 use super::connect::Connection;
 use super::failure::Failure;
-use super::line::{ATTEMPT_TIMEOUT, Answer, CALL_TIMEOUT, Call, unavailable};
+use super::line::{ATTEMPT_TIMEOUT, CALL_TIMEOUT, Call, alone, refusal, unavailable};
 use super::push::{MESSAGE, Push};
 use super::script::{self, Script};
 use crate::error::{Problem, StoreErrorKind};
@@ -77,18 +77,19 @@ impl SessionStore {
     async fn run(&self, run: Run<'_>) -> Result<(Outcome, bool), Failure> {
         let Run { script, arguments, deadline, kind } = run;
         let name = self.name();
-        let command = |connection: &Connection| {
+        let commands = |connection: &Connection, named| {
             // By the server's clock, which need not agree with that of this host.
             let left = ATTEMPT_TIMEOUT.min(deadline.saturating_duration_since(Instant::now()));
             let end = connection.server_time(left).to_string();
             let ends = matches!(kind, Kind::Begins { .. }).then_some(end.as_bytes());
             let arguments: Vec<_> = arguments.iter().copied().chain(ends).collect();
-            script.calls(&name, &arguments)
+            alone(script.call(named, &name, &arguments))
         };
         let repeats = kind != (Kind::Begins { repeats: false });
         let waits = kind != Kind::Holds;
-        let Answer { value, is_replicated } = self.shared.line.call(Call { command, deadline, repeats, waits }).await?;
-        Ok((self.read(value).map_err(Failure::Refused)?, is_replicated))
+        let answer = self.shared.line.call(Call { commands, deadline, repeats, waits }).await?;
+        let is_replicated = answer.is_replicated;
+        Ok((self.read(answer.value()).map_err(Failure::Refused)?, is_replicated))
     }
 
     fn read(&self, value: Value) -> Result<Outcome, Problem> {
@@ -103,27 +104,34 @@ impl SessionStore {
                 Outcome::Busy(Duration::from_millis(u64::try_from(left).unwrap_or_default()))
             }
             (b"found" | b"unreadable", Some(Value::BulkString(value))) => {
-                Outcome::Found(script::decode(&self.codec(), &Zeroizing::new(value))?)
+                Outcome::Found(script::decode(&self.codec(), &mut Zeroizing::new(value))?)
             }
             _ => return Err(misunderstood()),
         })
     }
 
     async fn load(&self, deadline: Instant) -> Result<Option<Record>, Failure> {
-        let name = self.name();
-        // A write in name only: a replica, which may lag behind, refuses it.
-        let command = |_: &Connection| {
-            let mut read = cmd("GETEX");
-            read.arg(&name);
-            [read, cmd("PING")]
-        };
-        let answer = self.shared.line.call(Call { command, deadline, repeats: true, waits: false }).await?;
-        match answer.value {
+        let mut values = read(&self.shared, &[self.name()], deadline).await?;
+        self.found(values.pop().unwrap_or_default())
+    }
+
+    /// Loads the record together with those of other sessions that are loaded at this moment.
+    async fn load_gathered(&self) -> Result<Option<Record>, Failure> {
+        let shared = &self.shared;
+        let value = shared.reads.read(self.name(), |names| {
+            let shared = Arc::clone(shared);
+            async move { read(&shared, &names, Instant::now() + CALL_TIMEOUT).await }
+        });
+        self.found(value.await?)
+    }
+
+    fn found(&self, value: Value) -> Result<Option<Record>, Failure> {
+        match value {
             Value::Nil => Ok(None),
             Value::BulkString(value) => {
-                script::decode(&self.codec(), &Zeroizing::new(value)).map(Some).map_err(Failure::Refused)
+                script::decode(&self.codec(), &mut Zeroizing::new(value)).map(Some).map_err(Failure::Refused)
             }
-            _ => Err(Failure::Refused(misunderstood())),
+            value => Err(refusal(&value).unwrap_or_else(|| Failure::Refused(misunderstood()))),
         }
     }
 
@@ -279,7 +287,7 @@ impl SessionStore {
 
 impl TokenStore for SessionStore {
     fn load(&self) -> StoreFuture<'_, Option<Record>> {
-        self.bounded(async { self.load(Instant::now() + CALL_TIMEOUT).await })
+        self.bounded(self.load_gathered())
     }
 
     fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
@@ -376,6 +384,20 @@ impl Drop for Unused<'_> {
             }
         });
     }
+}
+
+/// Reads values, in the order of their names.
+async fn read(shared: &Shared, names: &[String], deadline: Instant) -> Result<Vec<Value>, Failure> {
+    let commands = |_: &_, _| {
+        let mut reads = Pipeline::with_capacity(names.len());
+        for name in names {
+            // A write in name only: a replica, which may lag behind, refuses it.
+            reads.cmd("GETEX").arg(name);
+        }
+        reads
+    };
+    let answer = shared.line.call(Call { commands, deadline, repeats: true, waits: false }).await?;
+    if answer.values.len() == names.len() { Ok(answer.values) } else { Err(Failure::Refused(misunderstood())) }
 }
 
 fn misunderstood() -> Problem {

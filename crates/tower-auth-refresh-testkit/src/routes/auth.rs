@@ -1,4 +1,4 @@
-//! `/auth/login` and `/auth/refresh`.
+//! `/auth/login` and `/auth/refresh`, and the refresh of `/oauth/token`.
 
 use http::StatusCode;
 use serde::Deserialize;
@@ -33,7 +33,7 @@ pub(super) fn login(credentials: &Credentials, exchange: &mut Exchange) -> Answe
     Answer::json(StatusCode::OK, state.families.sign_in(&credentials.username, &state.settings, now))
 }
 
-pub(super) fn refresh(token: Token, grant: Grant, exchange: &mut Exchange) -> Answer {
+pub(super) fn refresh(token: Token, grant: Grant, refusal: StatusCode, exchange: &mut Exchange) -> Answer {
     let at = exchange.kit.elapsed();
     let now = exchange.kit.now();
     let refreshed = {
@@ -63,7 +63,7 @@ pub(super) fn refresh(token: Token, grant: Grant, exchange: &mut Exchange) -> An
         exchange.note(note);
     }
     match refreshed.outcome {
-        Err(_) => Answer::error(StatusCode::UNAUTHORIZED, "invalid_grant"),
+        Err(_) => Answer::error(refusal, "invalid_grant"),
         Ok(pair) => {
             let mut answer = json!(pair);
             if let (Grant::KeepRefreshToken, Some(members)) = (grant, answer.as_object_mut()) {

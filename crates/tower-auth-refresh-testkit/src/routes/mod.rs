@@ -2,8 +2,9 @@
 
 mod api;
 mod auth;
+mod oauth;
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body::Body;
@@ -13,6 +14,7 @@ use serde::de::DeserializeOwned;
 
 use self::api::Bearer;
 use self::auth::Credentials;
+use self::oauth::OAuthCall;
 use crate::TestKit;
 use crate::answer::Answer;
 use crate::body::{BoxError, Inspected};
@@ -22,7 +24,7 @@ use crate::faults::Route;
 use crate::settings::UnreadBody;
 use crate::token::{Kind, Token};
 
-/// The longest body that the `/auth/…` routes read, far more than credentials need.
+/// The longest body that the `/auth/…` and `/oauth/…` routes read, far more than credentials need.
 const AUTH_BODY_LIMIT: usize = 64 * 1024;
 
 /// A request, read as far as needed to know its user.
@@ -31,6 +33,7 @@ pub(crate) enum Call<B> {
     /// `None` if the token isn't a refresh token of this kit.
     Refresh(Option<Token>),
     Logout(Option<Token>),
+    OAuth(OAuthCall),
     Api(Parts, Bearer, B),
     /// A request that the route can't serve: the answer, and the body if it is unread.
     Invalid(Answer, Option<B>),
@@ -55,6 +58,7 @@ where
                 }
                 return Self::Api(head, bearer, body);
             }
+            Route::SignIn => return Self::OAuth(OAuthCall::read(&head, body, exchange).await),
             Route::Other => return Self::Invalid(Answer::error(StatusCode::NOT_FOUND, "not_found"), Some(body)),
             Route::Login | Route::Refresh | Route::Logout if head.method != Method::POST => {
                 return Self::Invalid(Answer::empty(StatusCode::METHOD_NOT_ALLOWED), Some(body));
@@ -82,7 +86,7 @@ where
     pub(crate) async fn process(self, exchange: &mut Exchange, grant: Grant) -> Answer {
         match self {
             Self::Login(credentials) => auth::login(&credentials, exchange),
-            Self::Refresh(Some(token)) => auth::refresh(token, grant, exchange),
+            Self::Refresh(Some(token)) => auth::refresh(token, grant, StatusCode::UNAUTHORIZED, exchange),
             Self::Refresh(None) => {
                 exchange.note("unknown");
                 Answer::error(StatusCode::UNAUTHORIZED, "invalid_grant")
@@ -93,6 +97,11 @@ where
                 }
                 Answer::empty(StatusCode::NO_CONTENT)
             }
+            // RFC 6749 §5.2
+            Self::OAuth(OAuthCall::Refresh(Some(token))) => {
+                auth::refresh(token, grant, StatusCode::BAD_REQUEST, exchange)
+            }
+            Self::OAuth(call) => oauth::answer(call, exchange),
             Self::Api(head, bearer, body) => match api::refusal(bearer, exchange) {
                 None => api::answer(head, body, exchange).await,
                 Some(refusal) => {
@@ -141,6 +150,12 @@ where
     T: DeserializeOwned,
     B: Body<Data: Buf, Error: Into<BoxError>>,
 {
-    let bytes = Limited::new(body, AUTH_BODY_LIMIT).collect().await.ok()?.to_bytes();
-    serde_json::from_slice(&bytes).ok()
+    serde_json::from_slice(&auth_body(body).await?).ok()
+}
+
+async fn auth_body<B>(body: B) -> Option<Bytes>
+where
+    B: Body<Data: Buf, Error: Into<BoxError>>,
+{
+    Some(Limited::new(body, AUTH_BODY_LIMIT).collect().await.ok()?.to_bytes())
 }

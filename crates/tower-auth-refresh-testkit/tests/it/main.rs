@@ -7,6 +7,7 @@ mod broken;
 mod client;
 mod faults;
 mod gates;
+mod oauth;
 mod oracle;
 mod server;
 #[cfg(feature = "conformance")]

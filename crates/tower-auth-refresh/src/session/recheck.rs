@@ -148,10 +148,8 @@ impl State {
     /// Returns `true` if a record holds newer tokens of this epoch that are no use to requests: a refresh goes on from
     /// them. Were they put in force, a request that is refused at that moment would be replayed with them.
     fn is_to_be_refreshed_from(&self, record: &Record) -> bool {
-        record.epoch() == self.epoch
-            && record.generation() > self.place
-            && record.tokens().access_token() != self.tokens.access_token()
-            && expire_before_a_replay(record.tokens())
+        let is_newer = record.epoch() == self.epoch && record.generation() > self.place;
+        is_newer && expire_before_a_replay(record.tokens())
     }
 
     /// Returns the change after a look at the store. `before`: the state when the look began, in line with the store.

@@ -43,8 +43,9 @@ impl TokenCell {
     /// Makes all pending writes. `revocations`: receives the revocations of tokens that only the store held.
     async fn sync_with(self: &Arc<Self>, revocations: &mut Vec<RevocationTask>) -> Result<(), BoxError> {
         let mut attempted = self.writes.lock().await;
-        // Tokens that a flight could not save are reported once they are saved; a renewal by the app isn't.
-        let mut overwrites = false;
+        // Tokens that a flight could not save are reported once they are saved, even over an older record; a renewal by the
+        // app, which begins with such a record, isn't.
+        let mut is_reported = None;
         loop {
             let state = Arc::clone(&self.snapshot());
             let epoch = state.epoch;
@@ -78,8 +79,9 @@ impl TokenCell {
                     }
                 }
                 Stored::CommitPending(claim) => {
+                    let is_reported = *is_reported.get_or_insert(true);
                     let saved = self.commit(claim, self.with_ends(state.entry())).await?;
-                    if saved && !overwrites {
+                    if saved && is_reported {
                         tracing::info!(target: TARGET, "tokens saved");
                     }
                 }
@@ -87,7 +89,7 @@ impl TokenCell {
                     // The commit renews it.
                     match bounded(|| self.store.claim(version, LEASE)).await? {
                         ClaimOutcome::Claimed(claim) => {
-                            overwrites = true;
+                            is_reported.get_or_insert(false);
                             self.change(Event::OverwriteClaimed { epoch, claim: Arc::new(claim) }).await;
                         }
                         ClaimOutcome::Busy { .. } => return Err(ClaimedByPeer.into()),

@@ -275,6 +275,26 @@ async fn events_report_that_tokens_are_not_saved_and_that_they_are_saved_later()
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_event_reports_that_unsaved_tokens_are_written_over_an_older_record() {
+    let log = Log::default();
+    let _guard = log.begin();
+    let store = faulty_store();
+    let mut it = Fixture::with(|builder| builder.tokens(pair(1)).store(store.clone())).await;
+    let older = store.record().await;
+    it.refreshes_from(1, false).await;
+    store.inject(StoreCall::Commit, StoreFault::fail());
+    let response = it.get_refused().await;
+    it.auth.next().await.answer(Ok(pair(3)));
+    it.accepts(response, 3).await;
+    store.rewind(older).await;
+    assert_eq!((log.count("tokens not saved"), log.count("tokens saved")), (1, 0));
+    store.clear_faults();
+    cool_down().await;
+    assert_eq!(store.tokens().await, Some(pair(3)));
+    assert_eq!((log.count("tokens not saved"), log.count("tokens saved")), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_end_of_a_session_is_one_event() {
     let log = Log::default();
     let _guard = log.begin();

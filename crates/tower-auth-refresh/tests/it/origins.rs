@@ -253,6 +253,32 @@ async fn the_session_of_a_request_is_not_passed_to_the_inner_service() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_that_is_set_for_a_layer_is_that_of_all_requests_until_it_is_unset() {
+    let ((alice, _), (bob, mut bobs_auth)) = (session().await, session().await);
+    bob.sign_in(Tokens::new(access("bob1"), refresh("bob-r1"))).await.unwrap();
+    let (service, mut api) = script();
+    let layer = AuthRefreshLayer::new(alice.clone(), origin()).session(Some(bob));
+
+    let client = layer.clone().layer(service.clone());
+    let response = send(&client, get(ORIGIN));
+    api.reply(1, "bob1", 401).await;
+    bobs_auth.next().await.answer(Ok(Tokens::new(access("bob2"), refresh("bob-r2"))));
+    api.reply(1, "bob2", 200).await;
+    assert_eq!(response.await.unwrap().status(), 200);
+
+    let client = layer.session(None).layer(service);
+    let to_alice = send(&client, get_as(&alice, ORIGIN));
+    api.reply(1, "a1", 200).await;
+    assert_eq!(to_alice.await.unwrap().status(), 200);
+    let without = send(&client, get(ORIGIN));
+    let call = api.next().await;
+    assert_eq!(call.token(), None);
+    call.reply(401).await;
+    let why = without.await.unwrap();
+    assert!(matches!(report(&why), RefreshReport::NotRefreshed(NotRefreshed::NoSession)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_without_a_session_of_its_own_is_sent_as_it_is_and_its_401_says_so() {
     let (_session, mut auth) = session().await;
     let (service, mut api) = script();

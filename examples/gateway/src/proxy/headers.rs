@@ -161,8 +161,8 @@ pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicO
         (PublicOrigin::Loopback, None) => uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok()),
     };
     let is_hop_by_hop = hop_by_hop(headers);
-    // The HTTP client sets the upstream's host. The gateway has met an expectation itself.
-    remove_all(headers, |name| [HOST, EXPECT].contains(name) || is_hop_by_hop(name) || is_credential(name, strip));
+    // The HTTP client sets the upstream's host, and the gateway has met the expectation itself.
+    remove_all(headers, |name| [EXPECT, HOST].contains(name) || is_hop_by_hop(name) || is_credential(name, strip));
     headers.reserve(ADDED);
     if let Some(value) = peer.and_then(|Peer(address)| HeaderValue::from_str(&address.ip().to_string()).ok()) {
         headers.insert(HeaderName::from_static("x-forwarded-for"), value);

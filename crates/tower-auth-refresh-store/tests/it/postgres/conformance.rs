@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
+use futures_util::future::join;
 use proptest::test_runner::{Config, TestRunner};
 use tokio::runtime::Runtime;
 use tower_auth_refresh::store::TokenStore;
@@ -83,17 +84,18 @@ async fn two_processes_whose_clocks_are_an_hour_apart_conform() {
     if shared().await.is_none() {
         return;
     }
-    for offset in ["+1h", "-1h"] {
-        if peer_with_clock(offset, &new_url().await.unwrap()).await.is_none() {
-            return;
-        }
-        conformance::stores(LEASE, async || {
+    if peer_with_clock("+1h", &new_url().await.unwrap()).await.is_none() {
+        return;
+    }
+    let conform = |offset| {
+        conformance::stores(LEASE, async move || {
             let url = new_url().await.unwrap();
             let here: Arc<dyn TokenStore> = open(&url).await("");
             [here, Arc::new(peer_with_clock(offset, &url).await.unwrap())]
         })
-        .await;
-    }
+    };
+    // At the same time: they wait for leases more than they work.
+    join(conform("+1h"), conform("-1h")).await;
 }
 
 #[test]

@@ -33,8 +33,8 @@ fn expect<T: Debug>(outcome: Result<T, StoreError>, kind: StoreErrorKind, reason
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stores_and_sessions_conform_behind_a_pooler_in_transaction_mode() {
-    let Some(server) = shared().await else { return };
-    let Some(pooler) = Pooler::start(server).await else { return };
+    let Some(server) = Server::start(&[]) else { return };
+    let Some(pooler) = Pooler::start(&server).await else { return };
     let two_handles = async || {
         let namespace = new_namespace();
         let open = async |port| {

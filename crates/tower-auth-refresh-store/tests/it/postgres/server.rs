@@ -26,10 +26,11 @@ pub(crate) struct Server {
     guard: Child,
 }
 
-/// Returns the server that tests share, each with a namespace of its own. `None` if none is installed.
+/// Returns the server that tests share, each with a namespace of its own. `None` if none is installed. It doesn't wait for
+/// its disk: no test here takes the machine's power away.
 pub(crate) async fn shared() -> Option<&'static Server> {
     static SHARED: OnceCell<Option<Server>> = OnceCell::const_new();
-    SHARED.get_or_init(async || Server::start(&[])).await.as_ref()
+    SHARED.get_or_init(async || Server::start(&["fsync=off"])).await.as_ref()
 }
 
 impl Server {

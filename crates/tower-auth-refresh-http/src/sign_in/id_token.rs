@@ -1,0 +1,106 @@
+//! [`IdTokenCheck`]: the validation of an ID token (OpenID Connect Core §3.1.3.7), by `openidconnect`.
+
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use http::Method;
+use openidconnect::core::{CoreIdToken, CoreIdTokenVerifier, CoreJsonWebKeySet, CoreJwsSigningAlgorithm};
+use openidconnect::{AccessToken, AccessTokenHash, ClientId, IssuerUrl, Nonce, NonceVerifier};
+use serde_json::{Map, Value};
+
+use super::error::{SignInError, SignInErrorKind};
+use crate::classify::{Call, Classifier};
+use crate::client::AuthClient;
+use crate::error::AuthServerError;
+use crate::fields::{Granted, jwt_claims};
+use crate::oauth::AuthorizationServer;
+
+/// The algorithms of asymmetric keys. A symmetric one would be checked with a secret that a public client doesn't have.
+const ALGORITHMS: [CoreJwsSigningAlgorithm; 9] = [
+    CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha256,
+    CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha384,
+    CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha512,
+    CoreJwsSigningAlgorithm::RsaSsaPssSha256,
+    CoreJwsSigningAlgorithm::RsaSsaPssSha384,
+    CoreJwsSigningAlgorithm::RsaSsaPssSha512,
+    CoreJwsSigningAlgorithm::EcdsaP256Sha256,
+    CoreJwsSigningAlgorithm::EcdsaP384Sha384,
+    CoreJwsSigningAlgorithm::EdDsa,
+];
+
+/// What an ID token is checked against.
+pub(super) struct IdTokenCheck<'a> {
+    pub(super) client: &'a AuthClient,
+    pub(super) server: &'a AuthorizationServer,
+    pub(super) client_id: &'a str,
+    /// `None` for the device grant, which has none.
+    pub(super) nonce: Option<&'a str>,
+    pub(super) clock_tolerance: Duration,
+}
+
+impl IdTokenCheck<'_> {
+    /// Returns the claims of the ID token in an answer, once they are validated.
+    pub(super) async fn claims(&self, granted: &Granted) -> Result<Map<String, Value>, SignInError> {
+        let text = granted.extra.get("id_token").and_then(Value::as_str);
+        let text = text.ok_or_else(|| invalid("the answer holds no ID token"))?;
+        let keys = self.keys().await?;
+        self.validate(text, keys, granted.access.expose_secret())?;
+        match jwt_claims(text) {
+            Some(Value::Object(claims)) => Ok(claims),
+            _ => Err(invalid("the ID token can't be read")),
+        }
+    }
+
+    /// Requests the server's keys. They rotate, so that each sign-in requests them.
+    async fn keys(&self) -> Result<CoreJsonWebKeySet, SignInError> {
+        let url = self.server.member("jwks_uri").and_then(Value::as_str);
+        let url = url.ok_or_else(|| SignInError::misconfigured("the server's metadata has no jwks_uri"))?;
+        let endpoint = self.client.endpoint(url).map_err(|error| {
+            SignInError::misconfigured("the server's jwks_uri is no URL for secrets").with_source(error)
+        })?;
+        let keys = async {
+            let answer = self.client.send(AuthClient::request(Method::GET, &endpoint)).await?;
+            let members = Classifier::new(Call::OAuth).members(answer)?;
+            serde_json::from_value(Value::Object(members))
+                .map_err(|error| AuthServerError::misconfigured("the answer is no set of keys").with_source(error))
+        };
+        Ok(keys.await.map_err(|error: AuthServerError| error.of_repeatable_call().at(&endpoint))?)
+    }
+
+    fn validate(&self, text: &str, keys: CoreJsonWebKeySet, access_token: &str) -> Result<(), SignInError> {
+        let token = CoreIdToken::from_str(text).map_err(|_| invalid("the ID token can't be read"))?;
+        let issuer = IssuerUrl::new(self.server.issuer().to_owned())
+            .map_err(|error| SignInError::misconfigured("the issuer is no URL").with_source(error))?;
+        let (now, tolerance) = (SystemTime::now(), self.clock_tolerance);
+        let earliest = now.checked_sub(tolerance).unwrap_or(SystemTime::UNIX_EPOCH);
+        let verifier = CoreIdTokenVerifier::new_public_client(ClientId::new(self.client_id.to_owned()), issuer, keys)
+            .set_allowed_algs(ALGORITHMS)
+            .set_time_fn(move || earliest.into())
+            .set_issue_time_verifier_fn(move |issued| match now.checked_add(tolerance) {
+                Some(latest) if SystemTime::from(issued) > latest => Err("it was issued in the future".to_owned()),
+                _ => Ok(()),
+            });
+        let nonce = self.nonce.map(|nonce| Nonce::new(nonce.to_owned()));
+        let nonce_check = |found: Option<&Nonce>| match &nonce {
+            // The comparison of secrets takes the same time wherever they differ.
+            Some(expected) => NonceVerifier::verify(expected, found),
+            None => Ok(()),
+        };
+        let claims = token
+            .claims(&verifier, nonce_check)
+            .map_err(|error| invalid("the ID token isn't valid for this sign-in").with_source(error))?;
+        let Some(expected) = claims.access_token_hash() else { return Ok(()) };
+        let hash = (token.signing_alg().ok().zip(token.signing_key(&verifier).ok())).and_then(|(algorithm, key)| {
+            AccessTokenHash::from_token(&AccessToken::new(access_token.to_owned()), algorithm, key).ok()
+        });
+        if hash.as_ref() == Some(expected) {
+            Ok(())
+        } else {
+            Err(invalid("the ID token belongs to another access token"))
+        }
+    }
+}
+
+fn invalid(problem: &'static str) -> SignInError {
+    SignInError::new(SignInErrorKind::InvalidIdToken, problem)
+}

@@ -1,0 +1,135 @@
+//! [`SignInRequest`]: what both kinds of sign-in ask for, and the exchange of a grant for tokens.
+
+#[cfg(not(feature = "oidc"))]
+use std::future::{Ready, ready};
+#[cfg(feature = "oidc")]
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::SignedIn;
+use super::error::SignInError;
+#[cfg(feature = "oidc")]
+use super::id_token::IdTokenCheck;
+use crate::answer::Answer;
+use crate::classify::{Call, Classifier};
+use crate::client::AuthClient;
+use crate::cookie::ReceivedCookies;
+use crate::error::AuthServerError;
+use crate::fields::{Granted, TokenFields};
+use crate::oauth::{AuthorizationServer, ClientAuth, OAuthCall};
+
+const NEEDS_OIDC: &str = "the scope openid needs the crate feature oidc";
+
+/// The parts that both kinds of sign-in share.
+#[derive(Clone, Debug)]
+pub(super) struct SignInRequest {
+    pub(super) client: AuthClient,
+    pub(super) server: AuthorizationServer,
+    pub(super) auth: ClientAuth,
+    pub(super) scope: Option<String>,
+    pub(super) resources: Vec<String>,
+    pub(super) params: Vec<(String, String)>,
+    classifier: Classifier,
+    #[cfg(feature = "oidc")]
+    clock_tolerance: Duration,
+}
+
+impl SignInRequest {
+    pub(super) fn new(client: AuthClient, server: &AuthorizationServer, auth: ClientAuth) -> Result<Self, SignInError> {
+        if auth.id().is_empty() {
+            return Err(SignInError::misconfigured("a sign-in needs a client id"));
+        }
+        Ok(Self {
+            client,
+            server: server.clone(),
+            auth,
+            scope: None,
+            resources: Vec::new(),
+            params: Vec::new(),
+            classifier: Classifier::new(Call::OAuth),
+            #[cfg(feature = "oidc")]
+            clock_tolerance: Duration::from_secs(60),
+        })
+    }
+
+    pub(super) fn fields(&mut self, fields: TokenFields) {
+        self.classifier.fields(fields);
+    }
+
+    #[cfg(feature = "oidc")]
+    pub(super) fn clock_tolerance(&mut self, tolerance: Duration) {
+        self.clock_tolerance = tolerance;
+    }
+
+    /// Returns `true` if the scope `openid` is requested: the answer then holds an ID token.
+    pub(super) fn is_oidc(&self) -> bool {
+        self.scope.as_deref().unwrap_or_default().split(' ').any(|scope| scope == "openid")
+    }
+
+    /// Refuses parameters that the sign-in sets itself, and an ID token that couldn't be validated.
+    pub(super) fn check(&self, reserved: &[&str]) -> Result<(), SignInError> {
+        if self.params.iter().any(|(name, _)| reserved.contains(&&**name)) {
+            return Err(SignInError::misconfigured("a parameter is one that the sign-in sets itself"));
+        }
+        if !self.is_oidc() {
+            Ok(())
+        } else if cfg!(not(feature = "oidc")) {
+            Err(SignInError::misconfigured(NEEDS_OIDC))
+        } else if self.server.member("jwks_uri").is_none() {
+            Err(SignInError::misconfigured("the server's metadata has no jwks_uri"))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// A call of an endpoint, with the resources (RFC 8707 §2.2).
+    pub(super) fn call(&self, url: &str) -> Result<OAuthCall, SignInError> {
+        let mut call = OAuthCall::new(self.client.clone(), url, self.auth.clone()).map_err(|invalid| {
+            SignInError::misconfigured("no secret may be sent to an endpoint of the server").with_source(invalid)
+        })?;
+        for resource in &self.resources {
+            call.param("resource", resource);
+        }
+        Ok(call)
+    }
+
+    /// Makes the call of the token endpoint.
+    pub(super) fn token_call(&self) -> Result<OAuthCall, SignInError> {
+        self.call(self.server.token_endpoint())
+    }
+
+    /// Reads the answer of the token endpoint.
+    pub(super) fn granted(&self, answer: Answer) -> Result<Granted, AuthServerError> {
+        self.classifier.tokens(answer, ReceivedCookies::default(), None)
+    }
+
+    /// Reads the answer of the device authorization endpoint.
+    pub(super) fn members(&self, answer: Answer) -> Result<Map<String, Value>, AuthServerError> {
+        self.classifier.members(answer)
+    }
+
+    /// Validates the ID token, if there has to be one.
+    pub(super) async fn signed_in(&self, granted: Granted, nonce: Option<&str>) -> Result<SignedIn, SignInError> {
+        let claims = if self.is_oidc() { self.claims(&granted, nonce).await? } else { Map::new() };
+        Ok(SignedIn { tokens: granted.into_tokens(), claims })
+    }
+
+    #[cfg(feature = "oidc")]
+    async fn claims(&self, granted: &Granted, nonce: Option<&str>) -> Result<Map<String, Value>, SignInError> {
+        let check = IdTokenCheck {
+            client: &self.client,
+            server: &self.server,
+            client_id: self.auth.id(),
+            nonce,
+            clock_tolerance: self.clock_tolerance,
+        };
+        check.claims(granted).await
+    }
+
+    #[cfg(not(feature = "oidc"))]
+    #[expect(clippy::unused_self, reason = "with the feature, the claims are checked against the request")]
+    fn claims(&self, _: &Granted, _: Option<&str>) -> Ready<Result<Map<String, Value>, SignInError>> {
+        ready(Err(SignInError::misconfigured(NEEDS_OIDC)))
+    }
+}

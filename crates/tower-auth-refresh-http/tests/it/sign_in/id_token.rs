@@ -1,0 +1,191 @@
+//! ID tokens: what is validated, with keys made on the spot.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use ring::digest::{SHA256, SHA512, digest};
+use serde_json::{Value, json};
+use tower::{BoxError, service_fn};
+use tower_auth_refresh_http::{
+    AuthClient, BrowserSignIn, ClientAuth, DeviceSignIn, PendingBrowserSignIn, SignInError, SignInErrorKind, SignedIn,
+};
+
+use super::browser::{open, query};
+use super::{ISSUER, discovered, kind, metadata};
+use crate::keys::{Key, encoded};
+use crate::support::Scripted;
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs().try_into().unwrap()
+}
+
+/// The claims of a good ID token for this nonce, signed by `ES256`.
+fn claims(nonce: &Value) -> Value {
+    claims_for("ES256", nonce)
+}
+
+/// The hash of the access token is that of the algorithm, halved.
+fn claims_for(algorithm: &str, nonce: &Value) -> Value {
+    let hash = digest(if algorithm == "ES256" { &SHA256 } else { &SHA512 }, b"a1");
+    let hash = encoded(&hash.as_ref()[..hash.as_ref().len() / 2]);
+    json!({
+        "iss": ISSUER, "sub": "user-7", "aud": "app", "iat": now(), "exp": now() + 300, "nonce": nonce,
+        "at_hash": hash, "email": "ada@example.com", "email_verified": "true",
+    })
+}
+
+/// A server that issues this ID token, and publishes these keys.
+fn server(id_token: Option<String>, keys: Vec<Value>) -> AuthClient {
+    AuthClient::new(service_fn(move |request: Request<Full<bytes::Bytes>>| {
+        let body = match request.uri().path() {
+            "/jwks" => json!({ "keys": keys }),
+            "/device" => json!({
+                "device_code": "dc", "user_code": "uc", "verification_uri": "https://auth.example.com/device",
+                "expires_in": 60,
+            }),
+            _ => json!({ "access_token": "a1", "refresh_token": "r1", "id_token": id_token }),
+        };
+        async move {
+            request.into_body().collect().await?;
+            Ok::<_, BoxError>(Response::new(Full::new(bytes::Bytes::from(body.to_string()))))
+        }
+    }))
+}
+
+/// Signs in with an ID token that is made for the nonce of the authorization request.
+async fn sign_in(make: impl FnOnce(&Value) -> Option<String>, keys: Vec<Value>) -> Result<SignedIn, SignInError> {
+    let server_metadata = discovered(metadata()).await;
+    // The nonce is known only after the sign-in has begun: the server is made then.
+    let chosen: Arc<OnceLock<AuthClient>> = Arc::default();
+    let client = chosen.clone();
+    let late = AuthClient::new(service_fn(move |request: Request<Full<bytes::Bytes>>| {
+        let client = client.get().unwrap().clone();
+        async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await?.to_bytes().to_vec();
+            let response = client.call(Request::from_parts(head, body)).await?;
+            Ok::<_, BoxError>(response.map(|body| Full::new(bytes::Bytes::from(body))))
+        }
+    }));
+    let sign_in = BrowserSignIn::new(late, &server_metadata, ClientAuth::public("app")).unwrap().scope("openid");
+    let pending: PendingBrowserSignIn = sign_in.begin().await.unwrap();
+    let sent = query(&pending);
+    assert!(chosen.set(server(make(&json!(sent["nonce"])), keys)).is_ok());
+    let uri = format!("{}?code=c1&state={}", pending.redirect_uri(), sent["state"]);
+    let finishing = tokio::spawn(pending.finish());
+    open(&uri).await;
+    finishing.await.unwrap()
+}
+
+#[tokio::test]
+async fn a_valid_id_token_names_the_user_and_is_kept() {
+    for key in [Key::es256(), Key::eddsa()] {
+        let header = json!({ "alg": key.algorithm, "kid": "k1" });
+        // A key of another use or of an unknown kind is passed over.
+        let unknown = json!({ "kty": "AKP", "alg": "ML-DSA-44", "pub": "AA", "kid": "k2" });
+        let keys = vec![unknown, Key::es256().jwk("k0"), key.jwk("k1")];
+        let signed_in = sign_in(|nonce| Some(key.sign(&header, &claims_for(key.algorithm, nonce))), keys).await;
+        let signed_in = signed_in.unwrap();
+        assert_eq!(signed_in.subject(), Some("user-7"));
+        assert_eq!(signed_in.claim("email"), Some(&json!("ada@example.com")));
+        assert!(signed_in.tokens.extra("id_token").is_some());
+        assert!(!format!("{signed_in:?}").contains("ada"));
+    }
+}
+
+#[tokio::test]
+async fn an_id_token_that_is_not_for_this_sign_in_is_refused() {
+    type Change = fn(&mut Value);
+    let changes: [(&str, Change); 11] = [
+        ("another issuer", |claims| claims["iss"] = json!("https://evil.example")),
+        ("a trailing slash", |claims| claims["iss"] = json!("https://auth.example.com/")),
+        ("another audience", |claims| claims["aud"] = json!("other")),
+        ("one more audience", |claims| claims["aud"] = json!(["app", "other"])),
+        ("another nonce", |claims| claims["nonce"] = json!("replayed")),
+        ("no nonce", |claims| drop(claims.as_object_mut().unwrap().remove("nonce"))),
+        ("expired", |claims| claims["exp"] = json!(now() - 600)),
+        ("issued in the future", |claims| claims["iat"] = json!(now() + 3_600)),
+        ("another access token", |claims| claims["at_hash"] = json!("AAAA")),
+        ("no subject", |claims| drop(claims.as_object_mut().unwrap().remove("sub"))),
+        ("no expiry", |claims| drop(claims.as_object_mut().unwrap().remove("exp"))),
+    ];
+    let key = Key::es256();
+    let header = json!({ "alg": "ES256", "kid": "k1" });
+    for (change, apply) in changes {
+        let make = |nonce: &Value| {
+            let mut claims = claims(nonce);
+            apply(&mut claims);
+            Some(key.sign(&header, &claims))
+        };
+        let failure = sign_in(make, vec![key.jwk("k1")]).await.unwrap_err();
+        assert_eq!(failure.kind(), SignInErrorKind::InvalidIdToken, "{change}");
+    }
+}
+
+/// Makes an ID token, or none, for a nonce.
+type Make<'a> = dyn Fn(&Value) -> Option<String> + 'a;
+
+#[tokio::test]
+async fn a_signature_that_is_not_the_servers_is_refused() {
+    let (key, other) = (Key::es256(), Key::es256());
+    let header = json!({ "alg": "ES256", "kid": "k1" });
+    let forged = async |make: &dyn Fn(&Value) -> Option<String>| kind(sign_in(make, vec![key.jwk("k1")]).await);
+    let unsigned = |nonce: &Value| {
+        Some(format!("{}.{}.", encoded(json!({ "alg": "none" }).to_string()), encoded(claims(nonce).to_string())))
+    };
+    let symmetric = |nonce: &Value| Some(key.sign(&json!({ "alg": "HS256", "kid": "k1" }), &claims(nonce)));
+    let unknown = |nonce: &Value| Some(key.sign(&json!({ "alg": "ES256", "kid": "k9" }), &claims(nonce)));
+    let foreign = |nonce: &Value| Some(other.sign(&header, &claims(nonce)));
+    let cases: [&Make<'_>; 6] =
+        [&unsigned, &symmetric, &unknown, &foreign, &|_| Some("unreadable".to_owned()), &|_| None];
+    for make in cases {
+        assert_eq!(forged(make).await, SignInErrorKind::InvalidIdToken);
+    }
+}
+
+#[tokio::test]
+async fn clocks_may_differ_by_a_minute() {
+    let key = Key::es256();
+    let header = json!({ "alg": "ES256", "kid": "k1" });
+    for (ahead, is_valid) in [(-30, true), (30, true), (-600, false), (600, false)] {
+        let make = |nonce: &Value| {
+            let mut claims = claims(nonce);
+            // Issued and expired at once, by a clock that is ahead of or behind this one.
+            (claims["iat"], claims["exp"]) = (json!(now() + ahead), json!(now() + ahead));
+            Some(key.sign(&header, &claims))
+        };
+        assert_eq!(sign_in(make, vec![key.jwk("k1")]).await.is_ok(), is_valid, "{ahead} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_device_grant_validates_without_a_nonce() {
+    let key = Key::eddsa();
+    let header = json!({ "alg": "EdDSA", "kid": "k1" });
+    let mut claims = claims_for("EdDSA", &json!(null));
+    claims.as_object_mut().unwrap().remove("nonce");
+    let mut foreign = claims.clone();
+    foreign["aud"] = json!("other");
+    for (claims, is_valid) in [(claims, true), (foreign, false)] {
+        let client = server(Some(key.sign(&header, &claims)), vec![key.jwk("k1")]);
+        let sign_in = DeviceSignIn::new(client, &discovered(metadata()).await, ClientAuth::public("app")).unwrap();
+        let signed_in = sign_in.scope("openid").begin().await.unwrap().finish().await;
+        assert_eq!(signed_in.is_ok(), is_valid);
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_keys_is_named_before_the_browser_opens() {
+    let mut without = metadata();
+    without.as_object_mut().unwrap().remove("jwks_uri");
+    let server = discovered(without).await;
+    let client = || Scripted::default().client();
+    let browser = BrowserSignIn::new(client(), &server, ClientAuth::public("app")).unwrap().scope("openid profile");
+    let device = DeviceSignIn::new(client(), &server, ClientAuth::public("app")).unwrap().scope("profile openid");
+    for failure in [browser.begin().await.unwrap_err(), device.begin().await.unwrap_err()] {
+        assert_eq!(failure.kind(), SignInErrorKind::Misconfigured);
+        assert_eq!(failure.to_string(), "the server's metadata has no jwks_uri");
+    }
+}
