@@ -7,7 +7,6 @@ use std::time::SystemTime;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
-use zeroize::Zeroizing;
 
 use crate::token::{AccessToken, RefreshToken, Tokens};
 
@@ -72,9 +71,9 @@ impl Serialize for ExposedTokens {
 impl<'de> Deserialize<'de> for ExposedTokens {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let members = Members::deserialize(deserializer)?;
-        let wiped = |token: Cow<'_, str>| Zeroizing::new(token.into_owned());
-        let access = members.access_token.map(wiped).map(|token| AccessToken::new(token.as_str()));
-        let refresh = members.refresh_token.map(wiped).map(|token| RefreshToken::new(token.as_str()));
+        // Both are made before either is refused, since making them wipes the texts.
+        let access = members.access_token.map(AccessToken::new);
+        let refresh = members.refresh_token.map(RefreshToken::new);
         let tokens = Tokens::from_parts(
             access.transpose().map_err(Error::custom)?,
             refresh.transpose().map_err(Error::custom)?,
