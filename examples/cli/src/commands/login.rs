@@ -55,20 +55,24 @@ fn settings(login: &args::Login, before: Option<&Profile>) -> Result<Profile, Fa
         (Some(issuer), ..) => (Some(issuer.clone()), String::new()),
         (None, None, None) => return Err(missing("--issuer")),
     };
-    let before = before.filter(|before| before.issuer == issuer);
+    // Without an issuer the token endpoint is the server.
+    let is_same =
+        |before: &&Profile| before.issuer == issuer && (issuer.is_some() || before.token_endpoint == token_endpoint);
+    let before = before.filter(is_same);
     let kept = |get: fn(&Profile) -> Option<String>| before.and_then(get);
     let apis = if login.apis.is_empty() { before.map(|before| before.apis.clone()) } else { Some(login.apis.clone()) };
     let params =
         if login.params.is_empty() { before.map(|before| before.params.clone()) } else { Some(login.params.clone()) };
+    let client_id = login.client_id.clone().or_else(|| kept(|before| Some(before.client_id.clone())));
+    let client_id = client_id.ok_or_else(|| missing("--client-id"))?;
+    // A secret is for its own client.
+    let client = before.filter(|before| before.client_id == client_id);
+    let secret = login.client_secret_env.clone().or_else(|| client?.client_secret_env.clone());
     let profile = Profile {
         issuer,
         token_endpoint,
-        client_id: login
-            .client_id
-            .clone()
-            .or_else(|| kept(|before| Some(before.client_id.clone())))
-            .ok_or_else(|| missing("--client-id"))?,
-        client_secret_env: login.client_secret_env.clone().or_else(|| kept(|before| before.client_secret_env.clone())),
+        client_id,
+        client_secret_env: secret,
         client_auth: login.client_auth.or(before.map(|before| before.client_auth)).unwrap_or_default(),
         redirect_uri: login.redirect_uri.clone().or_else(|| kept(|before| before.redirect_uri.clone())),
         params: params.unwrap_or_default(),

@@ -260,6 +260,32 @@ async fn tokens_are_never_sent_to_another_server_or_for_another_client() {
 }
 
 #[tokio::test]
+async fn a_client_secret_is_kept_for_its_server_and_client_only() {
+    let (first, second) = (TestServer::start().await.unwrap(), TestServer::start().await.unwrap());
+    let home = Home::new();
+    let import = |server: &TestServer, arguments: &[&str]| {
+        let refresh = home.path().join("refresh");
+        fs::write(&refresh, server.sign_in("ada").refresh_token).unwrap();
+        let mut login = home.app(&["login", "--with-refresh-token", "--store", "file"]);
+        login.args(arguments).env("FIRST_SECRET", "s3cret").stdin(fs::File::open(&refresh).unwrap());
+        Ended::of(login.spawn().unwrap())
+    };
+    let keeps = || fs::read_to_string(home.profile()).unwrap().contains("FIRST_SECRET");
+    let (at_first, at_second) = (first.url("/oauth/token"), second.url("/oauth/token"));
+    let login = ["--token-endpoint", &at_first, "--client-id", "app", "--client-secret-env", "FIRST_SECRET"];
+    import(&first, &login).await.expect_success();
+    import(&first, &["--token-endpoint", &at_first]).await.expect_success();
+    assert!(keeps());
+    import(&first, &["--client-id", "other"]).await.expect_success();
+    assert!(!keeps(), "another client");
+
+    import(&first, &login).await.expect_success();
+    assert!(keeps());
+    import(&second, &["--token-endpoint", &at_second, "--client-id", "app"]).await.expect_success();
+    assert!(!keeps(), "another server");
+}
+
+#[tokio::test]
 async fn files_are_the_users_own_and_hold_no_secret_but_the_tokens() {
     let server = TestServer::start().await.unwrap();
     let home = Home::signed_in(&server).await;
