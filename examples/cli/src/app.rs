@@ -22,6 +22,9 @@ const REFRESH_TIMEOUT: Duration = Duration::from_secs(30);
 /// The time to save the tokens after that.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The time for the user to unlock the keychain.
+const KEYCHAIN_TIMEOUT: Duration = Duration::from_secs(60);
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The time-out of a call to the authorization server.
@@ -144,7 +147,7 @@ impl App {
     /// Opens the directory of the tokens, with the key in the keychain or without a key.
     pub(crate) async fn open_store(&self, keychain: bool) -> Result<FileStore, StoreError> {
         let directory = self.paths.sessions(self.name.as_str());
-        let key = KeychainKey::new(self.key_name());
+        let key = KeychainKey::new(self.key_name()).timeout(KEYCHAIN_TIMEOUT);
         let open = move || {
             let builder = FileStore::builder(&directory);
             // Tokens from before there was a keychain are encrypted when they are written next.
