@@ -33,6 +33,8 @@ pub enum StoreErrorKind {
     TooOpen,
     /// The keychain is locked, or the user has refused access to it.
     Locked,
+    /// The keychain has not answered in time. It may wait for the user.
+    Unanswered,
     /// The store can't work safely as it is set up.
     Misconfigured,
 }

@@ -76,8 +76,8 @@ impl KeychainKey {
     /// # Errors
     ///
     /// [`Locked`](StoreErrorKind::Locked) if the keychain is locked, or the user has refused access;
-    /// [`Unavailable`](StoreErrorKind::Unavailable) if there is none, or it doesn't answer in time, for example since it
-    /// waits for the user; [`UnknownKey`](StoreErrorKind::UnknownKey) if it has lost the key or has another one;
+    /// [`Unanswered`](StoreErrorKind::Unanswered) if it doesn't answer in time, for example since it waits for the user;
+    /// [`Unavailable`](StoreErrorKind::Unavailable) if there is none; [`UnknownKey`](StoreErrorKind::UnknownKey) if it has lost the key or has another one;
     /// [`Corrupt`](StoreErrorKind::Corrupt) if what it has is no key. Those of
     /// [`FileStoreBuilder::open`](crate::FileStoreBuilder::open) for the directory.
     pub fn open(&self, directory: impl AsRef<Path>) -> Result<Keys, StoreError> {
@@ -152,7 +152,7 @@ impl KeychainKey {
         let deadline = Instant::now() + self.timeout;
         let silent = || {
             let reason = format!("failed to {what}: no answer within {:?}; it may wait for the user", self.timeout);
-            self.error(Problem::new(StoreErrorKind::Unavailable, reason))
+            self.error(Problem::new(StoreErrorKind::Unanswered, reason))
         };
         let turn = Turn::begin(deadline).ok_or_else(silent)?;
         let (send, answer) = mpsc::channel();

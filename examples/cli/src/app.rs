@@ -22,6 +22,9 @@ const REFRESH_TIMEOUT: Duration = Duration::from_secs(30);
 /// The time to save the tokens after that.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The time for the user to unlock the keychain.
+const KEYCHAIN_TIMEOUT: Duration = Duration::from_secs(60);
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The time-out of a call to the authorization server.
@@ -86,7 +89,7 @@ impl App {
     /// Returns the session of a user who is signed in.
     pub(crate) async fn stored_session(&self, profile: &Profile) -> Result<Session, Failure> {
         let sessions = self.sessions(profile).await?;
-        let found = sessions.get(&self.name.as_str().to_owned()).await.map_err(|error| self.unreadable(error))?;
+        let found = sessions.get(&self.session_key(profile)).await.map_err(|error| self.unreadable(error))?;
         found.ok_or_else(|| {
             let failure = Failure::new(Kind::SignInRequired, "no user is signed in");
             failure.with_hint(format!("sign in: {}", self.login_command()))
@@ -102,12 +105,25 @@ impl App {
         session.map_err(|error| Failure::other("the token of APP_TOKEN", error))
     }
 
+    /// The key of the profile's session in the store.
+    ///
+    /// Tokens belong to the server and the client that they were issued by and to: if the profile changes, they are not
+    /// found, rather than sent elsewhere.
+    pub(crate) fn session_key(&self, profile: &Profile) -> String {
+        format!("{}\n{}\n{}", self.name.as_str(), profile.token_endpoint, profile.client_id)
+    }
+
     /// Opens the sessions of this profile.
     pub(crate) async fn sessions(&self, profile: &Profile) -> Result<&SessionRegistry<String>, Failure> {
         if let Some(sessions) = self.sessions.get() {
             return Ok(sessions);
         }
         let files = self.open_store(profile.keychain).await.map_err(|error| self.unreadable(error))?;
+        self.sessions_in(files, profile)
+    }
+
+    /// Returns the sessions of this profile, in a store that is open.
+    pub(crate) fn sessions_in(&self, files: FileStore, profile: &Profile) -> Result<&SessionRegistry<String>, Failure> {
         let misconfigured = |error| Failure::other("the profile's endpoints", error);
         let (client, auth) = (auth_client(profile)?, profile.client_auth()?);
         let refresh =
@@ -122,7 +138,7 @@ impl App {
             session = session.revoke(OAuthRevoke::new(client, endpoint, auth).map_err(misconfigured)?);
         }
         let sessions = SessionRegistry::builder(session)
-            .store_factory(move |name: &String| -> Arc<dyn TokenStore> { files.store(name) })
+            .store_factory(move |key: &String| -> Arc<dyn TokenStore> { files.store(key) })
             .build()
             .map_err(|error| Failure::other("the sessions", error))?;
         Ok(self.sessions.get_or_init(|| sessions))
@@ -131,7 +147,7 @@ impl App {
     /// Opens the directory of the tokens, with the key in the keychain or without a key.
     pub(crate) async fn open_store(&self, keychain: bool) -> Result<FileStore, StoreError> {
         let directory = self.paths.sessions(self.name.as_str());
-        let key = KeychainKey::new(self.key_name());
+        let key = KeychainKey::new(self.key_name()).timeout(KEYCHAIN_TIMEOUT);
         let open = move || {
             let builder = FileStore::builder(&directory);
             // Tokens from before there was a keychain are encrypted when they are written next.

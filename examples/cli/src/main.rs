@@ -64,10 +64,11 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             Err(Failure::new(Kind::Interrupted(signal), "interrupted"))
         }
     };
+    let again = signals.again();
     let _progress = Progress::start("saving the session; Ctrl-C again to exit at once");
     tokio::select! {
         () = app.settle() => outcome,
-        signal = signals.next() => {
+        signal = again => {
             Err(Failure::new(Kind::Interrupted(signal), "interrupted before the session was saved"))
         }
     }

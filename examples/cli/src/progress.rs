@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 /// A wait that is shorter is not shown.
-const UNNOTICED: Duration = Duration::from_millis(400);
+pub(crate) const UNNOTICED: Duration = Duration::from_millis(400);
 
 const FRAMES: [&str; 4] = ["|", "/", "-", "\\"];
 const CYAN: Style = AnsiColor::Cyan.on_default();

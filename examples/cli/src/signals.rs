@@ -1,6 +1,12 @@
 //! Ctrl-C and other signals that end the program.
 
 use std::io;
+use std::time::Instant;
+
+use crate::progress::UNNOTICED;
+
+/// The signal of a terminal that is closed.
+const HANGUP: u8 = 1;
 
 /// Waits for the signals that end a program.
 pub(crate) struct Signals {
@@ -28,6 +34,24 @@ impl Signals {
             _ = interrupt.1.recv() => interrupt.0,
             _ = terminate.1.recv() => terminate.0,
             _ = hangup.1.recv() => hangup.0,
+        }
+    }
+}
+
+impl Signals {
+    /// Waits for a signal that ends the wait for the session too.
+    ///
+    /// A terminal that is closed may send two signals at once, and the end of a login session sends several of them. So a
+    /// hangup doesn't count, nor does a signal before the user can have seen what it would end.
+    pub(crate) fn again(&mut self) -> impl Future<Output = u8> {
+        let begun = Instant::now();
+        async move {
+            loop {
+                let signal = self.next().await;
+                if signal != HANGUP && begun.elapsed() >= UNNOTICED {
+                    return signal;
+                }
+            }
         }
     }
 }

@@ -186,14 +186,14 @@ fn silent(directory: &Path) {
     let key = KeychainKey::new(NAME).timeout(Duration::from_millis(300));
     for _ in 0..3 {
         // The later calls wait for the first one.
-        assert_eq!(key.open(directory).unwrap_err().kind(), StoreErrorKind::Unavailable);
+        assert_eq!(key.open(directory).unwrap_err().kind(), StoreErrorKind::Unanswered);
     }
     assert!((900..4_000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
     keyring.signal(Signal::CONT);
     open(directory).unwrap();
     keyring.signal(Signal::STOP);
     let begun = Instant::now();
-    assert_eq!(refusal(directory), StoreErrorKind::Unavailable);
+    assert_eq!(refusal(directory), StoreErrorKind::Unanswered);
     assert!((5..6).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tower_auth_refresh::{RefreshToken, Session, Tokens};
 use tower_auth_refresh_http::AuthorizationServer;
-use tower_auth_refresh_store::{StoreError, StoreErrorKind};
+use tower_auth_refresh_store::{FileStore, StoreError, StoreErrorKind};
 
 use crate::app::{App, auth_client};
 use crate::args::{self, StorePlace};
@@ -25,17 +25,18 @@ pub(super) async fn run(app: &App, login: args::Login) -> Result<(), Failure> {
     let mut profile = settings(&login, before.as_ref())?;
     let server = discover(&mut profile).await?;
     // Before the sign-in: tokens that can't be kept would be lost.
-    profile.keychain = choose_place(app, login.store, before.as_ref()).await?;
+    let files = choose_place(app, login.store, before.as_ref(), &mut profile).await?;
+    let sessions = app.sessions_in(files.clone(), &profile)?;
     let tokens = match server {
         _ if login.with_refresh_token => read_refresh_token().await?,
         Some(server) => sign_in(&login, &profile, &server).await?,
         None => return Err(Failure::new(Kind::Usage, "--issuer is missing: the profile has a token endpoint alone")),
     };
     profile.save(&app.paths, &app.name)?;
-
-    let sessions = app.sessions(&profile).await?;
-    let session =
-        sessions.sign_in(app.name.as_str().to_owned(), tokens).await.map_err(|error| app.unreadable(error))?;
+    if let Some(before) = before.filter(|before| app.session_key(before) != app.session_key(&profile)) {
+        forget(&files, &app.session_key(&before)).await;
+    }
+    let session = sessions.sign_in(app.session_key(&profile), tokens).await.map_err(|error| app.unreadable(error))?;
     if login.with_refresh_token {
         prove(&session).await?;
     }
@@ -54,20 +55,24 @@ fn settings(login: &args::Login, before: Option<&Profile>) -> Result<Profile, Fa
         (Some(issuer), ..) => (Some(issuer.clone()), String::new()),
         (None, None, None) => return Err(missing("--issuer")),
     };
-    let before = before.filter(|before| before.issuer == issuer);
+    // Without an issuer the token endpoint is the server.
+    let is_same =
+        |before: &&Profile| before.issuer == issuer && (issuer.is_some() || before.token_endpoint == token_endpoint);
+    let before = before.filter(is_same);
     let kept = |get: fn(&Profile) -> Option<String>| before.and_then(get);
     let apis = if login.apis.is_empty() { before.map(|before| before.apis.clone()) } else { Some(login.apis.clone()) };
     let params =
         if login.params.is_empty() { before.map(|before| before.params.clone()) } else { Some(login.params.clone()) };
+    let client_id = login.client_id.clone().or_else(|| kept(|before| Some(before.client_id.clone())));
+    let client_id = client_id.ok_or_else(|| missing("--client-id"))?;
+    // A secret is for its own client.
+    let client = before.filter(|before| before.client_id == client_id);
+    let secret = login.client_secret_env.clone().or_else(|| client?.client_secret_env.clone());
     let profile = Profile {
         issuer,
         token_endpoint,
-        client_id: login
-            .client_id
-            .clone()
-            .or_else(|| kept(|before| Some(before.client_id.clone())))
-            .ok_or_else(|| missing("--client-id"))?,
-        client_secret_env: login.client_secret_env.clone().or_else(|| kept(|before| before.client_secret_env.clone())),
+        client_id,
+        client_secret_env: secret,
         client_auth: login.client_auth.or(before.map(|before| before.client_auth)).unwrap_or_default(),
         redirect_uri: login.redirect_uri.clone().or_else(|| kept(|before| before.redirect_uri.clone())),
         params: params.unwrap_or_default(),
@@ -99,7 +104,12 @@ async fn discover(profile: &mut Profile) -> Result<Option<AuthorizationServer>, 
 }
 
 /// Decides whether the tokens are encrypted with a key in the keychain, and tests that they can be kept there.
-async fn choose_place(app: &App, place: StorePlace, before: Option<&Profile>) -> Result<bool, Failure> {
+async fn choose_place(
+    app: &App,
+    place: StorePlace,
+    before: Option<&Profile>,
+    profile: &mut Profile,
+) -> Result<FileStore, Failure> {
     let failed = |error: StoreError| Failure::other("the tokens can't be kept", error);
     let had_key = before.is_some_and(|before| before.keychain);
     let opened = match app.open_store(place != StorePlace::File).await {
@@ -117,8 +127,23 @@ async fn choose_place(app: &App, place: StorePlace, before: Option<&Profile>) ->
     let (files, keychain) = opened.map_err(failed)?;
     files.check().await.map_err(failed)?;
     // A session that is encrypted with another key, or damaged, isn't replaced unasked.
-    files.store(app.name.as_str()).load().await.map_err(|error| app.unreadable(error))?;
-    Ok(keychain)
+    files.store(app.session_key(profile)).load().await.map_err(|error| app.unreadable(error))?;
+    profile.keychain = keychain;
+    Ok(files)
+}
+
+/// Forgets the session of another server or client, which the profile had before.
+async fn forget(files: &FileStore, key: &str) {
+    let store = files.store(key);
+    let forgotten = async {
+        match store.load().await? {
+            Some(record) => store.clear(record.version()).await.map(drop),
+            None => Ok(()),
+        }
+    };
+    if let Err(error) = forgotten.await {
+        warning(&format!("the tokens of the profile's last server are not removed: {error}"));
+    }
 }
 
 /// Reads the refresh token of another program, which must not use it any more.

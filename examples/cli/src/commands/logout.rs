@@ -43,7 +43,7 @@ async fn sign_out(app: &App, profile: &Profile) -> Result<Result<bool, String>, 
         // A lost key, or damaged files.
         Err(failure) => return forget(app).map(|()| Err(failure.line())),
     };
-    match sessions.sign_out(&app.name.as_str().to_owned()).await {
+    match sessions.sign_out(&app.session_key(profile)).await {
         Ok(()) => Ok(Ok(profile.revocation_endpoint.is_some())),
         Err(SessionRegistryError::Session(error)) if error.kind() == SessionErrorKind::Revoke => {
             // The session repeats the call for 10 minutes, longer than a command takes.

@@ -16,9 +16,9 @@ pub(super) async fn run(app: &App, arguments: &args::Token) -> Result<(), Failur
         return print(app, &Tokens::from_access_token(token));
     }
     let session = app.stored_session(&app.profile()?).await?;
-    let end = SystemTime::now() + arguments.valid_for;
+    let end = SystemTime::now().checked_add(arguments.valid_for);
     let tokens = session.tokens();
-    if tokens.access_token().is_some() && tokens.expires_at().is_none_or(|at| at > end) {
+    if tokens.access_token().is_some() && tokens.expires_at().is_none_or(|at| end.is_some_and(|end| at > end)) {
         return print(app, &tokens);
     }
     let renewed = {

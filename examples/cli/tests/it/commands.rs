@@ -230,6 +230,62 @@ async fn profiles_are_users_apart() {
 }
 
 #[tokio::test]
+async fn tokens_are_never_sent_to_another_server_or_for_another_client() {
+    let (first, second) = (TestServer::start().await.unwrap(), TestServer::start().await.unwrap());
+    let home = Home::signed_in(&first).await;
+    let profile = fs::read_to_string(home.profile()).unwrap();
+    // A login at the second server has ended between its two writes.
+    for changed in [profile.replace(&first.origin(), &second.origin()), profile.replace("\"app\"", "\"other\"")] {
+        assert_ne!(changed, profile);
+        fs::write(home.profile(), changed).unwrap();
+        for arguments in [&["token", "--valid-for", "3600"][..], &["call", "GET", "/api/notes"], &["whoami"]] {
+            let ended = home.run(arguments).await;
+            assert!(ended.expect_code(3).contains("sign in: app login"), "{ended:?}");
+        }
+    }
+    assert_eq!((second.counters().requests, first.counters().refreshes), (0, 1));
+    fs::write(home.profile(), profile).unwrap();
+    let token = home.run(&["token", "--valid-for", "3600"]).await.expect_success().to_owned();
+    let holders = || {
+        let files = fs::read_dir(home.sessions()).unwrap().map(|file| fs::read(file.unwrap().path()).unwrap());
+        files.filter(|bytes| bytes.windows(token.len()).any(|part| part == token.as_bytes())).count()
+    };
+    assert_eq!(holders(), 1);
+
+    // A login that is complete removes the tokens of the first server.
+    home.import(&second, &["--api", &second.origin()]).await.expect_success();
+    assert_eq!(holders(), 0);
+    home.run(&["call", "GET", "/api/notes"]).await.expect_success();
+    assert_eq!((first.violations(), second.violations()), (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn a_client_secret_is_kept_for_its_server_and_client_only() {
+    let (first, second) = (TestServer::start().await.unwrap(), TestServer::start().await.unwrap());
+    let home = Home::new();
+    let import = |server: &TestServer, arguments: &[&str]| {
+        let refresh = home.path().join("refresh");
+        fs::write(&refresh, server.sign_in("ada").refresh_token).unwrap();
+        let mut login = home.app(&["login", "--with-refresh-token", "--store", "file"]);
+        login.args(arguments).env("FIRST_SECRET", "s3cret").stdin(fs::File::open(&refresh).unwrap());
+        Ended::of(login.spawn().unwrap())
+    };
+    let keeps = || fs::read_to_string(home.profile()).unwrap().contains("FIRST_SECRET");
+    let (at_first, at_second) = (first.url("/oauth/token"), second.url("/oauth/token"));
+    let login = ["--token-endpoint", &at_first, "--client-id", "app", "--client-secret-env", "FIRST_SECRET"];
+    import(&first, &login).await.expect_success();
+    import(&first, &["--token-endpoint", &at_first]).await.expect_success();
+    assert!(keeps());
+    import(&first, &["--client-id", "other"]).await.expect_success();
+    assert!(!keeps(), "another client");
+
+    import(&first, &login).await.expect_success();
+    assert!(keeps());
+    import(&second, &["--token-endpoint", &at_second, "--client-id", "app"]).await.expect_success();
+    assert!(!keeps(), "another server");
+}
+
+#[tokio::test]
 async fn files_are_the_users_own_and_hold_no_secret_but_the_tokens() {
     let server = TestServer::start().await.unwrap();
     let home = Home::signed_in(&server).await;
@@ -281,6 +337,7 @@ async fn a_token_that_lives_long_enough_is_printed_without_a_call() {
     let renewed = home.run(&["token", "--valid-for", "3600"]).await;
     assert_ne!(Some(renewed.expect_success()), first.json()["access_token"].as_str());
     assert_eq!(server.counters().refreshes, 2);
+    home.run(&["token", "--valid-for", "1e19"]).await.expect_success();
 }
 
 #[tokio::test]

@@ -190,3 +190,23 @@ async fn closing_the_terminal_saves_the_session_first() {
         assert_eq!(server.violations(), []);
     }
 }
+
+#[tokio::test]
+async fn signals_that_come_together_or_of_a_closed_terminal_save_the_session_first() {
+    for signals in [[Signal::HUP, Signal::HUP], [Signal::HUP, Signal::TERM], [Signal::TERM, Signal::HUP]] {
+        let mut scene = Scene::at(Point::Rotated, Rotation::Strict).await;
+        for signal in signals {
+            scene.signal(signal);
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        scene.until_it_saves().await;
+        // However late it comes.
+        scene.signal(Signal::HUP);
+        scene.go_on();
+        let Scene { server, home, process, .. } = scene;
+        let ended = Ended::of(process).await;
+        assert!([Some(129), Some(143)].contains(&ended.status.code()), "{ended:?}");
+        home.run(&["token"]).await.expect_success();
+        assert_eq!(server.violations(), []);
+    }
+}
