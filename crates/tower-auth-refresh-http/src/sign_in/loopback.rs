@@ -23,8 +23,8 @@ use super::page::Page;
 /// The time in which a connection has to send its request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The most bytes of a request that are read: hyper's smallest buffer.
-const HEAD_LIMIT: usize = 8 * 1024;
+/// The most bytes of a request that are read. All programs on loopback share their cookies, whatever the port.
+const HEAD_LIMIT: usize = 64 * 1024;
 
 /// The most connections at once. Browsers open some in advance and leave them idle.
 const MOST_CONNECTIONS: usize = 32;
