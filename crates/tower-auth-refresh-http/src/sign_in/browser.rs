@@ -43,7 +43,7 @@ const RESERVED: [&str; 9] = [
 /// - The port is then closed, the code exchanged, and the browser shown a page that says if the sign-in succeeded. The
 ///   page is constant, loads nothing, and isn't stored.
 /// - With the scope `openid` (crate feature `oidc`) the ID token is validated: issuer, audience, signature, nonce,
-///   expiry, and `at_hash` if it is there.
+///   expiry, and `azp` and `at_hash` if they are there.
 ///
 /// # Examples
 ///

@@ -78,6 +78,7 @@ pub(super) struct IdTokenCheck<'a> {
     pub(super) client: &'a AuthClient,
     pub(super) keys: &'a Keys,
     pub(super) client_id: &'a str,
+    pub(super) trusted_audiences: &'a [String],
     /// `None` for the device grant, which has none.
     pub(super) nonce: Option<&'a str>,
     pub(super) clock_tolerance: Duration,
@@ -110,6 +111,7 @@ impl IdTokenCheck<'_> {
         let earliest = now.checked_sub(tolerance).unwrap_or(SystemTime::UNIX_EPOCH);
         let verifier = CoreIdTokenVerifier::new_public_client(ClientId::new(self.client_id.to_owned()), issuer, keys)
             .set_allowed_algs(ALGORITHMS)
+            .set_other_audience_verifier_fn(|audience| self.trusted_audiences.contains(audience))
             .set_time_fn(move || earliest.into())
             .set_issue_time_verifier_fn(move |issued| match now.checked_add(tolerance) {
                 Some(latest) if SystemTime::from(issued) > latest => Err("it was issued in the future".to_owned()),
@@ -124,6 +126,9 @@ impl IdTokenCheck<'_> {
         let claims = token
             .claims(&verifier, nonce_check)
             .map_err(|error| invalid("the ID token isn't valid for this sign-in").with_source(error))?;
+        if claims.authorized_party().is_some_and(|party| party.as_str() != self.client_id) {
+            return Err(invalid("the ID token was issued to another client"));
+        }
         let Some(expected) = claims.access_token_hash() else { return Ok(()) };
         let hash = (token.signing_alg().ok().zip(token.signing_key(&verifier).ok())).and_then(|(algorithm, key)| {
             AccessTokenHash::from_token(&AccessToken::new(access_token.to_owned()), algorithm, key).ok()

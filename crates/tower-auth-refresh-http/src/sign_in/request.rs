@@ -41,6 +41,8 @@ pub(super) struct SignInRequest {
     classifier: Classifier,
     #[cfg(feature = "oidc")]
     clock_tolerance: Duration,
+    #[cfg(feature = "oidc")]
+    trusted_audiences: Vec<String>,
 }
 
 impl SignInRequest {
@@ -58,6 +60,8 @@ impl SignInRequest {
             classifier: Classifier::new(Call::OAuth),
             #[cfg(feature = "oidc")]
             clock_tolerance: Duration::from_secs(60),
+            #[cfg(feature = "oidc")]
+            trusted_audiences: Vec::new(),
         })
     }
 
@@ -68,6 +72,11 @@ impl SignInRequest {
     #[cfg(feature = "oidc")]
     pub(super) fn clock_tolerance(&mut self, tolerance: Duration) {
         self.clock_tolerance = tolerance;
+    }
+
+    #[cfg(feature = "oidc")]
+    pub(super) fn trusted_audience(&mut self, audience: String) {
+        self.trusted_audiences.push(audience);
     }
 
     /// Returns `true` if the scope `openid` is requested: the answer then holds an ID token.
@@ -154,6 +163,7 @@ impl SignInRequest {
             client: &self.client,
             keys,
             client_id: self.auth.id(),
+            trusted_audiences: &self.trusted_audiences,
             nonce,
             clock_tolerance: self.clock_tolerance,
         };

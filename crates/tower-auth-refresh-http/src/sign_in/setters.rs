@@ -47,6 +47,19 @@ macro_rules! setters {
             self.request.clock_tolerance(tolerance);
             self
         }
+
+        /// Accepts an ID token that is also for this audience. Default: for the client alone. May be called more than
+        /// once.
+        ///
+        /// Some servers add audiences of their own: ZITADEL the id of the project. The client has to be among the
+        /// audiences in any case.
+        #[cfg(feature = "oidc")]
+        #[cfg_attr(docsrs, doc(cfg(feature = "oidc")))]
+        #[must_use]
+        pub fn trusted_audience(mut self, audience: impl Into<String>) -> Self {
+            self.request.trusted_audience(audience.into());
+            self
+        }
     };
 }
 

@@ -75,6 +75,7 @@ async fn sign_in_while_keys_rotate(
     let id_token = Late::default();
     let client = server(id_token.clone(), keys);
     let sign_in = BrowserSignIn::new(client, &server_metadata, ClientAuth::public("app")).unwrap().scope("openid");
+    let sign_in = sign_in.trusted_audience("project");
     let pending: PendingBrowserSignIn = sign_in.begin().await.unwrap();
     let sent = query(&pending);
     id_token.set(make(&json!(sent["nonce"]))).unwrap();
@@ -103,11 +104,13 @@ async fn a_valid_id_token_names_the_user_and_is_kept() {
 #[tokio::test]
 async fn an_id_token_that_is_not_for_this_sign_in_is_refused() {
     type Change = fn(&mut Value);
-    let changes: [(&str, Change); 11] = [
+    let changes: [(&str, Change); 13] = [
         ("another issuer", |claims| claims["iss"] = json!("https://evil.example")),
         ("a trailing slash", |claims| claims["iss"] = json!("https://auth.example.com/")),
         ("another audience", |claims| claims["aud"] = json!("other")),
         ("one more audience", |claims| claims["aud"] = json!(["app", "other"])),
+        ("no client", |claims| claims["aud"] = json!(["project"])),
+        ("another party", |claims| claims["azp"] = json!("other")),
         ("another nonce", |claims| claims["nonce"] = json!("replayed")),
         ("no nonce", |claims| drop(claims.as_object_mut().unwrap().remove("nonce"))),
         ("expired", |claims| claims["exp"] = json!(now() - 600)),
@@ -131,6 +134,17 @@ async fn an_id_token_that_is_not_for_this_sign_in_is_refused() {
 
 /// Makes an ID token, or none, for a nonce.
 type Make<'a> = dyn Fn(&Value) -> Option<String> + 'a;
+
+#[tokio::test]
+async fn an_id_token_may_also_be_for_a_trusted_audience() {
+    let key = Key::es256();
+    let make = |nonce: &Value| {
+        let mut claims = claims(nonce);
+        (claims["aud"], claims["azp"]) = (json!(["project", "app"]), json!("app"));
+        Some(key.sign(&json!({ "alg": "ES256", "kid": "k1" }), &claims))
+    };
+    assert_eq!(sign_in(make, vec![key.jwk("k1")]).await.unwrap().subject(), Some("user-7"));
+}
 
 #[tokio::test]
 async fn a_signature_that_is_not_the_servers_is_refused() {
