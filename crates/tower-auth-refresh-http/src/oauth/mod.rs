@@ -19,6 +19,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 #[cfg(feature = "private-key-jwt")]
 pub use self::assertion::{InvalidKey, JwtSigner};
+pub(crate) use self::client_auth::Authentication;
 pub use self::client_auth::ClientAuth;
 pub use self::client_credentials::ClientCredentials;
 pub use self::discovery::AuthorizationServer;
@@ -69,7 +70,7 @@ impl OAuthCall {
         let headers = request.headers_mut();
         headers.extend(self.headers.clone());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-        let (client, authenticating) = (self.client.clone(), self.auth.authenticate());
+        let (client, authenticating) = (self.client.clone(), self.client.authenticate(&self.auth));
         async move {
             let with = authenticating.await?;
             let form = Serializer::new(form.expose_secret().to_owned()).extend_pairs(&with.params).finish();
