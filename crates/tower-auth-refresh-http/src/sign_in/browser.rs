@@ -156,8 +156,8 @@ impl BrowserSignIn {
         for resource in &self.request.resources {
             request = request.add_extra_param("resource", resource);
         }
-        for (name, value) in &self.request.params {
-            request = request.add_extra_param(name, value);
+        for (name, value) in self.request.params.iter() {
+            request = request.add_extra_param(name.to_owned(), value.to_owned());
         }
         let (url, state) = request.url();
         Ok((url.into(), state))

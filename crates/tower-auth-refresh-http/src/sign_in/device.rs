@@ -94,7 +94,7 @@ impl DeviceSignIn {
         let keys = self.request.keys(issuer).await?;
         let endpoint = self.request.server.device_authorization_endpoint().unwrap_or_default();
         let mut call = self.request.call(endpoint)?;
-        for (name, value) in &self.request.params {
+        for (name, value) in self.request.params.iter() {
             call.param(name, value);
         }
         let scope = self.request.scope.as_deref().map(|scope| ("scope", scope));

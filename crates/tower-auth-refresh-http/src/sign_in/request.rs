@@ -21,7 +21,7 @@ use crate::client::AuthClient;
 use crate::cookie::ReceivedCookies;
 use crate::error::AuthServerError;
 use crate::fields::{Granted, TokenFields};
-use crate::oauth::{AuthorizationServer, ClientAuth, OAuthCall};
+use crate::oauth::{AuthorizationServer, ClientAuth, OAuthCall, UserParams};
 
 /// Without the feature there are none.
 #[cfg(not(feature = "oidc"))]
@@ -37,7 +37,7 @@ pub(super) struct SignInRequest {
     pub(super) auth: ClientAuth,
     pub(super) scope: Option<String>,
     pub(super) resources: Vec<String>,
-    pub(super) params: Vec<(String, String)>,
+    pub(super) params: UserParams,
     classifier: Classifier,
     #[cfg(feature = "oidc")]
     clock_tolerance: Duration,
@@ -56,7 +56,7 @@ impl SignInRequest {
             auth,
             scope: None,
             resources: Vec::new(),
-            params: Vec::new(),
+            params: UserParams::default(),
             classifier: Classifier::new(Call::OAuth),
             #[cfg(feature = "oidc")]
             clock_tolerance: Duration::from_secs(60),
@@ -88,7 +88,7 @@ impl SignInRequest {
     ///
     /// Returns the issuer of the ID token, if there has to be one.
     pub(super) fn check(&self, reserved: &[&str]) -> Result<Option<Issuer>, SignInError> {
-        if self.params.iter().any(|(name, _)| reserved.contains(&&**name)) {
+        if self.params.iter().any(|(name, _)| reserved.contains(&name)) {
             return Err(SignInError::misconfigured("a parameter is one that the sign-in sets itself"));
         }
         if self.is_oidc() { self.issuer().map(Some) } else { Ok(None) }

@@ -26,7 +26,7 @@ macro_rules! setters {
         /// called more than once.
         #[must_use]
         pub fn param(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-            self.request.params.push((name.into(), value.into()));
+            self.request.params.add(name, value);
             self
         }
 
