@@ -3,7 +3,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use http::Uri;
 use oauth2::{DeviceAuthorizationResponse, EmptyExtraDeviceAuthorizationFields};
 use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep};
@@ -100,7 +99,7 @@ impl DeviceSignIn {
         let scope = self.request.scope.as_deref().map(|scope| ("scope", scope));
         let sent = call.post(scope.as_slice());
         let asked = Instant::now();
-        let response = async { read(self.request.members(sent.await?)?) }.await;
+        let response = async { read(self.request.members(sent.await?)?, &self.request.client) }.await;
         let response = response.map_err(|error| error.of_repeatable_call().at(&call.endpoint))?;
         let expires = asked + response.expires_in().min(LONGEST_LIFETIME);
         Ok(PendingDeviceSignIn { request: self.request.clone(), response, expires, keys })
@@ -201,16 +200,18 @@ impl fmt::Debug for PendingDeviceSignIn {
 }
 
 /// Reads the codes of a device authorization response.
-fn read(members: Map<String, Value>) -> Result<Response, AuthServerError> {
+fn read(members: Map<String, Value>, client: &AuthClient) -> Result<Response, AuthServerError> {
     // The message of the source may repeat a code: it is left out.
     let response: Response = serde_json::from_value(Value::Object(members))
         .map_err(|_| AuthServerError::misconfigured("the answer is no device authorization response"))?;
     let complete = response.verification_uri_complete().map(|uri| uri.secret().as_str());
     // The app opens them, or shows them as links.
     for uri in [Some(response.verification_uri().as_str()), complete].into_iter().flatten() {
-        if !Uri::try_from(uri).is_ok_and(|uri| matches!(uri.scheme_str(), Some("https" | "http"))) {
-            return Err(AuthServerError::misconfigured("the verification URI isn't https://"));
-        }
+        // A page of a web app may be named by a fragment.
+        let (page, _) = uri.split_once('#').unwrap_or((uri, ""));
+        client.endpoint(page).map_err(|invalid| {
+            AuthServerError::misconfigured("the verification URI is no URL for secrets").with_source(invalid)
+        })?;
     }
     Ok(response)
 }

@@ -63,10 +63,13 @@ impl RedirectUri {
             (Some("http"), Some("[::1]")) => ("[::1]", Ipv6Addr::LOCALHOST.into()),
             _ => return Err(invalid()),
         };
-        if uri.authority().is_none_or(|authority| authority.as_str().contains('@')) {
-            return Err(invalid());
-        }
-        Ok(Self { host, address, port: uri.port_u16().unwrap_or(0), path: uri.path().to_owned() })
+        // A port that is none reads as an absent one.
+        let port = match uri.authority().and_then(|authority| authority.as_str().strip_prefix(host)) {
+            Some("") => 0,
+            Some(_) => uri.port_u16().ok_or_else(invalid)?,
+            None => return Err(invalid()),
+        };
+        Ok(Self { host, address, port, path: uri.path().to_owned() })
     }
 }
 

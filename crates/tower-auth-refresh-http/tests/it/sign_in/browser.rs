@@ -354,6 +354,8 @@ async fn a_sign_in_that_cannot_be_made_fails_before_anything_is_sent() {
         new(plain, ClientAuth::public("app")).await,
         new(metadata(), ClientAuth::none()).await,
         sign_in(&scripted).await.redirect_uri("https://app.example/cb").map(|_| ()),
+        sign_in(&scripted).await.redirect_uri("http://127.0.0.1:99999/cb").map(|_| ()),
+        sign_in(&scripted).await.redirect_uri("http://a@127.0.0.1/cb").map(|_| ()),
         sign_in(&scripted).await.param("state", "mine").begin().await.map(|_| ()),
         sign_in(&scripted).await.param("code_challenge_method", "plain").begin().await.map(|_| ()),
     ] {

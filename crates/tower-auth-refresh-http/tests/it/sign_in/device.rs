@@ -198,7 +198,9 @@ async fn codes_that_are_of_no_use_are_refused() {
     lying["verification_uri"] = json!("javascript:alert(1)");
     let mut complete = codes();
     complete["verification_uri_complete"] = json!("file:///etc/passwd");
-    for body in [lying.to_string(), complete.to_string(), "{}".to_owned(), "<html>".to_owned()] {
+    let mut plain = codes();
+    plain["verification_uri"] = json!("http://auth.example.com/device");
+    for body in [lying.to_string(), plain.to_string(), complete.to_string(), "{}".to_owned(), "<html>".to_owned()] {
         let scripted = Scripted::with([answer(200, body)]);
         let sign_in = DeviceSignIn::new(scripted.client(), &discovered(metadata()).await, ClientAuth::public("app"));
         let failure = sign_in.unwrap().begin().await.unwrap_err();
