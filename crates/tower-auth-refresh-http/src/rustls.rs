@@ -174,7 +174,7 @@ impl RustlsBuilder {
     /// root certificate at all, or if the proxy's URL, given or of the environment, is none.
     pub fn build(self) -> Result<AuthClient, InvalidTls> {
         let proxies = Arc::new(self.proxies()?);
-        let proxied = Arc::new(self.proxied());
+        let outside = Arc::new(self.outside_no_proxy());
         let (tls, tls_to_proxy) = self.tls()?;
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
@@ -186,7 +186,7 @@ impl RustlsBuilder {
             .wrap_connector(tcp.clone());
         // A connection to the host or through the proxy; TLS with the host comes on top.
         let transport: Transport = BoxCloneSyncService::new(service_fn(move |uri: Uri| {
-            let may_be_proxied = !is_loopback(&uri) && proxied.intercept(&uri).is_some();
+            let may_be_proxied = !is_loopback(&uri) && outside.intercept(&uri).is_some();
             let proxy = if may_be_proxied { proxies.intercept(&uri) } else { None };
             let (tcp, to_proxy) = (tcp.clone(), to_proxy.clone());
             async move {
@@ -258,7 +258,7 @@ impl RustlsBuilder {
     }
 
     /// Matches all hosts but those of [`no_proxy`](Self::no_proxy).
-    fn proxied(&self) -> Matcher {
+    fn outside_no_proxy(&self) -> Matcher {
         every("http://any").no(self.no_proxy.clone()).build()
     }
 }

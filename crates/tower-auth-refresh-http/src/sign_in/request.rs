@@ -172,7 +172,11 @@ impl SignInRequest {
 }
 
 #[cfg(not(feature = "oidc"))]
-#[expect(clippy::unused_self, reason = "with the feature, the ID token is checked against the request")]
+#[expect(
+    clippy::unused_self,
+    clippy::trivially_copy_pass_by_ref,
+    reason = "with the feature, the ID token is checked against the request"
+)]
 impl SignInRequest {
     fn issuer(&self) -> Result<Issuer, SignInError> {
         Err(SignInError::misconfigured("the scope openid needs the crate feature oidc"))

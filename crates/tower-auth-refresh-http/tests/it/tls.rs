@@ -136,8 +136,8 @@ fn within(proxy: &str, test: &str) -> Option<String> {
     let mut child = Command::new(std::env::current_exe().unwrap());
     let child = child.args(["--exact", &format!("tls::{test}")]).env_remove("https_proxy").env_remove("no_proxy");
     let output = child.env("TEST_PROXY", proxy).env("HTTPS_PROXY", proxy).env_remove("NO_PROXY").output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && printed.contains("1 passed"), "{printed}");
     None
 }
 
