@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body::Body;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, ServiceExt};
 use tower_auth_refresh::SkipAuth;
@@ -22,7 +22,7 @@ use tower_service::Service;
 use crate::answer::Answer;
 use crate::endpoint::{Endpoint, InvalidEndpoint};
 use crate::error::{AuthServerError, Kind};
-use crate::oauth::MetadataCache;
+use crate::oauth::{Authentication, ClientAuth, MetadataCache};
 
 /// The largest time-out, so that deadlines don't overflow.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(60 * 60);
@@ -308,6 +308,16 @@ impl AuthClient {
             };
             Ok(Answer::read(response, this.answer_limit, deadline).await)
         }
+    }
+
+    /// Makes what authenticates the next request, within the time-out.
+    pub(crate) fn authenticate(
+        &self,
+        auth: &ClientAuth,
+    ) -> impl Future<Output = Result<Authentication, AuthServerError>> + Send + use<> {
+        let (limit, authenticating) = (self.timeout, auth.authenticate());
+        let unsigned = || AuthServerError::new(Kind::Unavailable, "the client assertion was not signed in time");
+        async move { timeout(limit, authenticating).await.unwrap_or_else(|elapsed| Err(unsigned().with_source(elapsed))) }
     }
 
     fn was_not_sent(&self, error: &(dyn Error + 'static)) -> bool {

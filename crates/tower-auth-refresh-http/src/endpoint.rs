@@ -7,8 +7,8 @@ use std::sync::Arc;
 use http::Uri;
 use tower_auth_refresh::Origin;
 
-/// A URL that secrets may be sent to.
-#[derive(Clone, Debug)]
+/// A URL that secrets may be sent to. `Debug` shows its [`name`](Self::name).
+#[derive(Clone)]
 pub(crate) struct Endpoint {
     uri: Uri,
     /// Scheme, host and path, for messages.
@@ -63,6 +63,12 @@ impl Endpoint {
     /// Returns `true` for a transport that a `Secure` cookie may use: HTTPS, or loopback.
     pub(crate) fn is_private(&self) -> bool {
         self.loopback || self.uri.scheme_str() == Some("https")
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Endpoint").field(&self.name).finish()
     }
 }
 

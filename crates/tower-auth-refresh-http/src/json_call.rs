@@ -125,7 +125,7 @@ impl JsonCall {
         let (this, mut request) = (self.clone(), request);
         async move {
             if let Some(auth) = &this.auth {
-                let with = auth.authenticate().await?;
+                let with = this.client.authenticate(auth).await?;
                 request.members.extend(with.params.into_iter().map(|(name, value)| (name, value.into())));
                 if let Some(value) = with.authorization {
                     request.authorization(value)?;

@@ -134,6 +134,8 @@ impl RustlsBuilder {
     }
 
     /// Presents a client certificate: its chain and its private key, in PEM. Default: none.
+    ///
+    /// A proxy isn't shown it.
     pub fn client_certificate(mut self, chain_pem: &[u8], key_pem: &[u8]) -> Self {
         self.identity = Some((chain_pem.to_vec(), key_pem.to_vec()));
         self
@@ -141,7 +143,7 @@ impl RustlsBuilder {
 
     /// Uses the proxy in `HTTPS_PROXY`, `HTTP_PROXY` or `ALL_PROXY`, except for hosts in `NO_PROXY`. Default: no proxy.
     ///
-    /// The variables are read once, now, in upper or lower case. See [`proxy`](Self::proxy) for what a proxy is asked.
+    /// The variables are read once, by [`build`](Self::build), in upper or lower case. See [`proxy`](Self::proxy) for what a proxy is asked.
     pub fn proxy_from_environment(mut self) -> Self {
         self.proxy = Proxy::Environment;
         self
@@ -156,7 +158,7 @@ impl RustlsBuilder {
         self
     }
 
-    /// Calls these hosts without the [`proxy`](Self::proxy), a list as in `NO_PROXY`. Default: none.
+    /// Calls these hosts without a proxy, be it given or of the environment: a list as in `NO_PROXY`. Default: none.
     ///
     /// The entries are domains (with their subdomains), addresses and networks, separated by commas; `*` is any host.
     pub fn no_proxy(mut self, hosts: impl Into<String>) -> Self {
@@ -169,26 +171,28 @@ impl RustlsBuilder {
     /// # Errors
     ///
     /// [`InvalidTls`] if a certificate or a key can't be read, if the key isn't that of the certificate, if there is no
-    /// root certificate at all, or if the proxy's URL is none.
+    /// root certificate at all, or if the proxy's URL, given or of the environment, is none.
     pub fn build(self) -> Result<AuthClient, InvalidTls> {
         let proxies = Arc::new(self.proxies()?);
-        let tls = self.tls()?;
+        let outside = Arc::new(self.outside_no_proxy());
+        let (tls, tls_to_proxy) = self.tls()?;
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         let to_proxy = HttpsConnectorBuilder::new()
-            .with_tls_config(tls.clone())
+            .with_tls_config(tls_to_proxy)
             .https_or_http()
             .enable_http1()
             .wrap_connector(tcp.clone());
         // A connection to the host or through the proxy; TLS with the host comes on top.
         let transport: Transport = BoxCloneSyncService::new(service_fn(move |uri: Uri| {
-            let proxy = if is_loopback(&uri) { None } else { proxies.intercept(&uri) };
+            let may_be_proxied = !is_loopback(&uri) && outside.intercept(&uri).is_some();
+            let proxy = if may_be_proxied { proxies.intercept(&uri) } else { None };
             let (tcp, to_proxy) = (tcp.clone(), to_proxy.clone());
             async move {
                 match proxy {
                     None => tcp.oneshot(uri).await.map(MaybeHttpsStream::Http).map_err(io::Error::other),
-                    Some(proxy) => tunnel(&proxy, to_proxy)?.oneshot(uri).await.map_err(io::Error::other),
+                    Some(proxy) => tunnel(&proxy, to_proxy)?.oneshot(with_port(uri)).await.map_err(io::Error::other),
                 }
             }
         }));
@@ -203,18 +207,21 @@ impl RustlsBuilder {
         Ok(AuthClient::new(Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector)))
     }
 
-    fn tls(&self) -> Result<ClientConfig, InvalidTls> {
+    /// The configurations for servers, with the client certificate, and for proxies, without.
+    fn tls(&self) -> Result<(ClientConfig, ClientConfig), InvalidTls> {
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| InvalidTls::new("the protocol versions aren't supported", error))?
             .with_root_certificates(self.root_store()?);
-        let Some((chain, key)) = &self.identity else { return Ok(config.with_no_client_auth()) };
+        let bare = config.clone().with_no_client_auth();
+        let Some((chain, key)) = &self.identity else { return Ok((bare.clone(), bare)) };
         let chain = certificates(chain, "the client certificate can't be read")?;
         let key = PrivateKeyDer::from_pem_slice(key)
             .map_err(|error| InvalidTls::new("the key of the client certificate can't be read", error))?;
-        config
+        let with_identity = config
             .with_client_auth_cert(chain, key)
-            .map_err(|error| InvalidTls::new("the key isn't that of the client certificate", error))
+            .map_err(|error| InvalidTls::new("the key isn't that of the client certificate", error))?;
+        Ok((with_identity, bare))
     }
 
     fn root_store(&self) -> Result<RootCertStore, InvalidTls> {
@@ -239,7 +246,7 @@ impl RustlsBuilder {
     fn proxies(&self) -> Result<Matcher, InvalidTls> {
         let url = match &self.proxy {
             Proxy::None => return Ok(Matcher::builder().build()),
-            Proxy::Environment => return Ok(Matcher::from_env()),
+            Proxy::Environment => return of_environment(),
             Proxy::Fixed(url) => url,
         };
         // A URL that can't be read would silently be no proxy.
@@ -247,8 +254,12 @@ impl RustlsBuilder {
         if !readable {
             return Err(InvalidTls::because("the proxy's URL is neither http:// nor https://"));
         }
-        let builder: Builder = Matcher::builder().all(url.clone()).no(self.no_proxy.clone());
-        Ok(builder.build())
+        Ok(every(url).build())
+    }
+
+    /// Matches all hosts but those of [`no_proxy`](Self::no_proxy).
+    fn outside_no_proxy(&self) -> Matcher {
+        every("http://any").no(self.no_proxy.clone()).build()
     }
 }
 
@@ -259,6 +270,34 @@ impl fmt::Debug for RustlsBuilder {
             .field("has_client_certificate", &self.identity.is_some())
             .field("has_proxy", &!matches!(self.proxy, Proxy::None))
             .finish_non_exhaustive()
+    }
+}
+
+/// One proxy for every host.
+fn every(proxy: &str) -> Builder {
+    Matcher::builder().all(proxy.to_owned())
+}
+
+fn of_environment() -> Result<Matcher, InvalidTls> {
+    let readable = |value: &str| every(value).build().intercept(&Uri::from_static("https://any")).is_some();
+    for name in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+        // One that can't be read would silently be no proxy.
+        if std::env::var_os(name).is_some_and(|value| !value.is_empty() && !value.to_str().is_some_and(readable)) {
+            return Err(InvalidTls::because("a proxy's URL in the environment can't be read"));
+        }
+    }
+    Ok(Matcher::from_env())
+}
+
+/// Names the port of an `http://` URL, where a tunnel would take that of `https://`.
+fn with_port(uri: Uri) -> Uri {
+    match uri.host() {
+        Some(host) if uri.scheme_str() == Some("http") && uri.port().is_none() => {
+            let named =
+                Uri::builder().scheme("http").authority(format!("{host}:80")).path_and_query(uri.path()).build();
+            named.unwrap_or(uri)
+        }
+        _ => uri,
     }
 }
 

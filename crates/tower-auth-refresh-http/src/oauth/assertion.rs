@@ -45,7 +45,8 @@ impl JwtSigner {
     ///
     /// `sign` is given the input of the signature, and returns the bytes of the signature as JWS has them (RFC 7518 §3):
     /// for `ES256` the two numbers of 32 bytes each, without ASN.1. If it fails, the call wasn't made: it is
-    /// unavailable, and tried again. It has the time that the session gives a refresh.
+    /// unavailable, and tried again. The same if it takes longer than the client's
+    /// [time-out](crate::AuthClient::timeout), which the call has in addition.
     ///
     /// ```
     /// # async fn of_the_module(_: Vec<u8>) -> Result<Vec<u8>, tower::BoxError> { Ok(Vec::new()) }

@@ -50,7 +50,7 @@ impl AuthorizationServer {
     /// [`AuthServerError`], which names the URL of the metadata; among others if
     /// - the `issuer` in the metadata isn't `issuer`, character by character (RFC 8414 §3.3);
     /// - the metadata has no token endpoint;
-    /// - no token may be sent to one of the endpoints that this crate uses.
+    /// - no token may be sent to the token or the revocation endpoint. A sign-in checks the endpoints that it uses.
     pub async fn discover(client: &AuthClient, issuer: &str) -> Result<Self, AuthServerError> {
         let endpoint = client.endpoint(issuer).map_err(|invalid| {
             AuthServerError::misconfigured("no metadata is requested from the issuer's URL").with_source(invalid)

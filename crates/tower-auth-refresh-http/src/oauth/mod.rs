@@ -8,6 +8,7 @@ mod discovery;
 mod refresh;
 mod revoke;
 
+use std::fmt;
 use std::future::Future;
 
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 #[cfg(feature = "private-key-jwt")]
 pub use self::assertion::{InvalidKey, JwtSigner};
+pub(crate) use self::client_auth::Authentication;
 pub use self::client_auth::ClientAuth;
 pub use self::client_credentials::ClientCredentials;
 pub use self::discovery::AuthorizationServer;
@@ -37,18 +39,38 @@ pub(crate) struct OAuthCall {
     pub(crate) endpoint: Endpoint,
     auth: ClientAuth,
     headers: HeaderMap,
-    /// Parameters that the user adds: `scope`, `audience`, `resource`.
-    params: Vec<(String, String)>,
+    /// `scope`, `audience`, `resource`.
+    params: UserParams,
+}
+
+/// Parameters that the user adds. `Debug` shows their names alone: an `id_token_hint` is a secret.
+#[derive(Clone, Default)]
+pub(crate) struct UserParams(Vec<(String, String)>);
+
+impl UserParams {
+    pub(crate) fn add(&mut self, name: impl Into<String>, value: impl Into<String>) {
+        self.0.push((name.into(), value.into()));
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (&**name, &**value))
+    }
+}
+
+impl fmt::Debug for UserParams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter().map(|(name, _)| name)).finish()
+    }
 }
 
 impl OAuthCall {
     pub(crate) fn new(client: AuthClient, url: &str, auth: ClientAuth) -> Result<Self, InvalidEndpoint> {
         let endpoint = client.endpoint(url)?;
-        Ok(Self { client, endpoint, auth, headers: HeaderMap::new(), params: Vec::new() })
+        Ok(Self { client, endpoint, auth, headers: HeaderMap::new(), params: UserParams::default() })
     }
 
     pub(crate) fn param(&mut self, name: impl Into<String>, value: impl Into<String>) {
-        self.params.push((name.into(), value.into()));
+        self.params.add(name, value);
     }
 
     fn header(&mut self, name: HeaderName, mut value: HeaderValue) {
@@ -63,13 +85,13 @@ impl OAuthCall {
     ) -> impl Future<Output = Result<Answer, AuthServerError>> + Send + use<> {
         let mut form = Serializer::new(String::new());
         let replaced = |name: &str| self.params.iter().any(|(other, _)| other == name);
-        form.extend_pairs(params.iter().filter(|(name, _)| !replaced(name))).extend_pairs(&self.params);
+        form.extend_pairs(params.iter().filter(|(name, _)| !replaced(name))).extend_pairs(self.params.iter());
         let form = SecretString::from(form.finish());
         let mut request = AuthClient::request(Method::POST, &self.endpoint);
         let headers = request.headers_mut();
         headers.extend(self.headers.clone());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-        let (client, authenticating) = (self.client.clone(), self.auth.authenticate());
+        let (client, authenticating) = (self.client.clone(), self.client.authenticate(&self.auth));
         async move {
             let with = authenticating.await?;
             let form = Serializer::new(form.expose_secret().to_owned()).extend_pairs(&with.params).finish();

@@ -11,7 +11,7 @@ use super::SignedIn;
 use super::error::{SignInError, SignInErrorKind};
 use super::loopback::{Listener, Params, RedirectUri};
 use super::page::Page;
-use super::request::SignInRequest;
+use super::request::{Keys, SignInRequest};
 use super::setters::setters;
 use crate::client::AuthClient;
 use crate::oauth::{AuthorizationServer, ClientAuth};
@@ -43,7 +43,7 @@ const RESERVED: [&str; 9] = [
 /// - The port is then closed, the code exchanged, and the browser shown a page that says if the sign-in succeeded. The
 ///   page is constant, loads nothing, and isn't stored.
 /// - With the scope `openid` (crate feature `oidc`) the ID token is validated: issuer, audience, signature, nonce,
-///   expiry, and `at_hash` if it is there.
+///   expiry, and `azp` and `at_hash` if they are there.
 ///
 /// # Examples
 ///
@@ -110,26 +110,29 @@ impl BrowserSignIn {
         self
     }
 
-    /// Listens on the redirect URI, and makes the URL for the browser.
+    /// Listens on the redirect URI, and makes the URL for the browser. For `openid`, requests the server's keys.
     ///
     /// # Errors
     ///
     /// - [`SignInErrorKind::PortTaken`] if another program listens there.
     /// - [`SignInErrorKind::NoListener`] if the address can't be listened on for another reason.
     /// - [`SignInErrorKind::Misconfigured`] if a [`param`](Self::param) is one that the sign-in sets itself, or if
-    ///   `openid` is requested without the crate feature `oidc`.
+    ///   `openid` is requested without the crate feature `oidc` or of a server without a `jwks_uri` for secrets.
+    /// - [`SignInErrorKind::Server`] if the server's keys can't be requested.
     ///
     /// # Panics
     ///
     /// If it is polled outside a `tokio` runtime whose I/O and timers are enabled.
     pub async fn begin(&self) -> Result<PendingBrowserSignIn, SignInError> {
-        self.request.check(&RESERVED)?;
+        let issuer = self.request.check(&RESERVED)?;
         let deadline = Instant::now() + self.timeout;
         let listener = Listener::bind(&self.redirect_uri).await?;
         let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
         let nonce = self.request.is_oidc().then(|| CsrfToken::new_random().into_secret());
         let (url, state) = self.authorization_url(&listener, challenge, nonce.as_deref())?;
-        Ok(PendingBrowserSignIn { request: self.request.clone(), listener, deadline, url, state, nonce, verifier })
+        let keys = self.request.keys(issuer).await?;
+        let request = self.request.clone();
+        Ok(PendingBrowserSignIn { request, listener, deadline, url, state, nonce, verifier, keys })
     }
 
     fn authorization_url(
@@ -153,8 +156,8 @@ impl BrowserSignIn {
         for resource in &self.request.resources {
             request = request.add_extra_param("resource", resource);
         }
-        for (name, value) in &self.request.params {
-            request = request.add_extra_param(name, value);
+        for (name, value) in self.request.params.iter() {
+            request = request.add_extra_param(name.to_owned(), value.to_owned());
         }
         let (url, state) = request.url();
         Ok((url.into(), state))
@@ -173,6 +176,7 @@ pub struct PendingBrowserSignIn {
     state: CsrfToken,
     nonce: Option<String>,
     verifier: PkceCodeVerifier,
+    keys: Option<Keys>,
 }
 
 impl PendingBrowserSignIn {
@@ -204,7 +208,7 @@ impl PendingBrowserSignIn {
     /// Dropping the future ends the sign-in: the port and all connections to it are closed at once. If the code was
     /// being exchanged, the server may have issued tokens, which are lost.
     pub async fn finish(self) -> Result<SignedIn, SignInError> {
-        let Self { request, listener, deadline, state, nonce, verifier, .. } = self;
+        let Self { request, listener, deadline, state, nonce, verifier, keys, .. } = self;
         let redirect_uri = listener.redirect_uri().to_owned();
         let redirect = timeout_at(deadline, listener.redirect(state.secret())).await;
         let redirect = redirect.map_err(|_| SignInError::timed_out())?;
@@ -218,7 +222,7 @@ impl PendingBrowserSignIn {
                 ("code_verifier", verifier.secret()),
             ]);
             let granted = async { request.granted(sent.await?) }.await.map_err(|error| error.at(&call.endpoint))?;
-            request.signed_in(granted, nonce.as_deref()).await
+            request.signed_in(granted, nonce.as_deref(), keys.as_ref()).await
         };
         let signed_in = exchanged.await;
         redirect.answer(if signed_in.is_ok() { Page::SignedIn } else { Page::Failed }).await;

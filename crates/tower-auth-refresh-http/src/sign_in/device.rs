@@ -3,14 +3,13 @@
 use std::fmt;
 use std::time::Duration;
 
-use http::Uri;
 use oauth2::{DeviceAuthorizationResponse, EmptyExtraDeviceAuthorizationFields};
 use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep};
 
 use super::SignedIn;
 use super::error::SignInError;
-use super::request::SignInRequest;
+use super::request::{Keys, SignInRequest};
 use super::setters::setters;
 use crate::client::AuthClient;
 use crate::error::AuthServerError;
@@ -77,31 +76,33 @@ impl DeviceSignIn {
 
     setters!();
 
-    /// Requests a code from the server.
+    /// Requests a code from the server; for `openid`, its keys first.
     ///
     /// # Errors
     ///
-    /// - [`SignInErrorKind::Server`](super::SignInErrorKind::Server) if the call fails.
+    /// - [`SignInErrorKind::Server`](super::SignInErrorKind::Server) if a call fails.
     /// - [`SignInErrorKind::Misconfigured`](super::SignInErrorKind::Misconfigured) if a [`param`](Self::param) is one
-    ///   that the sign-in sets itself, or if `openid` is requested without the crate feature `oidc`.
+    ///   that the sign-in sets itself, or if `openid` is requested without the crate feature `oidc` or of a server
+    ///   without a `jwks_uri` for secrets.
     ///
     /// # Panics
     ///
     /// If it is polled outside a `tokio` runtime whose timers are enabled.
     pub async fn begin(&self) -> Result<PendingDeviceSignIn, SignInError> {
-        self.request.check(&RESERVED)?;
+        let issuer = self.request.check(&RESERVED)?;
+        let keys = self.request.keys(issuer).await?;
         let endpoint = self.request.server.device_authorization_endpoint().unwrap_or_default();
         let mut call = self.request.call(endpoint)?;
-        for (name, value) in &self.request.params {
+        for (name, value) in self.request.params.iter() {
             call.param(name, value);
         }
         let scope = self.request.scope.as_deref().map(|scope| ("scope", scope));
         let sent = call.post(scope.as_slice());
         let asked = Instant::now();
-        let response = async { read(self.request.members(sent.await?)?) }.await;
+        let response = async { read(self.request.members(sent.await?)?, &self.request.client) }.await;
         let response = response.map_err(|error| error.of_repeatable_call().at(&call.endpoint))?;
         let expires = asked + response.expires_in().min(LONGEST_LIFETIME);
-        Ok(PendingDeviceSignIn { request: self.request.clone(), response, expires })
+        Ok(PendingDeviceSignIn { request: self.request.clone(), response, expires, keys })
     }
 }
 
@@ -113,6 +114,7 @@ pub struct PendingDeviceSignIn {
     request: SignInRequest,
     response: Response,
     expires: Instant,
+    keys: Option<Keys>,
 }
 
 type Response = DeviceAuthorizationResponse<EmptyExtraDeviceAuthorizationFields>;
@@ -156,7 +158,7 @@ impl PendingDeviceSignIn {
     ///
     /// Dropping the future ends the sign-in. If a call was under way, the server may have issued tokens, which are lost.
     pub async fn finish(self) -> Result<SignedIn, SignInError> {
-        let Self { request, response, expires } = self;
+        let Self { request, response, expires, keys } = self;
         let call = request.token_call()?;
         let mut interval = response.interval().clamp(Duration::from_secs(1), LONGEST_INTERVAL);
         let mut pause = interval;
@@ -173,7 +175,7 @@ impl PendingDeviceSignIn {
             ]);
             let polled = async { request.granted(sent.await?) }.await;
             let error = match polled {
-                Ok(granted) => return request.signed_in(granted, None).await,
+                Ok(granted) => return request.signed_in(granted, None, keys.as_ref()).await,
                 Err(error) => error,
             };
             pause = match error.code() {
@@ -198,16 +200,18 @@ impl fmt::Debug for PendingDeviceSignIn {
 }
 
 /// Reads the codes of a device authorization response.
-fn read(members: Map<String, Value>) -> Result<Response, AuthServerError> {
+fn read(members: Map<String, Value>, client: &AuthClient) -> Result<Response, AuthServerError> {
     // The message of the source may repeat a code: it is left out.
     let response: Response = serde_json::from_value(Value::Object(members))
         .map_err(|_| AuthServerError::misconfigured("the answer is no device authorization response"))?;
     let complete = response.verification_uri_complete().map(|uri| uri.secret().as_str());
     // The app opens them, or shows them as links.
     for uri in [Some(response.verification_uri().as_str()), complete].into_iter().flatten() {
-        if !Uri::try_from(uri).is_ok_and(|uri| matches!(uri.scheme_str(), Some("https" | "http"))) {
-            return Err(AuthServerError::misconfigured("the verification URI isn't https://"));
-        }
+        // A page of a web app may be named by a fragment.
+        let (page, _) = uri.split_once('#').unwrap_or((uri, ""));
+        client.endpoint(page).map_err(|invalid| {
+            AuthServerError::misconfigured("the verification URI is no URL for secrets").with_source(invalid)
+        })?;
     }
     Ok(response)
 }

@@ -23,8 +23,8 @@ use super::page::Page;
 /// The time in which a connection has to send its request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The most bytes of a request that are read: hyper's smallest buffer.
-const HEAD_LIMIT: usize = 8 * 1024;
+/// The most bytes of a request that are read. All programs on loopback share their cookies, whatever the port.
+const HEAD_LIMIT: usize = 64 * 1024;
 
 /// The most connections at once. Browsers open some in advance and leave them idle.
 const MOST_CONNECTIONS: usize = 32;
@@ -63,10 +63,13 @@ impl RedirectUri {
             (Some("http"), Some("[::1]")) => ("[::1]", Ipv6Addr::LOCALHOST.into()),
             _ => return Err(invalid()),
         };
-        if uri.authority().is_none_or(|authority| authority.as_str().contains('@')) {
-            return Err(invalid());
-        }
-        Ok(Self { host, address, port: uri.port_u16().unwrap_or(0), path: uri.path().to_owned() })
+        // A port that is none reads as an absent one.
+        let port = match uri.authority().and_then(|authority| authority.as_str().strip_prefix(host)) {
+            Some("") => 0,
+            Some(_) => uri.port_u16().ok_or_else(invalid)?,
+            None => return Err(invalid()),
+        };
+        Ok(Self { host, address, port, path: uri.path().to_owned() })
     }
 }
 

@@ -1,7 +1,9 @@
 //! [`SignInRequest`]: what both kinds of sign-in ask for, and the exchange of a grant for tokens.
 
 #[cfg(not(feature = "oidc"))]
-use std::future::{Ready, ready};
+use std::convert::Infallible;
+#[cfg(not(feature = "oidc"))]
+use std::future::Ready;
 #[cfg(feature = "oidc")]
 use std::time::Duration;
 
@@ -11,15 +13,21 @@ use super::SignedIn;
 use super::error::SignInError;
 #[cfg(feature = "oidc")]
 use super::id_token::IdTokenCheck;
+#[cfg(feature = "oidc")]
+pub(super) use super::id_token::{Issuer, Keys};
 use crate::answer::Answer;
 use crate::classify::{Call, Classifier};
 use crate::client::AuthClient;
 use crate::cookie::ReceivedCookies;
 use crate::error::AuthServerError;
 use crate::fields::{Granted, TokenFields};
-use crate::oauth::{AuthorizationServer, ClientAuth, OAuthCall};
+use crate::oauth::{AuthorizationServer, ClientAuth, OAuthCall, UserParams};
 
-const NEEDS_OIDC: &str = "the scope openid needs the crate feature oidc";
+/// Without the feature there are none.
+#[cfg(not(feature = "oidc"))]
+pub(super) type Issuer = Infallible;
+#[cfg(not(feature = "oidc"))]
+pub(super) type Keys = Infallible;
 
 /// The parts that both kinds of sign-in share.
 #[derive(Clone, Debug)]
@@ -29,10 +37,12 @@ pub(super) struct SignInRequest {
     pub(super) auth: ClientAuth,
     pub(super) scope: Option<String>,
     pub(super) resources: Vec<String>,
-    pub(super) params: Vec<(String, String)>,
+    pub(super) params: UserParams,
     classifier: Classifier,
     #[cfg(feature = "oidc")]
     clock_tolerance: Duration,
+    #[cfg(feature = "oidc")]
+    trusted_audiences: Vec<String>,
 }
 
 impl SignInRequest {
@@ -46,10 +56,12 @@ impl SignInRequest {
             auth,
             scope: None,
             resources: Vec::new(),
-            params: Vec::new(),
+            params: UserParams::default(),
             classifier: Classifier::new(Call::OAuth),
             #[cfg(feature = "oidc")]
             clock_tolerance: Duration::from_secs(60),
+            #[cfg(feature = "oidc")]
+            trusted_audiences: Vec::new(),
         })
     }
 
@@ -62,25 +74,24 @@ impl SignInRequest {
         self.clock_tolerance = tolerance;
     }
 
+    #[cfg(feature = "oidc")]
+    pub(super) fn trusted_audience(&mut self, audience: String) {
+        self.trusted_audiences.push(audience);
+    }
+
     /// Returns `true` if the scope `openid` is requested: the answer then holds an ID token.
     pub(super) fn is_oidc(&self) -> bool {
         self.scope.as_deref().unwrap_or_default().split(' ').any(|scope| scope == "openid")
     }
 
     /// Refuses parameters that the sign-in sets itself, and an ID token that couldn't be validated.
-    pub(super) fn check(&self, reserved: &[&str]) -> Result<(), SignInError> {
-        if self.params.iter().any(|(name, _)| reserved.contains(&&**name)) {
+    ///
+    /// Returns the issuer of the ID token, if there has to be one.
+    pub(super) fn check(&self, reserved: &[&str]) -> Result<Option<Issuer>, SignInError> {
+        if self.params.iter().any(|(name, _)| reserved.contains(&name)) {
             return Err(SignInError::misconfigured("a parameter is one that the sign-in sets itself"));
         }
-        if !self.is_oidc() {
-            Ok(())
-        } else if cfg!(not(feature = "oidc")) {
-            Err(SignInError::misconfigured(NEEDS_OIDC))
-        } else if self.server.member("jwks_uri").is_none() {
-            Err(SignInError::misconfigured("the server's metadata has no jwks_uri"))
-        } else {
-            Ok(())
-        }
+        if self.is_oidc() { self.issuer().map(Some) } else { Ok(None) }
     }
 
     /// A call of an endpoint, with the resources (RFC 8707 §2.2).
@@ -110,26 +121,72 @@ impl SignInRequest {
     }
 
     /// Validates the ID token, if there has to be one.
-    pub(super) async fn signed_in(&self, granted: Granted, nonce: Option<&str>) -> Result<SignedIn, SignInError> {
-        let claims = if self.is_oidc() { self.claims(&granted, nonce).await? } else { Map::new() };
+    pub(super) async fn signed_in(
+        &self,
+        granted: Granted,
+        nonce: Option<&str>,
+        keys: Option<&Keys>,
+    ) -> Result<SignedIn, SignInError> {
+        let claims = match keys {
+            Some(keys) => self.claims(&granted, nonce, keys).await?,
+            None => Map::new(),
+        };
         Ok(SignedIn { tokens: granted.into_tokens(), claims })
     }
 
-    #[cfg(feature = "oidc")]
-    async fn claims(&self, granted: &Granted, nonce: Option<&str>) -> Result<Map<String, Value>, SignInError> {
+    /// Requests the keys of the issuer, before anything is asked for.
+    pub(super) async fn keys(&self, issuer: Option<Issuer>) -> Result<Option<Keys>, SignInError> {
+        match issuer {
+            Some(issuer) => self.keys_of(issuer).await.map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+#[cfg(feature = "oidc")]
+impl SignInRequest {
+    fn issuer(&self) -> Result<Issuer, SignInError> {
+        Issuer::of(&self.server, &self.client)
+    }
+
+    async fn keys_of(&self, issuer: Issuer) -> Result<Keys, SignInError> {
+        issuer.keys(&self.client).await
+    }
+
+    async fn claims(
+        &self,
+        granted: &Granted,
+        nonce: Option<&str>,
+        keys: &Keys,
+    ) -> Result<Map<String, Value>, SignInError> {
         let check = IdTokenCheck {
             client: &self.client,
-            server: &self.server,
+            keys,
             client_id: self.auth.id(),
+            trusted_audiences: &self.trusted_audiences,
             nonce,
             clock_tolerance: self.clock_tolerance,
         };
         check.claims(granted).await
     }
+}
 
-    #[cfg(not(feature = "oidc"))]
-    #[expect(clippy::unused_self, reason = "with the feature, the claims are checked against the request")]
-    fn claims(&self, _: &Granted, _: Option<&str>) -> Ready<Result<Map<String, Value>, SignInError>> {
-        ready(Err(SignInError::misconfigured(NEEDS_OIDC)))
+#[cfg(not(feature = "oidc"))]
+#[expect(
+    clippy::unused_self,
+    clippy::trivially_copy_pass_by_ref,
+    reason = "with the feature, the ID token is checked against the request"
+)]
+impl SignInRequest {
+    fn issuer(&self) -> Result<Issuer, SignInError> {
+        Err(SignInError::misconfigured("the scope openid needs the crate feature oidc"))
+    }
+
+    fn keys_of(&self, issuer: Issuer) -> Ready<Result<Keys, SignInError>> {
+        match issuer {}
+    }
+
+    fn claims(&self, _: &Granted, _: Option<&str>, keys: &Keys) -> Ready<Result<Map<String, Value>, SignInError>> {
+        match *keys {}
     }
 }

@@ -26,7 +26,7 @@ macro_rules! setters {
         /// called more than once.
         #[must_use]
         pub fn param(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-            self.request.params.push((name.into(), value.into()));
+            self.request.params.add(name, value);
             self
         }
 
@@ -45,6 +45,19 @@ macro_rules! setters {
         #[must_use]
         pub fn clock_tolerance(mut self, tolerance: std::time::Duration) -> Self {
             self.request.clock_tolerance(tolerance);
+            self
+        }
+
+        /// Accepts an ID token that is also for this audience. Default: for the client alone. May be called more than
+        /// once.
+        ///
+        /// Some servers add audiences of their own: ZITADEL the id of the project. The client has to be among the
+        /// audiences in any case.
+        #[cfg(feature = "oidc")]
+        #[cfg_attr(docsrs, doc(cfg(feature = "oidc")))]
+        #[must_use]
+        pub fn trusted_audience(mut self, audience: impl Into<String>) -> Self {
+            self.request.trusted_audience(audience.into());
             self
         }
     };

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -137,6 +137,20 @@ async fn a_signer_elsewhere_is_awaited_and_its_failure_leaves_the_token_unused()
     let refresh = OAuthRefresh::new(scripted.client(), URL, ClientAuth::private_key_jwt("app", ISSUER, broken));
     assert_eq!(outcome(&refresh.unwrap().refresh(&old_tokens()).await), "unavailable");
     assert_eq!(scripted.requests().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_signer_that_hangs_is_given_the_time_out_of_a_call() {
+    let hanging = JwtSigner::new("ES256", |_| std::future::pending());
+    let scripted = granting();
+    let auth = ClientAuth::private_key_jwt("app", ISSUER, hanging);
+    let client = scripted.client().timeout(Duration::from_secs(3));
+    let started = tokio::time::Instant::now();
+    let refresh = OAuthRefresh::new(client.clone(), URL, auth.clone()).unwrap();
+    assert_eq!(outcome(&refresh.refresh(&old_tokens()).await), "unavailable");
+    let refresh = JsonRefresh::new(client, URL).unwrap().client_auth(auth);
+    assert_eq!(outcome(&refresh.refresh(&old_tokens()).await), "unavailable");
+    assert_eq!((started.elapsed().as_secs(), scripted.requests().len()), (6, 0));
 }
 
 #[test]

@@ -48,6 +48,14 @@ fn configured_secrets_are_not_shown() {
     }
 }
 
+#[test]
+fn the_query_of_an_endpoint_and_the_values_of_parameters_are_not_shown() {
+    let (client, url) = (Scripted::default().client(), format!("{URL}?key={SECRET}"));
+    let refresh = OAuthRefresh::new(client.clone(), &url, ClientAuth::public("app")).unwrap().param("hint", SECRET);
+    let shown = format!("{refresh:?} {:?}", JsonRefresh::new(client, &url).unwrap());
+    assert!(!shown.contains(SECRET) && shown.contains("hint") && shown.contains(URL), "{shown}");
+}
+
 #[tokio::test]
 async fn secrets_in_requests_and_answers_are_not_shown_in_errors() {
     let tokens =

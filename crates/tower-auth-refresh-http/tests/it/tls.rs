@@ -1,5 +1,6 @@
 //! The ready-made client over TLS: private roots, a client certificate, and proxies, with certificates of openssl.
 
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
@@ -97,6 +98,74 @@ async fn a_proxy_sees_the_host_alone_and_is_given_its_own_password() {
     let direct = format!("https://localhost:{}/token", serve(&certificates).await);
     assert_eq!(access(&refresh(through(), &direct).await.unwrap()), "bare");
     assert_eq!(heads.lock().unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn a_proxy_is_not_shown_the_client_certificate() {
+    let Some(certificates) = Certificates::make("bare-proxy") else { return };
+    let acceptor = TlsAcceptor::from(Arc::new(certificates.server()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let asked = tokio::spawn(async move {
+        let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+        (head(&mut stream).await, stream.get_ref().1.peer_certificates().is_some())
+    });
+    let identity = (certificates.read("client.pem"), certificates.read("client.key"));
+    let client = certificates.client().client_certificate(&identity.0, &identity.1);
+    let client = client.proxy(format!("https://127.0.0.1:{port}"));
+    assert_eq!(outcome(&refresh(client, "https://auth.example/token").await), "unavailable");
+    let (head, is_shown) = asked.await.unwrap();
+    assert!(head.starts_with("CONNECT auth.example:443") && !is_shown, "{head}");
+}
+
+#[tokio::test]
+async fn a_tunnel_for_plain_http_leads_to_its_port() {
+    let (port, heads) = proxy(0, "HTTP/1.1 502 Bad Gateway\r\n\r\n").await;
+    let client = AuthClient::rustls_builder().proxy(format!("http://127.0.0.1:{port}")).build().unwrap();
+    let grant = OAuthRefresh::new(client.allow_plain_http(), "http://auth.example/token", ClientAuth::tls("billing"));
+    assert_eq!(outcome(&grant.unwrap().refresh(&old_tokens()).await), "unavailable");
+    let head = heads.lock().unwrap().remove(0);
+    assert!(head.starts_with("CONNECT auth.example:80 "), "{head}");
+}
+
+/// Runs a test of this file by itself, with a proxy in the environment. Returns the value within that run.
+fn within(proxy: &str, test: &str) -> Option<String> {
+    if let Ok(inner) = std::env::var("TEST_PROXY") {
+        return Some(inner);
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    let child = child.args(["--exact", &format!("tls::{test}")]).env_remove("https_proxy").env_remove("no_proxy");
+    let output = child.env("TEST_PROXY", proxy).env("HTTPS_PROXY", proxy).env_remove("NO_PROXY").output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && printed.contains("1 passed"), "{printed}");
+    None
+}
+
+#[test]
+fn a_proxy_of_the_environment_that_cannot_be_read_is_named() {
+    let test = "a_proxy_of_the_environment_that_cannot_be_read_is_named";
+    for proxy in ["ftp://proxy.example", "proxy.example:3128", ""] {
+        if let Some(inner) = within(proxy, test) {
+            let built = AuthClient::rustls_builder().proxy_from_environment().build().map(|_| ());
+            let message = built.map_err(|error| error.to_string());
+            let expected = Err("a proxy's URL in the environment can't be read".to_owned());
+            assert_eq!(message, if inner.starts_with("ftp") { expected } else { Ok(()) });
+        }
+    }
+}
+
+#[tokio::test]
+async fn hosts_without_a_proxy_are_called_without_that_of_the_environment() {
+    let test = "hosts_without_a_proxy_are_called_without_that_of_the_environment";
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let proxy = format!("http://{}", listener.local_addr().unwrap());
+    if within(&proxy, test).is_none() {
+        assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        return;
+    }
+    let client = AuthClient::rustls_builder().proxy_from_environment().no_proxy("auth.invalid");
+    assert_eq!(outcome(&refresh(client, "https://auth.invalid/token").await), "unavailable");
 }
 
 #[tokio::test]

@@ -177,7 +177,7 @@ async fn requests_that_are_not_the_servers_answer_change_nothing() {
         (get(format!("/other?code=evil&state={state}")), "404"),
         (format!("POST /callback?code=evil&state={state} HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n"), "405"),
         ("\u{0}\u{1}garbage\r\n\r\n".to_owned(), "400"),
-        (get(format!("/callback?code={}", "a".repeat(64 * 1024))), ""),
+        (get(format!("/callback?code={}", "a".repeat(128 * 1024))), ""),
     ] {
         let page = send(&waiting.authority, request.as_bytes()).await;
         assert!(status.is_empty() || page.starts_with(&format!("HTTP/1.1 {status}")), "{request}: {page}");
@@ -186,6 +186,16 @@ async fn requests_that_are_not_the_servers_answer_change_nothing() {
     assert!(!waiting.finishing.is_finished());
     assert!(waiting.redirect("code=c1").await.contains("You are signed in"));
     assert!(uri.ends_with("/callback"));
+    waiting.end().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_cookies_of_other_programs_on_loopback_do_not_keep_the_browser_out() {
+    let waiting = Waiting::on(&sign_in(&Scripted::with([tokens()])).await).await;
+    let cookies = format!("cookie: other={}\r\n", "a".repeat(4_000)).repeat(12);
+    let path = format!("/callback?code=c1&state={}", waiting.state);
+    let page = send(&waiting.authority, format!("GET {path} HTTP/1.1\r\nhost: a\r\n{cookies}\r\n").as_bytes()).await;
+    assert!(page.contains("You are signed in"), "{page}");
     waiting.end().await.unwrap();
 }
 
@@ -344,6 +354,8 @@ async fn a_sign_in_that_cannot_be_made_fails_before_anything_is_sent() {
         new(plain, ClientAuth::public("app")).await,
         new(metadata(), ClientAuth::none()).await,
         sign_in(&scripted).await.redirect_uri("https://app.example/cb").map(|_| ()),
+        sign_in(&scripted).await.redirect_uri("http://127.0.0.1:99999/cb").map(|_| ()),
+        sign_in(&scripted).await.redirect_uri("http://a@127.0.0.1/cb").map(|_| ()),
         sign_in(&scripted).await.param("state", "mine").begin().await.map(|_| ()),
         sign_in(&scripted).await.param("code_challenge_method", "plain").begin().await.map(|_| ()),
     ] {

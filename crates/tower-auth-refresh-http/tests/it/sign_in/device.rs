@@ -94,13 +94,19 @@ async fn a_user_approves_on_another_device() {
 async fn the_requests_have_the_scope_the_resources_and_the_device_code() {
     let scripted = Scripted::with([answer(200, codes().to_string()), tokens()]);
     let sign_in = DeviceSignIn::new(scripted.client(), &discovered(metadata()).await, ClientAuth::public("app"));
-    let sign_in = sign_in.unwrap().scope("notes offline_access").resource("https://a.example").param("audience", "a");
+    let sign_in =
+        sign_in.unwrap().scope("notes offline_access").resource("https://a.example").param("audience", "api.example");
+    assert!(format!("{sign_in:?}").contains("audience") && !format!("{sign_in:?}").contains("api.example"));
     let pending = sign_in.begin().await.unwrap();
     assert!(!format!("{pending:?}").contains("secret") && !format!("{pending:?}").contains("WDJB"));
     pending.finish().await.unwrap();
     let requests = scripted.requests();
-    let expected =
-        [("scope", "notes offline_access"), ("resource", "https://a.example"), ("audience", "a"), ("client_id", "app")];
+    let expected = [
+        ("scope", "notes offline_access"),
+        ("resource", "https://a.example"),
+        ("audience", "api.example"),
+        ("client_id", "app"),
+    ];
     assert_eq!(requests[0].form(), pairs(&expected));
     let expected = [
         ("grant_type", "urn:ietf:params:oauth:grant-type:device_code"),
@@ -192,7 +198,9 @@ async fn codes_that_are_of_no_use_are_refused() {
     lying["verification_uri"] = json!("javascript:alert(1)");
     let mut complete = codes();
     complete["verification_uri_complete"] = json!("file:///etc/passwd");
-    for body in [lying.to_string(), complete.to_string(), "{}".to_owned(), "<html>".to_owned()] {
+    let mut plain = codes();
+    plain["verification_uri"] = json!("http://auth.example.com/device");
+    for body in [lying.to_string(), plain.to_string(), complete.to_string(), "{}".to_owned(), "<html>".to_owned()] {
         let scripted = Scripted::with([answer(200, body)]);
         let sign_in = DeviceSignIn::new(scripted.client(), &discovered(metadata()).await, ClientAuth::public("app"));
         let failure = sign_in.unwrap().begin().await.unwrap_err();

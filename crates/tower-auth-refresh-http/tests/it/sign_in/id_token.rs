@@ -1,5 +1,6 @@
 //! ID tokens: what is validated, with keys made on the spot.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,7 +16,7 @@ use tower_auth_refresh_http::{
 use super::browser::{open, query};
 use super::{ISSUER, discovered, kind, metadata};
 use crate::keys::{Key, encoded};
-use crate::support::Scripted;
+use crate::support::{Scripted, answer};
 
 fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs().try_into().unwrap()
@@ -36,16 +37,23 @@ fn claims_for(algorithm: &str, nonce: &Value) -> Value {
     })
 }
 
-/// A server that issues this ID token, and publishes these keys.
-fn server(id_token: Option<String>, keys: Vec<Value>) -> AuthClient {
+/// An ID token that is made once the nonce is known.
+type Late = Arc<OnceLock<Option<String>>>;
+
+/// A server that issues this ID token, and publishes these keys: at each request the next set, at last the same.
+fn server(id_token: Late, keys: Vec<Vec<Value>>) -> AuthClient {
+    let requests = Arc::new(AtomicUsize::new(0));
     AuthClient::new(service_fn(move |request: Request<Full<bytes::Bytes>>| {
         let body = match request.uri().path() {
-            "/jwks" => json!({ "keys": keys }),
+            "/jwks" => {
+                let request = requests.fetch_add(1, Ordering::Relaxed);
+                json!({ "keys": keys[request.min(keys.len() - 1)] })
+            }
             "/device" => json!({
                 "device_code": "dc", "user_code": "uc", "verification_uri": "https://auth.example.com/device",
                 "expires_in": 60,
             }),
-            _ => json!({ "access_token": "a1", "refresh_token": "r1", "id_token": id_token }),
+            _ => json!({ "access_token": "a1", "refresh_token": "r1", "id_token": id_token.get() }),
         };
         async move {
             request.into_body().collect().await?;
@@ -56,23 +64,21 @@ fn server(id_token: Option<String>, keys: Vec<Value>) -> AuthClient {
 
 /// Signs in with an ID token that is made for the nonce of the authorization request.
 async fn sign_in(make: impl FnOnce(&Value) -> Option<String>, keys: Vec<Value>) -> Result<SignedIn, SignInError> {
+    sign_in_while_keys_rotate(make, vec![keys]).await
+}
+
+async fn sign_in_while_keys_rotate(
+    make: impl FnOnce(&Value) -> Option<String>,
+    keys: Vec<Vec<Value>>,
+) -> Result<SignedIn, SignInError> {
     let server_metadata = discovered(metadata()).await;
-    // The nonce is known only after the sign-in has begun: the server is made then.
-    let chosen: Arc<OnceLock<AuthClient>> = Arc::default();
-    let client = chosen.clone();
-    let late = AuthClient::new(service_fn(move |request: Request<Full<bytes::Bytes>>| {
-        let client = client.get().unwrap().clone();
-        async move {
-            let (head, body) = request.into_parts();
-            let body = body.collect().await?.to_bytes().to_vec();
-            let response = client.call(Request::from_parts(head, body)).await?;
-            Ok::<_, BoxError>(response.map(|body| Full::new(bytes::Bytes::from(body))))
-        }
-    }));
-    let sign_in = BrowserSignIn::new(late, &server_metadata, ClientAuth::public("app")).unwrap().scope("openid");
+    let id_token = Late::default();
+    let client = server(id_token.clone(), keys);
+    let sign_in = BrowserSignIn::new(client, &server_metadata, ClientAuth::public("app")).unwrap().scope("openid");
+    let sign_in = sign_in.trusted_audience("project");
     let pending: PendingBrowserSignIn = sign_in.begin().await.unwrap();
     let sent = query(&pending);
-    assert!(chosen.set(server(make(&json!(sent["nonce"])), keys)).is_ok());
+    id_token.set(make(&json!(sent["nonce"]))).unwrap();
     let uri = format!("{}?code=c1&state={}", pending.redirect_uri(), sent["state"]);
     let finishing = tokio::spawn(pending.finish());
     open(&uri).await;
@@ -98,11 +104,13 @@ async fn a_valid_id_token_names_the_user_and_is_kept() {
 #[tokio::test]
 async fn an_id_token_that_is_not_for_this_sign_in_is_refused() {
     type Change = fn(&mut Value);
-    let changes: [(&str, Change); 11] = [
+    let changes: [(&str, Change); 13] = [
         ("another issuer", |claims| claims["iss"] = json!("https://evil.example")),
         ("a trailing slash", |claims| claims["iss"] = json!("https://auth.example.com/")),
         ("another audience", |claims| claims["aud"] = json!("other")),
         ("one more audience", |claims| claims["aud"] = json!(["app", "other"])),
+        ("no client", |claims| claims["aud"] = json!(["project"])),
+        ("another party", |claims| claims["azp"] = json!("other")),
         ("another nonce", |claims| claims["nonce"] = json!("replayed")),
         ("no nonce", |claims| drop(claims.as_object_mut().unwrap().remove("nonce"))),
         ("expired", |claims| claims["exp"] = json!(now() - 600)),
@@ -126,6 +134,17 @@ async fn an_id_token_that_is_not_for_this_sign_in_is_refused() {
 
 /// Makes an ID token, or none, for a nonce.
 type Make<'a> = dyn Fn(&Value) -> Option<String> + 'a;
+
+#[tokio::test]
+async fn an_id_token_may_also_be_for_a_trusted_audience() {
+    let key = Key::es256();
+    let make = |nonce: &Value| {
+        let mut claims = claims(nonce);
+        (claims["aud"], claims["azp"]) = (json!(["project", "app"]), json!("app"));
+        Some(key.sign(&json!({ "alg": "ES256", "kid": "k1" }), &claims))
+    };
+    assert_eq!(sign_in(make, vec![key.jwk("k1")]).await.unwrap().subject(), Some("user-7"));
+}
 
 #[tokio::test]
 async fn a_signature_that_is_not_the_servers_is_refused() {
@@ -169,23 +188,59 @@ async fn the_device_grant_validates_without_a_nonce() {
     let mut foreign = claims.clone();
     foreign["aud"] = json!("other");
     for (claims, is_valid) in [(claims, true), (foreign, false)] {
-        let client = server(Some(key.sign(&header, &claims)), vec![key.jwk("k1")]);
+        let client = server(Arc::new(Some(key.sign(&header, &claims)).into()), vec![vec![key.jwk("k1")]]);
         let sign_in = DeviceSignIn::new(client, &discovered(metadata()).await, ClientAuth::public("app")).unwrap();
         let signed_in = sign_in.scope("openid").begin().await.unwrap().finish().await;
         assert_eq!(signed_in.is_ok(), is_valid);
     }
 }
 
+/// The failures of both kinds of sign-in to begin, at a server with this `jwks_uri`.
+async fn failures(jwks_uri: Value, scripted: &Scripted) -> [SignInError; 2] {
+    let mut metadata = metadata();
+    metadata["jwks_uri"] = jwks_uri;
+    let server = discovered(metadata).await;
+    let (client, auth) = (scripted.client(), ClientAuth::public("app"));
+    let browser = BrowserSignIn::new(client.clone(), &server, auth.clone()).unwrap().scope("openid profile");
+    let device = DeviceSignIn::new(client, &server, auth).unwrap().scope("profile openid");
+    [browser.begin().await.unwrap_err(), device.begin().await.unwrap_err()]
+}
+
 #[tokio::test]
 async fn a_server_without_keys_is_named_before_the_browser_opens() {
-    let mut without = metadata();
-    without.as_object_mut().unwrap().remove("jwks_uri");
-    let server = discovered(without).await;
-    let client = || Scripted::default().client();
-    let browser = BrowserSignIn::new(client(), &server, ClientAuth::public("app")).unwrap().scope("openid profile");
-    let device = DeviceSignIn::new(client(), &server, ClientAuth::public("app")).unwrap().scope("profile openid");
-    for failure in [browser.begin().await.unwrap_err(), device.begin().await.unwrap_err()] {
-        assert_eq!(failure.kind(), SignInErrorKind::Misconfigured);
-        assert_eq!(failure.to_string(), "the server's metadata has no jwks_uri");
+    let none = "the server's metadata has no jwks_uri";
+    let unfit = "the server's jwks_uri is no URL for secrets";
+    let plain = json!("http://auth.example.com/jwks");
+    for (jwks_uri, message) in [(json!(null), none), (json!(7), none), (plain, unfit)] {
+        let scripted = Scripted::default();
+        for failure in failures(jwks_uri, &scripted).await {
+            assert_eq!(failure.kind(), SignInErrorKind::Misconfigured);
+            assert_eq!(failure.to_string(), message);
+        }
+        assert_eq!(scripted.requests().len(), 0);
+    }
+}
+
+#[tokio::test]
+async fn keys_that_cannot_be_had_end_the_sign_in_before_anything_is_asked_for() {
+    let jwks = "https://auth.example.com/jwks";
+    for outage in [answer(503, ""), answer(200, r#"{"keys":7}"#)] {
+        let scripted = Scripted::with([outage]);
+        for failure in failures(json!(jwks), &scripted).await {
+            assert_eq!(failure.kind(), SignInErrorKind::Server);
+            assert_eq!(failure.server_error().unwrap().endpoint(), Some(jwks));
+        }
+        assert!(scripted.requests().iter().all(|request| request.uri.path() == "/jwks"));
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_is_newer_than_the_sign_in_is_requested_once() {
+    let (old, new) = (Key::es256(), Key::es256());
+    let sets = vec![vec![old.jwk("k0")], vec![new.jwk("k1")], vec![new.jwk("k2")]];
+    for (key_id, is_valid) in [("k1", true), ("k2", false)] {
+        let header = json!({ "alg": "ES256", "kid": key_id });
+        let signed_in = sign_in_while_keys_rotate(|nonce| Some(new.sign(&header, &claims(nonce))), sets.clone()).await;
+        assert_eq!(signed_in.is_ok(), is_valid, "{key_id}");
     }
 }
