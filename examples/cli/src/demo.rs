@@ -23,9 +23,11 @@ const NARRATION: Style = AnsiColor::Cyan.on_default();
 const NOTE: Style = Style::new().dimmed();
 
 pub(crate) async fn run() -> Result<(), Failure> {
-    let home = Home(env::temp_dir().join(format!("app-demo-{}", std::process::id())));
     let told = async {
-        fs::create_dir_all(&home.0)?;
+        let home = env::temp_dir().join(format!("app-demo-{}", std::process::id()));
+        // Fails if another program has made it.
+        fs::create_dir(&home)?;
+        let home = Home(home);
         tell(&home.0).await
     };
     told.await.map_err(|error| Failure::other("the demonstration", error))

@@ -28,6 +28,18 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// The kind of a refresh that gave no token.
+    pub(crate) fn of(why: &NotRefreshed) -> Self {
+        match why {
+            why if why.requires_sign_in() => Self::SignInRequired,
+            NotRefreshed::Failed(error) | NotRefreshed::CoolingDown(error) => match error.kind() {
+                RefreshErrorKind::Unavailable | RefreshErrorKind::InDoubt => Self::Unavailable,
+                _ => Self::Other,
+            },
+            _ => Self::Other,
+        }
+    }
+
     pub(crate) fn exit_code(self) -> u8 {
         match self {
             Self::Other => 1,
@@ -82,14 +94,7 @@ impl Failure {
 
     /// A session that has no token worth sending.
     pub(crate) fn no_token(why: NotRefreshed, login: &str) -> Self {
-        let kind = match &why {
-            why if why.requires_sign_in() => Kind::SignInRequired,
-            NotRefreshed::Failed(error) | NotRefreshed::CoolingDown(error) => match error.kind() {
-                RefreshErrorKind::Unavailable | RefreshErrorKind::InDoubt => Kind::Unavailable,
-                _ => Kind::Other,
-            },
-            _ => Kind::Other,
-        };
+        let kind = Kind::of(&why);
         let failure = Self::new(kind, "the access token can't be renewed").with_source(why);
         match kind {
             Kind::SignInRequired => failure.with_hint(format!("sign in again: {login}")),

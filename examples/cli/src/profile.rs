@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -180,7 +180,7 @@ fn private_directory(path: &Path) -> io::Result<()> {
 }
 
 /// Makes a file that only the user may read.
-fn private_file(path: &PathBuf) -> io::Result<File> {
+fn private_file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true);
     #[cfg(unix)]
@@ -190,14 +190,23 @@ fn private_file(path: &PathBuf) -> io::Result<File> {
 
 #[cfg(unix)]
 fn refuse_if_shared(file: &File, path: &Path) -> Result<(), Failure> {
-    use std::os::unix::fs::PermissionsExt;
-
-    let mode = file.metadata().map_err(|error| Failure::other(format!("{}", path.display()), error))?.permissions();
-    if mode.mode() & 0o022 == 0 {
+    let failed = |error| Failure::other(format!("{}", path.display()), error);
+    let directory = fs::metadata(path.parent().unwrap_or(Path::new("."))).map_err(failed)?;
+    if is_private(&file.metadata().map_err(failed)?) && is_private(&directory) {
         return Ok(());
     }
     let failure = Failure::new(Kind::Other, format!("{}: other users may change it", path.display()));
-    Err(failure.with_hint(format!("chmod 600 {}", path.display())))
+    let commands = "chmod 600 FILE; chmod 700 DIRECTORY";
+    Err(failure.with_hint(format!("it and its directory must be yours, and writable for you alone: {commands}")))
+}
+
+/// Returns `true` if only this user, and root, may write.
+#[cfg(unix)]
+fn is_private(found: &fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+
+    let (root, own) = (0, rustix::process::geteuid().as_raw());
+    found.mode() & 0o022 == 0 && [root, own].contains(&found.uid())
 }
 
 #[cfg(not(unix))]

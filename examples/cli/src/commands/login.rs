@@ -164,7 +164,10 @@ async fn read_refresh_token() -> Result<Tokens, Failure> {
 async fn prove(session: &Session) -> Result<(), Failure> {
     let _progress = Progress::start("renewing the access token");
     session.refresh().await.map(drop).map_err(|why| {
-        let kind = if why.requires_sign_in() { Kind::NotSignedIn } else { Kind::Unavailable };
+        let kind = match Kind::of(&why) {
+            Kind::SignInRequired => Kind::NotSignedIn,
+            kind => kind,
+        };
         Failure::new(kind, "the provider gave no access token for the refresh token").with_source(why)
     })
 }

@@ -300,6 +300,18 @@ async fn files_are_the_users_own_and_hold_no_secret_but_the_tokens() {
     let refused = home.run(&["token"]).await;
     assert!(refused.expect_code(1).contains("chmod 600"), "{refused:?}");
     fs::set_permissions(home.profile(), fs::Permissions::from_mode(0o600)).unwrap();
+    let directory = home.profile().parent().unwrap().to_owned();
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).unwrap();
+    let refused = home.run(&["token"]).await;
+    assert!(refused.expect_code(1).contains("chmod 700"), "{refused:?}");
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).unwrap();
+    // Only root can give a file away.
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(home.profile(), Some(65534), None).unwrap();
+        let refused = home.run(&["token"]).await;
+        assert!(refused.expect_code(1).contains("must be yours"), "{refused:?}");
+        std::os::unix::fs::chown(home.profile(), Some(0), None).unwrap();
+    }
     fs::write(home.profile(), before.replace("\"apis\"", "\"api\"")).unwrap();
     let refused = home.run(&["token"]).await;
     assert!(refused.expect_code(1).contains("unknown field `api`"), "{refused:?}");
