@@ -7,6 +7,9 @@ root := justfile_directory()
 # `just tools` installs into these two folders what the system doesn't have.
 export PATH := root + "/target/tools/bin:" + root + "/target/venv/bin:" + env("PATH")
 
+# All features but reqwest's default TLS, a library in C: the options of the alias `cargo test-all`.
+features := `sed -n 's/^ *"\(--\(no-default-\)\{0,1\}features.*\)",$/\1/p' .cargo/config.toml | tr '\n' ' '`
+
 # Lists the steps.
 default:
     @just --list --unsorted
@@ -85,7 +88,7 @@ prose:
 
 # Runs clippy; a warning is an error.
 clippy:
-    cargo clippy --workspace --all-targets --all-features --locked -- -D warnings
+    cargo clippy --workspace --all-targets {{ features }} --locked -- -D warnings
 
 # With CI=true, a test that needs Node, Python or Chromium fails where it is missing, instead of being skipped.
 #
@@ -128,11 +131,11 @@ msrv:
     set -euo pipefail
     oldest=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
     rustup toolchain install "$oldest" --profile minimal
-    cargo "+$oldest" check --workspace --all-features --locked --target-dir target/oldest
+    cargo "+$oldest" check --workspace {{ features }} --locked --target-dir target/oldest
 
 # Builds the documentation; a broken link is an error.
 docs:
-    RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --all-features --locked
+    RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps {{ features }} --locked
 
 # Checks the licenses, sources and versions of the dependencies.
 deny:
