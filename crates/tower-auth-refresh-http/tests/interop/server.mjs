@@ -19,7 +19,8 @@ const ACCESS_TTL = 2;
 // Standard output carries only the port; the reader stops after it.
 console.info = console.error;
 
-const server = http.createServer();
+// By default, a connection that is idle for 5 s is closed, and a request that is sent meanwhile fails.
+const server = http.createServer({ keepAliveTimeout: 0 });
 await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
 const { port } = server.address();
 const issuer = `http://127.0.0.1:${port}`;

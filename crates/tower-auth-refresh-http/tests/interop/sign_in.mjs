@@ -17,7 +17,8 @@ import { Provider } from 'oidc-provider';
 console.info = console.error;
 console.warn = () => {};
 
-const server = http.createServer();
+// By default, a connection that is idle for 5 s is closed, and a request that is sent meanwhile fails.
+const server = http.createServer({ keepAliveTimeout: 0 });
 await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
 const { port } = server.address();
 const issuer = `http://127.0.0.1:${port}`;
@@ -85,7 +86,7 @@ const oidc = provider.callback();
 async function serveTls(folder) {
   const read = (file) => readFileSync(`${folder}/${file}`);
   const options = { cert: read('server.pem'), key: read('server.key'), ca: read('ca.pem'), requestCert: true };
-  const secure = https.createServer({ ...options, rejectUnauthorized: false }, oidc);
+  const secure = https.createServer({ ...options, rejectUnauthorized: false, keepAliveTimeout: 0 }, oidc);
   await new Promise((resolve) => secure.listen(0, '127.0.0.1', resolve));
   return secure.address().port;
 }
