@@ -1,6 +1,7 @@
 //! `/api/…`: proxies calls to the upstream with the user's access token, streamed both ways.
 
 mod body;
+mod early_answer;
 mod headers;
 mod outcome;
 mod path;

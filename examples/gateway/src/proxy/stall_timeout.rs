@@ -20,6 +20,7 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower::{BoxError, Service};
 
+use super::early_answer::UploadConnection;
 use super::upstream::HttpsClient;
 
 /// Limits how long the upstream may stall. Wraps the HTTP client, so that each attempt has its own time-out.
@@ -59,14 +60,17 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let clock = StallClock::default();
-        let response = self.client.request(request.map(|body| TrackedBody { body, clock: clock.clone() }));
-        ResponseOrStall { response, clock, limit: self.limit, timer: None }
+        let mut request = request.map(|body| TrackedBody { body, clock: clock.clone() });
+        let upload = UploadConnection::of(&mut request);
+        let response = self.client.request(request);
+        ResponseOrStall { response, upload, clock, limit: self.limit, timer: None }
     }
 }
 
 /// Waits for the response, and fails once the upstream has stalled.
 pub(super) struct ResponseOrStall {
     response: ResponseFuture,
+    upload: Option<UploadConnection>,
     clock: StallClock,
     limit: Duration,
     /// Set when the response is first found missing.
@@ -77,8 +81,11 @@ impl Future for ResponseOrStall {
     type Output = Result<Response<Incoming>, BoxError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { response, clock, limit, timer } = &mut *self;
+        let Self { response, upload, clock, limit, timer } = &mut *self;
         if let Poll::Ready(response) = Pin::new(response).poll(cx) {
+            if let (Some(upload), Ok(response)) = (upload, &response) {
+                upload.answered(response);
+            }
             return Poll::Ready(response.map_err(Into::into));
         }
         let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(clock.started + *limit)));

@@ -19,6 +19,7 @@ use tower_auth_refresh::replay::ReplayBody;
 use tower_auth_refresh::{AuthRefresh, AuthRefreshLayer, Session};
 
 use super::body::{DownloadBody, UploadBody};
+use super::early_answer::{Connector, answer_first};
 use super::stall_timeout::StallTimeout;
 use crate::config::Settings;
 use crate::server::BUFFER;
@@ -99,7 +100,7 @@ impl fmt::Display for NoToken {
 impl Error for NoToken {}
 
 /// The client that [`https`] builds.
-pub(crate) type HttpsClient<B> = Client<HttpsConnector<HttpConnector>, B>;
+pub(crate) type HttpsClient<B> = Client<HttpsConnector<Connector>, B>;
 
 /// Builds a pooled client for HTTP/1 and, if negotiated by TLS, HTTP/2.
 pub(crate) fn https<B>() -> HttpsClient<B>
@@ -115,7 +116,7 @@ where
         .expect("ring supports the default protocol versions")
         .https_or_http()
         .enable_all_versions()
-        .wrap_connector(tcp);
+        .wrap_connector(answer_first(tcp));
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .timer(TokioTimer::new())
