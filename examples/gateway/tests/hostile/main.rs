@@ -4,6 +4,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../support/http1.rs"]
+mod http1;
 #[path = "../support/http2.rs"]
 #[expect(dead_code, reason = "shared by several test suites")]
 mod http2;
