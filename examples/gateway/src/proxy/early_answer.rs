@@ -18,12 +18,14 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tower::util::MapResponse;
 
+use super::send_again::Kept;
+
 /// A connector of TCP whose connections are [`AnswerFirst`].
 pub(crate) type Connector = MapResponse<HttpConnector, fn(TokioIo<TcpStream>) -> AnswerFirst<TokioIo<TcpStream>>>;
 
 /// Makes the connections of a connector [`AnswerFirst`].
 pub(super) fn answer_first(connector: HttpConnector) -> Connector {
-    MapResponse::new(connector, |io| AnswerFirst { io, write_failed: false })
+    MapResponse::new(connector, AnswerFirst::new)
 }
 
 /// A connection to a server that may stop reading.
@@ -34,6 +36,13 @@ pub(super) fn answer_first(connector: HttpConnector) -> Connector {
 pub(crate) struct AnswerFirst<S> {
     io: S,
     write_failed: bool,
+    kept: Kept,
+}
+
+impl<S> AnswerFirst<S> {
+    fn new(io: S) -> Self {
+        Self { io, write_failed: false, kept: Kept::default() }
+    }
 }
 
 impl<S: Write + Unpin> AnswerFirst<S> {
@@ -96,7 +105,7 @@ impl<S: Write + Unpin> Write for AnswerFirst<S> {
 
 impl<S: Connection> Connection for AnswerFirst<S> {
     fn connected(&self) -> Connected {
-        self.io.connected()
+        self.io.connected().extra(self.kept.clone())
     }
 }
 
@@ -135,7 +144,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
-        let mut client = TokioIo::new(AnswerFirst { io: TokioIo::new(stream), write_failed: false });
+        let mut client = TokioIo::new(AnswerFirst::new(TokioIo::new(stream)));
         client.write_all(b"upload").await.unwrap();
         server.readable().await.unwrap();
         server.write_all(b"answer").await.unwrap();

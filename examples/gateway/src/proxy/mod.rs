@@ -5,6 +5,7 @@ mod early_answer;
 mod headers;
 mod outcome;
 mod path;
+mod send_again;
 mod slow_client;
 mod stall_timeout;
 mod upstream;
