@@ -2,11 +2,13 @@
 
 use rustix::process::{Resource, getrlimit};
 
+use crate::server::Limits;
+
 /// The descriptors of a process without a limit.
 const UNLIMITED: u64 = 1 << 20;
 
-/// Descriptors for the listener, the runtime, the log and the store.
-const RESERVED: usize = 16;
+/// Descriptors for the listeners, the runtime, the log, the store and the connections to the admin listener.
+const RESERVED: usize = 16 + Limits::ADMIN_CONNECTIONS;
 
 /// Returns the number of clients' connections that may be open. The other half of the descriptors is kept for the
 /// upstream and the authorization server.

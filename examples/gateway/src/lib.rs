@@ -8,7 +8,7 @@
 //! gateway's own routes), `fields` (header values), `reject_ambiguous`, `csrf` and `cookie` (request checks), `proxy`
 //! (`path`, `headers`, `body` and `slow_client`, then `upstream` with `stall_timeout`, then `outcome`), `auth` (the
 //! authorization server), `limits` (requests and logins in flight), `task_tracker` (tasks that outlive their request),
-//! `metrics`, `log`, and `demo`.
+//! `phase` (the shutdown), `metrics`, `log`, and `demo`.
 
 #![forbid(unsafe_code)]
 
@@ -24,6 +24,7 @@ mod gateway;
 mod limits;
 mod log;
 mod metrics;
+mod phase;
 mod problem;
 mod proxy;
 mod reject_ambiguous;

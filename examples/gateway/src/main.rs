@@ -50,8 +50,11 @@ async fn run(log: &LogWriter) -> Result<(), StartError> {
         gateway = gateway.demo(demo);
     }
     let gateway = gateway.listen().await?;
+    // Stdout may be closed.
+    if let Some(address) = gateway.admin_address() {
+        let _ = writeln!(stdout(), "admin on http://{address}");
+    }
     if let Ok(address) = gateway.address() {
-        // Stdout may be closed.
         let _ = writeln!(stdout(), "listening on http://{address}");
     }
     let shutdown = async {
