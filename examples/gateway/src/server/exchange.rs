@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use axum::body::Body as AxumBody;
 use axum::response::Response;
 use bytes::Bytes;
-use http::header::{CONNECTION, EXPECT};
+use http::header::{CONNECTION, EXPECT, TRANSFER_ENCODING};
 use http::{HeaderValue, Request, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -59,6 +59,9 @@ async fn answer_upload(
     let version = request.version();
     // Reading such an upload would ask the client to send it.
     let awaits_continue = request.headers().contains_key(EXPECT);
+    // The request may also have had a length, which hyper drops, and a proxy in front may have gone by that: then the rest
+    // of the connection is a part of this upload to the proxy, and must not be read as requests (RFC 9112 §6.1).
+    let may_smuggle = request.headers().contains_key(TRANSFER_ENCODING);
     let rest = Arc::new(Rest { activity: activity.clone(), state: Mutex::default() });
     let request = request.map(|body| AxumBody::new(Upload { body: Some(body), rest: rest.clone() }));
     let mut response = router.answer(request).await;
@@ -69,7 +72,7 @@ async fn answer_upload(
     if !awaits_continue {
         rest.drain().await;
     }
-    if !rest.settle() {
+    if !rest.settle() || may_smuggle {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)

@@ -5,10 +5,10 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
-use crate::http2::{
-    CONTINUATION, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, connect, frame, headers, read_frame,
-};
+use crate::http2::{END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, connect, frame, headers, read_frame};
 use crate::test_gateway::TestGateway;
+
+const CONTINUATION: u8 = 9;
 
 #[tokio::test]
 async fn malformed_frames_end_their_stream_or_connection() {

@@ -154,8 +154,8 @@ impl Attack {
         Self::send_to(self.gateway.address, bytes).await;
     }
 
-    /// Sends bytes, and reads all that comes back.
-    pub(crate) async fn send_to(address: SocketAddr, bytes: &[u8]) {
+    /// Sends bytes, and returns all that comes back.
+    pub(crate) async fn send_to(address: SocketAddr, bytes: &[u8]) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let mut response = Vec::new();
         let exchange = async {
@@ -163,6 +163,7 @@ impl Attack {
             let _ = stream.read_to_end(&mut response).await;
         };
         timeout(Duration::from_secs(20), exchange).await.unwrap_or_else(|_| panic!("{}", bytes.escape_ascii()));
+        String::from_utf8_lossy(&response).into_owned()
     }
 
     /// Checks what the upstream has received since the last time: requests of this user, and none of those that were
@@ -363,4 +364,25 @@ pub(crate) fn with_byte(cookie: &str, byte: u8) -> [Vec<u8>; 6] {
         let head = format!("GET /api/x HTTP/1.1\r\nhost: a\r\ncookie: {cookie}\r\nconnection: close\r\n");
         [head.as_bytes(), before, &[byte], after, b"\r\n"].concat()
     })
+}
+
+/// A proxy in front may take the other of both (RFC 9112 §6.1): what follows may be a part of the body to it.
+#[tokio::test]
+async fn a_request_with_a_length_and_a_coding_is_the_last_of_its_connection() {
+    let attack = Attack::start().await;
+    let (length, coding) = ("content-length: 30\r\n", "transfer-encoding: chunked\r\n");
+    for fields in [[length, coding], [coding, length], [coding, ""]] {
+        for path in ["/api/x", "/healthz", "/nowhere"] {
+            let request = format!(
+                "POST {path} HTTP/1.1\r\nhost: a\r\ncookie: {}\r\nx-requested-with: x\r\n{}\r\n0\r\n\r\n\
+                 GET /api/smuggled HTTP/1.1\r\nhost: a\r\ncookie: {}\r\n\r\n",
+                attack.cookie,
+                fields.concat(),
+                attack.cookie
+            );
+            let answers = Attack::send_to(attack.gateway.address, request.as_bytes()).await;
+            assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{fields:?} {path}: {answers}");
+            attack.check(request.as_bytes());
+        }
+    }
 }
