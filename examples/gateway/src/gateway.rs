@@ -17,6 +17,7 @@ use crate::auth::Auth;
 use crate::config::{InvalidSetting, Settings};
 use crate::cookie::{SessionCookie, SessionId};
 use crate::demo::Demo;
+use crate::inherited::Inherited;
 use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
 use crate::phase::{self, Phase};
@@ -31,6 +32,7 @@ use crate::{descriptors, server};
 pub struct Gateway {
     settings: Settings,
     metrics: Arc<Metrics>,
+    inherited: Inherited,
     demo: Option<Demo>,
     store_factory: Option<StoreFactory>,
     with_refresh: bool,
@@ -53,7 +55,14 @@ impl Gateway {
     /// Creates a gateway with these settings.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings, metrics: Arc::default(), demo: None, store_factory: None, with_refresh: true }
+        Self {
+            settings,
+            metrics: Arc::default(),
+            inherited: Inherited::default(),
+            demo: None,
+            store_factory: None,
+            with_refresh: true,
+        }
     }
 
     /// Sets the counters, shared with a [`RefreshWatch`](crate::RefreshWatch).
@@ -62,6 +71,13 @@ impl Gateway {
     #[must_use]
     pub fn metrics(mut self, metrics: Arc<Metrics>) -> Self {
         self.metrics = metrics;
+        self
+    }
+
+    /// Takes sockets that are open already, instead of opening those of the settings. Default: none.
+    #[must_use]
+    pub fn inherited(mut self, inherited: Inherited) -> Self {
+        self.inherited = inherited;
         self
     }
 
@@ -98,15 +114,18 @@ impl Gateway {
     ///
     /// Panics outside of a `tokio` runtime.
     pub async fn listen(self) -> Result<Listening, StartError> {
-        let Self { settings, metrics, demo, store_factory, with_refresh } = self;
+        let Self { settings, metrics, inherited, demo, store_factory, with_refresh } = self;
         let auth = Auth::new(&settings)?;
         let stores = Stores::open(&settings).await?.map(Arc::new);
         let store_factory = store_factory.or_else(|| {
             let stores = stores.clone()?;
             Some(Box::new(move |id| stores.store(id)) as StoreFactory)
         });
-        let listener = bind("--listen", settings.listen)?;
-        let admin = settings.admin_listen.map(|address| bind("--admin-listen", address)).transpose()?;
+        let listener = open("--listen", settings.listen, inherited.listener)?;
+        let admin = match settings.admin_listen {
+            Some(address) => Some(open("--admin-listen", address, inherited.admin)?),
+            None => None,
+        };
         let (phase, phases) = watch::channel(Phase::Serving);
         let upstream = if with_refresh { UpstreamClient::new } else { UpstreamClient::without_refresh };
         let app = App::new(Parts {
@@ -200,8 +219,16 @@ impl Listening {
     }
 }
 
-fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
-    server::bind(address).map_err(|error| StartError::Bind { setting, address, error })
+fn open(
+    setting: &'static str,
+    address: SocketAddr,
+    inherited: Option<std::net::TcpListener>,
+) -> Result<TcpListener, StartError> {
+    inherited.map_or_else(|| server::bind(address), server::adopt).map_err(|error| StartError::Bind {
+        setting,
+        address,
+        error,
+    })
 }
 
 fn session_registry(

@@ -4,6 +4,7 @@ mod args;
 mod store;
 mod strip;
 mod units;
+mod unknown;
 
 use std::error::Error;
 use std::fmt;
@@ -18,6 +19,7 @@ use tower_auth_refresh::Origin;
 pub use self::args::{Args, LogFormat};
 pub use self::store::Store;
 pub use self::strip::StripHeaders;
+pub use self::unknown::UnknownVariable;
 
 /// The settings of a gateway, validated and complete.
 #[derive(Clone, Debug)]
