@@ -13,6 +13,7 @@ use crate::config::{PublicOrigin, StripHeaders, Upstream};
 use crate::cookie::{SessionCookie, SessionId};
 use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
+use crate::phase::Phase;
 use crate::proxy::UpstreamClient;
 use crate::task_tracker::TaskTracker;
 
@@ -39,8 +40,8 @@ pub(crate) struct Parts {
     pub(crate) logins: Arc<Logins>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tasks: TaskTracker,
-    /// Set when shutdown begins; ends responses that would never end.
-    pub(crate) stopping: watch::Receiver<bool>,
+    /// `Stopping` ends responses that would never end.
+    pub(crate) phase: watch::Receiver<Phase>,
 }
 
 impl App {

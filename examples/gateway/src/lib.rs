@@ -8,7 +8,8 @@
 //! gateway's own routes), `fields` (header values), `reject_ambiguous`, `csrf` and `cookie` (request checks), `proxy`
 //! (`path`, `headers`, `body` and `slow_client`, then `upstream` with `stall_timeout`, then `outcome`), `auth` (the
 //! authorization server), `limits` (requests and logins in flight), `task_tracker` (tasks that outlive their request),
-//! `metrics`, `log`, and `demo`.
+//! `phase` (the shutdown), `inherited` and
+//! `supervisor` (systemd), `descriptors`, `metrics`, `log`, and `demo`.
 
 #![forbid(unsafe_code)]
 
@@ -21,22 +22,30 @@ mod demo;
 mod descriptors;
 mod fields;
 mod gateway;
+mod inherited;
 mod limits;
 mod log;
 mod metrics;
+mod phase;
 mod problem;
 mod proxy;
 mod reject_ambiguous;
 mod routes;
 mod server;
 mod stores;
+mod supervisor;
 mod task_tracker;
 
-pub use config::{Args, AuthServer, InvalidSetting, LogFormat, PublicOrigin, Settings, Store, StripHeaders, Upstream};
+pub use config::{
+    Args, AuthServer, InvalidSetting, LogFormat, PublicOrigin, Settings, Store, StripHeaders, UnknownVariable, Upstream,
+};
 pub use demo::Demo;
+pub use descriptors::raise_descriptor_limit;
 pub use gateway::{Gateway, StartError};
+pub use inherited::Inherited;
 pub use log::LogWriter;
 pub use metrics::{Metrics, RefreshWatch};
+pub use supervisor::Supervisor;
 
 /// Compiles the examples of the workspace's README, which a published crate can't include.
 #[cfg(doctest)]

@@ -16,7 +16,7 @@ use self::histogram::Histogram;
 pub use self::refreshes::RefreshWatch;
 
 /// Values of the `route` label: first path segments, and one value for all others.
-const ROUTES: [&str; 7] = ["api", "login", "logout", "session", "healthz", "metrics", "other"];
+const ROUTES: [&str; 8] = ["api", "login", "logout", "session", "healthz", "readyz", "metrics", "other"];
 
 /// The number of statuses from 100 to 599.
 const STATUSES: usize = 500;
