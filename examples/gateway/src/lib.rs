@@ -4,8 +4,8 @@
 //! access token, through [`AuthRefreshLayer::per_request`](tower_auth_refresh::AuthRefreshLayer::per_request). When the
 //! token has expired, the gateway refreshes it once, however many calls fail at the same moment, and replays them all.
 //!
-//! `main.rs` is the program. The modules, in reading order: `config` (settings), `server` (connections), `routes` (the
-//! gateway's own routes), `fields` (header values), `reject_ambiguous`, `csrf` and `cookie` (request checks), `proxy`
+//! `main.rs` is the program. The modules, in reading order: `config` (settings), `server` (connections), `client_address`
+//! (the client of a request), `routes` (the gateway's own routes), `fields` (header values), `reject_ambiguous`, `csrf` and `cookie` (request checks), `proxy`
 //! (`path`, `headers`, `body` and `slow_client`, then `upstream` with `stall_timeout`, then `outcome`), `auth` (the
 //! authorization server), `limits` (requests and logins in flight), `task_tracker` (tasks that outlive their request),
 //! `metrics`, `log`, and `demo`.
@@ -14,6 +14,7 @@
 
 mod app;
 mod auth;
+mod client_address;
 mod config;
 mod cookie;
 mod csrf;

@@ -26,7 +26,6 @@ use crate::cookie::SessionId;
 use crate::fields;
 use crate::limits::{Exceeded, RequestPermit};
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
-use crate::server::Peer;
 
 /// Proxies a request for the API.
 pub(crate) async fn proxy(app: &App, request: Request) -> Response {
@@ -90,8 +89,7 @@ impl Call {
         let Some(uri) = path::to_upstream(&app.upstream.uri, &head.uri) else {
             return Kind::MalformedRequest.into_response();
         };
-        let peer = head.extensions.remove::<Peer>();
-        headers::to_upstream(&mut head, peer, &app.public, &app.strip);
+        headers::to_upstream(&mut head, &app.public, &app.strip);
         head.uri = uri;
         // The version and the extensions belong to the client's connection.
         let version = std::mem::replace(&mut head.version, Version::HTTP_11);

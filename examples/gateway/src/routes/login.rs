@@ -13,10 +13,10 @@ use tower_auth_refresh::SessionRegistryError;
 
 use crate::app::App;
 use crate::auth::LoginFailed;
+use crate::client_address::ClientAddress;
 use crate::cookie::SessionId;
 use crate::fields;
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
-use crate::server::Peer;
 
 /// The maximum size of the credentials.
 const BODY_LIMIT: usize = 16 * 1024;
@@ -29,7 +29,7 @@ pub(crate) async fn login(State(app): State<App>, request: Request) -> Result<Re
     let (head, body) = request.into_parts();
     let credentials = credentials(&app, &head.headers, body).await?;
     // Counted from here on: slow credentials keep no other login out.
-    let address = head.extensions.get::<Peer>().map(|Peer(address)| address.ip());
+    let address = head.extensions.get::<ClientAddress>().map(ClientAddress::ip);
     let Some(permit) = app.logins.admit(address) else {
         return Err(Problem::from(Kind::TooManyLogins).retry_after(DEFAULT_RETRY_AFTER));
     };

@@ -1,7 +1,6 @@
 //! Serves one connection: hyper does the protocol, and a supervisor beside it keeps the limits.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +16,8 @@ use super::activity::{Activity, State};
 use super::progress::{close_by_reset, limit_stalls};
 use super::socket::{Socket, linger};
 use super::table::Slot;
-use super::{BUFFER, Limits, Peer, exchange};
+use super::{BUFFER, Limits, exchange};
+use crate::client_address::ClientAddress;
 use crate::routes::Router;
 
 /// The connection preface of HTTP/2 (RFC 9113 §3.4).
@@ -40,7 +40,7 @@ pub(super) enum Protocol {
 /// Serves a connection until it ends, a limit is exceeded, or it has to make room for another.
 pub(super) async fn serve(
     stream: TcpStream,
-    address: SocketAddr,
+    client: ClientAddress,
     slot: Slot,
     router: Router,
     limits: Limits,
@@ -52,7 +52,7 @@ pub(super) async fn serve(
         () = activity.eviction() => {}
         () = async {
             if let Some(protocol) = first_bytes(&stream, limits.client_timeout, &mut stopping).await {
-                serve_protocol(stream, protocol, Peer(address), activity, router, limits, stopping).await;
+                serve_protocol(stream, protocol, client, activity, router, limits, stopping).await;
             }
         } => {}
     }
@@ -61,7 +61,7 @@ pub(super) async fn serve(
 async fn serve_protocol(
     stream: TcpStream,
     protocol: Protocol,
-    peer: Peer,
+    client: ClientAddress,
     activity: &Arc<Activity>,
     router: Router,
     limits: Limits,
@@ -70,7 +70,7 @@ async fn serve_protocol(
     let (socket, given_back) = Socket::new(limit_stalls(stream, limits.client_timeout), protocol, activity.clone());
     let service = {
         let activity = activity.clone();
-        service_fn(move |request| exchange::answer(router.clone(), peer, activity.clone(), request))
+        service_fn(move |request| exchange::answer(router.clone(), client.clone(), activity.clone(), request))
     };
     {
         let http = http();

@@ -14,8 +14,8 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::task::yield_now;
 
-use super::Peer;
 use super::activity::{Activity, Answering};
+use crate::client_address::ClientAddress;
 use crate::routes::Router;
 
 /// The most that is read of an upload after its response is known, to keep the connection.
@@ -30,12 +30,12 @@ const DRAIN_ROUNDS: usize = 8;
 /// that it needn't send the rest. What has arrived already is read, and keeps the connection.
 pub(super) async fn answer(
     router: Router,
-    peer: Peer,
+    client: ClientAddress,
     activity: Arc<Activity>,
     mut request: Request<Incoming>,
 ) -> Result<http::Response<ResponseBody>, Infallible> {
     let answering = activity.request_started();
-    request.extensions_mut().insert(peer);
+    request.extensions_mut().insert(client);
     let version = request.version();
     let mut response = answer_upload(router, &activity, request).await?;
     if activity.is_closing() && version != Version::HTTP_2 {

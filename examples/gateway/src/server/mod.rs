@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 pub(crate) use self::table::limited_address;
 use self::table::{Slot, Table};
+use crate::client_address::ClientAddress;
 use crate::config::Settings;
 use crate::descriptors;
 use crate::routes::Router;
@@ -31,10 +32,6 @@ const BACKLOG: u32 = 1024;
 /// The buffer of each connection and stream, which also limits the head of a request. A stalled transfer holds at most
 /// two, beside those of the operating system.
 pub(crate) const BUFFER: usize = 64 * 1024;
-
-/// The address of a connection's client, in each request's extensions.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer(pub(crate) SocketAddr);
 
 /// The limits of connections.
 #[derive(Clone, Copy, Debug)]
@@ -80,8 +77,8 @@ pub(crate) async fn serve(
     let mut shutdown = pin!(shutdown);
     let (stop, stopping) = watch::channel(false);
     let table = Arc::new(Table::new(limits.connections, limits.connections_per_address));
-    let spawn = |(stream, address, slot): Accepted| {
-        tokio::spawn(connection::serve(stream, address, slot, router.clone(), limits, stopping.clone()));
+    let spawn = |(stream, client, slot): Accepted| {
+        tokio::spawn(connection::serve(stream, client, slot, router.clone(), limits, stopping.clone()));
     };
     // Failures are logged once, not twenty times a second.
     let mut logged = false;
@@ -122,12 +119,11 @@ pub(crate) async fn serve(
 }
 
 /// A connection with its place in the table.
-type Accepted = (TcpStream, SocketAddr, Slot);
+type Accepted = (TcpStream, ClientAddress, Slot);
 
 /// Accepts a connection and waits until there is room for it. Returns `None` if it is over the limit of its address.
 async fn accept(listener: &TcpListener, table: &Arc<Table>) -> io::Result<Option<Accepted>> {
-    let (stream, mut address) = listener.accept().await?;
-    // A socket of IPv6 sees clients of IPv4 as `::ffff:192.0.2.1`.
-    address.set_ip(address.ip().to_canonical());
-    Ok(table.admit(address).await.map(|slot| (stream, address, slot)))
+    let (stream, address) = listener.accept().await?;
+    let client = ClientAddress::new(address.ip());
+    Ok(table.admit(client.ip()).await.map(|slot| (stream, client, slot)))
 }

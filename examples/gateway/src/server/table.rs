@@ -1,7 +1,7 @@
 //! [`Table`]: the open connections, limited in all and per address.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -51,8 +51,8 @@ impl Table {
 
     /// Waits for a place. If there is none, the connection that has been without a request for the longest time is
     /// closed. Returns `None` if the address has its maximum, all with requests.
-    pub(super) async fn admit(self: &Arc<Self>, address: SocketAddr) -> Option<Slot> {
-        let address = limited_address(address.ip());
+    pub(super) async fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Slot> {
+        let address = limited_address(address);
         loop {
             let released = self.released.notified();
             {
@@ -139,8 +139,8 @@ pub(crate) fn limited_address(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    fn address(last: u8) -> SocketAddr {
-        ([192, 0, 2, last], 1234).into()
+    fn address(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
     }
 
     #[tokio::test(start_paused = true)]
@@ -186,7 +186,7 @@ mod tests {
         let _answering = [slots[0].activity.request_started(), slots[1].activity.request_started()];
         assert!(table.admit(address(1)).await.is_none());
         // An IPv4 address in the notation of IPv6 is the same.
-        assert!(table.admit("[::ffff:192.0.2.1]:1".parse().unwrap()).await.is_none());
+        assert!(table.admit("::ffff:192.0.2.1".parse().unwrap()).await.is_none());
         assert!(table.admit(address(2)).await.is_some());
     }
 
