@@ -15,6 +15,7 @@ use tower_auth_refresh_http::{
 
 use self::password_grant::PasswordGrant;
 use crate::config::{AuthServer, InvalidSetting, Settings};
+use crate::user::with_user;
 
 /// A client of the authorization server.
 #[derive(Clone)]
@@ -84,12 +85,13 @@ impl Auth {
         }
     }
 
-    /// Exchanges credentials for tokens.
+    /// Exchanges credentials for tokens, which name their [user](crate::user).
     pub(crate) async fn login(&self, credentials: &Map<String, Value>) -> Result<Tokens, LoginFailed> {
-        match self {
-            Self::Json { login, .. } => Ok(login.request_tokens(credentials).await?),
-            Self::OAuth { login, .. } => login.request_tokens(credentials).await,
-        }
+        let tokens = match self {
+            Self::Json { login, .. } => login.request_tokens(credentials).await?,
+            Self::OAuth { login, .. } => login.request_tokens(credentials).await?,
+        };
+        Ok(with_user(tokens, credentials))
     }
 
     /// Revokes tokens for which no session could be created.

@@ -42,6 +42,8 @@ struct TokenResponse {
     token_type: Option<String>,
     /// Seconds. A number by the standard; some servers send a string.
     expires_in: Option<Value>,
+    /// Present if the scope has `openid`.
+    id_token: Option<Value>,
     error: Option<String>,
 }
 
@@ -132,6 +134,10 @@ impl TokenResponse {
         let tokens = match self.refresh_token.filter(|token| !token.is_empty()) {
             Some(refresh) => Tokens::new(access, RefreshToken::new(refresh).map_err(failed)?),
             None => Tokens::from_access_token(access),
+        };
+        let tokens = match self.id_token {
+            Some(id_token) => tokens.with_extra(Map::from_iter([("id_token".to_owned(), id_token)])),
+            None => tokens,
         };
         // An invalid lifetime counts as unknown and does not fail the login.
         let lifetime = match self.expires_in {
