@@ -31,6 +31,12 @@ impl ClientAddress {
         self.ip
     }
 
+    /// Returns the address as text, with which its header begins.
+    pub(crate) fn text(&self) -> &str {
+        let addresses = str::from_utf8(self.forwarded_for.as_bytes()).unwrap_or_default();
+        addresses.split_once(',').map_or(addresses, |(client, _)| client)
+    }
+
     /// Returns the value of `X-Forwarded-For` for the servers behind the gateway.
     pub(crate) fn forwarded_for(&self) -> &HeaderValue {
         &self.forwarded_for

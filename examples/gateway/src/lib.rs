@@ -8,7 +8,7 @@
 //! (the client of a request), `routes` (the gateway's own routes), `fields` (header values), `reject_ambiguous`, `csrf` and `cookie` (request checks), `proxy`
 //! (`path`, `headers`, `body` and `slow_client`, then `upstream` with `stall_timeout`, then `outcome`), `auth` (the
 //! authorization server), `user` (the name of a session's user), `limits` (requests and logins in flight), `task_tracker` (tasks that outlive their request),
-//! `metrics`, `log`, and `demo`.
+//! `observation` (a request's line of the log and its ids), `metrics`, `log`, and `demo`.
 
 #![forbid(unsafe_code)]
 
@@ -25,6 +25,7 @@ mod gateway;
 mod limits;
 mod log;
 mod metrics;
+mod observation;
 mod problem;
 mod proxy;
 mod reject_ambiguous;
@@ -39,6 +40,7 @@ pub use demo::Demo;
 pub use gateway::{Gateway, StartError};
 pub use log::LogWriter;
 pub use metrics::{Metrics, RefreshWatch};
+pub use observation::AccessLog;
 
 /// Compiles the examples of the workspace's README, which a published crate can't include.
 #[cfg(doctest)]

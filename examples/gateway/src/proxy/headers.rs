@@ -27,7 +27,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// Headers that have their meaning for the gateway, which another spelling would bypass.
-const NOT_SPELLED_OTHERWISE: [&str; 9] = [
+const NOT_SPELLED_OTHERWISE: [&str; 12] = [
     "authorization",
     "connection",
     "content-length",
@@ -36,7 +36,10 @@ const NOT_SPELLED_OTHERWISE: [&str; 9] = [
     "host",
     "origin",
     "proxy-authorization",
+    "traceparent",
+    "tracestate",
     "transfer-encoding",
+    "x-request-id",
 ];
 
 /// Fields that must not be trailers.
@@ -147,8 +150,8 @@ const IDENTITY_PREFIXES: [&str; 33] = [
     "tailscale-user-",
 ];
 
-/// The number of headers that are added to a request: four here, the token and the host.
-const ADDED: usize = 6;
+/// The number of headers that are added to a request: four here, two ids, the token and the host.
+const ADDED: usize = 8;
 
 /// Rewrites the headers of a client's request for the upstream.
 pub(super) fn to_upstream(head: &mut Parts, public: &PublicOrigin, strip: &StripHeaders) {
