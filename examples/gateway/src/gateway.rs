@@ -187,7 +187,8 @@ impl Listening {
             stopping.send_replace(true);
             Instant::now() + settings.shutdown_timeout
         };
-        let deadline = server::serve(listener, router, (&settings).into(), shutdown).await;
+        let proxies = Arc::new(settings.trusted_proxies.clone());
+        let deadline = server::serve(listener, router, (&settings).into(), &proxies, shutdown).await;
         let idle = async {
             app.tasks.wait_idle().await;
             app.sessions.wait_idle().await;

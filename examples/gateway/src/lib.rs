@@ -35,7 +35,9 @@ mod stores;
 mod task_tracker;
 mod user;
 
-pub use config::{Args, AuthServer, InvalidSetting, LogFormat, PublicOrigin, Settings, Store, StripHeaders, Upstream};
+pub use config::{
+    Args, AuthServer, InvalidSetting, LogFormat, PublicOrigin, Settings, Store, StripHeaders, TrustedProxies, Upstream,
+};
 pub use demo::Demo;
 pub use gateway::{Gateway, StartError};
 pub use log::LogWriter;

@@ -14,6 +14,7 @@ use tower_auth_refresh_http::{
 };
 
 use self::password_grant::PasswordGrant;
+use crate::client_address::{ClientAddress, X_FORWARDED_FOR};
 use crate::config::{AuthServer, InvalidSetting, Settings};
 use crate::user::with_user;
 
@@ -85,11 +86,22 @@ impl Auth {
         }
     }
 
-    /// Exchanges credentials for tokens, which name their [user](crate::user).
-    pub(crate) async fn login(&self, credentials: &Map<String, Value>) -> Result<Tokens, LoginFailed> {
-        let tokens = match self {
-            Self::Json { login, .. } => login.request_tokens(credentials).await?,
-            Self::OAuth { login, .. } => login.request_tokens(credentials).await?,
+    /// Exchanges the credentials of a client for tokens, which name their [user](crate::user).
+    ///
+    /// The server learns the client's address, for limits of its own: all logins come from the gateway's.
+    pub(crate) async fn login(
+        &self,
+        credentials: &Map<String, Value>,
+        client: Option<&ClientAddress>,
+    ) -> Result<Tokens, LoginFailed> {
+        let forwarded_for = client.map(ClientAddress::forwarded_for);
+        let tokens = match (self, forwarded_for) {
+            (Self::Json { login, .. }, None) => login.request_tokens(credentials).await?,
+            (Self::Json { login, .. }, Some(forwarded_for)) => {
+                let login = login.clone().header(X_FORWARDED_FOR, forwarded_for.clone());
+                login.request_tokens(credentials).await?
+            }
+            (Self::OAuth { login, .. }, forwarded_for) => login.request_tokens(credentials, forwarded_for).await?,
         };
         Ok(with_user(tokens, credentials))
     }

@@ -18,6 +18,7 @@ use serde_json::{Map, Value};
 use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
 
 use super::LoginFailed;
+use crate::client_address::X_FORWARDED_FOR;
 use crate::proxy::{HttpsClient, https};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -59,8 +60,15 @@ impl PasswordGrant {
         Self { client: https(), url: url.to_owned(), client_id: client_id.to_owned(), authorization }
     }
 
-    pub(super) async fn request_tokens(&self, credentials: &Map<String, Value>) -> Result<Tokens, LoginFailed> {
-        let request = self.request(credentials)?;
+    pub(super) async fn request_tokens(
+        &self,
+        credentials: &Map<String, Value>,
+        forwarded_for: Option<&HeaderValue>,
+    ) -> Result<Tokens, LoginFailed> {
+        let mut request = self.request(credentials)?;
+        if let Some(forwarded_for) = forwarded_for {
+            request.headers_mut().insert(X_FORWARDED_FOR, forwarded_for.clone());
+        }
         match tokio::time::timeout(TIMEOUT, self.send(request)).await {
             Ok(result) => result,
             Err(_elapsed) => Err(LoginFailed::Unavailable { retry_after: None }),

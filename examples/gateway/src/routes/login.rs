@@ -36,15 +36,15 @@ pub(crate) async fn login(
     let (head, body) = request.into_parts();
     let credentials = credentials(&app, &head.headers, body).await?;
     // Counted from here on: slow credentials keep no other login out.
-    let address = head.extensions.get::<ClientAddress>().map(ClientAddress::ip);
-    let Some(permit) = app.logins.admit(address) else {
+    let client = head.extensions.get::<ClientAddress>().cloned();
+    let Some(permit) = app.logins.admit(client.as_ref().map(ClientAddress::ip)) else {
         return Err(Problem::from(Kind::TooManyLogins).retry_after(DEFAULT_RETRY_AFTER));
     };
     let previous = app.cookie.read(&head.headers);
     let task = app.tasks.spawn({
         let app = app.clone();
         async move {
-            let session = sign_in(app, credentials, previous, &observation).await;
+            let session = sign_in(app, credentials, client, previous, &observation).await;
             drop(permit);
             session
         }
@@ -86,6 +86,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 async fn sign_in(
     app: App,
     credentials: Map<String, Value>,
+    client: Option<ClientAddress>,
     previous: Option<SessionId>,
     observation: &Observation,
 ) -> Result<PendingSession, Problem> {
@@ -94,7 +95,7 @@ async fn sign_in(
         tracing::error!(%error, "random number generation failed");
         Kind::Internal
     })?;
-    let tokens = app.auth.login(&credentials).await.map_err(|failed| match failed {
+    let tokens = app.auth.login(&credentials, client.as_ref()).await.map_err(|failed| match failed {
         LoginFailed::WrongCredentials => Kind::WrongCredentials.into(),
         LoginFailed::Malformed => Kind::MalformedRequest.into(),
         LoginFailed::Unavailable { retry_after } => {

@@ -32,11 +32,11 @@ const DRAIN_ROUNDS: usize = 8;
 pub(super) async fn answer(
     router: Router,
     client: ClientAddress,
+    mut observed: Observed,
     activity: Arc<Activity>,
     mut request: Request<Incoming>,
 ) -> Result<http::Response<ResponseBody>, Infallible> {
     let answering = activity.request_started();
-    let mut observed = router.observe(&request, &client, false);
     request.extensions_mut().insert(client);
     let version = request.version();
     let mut response = answer_upload(router, &activity, observed.observation(), request).await?;

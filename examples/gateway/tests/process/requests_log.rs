@@ -136,6 +136,19 @@ async fn an_upstream_is_sent_the_ids_that_the_line_has() {
 }
 
 #[tokio::test]
+async fn a_trusted_proxy_names_the_client_and_the_request() {
+    let kit = TestServer::start().await.unwrap();
+    let (program, log) = start(&kit.origin(), &kit.origin(), &["--log=json", "--trusted-proxy=127.0.0.1"]);
+    let browser = Browser::at(program.address);
+    let request = browser.request(Method::GET, "/healthz").header("x-forwarded-for", "203.0.113.1, 192.0.2.7");
+    let response = browser.fetch(request.header("x-request-id", "of-the-proxy").body(Body::empty()).unwrap()).await;
+    assert_eq!(response.headers["x-request-id"], "of-the-proxy");
+    let log = stop(program, log).await;
+    let line = events(&log, "request completed").next().unwrap();
+    assert_eq!((&line["client.address"], &line["request.id"]), (&"192.0.2.7".into(), &"of-the-proxy".into()));
+}
+
+#[tokio::test]
 async fn failed_logins_are_told_apart_and_name_no_user() {
     let kit = TestServer::start().await.unwrap();
     let (program, log) = start(&kit.origin(), &kit.origin(), &["--log=json", "--max-sessions=1"]);
