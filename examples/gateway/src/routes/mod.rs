@@ -23,6 +23,7 @@ use tower_http::set_header::SetResponseHeaderLayer;
 use crate::app::App;
 use crate::client_address::ClientAddress;
 use crate::csrf::is_cross_origin;
+use crate::metrics::Metrics;
 use crate::observation::{Observation, Observed};
 use crate::problem::Kind;
 use crate::proxy::proxy;
@@ -54,6 +55,10 @@ impl Router {
             .layer(SetResponseHeaderLayer::overriding(x_frame_options, HeaderValue::from_static("DENY")))
             .with_state(app.clone());
         Self { app: app.clone(), own }
+    }
+
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.app.metrics
     }
 
     /// Begins to observe a request.

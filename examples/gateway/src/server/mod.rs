@@ -78,8 +78,11 @@ pub(crate) async fn serve(
     let mut shutdown = pin!(shutdown);
     let (stop, stopping) = watch::channel(false);
     let table = Arc::new(Table::new(limits.connections, limits.connections_per_address));
-    let spawn = |(stream, peer, slot): Accepted| {
-        tokio::spawn(connection::serve(stream, peer, slot, router.clone(), limits, stopping.clone()));
+    let spawn = |accepted: Option<Accepted>| match accepted {
+        Some((stream, peer, slot)) => {
+            tokio::spawn(connection::serve(stream, peer, slot, router.clone(), limits, stopping.clone()));
+        }
+        None => router.metrics().connections.refuse(),
     };
     // Failures are logged once, not twenty times a second.
     let mut logged = false;
@@ -90,7 +93,7 @@ pub(crate) async fn serve(
             accepted = accept(&listener, &table, proxies) => match accepted {
                 Ok(accepted) => {
                     logged = false;
-                    accepted.into_iter().for_each(&spawn);
+                    spawn(accepted);
                 }
                 Err(error) => {
                     // Most likely out of file descriptors.
@@ -106,7 +109,7 @@ pub(crate) async fn serve(
     table.close_soon();
     // Clients that have connected already get their answers.
     while let Some(Ok(accepted)) = accept(&listener, &table, proxies).now_or_never() {
-        accepted.into_iter().for_each(&spawn);
+        spawn(accepted);
     }
     // New connections are refused from here on: their clients can try another instance.
     drop(listener);
