@@ -11,7 +11,7 @@ use super::histogram::Histogram;
 use super::{Exposition, increment, load};
 
 /// Values of the `route` label: first path segments, and one value for all others.
-pub(crate) const ROUTES: [&str; 7] = ["api", "login", "logout", "session", "healthz", "metrics", "other"];
+pub(crate) const ROUTES: [&str; 8] = ["api", "login", "logout", "session", "healthz", "readyz", "metrics", "other"];
 
 /// The number of statuses from 100 to 599.
 const STATUSES: usize = 500;
