@@ -41,7 +41,8 @@ pub(crate) fn for_requests() -> usize {
     (limit() / 4).max(1)
 }
 
-fn limit() -> usize {
+/// Returns the maximum number of descriptors.
+pub(crate) fn limit() -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(UNLIMITED);
     usize::try_from(limit.min(UNLIMITED)).unwrap_or(usize::MAX)
 }

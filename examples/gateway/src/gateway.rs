@@ -20,6 +20,7 @@ use crate::demo::Demo;
 use crate::inherited::Inherited;
 use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
+use crate::observation::AccessLog;
 use crate::phase::{self, Phase};
 use crate::proxy::UpstreamClient;
 use crate::routes::Router;
@@ -32,6 +33,7 @@ use crate::{descriptors, server};
 pub struct Gateway {
     settings: Settings,
     metrics: Arc<Metrics>,
+    access_log: Option<AccessLog>,
     inherited: Inherited,
     demo: Option<Demo>,
     store_factory: Option<StoreFactory>,
@@ -58,6 +60,7 @@ impl Gateway {
         Self {
             settings,
             metrics: Arc::default(),
+            access_log: None,
             inherited: Inherited::default(),
             demo: None,
             store_factory: None,
@@ -71,6 +74,13 @@ impl Gateway {
     #[must_use]
     pub fn metrics(mut self, metrics: Arc<Metrics>) -> Self {
         self.metrics = metrics;
+        self
+    }
+
+    /// Logs each request. Default: `None`, no lines.
+    #[must_use]
+    pub fn access_log(mut self, log: Option<AccessLog>) -> Self {
+        self.access_log = log;
         self
     }
 
@@ -114,7 +124,7 @@ impl Gateway {
     ///
     /// Panics outside of a `tokio` runtime.
     pub async fn listen(self) -> Result<Listening, StartError> {
-        let Self { settings, metrics, inherited, demo, store_factory, with_refresh } = self;
+        let Self { settings, metrics, access_log, inherited, demo, store_factory, with_refresh } = self;
         let auth = Auth::new(&settings)?;
         let stores = Stores::open(&settings).await?.map(Arc::new);
         let store_factory = store_factory.or_else(|| {
@@ -148,6 +158,7 @@ impl Gateway {
                 settings.logins_in_flight_per_address.unwrap_or(usize::MAX),
             )),
             metrics,
+            access_log,
             tasks: TaskTracker::default(),
             phase: phases,
         });
@@ -196,9 +207,11 @@ impl Listening {
         // To the end: it shows how far the shutdown is.
         let (_open, always) = watch::channel(Phase::Serving);
         let admin = admin.map(|listener| {
-            tokio::spawn(server::serve(listener, Router::admin(&app), Limits::admin(&settings), always))
+            let proxies = Arc::default();
+            tokio::spawn(server::serve(listener, Router::admin(&app), Limits::admin(&settings), proxies, always))
         });
-        let serving = server::serve(listener, router, (&settings).into(), phase.subscribe());
+        let proxies = Arc::new(settings.trusted_proxies.clone());
+        let serving = server::serve(listener, router, (&settings).into(), proxies, phase.subscribe());
         let (deadline, ()) = tokio::join!(serving, phase::run(phase, shutdown, settings.drain_delay));
         let idle = async {
             app.tasks.wait_idle().await;

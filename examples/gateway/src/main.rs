@@ -7,7 +7,7 @@ use std::process::{ExitCode, exit};
 use std::sync::Arc;
 
 use gateway::{
-    Args, Demo, Gateway, Inherited, InvalidSetting, LogFormat, LogWriter, Metrics, RefreshWatch, StartError,
+    AccessLog, Args, Demo, Gateway, Inherited, InvalidSetting, LogFormat, LogWriter, Metrics, RefreshWatch, StartError,
     Supervisor, UnknownVariable, raise_descriptor_limit,
 };
 use mimalloc::MiMalloc;
@@ -44,6 +44,7 @@ async fn run(log: &LogWriter) -> Result<(), StartError> {
     let mut args = Args::read()?;
     let metrics = Arc::<Metrics>::default();
     init_tracing(args.log, log.clone(), &metrics)?;
+    let access_log = AccessLog::new(log.clone(), args.log);
     for UnknownVariable { name, similar } in Args::unknown_variables() {
         tracing::warn!(variable = name, similar, "unknown setting in the environment");
     }
@@ -55,7 +56,7 @@ async fn run(log: &LogWriter) -> Result<(), StartError> {
     // Before the line on stdout: a supervisor may send a signal as soon as it has read that line.
     let mut signals = Signals::listen();
 
-    let mut gateway = Gateway::new(args.into_settings()?).metrics(metrics).inherited(inherited);
+    let mut gateway = Gateway::new(args.into_settings()?).metrics(metrics).access_log(access_log).inherited(inherited);
     if let Some(demo) = demo {
         gateway = gateway.demo(demo);
     }

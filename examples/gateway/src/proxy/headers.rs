@@ -8,10 +8,10 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 
 use super::path;
+use crate::client_address::{ClientAddress, X_FORWARDED_FOR};
 use crate::config::{PublicOrigin, StripHeaders};
 use crate::cookie::SessionCookie;
 use crate::fields;
-use crate::server::Peer;
 
 /// Hop-by-hop headers (RFC 9110 §7.6.1) and proxy authentication (§11.7).
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -27,7 +27,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// Headers that have their meaning for the gateway, which another spelling would bypass.
-const NOT_SPELLED_OTHERWISE: [&str; 9] = [
+const NOT_SPELLED_OTHERWISE: [&str; 12] = [
     "authorization",
     "connection",
     "content-length",
@@ -36,7 +36,10 @@ const NOT_SPELLED_OTHERWISE: [&str; 9] = [
     "host",
     "origin",
     "proxy-authorization",
+    "traceparent",
+    "tracestate",
     "transfer-encoding",
+    "x-request-id",
 ];
 
 /// Fields that must not be trailers.
@@ -147,12 +150,12 @@ const IDENTITY_PREFIXES: [&str; 33] = [
     "tailscale-user-",
 ];
 
-/// The number of headers that are added to a request: four here, the token and the host.
-const ADDED: usize = 6;
+/// The number of headers that are added to a request: four here, two ids, the token and the host.
+const ADDED: usize = 8;
 
 /// Rewrites the headers of a client's request for the upstream.
-pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicOrigin, strip: &StripHeaders) {
-    let Parts { headers, uri, version, .. } = head;
+pub(super) fn to_upstream(head: &mut Parts, public: &PublicOrigin, strip: &StripHeaders) {
+    let Parts { headers, uri, version, extensions, .. } = head;
     let host = match (public, headers.get(HOST)) {
         // Not the client's `Host`: the upstream may build links from it.
         (PublicOrigin::Named(origin), _) => HeaderValue::from_str(authority(&origin.to_string())).ok(),
@@ -164,8 +167,8 @@ pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicO
     // The HTTP client sets the upstream's host, and the gateway has met the expectation itself.
     remove_all(headers, |name| [EXPECT, HOST].contains(name) || is_hop_by_hop(name) || is_credential(name, strip));
     headers.reserve(ADDED);
-    if let Some(value) = peer.and_then(|Peer(address)| HeaderValue::from_str(&address.ip().to_string()).ok()) {
-        headers.insert(HeaderName::from_static("x-forwarded-for"), value);
+    if let Some(client) = extensions.get::<ClientAddress>() {
+        headers.insert(X_FORWARDED_FOR, client.forwarded_for().clone());
     }
     if let Some(host) = host {
         headers.insert(HeaderName::from_static("x-forwarded-host"), host);
@@ -368,11 +371,11 @@ mod tests {
             ("accept", "text/html"),
             ("x-requested-with", "fetch"),
         ]);
-        let peer = Peer("192.0.2.7:1234".parse().unwrap());
         let public = PublicOrigin::Named(Origin::parse("https://app.example.com:8443").unwrap());
         let (mut head, ()) = http::Request::get("/api/x").version(Version::HTTP_2).body(()).unwrap().into_parts();
         head.headers = sent;
-        to_upstream(&mut head, Some(peer), &public, &StripHeaders::default());
+        head.extensions.insert(ClientAddress::new("192.0.2.7".parse().unwrap()));
+        to_upstream(&mut head, &public, &StripHeaders::default());
         let headers = head.headers;
         assert_eq!(
             names(&headers),

@@ -19,7 +19,8 @@ impl Nginx {
     /// Starts nginx with its default settings in front of a server, or returns `None` if it is not installed. On CI a
     /// missing nginx is a failure.
     pub(crate) fn in_front_of(server: SocketAddr) -> Option<Self> {
-        Self::start("", &format!("proxy_pass http://{server}; proxy_set_header Host {server};"))
+        let client = "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;";
+        Self::start("", &format!("proxy_pass http://{server}; proxy_set_header Host {server}; {client}"))
     }
 
     /// Starts nginx in front of several servers, with connections that are kept alive, as OPERATIONS.md has it.
