@@ -13,7 +13,7 @@ use crate::config::{PublicOrigin, StripHeaders, Upstream};
 use crate::cookie::{SessionCookie, SessionId};
 use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
-use crate::proxy::UpstreamClient;
+use crate::proxy::{CommonHeaders, UpstreamClient};
 use crate::task_tracker::TaskTracker;
 
 /// The longest wait for a sign-out: the authorization server may not respond.
@@ -30,6 +30,7 @@ pub(crate) struct Parts {
     pub(crate) auth: Auth,
     pub(crate) client: UpstreamClient,
     pub(crate) upstream: Upstream,
+    pub(crate) common_headers: CommonHeaders,
     pub(crate) public: PublicOrigin,
     pub(crate) cookie: SessionCookie,
     pub(crate) strip: Arc<StripHeaders>,

@@ -19,7 +19,7 @@ use crate::cookie::{SessionCookie, SessionId};
 use crate::demo::Demo;
 use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
-use crate::proxy::UpstreamClient;
+use crate::proxy::{CommonHeaders, UpstreamClient};
 use crate::routes::Router;
 use crate::stores::Stores;
 use crate::task_tracker::TaskTracker;
@@ -112,6 +112,7 @@ impl Gateway {
             auth,
             client: upstream(&settings),
             upstream: settings.upstream.clone(),
+            common_headers: CommonHeaders::new(&settings.upstream.origin, &settings.public),
             public: settings.public.clone(),
             cookie: SessionCookie::new(settings.public.is_https()),
             strip: Arc::new(settings.strip_headers.clone()),

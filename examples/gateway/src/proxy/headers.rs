@@ -6,6 +6,7 @@ use http::header::{
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
+use tower_auth_refresh::Origin;
 
 use super::path;
 use crate::config::{PublicOrigin, StripHeaders};
@@ -150,28 +151,59 @@ const IDENTITY_PREFIXES: [&str; 33] = [
 /// The number of headers that are added to a request: four here, the token and the host.
 const ADDED: usize = 6;
 
+/// The headers that all requests for the upstream have in common, formatted once.
+pub(crate) struct CommonHeaders {
+    /// The upstream's host. Absent if the HTTP client sets it: over TLS, it may be a pseudo-header of HTTP/2.
+    host: Option<HeaderValue>,
+    /// Absent if each request names its own.
+    forwarded_host: Option<HeaderValue>,
+    forwarded_proto: HeaderValue,
+}
+
+impl CommonHeaders {
+    pub(crate) fn new(upstream: &Origin, public: &PublicOrigin) -> Self {
+        let authority = |origin: &Origin| {
+            let origin = origin.to_string();
+            let (scheme, authority) = origin.split_once("://")?;
+            Some((scheme == "https", HeaderValue::from_str(authority).ok()?))
+        };
+        Self {
+            host: authority(upstream).and_then(|(is_https, host)| (!is_https).then_some(host)),
+            forwarded_host: match public {
+                // Not the client's `Host`: the upstream may build links from it.
+                PublicOrigin::Named(origin) => authority(origin).map(|(_, host)| host),
+                PublicOrigin::Loopback => None,
+            },
+            forwarded_proto: HeaderValue::from_static(if public.is_https() { "https" } else { "http" }),
+        }
+    }
+}
+
 /// Rewrites the headers of a client's request for the upstream.
-pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicOrigin, strip: &StripHeaders) {
+pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, common: &CommonHeaders, strip: &StripHeaders) {
     let Parts { headers, uri, version, .. } = head;
-    let host = match (public, headers.get(HOST)) {
-        // Not the client's `Host`: the upstream may build links from it.
-        (PublicOrigin::Named(origin), _) => HeaderValue::from_str(authority(&origin.to_string())).ok(),
-        (PublicOrigin::Loopback, Some(host)) => Some(host.clone()),
+    let host = common.forwarded_host.clone().or_else(|| match headers.get(HOST) {
+        Some(host) => Some(host.clone()),
         // HTTP/2 sends the host in a pseudo-header.
-        (PublicOrigin::Loopback, None) => uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok()),
-    };
+        None => uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok()),
+    });
     let is_hop_by_hop = hop_by_hop(headers);
-    // The HTTP client sets the upstream's host, and the gateway has met the expectation itself.
-    remove_all(headers, |name| [EXPECT, HOST].contains(name) || is_hop_by_hop(name) || is_credential(name, strip));
+    // The gateway has met the expectation itself.
+    remove_all(headers, |name| {
+        let is_replaced = *name == HOST && common.host.is_none();
+        is_replaced || *name == EXPECT || is_hop_by_hop(name) || is_credential(name, strip)
+    });
     headers.reserve(ADDED);
+    if let Some(host) = &common.host {
+        headers.insert(HOST, host.clone());
+    }
     if let Some(value) = peer.and_then(|Peer(address)| HeaderValue::from_str(&address.ip().to_string()).ok()) {
         headers.insert(HeaderName::from_static("x-forwarded-for"), value);
     }
     if let Some(host) = host {
         headers.insert(HeaderName::from_static("x-forwarded-host"), host);
     }
-    let proto = HeaderValue::from_static(if public.is_https() { "https" } else { "http" });
-    headers.insert(HeaderName::from_static("x-forwarded-proto"), proto);
+    headers.insert(HeaderName::from_static("x-forwarded-proto"), common.forwarded_proto.clone());
     // RFC 9110 §7.6.3: the received protocol and this proxy's name.
     let via = match *version {
         Version::HTTP_2 => "2.0 gateway",
@@ -179,10 +211,6 @@ pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicO
         _ => "1.1 gateway",
     };
     headers.append(VIA, HeaderValue::from_static(via));
-}
-
-fn authority(origin: &str) -> &str {
-    origin.split_once("://").map_or(origin, |(_, authority)| authority)
 }
 
 /// Removes from a client's trailers what the upstream could take for headers.
@@ -292,8 +320,6 @@ fn is_credential(name: &HeaderName, strip: &StripHeaders) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use tower_auth_refresh::Origin;
-
     use super::*;
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -369,10 +395,12 @@ mod tests {
             ("x-requested-with", "fetch"),
         ]);
         let peer = Peer("192.0.2.7:1234".parse().unwrap());
-        let public = PublicOrigin::Named(Origin::parse("https://app.example.com:8443").unwrap());
+        let [upstream, public] = ["https://api.example.com", "https://app.example.com:8443"];
+        let public = PublicOrigin::Named(Origin::parse(public).unwrap());
+        let common = CommonHeaders::new(&Origin::parse(upstream).unwrap(), &public);
         let (mut head, ()) = http::Request::get("/api/x").version(Version::HTTP_2).body(()).unwrap().into_parts();
         head.headers = sent;
-        to_upstream(&mut head, Some(peer), &public, &StripHeaders::default());
+        to_upstream(&mut head, Some(peer), &common, &StripHeaders::default());
         let headers = head.headers;
         assert_eq!(
             names(&headers),

@@ -18,6 +18,7 @@ use http_body::Body as _;
 use tower_auth_refresh::{Session, SessionState};
 
 use self::body::{AdmittedBody, UploadBody};
+pub(crate) use self::headers::CommonHeaders;
 use self::slow_client::with_client_timeout;
 use self::upstream::NoToken;
 pub(crate) use self::upstream::{HttpsClient, UpstreamClient, https};
@@ -91,7 +92,7 @@ impl Call {
             return Kind::MalformedRequest.into_response();
         };
         let peer = head.extensions.remove::<Peer>();
-        headers::to_upstream(&mut head, peer, &app.public, &app.strip);
+        headers::to_upstream(&mut head, peer, &app.common_headers, &app.strip);
         head.uri = uri;
         // The version and the extensions belong to the client's connection.
         let version = std::mem::replace(&mut head.version, Version::HTTP_11);
