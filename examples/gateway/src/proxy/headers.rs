@@ -237,22 +237,34 @@ fn is_no_trailer(name: &HeaderName) -> bool {
 pub(super) fn to_client(headers: &mut HeaderMap, upstream: &Uri, cookie: SessionCookie) {
     let is_hop_by_hop = hop_by_hop(headers);
     remove_all(headers, |name| is_hop_by_hop(name) || is_for_clients_of_the_upstream(name));
-    // To HEAD, an upstream may send lengths that contradict each other: no valid response could have them.
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let length = lengths.next();
-    if length.is_some_and(|length| !length.as_bytes().iter().all(u8::is_ascii_digit)) || lengths.next().is_some() {
-        headers.remove(CONTENT_LENGTH);
+    // One walk, since most responses have few headers, and few of these.
+    let (mut lengths, mut is_length, mut location, mut decides, mut sets_session) = (0, true, None, false, false);
+    for (name, value) in &*headers {
+        match *name {
+            CONTENT_LENGTH => {
+                lengths += 1;
+                is_length &= value.as_bytes().iter().all(u8::is_ascii_digit);
+            }
+            LOCATION => location = location.or(Some(value)),
+            CACHE_CONTROL => decides |= decides_sharing(value),
+            SET_COOKIE => sets_session |= cookie.is_set_by(value),
+            _ => {}
+        }
     }
     // A browser has no token for the upstream itself.
-    let location = headers.get(LOCATION).and_then(|location| path::to_gateway(upstream, location.as_bytes()));
+    let location = location.and_then(|location| path::to_gateway(upstream, location.as_bytes()));
     if let Some(location) = location.and_then(|location| HeaderValue::from_bytes(location).ok()) {
         headers.insert(LOCATION, location);
     }
+    // To HEAD, an upstream may send lengths that contradict each other: no valid response could have them.
+    if lengths > 1 || !is_length {
+        headers.remove(CONTENT_LENGTH);
+    }
     // The response depends on a token, but a cache in front of the gateway sees no `Authorization` (RFC 9111 §3.5).
-    if !headers.get_all(CACHE_CONTROL).iter().any(decides_sharing) {
+    if !decides {
         headers.append(CACHE_CONTROL, HeaderValue::from_static("private"));
     }
-    if headers.get_all(SET_COOKIE).iter().any(|value| cookie.is_set_by(value)) {
+    if sets_session {
         let kept: Vec<_> =
             headers.get_all(SET_COOKIE).iter().filter(|value| !cookie.is_set_by(value)).cloned().collect();
         headers.remove(SET_COOKIE);
@@ -284,8 +296,10 @@ fn remove_all(headers: &mut HeaderMap, predicate: impl Fn(&HeaderName) -> bool) 
 
 /// Returns the predicate of the names that belong to this message's connection.
 fn hop_by_hop(headers: &HeaderMap) -> impl Fn(&HeaderName) -> bool + use<> {
-    let named: Vec<_> =
-        fields::list(headers, &CONNECTION).filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
+    // The usual options name no header.
+    let is_name = |option: &&[u8]| ![&b"close"[..], b"keep-alive"].iter().any(|usual| option.eq_ignore_ascii_case(usual));
+    let names = fields::list(headers, &CONNECTION).filter(is_name);
+    let named: Vec<_> = names.filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
     // The transfer coding overrides the length, which may be wrong (RFC 9112 §6.3).
     let has_wrong_length = headers.contains_key(TRANSFER_ENCODING);
     move |name| HOP_BY_HOP.contains(name) || named.contains(name) || (has_wrong_length && *name == CONTENT_LENGTH)

@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::header::{AUTHORIZATION, COOKIE, Entry, X_CONTENT_TYPE_OPTIONS};
+use http::header::{AUTHORIZATION, COOKIE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tower::{BoxError, ServiceExt};
 use tower_http::set_header::SetResponseHeaderLayer;
@@ -86,9 +86,9 @@ impl Router {
 
 /// Keeps the credentials of a request out of `Debug` output, and out of the compression tables of HTTP/2.
 fn mark_credentials(headers: &mut HeaderMap) {
-    for name in [AUTHORIZATION, COOKIE] {
-        if let Entry::Occupied(mut values) = headers.entry(name) {
-            values.iter_mut().for_each(|value| value.set_sensitive(true));
+    for (name, value) in headers {
+        if [AUTHORIZATION, COOKIE].contains(name) {
+            value.set_sensitive(true);
         }
     }
 }
