@@ -8,15 +8,13 @@ mod session;
 
 use std::panic::AssertUnwindSafe;
 
-use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::{AUTHORIZATION, COOKIE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use tower::{BoxError, ServiceExt};
+use tower::ServiceExt;
 use tower_http::set_header::SetResponseHeaderLayer;
 
 use crate::app::App;
@@ -55,11 +53,7 @@ impl Router {
     }
 
     /// Answers a request, also if that panics, then counts and logs the response.
-    pub(crate) async fn answer<B>(&self, request: http::Request<B>) -> Response
-    where
-        B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
-    {
-        let mut request = request.map(Body::new);
+    pub(crate) async fn answer(&self, mut request: Request) -> Response {
         let observation = Observation::start(&request);
         mark_credentials(request.headers_mut());
         // Boxed, since each function on the way to hyper would copy the future, of several kilobytes.
