@@ -60,8 +60,8 @@ impl UpstreamClient {
     /// Sends a request.
     pub(super) async fn send(&self, request: Request<UploadBody>) -> Result<Response<DownloadBody>, BoxError> {
         let response = match &self.stack {
-            Stack::Refreshing(stack) => stack.clone().oneshot(request).await?,
-            Stack::WithoutRefresh(stack) => stack.clone().oneshot(with_token(request)).await?,
+            Stack::Refreshing(stack) => stack.clone().ready().await?.call(request).await?,
+            Stack::WithoutRefresh(stack) => stack.clone().ready().await?.call(with_token(request)).await?,
         };
         Ok(response.map(|body| DownloadBody::new(body, self.timeout)))
     }
