@@ -13,6 +13,7 @@ use crate::config::{PublicOrigin, StripHeaders, Upstream};
 use crate::cookie::{SessionCookie, SessionId};
 use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
+use crate::observation::AccessLog;
 use crate::proxy::{CommonHeaders, UpstreamClient};
 use crate::task_tracker::TaskTracker;
 
@@ -39,6 +40,8 @@ pub(crate) struct Parts {
     pub(crate) requests: Arc<Requests>,
     pub(crate) logins: Arc<Logins>,
     pub(crate) metrics: Arc<Metrics>,
+    /// `None` if requests aren't logged.
+    pub(crate) access_log: Option<AccessLog>,
     pub(crate) tasks: TaskTracker,
     /// Set when shutdown begins; ends responses that would never end.
     pub(crate) stopping: watch::Receiver<bool>,

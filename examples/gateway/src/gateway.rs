@@ -19,6 +19,7 @@ use crate::cookie::{SessionCookie, SessionId};
 use crate::demo::Demo;
 use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
+use crate::observation::AccessLog;
 use crate::proxy::{CommonHeaders, UpstreamClient};
 use crate::routes::Router;
 use crate::stores::Stores;
@@ -29,6 +30,7 @@ use crate::{descriptors, server};
 pub struct Gateway {
     settings: Settings,
     metrics: Arc<Metrics>,
+    access_log: Option<AccessLog>,
     demo: Option<Demo>,
     store_factory: Option<StoreFactory>,
     with_refresh: bool,
@@ -50,7 +52,14 @@ impl Gateway {
     /// Creates a gateway with these settings.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings, metrics: Arc::default(), demo: None, store_factory: None, with_refresh: true }
+        Self {
+            settings,
+            metrics: Arc::default(),
+            access_log: None,
+            demo: None,
+            store_factory: None,
+            with_refresh: true,
+        }
     }
 
     /// Sets the counters, shared with a [`RefreshWatch`](crate::RefreshWatch).
@@ -59,6 +68,13 @@ impl Gateway {
     #[must_use]
     pub fn metrics(mut self, metrics: Arc<Metrics>) -> Self {
         self.metrics = metrics;
+        self
+    }
+
+    /// Logs each request. Default: `None`, no lines.
+    #[must_use]
+    pub fn access_log(mut self, log: Option<AccessLog>) -> Self {
+        self.access_log = log;
         self
     }
 
@@ -95,7 +111,7 @@ impl Gateway {
     ///
     /// Panics outside of a `tokio` runtime.
     pub async fn listen(self) -> Result<Listening, StartError> {
-        let Self { settings, metrics, demo, store_factory, with_refresh } = self;
+        let Self { settings, metrics, access_log, demo, store_factory, with_refresh } = self;
         let auth = Auth::new(&settings)?;
         let stores = Stores::open(&settings).await?.map(Arc::new);
         let store_factory = store_factory.or_else(|| {
@@ -127,6 +143,7 @@ impl Gateway {
                 settings.logins_in_flight_per_address.unwrap_or(usize::MAX),
             )),
             metrics,
+            access_log,
             tasks: TaskTracker::default(),
             stopping: stopped,
         });
@@ -171,7 +188,8 @@ impl Listening {
             stopping.send_replace(true);
             Instant::now() + settings.shutdown_timeout
         };
-        let deadline = server::serve(listener, router, (&settings).into(), shutdown).await;
+        let proxies = Arc::new(settings.trusted_proxies.clone());
+        let deadline = server::serve(listener, router, (&settings).into(), &proxies, shutdown).await;
         let idle = async {
             app.tasks.wait_idle().await;
             app.sessions.wait_idle().await;

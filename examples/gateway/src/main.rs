@@ -6,7 +6,9 @@ use std::io::{IsTerminal, Write, stderr, stdout};
 use std::process::{ExitCode, exit};
 use std::sync::Arc;
 
-use gateway::{Args, Demo, Gateway, InvalidSetting, LogFormat, LogWriter, Metrics, RefreshWatch, StartError};
+use gateway::{
+    AccessLog, Args, Demo, Gateway, InvalidSetting, LogFormat, LogWriter, Metrics, RefreshWatch, StartError,
+};
 use mimalloc::MiMalloc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::layer::SubscriberExt;
@@ -41,11 +43,12 @@ async fn run(log: &LogWriter) -> Result<(), StartError> {
     let mut args = Args::read()?;
     let metrics = Arc::<Metrics>::default();
     init_tracing(args.log, log.clone(), &metrics)?;
+    let access_log = AccessLog::new(log.clone(), args.log);
     let demo = if args.demo { Some(Demo::start(&mut args).await?) } else { None };
     // Before the line on stdout: a supervisor may send a signal as soon as it has read that line.
     let mut signals = Signals::listen();
 
-    let mut gateway = Gateway::new(args.into_settings()?).metrics(metrics);
+    let mut gateway = Gateway::new(args.into_settings()?).metrics(metrics).access_log(access_log);
     if let Some(demo) = demo {
         gateway = gateway.demo(demo);
     }

@@ -3,6 +3,7 @@
 mod args;
 mod store;
 mod strip;
+mod trusted_proxies;
 mod units;
 
 use std::error::Error;
@@ -18,6 +19,7 @@ use tower_auth_refresh::Origin;
 pub use self::args::{Args, LogFormat};
 pub use self::store::Store;
 pub use self::strip::StripHeaders;
+pub use self::trusted_proxies::TrustedProxies;
 
 /// The settings of a gateway, validated and complete.
 #[derive(Clone, Debug)]
@@ -25,6 +27,8 @@ pub use self::strip::StripHeaders;
 pub struct Settings {
     /// The address to listen on.
     pub listen: SocketAddr,
+    /// The proxies in front that name the address of their client. Default: none.
+    pub trusted_proxies: TrustedProxies,
     /// The origin under which browsers reach the gateway.
     pub public: PublicOrigin,
     /// The API.
@@ -159,6 +163,7 @@ impl Args {
         }
         Ok(Settings {
             listen: self.listen,
+            trusted_proxies: TrustedProxies::read(&self.trusted_proxy)?,
             public: PublicOrigin::read(self.public_origin.as_deref(), self.listen, self.allow_plain_http)?,
             upstream: Upstream::read(&upstream, self.allow_plain_http)?,
             auth,

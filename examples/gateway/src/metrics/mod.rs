@@ -5,18 +5,16 @@ mod refreshes;
 
 use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
-use http::{Method, Request, StatusCode, Uri};
 use tower_auth_refresh::RefreshReport;
 use tower_auth_refresh::replay::NotReplayable;
-use tracing::Level;
 
 use self::histogram::Histogram;
 pub use self::refreshes::RefreshWatch;
+use crate::observation::LOGIN_OUTCOMES;
 
 /// Values of the `route` label: first path segments, and one value for all others.
-const ROUTES: [&str; 7] = ["api", "login", "logout", "session", "healthz", "metrics", "other"];
+pub(crate) const ROUTES: [&str; 7] = ["api", "login", "logout", "session", "healthz", "metrics", "other"];
 
 /// The number of statuses from 100 to 599.
 const STATUSES: usize = 500;
@@ -63,6 +61,7 @@ pub struct Metrics {
     latency: Histogram,
     replays: [AtomicU64; REPLAYS.len()],
     not_replayed: [AtomicU64; NOT_REPLAYED.len()],
+    logins: [AtomicU64; LOGIN_OUTCOMES.len()],
 }
 
 impl Default for Metrics {
@@ -75,27 +74,30 @@ impl Default for Metrics {
             latency: Histogram::default(),
             replays: Default::default(),
             not_replayed: Default::default(),
+            logins: Default::default(),
         }
     }
 }
 
 impl Metrics {
-    /// Counts a response.
-    pub(crate) fn count_response(&self, path: &str, status: StatusCode) {
-        self.count(route(path), status);
-    }
-
-    fn count(&self, route: usize, status: StatusCode) {
-        let status = usize::from(status.as_u16()) - 100;
+    /// Counts a response. `route` is a position in [`ROUTES`].
+    pub(crate) fn count_response(&self, route: usize, status: u16) {
         // Statuses from 600 to 999, which no standard defines, count as 599.
-        increment(&self.requests[route][status.min(STATUSES - 1)]);
+        let at = usize::from(status).saturating_sub(100).min(STATUSES - 1);
+        increment(&self.requests[route][at]);
     }
 
-    /// Counts the outcome of a request that got a 401 from the API.
-    pub(crate) fn count_report(&self, report: &RefreshReport) {
+    /// Counts the outcome of a request that got a 401 from the API, and returns its name.
+    pub(crate) fn count_report(&self, report: &RefreshReport) -> &'static str {
         let reason = match report {
-            RefreshReport::Replayed => return increment(&self.replays[0]),
-            RefreshReport::ReplayRefused => return increment(&self.replays[1]),
+            RefreshReport::Replayed => {
+                increment(&self.replays[0]);
+                return "replayed";
+            }
+            RefreshReport::ReplayRefused => {
+                increment(&self.replays[1]);
+                return "replay_refused";
+            }
             RefreshReport::NotReplayable(NotReplayable::TooLarge) => "too_large",
             RefreshReport::NotReplayable(NotReplayable::SourceFailed) => "source_failed",
             RefreshReport::NotReplayable(NotReplayable::UnknownFrame) => "unknown_frame",
@@ -106,6 +108,12 @@ impl Metrics {
         if let Some(at) = NOT_REPLAYED.iter().position(|name| *name == reason) {
             increment(&self.not_replayed[at]);
         }
+        reason
+    }
+
+    /// Counts a login. `outcome` is a position in [`LOGIN_OUTCOMES`].
+    pub(crate) fn count_login(&self, outcome: usize) {
+        increment(&self.logins[outcome]);
     }
 
     fn refresh_started(&self) {
@@ -158,6 +166,7 @@ impl Metrics {
             &NOT_REPLAYED,
             &self.not_replayed,
         );
+        page.labelled("gateway_logins_total", "Logins, by outcome.", "outcome", &LOGIN_OUTCOMES, &self.logins);
         page.single(
             "gateway_sessions",
             "gauge",
@@ -174,41 +183,8 @@ impl Metrics {
     }
 }
 
-/// A request under way, counted and logged once its response is known.
-pub(crate) struct Observation {
-    route: usize,
-    /// `None` if the log has no line for it.
-    line: Option<Line>,
-}
-
-struct Line {
-    started: Instant,
-    method: Method,
-    uri: Uri,
-}
-
-impl Observation {
-    pub(crate) fn start<B>(request: &Request<B>) -> Self {
-        let line = tracing::enabled!(Level::INFO, method, path, status, milliseconds).then(|| Line {
-            started: Instant::now(),
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-        });
-        Self { route: route(request.uri().path()), line }
-    }
-
-    pub(crate) fn finish(self, metrics: &Metrics, status: StatusCode) {
-        metrics.count(self.route, status);
-        if let Some(Line { started, method, uri }) = self.line {
-            let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            // Without the query, which may hold private data.
-            tracing::info!(%method, path = uri.path(), status = status.as_u16(), milliseconds, "request completed");
-        }
-    }
-}
-
 /// Returns the position of a path's route in [`ROUTES`].
-fn route(path: &str) -> usize {
+pub(crate) fn route(path: &str) -> usize {
     let first = path.split('/').nth(1).unwrap_or_default();
     ROUTES.iter().position(|route| *route == first).unwrap_or(ROUTES.len() - 1)
 }
@@ -254,9 +230,9 @@ mod tests {
     #[test]
     fn metrics_are_rendered_in_the_prometheus_text_format() {
         let metrics = Metrics::default();
-        metrics.count_response("/api/notes", StatusCode::OK);
-        metrics.count_response("/api", StatusCode::OK);
-        metrics.count_response("/apian", StatusCode::from_u16(999).unwrap());
+        metrics.count_response(route("/api/notes"), 200);
+        metrics.count_response(route("/api"), 200);
+        metrics.count_response(route("/apian"), 999);
         metrics.refresh_started();
         metrics.refresh_ended("refreshed", 3, 0.03);
         metrics.count_report(&RefreshReport::Replayed);

@@ -9,10 +9,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 use tower_auth_refresh::Origin;
 
 use super::path;
+use crate::client_address::{ClientAddress, X_FORWARDED_FOR};
 use crate::config::{PublicOrigin, StripHeaders};
 use crate::cookie::SessionCookie;
 use crate::fields;
-use crate::server::Peer;
 
 /// Hop-by-hop headers (RFC 9110 §7.6.1) and proxy authentication (§11.7).
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -28,7 +28,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// Headers that have their meaning for the gateway, which another spelling would bypass.
-const NOT_SPELLED_OTHERWISE: [&str; 9] = [
+const NOT_SPELLED_OTHERWISE: [&str; 12] = [
     "authorization",
     "connection",
     "content-length",
@@ -37,7 +37,10 @@ const NOT_SPELLED_OTHERWISE: [&str; 9] = [
     "host",
     "origin",
     "proxy-authorization",
+    "traceparent",
+    "tracestate",
     "transfer-encoding",
+    "x-request-id",
 ];
 
 /// Fields that must not be trailers.
@@ -148,8 +151,8 @@ const IDENTITY_PREFIXES: [&str; 33] = [
     "tailscale-user-",
 ];
 
-/// The number of headers that are added to a request: four here, the token and the host.
-const ADDED: usize = 6;
+/// The number of headers that are added to a request: four here, two ids, the token and the host.
+const ADDED: usize = 8;
 
 /// The headers that all requests for the upstream have in common, formatted once.
 pub(crate) struct CommonHeaders {
@@ -180,8 +183,8 @@ impl CommonHeaders {
 }
 
 /// Rewrites the headers of a client's request for the upstream.
-pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, common: &CommonHeaders, strip: &StripHeaders) {
-    let Parts { headers, uri, version, .. } = head;
+pub(super) fn to_upstream(head: &mut Parts, common: &CommonHeaders, strip: &StripHeaders) {
+    let Parts { headers, uri, version, extensions, .. } = head;
     let host = common.forwarded_host.clone().or_else(|| match headers.get(HOST) {
         Some(host) => Some(host.clone()),
         // HTTP/2 sends the host in a pseudo-header.
@@ -190,15 +193,18 @@ pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, common: &CommonH
     let is_hop_by_hop = hop_by_hop(headers);
     // The gateway has met the expectation itself.
     remove_all(headers, |name| {
-        let is_replaced = *name == HOST && common.host.is_none();
-        is_replaced || *name == EXPECT || is_hop_by_hop(name) || is_credential(name, strip)
+        if *name == HOST {
+            // Replaced below, or by the HTTP client.
+            return common.host.is_none();
+        }
+        *name == EXPECT || is_hop_by_hop(name) || is_credential(name, strip)
     });
     headers.reserve(ADDED);
     if let Some(host) = &common.host {
         headers.insert(HOST, host.clone());
     }
-    if let Some(value) = peer.and_then(|Peer(address)| HeaderValue::from_str(&address.ip().to_string()).ok()) {
-        headers.insert(HeaderName::from_static("x-forwarded-for"), value);
+    if let Some(client) = extensions.get::<ClientAddress>() {
+        headers.insert(X_FORWARDED_FOR, client.forwarded_for().clone());
     }
     if let Some(host) = host {
         headers.insert(HeaderName::from_static("x-forwarded-host"), host);
@@ -408,13 +414,13 @@ mod tests {
             ("accept", "text/html"),
             ("x-requested-with", "fetch"),
         ]);
-        let peer = Peer("192.0.2.7:1234".parse().unwrap());
         let [upstream, public] = ["https://api.example.com", "https://app.example.com:8443"];
         let public = PublicOrigin::Named(Origin::parse(public).unwrap());
         let common = CommonHeaders::new(&Origin::parse(upstream).unwrap(), &public);
         let (mut head, ()) = http::Request::get("/api/x").version(Version::HTTP_2).body(()).unwrap().into_parts();
         head.headers = sent;
-        to_upstream(&mut head, Some(peer), &common, &StripHeaders::default());
+        head.extensions.insert(ClientAddress::new("192.0.2.7".parse().unwrap()));
+        to_upstream(&mut head, &common, &StripHeaders::default());
         let headers = head.headers;
         assert_eq!(
             names(&headers),

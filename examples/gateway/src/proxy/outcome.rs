@@ -12,6 +12,7 @@ use super::stall_timeout::UpstreamStalled;
 use super::{end, headers};
 use crate::app::App;
 use crate::cookie::SessionId;
+use crate::observation::Observation;
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem, chain};
 
 /// Passes the upstream's response on, or replaces a 401 that only concerns the gateway's token.
@@ -20,6 +21,7 @@ pub(super) async fn response(
     id: SessionId,
     mut response: Response,
     upload_failure: &UploadFailure,
+    observation: &Observation,
 ) -> Response {
     if let Some(problem @ Kind::BodyTooLarge) = upload_failure.problem() {
         // The upstream has responded to a truncated body.
@@ -27,10 +29,10 @@ pub(super) async fn response(
     }
     let report = response.extensions_mut().remove::<RefreshReport>();
     if let Some(report) = &report {
-        app.metrics.count_report(report);
+        observation.refresh(app.metrics.count_report(report));
     }
     match report {
-        Some(RefreshReport::NotRefreshed(reason)) => return not_refreshed(app, id, &reason).await,
+        Some(RefreshReport::NotRefreshed(reason)) => return not_refreshed(app, id, &reason, observation).await,
         // A refresh has been started for the client's next attempt.
         Some(RefreshReport::NotReplayable(_)) => {
             return Problem::from(Kind::SendAgain).retry_after(DEFAULT_RETRY_AFTER).into_response();
@@ -49,7 +51,7 @@ pub(super) async fn response(
 }
 
 /// Maps a 401 for which no newer token was available.
-async fn not_refreshed(app: &App, id: SessionId, reason: &NotRefreshed) -> Response {
+async fn not_refreshed(app: &App, id: SessionId, reason: &NotRefreshed, observation: &Observation) -> Response {
     match reason {
         NotRefreshed::Ended(_) | NotRefreshed::NoRefreshToken => end(app, id).await,
         NotRefreshed::SignedOut | NotRefreshed::SessionChanged => {
@@ -57,7 +59,7 @@ async fn not_refreshed(app: &App, id: SessionId, reason: &NotRefreshed) -> Respo
             Kind::SignInFirst.into_response()
         }
         NotRefreshed::Failed(error) | NotRefreshed::CoolingDown(error) => {
-            tracing::warn!(error = %chain(&**error), "refresh failed");
+            tracing::warn!(request.id = observation.trace().request_id(), error = %chain(&**error), "refresh failed");
             Problem::from(Kind::RefreshFailed)
                 .retry_after(retry_after(error).unwrap_or(DEFAULT_RETRY_AFTER))
                 .into_response()
@@ -71,10 +73,15 @@ fn retry_after(error: &RefreshError) -> Option<Duration> {
 }
 
 /// Maps a call without a response.
-pub(super) fn failure(error: &(dyn Error + 'static), upload_failure: &UploadFailure) -> Problem {
+pub(super) fn failure(
+    error: &(dyn Error + 'static),
+    upload_failure: &UploadFailure,
+    observation: &Observation,
+) -> Problem {
     if let Some(problem) = upload_failure.problem() {
         return problem.into();
     }
-    tracing::warn!(error = %chain(error), "call to the upstream failed");
+    let id = observation.trace().request_id();
+    tracing::warn!(request.id = id, error = %chain(error), "call to the upstream failed");
     if error.is::<UpstreamStalled>() { Kind::UpstreamTooSlow.into() } else { Kind::UpstreamFailed.into() }
 }

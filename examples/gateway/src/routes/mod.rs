@@ -7,6 +7,7 @@ mod metrics;
 mod session;
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
@@ -18,8 +19,9 @@ use tower::ServiceExt;
 use tower_http::set_header::SetResponseHeaderLayer;
 
 use crate::app::App;
+use crate::client_address::ClientAddress;
 use crate::csrf::is_cross_origin;
-use crate::metrics::Observation;
+use crate::observation::{Observation, Observed};
 use crate::problem::Kind;
 use crate::proxy::proxy;
 use crate::reject_ambiguous::is_ambiguous;
@@ -52,18 +54,22 @@ impl Router {
         Self { app: app.clone(), own }
     }
 
-    /// Answers a request, also if that panics, then counts and logs the response.
-    pub(crate) async fn answer(&self, mut request: Request) -> Response {
-        let observation = Observation::start(&request);
+    /// Begins to observe a request.
+    pub(crate) fn observe<B>(&self, request: &http::Request<B>, client: &ClientAddress, is_proxied: bool) -> Observed {
+        Observation::start(&self.app, request, client, is_proxied)
+    }
+
+    /// Answers a request, also if that panics.
+    pub(crate) async fn answer(&self, mut request: Request, observation: &Arc<Observation>) -> Response {
         mark_credentials(request.headers_mut());
         // Boxed, since each function on the way to hyper would copy the future, of several kilobytes.
-        let answer = AssertUnwindSafe(Box::pin(self.route(request))).catch_unwind().await;
-        let response = answer.unwrap_or_else(|_| Kind::Internal.into_response());
-        observation.finish(&self.app.metrics, response.status());
+        let answer = AssertUnwindSafe(Box::pin(self.route(request, observation))).catch_unwind().await;
+        let mut response = answer.unwrap_or_else(|_| Kind::Internal.into_response());
+        observation.respond(&mut response);
         response
     }
 
-    async fn route(&self, request: Request) -> Response {
+    async fn route(&self, mut request: Request, observation: &Arc<Observation>) -> Response {
         if is_ambiguous(&request) {
             return Kind::MalformedRequest.into_response();
         }
@@ -72,8 +78,9 @@ impl Router {
         }
         let path = request.uri().path();
         if path.strip_prefix("/api").is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
-            return proxy(&self.app, request).await;
+            return proxy(&self.app, request, observation).await;
         }
+        request.extensions_mut().insert(observation.clone());
         self.own.clone().oneshot(request).await.into_response()
     }
 }

@@ -1,11 +1,12 @@
 //! Serves one connection: hyper does the protocol, and a supervisor beside it keeps the limits.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Request;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -18,7 +19,8 @@ use super::on_wake::OnWake;
 use super::progress::{close_by_reset, limit_stalls};
 use super::socket::{Socket, linger};
 use super::table::Slot;
-use super::{BUFFER, Limits, Peer, exchange};
+use super::{BUFFER, Limits, exchange};
+use crate::client_address::Peer;
 use crate::routes::Router;
 
 /// The connection preface of HTTP/2 (RFC 9113 §3.4).
@@ -41,7 +43,7 @@ pub(super) enum Protocol {
 /// Serves a connection until it ends, a limit is exceeded, or it has to make room for another.
 pub(super) async fn serve(
     stream: TcpStream,
-    address: SocketAddr,
+    peer: Peer,
     slot: Slot,
     router: Router,
     limits: Limits,
@@ -53,7 +55,7 @@ pub(super) async fn serve(
         () = OnWake::new(activity.eviction()) => {}
         () = async {
             if let Some(protocol) = first_bytes(&stream, limits.client_timeout, &mut stopping).await {
-                serve_protocol(stream, protocol, Peer(address), activity, router, limits, stopping).await;
+                serve_protocol(stream, protocol, peer, activity, router, limits, stopping).await;
             }
         } => {}
     }
@@ -71,7 +73,11 @@ async fn serve_protocol(
     let (socket, given_back) = Socket::new(limit_stalls(stream, limits.client_timeout), protocol, activity.clone());
     let service = {
         let activity = activity.clone();
-        service_fn(move |request| exchange::answer(router.clone(), peer, activity.clone(), request))
+        service_fn(move |request: Request<Incoming>| {
+            let client = peer.client(request.headers());
+            let observed = router.observe(&request, &client, peer.is_trusted());
+            exchange::answer(router.clone(), client, observed, activity.clone(), request)
+        })
     };
     {
         let http = http();

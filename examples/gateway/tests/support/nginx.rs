@@ -39,7 +39,8 @@ impl Nginx {
                 fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
                 server {{
                     listen {address}; client_max_body_size 64m;
-                    location / {{ proxy_pass http://{server}; proxy_set_header Host {server}; }}
+                    location / {{ proxy_pass http://{server}; proxy_set_header Host {server};
+                        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; }}
                 }}
             }}",
             folder = folder.display()
