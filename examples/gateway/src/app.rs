@@ -15,7 +15,7 @@ use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
 use crate::observation::AccessLog;
 use crate::phase::Phase;
-use crate::proxy::UpstreamClient;
+use crate::proxy::{CommonHeaders, UpstreamClient};
 use crate::task_tracker::TaskTracker;
 
 /// The longest wait for a sign-out: the authorization server may not respond.
@@ -32,6 +32,7 @@ pub(crate) struct Parts {
     pub(crate) auth: Auth,
     pub(crate) client: UpstreamClient,
     pub(crate) upstream: Upstream,
+    pub(crate) common_headers: CommonHeaders,
     pub(crate) public: PublicOrigin,
     pub(crate) cookie: SessionCookie,
     pub(crate) strip: Arc<StripHeaders>,

@@ -22,7 +22,7 @@ use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
 use crate::observation::AccessLog;
 use crate::phase::{self, Phase};
-use crate::proxy::UpstreamClient;
+use crate::proxy::{CommonHeaders, UpstreamClient};
 use crate::routes::Router;
 use crate::server::Limits;
 use crate::stores::Stores;
@@ -144,6 +144,7 @@ impl Gateway {
             auth,
             client: upstream(&settings),
             upstream: settings.upstream.clone(),
+            common_headers: CommonHeaders::new(&settings.upstream.origin, &settings.public),
             public: settings.public.clone(),
             cookie: SessionCookie::new(settings.public.is_https()),
             strip: Arc::new(settings.strip_headers.clone()),

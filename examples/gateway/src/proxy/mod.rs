@@ -22,6 +22,7 @@ use hyper_util::client::legacy::connect::HttpInfo;
 use tower_auth_refresh::{Session, SessionState};
 
 use self::body::{AdmittedBody, UploadBody};
+pub(crate) use self::headers::CommonHeaders;
 use self::slow_client::with_client_timeout;
 use self::upstream::NoToken;
 pub(crate) use self::upstream::{HttpsClient, UpstreamClient, https};
@@ -95,7 +96,7 @@ impl Call {
         let Some(uri) = path::to_upstream(&app.upstream.uri, &head.uri) else {
             return Kind::MalformedRequest.into_response();
         };
-        headers::to_upstream(&mut head, &app.public, &app.strip);
+        headers::to_upstream(&mut head, &app.common_headers, &app.strip);
         observation.trace().write(&mut head.headers);
         head.uri = uri;
         // The version and the extensions belong to the client's connection.

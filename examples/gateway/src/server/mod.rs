@@ -4,6 +4,7 @@ mod activity;
 mod connection;
 mod exchange;
 mod frames;
+mod on_wake;
 mod progress;
 mod socket;
 mod table;
