@@ -13,8 +13,9 @@ use crate::config::{PublicOrigin, StripHeaders, Upstream};
 use crate::cookie::{SessionCookie, SessionId};
 use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
+use crate::observation::AccessLog;
 use crate::phase::Phase;
-use crate::proxy::UpstreamClient;
+use crate::proxy::{CommonHeaders, UpstreamClient};
 use crate::task_tracker::TaskTracker;
 
 /// The longest wait for a sign-out: the authorization server may not respond.
@@ -31,6 +32,7 @@ pub(crate) struct Parts {
     pub(crate) auth: Auth,
     pub(crate) client: UpstreamClient,
     pub(crate) upstream: Upstream,
+    pub(crate) common_headers: CommonHeaders,
     pub(crate) public: PublicOrigin,
     pub(crate) cookie: SessionCookie,
     pub(crate) strip: Arc<StripHeaders>,
@@ -39,6 +41,8 @@ pub(crate) struct Parts {
     pub(crate) requests: Arc<Requests>,
     pub(crate) logins: Arc<Logins>,
     pub(crate) metrics: Arc<Metrics>,
+    /// `None` if requests aren't logged.
+    pub(crate) access_log: Option<AccessLog>,
     pub(crate) tasks: TaskTracker,
     /// `Stopping` ends responses that would never end.
     pub(crate) phase: watch::Receiver<Phase>,

@@ -17,10 +17,12 @@ use crate::auth::Auth;
 use crate::config::{InvalidSetting, Settings};
 use crate::cookie::{SessionCookie, SessionId};
 use crate::demo::Demo;
+use crate::inherited::Inherited;
 use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
+use crate::observation::AccessLog;
 use crate::phase::{self, Phase};
-use crate::proxy::UpstreamClient;
+use crate::proxy::{CommonHeaders, UpstreamClient};
 use crate::routes::Router;
 use crate::server::Limits;
 use crate::stores::Stores;
@@ -31,6 +33,8 @@ use crate::{descriptors, server};
 pub struct Gateway {
     settings: Settings,
     metrics: Arc<Metrics>,
+    access_log: Option<AccessLog>,
+    inherited: Inherited,
     demo: Option<Demo>,
     store_factory: Option<StoreFactory>,
     with_refresh: bool,
@@ -53,7 +57,15 @@ impl Gateway {
     /// Creates a gateway with these settings.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings, metrics: Arc::default(), demo: None, store_factory: None, with_refresh: true }
+        Self {
+            settings,
+            metrics: Arc::default(),
+            access_log: None,
+            inherited: Inherited::default(),
+            demo: None,
+            store_factory: None,
+            with_refresh: true,
+        }
     }
 
     /// Sets the counters, shared with a [`RefreshWatch`](crate::RefreshWatch).
@@ -62,6 +74,20 @@ impl Gateway {
     #[must_use]
     pub fn metrics(mut self, metrics: Arc<Metrics>) -> Self {
         self.metrics = metrics;
+        self
+    }
+
+    /// Logs each request. Default: `None`, no lines.
+    #[must_use]
+    pub fn access_log(mut self, log: Option<AccessLog>) -> Self {
+        self.access_log = log;
+        self
+    }
+
+    /// Takes sockets that are open already, instead of opening those of the settings. Default: none.
+    #[must_use]
+    pub fn inherited(mut self, inherited: Inherited) -> Self {
+        self.inherited = inherited;
         self
     }
 
@@ -98,15 +124,18 @@ impl Gateway {
     ///
     /// Panics outside of a `tokio` runtime.
     pub async fn listen(self) -> Result<Listening, StartError> {
-        let Self { settings, metrics, demo, store_factory, with_refresh } = self;
+        let Self { settings, metrics, access_log, inherited, demo, store_factory, with_refresh } = self;
         let auth = Auth::new(&settings)?;
         let stores = Stores::open(&settings).await?.map(Arc::new);
         let store_factory = store_factory.or_else(|| {
             let stores = stores.clone()?;
             Some(Box::new(move |id| stores.store(id)) as StoreFactory)
         });
-        let listener = bind("--listen", settings.listen)?;
-        let admin = settings.admin_listen.map(|address| bind("--admin-listen", address)).transpose()?;
+        let listener = open("--listen", settings.listen, inherited.listener)?;
+        let admin = match settings.admin_listen {
+            Some(address) => Some(open("--admin-listen", address, inherited.admin)?),
+            None => None,
+        };
         let (phase, phases) = watch::channel(Phase::Serving);
         let upstream = if with_refresh { UpstreamClient::new } else { UpstreamClient::without_refresh };
         let app = App::new(Parts {
@@ -115,6 +144,7 @@ impl Gateway {
             auth,
             client: upstream(&settings),
             upstream: settings.upstream.clone(),
+            common_headers: CommonHeaders::new(&settings.upstream.origin, &settings.public),
             public: settings.public.clone(),
             cookie: SessionCookie::new(settings.public.is_https()),
             strip: Arc::new(settings.strip_headers.clone()),
@@ -129,6 +159,7 @@ impl Gateway {
                 settings.logins_in_flight_per_address.unwrap_or(usize::MAX),
             )),
             metrics,
+            access_log,
             tasks: TaskTracker::default(),
             phase: phases,
         });
@@ -177,9 +208,11 @@ impl Listening {
         // To the end: it shows how far the shutdown is.
         let (_open, always) = watch::channel(Phase::Serving);
         let admin = admin.map(|listener| {
-            tokio::spawn(server::serve(listener, Router::admin(&app), Limits::admin(&settings), always))
+            let proxies = Arc::default();
+            tokio::spawn(server::serve(listener, Router::admin(&app), Limits::admin(&settings), proxies, always))
         });
-        let serving = server::serve(listener, router, (&settings).into(), phase.subscribe());
+        let proxies = Arc::new(settings.trusted_proxies.clone());
+        let serving = server::serve(listener, router, (&settings).into(), proxies, phase.subscribe());
         let (deadline, ()) = tokio::join!(serving, phase::run(phase, shutdown, settings.drain_delay));
         let idle = async {
             app.tasks.wait_idle().await;
@@ -200,8 +233,16 @@ impl Listening {
     }
 }
 
-fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
-    server::bind(address).map_err(|error| StartError::Bind { setting, address, error })
+fn open(
+    setting: &'static str,
+    address: SocketAddr,
+    inherited: Option<std::net::TcpListener>,
+) -> Result<TcpListener, StartError> {
+    inherited.map_or_else(|| server::bind(address), server::adopt).map_err(|error| StartError::Bind {
+        setting,
+        address,
+        error,
+    })
 }
 
 fn session_registry(

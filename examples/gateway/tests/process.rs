@@ -5,6 +5,8 @@
 #[path = "support/program.rs"]
 #[expect(dead_code, reason = "shared by several test suites")]
 mod program;
+#[path = "process/requests_log.rs"]
+mod requests_log;
 #[path = "support/test_gateway.rs"]
 #[expect(dead_code, reason = "shared by several test suites")]
 mod test_gateway;

@@ -32,6 +32,10 @@ pub struct Args {
     )]
     pub listen: SocketAddr,
 
+    /// Believe the X-Forwarded-For of proxies with these addresses, as 10.0.0.0/8. May be repeated; the variable has a
+    /// comma between networks [default: none]
+    #[arg(long, env = "GATEWAY_TRUSTED_PROXY", value_name = "CIDR", value_delimiter = ',', help_heading = "Listening")]
+    pub trusted_proxy: Vec<String>,
     /// Serve /metrics, /healthz and /readyz on this address (plain HTTP; for no client) [default: no /metrics]
     #[arg(long, env = "GATEWAY_ADMIN_LISTEN", value_name = "ADDRESS", help_heading = "Listening")]
     pub admin_listen: Option<SocketAddr>,
@@ -116,8 +120,14 @@ pub struct Args {
     )]
     pub logins_in_flight: usize,
 
-    /// Maximum number of concurrent logins of one address; behind a proxy, all come from one [default: no own limit]
-    #[arg(long, env = "GATEWAY_LOGINS_IN_FLIGHT_PER_ADDRESS", value_name = "COUNT", allow_hyphen_values = true)]
+    /// Maximum number of concurrent logins of one address [default: no own limit]
+    #[arg(
+        long,
+        env = "GATEWAY_LOGINS_IN_FLIGHT_PER_ADDRESS",
+        value_name = "COUNT",
+        allow_hyphen_values = true,
+        help_heading = "Limits"
+    )]
     pub logins_in_flight_per_address: Option<usize>,
 
     /// Maximum number of concurrent requests that are proxied; further ones get a 503 [default: a quarter of the file
@@ -164,8 +174,14 @@ pub struct Args {
     #[arg(long, env = "GATEWAY_MAX_CONNECTIONS", value_name = "COUNT", allow_hyphen_values = true)]
     pub max_connections: Option<usize>,
 
-    /// Maximum number of connections of one address; behind a proxy, all come from one [default: no own limit]
-    #[arg(long, env = "GATEWAY_MAX_CONNECTIONS_PER_ADDRESS", value_name = "COUNT", allow_hyphen_values = true)]
+    /// Maximum number of connections of one address that is no trusted proxy [default: no own limit]
+    #[arg(
+        long,
+        env = "GATEWAY_MAX_CONNECTIONS_PER_ADDRESS",
+        value_name = "COUNT",
+        allow_hyphen_values = true,
+        help_heading = "Limits"
+    )]
     pub max_connections_per_address: Option<usize>,
 
     /// Close a connection after this time without requests; a proxy in front should have a shorter time

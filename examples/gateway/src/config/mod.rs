@@ -3,7 +3,9 @@
 mod args;
 mod store;
 mod strip;
+mod trusted_proxies;
 mod units;
+mod unknown;
 
 use std::error::Error;
 use std::fmt;
@@ -18,6 +20,8 @@ use tower_auth_refresh::Origin;
 pub use self::args::{Args, LogFormat};
 pub use self::store::Store;
 pub use self::strip::StripHeaders;
+pub use self::trusted_proxies::TrustedProxies;
+pub use self::unknown::UnknownVariable;
 
 /// The settings of a gateway, validated and complete.
 #[derive(Clone, Debug)]
@@ -25,6 +29,8 @@ pub use self::strip::StripHeaders;
 pub struct Settings {
     /// The address to listen on.
     pub listen: SocketAddr,
+    /// The proxies in front that name the address of their client. Default: none.
+    pub trusted_proxies: TrustedProxies,
     /// The address of the admin listener, which serves the metrics. Default: `None`, they are not served.
     pub admin_listen: Option<SocketAddr>,
     /// The origin under which browsers reach the gateway.
@@ -163,6 +169,7 @@ impl Args {
         }
         Ok(Settings {
             listen: self.listen,
+            trusted_proxies: TrustedProxies::read(&self.trusted_proxy)?,
             admin_listen: self.admin_listen,
             public: PublicOrigin::read(self.public_origin.as_deref(), self.listen, self.allow_plain_http)?,
             upstream: Upstream::read(&upstream, self.allow_plain_http)?,

@@ -1,11 +1,12 @@
 //! Serves one connection: hyper does the protocol, and a supervisor beside it keeps the limits.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Request;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -14,10 +15,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::activity::{Activity, State};
+use super::on_wake::OnWake;
 use super::progress::{close_by_reset, limit_stalls};
 use super::socket::{Socket, linger};
 use super::table::Slot;
-use super::{BUFFER, Limits, Peer, exchange};
+use super::{BUFFER, Limits, exchange};
+use crate::client_address::Peer;
+use crate::metrics::CloseReason;
 use crate::routes::Router;
 
 /// The connection preface of HTTP/2 (RFC 9113 §3.4).
@@ -40,22 +44,25 @@ pub(super) enum Protocol {
 /// Serves a connection until it ends, a limit is exceeded, or it has to make room for another.
 pub(super) async fn serve(
     stream: TcpStream,
-    address: SocketAddr,
+    peer: Peer,
     slot: Slot,
     router: Router,
     limits: Limits,
     mut stopping: watch::Receiver<bool>,
 ) {
     let activity = &slot.activity;
+    let metrics = router.metrics().clone();
+    metrics.connections.open();
     tokio::select! {
         biased;
-        () = activity.eviction() => {}
+        () = OnWake::new(activity.eviction()) => {}
         () = async {
             if let Some(protocol) = first_bytes(&stream, limits.client_timeout, &mut stopping).await {
-                serve_protocol(stream, protocol, Peer(address), activity, router, limits, stopping).await;
+                serve_protocol(stream, protocol, peer, activity, router, limits, stopping).await;
             }
         } => {}
     }
+    metrics.connections.close(activity.close_reason());
 }
 
 async fn serve_protocol(
@@ -70,7 +77,11 @@ async fn serve_protocol(
     let (socket, given_back) = Socket::new(limit_stalls(stream, limits.client_timeout), protocol, activity.clone());
     let service = {
         let activity = activity.clone();
-        service_fn(move |request| exchange::answer(router.clone(), peer, activity.clone(), request))
+        service_fn(move |request: Request<Incoming>| {
+            let client = peer.client(request.headers());
+            let observed = router.observe(&request, &client, peer.is_trusted());
+            exchange::answer(router.clone(), client, observed, activity.clone(), request)
+        })
     };
     {
         let http = http();
@@ -81,7 +92,7 @@ async fn serve_protocol(
             let step = tokio::select! {
                 biased;
                 _ = connection.as_mut() => break,
-                step = supervisor.next() => step,
+                step = OnWake::new(supervisor.next()) => step,
             };
             match step {
                 Step::Finish => connection.as_mut().graceful_shutdown(),
@@ -145,6 +156,7 @@ impl Supervisor<'_> {
     /// Begins the shutdown.
     fn stop(&mut self) -> Option<Step> {
         self.drained_at = Some(Instant::now() + DRAIN_TIME);
+        self.activity.closes_for(CloseReason::Shutdown);
         // HTTP/2 tells the client which requests will be answered.
         let at_once = self.protocol == Protocol::Http2 || self.activity.state() == State::Busy;
         if at_once { self.finish() } else { None }
@@ -166,7 +178,11 @@ impl Supervisor<'_> {
         let now = Instant::now();
         let is_over = match self.activity.state() {
             State::Busy => false,
-            State::Head(since) => return (now >= since + self.limits.client_timeout).then_some(Step::Abort),
+            State::Head(since) if now >= since + self.limits.client_timeout => {
+                self.activity.closes_for(CloseReason::SlowHead);
+                return Some(Step::Abort);
+            }
+            State::Head(_) => return None,
             // Told to finish, a client of HTTP/2 may have said nothing since.
             State::Idle(since) if self.finishing => {
                 let end = since + self.limits.idle_timeout + self.limits.client_timeout;
@@ -174,6 +190,9 @@ impl Supervisor<'_> {
             }
             State::Idle(since) => now >= since + self.limits.idle_timeout,
         };
+        if is_over {
+            self.activity.closes_for(CloseReason::Idle);
+        }
         let is_drained = self.drained_at.is_some_and(|drained_at| now >= drained_at);
         if is_over || is_drained { self.finish() } else { None }
     }

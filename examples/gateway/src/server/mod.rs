@@ -4,6 +4,7 @@ mod activity;
 mod connection;
 mod exchange;
 mod frames;
+mod on_wake;
 mod progress;
 mod socket;
 mod table;
@@ -20,7 +21,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 pub(crate) use self::table::limited_address;
 use self::table::{Slot, Table};
-use crate::config::Settings;
+use crate::client_address::Peer;
+use crate::config::{Settings, TrustedProxies};
 use crate::descriptors;
 use crate::phase::Phase;
 use crate::routes::Router;
@@ -31,10 +33,6 @@ const BACKLOG: u32 = 1024;
 /// The buffer of each connection and stream, which also limits the head of a request. A stalled transfer holds at most
 /// two, beside those of the operating system.
 pub(crate) const BUFFER: usize = 64 * 1024;
-
-/// The address of a connection's client, in each request's extensions.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer(pub(crate) SocketAddr);
 
 /// The limits of connections.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +81,12 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+/// Takes a socket that is open already.
+pub(crate) fn adopt(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
 /// Serves until the phase is [`Stopping`](Phase::Stopping), then waits for the open requests until a deadline, which is
 /// returned.
 ///
@@ -91,12 +95,16 @@ pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
     limits: Limits,
+    proxies: Arc<TrustedProxies>,
     mut phase: watch::Receiver<Phase>,
 ) -> Instant {
     let (stop, stopping) = watch::channel(false);
     let table = Arc::new(Table::new(limits.connections, limits.connections_per_address));
-    let spawn = |(stream, address, slot): Accepted| {
-        tokio::spawn(connection::serve(stream, address, slot, router.clone(), limits, stopping.clone()));
+    let spawn = |accepted: Option<Accepted>| match accepted {
+        Some((stream, peer, slot)) => {
+            tokio::spawn(connection::serve(stream, peer, slot, router.clone(), limits, stopping.clone()));
+        }
+        None => router.metrics().connections.refuse(),
     };
     // Failures are logged once, not twenty times a second.
     let mut logged = false;
@@ -111,10 +119,10 @@ pub(crate) async fn serve(
                 }
                 reached = next;
             },
-            accepted = accept(&listener, &table) => match accepted {
+            accepted = accept(&listener, &table, &proxies) => match accepted {
                 Ok(accepted) => {
                     logged = false;
-                    accepted.into_iter().for_each(&spawn);
+                    spawn(accepted);
                 }
                 Err(error) => {
                     // Most likely out of file descriptors.
@@ -129,8 +137,8 @@ pub(crate) async fn serve(
     }
     let deadline = Instant::now() + limits.shutdown_timeout;
     // Clients that have connected already get their answers.
-    while let Some(Ok(accepted)) = accept(&listener, &table).now_or_never() {
-        accepted.into_iter().for_each(&spawn);
+    while let Some(Ok(accepted)) = accept(&listener, &table, &proxies).now_or_never() {
+        spawn(accepted);
     }
     // New connections are refused from here on: their clients can try another instance.
     drop(listener);
@@ -144,12 +152,18 @@ pub(crate) async fn serve(
 }
 
 /// A connection with its place in the table.
-type Accepted = (TcpStream, SocketAddr, Slot);
+type Accepted = (TcpStream, Peer, Slot);
 
 /// Accepts a connection and waits until there is room for it. Returns `None` if it is over the limit of its address.
-async fn accept(listener: &TcpListener, table: &Arc<Table>) -> io::Result<Option<Accepted>> {
-    let (stream, mut address) = listener.accept().await?;
-    // A socket of IPv6 sees clients of IPv4 as `::ffff:192.0.2.1`.
-    address.set_ip(address.ip().to_canonical());
-    Ok(table.admit(address).await.map(|slot| (stream, address, slot)))
+///
+/// The connections of a trusted proxy are those of many clients, and not limited by the address of the proxy.
+async fn accept(
+    listener: &TcpListener,
+    table: &Arc<Table>,
+    proxies: &Arc<TrustedProxies>,
+) -> io::Result<Option<Accepted>> {
+    let (stream, address) = listener.accept().await?;
+    let peer = Peer::new(address.ip(), proxies);
+    let limited = (!peer.is_trusted()).then(|| peer.ip());
+    Ok(table.admit(limited).await.map(|slot| (stream, peer, slot)))
 }

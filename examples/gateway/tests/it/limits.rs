@@ -8,7 +8,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::routing::any;
 use futures_util::future::join_all;
-use gateway::{AuthServer, Settings};
+use gateway::{AuthServer, Settings, TrustedProxies};
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
@@ -161,6 +161,32 @@ async fn logins_are_limited_per_address() {
     };
     let ((a, b, c), ()) = timeout(LONG, async { tokio::join!(waiting, over) }).await.unwrap();
     assert_eq!([&*a, &*b, &*c], ["401"; 3]);
+}
+
+#[tokio::test]
+async fn logins_are_limited_by_the_address_that_a_trusted_proxy_names() {
+    let (auth, origin) = Held::serve().await;
+    let gateway = TestGateway::start_with(|settings| {
+        settings.auth = AuthServer::Json(origin);
+        settings.logins_in_flight_per_address = Some(1);
+        settings.trusted_proxies = TrustedProxies::read(&["127.0.0.1".to_owned()]).unwrap();
+    });
+    let gateway = gateway.await;
+    let login_from = async |address: &str| {
+        let mut request = login(&gateway, 0);
+        request.headers_mut().insert("x-forwarded-for", address.parse().unwrap());
+        http_2().request(request).await.unwrap().status()
+    };
+    let waiting = async { tokio::join!(login_from("192.0.2.1"), login_from("2001:db8::1")) };
+    let over = async {
+        auth.reached(2).await;
+        // A client forges no address, and an address of IPv6 counts with its network.
+        assert_eq!(login_from("192.0.2.9, 192.0.2.1").await, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(login_from("2001:db8::2").await, StatusCode::TOO_MANY_REQUESTS);
+        auth.open();
+    };
+    let ((one, two), ()) = timeout(LONG, async { tokio::join!(waiting, over) }).await.unwrap();
+    assert_eq!([one, two], [StatusCode::UNAUTHORIZED; 2]);
 }
 
 /// Starts a gateway in front of an API that holds all requests.

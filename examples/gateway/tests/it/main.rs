@@ -11,6 +11,7 @@ mod nginx;
 mod test_gateway;
 
 mod cancellation;
+mod client_address;
 mod connections;
 mod credentials;
 mod failures;

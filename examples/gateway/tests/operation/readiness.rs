@@ -54,7 +54,7 @@ async fn a_draining_gateway_serves_while_its_readiness_fails() {
 async fn a_request_on_an_idle_connection_is_answered_during_the_drain() {
     let kit = TestServer::start().await.unwrap();
     let origin = kit.origin();
-    let mut program = Program::start(&["--upstream", &origin, "--auth", &origin, "--drain-delay=10m"]);
+    let program = Program::start(&["--upstream", &origin, "--auth", &origin, "--drain-delay=10m"]);
     let mut idle = tokio::net::TcpStream::connect(program.address).await.unwrap();
     let request = b"GET /readyz HTTP/1.1\r\nhost: gateway\r\n\r\n";
     let mut answer = [0; 1024];

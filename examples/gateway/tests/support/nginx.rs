@@ -19,12 +19,32 @@ impl Nginx {
     /// Starts nginx with its default settings in front of a server, or returns `None` if it is not installed. On CI a
     /// missing nginx is a failure.
     pub(crate) fn in_front_of(server: SocketAddr) -> Option<Self> {
+        Self::with_location(
+            "",
+            &format!(
+                "proxy_pass http://{server}; proxy_set_header Host {server};
+                proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
+            ),
+        )
+    }
+
+    /// Starts nginx in front of several servers, with connections that are kept alive, as OPERATIONS.md has it.
+    pub(crate) fn balancing(servers: &[SocketAddr]) -> Option<Self> {
+        let servers: Vec<_> = servers.iter().map(|server| format!("server {server} fail_timeout=1s;")).collect();
+        let upstream = format!("upstream gateways {{ {} keepalive 16; keepalive_timeout 1s; }}", servers.join(" "));
+        let location = "proxy_pass http://gateways; proxy_http_version 1.1; proxy_set_header Connection \"\";
+                        proxy_set_header Host $http_host;";
+        Self::with_location(&upstream, location)
+    }
+
+    fn with_location(upstream: &str, location: &str) -> Option<Self> {
         // A body over 1 MiB, which nginx refuses by default, has to reach the gateway. The rest is as installed.
         Self::start(|address| {
             format!(
-                "server {{
+                "{upstream}
+                server {{
                     listen {address}; client_max_body_size 64m;
-                    location / {{ proxy_pass http://{server}; proxy_set_header Host {server}; }}
+                    location / {{ {location} }}
                 }}"
             )
         })

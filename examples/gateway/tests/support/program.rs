@@ -55,6 +55,10 @@ impl Program {
         Self { child, address: address.parse().unwrap(), admin }
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Kills the program, as `kill -9` does.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
