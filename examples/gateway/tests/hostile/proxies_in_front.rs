@@ -36,9 +36,8 @@ async fn send_through(name: &str, attack: &Attack, proxy: SocketAddr, forwarded:
 
 /// Returns the number of requests that the gateway has read.
 async fn read_by(attack: &Attack) -> usize {
-    let page = attack.gateway.anonymous().get("/metrics").await.body;
-    let page = str::from_utf8(&page).unwrap();
-    let counts = page.lines().filter(|line| line.starts_with("gateway_requests_total{") && !line.contains("/metrics"));
+    let page = attack.gateway.metrics().await;
+    let counts = page.lines().filter(|line| line.starts_with("gateway_requests_total{"));
     counts.map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()).sum()
 }
 
