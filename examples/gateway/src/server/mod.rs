@@ -5,6 +5,7 @@ mod connection;
 mod exchange;
 mod frames;
 mod progress;
+mod proxy_protocol;
 mod socket;
 mod table;
 
@@ -33,7 +34,7 @@ const BACKLOG: u32 = 1024;
 /// two, beside those of the operating system.
 pub(crate) const BUFFER: usize = 64 * 1024;
 
-/// The limits of connections.
+/// The limits of connections, and how they begin.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     connections: usize,
@@ -44,6 +45,8 @@ pub(crate) struct Limits {
     idle_timeout: Duration,
     /// The most that is read after the last response.
     body_limit: u64,
+    /// Each connection begins with the header of the PROXY protocol.
+    proxy_protocol: bool,
 }
 
 impl From<&Settings> for Limits {
@@ -54,6 +57,7 @@ impl From<&Settings> for Limits {
             client_timeout: settings.client_timeout,
             idle_timeout: settings.idle_connection_timeout,
             body_limit: settings.body_limit,
+            proxy_protocol: settings.proxy_protocol,
         }
     }
 }
@@ -87,7 +91,7 @@ pub(crate) async fn serve(
         tokio::select! {
             biased;
             deadline = &mut shutdown => break deadline,
-            accepted = accept(&listener, &table, proxies) => match accepted {
+            accepted = accept(&listener, &table, limits, proxies) => match accepted {
                 Ok(accepted) => {
                     logged = false;
                     accepted.into_iter().for_each(&spawn);
@@ -105,7 +109,7 @@ pub(crate) async fn serve(
     };
     table.close_soon();
     // Clients that have connected already get their answers.
-    while let Some(Ok(accepted)) = accept(&listener, &table, proxies).now_or_never() {
+    while let Some(Ok(accepted)) = accept(&listener, &table, limits, proxies).now_or_never() {
         accepted.into_iter().for_each(&spawn);
     }
     // New connections are refused from here on: their clients can try another instance.
@@ -122,16 +126,22 @@ pub(crate) async fn serve(
 /// A connection with its place in the table.
 type Accepted = (TcpStream, Peer, Slot);
 
-/// Accepts a connection and waits until there is room for it. Returns `None` if it is over the limit of its address.
+/// Accepts a connection and waits until there is room for it. Returns `None` if it is over the limit of its address,
+/// or may not be one of the PROXY protocol.
 ///
 /// The connections of a trusted proxy are those of many clients, and not limited by the address of the proxy.
 async fn accept(
     listener: &TcpListener,
     table: &Arc<Table>,
+    limits: Limits,
     proxies: &Arc<TrustedProxies>,
 ) -> io::Result<Option<Accepted>> {
     let (stream, address) = listener.accept().await?;
     let peer = Peer::new(address.ip(), proxies);
+    if limits.proxy_protocol && !peer.is_trusted() {
+        tracing::debug!(peer = %peer.ip(), "connection closed: the PROXY protocol is only for trusted proxies");
+        return Ok(None);
+    }
     let limited = (!peer.is_trusted()).then(|| peer.ip());
     Ok(table.admit(limited).await.map(|slot| (stream, peer, slot)))
 }
