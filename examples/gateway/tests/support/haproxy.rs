@@ -1,6 +1,7 @@
 //! A real HAProxy, in front of gateways or behind one.
 
 use std::env;
+use std::fmt::Write;
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -22,19 +23,19 @@ impl HaProxy {
     /// clients.
     pub(crate) fn in_front_of(servers: &[SocketAddr]) -> Option<Self> {
         Self::start(|address| {
-            let servers = servers.iter().enumerate();
-            let servers = servers.map(|(number, server)| format!("server gateway-{number} {server}"));
-            format!(
+            let mut settings = format!(
                 "frontend clients
                     bind {address}
                     default_backend gateways
                 backend gateways
                     http-reuse always
                     option httpchk GET /readyz
-                    default-server check inter 200ms fall 1 rise 1
-                    {}",
-                servers.collect::<Vec<_>>().join("\n")
-            )
+                    default-server check inter 200ms fall 1 rise 1\n"
+            );
+            for (number, server) in servers.iter().enumerate() {
+                let _ = writeln!(settings, "                server gateway-{number} {server}");
+            }
+            settings
         })
     }
 
