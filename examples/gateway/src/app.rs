@@ -14,6 +14,7 @@ use crate::cookie::{SessionCookie, SessionId};
 use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
 use crate::observation::AccessLog;
+use crate::phase::Phase;
 use crate::proxy::{CommonHeaders, UpstreamClient};
 use crate::task_tracker::TaskTracker;
 
@@ -47,8 +48,8 @@ pub(crate) struct Parts {
     /// `None` if requests aren't logged.
     pub(crate) access_log: Option<AccessLog>,
     pub(crate) tasks: TaskTracker,
-    /// Set when shutdown begins; ends responses that would never end.
-    pub(crate) stopping: watch::Receiver<bool>,
+    /// `Stopping` ends responses that would never end.
+    pub(crate) phase: watch::Receiver<Phase>,
 }
 
 impl App {

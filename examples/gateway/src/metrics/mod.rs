@@ -1,23 +1,35 @@
 //! Counters, exposed in Prometheus' text format.
 
+mod connections;
 mod histogram;
+mod process;
 mod refreshes;
+mod traffic;
 
 use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use tower_auth_refresh::RefreshReport;
 use tower_auth_refresh::replay::NotReplayable;
 
+pub(crate) use self::connections::{CloseReason, Connections};
 use self::histogram::Histogram;
 pub use self::refreshes::RefreshWatch;
+pub(crate) use self::traffic::{ROUTES, Traffic, UpstreamOutcome, route};
 use crate::observation::LOGIN_OUTCOMES;
+use crate::problem::Kind;
 
-/// Values of the `route` label: first path segments, and one value for all others.
-pub(crate) const ROUTES: [&str; 7] = ["api", "login", "logout", "session", "healthz", "metrics", "other"];
-
-/// The number of statuses from 100 to 599.
-const STATUSES: usize = 500;
+/// Limits that requests exceed, named after their settings.
+const LIMITS: [&str; 7] = [
+    "requests_in_flight",
+    "requests_in_flight_per_session",
+    "logins_in_flight",
+    "max_sessions",
+    "body_limit",
+    "client_timeout",
+    "upstream_timeout",
+];
 
 const OUTCOMES: [&str; 9] = [
     "refreshed",
@@ -54,7 +66,9 @@ const NOT_REPLAYED: [&str; 14] = [
 /// Counters shared by a gateway and the [`RefreshWatch`] in its process.
 #[derive(Debug)]
 pub struct Metrics {
-    requests: Box<[[AtomicU64; STATUSES]; ROUTES.len()]>,
+    pub(crate) traffic: Traffic,
+    pub(crate) connections: Connections,
+    started: SystemTime,
     refreshes: [AtomicU64; OUTCOMES.len()],
     refreshes_in_flight: AtomicU64,
     waiters: AtomicU64,
@@ -62,12 +76,15 @@ pub struct Metrics {
     replays: [AtomicU64; REPLAYS.len()],
     not_replayed: [AtomicU64; NOT_REPLAYED.len()],
     logins: [AtomicU64; LOGIN_OUTCOMES.len()],
+    limits: [AtomicU64; LIMITS.len()],
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         Self {
-            requests: Box::new(std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0)))),
+            traffic: Traffic::default(),
+            connections: Connections::default(),
+            started: SystemTime::now(),
             refreshes: Default::default(),
             refreshes_in_flight: AtomicU64::default(),
             waiters: AtomicU64::default(),
@@ -75,18 +92,12 @@ impl Default for Metrics {
             replays: Default::default(),
             not_replayed: Default::default(),
             logins: Default::default(),
+            limits: Default::default(),
         }
     }
 }
 
 impl Metrics {
-    /// Counts a response. `route` is a position in [`ROUTES`].
-    pub(crate) fn count_response(&self, route: usize, status: u16) {
-        // Statuses from 600 to 999, which no standard defines, count as 599.
-        let at = usize::from(status).saturating_sub(100).min(STATUSES - 1);
-        increment(&self.requests[route][at]);
-    }
-
     /// Counts the outcome of a request that got a 401 from the API, and returns its name.
     pub(crate) fn count_report(&self, report: &RefreshReport) -> &'static str {
         let reason = match report {
@@ -116,6 +127,21 @@ impl Metrics {
         increment(&self.logins[outcome]);
     }
 
+    /// Counts a problem, if it says that a limit is exceeded.
+    pub(crate) fn count_problem(&self, problem: Kind) {
+        let limit = match problem {
+            Kind::Overloaded => 0,
+            Kind::TooManyRequests => 1,
+            Kind::TooManyLogins => 2,
+            Kind::TooManySessions => 3,
+            Kind::BodyTooLarge => 4,
+            Kind::RequestTooSlow => 5,
+            Kind::UpstreamTooSlow => 6,
+            _ => return,
+        };
+        increment(&self.limits[limit]);
+    }
+
     fn refresh_started(&self) {
         increment(&self.refreshes_in_flight);
     }
@@ -132,13 +158,15 @@ impl Metrics {
     /// Renders all metrics in Prometheus' text format, version 0.0.4.
     pub(crate) fn render(&self, sessions: usize) -> String {
         let mut page = Exposition(String::with_capacity(8 * 1024));
-        page.family("gateway_requests_total", "counter", "Responses, by first path segment and status.");
-        for (route, statuses) in ROUTES.iter().zip(&*self.requests) {
-            for (status, count) in (100..).zip(statuses).filter(|(_, count)| load(count) > 0) {
-                let labels = format_args!("route=\"{route}\",code=\"{status}\"");
-                page.sample("gateway_requests_total", labels, load(count));
-            }
-        }
+        self.traffic.render(&mut page);
+        self.connections.render(&mut page);
+        page.labelled(
+            "gateway_limits_exceeded_total",
+            "Requests that exceeded a limit, by its setting.",
+            "limit",
+            &LIMITS,
+            &self.limits,
+        );
         page.labelled("gateway_refreshes_total", "Refreshes, by outcome.", "outcome", &OUTCOMES, &self.refreshes);
         page.single(
             "gateway_refreshes_in_flight",
@@ -178,15 +206,10 @@ impl Metrics {
             "histogram",
             "Duration of refreshes from the first 401 to the new token, including the wait for a permit and the store.",
         );
-        self.latency.render(&mut page, "gateway_refresh_duration_seconds");
+        self.latency.render(&mut page, "gateway_refresh_duration_seconds", "");
+        process::render(&mut page, self.started);
         page.0
     }
-}
-
-/// Returns the position of a path's route in [`ROUTES`].
-pub(crate) fn route(path: &str) -> usize {
-    let first = path.split('/').nth(1).unwrap_or_default();
-    ROUTES.iter().position(|route| *route == first).unwrap_or(ROUTES.len() - 1)
 }
 
 /// A document in Prometheus' text format.
@@ -201,7 +224,7 @@ impl Exposition {
         let _ = writeln!(self.0, "{name}{{{labels}}} {value}");
     }
 
-    fn single(&mut self, name: &str, kind: &str, help: &str, value: u64) {
+    fn single(&mut self, name: &str, kind: &str, help: &str, value: impl fmt::Display) {
         self.family(name, kind, help);
         let _ = writeln!(self.0, "{name} {value}");
     }
@@ -225,18 +248,30 @@ fn load(count: &AtomicU64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use http::StatusCode;
+
     use super::*;
 
     #[test]
     fn metrics_are_rendered_in_the_prometheus_text_format() {
         let metrics = Metrics::default();
-        metrics.count_response(route("/api/notes"), 200);
-        metrics.count_response(route("/api"), 200);
-        metrics.count_response(route("/apian"), 999);
+        metrics.traffic.respond(route("/api/notes"), 200);
+        metrics.traffic.respond(route("/api"), 200);
+        metrics.traffic.respond(route("/apian"), 999);
         metrics.refresh_started();
         metrics.refresh_ended("refreshed", 3, 0.03);
         metrics.count_report(&RefreshReport::Replayed);
         metrics.count_report(&RefreshReport::NotReplayable(NotReplayable::TooLarge));
+        metrics.traffic.begin();
+        metrics.traffic.call(UpstreamOutcome::Responded(StatusCode::OK), Duration::from_millis(20));
+        metrics.traffic.call(UpstreamOutcome::ConnectFailed, Duration::from_secs(5));
+        metrics.traffic.end(route("/api/notes"), Duration::from_millis(30), 5, 7);
+        metrics.connections.open();
+        metrics.connections.open();
+        metrics.connections.close(CloseReason::Flood);
+        metrics.count_problem(Kind::TooManyLogins);
         let page = metrics.render(7);
         for line in [
             "gateway_requests_total{route=\"api\",code=\"200\"} 2",
@@ -248,6 +283,19 @@ mod tests {
             "gateway_replays_total{result=\"accepted\"} 1",
             "gateway_not_replayed_total{reason=\"too_large\"} 1",
             "gateway_sessions 7",
+            "gateway_requests_in_flight 0",
+            "gateway_request_duration_seconds_bucket{route=\"api\",le=\"0.025\"} 0",
+            "gateway_request_duration_seconds_bucket{route=\"api\",le=\"0.05\"} 1",
+            "gateway_request_duration_seconds_count{route=\"api\"} 1",
+            "gateway_upstream_duration_seconds_count 1",
+            "gateway_upstream_calls_total{outcome=\"2xx\"} 1",
+            "gateway_upstream_calls_total{outcome=\"connect_error\"} 1",
+            "gateway_request_body_bytes_total 5",
+            "gateway_response_body_bytes_total 7",
+            "gateway_connections 1",
+            "gateway_connections_accepted_total 2",
+            "gateway_connections_closed_total{reason=\"flood\"} 1",
+            "gateway_limits_exceeded_total{limit=\"logins_in_flight\"} 1",
             "gateway_refresh_duration_seconds_bucket{le=\"0.025\"} 0",
             "gateway_refresh_duration_seconds_bucket{le=\"0.05\"} 1",
             "gateway_refresh_duration_seconds_bucket{le=\"+Inf\"} 1",

@@ -21,7 +21,7 @@ use self::trace::Trace;
 use crate::app::App;
 use crate::client_address::ClientAddress;
 use crate::cookie::SessionId;
-use crate::metrics::{ROUTES, route};
+use crate::metrics::{ROUTES, UpstreamOutcome, route};
 use crate::problem::Kind;
 use crate::user;
 
@@ -64,6 +64,7 @@ impl Observation {
             received: AtomicU64::new(0),
             found: Mutex::default(),
         };
+        app.metrics.traffic.begin();
         if let Some(log) = &app.access_log {
             let mut line = log.begin();
             observation.describe(&mut line, request, client);
@@ -124,7 +125,8 @@ impl Observation {
     }
 
     /// Notes that the upstream has responded, or has failed to, and the time that it took.
-    pub(crate) fn upstream(&self, address: Option<SocketAddr>, took: Duration) {
+    pub(crate) fn upstream(&self, outcome: UpstreamOutcome, address: Option<SocketAddr>, took: Duration) {
+        self.app.metrics.traffic.call(outcome, took);
         self.with_line(|line| {
             if let Some(address) = address {
                 line.address("upstream.address", address);
@@ -147,7 +149,10 @@ impl Observation {
     pub(crate) fn respond(&self, response: &mut Response) {
         self.trace.write_request_id(response.headers_mut());
         let (status, problem) = (response.status(), response.extensions().get().copied());
-        self.app.metrics.count_response(self.route, status.as_u16());
+        self.app.metrics.traffic.respond(self.route, status.as_u16());
+        if let Some(problem) = problem {
+            self.app.metrics.count_problem(problem);
+        }
         if self.is_login {
             self.login_ended(Some(status), problem);
         }
@@ -179,20 +184,23 @@ impl Observation {
             (None, ..) => (CLIENT_DISCONNECTED, Some("client-disconnected")),
         };
         if found.status.is_none() {
-            self.app.metrics.count_response(self.route, status);
+            self.app.metrics.traffic.respond(self.route, status);
             if self.is_login {
                 self.login_ended(None, None);
             }
         }
+        let took = self.started.elapsed();
+        let received = self.received.load(Ordering::Relaxed);
+        self.app.metrics.traffic.end(self.route, took, received, sent);
         let Some((mut line, log)) = found.line.take().zip(self.app.access_log.as_ref()) else { return };
         drop(found);
         line.number("http.response.status_code", status.into());
         if let Some(error) = error {
             line.word("error.type", error);
         }
-        line.number("http.request.body.size", self.received.load(Ordering::Relaxed));
+        line.number("http.request.body.size", received);
         line.number("http.response.body.size", sent);
-        line.seconds("duration", self.started.elapsed());
+        line.seconds("duration", took);
         log.end(line);
     }
 }

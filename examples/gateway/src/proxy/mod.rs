@@ -107,7 +107,9 @@ impl Call {
 
         let sent = Instant::now();
         let result = app.client.send(session.clone(), Request::from_parts(head, body)).await;
-        observation.upstream(result.as_ref().ok().and_then(remote_address), sent.elapsed());
+        if let Some(outcome) = outcome::of_call(&result, &upload_failure) {
+            observation.upstream(outcome, result.as_ref().ok().and_then(remote_address), sent.elapsed());
+        }
         match result {
             Ok(response) => {
                 // With its last handle dropped, a session that has ended is removed at once.

@@ -5,15 +5,42 @@ use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, Version};
+use hyper_util::client::legacy::Error as ClientError;
+use tower::BoxError;
 use tower_auth_refresh::{NotRefreshed, RefreshError, RefreshErrorKind, RefreshReport};
 
 use super::body::UploadFailure;
 use super::stall_timeout::UpstreamStalled;
+use super::upstream::NoToken;
 use super::{end, headers};
 use crate::app::App;
 use crate::cookie::SessionId;
+use crate::metrics::UpstreamOutcome;
 use crate::observation::Observation;
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem, chain};
+
+/// Returns the outcome of a call for the metrics; `None` if it was not sent.
+pub(super) fn of_call<B>(
+    result: &Result<http::Response<B>, BoxError>,
+    upload_failure: &UploadFailure,
+) -> Option<UpstreamOutcome> {
+    let error = match result {
+        Ok(response) => return Some(UpstreamOutcome::Responded(response.status())),
+        Err(error) => &**error,
+    };
+    let is_connect = |error: &ClientError| error.is_connect();
+    if error.is::<NoToken>() {
+        None
+    } else if upload_failure.problem().is_some() {
+        Some(UpstreamOutcome::UploadFailed)
+    } else if error.is::<UpstreamStalled>() {
+        Some(UpstreamOutcome::TimedOut)
+    } else if error.downcast_ref().is_some_and(is_connect) {
+        Some(UpstreamOutcome::ConnectFailed)
+    } else {
+        Some(UpstreamOutcome::Failed)
+    }
+}
 
 /// Passes the upstream's response on, or replaces a 401 that only concerns the gateway's token.
 pub(super) async fn response(

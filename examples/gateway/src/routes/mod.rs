@@ -21,6 +21,7 @@ use tower_http::set_header::SetResponseHeaderLayer;
 use crate::app::App;
 use crate::client_address::ClientAddress;
 use crate::csrf::is_cross_origin;
+use crate::metrics::Metrics;
 use crate::observation::{Observation, Observed};
 use crate::problem::Kind;
 use crate::proxy::proxy;
@@ -33,30 +34,47 @@ use crate::reject_ambiguous::is_ambiguous;
 pub(crate) struct Router {
     app: App,
     own: axum::Router,
+    proxies: bool,
 }
 
 impl Router {
     /// Creates the router. `demo` has the routes of the demo page.
     pub(crate) fn new(app: &App, demo: axum::Router<App>) -> Self {
-        let x_frame_options = HeaderName::from_static("x-frame-options");
         let own = axum::Router::new()
             .route("/login", post(login::login))
             .route("/logout", post(logout::logout))
             .route("/session", get(session::session))
+            .merge(demo);
+        Self::with_routes(app, own, true)
+    }
+
+    /// Creates the router of the admin listener.
+    pub(crate) fn admin(app: &App) -> Self {
+        Self::with_routes(app, axum::Router::new().route("/metrics", get(metrics::metrics)), false)
+    }
+
+    /// Adds what both listeners have.
+    fn with_routes(app: &App, own: axum::Router<App>, proxies: bool) -> Self {
+        let x_frame_options = HeaderName::from_static("x-frame-options");
+        let own = own
             .route("/healthz", get(health::healthz))
-            .route("/metrics", get(metrics::metrics))
-            .merge(demo)
+            // HAProxy asks by OPTIONS, unless it is told otherwise.
+            .route("/readyz", get(health::readyz).options(health::readyz))
             .fallback(async || Kind::NotFound)
             .method_not_allowed_fallback(async || Kind::MethodNotAllowed)
             .layer(SetResponseHeaderLayer::overriding(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
             .layer(SetResponseHeaderLayer::overriding(x_frame_options, HeaderValue::from_static("DENY")))
             .with_state(app.clone());
-        Self { app: app.clone(), own }
+        Self { app: app.clone(), own, proxies }
+    }
+
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.app.metrics
     }
 
     /// Returns a router whose requests share nothing that they count with those of other connections.
     pub(crate) fn for_connection(&self) -> Self {
-        Self { app: self.app.for_connection(), own: self.own.clone() }
+        Self { app: self.app.for_connection(), own: self.own.clone(), proxies: self.proxies }
     }
 
     /// Begins to observe a request.
@@ -87,7 +105,7 @@ impl Router {
             return Kind::CrossOrigin.into_response();
         }
         let path = request.uri().path();
-        if path.strip_prefix("/api").is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+        if self.proxies && path.strip_prefix("/api").is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
             return proxy(&self.app, request, &client, observation).await;
         }
         request.extensions_mut().insert(client);

@@ -21,6 +21,7 @@ use super::socket::{Socket, linger};
 use super::table::Slot;
 use super::{BUFFER, Limits, exchange};
 use crate::client_address::Peer;
+use crate::metrics::CloseReason;
 use crate::routes::Router;
 
 /// The connection preface of HTTP/2 (RFC 9113 §3.4).
@@ -50,6 +51,8 @@ pub(super) async fn serve(
     mut stopping: watch::Receiver<bool>,
 ) {
     let activity = &slot.activity;
+    let metrics = router.metrics().clone();
+    metrics.connections.open();
     tokio::select! {
         biased;
         () = OnWake::new(activity.eviction()) => {}
@@ -59,6 +62,7 @@ pub(super) async fn serve(
             }
         } => {}
     }
+    metrics.connections.close(activity.close_reason());
 }
 
 async fn serve_protocol(
@@ -152,6 +156,7 @@ impl Supervisor<'_> {
     /// Begins the shutdown.
     fn stop(&mut self) -> Option<Step> {
         self.drained_at = Some(Instant::now() + DRAIN_TIME);
+        self.activity.closes_for(CloseReason::Shutdown);
         // HTTP/2 tells the client which requests will be answered.
         let at_once = self.protocol == Protocol::Http2 || self.activity.state() == State::Busy;
         if at_once { self.finish() } else { None }
@@ -173,7 +178,11 @@ impl Supervisor<'_> {
         let now = Instant::now();
         let is_over = match self.activity.state() {
             State::Busy => false,
-            State::Head(since) => return (now >= since + self.limits.client_timeout).then_some(Step::Abort),
+            State::Head(since) if now >= since + self.limits.client_timeout => {
+                self.activity.closes_for(CloseReason::SlowHead);
+                return Some(Step::Abort);
+            }
+            State::Head(_) => return None,
             // Told to finish, a client of HTTP/2 may have said nothing since.
             State::Idle(since) if self.finishing => {
                 let end = since + self.limits.idle_timeout + self.limits.client_timeout;
@@ -181,6 +190,9 @@ impl Supervisor<'_> {
             }
             State::Idle(since) => now >= since + self.limits.idle_timeout,
         };
+        if is_over {
+            self.activity.closes_for(CloseReason::Idle);
+        }
         let is_drained = self.drained_at.is_some_and(|drained_at| now >= drained_at);
         if is_over || is_drained { self.finish() } else { None }
     }

@@ -11,7 +11,6 @@ mod table;
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +24,7 @@ use self::table::{Slot, Table};
 use crate::client_address::Peer;
 use crate::config::{Settings, TrustedProxies};
 use crate::descriptors;
+use crate::phase::Phase;
 use crate::routes::Router;
 
 /// The number of connections that may wait to be accepted. The operating system may allow fewer.
@@ -45,6 +45,18 @@ pub(crate) struct Limits {
     idle_timeout: Duration,
     /// The most that is read after the last response.
     body_limit: u64,
+    /// The longest time in which open requests are finished.
+    shutdown_timeout: Duration,
+}
+
+impl Limits {
+    /// The most connections to an admin listener.
+    pub(crate) const ADMIN_CONNECTIONS: usize = 16;
+
+    /// Returns the limits of the admin listener.
+    pub(crate) fn admin(settings: &Settings) -> Self {
+        Self { connections: Self::ADMIN_CONNECTIONS, connections_per_address: usize::MAX, ..settings.into() }
+    }
 }
 
 impl From<&Settings> for Limits {
@@ -55,6 +67,7 @@ impl From<&Settings> for Limits {
             client_timeout: settings.client_timeout,
             idle_timeout: settings.idle_connection_timeout,
             body_limit: settings.body_limit,
+            shutdown_timeout: settings.shutdown_timeout,
         }
     }
 }
@@ -68,30 +81,48 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves until `shutdown` returns a deadline, then waits until that deadline for the open requests.
+/// Takes a socket that is open already.
+pub(crate) fn adopt(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// Serves until the phase is [`Stopping`](Phase::Stopping), then waits for the open requests until a deadline, which is
+/// returned.
+///
+/// From [`Draining`](Phase::Draining) on, each response is the last of its connection of HTTP/1.
 pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
     limits: Limits,
-    proxies: &Arc<TrustedProxies>,
-    shutdown: impl Future<Output = Instant>,
+    proxies: Arc<TrustedProxies>,
+    mut phase: watch::Receiver<Phase>,
 ) -> Instant {
-    let mut shutdown = pin!(shutdown);
     let (stop, stopping) = watch::channel(false);
     let table = Arc::new(Table::new(limits.connections, limits.connections_per_address));
-    let spawn = |(stream, peer, slot): Accepted| {
-        tokio::spawn(connection::serve(stream, peer, slot, router.clone(), limits, stopping.clone()));
+    let spawn = |accepted: Option<Accepted>| match accepted {
+        Some((stream, peer, slot)) => {
+            tokio::spawn(connection::serve(stream, peer, slot, router.clone(), limits, stopping.clone()));
+        }
+        None => router.metrics().connections.refuse(),
     };
     // Failures are logged once, not twenty times a second.
     let mut logged = false;
-    let deadline = loop {
+    let mut reached = Phase::Serving;
+    loop {
         tokio::select! {
             biased;
-            deadline = &mut shutdown => break deadline,
-            accepted = accept(&listener, &table, proxies) => match accepted {
+            next = reached.after(&mut phase) => {
+                table.close_soon();
+                if next == Phase::Stopping {
+                    break;
+                }
+                reached = next;
+            },
+            accepted = accept(&listener, &table, &proxies) => match accepted {
                 Ok(accepted) => {
                     logged = false;
-                    accepted.into_iter().for_each(&spawn);
+                    spawn(accepted);
                 }
                 Err(error) => {
                     // Most likely out of file descriptors.
@@ -103,11 +134,11 @@ pub(crate) async fn serve(
                 }
             },
         }
-    };
-    table.close_soon();
+    }
+    let deadline = Instant::now() + limits.shutdown_timeout;
     // Clients that have connected already get their answers.
-    while let Some(Ok(accepted)) = accept(&listener, &table, proxies).now_or_never() {
-        accepted.into_iter().for_each(&spawn);
+    while let Some(Ok(accepted)) = accept(&listener, &table, &proxies).now_or_never() {
+        spawn(accepted);
     }
     // New connections are refused from here on: their clients can try another instance.
     drop(listener);

@@ -30,7 +30,9 @@ impl HaProxy {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let folder = env::temp_dir().join(format!("gateway-haproxy-{}-{}", std::process::id(), address.port()));
         fs::create_dir_all(&folder).unwrap();
-        let mut settings = format!(
+        let servers = servers.iter().enumerate();
+        let servers: Vec<_> = servers.map(|(number, server)| format!("server gateway-{number} {server}")).collect();
+        let settings = format!(
             "global
                 log stdout format raw local0
             defaults
@@ -46,11 +48,10 @@ impl HaProxy {
             backend gateways
                 http-reuse always
                 option httpchk GET /readyz
-                default-server check inter 200ms fall 1 rise 1\n"
+                default-server check inter 200ms fall 1 rise 1
+                {servers}\n",
+            servers = servers.join("\n")
         );
-        for (number, server) in servers.iter().enumerate() {
-            settings += &format!("                server gateway-{number} {server}\n");
-        }
         fs::write(folder.join("haproxy.cfg"), settings).unwrap();
         let log = fs::File::create(folder.join("log")).unwrap();
         let mut command = Command::new(program);
