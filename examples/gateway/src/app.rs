@@ -17,6 +17,7 @@ use crate::observation::AccessLog;
 use crate::phase::Phase;
 use crate::proxy::{CommonHeaders, UpstreamClient};
 use crate::task_tracker::TaskTracker;
+use crate::user_sessions::UserSessions;
 
 /// The longest wait for a sign-out: the authorization server may not respond.
 const SIGN_OUT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -44,6 +45,8 @@ pub(crate) struct Parts {
     pub(crate) client_timeout: Duration,
     pub(crate) requests: Arc<Requests>,
     pub(crate) logins: Arc<Logins>,
+    /// Absent if a user may have any number of sessions.
+    pub(crate) user_sessions: Option<UserSessions>,
     pub(crate) metrics: Arc<Metrics>,
     /// `None` if requests aren't logged.
     pub(crate) access_log: Option<AccessLog>,

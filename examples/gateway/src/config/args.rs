@@ -16,6 +16,7 @@ use super::{InvalidSetting, units};
 ///
 /// To try it: gateway --demo
 #[derive(Clone, Debug, Parser)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[command(name = "gateway", version, max_term_width = 110)]
 pub struct Args {
     /// Run with a built-in authorization server, API and demo page
@@ -39,6 +40,10 @@ pub struct Args {
     /// Serve /metrics, /healthz and /readyz on this address (plain HTTP; for no client) [default: no /metrics]
     #[arg(long, env = "GATEWAY_ADMIN_LISTEN", value_name = "ADDRESS", help_heading = "Listening")]
     pub admin_listen: Option<SocketAddr>,
+
+    /// Require the header of the PROXY protocol (version 1 or 2) on each connection, from a --trusted-proxy
+    #[arg(long, env = "GATEWAY_PROXY_PROTOCOL", value_parser = BoolishValueParser::new(), help_heading = "Listening")]
+    pub proxy_protocol: bool,
 
     /// Origin that browsers see; optional when listening on loopback
     #[arg(long, env = "GATEWAY_PUBLIC_ORIGIN", value_name = "https://HOST")]
@@ -144,6 +149,27 @@ pub struct Args {
         allow_hyphen_values = true
     )]
     pub requests_in_flight_per_session: u32,
+
+    /// Maximum number of concurrent requests of one address that are proxied; further ones get a 429 [default: no own
+    /// limit]
+    #[arg(
+        long,
+        env = "GATEWAY_REQUESTS_IN_FLIGHT_PER_ADDRESS",
+        value_name = "COUNT",
+        allow_hyphen_values = true,
+        help_heading = "Limits"
+    )]
+    pub requests_in_flight_per_address: Option<u32>,
+
+    /// Maximum number of sessions of one user; a further login signs the oldest out [default: no own limit]
+    #[arg(
+        long,
+        env = "GATEWAY_SESSIONS_PER_USER",
+        value_name = "COUNT",
+        allow_hyphen_values = true,
+        help_heading = "Limits"
+    )]
+    pub sessions_per_user: Option<usize>,
 
     /// Timeout of a refresh
     #[arg(long, env = "GATEWAY_REFRESH_TIMEOUT", value_name = "TIME", default_value = "20s",

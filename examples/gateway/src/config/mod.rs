@@ -33,6 +33,8 @@ pub struct Settings {
     pub trusted_proxies: TrustedProxies,
     /// The address of the admin listener, which serves the metrics. Default: `None`, they are not served.
     pub admin_listen: Option<SocketAddr>,
+    /// Each connection begins with the header of the PROXY protocol, from a trusted proxy. Default: `false`.
+    pub proxy_protocol: bool,
     /// The origin under which browsers reach the gateway.
     pub public: PublicOrigin,
     /// The API.
@@ -59,6 +61,10 @@ pub struct Settings {
     pub requests_in_flight: Option<usize>,
     /// The maximum number of concurrent requests of one session that are proxied. Default: 256.
     pub requests_in_flight_per_session: u32,
+    /// The maximum number of concurrent requests of one address that are proxied. Default: `None`, no limit of its own.
+    pub requests_in_flight_per_address: Option<u32>,
+    /// The maximum number of sessions of one user. Default: `None`, no limit of its own.
+    pub sessions_per_user: Option<usize>,
     /// The time before its expiry at which a token is refreshed. Default: `None`, only after a 401.
     pub refresh_early: Option<Duration>,
     /// The time-out of a refresh. Default: 20 s, of which the claim of another gateway that was killed may take up 15.
@@ -153,6 +159,8 @@ impl Args {
             ("--logins-in-flight-per-address", self.logins_in_flight_per_address),
             ("--requests-in-flight", self.requests_in_flight),
             ("--requests-in-flight-per-session", Some(self.requests_in_flight_per_session as usize)),
+            ("--requests-in-flight-per-address", self.requests_in_flight_per_address.map(|count| count as usize)),
+            ("--sessions-per-user", self.sessions_per_user),
             ("--max-connections", self.max_connections),
             ("--max-connections-per-address", self.max_connections_per_address),
         ] {
@@ -167,10 +175,15 @@ impl Args {
         if self.store_allow_fsync_off && !matches!(store, Store::Postgres(_)) {
             return Err(InvalidSetting::of("--store-allow-fsync-off", "only for --store postgres://…"));
         }
+        let trusted_proxies = TrustedProxies::read(&self.trusted_proxy)?;
+        if self.proxy_protocol && trusted_proxies.is_empty() {
+            return Err(InvalidSetting::of("--proxy-protocol", "requires --trusted-proxy"));
+        }
         Ok(Settings {
             listen: self.listen,
-            trusted_proxies: TrustedProxies::read(&self.trusted_proxy)?,
+            trusted_proxies,
             admin_listen: self.admin_listen,
+            proxy_protocol: self.proxy_protocol,
             public: PublicOrigin::read(self.public_origin.as_deref(), self.listen, self.allow_plain_http)?,
             upstream: Upstream::read(&upstream, self.allow_plain_http)?,
             auth,
@@ -184,6 +197,8 @@ impl Args {
             logins_in_flight_per_address: self.logins_in_flight_per_address,
             requests_in_flight: self.requests_in_flight,
             requests_in_flight_per_session: self.requests_in_flight_per_session,
+            requests_in_flight_per_address: self.requests_in_flight_per_address,
+            sessions_per_user: self.sessions_per_user,
             refresh_early: self.refresh_early,
             refresh_timeout: self.refresh_timeout,
             strip_headers: StripHeaders::read(&self.strip_header)?,

@@ -78,10 +78,11 @@ impl Call {
         };
         observation.session(id, || session.tokens());
         let session = require_active(app, id, session).await?;
-        let permit = app.requests.admit(id).map_err(|exceeded| {
+        let client = head.extensions.get::<ClientAddress>().map(ClientAddress::ip);
+        let permit = app.requests.admit(id, client).map_err(|exceeded| {
             let kind = match exceeded {
                 Exceeded::OfAll => Kind::Overloaded,
-                Exceeded::OfSession => Kind::TooManyRequests,
+                Exceeded::OfSession | Exceeded::OfAddress => Kind::TooManyRequests,
             };
             Problem::from(kind).retry_after(DEFAULT_RETRY_AFTER).into_response()
         })?;
