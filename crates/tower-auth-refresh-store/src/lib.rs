@@ -170,6 +170,8 @@ mod record;
 mod redis;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod watchers;
+#[cfg(any(feature = "_record", feature = "encryption"))]
+mod wiped;
 
 pub use self::error::{StoreError, StoreErrorKind};
 #[cfg(feature = "file")]

@@ -19,7 +19,7 @@ use super::lock;
 use super::steps::Step;
 use crate::error::{Problem, StoreError, StoreErrorKind};
 use crate::random;
-use crate::record::Codec;
+use crate::record::{Codec, hex};
 
 /// The space that a claim reserves for the next record, beyond the length of the current one.
 const SPARE: usize = 4096;
@@ -67,7 +67,7 @@ enum Standing {
 impl SessionFiles {
     pub(super) fn new(settings: Arc<Settings>, storage_key: [u8; 32]) -> Self {
         let codec = settings.codec(storage_key);
-        let name = codec.name();
+        let name = hex(&storage_key);
         let (record, claim, lock) = (format!("{name}{RECORD}"), format!("{name}.claim"), format!("{name}.lock"));
         Self { settings, codec, record, claim, lock }
     }
