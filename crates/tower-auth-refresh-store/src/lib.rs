@@ -152,7 +152,7 @@
 mod error;
 #[cfg(feature = "file")]
 mod file;
-#[cfg(any(feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "file", feature = "postgres", feature = "redis"))]
 mod gather;
 #[cfg(feature = "keychain")]
 mod keychain;

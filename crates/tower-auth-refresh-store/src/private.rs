@@ -46,8 +46,8 @@ pub(crate) fn read(file: &File, limit: u64) -> io::Result<Option<Wiped>> {
     if length > limit {
         return Ok(None);
     }
-    // One byte more than the file has, since a vector that grows leaves a copy behind.
-    let mut bytes = Wiped::from(vec![0; usize::try_from(length).unwrap_or(usize::MAX).saturating_add(1)]);
+    // All at once, since a vector that grows leaves a copy behind.
+    let mut bytes = Wiped::from(vec![0; usize::try_from(length).unwrap_or(usize::MAX)]);
     let filled = fill(file, &mut bytes)?;
     bytes.truncate(filled);
     Ok(Some(bytes))

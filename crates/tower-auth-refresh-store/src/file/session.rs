@@ -73,7 +73,12 @@ impl SessionFiles {
     }
 
     pub(super) fn load(&self) -> Result<Option<Record>, StoreError> {
-        Ok(self.read(&self.settings.open()?)?.map(|(record, _)| record))
+        self.load_from(&self.settings.open()?)
+    }
+
+    /// Loads the record from the directory, which may be open for several loads.
+    pub(super) fn load_from(&self, directory: &Directory<'_>) -> Result<Option<Record>, StoreError> {
+        Ok(self.read(directory)?.map(|(record, _)| record))
     }
 
     pub(super) fn insert(&self, turn: &mut Turn, entry: &Entry) -> Result<InsertOutcome, StoreError> {
