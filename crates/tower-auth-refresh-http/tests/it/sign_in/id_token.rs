@@ -29,7 +29,7 @@ fn claims(nonce: &Value) -> Value {
 
 /// The hash of the access token is that of the algorithm, halved.
 fn claims_for(algorithm: &str, nonce: &Value) -> Value {
-    let hash = digest(if algorithm == "ES256" { &SHA256 } else { &SHA512 }, b"a1");
+    let hash = digest(if algorithm == "EdDSA" { &SHA512 } else { &SHA256 }, b"a1");
     let hash = encoded(&hash.as_ref()[..hash.as_ref().len() / 2]);
     json!({
         "iss": ISSUER, "sub": "user-7", "aud": "app", "iat": now(), "exp": now() + 300, "nonce": nonce,
@@ -87,7 +87,7 @@ async fn sign_in_while_keys_rotate(
 
 #[tokio::test]
 async fn a_valid_id_token_names_the_user_and_is_kept() {
-    for key in [Key::es256(), Key::eddsa()] {
+    for key in [Key::es256(), Key::eddsa()].into_iter().chain(Key::rs256()) {
         let header = json!({ "alg": key.algorithm, "kid": "k1" });
         // A key of another use or of an unknown kind is passed over.
         let unknown = json!({ "kty": "AKP", "alg": "ML-DSA-44", "pub": "AA", "kid": "k2" });
