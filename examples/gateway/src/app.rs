@@ -15,6 +15,7 @@ use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
 use crate::proxy::UpstreamClient;
 use crate::task_tracker::TaskTracker;
+use crate::user_sessions::UserSessions;
 
 /// The longest wait for a sign-out: the authorization server may not respond.
 const SIGN_OUT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -37,6 +38,8 @@ pub(crate) struct Parts {
     pub(crate) client_timeout: Duration,
     pub(crate) requests: Arc<Requests>,
     pub(crate) logins: Arc<Logins>,
+    /// Absent if a user may have any number of sessions.
+    pub(crate) user_sessions: Option<UserSessions>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tasks: TaskTracker,
     /// Set when shutdown begins; ends responses that would never end.

@@ -23,6 +23,7 @@ use crate::proxy::UpstreamClient;
 use crate::routes::Router;
 use crate::stores::Stores;
 use crate::task_tracker::TaskTracker;
+use crate::user_sessions::UserSessions;
 use crate::{descriptors, server};
 
 /// A configured gateway that does not listen yet.
@@ -120,11 +121,13 @@ impl Gateway {
             requests: Arc::new(Requests::new(
                 settings.requests_in_flight.unwrap_or_else(descriptors::for_requests),
                 settings.requests_in_flight_per_session,
+                settings.requests_in_flight_per_address,
             )),
             logins: Arc::new(Logins::new(
                 settings.logins_in_flight,
                 settings.logins_in_flight_per_address.unwrap_or(usize::MAX),
             )),
+            user_sessions: settings.sessions_per_user.map(|max| UserSessions::new(max, settings.max_sessions)),
             metrics,
             tasks: TaskTracker::default(),
             stopping: stopped,

@@ -113,7 +113,7 @@ impl Kind {
             Self::TooManyRequests => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "too-many-requests",
-                "The maximum number of requests in flight of this session is reached",
+                "The maximum number of requests in flight of this session or address is reached",
             ),
             Self::TooManyLogins => {
                 (StatusCode::TOO_MANY_REQUESTS, "too-many-logins", "The maximum number of logins in flight is reached")

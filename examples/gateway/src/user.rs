@@ -40,7 +40,6 @@ pub(crate) fn with_user(tokens: Tokens, credentials: &Map<String, Value>) -> Tok
 }
 
 /// Returns the name of the user that has signed in, if it is known.
-#[cfg_attr(not(test), expect(dead_code, reason = "the log line is to print it"))]
 pub(crate) fn of(tokens: &Tokens) -> Option<&str> {
     tokens.extra(MEMBER)?.as_str()
 }

@@ -22,6 +22,7 @@ use self::slow_client::with_client_timeout;
 use self::upstream::NoToken;
 pub(crate) use self::upstream::{HttpsClient, UpstreamClient, https};
 use crate::app::App;
+use crate::client_address::ClientAddress;
 use crate::cookie::SessionId;
 use crate::fields;
 use crate::limits::{Exceeded, RequestPermit};
@@ -70,10 +71,11 @@ impl Call {
             Err(error) => return Err(Problem::from(error).into_response()),
         };
         let session = require_active(app, id, session).await?;
-        let permit = app.requests.admit(id).map_err(|exceeded| {
+        let client = head.extensions.get::<ClientAddress>().map(ClientAddress::ip);
+        let permit = app.requests.admit(id, client).map_err(|exceeded| {
             let kind = match exceeded {
-                Exceeded::OfAll => Kind::Overloaded,
-                Exceeded::OfSession => Kind::TooManyRequests,
+                Exceeded::All => Kind::Overloaded,
+                Exceeded::Session | Exceeded::Address => Kind::TooManyRequests,
             };
             Problem::from(kind).retry_after(DEFAULT_RETRY_AFTER).into_response()
         })?;
