@@ -45,6 +45,12 @@ impl ClientAddress {
         self.ip
     }
 
+    /// Returns the address as text, with which its header begins.
+    pub(crate) fn text(&self) -> &str {
+        let addresses = str::from_utf8(self.forwarded_for.as_bytes()).unwrap_or_default();
+        addresses.split_once(',').map_or(addresses, |(client, _)| client)
+    }
+
     /// Returns the value of `X-Forwarded-For` for the servers behind the gateway: the client, and the trusted proxies
     /// after it.
     pub(crate) fn forwarded_for(&self) -> &HeaderValue {

@@ -133,13 +133,13 @@ impl From<AuthServerError> for LoginFailed {
         if error.is_rejected() {
             Self::WrongCredentials
         } else if matches!(error.status(), Some(StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY)) {
-            tracing::warn!(%error, "login failed");
+            tracing::warn!(%error, "call to the authorization server failed");
             Self::Malformed
         } else if error.is_misconfigured() {
             Self::Failed(error.into())
         } else {
             // A login in doubt leaves at worst an unused session at the authorization server.
-            tracing::warn!(%error, "login failed");
+            tracing::warn!(%error, "call to the authorization server failed");
             Self::Unavailable { retry_after: error.retry_after() }
         }
     }

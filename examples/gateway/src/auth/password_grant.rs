@@ -100,7 +100,7 @@ impl PasswordGrant {
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Tokens, LoginFailed> {
         let unavailable = |retry_after| LoginFailed::Unavailable { retry_after };
         let response = self.client.request(request).await.map_err(|error| {
-            tracing::warn!(%error, "login failed");
+            tracing::warn!(%error, "call to the authorization server failed");
             unavailable(None)
         })?;
         let (status, retry_after) = (response.status(), retry_after(&response));

@@ -24,13 +24,22 @@ pub struct Args {
     pub demo: bool,
 
     /// Listen on this address (plain HTTP; terminate TLS in front of it)
-    #[arg(long, env = "GATEWAY_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    #[arg(
+        long,
+        env = "GATEWAY_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8080",
+        help_heading = "Listening"
+    )]
     pub listen: SocketAddr,
 
     /// Believe the X-Forwarded-For of proxies with these addresses, as 10.0.0.0/8. May be repeated; the variable has a
     /// comma between networks [default: none]
     #[arg(long, env = "GATEWAY_TRUSTED_PROXY", value_name = "CIDR", value_delimiter = ',', help_heading = "Listening")]
     pub trusted_proxy: Vec<String>,
+    /// Serve /metrics, /healthz and /readyz on this address (plain HTTP; for no client) [default: no /metrics]
+    #[arg(long, env = "GATEWAY_ADMIN_LISTEN", value_name = "ADDRESS", help_heading = "Listening")]
+    pub admin_listen: Option<SocketAddr>,
 
     /// Require the header of the PROXY protocol (version 1 or 2) on each connection, from a --trusted-proxy
     #[arg(long, env = "GATEWAY_PROXY_PROTOCOL", value_parser = BoolishValueParser::new(), help_heading = "Listening")]
@@ -206,9 +215,15 @@ pub struct Args {
           value_parser = units::duration, allow_hyphen_values = true)]
     pub idle_connection_timeout: Duration,
 
-    /// Longest wait at SIGTERM for open requests, refreshes and sign-outs; then they are cut off
+    /// Serve for this time after SIGTERM while /readyz fails, so that balancers send requests elsewhere first [default:
+    /// none]
+    #[arg(long, env = "GATEWAY_DRAIN_DELAY", value_name = "TIME", value_parser = units::duration,
+          allow_hyphen_values = true, help_heading = "Process")]
+    pub drain_delay: Option<Duration>,
+
+    /// Longest wait after SIGTERM and --drain-delay for open requests, refreshes and sign-outs; then they are cut off
     #[arg(long, env = "GATEWAY_SHUTDOWN_TIMEOUT", value_name = "TIME", default_value = "30s",
-          value_parser = units::duration, allow_hyphen_values = true)]
+          value_parser = units::duration, allow_hyphen_values = true, help_heading = "Process")]
     pub shutdown_timeout: Duration,
 
     /// Allow http:// to other hosts; tokens are then sent unencrypted, unless the network encrypts below HTTP

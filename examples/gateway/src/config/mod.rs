@@ -5,6 +5,7 @@ mod store;
 mod strip;
 mod trusted_proxies;
 mod units;
+mod unknown;
 
 use std::error::Error;
 use std::fmt;
@@ -20,6 +21,7 @@ pub use self::args::{Args, LogFormat};
 pub use self::store::Store;
 pub use self::strip::StripHeaders;
 pub use self::trusted_proxies::TrustedProxies;
+pub use self::unknown::UnknownVariable;
 
 /// The settings of a gateway, validated and complete.
 #[derive(Clone, Debug)]
@@ -31,6 +33,8 @@ pub struct Settings {
     pub trusted_proxies: TrustedProxies,
     /// Each connection begins with the header of the PROXY protocol, from a trusted proxy. Default: `false`.
     pub proxy_protocol: bool,
+    /// The address of the admin listener, which serves the metrics. Default: `None`, they are not served.
+    pub admin_listen: Option<SocketAddr>,
     /// The origin under which browsers reach the gateway.
     pub public: PublicOrigin,
     /// The API.
@@ -80,6 +84,8 @@ pub struct Settings {
     pub max_connections_per_address: Option<usize>,
     /// The time without requests after which a connection is closed. Default: 75 s.
     pub idle_connection_timeout: Duration,
+    /// The time in which a shutdown serves on while `/readyz` fails. Default: 0.
+    pub drain_delay: Duration,
     /// The longest time that a shutdown waits for open requests, refreshes and sign-outs. Default: 30 s.
     pub shutdown_timeout: Duration,
     /// Allows `http://` to hosts other than loopback. Default: `false`.
@@ -177,6 +183,7 @@ impl Args {
             listen: self.listen,
             trusted_proxies,
             proxy_protocol: self.proxy_protocol,
+            admin_listen: self.admin_listen,
             public: PublicOrigin::read(self.public_origin.as_deref(), self.listen, self.allow_plain_http)?,
             upstream: Upstream::read(&upstream, self.allow_plain_http)?,
             auth,
@@ -201,6 +208,7 @@ impl Args {
             max_connections: self.max_connections,
             max_connections_per_address: self.max_connections_per_address,
             idle_connection_timeout: self.idle_connection_timeout,
+            drain_delay: self.drain_delay.unwrap_or_default(),
             shutdown_timeout: self.shutdown_timeout,
             allow_plain_http: self.allow_plain_http,
         })

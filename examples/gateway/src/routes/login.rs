@@ -1,7 +1,9 @@
 //! `POST /login`: exchanges credentials for a session.
 
 use std::error::Error;
+use std::sync::Arc;
 
+use axum::Extension;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -16,6 +18,7 @@ use crate::auth::LoginFailed;
 use crate::client_address::ClientAddress;
 use crate::cookie::SessionId;
 use crate::fields;
+use crate::observation::Observation;
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
 use crate::user;
 
@@ -26,7 +29,11 @@ const BODY_LIMIT: usize = 16 * 1024;
 ///
 /// The login runs in a tracked task: if the browser disconnects, the new session is signed out, which revokes its
 /// tokens.
-pub(crate) async fn login(State(app): State<App>, request: Request) -> Result<Response, Problem> {
+pub(crate) async fn login(
+    State(app): State<App>,
+    Extension(observation): Extension<Arc<Observation>>,
+    request: Request,
+) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
     let credentials = credentials(&app, &head.headers, body).await?;
     // Counted from here on: slow credentials keep no other login out.
@@ -38,7 +45,7 @@ pub(crate) async fn login(State(app): State<App>, request: Request) -> Result<Re
     let task = app.tasks.spawn({
         let app = app.clone();
         async move {
-            let session = sign_in(app, credentials, client, previous).await;
+            let session = sign_in(app, credentials, client, previous, &observation).await;
             drop(permit);
             session
         }
@@ -82,6 +89,7 @@ async fn sign_in(
     credentials: Map<String, Value>,
     client: Option<ClientAddress>,
     previous: Option<SessionId>,
+    observation: &Observation,
 ) -> Result<PendingSession, Problem> {
     // Always a new number, against session fixation: an existing one may be known to an attacker.
     let id = SessionId::random().map_err(|error| {
@@ -96,7 +104,7 @@ async fn sign_in(
             problem.retry_after(retry_after.unwrap_or(DEFAULT_RETRY_AFTER))
         }
         LoginFailed::Failed(error) => {
-            tracing::error!(%error, "login failed");
+            tracing::error!(%error, "call to the authorization server failed");
             Problem::from(Kind::AuthServerFailed)
         }
     })?;
@@ -125,6 +133,7 @@ async fn sign_in(
     if let Some(user) = user::of(&tokens) {
         session.limit_sessions(user, previous).await;
     }
+    observation.session(id, || tokens);
     Ok(session)
 }
 

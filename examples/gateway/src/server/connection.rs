@@ -15,11 +15,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::activity::{Activity, State};
+use super::on_wake::OnWake;
 use super::progress::{close_by_reset, limit_stalls};
 use super::socket::{Socket, linger};
 use super::table::Slot;
 use super::{BUFFER, Limits, exchange, proxy_protocol};
 use crate::client_address::Peer;
+use crate::metrics::CloseReason;
 use crate::routes::Router;
 
 /// The connection preface of HTTP/2 (RFC 9113 §3.4).
@@ -50,14 +52,18 @@ pub(super) async fn serve(
 ) {
     let activity = slot.activity.clone();
     let time = limits.client_timeout;
+    let metrics = router.metrics().clone();
+    metrics.connections.open();
     tokio::select! {
         biased;
-        () = activity.eviction() => {}
+        () = OnWake::new(activity.eviction()) => {}
         () = async {
             if limits.proxy_protocol {
                 let passed_on = passed_on(&mut stream, &peer, &mut slot);
                 // In a box, so that other connections take no memory for it.
-                let Some(client) = Box::pin(opening(passed_on, time, &mut stopping)).await else { return };
+                let Some(client) = Box::pin(opening(passed_on, time, &mut stopping)).await else {
+                    return activity.closes_for(CloseReason::ProxyProtocol);
+                };
                 peer = client;
             }
             if let Some(protocol) = opening(peek_protocol(&stream), time, &mut stopping).await {
@@ -65,6 +71,7 @@ pub(super) async fn serve(
             }
         } => {}
     }
+    metrics.connections.close(activity.close_reason());
 }
 
 async fn serve_protocol(
@@ -81,7 +88,8 @@ async fn serve_protocol(
         let activity = activity.clone();
         service_fn(move |request: Request<Incoming>| {
             let client = peer.client(request.headers());
-            exchange::answer(router.clone(), client, activity.clone(), request)
+            let observed = router.observe(&request, &client, peer.is_trusted());
+            exchange::answer(router.clone(), client, observed, activity.clone(), request)
         })
     };
     {
@@ -93,7 +101,7 @@ async fn serve_protocol(
             let step = tokio::select! {
                 biased;
                 _ = connection.as_mut() => break,
-                step = supervisor.next() => step,
+                step = OnWake::new(supervisor.next()) => step,
             };
             match step {
                 Step::Finish => connection.as_mut().graceful_shutdown(),
@@ -157,6 +165,7 @@ impl Supervisor<'_> {
     /// Begins the shutdown.
     fn stop(&mut self) -> Option<Step> {
         self.drained_at = Some(Instant::now() + DRAIN_TIME);
+        self.activity.closes_for(CloseReason::Shutdown);
         // HTTP/2 tells the client which requests will be answered.
         let at_once = self.protocol == Protocol::Http2 || self.activity.state() == State::Busy;
         if at_once { self.finish() } else { None }
@@ -178,7 +187,11 @@ impl Supervisor<'_> {
         let now = Instant::now();
         let is_over = match self.activity.state() {
             State::Busy => false,
-            State::Head(since) => return (now >= since + self.limits.client_timeout).then_some(Step::Abort),
+            State::Head(since) if now >= since + self.limits.client_timeout => {
+                self.activity.closes_for(CloseReason::SlowHead);
+                return Some(Step::Abort);
+            }
+            State::Head(_) => return None,
             // Told to finish, a client of HTTP/2 may have said nothing since.
             State::Idle(since) if self.finishing => {
                 let end = since + self.limits.idle_timeout + self.limits.client_timeout;
@@ -186,6 +199,9 @@ impl Supervisor<'_> {
             }
             State::Idle(since) => now >= since + self.limits.idle_timeout,
         };
+        if is_over {
+            self.activity.closes_for(CloseReason::Idle);
+        }
         let is_drained = self.drained_at.is_some_and(|drained_at| now >= drained_at);
         if is_over || is_drained { self.finish() } else { None }
     }
@@ -224,6 +240,7 @@ async fn passed_on(stream: &mut TcpStream, proxy: &Peer, slot: &mut Slot) -> io:
         return Ok(proxy.clone());
     };
     if !peer.is_trusted() && !slot.count_for(peer.ip()).await {
+        slot.activity.closes_for(CloseReason::AddressLimit);
         return Err(io::ErrorKind::QuotaExceeded.into());
     }
     Ok(peer)

@@ -4,6 +4,7 @@ mod activity;
 mod connection;
 mod exchange;
 mod frames;
+mod on_wake;
 mod progress;
 mod proxy_protocol;
 mod socket;
@@ -11,7 +12,6 @@ mod table;
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ use self::table::{Slot, Table};
 use crate::client_address::Peer;
 use crate::config::{Settings, TrustedProxies};
 use crate::descriptors;
+use crate::metrics::CloseReason;
+use crate::phase::Phase;
 use crate::routes::Router;
 
 /// The number of connections that may wait to be accepted. The operating system may allow fewer.
@@ -47,6 +49,23 @@ pub(crate) struct Limits {
     body_limit: u64,
     /// Each connection begins with the header of the PROXY protocol.
     proxy_protocol: bool,
+    /// The longest time in which open requests are finished.
+    shutdown_timeout: Duration,
+}
+
+impl Limits {
+    /// The most connections to an admin listener.
+    pub(crate) const ADMIN_CONNECTIONS: usize = 16;
+
+    /// Returns the limits of the admin listener.
+    pub(crate) fn admin(settings: &Settings) -> Self {
+        Self {
+            connections: Self::ADMIN_CONNECTIONS,
+            connections_per_address: usize::MAX,
+            proxy_protocol: false,
+            ..settings.into()
+        }
+    }
 }
 
 impl From<&Settings> for Limits {
@@ -58,6 +77,7 @@ impl From<&Settings> for Limits {
             idle_timeout: settings.idle_connection_timeout,
             body_limit: settings.body_limit,
             proxy_protocol: settings.proxy_protocol,
+            shutdown_timeout: settings.shutdown_timeout,
         }
     }
 }
@@ -71,30 +91,48 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves until `shutdown` returns a deadline, then waits until that deadline for the open requests.
+/// Takes a socket that is open already.
+pub(crate) fn adopt(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// Serves until the phase is [`Stopping`](Phase::Stopping), then waits for the open requests until a deadline, which is
+/// returned.
+///
+/// From [`Draining`](Phase::Draining) on, each response is the last of its connection of HTTP/1.
 pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
     limits: Limits,
-    proxies: &Arc<TrustedProxies>,
-    shutdown: impl Future<Output = Instant>,
+    proxies: Arc<TrustedProxies>,
+    mut phase: watch::Receiver<Phase>,
 ) -> Instant {
-    let mut shutdown = pin!(shutdown);
     let (stop, stopping) = watch::channel(false);
     let table = Arc::new(Table::new(limits.connections, limits.connections_per_address));
-    let spawn = |(stream, peer, slot): Accepted| {
-        tokio::spawn(connection::serve(stream, peer, slot, router.clone(), limits, stopping.clone()));
+    let spawn = |accepted: Result<Accepted, CloseReason>| match accepted {
+        Ok((stream, peer, slot)) => {
+            tokio::spawn(connection::serve(stream, peer, slot, router.clone(), limits, stopping.clone()));
+        }
+        Err(reason) => router.metrics().connections.refuse(reason),
     };
     // Failures are logged once, not twenty times a second.
     let mut logged = false;
-    let deadline = loop {
+    let mut reached = Phase::Serving;
+    loop {
         tokio::select! {
             biased;
-            deadline = &mut shutdown => break deadline,
-            accepted = accept(&listener, &table, limits, proxies) => match accepted {
+            next = reached.after(&mut phase) => {
+                table.close_soon();
+                if next == Phase::Stopping {
+                    break;
+                }
+                reached = next;
+            },
+            accepted = accept(&listener, &table, limits, &proxies) => match accepted {
                 Ok(accepted) => {
                     logged = false;
-                    accepted.into_iter().for_each(&spawn);
+                    spawn(accepted);
                 }
                 Err(error) => {
                     // Most likely out of file descriptors.
@@ -106,11 +144,11 @@ pub(crate) async fn serve(
                 }
             },
         }
-    };
-    table.close_soon();
+    }
+    let deadline = Instant::now() + limits.shutdown_timeout;
     // Clients that have connected already get their answers.
-    while let Some(Ok(accepted)) = accept(&listener, &table, limits, proxies).now_or_never() {
-        accepted.into_iter().for_each(&spawn);
+    while let Some(Ok(accepted)) = accept(&listener, &table, limits, &proxies).now_or_never() {
+        spawn(accepted);
     }
     // New connections are refused from here on: their clients can try another instance.
     drop(listener);
@@ -126,8 +164,7 @@ pub(crate) async fn serve(
 /// A connection with its place in the table.
 type Accepted = (TcpStream, Peer, Slot);
 
-/// Accepts a connection and waits until there is room for it. Returns `None` if it is over the limit of its address,
-/// or may not be one of the PROXY protocol.
+/// Accepts a connection and waits until there is room for it. Returns the reason if it is not admitted.
 ///
 /// The connections of a trusted proxy are those of many clients, and not limited by the address of the proxy.
 async fn accept(
@@ -135,13 +172,14 @@ async fn accept(
     table: &Arc<Table>,
     limits: Limits,
     proxies: &Arc<TrustedProxies>,
-) -> io::Result<Option<Accepted>> {
+) -> io::Result<Result<Accepted, CloseReason>> {
     let (stream, address) = listener.accept().await?;
     let peer = Peer::new(address.ip(), proxies);
     if limits.proxy_protocol && !peer.is_trusted() {
         tracing::debug!(peer = %peer.ip(), "connection closed: the PROXY protocol is only for trusted proxies");
-        return Ok(None);
+        return Ok(Err(CloseReason::ProxyProtocol));
     }
     let limited = (!peer.is_trusted()).then(|| peer.ip());
-    Ok(table.admit(limited).await.map(|slot| (stream, peer, slot)))
+    let slot = table.admit(limited).await.ok_or(CloseReason::AddressLimit);
+    Ok(slot.map(|slot| (stream, peer, slot)))
 }

@@ -9,6 +9,7 @@ mod haproxy;
 #[path = "../support/http2.rs"]
 mod http2;
 #[path = "../support/nginx.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
 mod nginx;
 #[path = "../support/test_gateway.rs"]
 mod test_gateway;

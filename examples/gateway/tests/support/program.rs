@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 pub(crate) struct Program {
     child: Child,
     pub(crate) address: SocketAddr,
+    /// The address of the admin listener, if there is one.
+    pub(crate) admin: Option<SocketAddr>,
 }
 
 /// Returns the command of the program, with nothing from the environment of this process. `GATEWAY_LOG` sets what it logs.
@@ -42,11 +44,19 @@ impl Program {
 
     pub(crate) fn start_command(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut line = lines.next().unwrap_or_default();
+        let admin = line.strip_prefix("admin on http://").map(|address| address.parse().unwrap());
+        if admin.is_some() {
+            line = lines.next().unwrap_or_default();
+        }
         let address =
-            line.trim().strip_prefix("listening on http://").unwrap_or_else(|| panic!("unexpected output: {line:?}"));
-        Self { child, address: address.parse().unwrap() }
+            line.strip_prefix("listening on http://").unwrap_or_else(|| panic!("unexpected output: {line:?}"));
+        Self { child, address: address.parse().unwrap(), admin }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Kills the program, as `kill -9` does.
