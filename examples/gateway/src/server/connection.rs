@@ -61,7 +61,9 @@ pub(super) async fn serve(
             if limits.proxy_protocol {
                 let passed_on = passed_on(&mut stream, &peer, &mut slot);
                 // In a box, so that other connections take no memory for it.
-                let Some(client) = Box::pin(opening(passed_on, time, &mut stopping)).await else { return };
+                let Some(client) = Box::pin(opening(passed_on, time, &mut stopping)).await else {
+                    return activity.closes_for(CloseReason::ProxyProtocol);
+                };
                 peer = client;
             }
             if let Some(protocol) = opening(peek_protocol(&stream), time, &mut stopping).await {
@@ -238,6 +240,7 @@ async fn passed_on(stream: &mut TcpStream, proxy: &Peer, slot: &mut Slot) -> io:
         return Ok(proxy.clone());
     };
     if !peer.is_trusted() && !slot.count_for(peer.ip()).await {
+        slot.activity.closes_for(CloseReason::AddressLimit);
         return Err(io::ErrorKind::QuotaExceeded.into());
     }
     Ok(peer)
