@@ -74,6 +74,11 @@ impl Peer {
         Self { address, proxies }
     }
 
+    /// Returns the peer whose connection this proxy has passed on, or `None` if this is no trusted proxy.
+    pub(crate) fn passing_on(&self, ip: IpAddr) -> Option<Self> {
+        self.proxies.as_ref().map(|proxies| Self::new(ip, proxies))
+    }
+
     pub(crate) fn ip(&self) -> IpAddr {
         self.address.ip
     }

@@ -16,6 +16,7 @@ use super::{InvalidSetting, units};
 ///
 /// To try it: gateway --demo
 #[derive(Clone, Debug, Parser)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[command(name = "gateway", version, max_term_width = 110)]
 pub struct Args {
     /// Run with a built-in authorization server, API and demo page
@@ -39,6 +40,10 @@ pub struct Args {
     /// Serve /metrics, /healthz and /readyz on this address (plain HTTP; for no client) [default: no /metrics]
     #[arg(long, env = "GATEWAY_ADMIN_LISTEN", value_name = "ADDRESS", help_heading = "Listening")]
     pub admin_listen: Option<SocketAddr>,
+
+    /// Require the header of the PROXY protocol (version 1 or 2) on each connection, from a --trusted-proxy
+    #[arg(long, env = "GATEWAY_PROXY_PROTOCOL", value_parser = BoolishValueParser::new(), help_heading = "Listening")]
+    pub proxy_protocol: bool,
 
     /// Origin that browsers see; optional when listening on loopback
     #[arg(long, env = "GATEWAY_PUBLIC_ORIGIN", value_name = "https://HOST")]

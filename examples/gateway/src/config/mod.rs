@@ -33,6 +33,8 @@ pub struct Settings {
     pub trusted_proxies: TrustedProxies,
     /// The address of the admin listener, which serves the metrics. Default: `None`, they are not served.
     pub admin_listen: Option<SocketAddr>,
+    /// Each connection begins with the header of the PROXY protocol, from a trusted proxy. Default: `false`.
+    pub proxy_protocol: bool,
     /// The origin under which browsers reach the gateway.
     pub public: PublicOrigin,
     /// The API.
@@ -167,9 +169,14 @@ impl Args {
         if self.store_allow_fsync_off && !matches!(store, Store::Postgres(_)) {
             return Err(InvalidSetting::of("--store-allow-fsync-off", "only for --store postgres://…"));
         }
+        let trusted_proxies = TrustedProxies::read(&self.trusted_proxy)?;
+        if self.proxy_protocol && trusted_proxies.is_empty() {
+            return Err(InvalidSetting::of("--proxy-protocol", "requires --trusted-proxy"));
+        }
         Ok(Settings {
             listen: self.listen,
-            trusted_proxies: TrustedProxies::read(&self.trusted_proxy)?,
+            trusted_proxies,
+            proxy_protocol: self.proxy_protocol,
             admin_listen: self.admin_listen,
             public: PublicOrigin::read(self.public_origin.as_deref(), self.listen, self.allow_plain_http)?,
             upstream: Upstream::read(&upstream, self.allow_plain_http)?,

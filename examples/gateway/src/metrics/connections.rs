@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::{Exposition, increment, load};
 
 /// The reasons for which connections are closed.
-const REASONS: [&str; 7] = ["done", "idle", "slow_head", "evicted", "flood", "shutdown", "address_limit"];
+const REASONS: [&str; 7] = ["done", "idle", "slow_head", "evicted", "flood", "shutdown", "refused"];
 
 /// The reason for which a connection is closed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,8 +23,8 @@ pub(crate) enum CloseReason {
     Flood,
     /// The gateway shuts down.
     Shutdown,
-    /// It was not admitted, since its address has too many.
-    AddressLimit,
+    /// It was not admitted: its address has too many, or is no proxy that may use the PROXY protocol.
+    Refused,
 }
 
 #[derive(Debug, Default)]
@@ -40,10 +40,10 @@ impl Connections {
         increment(&self.open);
     }
 
-    /// Counts a connection that is closed at once, since its address has too many.
+    /// Counts a connection that is not admitted.
     pub(crate) fn refuse(&self) {
         self.open();
-        self.close(CloseReason::AddressLimit);
+        self.close(CloseReason::Refused);
     }
 
     pub(crate) fn close(&self, reason: CloseReason) {

@@ -1,4 +1,4 @@
-//! [`LoginOutcome`]: successful and failed logins, told apart for metrics, log and tools like fail2ban.
+//! The outcomes of logins, told apart for the metrics and the log.
 
 use http::StatusCode;
 

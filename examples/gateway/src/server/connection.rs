@@ -18,7 +18,7 @@ use super::activity::{Activity, State};
 use super::progress::{close_by_reset, limit_stalls};
 use super::socket::{Socket, linger};
 use super::table::Slot;
-use super::{BUFFER, Limits, exchange};
+use super::{BUFFER, Limits, exchange, proxy_protocol};
 use crate::client_address::Peer;
 use crate::metrics::CloseReason;
 use crate::routes::Router;
@@ -42,22 +42,29 @@ pub(super) enum Protocol {
 
 /// Serves a connection until it ends, a limit is exceeded, or it has to make room for another.
 pub(super) async fn serve(
-    stream: TcpStream,
-    peer: Peer,
-    slot: Slot,
+    mut stream: TcpStream,
+    mut peer: Peer,
+    mut slot: Slot,
     router: Router,
     limits: Limits,
     mut stopping: watch::Receiver<bool>,
 ) {
-    let activity = &slot.activity;
+    let activity = slot.activity.clone();
     let metrics = router.metrics().clone();
+    let time = limits.client_timeout;
     metrics.connections.open();
     tokio::select! {
         biased;
         () = activity.eviction() => {}
         () = async {
-            if let Some(protocol) = first_bytes(&stream, limits.client_timeout, &mut stopping).await {
-                serve_protocol(stream, protocol, peer, activity, router, limits, stopping).await;
+            if limits.proxy_protocol {
+                let passed_on = passed_on(&mut stream, &peer, &mut slot);
+                // In a box, so that other connections take no memory for it.
+                let Some(client) = Box::pin(opening(passed_on, time, &mut stopping)).await else { return };
+                peer = client;
+            }
+            if let Some(protocol) = opening(peek_protocol(&stream), time, &mut stopping).await {
+                serve_protocol(stream, protocol, peer, &activity, router, limits, stopping).await;
             }
         } => {}
     }
@@ -201,12 +208,13 @@ impl Supervisor<'_> {
     }
 }
 
-/// Waits for the first bytes of a connection. Returns `None` after the time-out, or when the shutdown begins first.
-async fn first_bytes(
-    stream: &TcpStream,
+/// Waits until a client has opened its connection: for the first bytes. Returns `None` if that fails, after the time-out,
+/// or when the shutdown begins first.
+async fn opening<T>(
+    opened: impl Future<Output = io::Result<T>>,
     client_timeout: Duration,
     stopping: &mut watch::Receiver<bool>,
-) -> Option<Protocol> {
+) -> Option<T> {
     let drained = async {
         // The sender is kept for as long as there are connections.
         let _ = stopping.wait_for(|stopping| *stopping).await;
@@ -215,9 +223,23 @@ async fn first_bytes(
     tokio::select! {
         // A request that has arrived before the shutdown is served.
         biased;
-        read = timeout(client_timeout, peek_protocol(stream)) => read.ok()?.ok(),
+        opened = timeout(client_timeout, opened) => opened.ok()?.ok(),
         () = drained => None,
     }
+}
+
+/// Reads the header of the PROXY protocol. Returns the client for which the proxy has made the connection.
+async fn passed_on(stream: &mut TcpStream, proxy: &Peer, slot: &mut Slot) -> io::Result<Peer> {
+    let client = proxy_protocol::read(stream).await.inspect_err(|error| {
+        tracing::debug!(%error, proxy = %proxy.ip(), "connection closed: malformed PROXY protocol");
+    })?;
+    let Some(peer) = client.and_then(|client| proxy.passing_on(client)) else {
+        return Ok(proxy.clone());
+    };
+    if !peer.is_trusted() && !slot.count_for(peer.ip()).await {
+        return Err(io::ErrorKind::QuotaExceeded.into());
+    }
+    Ok(peer)
 }
 
 /// Waits for enough bytes to tell HTTP/1 from HTTP/2. hyper's own detection has no time-out.

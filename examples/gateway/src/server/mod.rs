@@ -5,6 +5,7 @@ mod connection;
 mod exchange;
 mod frames;
 mod progress;
+mod proxy_protocol;
 mod socket;
 mod table;
 
@@ -33,7 +34,7 @@ const BACKLOG: u32 = 1024;
 /// two, beside those of the operating system.
 pub(crate) const BUFFER: usize = 64 * 1024;
 
-/// The limits of connections.
+/// The limits of connections, and how they begin.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     connections: usize,
@@ -46,6 +47,8 @@ pub(crate) struct Limits {
     body_limit: u64,
     /// The longest time in which open requests are finished.
     shutdown_timeout: Duration,
+    /// Each connection begins with the header of the PROXY protocol.
+    proxy_protocol: bool,
 }
 
 impl Limits {
@@ -54,7 +57,8 @@ impl Limits {
 
     /// Returns the limits of the admin listener.
     pub(crate) fn admin(settings: &Settings) -> Self {
-        Self { connections: Self::ADMIN_CONNECTIONS, connections_per_address: usize::MAX, ..settings.into() }
+        let (connections, connections_per_address) = (Self::ADMIN_CONNECTIONS, usize::MAX);
+        Self { connections, connections_per_address, proxy_protocol: false, ..settings.into() }
     }
 }
 
@@ -67,6 +71,7 @@ impl From<&Settings> for Limits {
             idle_timeout: settings.idle_connection_timeout,
             body_limit: settings.body_limit,
             shutdown_timeout: settings.shutdown_timeout,
+            proxy_protocol: settings.proxy_protocol,
         }
     }
 }
@@ -118,7 +123,7 @@ pub(crate) async fn serve(
                 }
                 reached = next;
             },
-            accepted = accept(&listener, &table, &proxies) => match accepted {
+            accepted = accept(&listener, &table, limits, &proxies) => match accepted {
                 Ok(accepted) => {
                     logged = false;
                     spawn(accepted);
@@ -136,7 +141,7 @@ pub(crate) async fn serve(
     }
     let deadline = Instant::now() + limits.shutdown_timeout;
     // Clients that have connected already get their answers.
-    while let Some(Ok(accepted)) = accept(&listener, &table, &proxies).now_or_never() {
+    while let Some(Ok(accepted)) = accept(&listener, &table, limits, &proxies).now_or_never() {
         spawn(accepted);
     }
     // New connections are refused from here on: their clients can try another instance.
@@ -153,16 +158,22 @@ pub(crate) async fn serve(
 /// A connection with its place in the table.
 type Accepted = (TcpStream, Peer, Slot);
 
-/// Accepts a connection and waits until there is room for it. Returns `None` if it is over the limit of its address.
+/// Accepts a connection and waits until there is room for it. Returns `None` if it is over the limit of its address,
+/// or may not be one of the PROXY protocol.
 ///
 /// The connections of a trusted proxy are those of many clients, and not limited by the address of the proxy.
 async fn accept(
     listener: &TcpListener,
     table: &Arc<Table>,
+    limits: Limits,
     proxies: &Arc<TrustedProxies>,
 ) -> io::Result<Option<Accepted>> {
     let (stream, address) = listener.accept().await?;
     let peer = Peer::new(address.ip(), proxies);
+    if limits.proxy_protocol && !peer.is_trusted() {
+        tracing::debug!(peer = %peer.ip(), "connection closed: the PROXY protocol is only for trusted proxies");
+        return Ok(None);
+    }
     let limited = (!peer.is_trusted()).then(|| peer.ip());
     Ok(table.admit(limited).await.map(|slot| (stream, peer, slot)))
 }

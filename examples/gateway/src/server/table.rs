@@ -116,6 +116,32 @@ impl Open {
     }
 }
 
+impl Slot {
+    /// Counts the connection for the address of the client for which a proxy has made it. Returns `false` if the
+    /// address has its maximum, all with requests.
+    pub(super) async fn count_for(&mut self, address: IpAddr) -> bool {
+        let address = limited_address(address);
+        loop {
+            let released = self.table.released.notified();
+            {
+                let mut open = self.table.open();
+                if open.count_of(address) < self.table.max_per_address {
+                    *open.per_address.entry(address).or_default() += 1;
+                    if let Some((counted, _)) = open.connections.get_mut(&self.key) {
+                        *counted = Some(address);
+                    }
+                    self.address = Some(address);
+                    return true;
+                }
+                if !open.evict(|other| other == Some(address)) {
+                    return false;
+                }
+            }
+            let _ = timeout(LOOK_INTERVAL, released).await;
+        }
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut open = self.table.open();
@@ -199,6 +225,29 @@ mod tests {
         assert!(table.admit(Some(address(2))).await.is_some());
         // A proxy has the connections of many.
         assert!(table.admit(None).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_connections_of_a_proxy_are_limited_by_the_addresses_of_its_clients() {
+        let table = Arc::new(Table::new(10, 1));
+        let mut first = table.admit(None).await.unwrap();
+        assert!(first.count_for(address(1)).await);
+        let answering = first.activity.request_started();
+        let mut second = table.admit(None).await.unwrap();
+        assert!(!second.count_for(address(1)).await);
+        assert!(table.admit(Some(address(1))).await.is_none());
+        assert!(second.count_for(address(2)).await);
+        // An idle one makes room.
+        drop(answering);
+        let third = tokio::spawn({
+            let table = table.clone();
+            async move { table.admit(None).await.unwrap().count_for(address(1)).await }
+        });
+        first.activity.eviction().await;
+        drop(first);
+        assert!(third.await.unwrap());
+        drop(second);
+        assert!(table.open().per_address.is_empty() && table.open().connections.is_empty());
     }
 
     #[test]

@@ -20,7 +20,7 @@ fn trusting(networks: &[&str]) -> TrustedProxies {
 }
 
 /// Sends a request from an address of this host, and returns all bytes until the connection is closed.
-async fn send_from(source: [u8; 4], to: SocketAddr, request: &str) -> String {
+pub(crate) async fn send_from(source: [u8; 4], to: SocketAddr, request: &str) -> String {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((source, 0).into()).unwrap();
     let mut stream = socket.connect(to).await.unwrap();

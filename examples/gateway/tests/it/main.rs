@@ -2,6 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[cfg(target_os = "linux")]
+#[path = "../support/haproxy.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
+mod haproxy;
 #[path = "../support/http2.rs"]
 mod http2;
 #[path = "../support/nginx.rs"]
@@ -18,7 +22,9 @@ mod failures;
 mod fields;
 mod identity_headers;
 mod limits;
+mod metrics;
 mod oauth;
+mod proxy_protocol;
 mod sessions;
 mod slow_readers;
 mod streaming;

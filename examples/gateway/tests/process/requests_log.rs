@@ -151,7 +151,8 @@ async fn a_trusted_proxy_names_the_client_and_the_request() {
 #[tokio::test]
 async fn failed_logins_are_told_apart_and_name_no_user() {
     let kit = TestServer::start().await.unwrap();
-    let (program, log) = start(&kit.origin(), &kit.origin(), &["--log=json", "--max-sessions=1", "--admin-listen=127.0.0.1:0"]);
+    let (program, log) =
+        start(&kit.origin(), &kit.origin(), &["--log=json", "--max-sessions=1", "--admin-listen=127.0.0.1:0"]);
     let mut browser = Browser::at(program.address);
     let typed = "typed-into-the-wrong-field";
     assert_eq!(browser.login(typed, "wrong").await.status, 401);

@@ -1,6 +1,7 @@
-//! A real HAProxy in front of gateways.
+//! A real HAProxy, in front of gateways or behind one.
 
 use std::env;
+use std::fmt::Write;
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -21,6 +22,26 @@ impl HaProxy {
     /// A server gets requests while its `/readyz` answers with 200. Connections to it are kept alive, and shared by all
     /// clients.
     pub(crate) fn in_front_of(servers: &[SocketAddr]) -> Option<Self> {
+        Self::start(|address| {
+            let mut settings = format!(
+                "frontend clients
+                    bind {address}
+                    default_backend gateways
+                backend gateways
+                    http-reuse always
+                    option httpchk GET /readyz
+                    default-server check inter 200ms fall 1 rise 1\n"
+            );
+            for (number, server) in servers.iter().enumerate() {
+                let _ = writeln!(settings, "                server gateway-{number} {server}");
+            }
+            settings
+        })
+    }
+
+    /// Starts HAProxy with these sections, or returns `None` if it is not installed. On CI a missing HAProxy is a
+    /// failure.
+    pub(crate) fn start(sections: impl FnOnce(SocketAddr) -> String) -> Option<Self> {
         let installed = |program: &&str| Command::new(program).arg("-v").stdout(Stdio::null()).status().is_ok();
         let Some(program) = ["haproxy", "/usr/sbin/haproxy"].into_iter().find(installed) else {
             assert_ne!(env::var("CI").as_deref(), Ok("true"), "HAProxy is not installed");
@@ -30,8 +51,6 @@ impl HaProxy {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let folder = env::temp_dir().join(format!("gateway-haproxy-{}-{}", std::process::id(), address.port()));
         fs::create_dir_all(&folder).unwrap();
-        let servers = servers.iter().enumerate();
-        let servers: Vec<_> = servers.map(|(number, server)| format!("server gateway-{number} {server}")).collect();
         let settings = format!(
             "global
                 log stdout format raw local0
@@ -42,15 +61,8 @@ impl HaProxy {
                 timeout connect 5s
                 timeout client 60s
                 timeout server 60s
-            frontend clients
-                bind {address}
-                default_backend gateways
-            backend gateways
-                http-reuse always
-                option httpchk GET /readyz
-                default-server check inter 200ms fall 1 rise 1
-                {servers}\n",
-            servers = servers.join("\n")
+            {}\n",
+            sections(address)
         );
         fs::write(folder.join("haproxy.cfg"), settings).unwrap();
         let log = fs::File::create(folder.join("log")).unwrap();
