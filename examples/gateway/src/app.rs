@@ -15,8 +15,9 @@ use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
 use crate::observation::AccessLog;
 use crate::phase::Phase;
-use crate::proxy::UpstreamClient;
+use crate::proxy::{CommonHeaders, UpstreamClient};
 use crate::task_tracker::TaskTracker;
+use crate::user_sessions::UserSessions;
 
 /// The longest wait for a sign-out: the authorization server may not respond.
 const SIGN_OUT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -32,6 +33,7 @@ pub(crate) struct Parts {
     pub(crate) auth: Auth,
     pub(crate) client: UpstreamClient,
     pub(crate) upstream: Upstream,
+    pub(crate) common_headers: CommonHeaders,
     pub(crate) public: PublicOrigin,
     pub(crate) cookie: SessionCookie,
     pub(crate) strip: Arc<StripHeaders>,
@@ -39,6 +41,8 @@ pub(crate) struct Parts {
     pub(crate) client_timeout: Duration,
     pub(crate) requests: Arc<Requests>,
     pub(crate) logins: Arc<Logins>,
+    /// Absent if a user may have any number of sessions.
+    pub(crate) user_sessions: Option<UserSessions>,
     pub(crate) metrics: Arc<Metrics>,
     /// `None` if requests aren't logged.
     pub(crate) access_log: Option<AccessLog>,

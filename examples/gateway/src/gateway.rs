@@ -22,11 +22,12 @@ use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
 use crate::observation::AccessLog;
 use crate::phase::{self, Phase};
-use crate::proxy::UpstreamClient;
+use crate::proxy::{CommonHeaders, UpstreamClient};
 use crate::routes::Router;
 use crate::server::Limits;
 use crate::stores::Stores;
 use crate::task_tracker::TaskTracker;
+use crate::user_sessions::UserSessions;
 use crate::{descriptors, server};
 
 /// A configured gateway that does not listen yet.
@@ -144,6 +145,7 @@ impl Gateway {
             auth,
             client: upstream(&settings),
             upstream: settings.upstream.clone(),
+            common_headers: CommonHeaders::new(&settings.upstream.origin, &settings.public),
             public: settings.public.clone(),
             cookie: SessionCookie::new(settings.public.is_https()),
             strip: Arc::new(settings.strip_headers.clone()),
@@ -152,11 +154,13 @@ impl Gateway {
             requests: Arc::new(Requests::new(
                 settings.requests_in_flight.unwrap_or_else(descriptors::for_requests),
                 settings.requests_in_flight_per_session,
+                settings.requests_in_flight_per_address,
             )),
             logins: Arc::new(Logins::new(
                 settings.logins_in_flight,
                 settings.logins_in_flight_per_address.unwrap_or(usize::MAX),
             )),
+            user_sessions: settings.sessions_per_user.map(|max| UserSessions::new(max, settings.max_sessions)),
             metrics,
             access_log,
             tasks: TaskTracker::default(),

@@ -7,7 +7,7 @@
 //! `main.rs` is the program. The modules, in reading order: `config` (settings), `server` (connections), `client_address`
 //! (the client of a request), `routes` (the gateway's own routes), `fields` (header values), `reject_ambiguous`, `csrf` and `cookie` (request checks), `proxy`
 //! (`path`, `headers`, `body` and `slow_client`, then `upstream` with `stall_timeout`, then `outcome`), `auth` (the
-//! authorization server), `user` (the name of a session's user), `limits` (requests and logins in flight),
+//! authorization server), `user` (the name of a session's user), `limits` (requests and logins in flight), `user_sessions` (sessions of a user),
 //! `task_tracker` (tasks that outlive their request), `observation` (a request's line of the log and its ids), `phase` (the
 //! shutdown), `inherited` and `supervisor` (systemd), `descriptors`, `metrics`, `log`, and `demo`.
 
@@ -38,6 +38,7 @@ mod stores;
 mod supervisor;
 mod task_tracker;
 mod user;
+mod user_sessions;
 
 pub use config::{
     Args, AuthServer, InvalidSetting, LogFormat, PublicOrigin, Settings, Store, StripHeaders, TrustedProxies,

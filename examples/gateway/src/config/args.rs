@@ -150,6 +150,27 @@ pub struct Args {
     )]
     pub requests_in_flight_per_session: u32,
 
+    /// Maximum number of concurrent requests of one address that are proxied; further ones get a 429 [default: no own
+    /// limit]
+    #[arg(
+        long,
+        env = "GATEWAY_REQUESTS_IN_FLIGHT_PER_ADDRESS",
+        value_name = "COUNT",
+        allow_hyphen_values = true,
+        help_heading = "Limits"
+    )]
+    pub requests_in_flight_per_address: Option<u32>,
+
+    /// Maximum number of sessions of one user; a further login signs the oldest out [default: no own limit]
+    #[arg(
+        long,
+        env = "GATEWAY_SESSIONS_PER_USER",
+        value_name = "COUNT",
+        allow_hyphen_values = true,
+        help_heading = "Limits"
+    )]
+    pub sessions_per_user: Option<usize>,
+
     /// Timeout of a refresh
     #[arg(long, env = "GATEWAY_REFRESH_TIMEOUT", value_name = "TIME", default_value = "20s",
           value_parser = units::duration, allow_hyphen_values = true)]

@@ -61,6 +61,10 @@ pub struct Settings {
     pub requests_in_flight: Option<usize>,
     /// The maximum number of concurrent requests of one session that are proxied. Default: 256.
     pub requests_in_flight_per_session: u32,
+    /// The maximum number of concurrent requests of one address that are proxied. Default: `None`, no limit of its own.
+    pub requests_in_flight_per_address: Option<u32>,
+    /// The maximum number of sessions of one user. Default: `None`, no limit of its own.
+    pub sessions_per_user: Option<usize>,
     /// The time before its expiry at which a token is refreshed. Default: `None`, only after a 401.
     pub refresh_early: Option<Duration>,
     /// The time-out of a refresh. Default: 20 s, of which the claim of another gateway that was killed may take up 15.
@@ -155,6 +159,8 @@ impl Args {
             ("--logins-in-flight-per-address", self.logins_in_flight_per_address),
             ("--requests-in-flight", self.requests_in_flight),
             ("--requests-in-flight-per-session", Some(self.requests_in_flight_per_session as usize)),
+            ("--requests-in-flight-per-address", self.requests_in_flight_per_address.map(|count| count as usize)),
+            ("--sessions-per-user", self.sessions_per_user),
             ("--max-connections", self.max_connections),
             ("--max-connections-per-address", self.max_connections_per_address),
         ] {
@@ -176,8 +182,8 @@ impl Args {
         Ok(Settings {
             listen: self.listen,
             trusted_proxies,
-            proxy_protocol: self.proxy_protocol,
             admin_listen: self.admin_listen,
+            proxy_protocol: self.proxy_protocol,
             public: PublicOrigin::read(self.public_origin.as_deref(), self.listen, self.allow_plain_http)?,
             upstream: Upstream::read(&upstream, self.allow_plain_http)?,
             auth,
@@ -191,6 +197,8 @@ impl Args {
             logins_in_flight_per_address: self.logins_in_flight_per_address,
             requests_in_flight: self.requests_in_flight,
             requests_in_flight_per_session: self.requests_in_flight_per_session,
+            requests_in_flight_per_address: self.requests_in_flight_per_address,
+            sessions_per_user: self.sessions_per_user,
             refresh_early: self.refresh_early,
             refresh_timeout: self.refresh_timeout,
             strip_headers: StripHeaders::read(&self.strip_header)?,

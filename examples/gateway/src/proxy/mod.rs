@@ -22,10 +22,12 @@ use hyper_util::client::legacy::connect::HttpInfo;
 use tower_auth_refresh::{Session, SessionState};
 
 use self::body::{AdmittedBody, UploadBody};
+pub(crate) use self::headers::CommonHeaders;
 use self::slow_client::with_client_timeout;
 use self::upstream::NoToken;
 pub(crate) use self::upstream::{HttpsClient, UpstreamClient, https};
 use crate::app::App;
+use crate::client_address::ClientAddress;
 use crate::cookie::SessionId;
 use crate::fields;
 use crate::limits::{Exceeded, RequestPermit};
@@ -76,10 +78,12 @@ impl Call {
         };
         observation.session(id, || session.tokens());
         let session = require_active(app, id, session).await?;
-        let permit = app.requests.admit(id).map_err(|exceeded| {
+        let client = head.extensions.get::<ClientAddress>().map(ClientAddress::ip);
+        let permit = app.requests.admit(id, client).map_err(|exceeded| {
             let kind = match exceeded {
                 Exceeded::OfAll => Kind::Overloaded,
                 Exceeded::OfSession => Kind::TooManyRequests,
+                Exceeded::OfAddress => Kind::TooManyRequestsOfAddress,
             };
             Problem::from(kind).retry_after(DEFAULT_RETRY_AFTER).into_response()
         })?;
@@ -95,7 +99,7 @@ impl Call {
         let Some(uri) = path::to_upstream(&app.upstream.uri, &head.uri) else {
             return Kind::MalformedRequest.into_response();
         };
-        headers::to_upstream(&mut head, &app.public, &app.strip);
+        headers::to_upstream(&mut head, &app.common_headers, &app.strip);
         observation.trace().write(&mut head.headers);
         head.uri = uri;
         // The version and the extensions belong to the client's connection.

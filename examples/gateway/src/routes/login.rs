@@ -20,6 +20,7 @@ use crate::cookie::SessionId;
 use crate::fields;
 use crate::observation::Observation;
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
+use crate::user;
 
 /// The maximum size of the credentials.
 const BODY_LIMIT: usize = 16 * 1024;
@@ -128,8 +129,12 @@ async fn sign_in(
             return Err(error.into());
         }
     }
+    let session = PendingSession { app, id, kept: false };
+    if let Some(user) = user::of(&tokens) {
+        session.limit_sessions(user, previous).await;
+    }
     observation.session(id, || tokens);
-    Ok(PendingSession { app, id, kept: false })
+    Ok(session)
 }
 
 /// A new session whose cookie has not been sent. Its drop signs the session out, unless [kept](Self::keep).
@@ -140,6 +145,18 @@ struct PendingSession {
 }
 
 impl PendingSession {
+    /// Signs out the oldest sessions of the user that are over the limit. The session that this login replaces is over.
+    async fn limit_sessions(&self, user: &str, previous: Option<SessionId>) {
+        let Self { app, id, .. } = self;
+        let Some(limit) = &app.user_sessions else { return };
+        let is_signed_in = |id: &SessionId| app.sessions.peek(id).is_some_and(|status| status.state().is_signed_in());
+        let is_active = |id: &SessionId| Some(*id) != previous && is_signed_in(id);
+        for oldest in limit.add(user, *id, is_active) {
+            tracing::info!(user, "the user's oldest session is signed out: --sessions-per-user is reached");
+            app.sign_out(oldest).await;
+        }
+    }
+
     /// Keeps the session and returns its number for the cookie.
     fn keep(mut self) -> SessionId {
         self.kept = true;

@@ -9,15 +9,13 @@ mod session;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use bytes::Bytes;
 use futures_util::FutureExt;
-use http::header::{AUTHORIZATION, COOKIE, Entry, X_CONTENT_TYPE_OPTIONS};
+use http::header::{AUTHORIZATION, COOKIE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use tower::{BoxError, ServiceExt};
+use tower::ServiceExt;
 use tower_http::set_header::SetResponseHeaderLayer;
 
 use crate::app::App;
@@ -80,11 +78,7 @@ impl Router {
     }
 
     /// Answers a request, also if that panics.
-    pub(crate) async fn answer<B>(&self, request: http::Request<B>, observation: &Arc<Observation>) -> Response
-    where
-        B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
-    {
-        let mut request = request.map(Body::new);
+    pub(crate) async fn answer(&self, mut request: Request, observation: &Arc<Observation>) -> Response {
         mark_credentials(request.headers_mut());
         // Boxed, since each function on the way to hyper would copy the future, of several kilobytes.
         let answer = AssertUnwindSafe(Box::pin(self.route(request, observation))).catch_unwind().await;
@@ -111,9 +105,9 @@ impl Router {
 
 /// Keeps the credentials of a request out of `Debug` output, and out of the compression tables of HTTP/2.
 fn mark_credentials(headers: &mut HeaderMap) {
-    for name in [AUTHORIZATION, COOKIE] {
-        if let Entry::Occupied(mut values) = headers.entry(name) {
-            values.iter_mut().for_each(|value| value.set_sensitive(true));
+    for (name, value) in headers {
+        if [AUTHORIZATION, COOKIE].contains(name) {
+            value.set_sensitive(true);
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::activity::{Activity, State};
+use super::on_wake::OnWake;
 use super::progress::{close_by_reset, limit_stalls};
 use super::socket::{Socket, linger};
 use super::table::Slot;
@@ -55,7 +56,7 @@ pub(super) async fn serve(
     metrics.connections.open();
     tokio::select! {
         biased;
-        () = activity.eviction() => {}
+        () = OnWake::new(activity.eviction()) => {}
         () = async {
             if limits.proxy_protocol {
                 let passed_on = passed_on(&mut stream, &peer, &mut slot);
@@ -98,7 +99,7 @@ async fn serve_protocol(
             let step = tokio::select! {
                 biased;
                 _ = connection.as_mut() => break,
-                step = supervisor.next() => step,
+                step = OnWake::new(supervisor.next()) => step,
             };
             match step {
                 Step::Finish => connection.as_mut().graceful_shutdown(),

@@ -4,6 +4,7 @@ mod activity;
 mod connection;
 mod exchange;
 mod frames;
+mod on_wake;
 mod progress;
 mod proxy_protocol;
 mod socket;
@@ -57,8 +58,13 @@ impl Limits {
 
     /// Returns the limits of the admin listener.
     pub(crate) fn admin(settings: &Settings) -> Self {
-        let (connections, connections_per_address) = (Self::ADMIN_CONNECTIONS, usize::MAX);
-        Self { connections, connections_per_address, proxy_protocol: false, ..settings.into() }
+        Self {
+            connections: Self::ADMIN_CONNECTIONS,
+            connections_per_address: usize::MAX,
+            // It is asked directly.
+            proxy_protocol: false,
+            ..settings.into()
+        }
     }
 }
 

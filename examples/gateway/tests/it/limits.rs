@@ -17,7 +17,7 @@ use tokio::net::TcpSocket;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-use crate::test_gateway::{BufferedResponse, TestGateway, serve};
+use crate::test_gateway::{Browser, BufferedResponse, TestGateway, serve, wait_for_counters};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -223,6 +223,62 @@ async fn the_requests_of_a_session_are_limited() {
     let refused = answers.into_iter().filter(|answer| answer.as_ref().unwrap().status() == 429).count();
     assert_eq!(refused, 280);
     assert_ne!(browser.get("/api/x").await.status, 429);
+}
+
+#[tokio::test]
+async fn the_requests_of_an_address_are_limited() {
+    let held = in_front_of_held(|settings| {
+        settings.requests_in_flight_per_address = Some(3);
+        settings.trusted_proxies = TrustedProxies::read(&["127.0.0.1".to_owned()]).unwrap();
+    });
+    let (api, gateway) = held.await;
+    let (ada, eve) = (gateway.browser("ada").await, gateway.browser("eve").await);
+    let call = |browser: &Browser, address: &str| {
+        let (browser, request) = (browser.clone(), browser.request(Method::GET, "/api/x"));
+        let request = request.header("x-forwarded-for", address).body(Body::empty()).unwrap();
+        async move { browser.fetch(request).await }
+    };
+    let calls = [&ada, &eve, &ada].map(|browser| tokio::spawn(call(browser, "2001:db8::1")));
+    api.reached(3).await;
+    // Of any session.
+    for (browser, address) in [(&ada, "2001:db8::1"), (&eve, "2001:db8::2"), (&eve, "192.0.2.1, 2001:db8::3")] {
+        let over = call(browser, address).await;
+        over.assert_problem(429, "too-many-requests");
+        assert!(over.headers.contains_key("retry-after"));
+    }
+    // Other addresses aren't concerned.
+    let other = tokio::spawn(call(&ada, "192.0.2.1"));
+    api.reached(4).await;
+    api.open();
+    for call in calls.into_iter().chain([other]) {
+        assert_ne!(call.await.unwrap().status, 429);
+    }
+    assert_ne!(call(&ada, "2001:db8::1").await.status, 429);
+}
+
+#[tokio::test]
+async fn a_login_over_the_limit_of_its_user_signs_the_oldest_session_out() {
+    let gateway = TestGateway::start_with(|settings| settings.sessions_per_user = Some(2)).await;
+    let eve = gateway.browser("eve").await;
+    let state = async |browser: &Browser| browser.get("/session").await.json()["state"].clone();
+    let (first, mut second) = (gateway.browser("ada").await, gateway.browser("ada").await);
+    // A login that replaces a session takes its place.
+    second.login("ada", "correct horse").await;
+    assert_eq!(first.get("/api/me").await.status, 200);
+    let third = gateway.browser("ada").await;
+    first.get("/api/me").await.assert_problem(401, "sign-in-first");
+    assert_eq!((state(&second).await, state(&third).await), ("active".into(), "active".into()));
+    // A session that is over takes none.
+    assert_eq!(third.post("/logout", "").await.status, 204);
+    let fourth = gateway.browser("ada").await;
+    for browser in [&second, &fourth, &eve] {
+        assert_eq!(browser.get("/api/me").await.status, 200);
+    }
+    // A login that fails signs nothing out.
+    gateway.anonymous().login("ada", "wrong").await.assert_problem(401, "wrong-credentials");
+    assert_eq!(second.get("/api/me").await.status, 200);
+    // A replaced session, one over the limit and a logout: all have been revoked.
+    wait_for_counters(&gateway.kit, |counters| counters.logouts == 3).await;
 }
 
 #[tokio::test]
