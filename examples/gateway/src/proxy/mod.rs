@@ -81,9 +81,9 @@ impl Call {
         let client = head.extensions.get::<ClientAddress>().map(ClientAddress::ip);
         let permit = app.requests.admit(id, client).map_err(|exceeded| {
             let kind = match exceeded {
-                Exceeded::OfAll => Kind::Overloaded,
-                Exceeded::OfSession => Kind::TooManyRequests,
-                Exceeded::OfAddress => Kind::TooManyRequestsOfAddress,
+                Exceeded::All => Kind::Overloaded,
+                Exceeded::Session => Kind::TooManyRequests,
+                Exceeded::Address => Kind::TooManyRequestsOfAddress,
             };
             Problem::from(kind).retry_after(DEFAULT_RETRY_AFTER).into_response()
         })?;
