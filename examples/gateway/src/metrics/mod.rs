@@ -24,12 +24,12 @@ use crate::problem::Kind;
 const LIMITS: [&str; 8] = [
     "requests_in_flight",
     "requests_in_flight_per_session",
-    "requests_in_flight_per_address",
     "logins_in_flight",
     "max_sessions",
     "body_limit",
     "client_timeout",
     "upstream_timeout",
+    "requests_in_flight_per_address",
 ];
 
 const OUTCOMES: [&str; 9] = [
@@ -133,12 +133,12 @@ impl Metrics {
         let limit = match problem {
             Kind::Overloaded => 0,
             Kind::TooManyRequests => 1,
-            Kind::TooManyRequestsOfAddress => 2,
-            Kind::TooManyLogins => 3,
-            Kind::TooManySessions => 4,
-            Kind::BodyTooLarge => 5,
-            Kind::RequestTooSlow => 6,
-            Kind::UpstreamTooSlow => 7,
+            Kind::TooManyLogins => 2,
+            Kind::TooManySessions => 3,
+            Kind::BodyTooLarge => 4,
+            Kind::RequestTooSlow => 5,
+            Kind::UpstreamTooSlow => 6,
+            Kind::TooManyRequestsOfAddress => 7,
             _ => return,
         };
         increment(&self.limits[limit]);

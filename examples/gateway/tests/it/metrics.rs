@@ -103,7 +103,7 @@ async fn the_table_of_the_readme_has_all_metrics_with_their_types_and_labels() {
     let gateway = TestGateway::start().await;
     let browser = gateway.browser("ada").await;
     assert_eq!(browser.get("/api/me").await.status, 200);
-    let page = gateway.metrics_page().await;
+    let page = gateway.metrics().await;
     let mut found: BTreeMap<String, (String, BTreeSet<String>)> = BTreeMap::new();
     for line in page.lines() {
         if let Some(family) = line.strip_prefix("# TYPE ") {
