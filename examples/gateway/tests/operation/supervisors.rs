@@ -30,7 +30,7 @@ fn with_sockets(arguments: &[&str], names: &str, sockets: [&TcpListener; 2]) -> 
 }
 
 #[tokio::test]
-async fn the_service_manager_is_told_of_the_start_and_the_stop() {
+async fn the_service_manager_is_told_of_the_start_a_reload_and_the_stop() {
     let directory = TestDirectory::new();
     std::fs::create_dir(directory.path()).unwrap();
     let path = directory.path().join("notify");
@@ -38,6 +38,11 @@ async fn the_service_manager_is_told_of_the_start_and_the_stop() {
     let mut program = Program::start_command(command(&ARGUMENTS).env("NOTIFY_SOCKET", &path));
     assert_eq!(receive(&manager), "READY=1");
     assert_eq!(Browser::at(program.address).get("/readyz").await.status, 200);
+    program.signal("-HUP");
+    let reloading = receive(&manager);
+    let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").map(str::parse::<u64>);
+    assert!(matches!(time, Some(Ok(1..))), "{reloading}");
+    assert_eq!(receive(&manager), "READY=1");
     program.terminate();
     assert_eq!(receive(&manager), "STOPPING=1");
     assert!(program.exit(Duration::from_secs(60)).await.success());
