@@ -136,3 +136,23 @@ async fn a_misspelt_variable_is_warned_of() {
     assert!(warned[0].contains("GATEWAY_BODYLIMIT") && warned[0].contains("GATEWAY_BODY_LIMIT"), "{log}");
     assert!(!log.contains("secret"), "{log}");
 }
+
+#[test]
+fn the_units_of_the_example_are_valid() {
+    let directory = TestDirectory::new();
+    std::fs::create_dir(directory.path()).unwrap();
+    let mut verify = Command::new("systemd-analyze");
+    verify.arg("verify");
+    for name in ["gateway.service", "gateway.socket"] {
+        let unit = std::fs::read_to_string(format!("{}/systemd/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        // It has to exist.
+        let unit = unit.replace("/usr/local/bin/gateway", env!("CARGO_BIN_EXE_gateway"));
+        std::fs::write(directory.path().join(name), unit).unwrap();
+        verify.arg(directory.path().join(name));
+    }
+    // Not every machine that runs the tests has systemd.
+    let Ok(output) = verify.output() else { return println!("skipped: systemd-analyze is not installed") };
+    // It warns of other units of the machine too.
+    let warnings = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !warnings.contains("gateway."), "{warnings}");
+}
