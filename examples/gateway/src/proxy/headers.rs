@@ -305,8 +305,8 @@ fn hop_by_hop(headers: &HeaderMap) -> impl Fn(&HeaderName) -> bool + use<> {
     // The usual options name no header.
     let is_name =
         |option: &&[u8]| ![&b"close"[..], b"keep-alive"].iter().any(|usual| option.eq_ignore_ascii_case(usual));
-    let names = fields::list(headers, &CONNECTION).filter(is_name);
-    let named: Vec<_> = names.filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
+    let options = fields::list(headers, &CONNECTION).filter(is_name);
+    let named: Vec<_> = options.filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
     // The transfer coding overrides the length, which may be wrong (RFC 9112 §6.3).
     let has_wrong_length = headers.contains_key(TRANSFER_ENCODING);
     move |name| HOP_BY_HOP.contains(name) || named.contains(name) || (has_wrong_length && *name == CONTENT_LENGTH)

@@ -47,10 +47,10 @@ pub(crate) struct Limits {
     idle_timeout: Duration,
     /// The most that is read after the last response.
     body_limit: u64,
-    /// Each connection begins with the header of the PROXY protocol.
-    proxy_protocol: bool,
     /// The longest time in which open requests are finished.
     shutdown_timeout: Duration,
+    /// Each connection begins with the header of the PROXY protocol.
+    proxy_protocol: bool,
 }
 
 impl Limits {
@@ -62,6 +62,7 @@ impl Limits {
         Self {
             connections: Self::ADMIN_CONNECTIONS,
             connections_per_address: usize::MAX,
+            // It is asked directly.
             proxy_protocol: false,
             ..settings.into()
         }
@@ -76,8 +77,8 @@ impl From<&Settings> for Limits {
             client_timeout: settings.client_timeout,
             idle_timeout: settings.idle_connection_timeout,
             body_limit: settings.body_limit,
-            proxy_protocol: settings.proxy_protocol,
             shutdown_timeout: settings.shutdown_timeout,
+            proxy_protocol: settings.proxy_protocol,
         }
     }
 }
