@@ -148,7 +148,7 @@ impl Gateway {
             common_headers: CommonHeaders::new(&settings.upstream.origin, &settings.public),
             public: settings.public.clone(),
             cookie: SessionCookie::new(settings.public.is_https()),
-            strip: Arc::new(settings.strip_headers.clone()),
+            strip: settings.strip_headers.clone(),
             body_limit: settings.body_limit,
             client_timeout: settings.client_timeout,
             requests: Arc::new(Requests::new(

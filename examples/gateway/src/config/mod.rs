@@ -31,10 +31,10 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// The proxies in front that name the address of their client. Default: none.
     pub trusted_proxies: TrustedProxies,
-    /// The address of the admin listener, which serves the metrics. Default: `None`, they are not served.
-    pub admin_listen: Option<SocketAddr>,
     /// Each connection begins with the header of the PROXY protocol, from a trusted proxy. Default: `false`.
     pub proxy_protocol: bool,
+    /// The address of the admin listener, which serves the metrics. Default: `None`, they are not served.
+    pub admin_listen: Option<SocketAddr>,
     /// The origin under which browsers reach the gateway.
     pub public: PublicOrigin,
     /// The API.
@@ -182,8 +182,8 @@ impl Args {
         Ok(Settings {
             listen: self.listen,
             trusted_proxies,
-            admin_listen: self.admin_listen,
             proxy_protocol: self.proxy_protocol,
+            admin_listen: self.admin_listen,
             public: PublicOrigin::read(self.public_origin.as_deref(), self.listen, self.allow_plain_http)?,
             upstream: Upstream::read(&upstream, self.allow_plain_http)?,
             auth,

@@ -85,7 +85,7 @@ async fn serve_protocol(
 ) {
     let (socket, given_back) = Socket::new(limit_stalls(stream, limits.client_timeout), protocol, activity.clone());
     let service = {
-        let activity = activity.clone();
+        let (activity, router) = (activity.clone(), Arc::new(router.for_connection()));
         service_fn(move |request: Request<Incoming>| {
             let client = peer.client(request.headers());
             let observed = router.observe(&request, &client, peer.is_trusted());
