@@ -10,12 +10,13 @@
 //! `stall_timeout`, then `outcome`), `auth` (the authorization server), `user` (the name of a session's user), `limits`
 //! (requests and logins in flight), `user_sessions` (sessions of a user), `task_tracker` (tasks that outlive their
 //! request), `observation` (a request's line of the log and its ids), `phase` (the shutdown), `inherited` and `supervisor`
-//! (systemd), `descriptors`, `metrics`, `log`, and `demo`.
+//! (systemd), `check`, `descriptors`, `metrics`, `log`, and `demo`.
 
 #![forbid(unsafe_code)]
 
 mod app;
 mod auth;
+mod check;
 mod client_address;
 mod config;
 mod cookie;
@@ -41,6 +42,7 @@ mod task_tracker;
 mod user;
 mod user_sessions;
 
+pub use check::check;
 pub use config::{
     Args, AuthServer, InvalidSetting, LogFormat, PublicOrigin, Settings, Store, StripHeaders, TrustedProxies,
     UnknownVariable, Upstream,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use gateway::{
     AccessLog, Args, Demo, Gateway, Inherited, InvalidSetting, LogFormat, LogWriter, Metrics, RefreshWatch, StartError,
-    Supervisor, UnknownVariable, raise_descriptor_limit,
+    Supervisor, UnknownVariable, check, raise_descriptor_limit,
 };
 use mimalloc::MiMalloc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -32,7 +32,7 @@ async fn main() -> ExitCode {
     let ended = run(&log).await;
     log.flush();
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("gateway: {error}");
             ExitCode::from(2)
@@ -40,7 +40,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(log: &LogWriter) -> Result<(), StartError> {
+async fn run(log: &LogWriter) -> Result<ExitCode, StartError> {
     let mut args = Args::read()?;
     let metrics = Arc::<Metrics>::default();
     init_tracing(args.log, log.clone(), &metrics)?;
@@ -48,13 +48,16 @@ async fn run(log: &LogWriter) -> Result<(), StartError> {
     for UnknownVariable { name, similar } in Args::unknown_variables() {
         tracing::warn!(variable = name, similar, "unknown setting in the environment");
     }
+    if args.check {
+        return Ok(run_check(args).await);
+    }
     raise_descriptor_limit();
-    let supervisor = Supervisor::from_env();
+    let supervisor = Arc::new(Supervisor::from_env());
     let inherited = Inherited::from_env()?;
     inherited.set_addresses(&mut args)?;
     let demo = if args.demo { Some(Demo::start(&mut args).await?) } else { None };
     // Before the line on stdout: a supervisor may send a signal as soon as it has read that line.
-    let mut signals = Signals::listen();
+    let mut signals = Signals::listen(supervisor.clone());
 
     let mut gateway = Gateway::new(args.into_settings()?).metrics(metrics).access_log(access_log).inherited(inherited);
     if let Some(demo) = demo {
@@ -69,6 +72,7 @@ async fn run(log: &LogWriter) -> Result<(), StartError> {
         let _ = writeln!(stdout(), "listening on http://{address}");
     }
     supervisor.ready();
+    supervisor.start_watchdog();
     let shutdown = async {
         signals.next().await;
         supervisor.stopping();
@@ -81,7 +85,19 @@ async fn run(log: &LogWriter) -> Result<(), StartError> {
         });
     };
     gateway.serve(shutdown).await;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a line for each test.
+async fn run_check(args: Args) -> ExitCode {
+    let findings = check(args).await;
+    for finding in &findings {
+        let _ = match finding {
+            Ok(tested) => writeln!(stdout(), "ok   {tested}"),
+            Err(error) => writeln!(stdout(), "FAIL {error}"),
+        };
+    }
+    if findings.iter().all(Result::is_ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn init_tracing(format: LogFormat, writer: LogWriter, metrics: &Arc<Metrics>) -> Result<(), InvalidSetting> {
@@ -99,14 +115,16 @@ fn init_tracing(format: LogFormat, writer: LogWriter, metrics: &Arc<Metrics>) ->
 
 /// The signals that stop the program, and SIGHUP, which doesn't.
 struct Signals {
+    supervisor: Arc<Supervisor>,
     hung_up: Option<Signal>,
     terminated: Option<Signal>,
     interrupted: Option<Signal>,
 }
 
 impl Signals {
-    fn listen() -> Self {
+    fn listen(supervisor: Arc<Supervisor>) -> Self {
         Self {
+            supervisor,
             hung_up: listen_for(SignalKind::hangup()),
             terminated: listen_for(SignalKind::terminate()),
             interrupted: listen_for(SignalKind::interrupt()),
@@ -120,7 +138,11 @@ impl Signals {
                 () = arrival(&mut self.terminated) => return 143,
                 () = arrival(&mut self.interrupted) => return 130,
                 // Tools that rotate logs send it to all servers.
-                () = arrival(&mut self.hung_up) => tracing::info!("SIGHUP: there is nothing to reload"),
+                () = arrival(&mut self.hung_up) => {
+                    self.supervisor.reloading();
+                    tracing::info!("SIGHUP: there is nothing to reload");
+                    self.supervisor.ready();
+                }
             }
         }
     }

@@ -33,13 +33,27 @@ impl Stores {
     ///
     /// Returns [`InvalidSetting`] if the keys can't be read, if the store can't be reached, or if it is set up unsafely.
     pub(crate) async fn open(settings: &Settings) -> Result<Option<Self>, InvalidSetting> {
+        Self::connect(settings, true).await
+    }
+
+    /// Tests the store like [`open`](Self::open), but makes nothing that is absent.
+    pub(crate) async fn check(settings: &Settings) -> Result<(), InvalidSetting> {
+        Self::connect(settings, false).await.map(drop)
+    }
+
+    /// Opens and tests the store. If `makes`, an absent directory or table is made.
+    async fn connect(settings: &Settings, makes: bool) -> Result<Option<Self>, InvalidSetting> {
         let keys = settings.store_keys.as_ref().map(Keys::from_file).transpose();
         let keys = keys.map_err(|error| InvalidSetting::of("--store-keys", chain(&error)))?;
         let store = match &settings.store {
             Store::Memory => return Ok(None),
+            Store::File(directory) if !makes && !directory.exists() => {
+                let reason = format!("{}: absent: the first start makes it", directory.display());
+                return Err(InvalidSetting::of("--store", reason));
+            }
             Store::File(directory) => Self::open_files(directory, keys).await,
             Store::Redis(url) => Self::connect_to_redis(url, keys).await,
-            Store::Postgres(url) => Self::connect_to_postgres(url, keys, settings.store_allow_fsync_off).await,
+            Store::Postgres(url) => Self::connect_to_postgres(url, keys, settings.store_allow_fsync_off, makes).await,
         };
         store.map(Some).map_err(|error| InvalidSetting::of("--store", chain(&error)))
     }
@@ -64,7 +78,12 @@ impl Stores {
         Ok(Self::Redis(redis))
     }
 
-    async fn connect_to_postgres(url: &str, keys: Option<Keys>, allow_fsync_off: bool) -> Result<Self, StoreError> {
+    async fn connect_to_postgres(
+        url: &str,
+        keys: Option<Keys>,
+        allow_fsync_off: bool,
+        makes: bool,
+    ) -> Result<Self, StoreError> {
         let mut builder = PostgresStores::builder(url).namespace(NAMESPACE);
         if allow_fsync_off {
             builder = builder.allow_fsync_off();
@@ -74,7 +93,10 @@ impl Stores {
         }
         let postgres = builder.connect().await?;
         // Another user may have made the table: this one needs no right to make one then.
-        if postgres.check().await.is_err() {
+        if let Err(error) = postgres.check().await {
+            if !makes {
+                return Err(error);
+            }
             postgres.migrate().await?;
             postgres.check().await?;
         }

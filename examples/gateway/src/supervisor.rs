@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use tokio::time::interval;
 
 /// The socket of the service manager that has started the program, if it wants to be told.
@@ -26,18 +27,25 @@ impl Supervisor {
         Self { socket: socket.ok(), watchdog: watchdog() }
     }
 
-    /// Tells that requests are served, and gives signs of life from here on if the manager expects them.
+    /// Tells that requests are served, and that a reload is over.
+    pub fn ready(&self) {
+        self.send("READY=1");
+    }
+
+    /// Tells that files are being read again.
+    pub fn reloading(&self) {
+        let now = clock_gettime(ClockId::Monotonic);
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", now.tv_sec * 1_000_000 + now.tv_nsec / 1_000));
+    }
+
+    /// Gives signs of life from here on, if the manager expects them.
     ///
     /// # Panics
     ///
     /// Panics outside of a `tokio` runtime.
-    pub fn ready(&self) {
-        self.send("READY=1");
-        let Some((watchdog, socket)) =
-            self.watchdog.zip(self.socket.as_ref().and_then(|socket| socket.try_clone().ok()))
-        else {
-            return;
-        };
+    pub fn start_watchdog(&self) {
+        let socket = self.socket.as_ref().and_then(|socket| socket.try_clone().ok());
+        let Some((watchdog, socket)) = self.watchdog.zip(socket) else { return };
         // A task: a runtime whose threads are all blocked gives none.
         tokio::spawn(async move {
             let mut interval = interval(watchdog / 2);

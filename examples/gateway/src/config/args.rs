@@ -23,6 +23,11 @@ pub struct Args {
     #[arg(long, env = "GATEWAY_DEMO", value_parser = BoolishValueParser::new())]
     pub demo: bool,
 
+    /// Test the settings, the store and the connections to the servers, print a line for each, and exit: with 1 if a
+    /// test has failed
+    #[arg(long, help_heading = "Process")]
+    pub check: bool,
+
     /// Listen on this address (plain HTTP; terminate TLS in front of it)
     #[arg(
         long,

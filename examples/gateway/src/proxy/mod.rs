@@ -27,7 +27,7 @@ use self::body::{AdmittedBody, UploadBody};
 pub(crate) use self::headers::CommonHeaders;
 use self::slow_client::with_client_timeout;
 use self::upstream::NoToken;
-pub(crate) use self::upstream::{HttpsClient, UpstreamClient, https};
+pub(crate) use self::upstream::{HttpsClient, UpstreamClient, connector, https};
 use crate::app::App;
 use crate::client_address::ClientAddress;
 use crate::cookie::SessionId;

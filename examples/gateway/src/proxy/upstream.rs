@@ -130,25 +130,29 @@ impl Error for NoToken {}
 /// The client that [`https`] builds.
 pub(crate) type HttpsClient<B> = Client<HttpsConnector<Connector>, B>;
 
+/// Builds a connector for TCP and TLS.
+pub(crate) fn connector() -> HttpsConnector<Connector> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    HttpsConnectorBuilder::new()
+        .with_provider_and_webpki_roots(ring::default_provider())
+        .expect("ring supports the default protocol versions")
+        .https_or_http()
+        .enable_all_versions()
+        .wrap_connector(answer_first(tcp))
+}
+
 /// Builds a pooled client for HTTP/1 and, if negotiated by TLS, HTTP/2.
 pub(crate) fn https<B>() -> HttpsClient<B>
 where
     B: http_body::Body<Data: Send> + Send,
 {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    let connector = HttpsConnectorBuilder::new()
-        .with_provider_and_webpki_roots(ring::default_provider())
-        .expect("ring supports the default protocol versions")
-        .https_or_http()
-        .enable_all_versions()
-        .wrap_connector(answer_first(tcp));
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .timer(TokioTimer::new())
         .pool_idle_timeout(POOL_IDLE)
         .http1_max_buf_size(BUFFER)
-        .build(connector)
+        .build(connector())
 }

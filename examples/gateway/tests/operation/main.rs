@@ -16,6 +16,7 @@ mod program;
 #[expect(dead_code, reason = "shared by several test suites")]
 mod test_gateway;
 
+mod check;
 mod readiness;
 mod restarts;
 mod supervisors;

@@ -24,7 +24,7 @@ use crate::nginx::Nginx;
 use crate::program::{Program, command};
 use crate::test_gateway::Browser;
 
-/// Longer than the balancers keep an idle connection, and than HAProxy takes to notice.
+/// Longer than the balancers keep an idle connection, and than `HAProxy` takes to notice.
 const DRAIN_DELAY: &str = "--drain-delay=2s";
 
 /// The time that nginx doesn't use a server again that has refused a connection, and more.

@@ -30,7 +30,7 @@ fn with_sockets(arguments: &[&str], names: &str, sockets: [&TcpListener; 2]) -> 
 }
 
 #[tokio::test]
-async fn the_service_manager_is_told_of_the_start_and_the_stop() {
+async fn the_service_manager_is_told_of_the_start_a_reload_and_the_stop() {
     let directory = TestDirectory::new();
     std::fs::create_dir(directory.path()).unwrap();
     let path = directory.path().join("notify");
@@ -38,6 +38,11 @@ async fn the_service_manager_is_told_of_the_start_and_the_stop() {
     let mut program = Program::start_command(command(&ARGUMENTS).env("NOTIFY_SOCKET", &path));
     assert_eq!(receive(&manager), "READY=1");
     assert_eq!(Browser::at(program.address).get("/readyz").await.status, 200);
+    program.signal("-HUP");
+    let reloading = receive(&manager);
+    let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").map(str::parse::<u64>);
+    assert!(matches!(time, Some(Ok(1..))), "{reloading}");
+    assert_eq!(receive(&manager), "READY=1");
     program.terminate();
     assert_eq!(receive(&manager), "STOPPING=1");
     assert!(program.exit(Duration::from_secs(60)).await.success());
@@ -130,4 +135,24 @@ async fn a_misspelt_variable_is_warned_of() {
     assert_eq!(warned.len(), 1, "{log}");
     assert!(warned[0].contains("GATEWAY_BODYLIMIT") && warned[0].contains("GATEWAY_BODY_LIMIT"), "{log}");
     assert!(!log.contains("secret"), "{log}");
+}
+
+#[test]
+fn the_units_of_the_example_are_valid() {
+    let directory = TestDirectory::new();
+    std::fs::create_dir(directory.path()).unwrap();
+    let mut verify = Command::new("systemd-analyze");
+    verify.arg("verify");
+    for name in ["gateway.service", "gateway.socket"] {
+        let unit = std::fs::read_to_string(format!("{}/systemd/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        // It has to exist.
+        let unit = unit.replace("/usr/local/bin/gateway", env!("CARGO_BIN_EXE_gateway"));
+        std::fs::write(directory.path().join(name), unit).unwrap();
+        verify.arg(directory.path().join(name));
+    }
+    // Not every machine that runs the tests has systemd.
+    let Ok(output) = verify.output() else { return println!("skipped: systemd-analyze is not installed") };
+    // It warns of other units of the machine too.
+    let warnings = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !warnings.contains("gateway."), "{warnings}");
 }

@@ -216,10 +216,18 @@ fn a_postgresql_without_fsync_is_refused_unless_the_operator_accepts_it() {
     let Some(server) = postgres::Server::start(&["fsync=off"]) else { return };
     let url = server.url();
     let arguments = ["--upstream", "http://127.0.0.1:1", "--auth", "http://127.0.0.1:1", "--store", &url];
+    // A check makes no table.
+    let accepted = [&arguments[..], &["--store-allow-fsync-off"]].concat();
+    let store_passes = || {
+        let output = program::command(&accepted).arg("--check").output().unwrap();
+        String::from_utf8(output.stdout).unwrap().lines().any(|line| line == "ok   --store")
+    };
+    assert!(!store_passes() && !store_passes());
     let output = program::run_to_failure(&mut program::command(&arguments));
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("--store: ") && error.contains("fsync is off"), "{error}");
-    drop(Program::start(&[&arguments[..], &["--store-allow-fsync-off"]].concat()));
+    drop(Program::start(&accepted));
+    assert!(store_passes());
 }
 
 /// A file store pushes nothing: the other gateway looks at it every 5 s.
