@@ -19,7 +19,7 @@ use axum::body::Body;
 use axum::routing::any;
 use bytes::Bytes;
 use futures_util::stream;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 use tower_auth_refresh_testkit::TestServer;
@@ -34,13 +34,17 @@ static PART: [u8; 256 * 1024] = [0; 256 * 1024];
 
 /// Starts a gateway in front of an API with endless responses, and signs a user in.
 async fn signed_in() -> (Program, String, TestServer) {
+    signed_in_with(&[]).await
+}
+
+async fn signed_in_with(settings: &[&str]) -> (Program, String, TestServer) {
     let kit = TestServer::start().await.unwrap();
     let endless =
         async || Body::from_stream(stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(&PART))));
     let upstream = serve(Router::new().fallback(any(endless))).await;
     let limits = ["--requests-in-flight=5000", "--max-connections=5000"];
     let mut command = program::command(&["--upstream", &upstream, "--auth", &kit.origin(), "--listen=127.0.0.1:0"]);
-    let program = Program::start_command(command.args(limits).env("RUST_LOG", "off"));
+    let program = Program::start_command(command.args(limits).args(settings).env("RUST_LOG", "off"));
     let mut browser = Browser::at(program.address);
     assert_eq!(browser.login("ada", "correct horse").await.status, 204);
     (program, browser.cookie.unwrap(), kit)
@@ -139,4 +143,83 @@ async fn idle_connections_take_bounded_memory() {
         idle.push(stream);
     }
     assert_added("1,000 idle connections", &program, before, 32 * MEBIBYTE).await;
+}
+
+/// Uploads whose clients stop in the middle.
+#[tokio::test]
+async fn unfinished_uploads_take_bounded_memory() {
+    let (program, cookie, _kit) = signed_in().await;
+    let before = program.resident_memory();
+    let mut unfinished = Vec::new();
+    let head = format!("POST /api/x HTTP/1.1\r\nhost: a\r\ncookie: {cookie}\r\nx-requested-with: x\r\n");
+    let begun = format!("{head}content-length: 1000000\r\n\r\n{}", "x".repeat(60_000));
+    for _ in 0..200 {
+        let mut stream = TcpStream::connect(program.address).await.unwrap();
+        stream.write_all(begun.as_bytes()).await.unwrap();
+        unfinished.push(stream);
+    }
+    assert_added("200 unfinished uploads", &program, before, 112 * MEBIBYTE).await;
+}
+
+/// Reads a response whose length is known.
+async fn read_response(stream: &mut TcpStream, has_body: bool) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    let head = str::from_utf8(&head).unwrap();
+    if has_body {
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        stream.read_exact(&mut vec![0; length.parse().unwrap()]).await.unwrap();
+    }
+}
+
+/// Each login is one of another user, from another address.
+#[tokio::test]
+async fn the_tables_of_the_limits_take_bounded_memory() {
+    let settings = [
+        "--trusted-proxy=127.0.0.1",
+        "--requests-in-flight-per-address=10",
+        "--logins-in-flight-per-address=10",
+        "--sessions-per-user=3",
+        "--max-sessions=100",
+    ];
+    let (program, cookie, _kit) = signed_in_with(&settings).await;
+    let mut stream = TcpStream::connect(program.address).await.unwrap();
+    let mut requests = async |addresses: std::ops::Range<u32>| {
+        for address in addresses {
+            let [_, a, b, c] = address.to_be_bytes();
+            let forwarded = format!("x-forwarded-for: 2001:db8:{a:x}:{b:x}{c:02x}::1\r\nhost: a\r\n");
+            let body = format!(r#"{{"username":"user-{address}","password":"wrong"}}"#);
+            let length = body.len();
+            let head = "x-requested-with: x\r\ncontent-type: application/json\r\ncontent-length:";
+            let login = format!("POST /login HTTP/1.1\r\n{forwarded}{head} {length}\r\n\r\n{body}");
+            let call = format!("HEAD /api/x HTTP/1.1\r\n{forwarded}cookie: {cookie}\r\n\r\n");
+            for (request, has_body) in [(login, true), (call, false)] {
+                stream.write_all(request.as_bytes()).await.unwrap();
+                read_response(&mut stream, has_body).await;
+            }
+        }
+    };
+    requests(0..200).await;
+    let before = program.resident_memory();
+    requests(200..1200).await;
+    assert_added("2,000 requests of 1,000 addresses and users", &program, before, 8 * MEBIBYTE).await;
+}
+
+#[tokio::test]
+async fn unfinished_headers_of_the_proxy_protocol_take_bounded_memory() {
+    let mut command = program::command(&["--upstream=http://127.0.0.1:1", "--auth=http://127.0.0.1:1"]);
+    command.args(["--listen=127.0.0.1:0", "--max-connections=5000", "--proxy-protocol", "--trusted-proxy=127.0.0.1"]);
+    let program = Program::start_command(command.env("RUST_LOG", "off"));
+    let before = program.resident_memory();
+    // A header of version 2 that lacks the last of its 65,535 bytes.
+    let header = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff"[..], &vec![0; 65_534]].concat();
+    let mut unfinished = Vec::new();
+    for _ in 0..500 {
+        let mut stream = TcpStream::connect(program.address).await.unwrap();
+        stream.write_all(&header).await.unwrap();
+        unfinished.push(stream);
+    }
+    assert_added("500 unfinished headers of the PROXY protocol", &program, before, 16 * MEBIBYTE).await;
 }
