@@ -23,6 +23,7 @@ use crate::proxy::UpstreamClient;
 use crate::routes::Router;
 use crate::stores::Stores;
 use crate::task_tracker::TaskTracker;
+use crate::tls::ServerTls;
 use crate::{descriptors, server};
 
 /// A configured gateway that does not listen yet.
@@ -44,6 +45,13 @@ pub struct Listening {
     settings: Settings,
     stores: Option<Arc<Stores>>,
     stopping: watch::Sender<bool>,
+    tls: Option<Arc<ServerTls>>,
+}
+
+/// Reads the files again that may change while a gateway runs.
+#[derive(Clone, Debug)]
+pub struct Reload {
+    tls: Option<Arc<ServerTls>>,
 }
 
 impl Gateway {
@@ -97,6 +105,7 @@ impl Gateway {
     pub async fn listen(self) -> Result<Listening, StartError> {
         let Self { settings, metrics, demo, store_factory, with_refresh } = self;
         let auth = Auth::new(&settings)?;
+        let tls = settings.tls.as_ref().map(ServerTls::open).transpose()?.map(Arc::new);
         let stores = Stores::open(&settings).await?.map(Arc::new);
         let store_factory = store_factory.or_else(|| {
             let stores = stores.clone()?;
@@ -110,7 +119,7 @@ impl Gateway {
             sessions: session_registry(&auth, &settings, store_factory),
             has_store: stores.is_some(),
             auth,
-            client: upstream(&settings),
+            client: upstream(&settings)?,
             upstream: settings.upstream.clone(),
             public: settings.public.clone(),
             cookie: SessionCookie::new(settings.public.is_https()),
@@ -129,7 +138,7 @@ impl Gateway {
             tasks: TaskTracker::default(),
             stopping: stopped,
         });
-        Ok(Listening { listener, app, demo, settings, stores, stopping })
+        Ok(Listening { listener, app, demo, settings, stores, stopping, tls })
     }
 }
 
@@ -141,6 +150,18 @@ impl Listening {
     /// Returns the operating system's error if the address is unknown.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// Returns `http` or, with a certificate, `https`.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
+    /// Returns a handle that reads the certificate again.
+    #[must_use]
+    pub fn reload(&self) -> Reload {
+        Reload { tls: self.tls.clone() }
     }
 
     /// Signs a user in without a login and returns the session cookie: load tests need more users than can log in.
@@ -161,7 +182,7 @@ impl Listening {
     /// refreshes whose requests have been dropped, and for the sign-outs that the authorization server has not
     /// confirmed.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, app, demo, settings, stores, stopping } = self;
+        let Self { listener, app, demo, settings, stores, stopping, tls } = self;
         let sweep = stores.map(|stores| tokio::spawn(async move { stores.sweep().await }));
         let demo_routes = demo.as_ref().map(Demo::routes).unwrap_or_default();
         let router = Router::new(&app, demo_routes);
@@ -170,7 +191,7 @@ impl Listening {
             stopping.send_replace(true);
             Instant::now() + settings.shutdown_timeout
         };
-        let deadline = server::serve(listener, router, (&settings).into(), shutdown).await;
+        let deadline = server::serve(listener, router, tls, (&settings).into(), shutdown).await;
         let idle = async {
             app.tasks.wait_idle().await;
             app.sessions.wait_idle().await;
@@ -183,6 +204,19 @@ impl Listening {
         }
         if let Some(demo) = demo {
             demo.shutdown().await;
+        }
+    }
+}
+
+impl Reload {
+    /// Reads the files again and logs the outcome. A file that can't be used changes nothing.
+    pub fn run(&self) {
+        let Some(tls) = &self.tls else {
+            tracing::info!("there is nothing to reload");
+            return;
+        };
+        if let Err(error) = tls.reload() {
+            tracing::error!(%error, "the certificate was not reloaded: the previous one stays in use");
         }
     }
 }

@@ -4,7 +4,7 @@
 //! access token, through [`AuthRefreshLayer::per_request`](tower_auth_refresh::AuthRefreshLayer::per_request). When the
 //! token has expired, the gateway refreshes it once, however many calls fail at the same moment, and replays them all.
 //!
-//! `main.rs` is the program. The modules, in reading order: `config` (settings), `server` (connections), `routes` (the
+//! `main.rs` is the program. The modules, in reading order: `config` (settings), `tls`, `server` (connections), `routes` (the
 //! gateway's own routes), `fields` (header values), `reject_ambiguous`, `csrf` and `cookie` (request checks), `proxy`
 //! (`path`, `headers`, `body` and `slow_client`, then `upstream` with `stall_timeout`, then `outcome`), `auth` (the
 //! authorization server), `limits` (requests and logins in flight), `task_tracker` (tasks that outlive their request),
@@ -31,10 +31,14 @@ mod routes;
 mod server;
 mod stores;
 mod task_tracker;
+mod tls;
 
-pub use config::{Args, AuthServer, InvalidSetting, LogFormat, PublicOrigin, Settings, Store, StripHeaders, Upstream};
+pub use config::{
+    Args, AuthServer, Identity, InvalidSetting, LogFormat, PeerTls, PublicOrigin, Settings, Store, StripHeaders,
+    Upstream,
+};
 pub use demo::Demo;
-pub use gateway::{Gateway, StartError};
+pub use gateway::{Gateway, Reload, StartError};
 pub use log::LogWriter;
 pub use metrics::{Metrics, RefreshWatch};
 

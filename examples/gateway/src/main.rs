@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write, stderr, stdout};
 use std::process::{ExitCode, exit};
 use std::sync::Arc;
 
-use gateway::{Args, Demo, Gateway, InvalidSetting, LogFormat, LogWriter, Metrics, RefreshWatch, StartError};
+use gateway::{Args, Demo, Gateway, InvalidSetting, LogFormat, LogWriter, Metrics, RefreshWatch, Reload, StartError};
 use mimalloc::MiMalloc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::layer::SubscriberExt;
@@ -52,8 +52,9 @@ async fn run(log: &LogWriter) -> Result<(), StartError> {
     let gateway = gateway.listen().await?;
     if let Ok(address) = gateway.address() {
         // Stdout may be closed.
-        let _ = writeln!(stdout(), "listening on http://{address}");
+        let _ = writeln!(stdout(), "listening on {}://{address}", gateway.scheme());
     }
+    signals.reload = Some(gateway.reload());
     let shutdown = async {
         signals.next().await;
         // A second signal skips the graceful shutdown.
@@ -81,8 +82,9 @@ fn init_tracing(format: LogFormat, writer: LogWriter, metrics: &Arc<Metrics>) ->
     Ok(())
 }
 
-/// The signals that stop the program, and SIGHUP, which doesn't.
+/// The signals that stop the program, and SIGHUP, which reads files again.
 struct Signals {
+    reload: Option<Reload>,
     hung_up: Option<Signal>,
     terminated: Option<Signal>,
     interrupted: Option<Signal>,
@@ -91,6 +93,7 @@ struct Signals {
 impl Signals {
     fn listen() -> Self {
         Self {
+            reload: None,
             hung_up: listen_for(SignalKind::hangup()),
             terminated: listen_for(SignalKind::terminate()),
             interrupted: listen_for(SignalKind::interrupt()),
@@ -104,7 +107,11 @@ impl Signals {
                 () = arrival(&mut self.terminated) => return 143,
                 () = arrival(&mut self.interrupted) => return 130,
                 // Tools that rotate logs send it to all servers.
-                () = arrival(&mut self.hung_up) => tracing::info!("SIGHUP: there is nothing to reload"),
+                () = arrival(&mut self.hung_up) => {
+                    if let Some(reload) = &self.reload {
+                        reload.run();
+                    }
+                }
             }
         }
     }

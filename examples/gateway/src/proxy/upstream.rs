@@ -11,7 +11,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::crypto::ring;
+use rustls::ClientConfig;
 use tower::filter::Filter;
 use tower::{BoxError, Layer, ServiceExt};
 use tower_auth_refresh::layer::PerRequest;
@@ -20,8 +20,9 @@ use tower_auth_refresh::{AuthRefresh, AuthRefreshLayer, Session};
 
 use super::body::{DownloadBody, UploadBody};
 use super::stall_timeout::StallTimeout;
-use crate::config::Settings;
+use crate::config::{InvalidSetting, Settings};
 use crate::server::BUFFER;
+use crate::tls;
 
 /// A client that sends requests to the upstream. Each request has its user's session in its extensions.
 pub(crate) struct UpstreamClient {
@@ -45,17 +46,25 @@ const POOL_IDLE: Duration = Duration::from_secs(20);
 
 impl UpstreamClient {
     /// Builds the client of the gateway.
-    pub(crate) fn new(settings: &Settings) -> Self {
-        let timeout = settings.upstream_timeout;
-        let checked = Filter::new(StallTimeout::new(https(), timeout), carries_token as fn(_) -> _);
+    ///
+    /// # Errors
+    ///
+    /// Returns [`InvalidSetting`] if a file of certificates can't be used.
+    pub(crate) fn new(settings: &Settings) -> Result<Self, InvalidSetting> {
+        let (client, timeout) = (to_upstream(settings)?, settings.upstream_timeout);
+        let checked = Filter::new(StallTimeout::new(client, timeout), carries_token as fn(_) -> _);
         let layer = AuthRefreshLayer::per_request(settings.upstream.origin.clone());
-        Self { stack: Stack::Refreshing(layer.layer(checked)), timeout }
+        Ok(Self { stack: Stack::Refreshing(layer.layer(checked)), timeout })
     }
 
     /// Builds a client that attaches the access token without [`AuthRefreshLayer`], the baseline for the layer's cost.
-    pub(crate) fn without_refresh(settings: &Settings) -> Self {
-        let timeout = settings.upstream_timeout;
-        Self { stack: Stack::WithoutRefresh(StallTimeout::new(https(), timeout)), timeout }
+    ///
+    /// # Errors
+    ///
+    /// Returns [`InvalidSetting`] if a file of certificates can't be used.
+    pub(crate) fn without_refresh(settings: &Settings) -> Result<Self, InvalidSetting> {
+        let (client, timeout) = (to_upstream(settings)?, settings.upstream_timeout);
+        Ok(Self { stack: Stack::WithoutRefresh(StallTimeout::new(client, timeout)), timeout })
     }
 
     /// Sends a request.
@@ -66,6 +75,13 @@ impl UpstreamClient {
         };
         Ok(response.map(|body| DownloadBody::new(body, self.timeout)))
     }
+}
+
+fn to_upstream<B>(settings: &Settings) -> Result<HttpsClient<B>, InvalidSetting>
+where
+    B: http_body::Body<Data: Send> + Send,
+{
+    Ok(https(tls::client::config("--upstream", &settings.upstream_tls)?))
 }
 
 fn with_token(mut request: Request<UploadBody>) -> Request<UploadBody> {
@@ -102,7 +118,7 @@ impl Error for NoToken {}
 pub(crate) type HttpsClient<B> = Client<HttpsConnector<HttpConnector>, B>;
 
 /// Builds a pooled client for HTTP/1 and, if negotiated by TLS, HTTP/2.
-pub(crate) fn https<B>() -> HttpsClient<B>
+pub(crate) fn https<B>(tls: ClientConfig) -> HttpsClient<B>
 where
     B: http_body::Body<Data: Send> + Send,
 {
@@ -110,12 +126,8 @@ where
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    let connector = HttpsConnectorBuilder::new()
-        .with_provider_and_webpki_roots(ring::default_provider())
-        .expect("ring supports the default protocol versions")
-        .https_or_http()
-        .enable_all_versions()
-        .wrap_connector(tcp);
+    let connector =
+        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(tcp);
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .timer(TokioTimer::new())

@@ -12,13 +12,15 @@ use hyper_util::server::conn::auto;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::server::TlsStream;
 
 use super::activity::{Activity, State};
-use super::progress::{close_by_reset, limit_stalls};
+use super::progress::{Stream, Transport, limit_stalls};
 use super::socket::{Socket, linger};
 use super::table::Slot;
 use super::{BUFFER, Limits, Peer, exchange};
 use crate::routes::Router;
+use crate::tls::ServerTls;
 
 /// The connection preface of HTTP/2 (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -30,7 +32,7 @@ const MAX_PEEK_INTERVAL: Duration = Duration::from_millis(500);
 /// sent it before it could know.
 const DRAIN_TIME: Duration = Duration::from_millis(500);
 
-/// The protocol of a connection, known from its first bytes.
+/// The protocol of a connection, known from its first bytes or its handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     Http1,
@@ -42,24 +44,39 @@ pub(super) async fn serve(
     stream: TcpStream,
     address: SocketAddr,
     slot: Slot,
+    tls: Option<Arc<ServerTls>>,
     router: Router,
     limits: Limits,
     mut stopping: watch::Receiver<bool>,
 ) {
     let activity = &slot.activity;
+    let time = limits.client_timeout;
     tokio::select! {
         biased;
         () = activity.eviction() => {}
         () = async {
-            if let Some(protocol) = first_bytes(&stream, limits.client_timeout, &mut stopping).await {
-                serve_protocol(stream, protocol, Peer(address), activity, router, limits, stopping).await;
+            match tls {
+                None => {
+                    if let Some(protocol) = opening(peek_protocol(&stream), time, &mut stopping).await {
+                        let stream = limit_stalls(stream, time);
+                        serve_protocol(stream, protocol, Peer(address), activity, router, limits, stopping).await;
+                    }
+                }
+                // In a box, so that a connection without TLS takes no memory for it.
+                Some(tls) => Box::pin(async {
+                    let handshake = handshake(limit_stalls(stream, time), &tls, address);
+                    if let Some((stream, protocol)) = opening(handshake, time, &mut stopping).await {
+                        serve_protocol(stream, protocol, Peer(address), activity, router, limits, stopping).await;
+                    }
+                })
+                .await,
             }
         } => {}
     }
 }
 
 async fn serve_protocol(
-    stream: TcpStream,
+    stream: impl Transport + 'static,
     protocol: Protocol,
     peer: Peer,
     activity: &Arc<Activity>,
@@ -67,13 +84,13 @@ async fn serve_protocol(
     limits: Limits,
     stopping: watch::Receiver<bool>,
 ) {
-    let (socket, given_back) = Socket::new(limit_stalls(stream, limits.client_timeout), protocol, activity.clone());
+    let (socket, given_back) = Socket::new(stream, protocol, activity.clone());
     let service = {
         let activity = activity.clone();
         service_fn(move |request| exchange::answer(router.clone(), peer, activity.clone(), request))
     };
     {
-        let http = http();
+        let http = http(protocol);
         let mut connection = pin!(http.serve_connection(TokioIo::new(socket), service));
         let mut supervisor = Supervisor { protocol, activity, limits, stopping, drained_at: None, finishing: false };
         loop {
@@ -91,15 +108,19 @@ async fn serve_protocol(
     }
     let Ok(stream) = given_back.await else { return };
     if activity.must_reset() {
-        close_by_reset(&stream);
+        stream.close_by_reset();
     } else if protocol == Protocol::Http1 && activity.client_sends_on() {
         linger(stream, limits.client_timeout, limits.body_limit).await;
     }
 }
 
 /// Returns hyper's settings. The limits of time are the supervisor's.
-fn http() -> auto::Builder<TokioExecutor> {
-    let mut http = auto::Builder::new(TokioExecutor::new());
+fn http(protocol: Protocol) -> auto::Builder<TokioExecutor> {
+    let http = auto::Builder::new(TokioExecutor::new());
+    let mut http = match protocol {
+        Protocol::Http1 => http.http1_only(),
+        Protocol::Http2 => http.http2_only(),
+    };
     http.http1().header_read_timeout(None).max_buf_size(BUFFER);
     http.http2().max_send_buf_size(BUFFER);
     http
@@ -183,12 +204,13 @@ impl Supervisor<'_> {
     }
 }
 
-/// Waits for the first bytes of a connection. Returns `None` after the time-out, or when the shutdown begins first.
-async fn first_bytes(
-    stream: &TcpStream,
+/// Waits until a client has opened its connection: for the first bytes or for the handshake. Returns `None` if that
+/// fails, after the time-out, or when the shutdown begins first.
+async fn opening<T>(
+    opened: impl Future<Output = io::Result<T>>,
     client_timeout: Duration,
     stopping: &mut watch::Receiver<bool>,
-) -> Option<Protocol> {
+) -> Option<T> {
     let drained = async {
         // The sender is kept for as long as there are connections.
         let _ = stopping.wait_for(|stopping| *stopping).await;
@@ -197,9 +219,19 @@ async fn first_bytes(
     tokio::select! {
         // A request that has arrived before the shutdown is served.
         biased;
-        read = timeout(client_timeout, peek_protocol(stream)) => read.ok()?.ok(),
+        opened = timeout(client_timeout, opened) => opened.ok()?.ok(),
         () = drained => None,
     }
+}
+
+/// Makes a handshake, which decides on the protocol (RFC 7301). Clients that don't negotiate get HTTP/1.
+async fn handshake(stream: Stream, tls: &ServerTls, address: SocketAddr) -> io::Result<(TlsStream<Stream>, Protocol)> {
+    let stream = tls.accept(stream).await.inspect_err(|error| {
+        // Probes of a balancer hang up, and scanners try everything.
+        tracing::debug!(%error, client = %address, "TLS handshake failed");
+    })?;
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    Ok((stream, if is_http2 { Protocol::Http2 } else { Protocol::Http1 }))
 }
 
 /// Waits for enough bytes to tell HTTP/1 from HTTP/2. hyper's own detection has no time-out.

@@ -24,6 +24,7 @@ use self::table::{Slot, Table};
 use crate::config::Settings;
 use crate::descriptors;
 use crate::routes::Router;
+use crate::tls::ServerTls;
 
 /// The number of connections that may wait to be accepted. The operating system may allow fewer.
 const BACKLOG: u32 = 1024;
@@ -74,6 +75,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
+    tls: Option<Arc<ServerTls>>,
     limits: Limits,
     shutdown: impl Future<Output = Instant>,
 ) -> Instant {
@@ -81,7 +83,7 @@ pub(crate) async fn serve(
     let (stop, stopping) = watch::channel(false);
     let table = Arc::new(Table::new(limits.connections, limits.connections_per_address));
     let spawn = |(stream, address, slot): Accepted| {
-        tokio::spawn(connection::serve(stream, address, slot, router.clone(), limits, stopping.clone()));
+        tokio::spawn(connection::serve(stream, address, slot, tls.clone(), router.clone(), limits, stopping.clone()));
     };
     // Failures are logged once, not twenty times a second.
     let mut logged = false;

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../support/certificates.rs"]
+mod certificates;
 #[path = "../support/http2.rs"]
 mod http2;
 #[path = "../support/nginx.rs"]
@@ -20,6 +22,8 @@ mod oauth;
 mod sessions;
 mod slow_readers;
 mod streaming;
+mod tls;
+mod tls_peers;
 mod uploads;
 mod users;
 mod versions;

@@ -44,8 +44,9 @@ impl Program {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address =
-            line.trim().strip_prefix("listening on http://").unwrap_or_else(|| panic!("unexpected output: {line:?}"));
+        let origin = line.trim().strip_prefix("listening on ");
+        let address = origin.and_then(|origin| origin.strip_prefix("http://").or(origin.strip_prefix("https://")));
+        let address = address.unwrap_or_else(|| panic!("unexpected output: {line:?}"));
         Self { child, address: address.parse().unwrap() }
     }
 
