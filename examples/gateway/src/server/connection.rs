@@ -9,6 +9,7 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use tokio::io::AsyncBufReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -224,12 +225,17 @@ async fn opening<T>(
     }
 }
 
-/// Makes a handshake, which decides on the protocol (RFC 7301). Clients that don't negotiate get HTTP/1.
+/// Makes a handshake, which decides on the protocol (RFC 7301), and waits for the first bytes after it. Clients that don't
+/// negotiate get HTTP/1.
 async fn handshake(stream: Stream, tls: &ServerTls, address: SocketAddr) -> io::Result<(TlsStream<Stream>, Protocol)> {
-    let stream = tls.accept(stream).await.inspect_err(|error| {
+    let mut stream = tls.accept(stream).await.inspect_err(|error| {
         // Probes of a balancer hang up, and scanners try everything.
         tracing::debug!(%error, client = %address, "TLS handshake failed");
     })?;
+    // Before its preface, hyper doesn't finish a connection of HTTP/2. Browsers open connections in advance.
+    if stream.fill_buf().await?.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     Ok((stream, if is_http2 { Protocol::Http2 } else { Protocol::Http1 }))
 }

@@ -1,7 +1,6 @@
 //! `--tls-cert`: the gateway's own TLS.
 
 use std::fs;
-use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +12,8 @@ use http_body_util::BodyExt;
 use rustls::{ClientConfig, HandshakeKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tower_auth_refresh::Origin;
 use tower_auth_refresh_testkit::TestServer;
@@ -29,6 +30,8 @@ struct TlsGateway {
     kit: TestServer,
     address: SocketAddr,
     reload: Reload,
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<()>,
 }
 
 impl TlsGateway {
@@ -42,8 +45,9 @@ impl TlsGateway {
         change(&mut settings);
         let listening = Gateway::new(settings).listen().await.unwrap();
         let (address, reload) = (listening.address().unwrap(), listening.reload());
-        tokio::spawn(listening.serve(pending()));
-        Some(Self { certificates, kit, address, reload })
+        let (stop, stopped) = oneshot::channel();
+        let served = tokio::spawn(listening.serve(async { drop(stopped.await) }));
+        Some(Self { certificates, kit, address, reload, stop, served })
     }
 
     fn browser(&self) -> Browser {
@@ -222,6 +226,9 @@ async fn a_handshake_that_stalls_is_closed() {
         stream.write_all(sent).await.unwrap();
         read_to_close(&mut stream).await;
     }
+    // A whole handshake, and nothing after it.
+    let mut stream = connect(&gateway.client(&["h2"]), gateway.address).await;
+    let _ = timeout(LONG, stream.read_to_end(&mut Vec::new())).await.expect("the connection is open");
 }
 
 #[tokio::test]
@@ -305,4 +312,26 @@ async fn an_early_answer_to_an_upload_arrives() {
         let answer = gateway.send_raw(&[head, &"x".repeat(5_000_000)].concat()).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 401") && answer.contains("sign-in-first"), "{answer}");
     }
+}
+
+/// Browsers open connections in advance.
+#[tokio::test]
+async fn connections_without_a_request_do_not_hold_up_a_shutdown() {
+    let Some(gateway) = TlsGateway::start("tls-shutdown", |_| {}).await else { return };
+    let mut unused = Vec::new();
+    for protocols in [&["h2"][..], &["http/1.1"]] {
+        unused.push(connect(&gateway.client(protocols), gateway.address).await);
+    }
+    let mut used = connect(&gateway.client(&[]), gateway.address).await;
+    used.write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut stalled = TcpStream::connect(gateway.address).await.unwrap();
+    stalled.write_all(b"\x16\x03").await.unwrap();
+    let mut answer = vec![0; 15];
+    used.read_exact(&mut answer).await.unwrap();
+    gateway.stop.send(()).unwrap();
+    // The connections would stay for 30 s.
+    timeout(LONG, gateway.served).await.unwrap().unwrap();
+    // A connection that has been used is closed with a word.
+    used.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.ends_with(b"ok\n"), "{answer:?}");
 }
