@@ -65,7 +65,7 @@ fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
 
 /// Refuses a key that other users may read.
 ///
-/// The rule is PostgreSQL's: a key of the own user is open to no one else. One of root may be open to its group, as
+/// The rule is PostgreSQL's: a key of the own user is open to that user alone. One of root may be open to its group, as
 /// those of Debian's `ssl-cert`, of systemd's credentials and of Kubernetes' secrets are.
 fn check_private(metadata: &Metadata) -> Result<(), String> {
     let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
