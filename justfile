@@ -18,9 +18,9 @@ default:
 api_toolchain := "1.95.0"
 published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-reqwest -p tower-auth-refresh-store -p tower-auth-refresh-testkit"
 
-# They are chromium, nginx, valgrind, strace, gnome-keyring, dbus, faketime, Redis and its Sentinel, PostgreSQL,
-# pgbouncer, openssl, curl, tmux, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python servers
-# of the interop tests.
+# They are chromium, nginx, HAProxy, valgrind, strace, gnome-keyring, dbus, faketime, Redis and its Sentinel,
+# PostgreSQL, pgbouncer, openssl, curl, tmux, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the
+# Python servers of the interop tests.
 #
 # Installs the tools of the other steps.
 tools:
@@ -30,6 +30,7 @@ tools:
     missing=()
     has chromium || missing+=(chromium)
     [ -x /usr/sbin/nginx ] || missing+=(nginx-light)
+    [ -x /usr/sbin/haproxy ] || missing+=(haproxy)
     has valgrind || missing+=(valgrind)
     has strace || missing+=(strace)
     has gnome-keyring-daemon || missing+=(gnome-keyring)

@@ -13,8 +13,11 @@ use crate::config::{PublicOrigin, StripHeaders, Upstream};
 use crate::cookie::{SessionCookie, SessionId};
 use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
-use crate::proxy::UpstreamClient;
+use crate::observation::AccessLog;
+use crate::phase::Phase;
+use crate::proxy::{CommonHeaders, UpstreamClient};
 use crate::task_tracker::TaskTracker;
+use crate::user_sessions::UserSessions;
 
 /// The longest wait for a sign-out: the authorization server may not respond.
 const SIGN_OUT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -30,6 +33,7 @@ pub(crate) struct Parts {
     pub(crate) auth: Auth,
     pub(crate) client: UpstreamClient,
     pub(crate) upstream: Upstream,
+    pub(crate) common_headers: CommonHeaders,
     pub(crate) public: PublicOrigin,
     pub(crate) cookie: SessionCookie,
     pub(crate) strip: Arc<StripHeaders>,
@@ -37,10 +41,14 @@ pub(crate) struct Parts {
     pub(crate) client_timeout: Duration,
     pub(crate) requests: Arc<Requests>,
     pub(crate) logins: Arc<Logins>,
+    /// Absent if a user may have any number of sessions.
+    pub(crate) user_sessions: Option<UserSessions>,
     pub(crate) metrics: Arc<Metrics>,
+    /// `None` if requests aren't logged.
+    pub(crate) access_log: Option<AccessLog>,
     pub(crate) tasks: TaskTracker,
-    /// Set when shutdown begins; ends responses that would never end.
-    pub(crate) stopping: watch::Receiver<bool>,
+    /// `Stopping` ends responses that would never end.
+    pub(crate) phase: watch::Receiver<Phase>,
 }
 
 impl App {

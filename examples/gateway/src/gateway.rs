@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 use tower::BoxError;
 use tower_auth_refresh::{SessionRegistry, TokenStore, Tokens};
 
@@ -17,19 +17,26 @@ use crate::auth::Auth;
 use crate::config::{InvalidSetting, Settings};
 use crate::cookie::{SessionCookie, SessionId};
 use crate::demo::Demo;
+use crate::inherited::Inherited;
 use crate::limits::{Logins, Requests};
 use crate::metrics::Metrics;
-use crate::proxy::UpstreamClient;
+use crate::observation::AccessLog;
+use crate::phase::{self, Phase};
+use crate::proxy::{CommonHeaders, UpstreamClient};
 use crate::routes::Router;
+use crate::server::Limits;
 use crate::stores::Stores;
 use crate::task_tracker::TaskTracker;
 use crate::tls::ServerTls;
+use crate::user_sessions::UserSessions;
 use crate::{descriptors, server};
 
 /// A configured gateway that does not listen yet.
 pub struct Gateway {
     settings: Settings,
     metrics: Arc<Metrics>,
+    access_log: Option<AccessLog>,
+    inherited: Inherited,
     demo: Option<Demo>,
     store_factory: Option<StoreFactory>,
     with_refresh: bool,
@@ -40,11 +47,12 @@ type StoreFactory = Box<dyn Fn(SessionId) -> Arc<dyn TokenStore> + Send + Sync>;
 /// A gateway with an open socket. [`serve`](Self::serve) accepts its connections.
 pub struct Listening {
     listener: TcpListener,
+    admin: Option<TcpListener>,
     app: App,
     demo: Option<Demo>,
     settings: Settings,
     stores: Option<Arc<Stores>>,
-    stopping: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
     tls: Option<Arc<ServerTls>>,
 }
 
@@ -58,7 +66,15 @@ impl Gateway {
     /// Creates a gateway with these settings.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings, metrics: Arc::default(), demo: None, store_factory: None, with_refresh: true }
+        Self {
+            settings,
+            metrics: Arc::default(),
+            access_log: None,
+            inherited: Inherited::default(),
+            demo: None,
+            store_factory: None,
+            with_refresh: true,
+        }
     }
 
     /// Sets the counters, shared with a [`RefreshWatch`](crate::RefreshWatch).
@@ -67,6 +83,20 @@ impl Gateway {
     #[must_use]
     pub fn metrics(mut self, metrics: Arc<Metrics>) -> Self {
         self.metrics = metrics;
+        self
+    }
+
+    /// Logs each request. Default: `None`, no lines.
+    #[must_use]
+    pub fn access_log(mut self, log: Option<AccessLog>) -> Self {
+        self.access_log = log;
+        self
+    }
+
+    /// Takes sockets that are open already, instead of opening those of the settings. Default: none.
+    #[must_use]
+    pub fn inherited(mut self, inherited: Inherited) -> Self {
+        self.inherited = inherited;
         self
     }
 
@@ -103,7 +133,7 @@ impl Gateway {
     ///
     /// Panics outside of a `tokio` runtime.
     pub async fn listen(self) -> Result<Listening, StartError> {
-        let Self { settings, metrics, demo, store_factory, with_refresh } = self;
+        let Self { settings, metrics, access_log, inherited, demo, store_factory, with_refresh } = self;
         let auth = Auth::new(&settings)?;
         let tls = settings.tls.as_ref().map(ServerTls::open).transpose()?.map(Arc::new);
         let stores = Stores::open(&settings).await?.map(Arc::new);
@@ -111,9 +141,12 @@ impl Gateway {
             let stores = stores.clone()?;
             Some(Box::new(move |id| stores.store(id)) as StoreFactory)
         });
-        let listener =
-            server::bind(settings.listen).map_err(|error| StartError::Bind { address: settings.listen, error })?;
-        let (stopping, stopped) = watch::channel(false);
+        let listener = open("--listen", settings.listen, inherited.listener)?;
+        let admin = match settings.admin_listen {
+            Some(address) => Some(open("--admin-listen", address, inherited.admin)?),
+            None => None,
+        };
+        let (phase, phases) = watch::channel(Phase::Serving);
         let upstream = if with_refresh { UpstreamClient::new } else { UpstreamClient::without_refresh };
         let app = App::new(Parts {
             sessions: session_registry(&auth, &settings, store_factory),
@@ -121,6 +154,7 @@ impl Gateway {
             auth,
             client: upstream(&settings)?,
             upstream: settings.upstream.clone(),
+            common_headers: CommonHeaders::new(&settings.upstream.origin, &settings.public),
             public: settings.public.clone(),
             cookie: SessionCookie::new(settings.public.is_https()),
             strip: Arc::new(settings.strip_headers.clone()),
@@ -129,16 +163,19 @@ impl Gateway {
             requests: Arc::new(Requests::new(
                 settings.requests_in_flight.unwrap_or_else(descriptors::for_requests),
                 settings.requests_in_flight_per_session,
+                settings.requests_in_flight_per_address,
             )),
             logins: Arc::new(Logins::new(
                 settings.logins_in_flight,
                 settings.logins_in_flight_per_address.unwrap_or(usize::MAX),
             )),
+            user_sessions: settings.sessions_per_user.map(|max| UserSessions::new(max, settings.max_sessions)),
             metrics,
+            access_log,
             tasks: TaskTracker::default(),
-            stopping: stopped,
+            phase: phases,
         });
-        Ok(Listening { listener, app, demo, settings, stores, stopping, tls })
+        Ok(Listening { listener, tls, admin, app, demo, settings, stores, phase })
     }
 }
 
@@ -164,6 +201,12 @@ impl Listening {
         Reload { tls: self.tls.clone() }
     }
 
+    /// Returns the address of the admin listener, if there is one.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref()?.local_addr().ok()
+    }
+
     /// Signs a user in without a login and returns the session cookie: load tests need more users than can log in.
     ///
     /// # Errors
@@ -178,20 +221,23 @@ impl Listening {
 
     /// Serves until `shutdown` completes, then shuts down gracefully.
     ///
-    /// A shutdown stops accepting connections. It waits, up to `shutdown_timeout`, for the open requests, for the
+    /// A shutdown first fails `/readyz`, and serves on for `drain_delay`. Then it stops accepting connections. It waits, up to `shutdown_timeout`, for the open requests, for the
     /// refreshes whose requests have been dropped, and for the sign-outs that the authorization server has not
     /// confirmed.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, app, demo, settings, stores, stopping, tls } = self;
+        let Self { listener, tls, admin, app, demo, settings, stores, phase } = self;
         let sweep = stores.map(|stores| tokio::spawn(async move { stores.sweep().await }));
         let demo_routes = demo.as_ref().map(Demo::routes).unwrap_or_default();
         let router = Router::new(&app, demo_routes);
-        let shutdown = async {
-            shutdown.await;
-            stopping.send_replace(true);
-            Instant::now() + settings.shutdown_timeout
-        };
-        let deadline = server::serve(listener, router, tls, (&settings).into(), shutdown).await;
+        // To the end: it shows how far the shutdown is.
+        let (_open, always) = watch::channel(Phase::Serving);
+        let admin = admin.map(|listener| {
+            let proxies = Arc::default();
+            tokio::spawn(server::serve(listener, Router::admin(&app), None, Limits::admin(&settings), proxies, always))
+        });
+        let proxies = Arc::new(settings.trusted_proxies.clone());
+        let serving = server::serve(listener, router, tls, (&settings).into(), proxies, phase.subscribe());
+        let (deadline, ()) = tokio::join!(serving, phase::run(phase, shutdown, settings.drain_delay));
         let idle = async {
             app.tasks.wait_idle().await;
             app.sessions.wait_idle().await;
@@ -201,6 +247,9 @@ impl Listening {
         }
         if let Some(sweep) = sweep {
             sweep.abort();
+        }
+        if let Some(admin) = admin {
+            admin.abort();
         }
         if let Some(demo) = demo {
             demo.shutdown().await;
@@ -219,6 +268,18 @@ impl Reload {
             tracing::error!(%error, "the certificate was not reloaded: the previous one stays in use");
         }
     }
+}
+
+fn open(
+    setting: &'static str,
+    address: SocketAddr,
+    inherited: Option<std::net::TcpListener>,
+) -> Result<TcpListener, StartError> {
+    inherited.map_or_else(|| server::bind(address), server::adopt).map_err(|error| StartError::Bind {
+        setting,
+        address,
+        error,
+    })
 }
 
 fn session_registry(
@@ -250,6 +311,8 @@ pub enum StartError {
     Setting(InvalidSetting),
     /// The address can't be bound.
     Bind {
+        /// The setting that names the address.
+        setting: &'static str,
         /// The address.
         address: SocketAddr,
         /// The operating system's error.
@@ -269,7 +332,7 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Setting(invalid) => invalid.fmt(f),
-            Self::Bind { address, error } => write!(f, "--listen: {address}: {error}"),
+            Self::Bind { setting, address, error } => write!(f, "{setting}: {address}: {error}"),
             Self::Demo(error) => write!(f, "--demo: {error}"),
         }
     }

@@ -1,6 +1,7 @@
 //! Limits of what is in flight. Over a limit, a request is refused at once: to wait would take memory too.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,40 +9,59 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::cookie::SessionId;
 use crate::server::limited_address;
 
-/// The number of counters in a row of [`Requests`].
+/// The number of counters in a row of a [`Sketch`].
 const COUNTERS: usize = 1 << 14;
 
-/// Limits the requests that are being proxied: in all, and of each session.
-///
-/// A session has a counter in each of two rows, by its random number (a count-min sketch): constant memory, and no lock
-/// on a request's way. A session is refused if both are over the limit. Another one shares both with a probability of
-/// 1 in 2^28.
+/// Limits the requests that are being proxied: in all, of each session, and of each address.
 #[derive(Debug)]
 pub(crate) struct Requests {
     max: usize,
-    max_per_session: u32,
     all: AtomicUsize,
+    of_session: Sketch,
+    /// Absent if addresses have no limit.
+    of_address: Option<Sketch>,
+    /// Keyed, so that no client can choose an address that shares the counters of another.
+    hasher: RandomState,
+}
+
+/// Counts what is in flight by a random number (a count-min sketch).
+///
+/// A number has a counter in each of two rows: constant memory, and no lock on a request's way. It is over the limit if
+/// both counters are. Another number shares both with a probability of 1 in 2^28.
+#[derive(Debug)]
+struct Sketch {
+    max: u32,
     rows: [Box<[AtomicU32]>; 2],
 }
+
+/// The places of a number's counters.
+type Places = [usize; 2];
 
 /// The limit that a request exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exceeded {
     OfAll,
     OfSession,
+    OfAddress,
 }
 
 /// Keeps a request counted until it is dropped.
 #[derive(Debug)]
 pub(crate) struct RequestPermit {
     requests: Arc<Requests>,
-    counters: [usize; 2],
+    session: Places,
+    address: Option<Places>,
 }
 
 impl Requests {
-    pub(crate) fn new(max: usize, max_per_session: u32) -> Self {
-        let row = || (0..COUNTERS).map(|_| AtomicU32::new(0)).collect();
-        Self { max, max_per_session, all: AtomicUsize::new(0), rows: [row(), row()] }
+    pub(crate) fn new(max: usize, max_per_session: u32, max_per_address: Option<u32>) -> Self {
+        Self {
+            max,
+            all: AtomicUsize::new(0),
+            of_session: Sketch::new(max_per_session),
+            of_address: max_per_address.map(Sketch::new),
+            hasher: RandomState::new(),
+        }
     }
 
     /// Counts a request.
@@ -49,32 +69,66 @@ impl Requests {
     /// # Errors
     ///
     /// Returns the limit that it exceeds. It is not counted then.
-    pub(crate) fn admit(self: &Arc<Self>, id: SessionId) -> Result<RequestPermit, Exceeded> {
+    pub(crate) fn admit(self: &Arc<Self>, id: SessionId, address: Option<IpAddr>) -> Result<RequestPermit, Exceeded> {
         let [a, b, c, d, ..] = *id.as_bytes();
-        let counters = [[a, b], [c, d]].map(|bytes| usize::from(u16::from_be_bytes(bytes)) % COUNTERS);
+        let session = Sketch::places(u32::from_be_bytes([a, b, c, d]));
+        let of_address = self.of_address.as_ref().zip(address);
+        let address = of_address.map(|(sketch, address)| {
+            #[expect(clippy::cast_possible_truncation, reason = "half of the bits are enough")]
+            let number = self.hasher.hash_one(limited_address(address)) as u32;
+            (sketch, Sketch::places(number))
+        });
         let all = self.all.fetch_add(1, Ordering::Relaxed);
-        let of_session = self.counters(counters).map(|counter| counter.fetch_add(1, Ordering::Relaxed));
+        let session_fits = self.of_session.add(session);
+        let address_fits = address.is_none_or(|(sketch, places)| sketch.add(places));
         // From here on, a drop undoes the counting.
-        let permit = RequestPermit { requests: self.clone(), counters };
+        let permit = RequestPermit { requests: self.clone(), session, address: address.map(|(_, places)| places) };
         if all >= self.max {
             Err(Exceeded::OfAll)
-        } else if of_session.iter().all(|count| *count >= self.max_per_session) {
+        } else if !session_fits {
             Err(Exceeded::OfSession)
+        } else if !address_fits {
+            Err(Exceeded::OfAddress)
         } else {
             Ok(permit)
         }
     }
+}
 
-    fn counters(&self, counters: [usize; 2]) -> [&AtomicU32; 2] {
+impl Sketch {
+    fn new(max: u32) -> Self {
+        let row = || (0..COUNTERS).map(|_| AtomicU32::new(0)).collect();
+        Self { max, rows: [row(), row()] }
+    }
+
+    fn places(number: u32) -> Places {
+        let number = number as usize;
+        [(number >> 16) % COUNTERS, number % COUNTERS]
+    }
+
+    /// Counts one more. Returns `false` if it is over the limit.
+    fn add(&self, places: Places) -> bool {
+        let counts = self.counters(places).map(|counter| counter.fetch_add(1, Ordering::Relaxed));
+        counts.iter().any(|count| *count < self.max)
+    }
+
+    fn remove(&self, places: Places) {
+        for counter in self.counters(places) {
+            counter.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn counters(&self, places: Places) -> [&AtomicU32; 2] {
         let [first, second] = &self.rows;
-        [&first[counters[0]], &second[counters[1]]]
+        [&first[places[0]], &second[places[1]]]
     }
 }
 
 impl Drop for RequestPermit {
     fn drop(&mut self) {
-        for counter in self.requests.counters(self.counters) {
-            counter.fetch_sub(1, Ordering::Relaxed);
+        self.requests.of_session.remove(self.session);
+        if let (Some(sketch), Some(places)) = (&self.requests.of_address, self.address) {
+            sketch.remove(places);
         }
         self.requests.all.fetch_sub(1, Ordering::Relaxed);
     }
@@ -147,17 +201,25 @@ mod tests {
 
     #[test]
     fn a_request_over_a_limit_is_not_counted() {
-        let requests = Arc::new(Requests::new(3, 2));
-        let [first, second] = [SessionId::random().unwrap(), SessionId::random().unwrap()];
-        let mut permits = vec![requests.admit(first).unwrap(), requests.admit(first).unwrap()];
-        assert_eq!(requests.admit(first).unwrap_err(), Exceeded::OfSession);
-        permits.push(requests.admit(second).unwrap());
-        assert_eq!(requests.admit(second).unwrap_err(), Exceeded::OfAll);
+        let requests = Arc::new(Requests::new(4, 2, Some(2)));
+        let [first, second, third] = [(); 3].map(|()| SessionId::random().unwrap());
+        let [one, two] = ["192.0.2.1", "2001:db8::1"].map(|address| Some(address.parse::<IpAddr>().unwrap()));
+        let mut permits = vec![requests.admit(first, one).unwrap(), requests.admit(first, two).unwrap()];
+        assert_eq!(requests.admit(first, None).unwrap_err(), Exceeded::OfSession);
+        permits.push(requests.admit(second, one).unwrap());
+        assert_eq!(requests.admit(third, one).unwrap_err(), Exceeded::OfAddress);
+        // The same network.
+        permits.push(requests.admit(second, Some("2001:db8::ffff".parse().unwrap())).unwrap());
+        assert_eq!(requests.admit(third, None).unwrap_err(), Exceeded::OfAll);
+        permits.pop();
+        assert_eq!(requests.admit(third, one).unwrap_err(), Exceeded::OfAddress);
         drop(permits);
         assert_eq!(requests.all.load(Ordering::Relaxed), 0);
-        assert!(requests.rows.iter().flatten().all(|counter| counter.load(Ordering::Relaxed) == 0));
-        let permit = requests.admit(first).unwrap();
-        drop((requests.admit(first).unwrap(), permit));
+        let rows = [&requests.of_session.rows, &requests.of_address.as_ref().unwrap().rows];
+        let mut counters = rows.into_iter().flatten().flatten();
+        assert!(counters.all(|counter| counter.load(Ordering::Relaxed) == 0));
+        let permit = requests.admit(first, one).unwrap();
+        drop((requests.admit(first, one).unwrap(), permit));
     }
 
     #[test]

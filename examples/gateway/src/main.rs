@@ -6,7 +6,10 @@ use std::io::{IsTerminal, Write, stderr, stdout};
 use std::process::{ExitCode, exit};
 use std::sync::Arc;
 
-use gateway::{Args, Demo, Gateway, InvalidSetting, LogFormat, LogWriter, Metrics, RefreshWatch, Reload, StartError};
+use gateway::{
+    AccessLog, Args, Demo, Gateway, Inherited, InvalidSetting, LogFormat, LogWriter, Metrics, RefreshWatch, Reload,
+    StartError, Supervisor, UnknownVariable, raise_descriptor_limit,
+};
 use mimalloc::MiMalloc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::layer::SubscriberExt;
@@ -41,22 +44,35 @@ async fn run(log: &LogWriter) -> Result<(), StartError> {
     let mut args = Args::read()?;
     let metrics = Arc::<Metrics>::default();
     init_tracing(args.log, log.clone(), &metrics)?;
+    let access_log = AccessLog::new(log.clone(), args.log);
+    for UnknownVariable { name, similar } in Args::unknown_variables() {
+        tracing::warn!(variable = name, similar, "unknown setting in the environment");
+    }
+    raise_descriptor_limit();
+    let supervisor = Supervisor::from_env();
+    let inherited = Inherited::from_env()?;
+    inherited.set_addresses(&mut args)?;
     let demo = if args.demo { Some(Demo::start(&mut args).await?) } else { None };
     // Before the line on stdout: a supervisor may send a signal as soon as it has read that line.
     let mut signals = Signals::listen();
 
-    let mut gateway = Gateway::new(args.into_settings()?).metrics(metrics);
+    let mut gateway = Gateway::new(args.into_settings()?).metrics(metrics).access_log(access_log).inherited(inherited);
     if let Some(demo) = demo {
         gateway = gateway.demo(demo);
     }
     let gateway = gateway.listen().await?;
+    // Stdout may be closed.
+    if let Some(address) = gateway.admin_address() {
+        let _ = writeln!(stdout(), "admin on http://{address}");
+    }
     if let Ok(address) = gateway.address() {
-        // Stdout may be closed.
         let _ = writeln!(stdout(), "listening on {}://{address}", gateway.scheme());
     }
     signals.reload = Some(gateway.reload());
+    supervisor.ready();
     let shutdown = async {
         signals.next().await;
+        supervisor.stopping();
         // A second signal skips the graceful shutdown.
         let log = log.clone();
         tokio::spawn(async move {

@@ -49,6 +49,11 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// Returns the name in `type`.
+    pub(crate) fn name(self) -> &'static str {
+        self.parts().1
+    }
+
     /// Returns the status, the name in `type`, and the title.
     fn parts(self) -> (StatusCode, &'static str, &'static str) {
         match self {
@@ -113,7 +118,7 @@ impl Kind {
             Self::TooManyRequests => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "too-many-requests",
-                "The maximum number of requests in flight of this session is reached",
+                "The maximum number of requests in flight of this session or address is reached",
             ),
             Self::TooManyLogins => {
                 (StatusCode::TOO_MANY_REQUESTS, "too-many-logins", "The maximum number of logins in flight is reached")
@@ -175,6 +180,8 @@ impl IntoResponse for Problem {
         let (status, name, title) = self.kind.parts();
         let body = json!({ "type": format!("/problems/{name}"), "title": title, "status": status.as_u16() });
         let mut response = (status, body.to_string()).into_response();
+        // For the log and the metrics.
+        response.extensions_mut().insert(self.kind);
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -1,7 +1,7 @@
 //! Rejects requests that two servers could interpret in two ways (request smuggling).
 
 use http::header::{HOST, TRANSFER_ENCODING};
-use http::{HeaderMap, Request, Version};
+use http::{Request, Version};
 
 use crate::fields;
 
@@ -10,19 +10,19 @@ use crate::fields;
 ///
 /// `Transfer-Encoding` is a hop-by-hop header: the upstream would receive a coded body without its coding.
 pub(crate) fn is_ambiguous<B>(request: &Request<B>) -> bool {
-    !(has_one_host(request.version(), request.headers()) && has_plain_framing(request.headers()))
-}
-
-fn has_one_host(version: Version, headers: &HeaderMap) -> bool {
-    match headers.get_all(HOST).iter().count() {
-        // HTTP/2 has the host in its request target, HTTP/1.0 may omit it.
-        0 => version != Version::HTTP_11,
-        hosts => hosts == 1,
+    let (mut hosts, mut codings, mut is_chunked) = (0, 0, true);
+    for (name, value) in request.headers() {
+        if *name == HOST {
+            hosts += 1;
+        } else if *name == TRANSFER_ENCODING {
+            codings += 1;
+            is_chunked &= fields::trim(value.as_bytes()).eq_ignore_ascii_case(b"chunked");
+        }
     }
-}
-
-fn has_plain_framing(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let first = codings.next().is_none_or(|coding| fields::trim(coding.as_bytes()).eq_ignore_ascii_case(b"chunked"));
-    first && codings.next().is_none()
+    let has_one_host = match hosts {
+        // HTTP/2 has the host in its request target, HTTP/1.0 may omit it.
+        0 => request.version() != Version::HTTP_11,
+        hosts => hosts == 1,
+    };
+    !has_one_host || !is_chunked || codings > 1
 }

@@ -8,6 +8,8 @@ mod certificates;
 #[path = "support/program.rs"]
 #[expect(dead_code, reason = "shared by several test suites")]
 mod program;
+#[path = "process/requests_log.rs"]
+mod requests_log;
 #[path = "support/test_gateway.rs"]
 #[expect(dead_code, reason = "shared by several test suites")]
 mod test_gateway;
@@ -390,7 +392,9 @@ fn an_invalid_setting_is_reported_in_one_line() {
         assert!(message.contains("use https, or --allow-plain-http") && !message.contains("::"), "{message}");
     }
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    refused(&[api, auth, "--listen", &taken.local_addr().unwrap().to_string()], &[], "--listen");
+    let taken = taken.local_addr().unwrap().to_string();
+    refused(&[api, auth, "--listen", &taken], &[], "gateway: --listen: ");
+    refused(&[api, auth, "--listen=127.0.0.1:0", "--admin-listen", &taken], &[], "gateway: --admin-listen: ");
 }
 
 #[tokio::test]
@@ -424,6 +428,7 @@ fn help_lists_every_flag_and_its_variable() {
     for flag in [
         "--demo",
         "--listen",
+        "--admin-listen",
         "--upstream",
         "--auth",
         "--token-endpoint",
@@ -445,6 +450,7 @@ fn help_lists_every_flag_and_its_variable() {
         "--max-connections",
         "--max-connections-per-address",
         "--idle-connection-timeout",
+        "--drain-delay",
         "--shutdown-timeout",
         "--public-origin",
         "--revocation-endpoint",
@@ -461,6 +467,7 @@ async fn the_metrics_count_one_refresh_for_many_calls() {
     let kit = TestServer::start().await.unwrap();
     let origin = kit.origin();
     let mut command = command(&["--upstream", &origin, "--auth", &origin, "--listen=127.0.0.1:0"]);
+    command.arg("--admin-listen=127.0.0.1:0");
     // The metrics do not depend on the filter of the log.
     let program = Program::start_command(command.env("RUST_LOG", "off"));
     let mut browser = Browser::at(program.address);
@@ -499,7 +506,7 @@ async fn the_metrics_count_one_refresh_for_many_calls() {
     let deadline = Instant::now() + Duration::from_secs(10);
     let page = loop {
         assert_ne!(bob.get("/session").await.json()["state"], "active");
-        let page = Browser::at(program.address).get("/metrics").await;
+        let page = Browser::at(program.admin.unwrap()).get("/metrics").await;
         assert_eq!(page.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
         let page = String::from_utf8(page.body.to_vec()).unwrap();
         let is_settled =
@@ -536,13 +543,13 @@ async fn the_metrics_count_one_refresh_for_many_calls() {
 /// The calls of a burst do not arrive over the network, but are counted like others.
 #[tokio::test]
 async fn the_metrics_count_the_calls_of_the_demo_page() {
-    let program = Program::start(&["--demo"]);
+    let program = Program::start(&["--demo", "--admin-listen=127.0.0.1:0"]);
     let mut browser = Browser::at(program.address);
     assert_eq!(browser.login("ada", "correct horse").await.status, 204);
     let request = browser.request(Method::POST, "/demo/calls").header("content-type", "application/json");
     let response = browser.fetch(request.body(r#"{ "number": 1, "size": 20 }"#.into()).unwrap()).await;
     assert_eq!(response.json(), serde_json::json!(vec![200; 20]));
-    let page = String::from_utf8(browser.get("/metrics").await.body.to_vec()).unwrap();
+    let page = String::from_utf8(Browser::at(program.admin.unwrap()).get("/metrics").await.body.to_vec()).unwrap();
     let line = "gateway_requests_total{route=\"api\",code=\"200\"} 20";
     assert!(page.lines().any(|found| found == line), "{page}");
 }

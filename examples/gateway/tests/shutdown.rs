@@ -112,6 +112,7 @@ async fn shutdown_during_a_refresh_stores_the_new_tokens_and_answers_the_request
         // The gateway has stopped, and the store holds the current refresh token.
         let store = kept.lock().unwrap().pop().unwrap();
         let record = store.load().await.unwrap().unwrap();
+        assert_eq!(record.tokens().extra("gateway_user"), Some(&"ada".into()), "the refresh keeps the user");
         let refresh = record.tokens().refresh_token().unwrap().expose_secret().to_owned();
         let body = serde_json::json!({ "refresh_token": refresh }).to_string();
         let browser = Browser::at(kit.address());

@@ -14,8 +14,10 @@ use tower_auth_refresh_http::{
 };
 
 use self::password_grant::PasswordGrant;
+use crate::client_address::{ClientAddress, X_FORWARDED_FOR};
 use crate::config::{AuthServer, InvalidSetting, Settings};
 use crate::tls;
+use crate::user::with_user;
 
 /// A client of the authorization server.
 #[derive(Clone)]
@@ -88,12 +90,24 @@ impl Auth {
         }
     }
 
-    /// Exchanges credentials for tokens.
-    pub(crate) async fn login(&self, credentials: &Map<String, Value>) -> Result<Tokens, LoginFailed> {
-        match self {
-            Self::Json { login, .. } => Ok(login.request_tokens(credentials).await?),
-            Self::OAuth { login, .. } => login.request_tokens(credentials).await,
-        }
+    /// Exchanges the credentials of a client for tokens, which name their [user](crate::user).
+    ///
+    /// The server learns the client's address, for limits of its own: all logins come from the gateway's.
+    pub(crate) async fn login(
+        &self,
+        credentials: &Map<String, Value>,
+        client: Option<&ClientAddress>,
+    ) -> Result<Tokens, LoginFailed> {
+        let forwarded_for = client.map(ClientAddress::forwarded_for);
+        let tokens = match (self, forwarded_for) {
+            (Self::Json { login, .. }, None) => login.request_tokens(credentials).await?,
+            (Self::Json { login, .. }, Some(forwarded_for)) => {
+                let login = login.clone().header(X_FORWARDED_FOR, forwarded_for.clone());
+                login.request_tokens(credentials).await?
+            }
+            (Self::OAuth { login, .. }, forwarded_for) => login.request_tokens(credentials, forwarded_for).await?,
+        };
+        Ok(with_user(tokens, credentials))
     }
 
     /// Revokes tokens for which no session could be created.
@@ -123,13 +137,13 @@ impl From<AuthServerError> for LoginFailed {
         if error.is_rejected() {
             Self::WrongCredentials
         } else if matches!(error.status(), Some(StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY)) {
-            tracing::warn!(%error, "login failed");
+            tracing::warn!(%error, "call to the authorization server failed");
             Self::Malformed
         } else if error.is_misconfigured() {
             Self::Failed(error.into())
         } else {
             // A login in doubt leaves at worst an unused session at the authorization server.
-            tracing::warn!(%error, "login failed");
+            tracing::warn!(%error, "call to the authorization server failed");
             Self::Unavailable { retry_after: error.retry_after() }
         }
     }

@@ -19,6 +19,7 @@ use serde_json::{Map, Value};
 use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
 
 use super::LoginFailed;
+use crate::client_address::X_FORWARDED_FOR;
 use crate::proxy::{HttpsClient, https};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,6 +44,8 @@ struct TokenResponse {
     token_type: Option<String>,
     /// Seconds. A number by the standard; some servers send a string.
     expires_in: Option<Value>,
+    /// Present if the scope has `openid`.
+    id_token: Option<Value>,
     error: Option<String>,
 }
 
@@ -58,8 +61,15 @@ impl PasswordGrant {
         Self { client: https(tls), url: url.to_owned(), client_id: client_id.to_owned(), authorization }
     }
 
-    pub(super) async fn request_tokens(&self, credentials: &Map<String, Value>) -> Result<Tokens, LoginFailed> {
-        let request = self.request(credentials)?;
+    pub(super) async fn request_tokens(
+        &self,
+        credentials: &Map<String, Value>,
+        forwarded_for: Option<&HeaderValue>,
+    ) -> Result<Tokens, LoginFailed> {
+        let mut request = self.request(credentials)?;
+        if let Some(forwarded_for) = forwarded_for {
+            request.headers_mut().insert(X_FORWARDED_FOR, forwarded_for.clone());
+        }
         match tokio::time::timeout(TIMEOUT, self.send(request)).await {
             Ok(result) => result,
             Err(_elapsed) => Err(LoginFailed::Unavailable { retry_after: None }),
@@ -91,7 +101,7 @@ impl PasswordGrant {
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Tokens, LoginFailed> {
         let unavailable = |retry_after| LoginFailed::Unavailable { retry_after };
         let response = self.client.request(request).await.map_err(|error| {
-            tracing::warn!(%error, "login failed");
+            tracing::warn!(%error, "call to the authorization server failed");
             unavailable(None)
         })?;
         let (status, retry_after) = (response.status(), retry_after(&response));
@@ -133,6 +143,10 @@ impl TokenResponse {
         let tokens = match self.refresh_token.filter(|token| !token.is_empty()) {
             Some(refresh) => Tokens::new(access, RefreshToken::new(refresh).map_err(failed)?),
             None => Tokens::from_access_token(access),
+        };
+        let tokens = match self.id_token {
+            Some(id_token) => tokens.with_extra(Map::from_iter([("id_token".to_owned(), id_token)])),
+            None => tokens,
         };
         // An invalid lifetime counts as unknown and does not fail the login.
         let lifetime = match self.expires_in {

@@ -21,6 +21,7 @@ const AUTHORIZATION_SERVER: &str = "Authorization server";
 ///
 /// To try it: gateway --demo
 #[derive(Clone, Debug, Parser)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[command(name = "gateway", version, max_term_width = 110)]
 pub struct Args {
     /// Run with a built-in authorization server, API and demo page
@@ -44,6 +45,19 @@ pub struct Args {
     /// Private key of --tls-cert, in PEM, which no other user may read; read again at SIGHUP
     #[arg(long, env = "GATEWAY_TLS_KEY", value_name = "FILE", requires = "tls_cert", help_heading = LISTENING)]
     pub tls_key: Option<PathBuf>,
+
+    /// Believe the X-Forwarded-For of proxies with these addresses, as 10.0.0.0/8. May be repeated; the variable has a
+    /// comma between networks [default: none]
+    #[arg(long, env = "GATEWAY_TRUSTED_PROXY", value_name = "CIDR", value_delimiter = ',', help_heading = LISTENING)]
+    pub trusted_proxy: Vec<String>,
+
+    /// Serve /metrics, /healthz and /readyz on this address (plain HTTP; for no client) [default: no /metrics]
+    #[arg(long, env = "GATEWAY_ADMIN_LISTEN", value_name = "ADDRESS", help_heading = LISTENING)]
+    pub admin_listen: Option<SocketAddr>,
+
+    /// Require the header of the PROXY protocol (version 1 or 2) on each connection, from a --trusted-proxy
+    #[arg(long, env = "GATEWAY_PROXY_PROTOCOL", value_parser = BoolishValueParser::new(), help_heading = LISTENING)]
+    pub proxy_protocol: bool,
 
     /// Origin that browsers see; optional when listening on loopback without TLS
     #[arg(long, env = "GATEWAY_PUBLIC_ORIGIN", value_name = "https://HOST", help_heading = LISTENING)]
@@ -205,8 +219,14 @@ pub struct Args {
     )]
     pub logins_in_flight: usize,
 
-    /// Maximum number of concurrent logins of one address; behind a proxy, all come from one [default: no own limit]
-    #[arg(long, env = "GATEWAY_LOGINS_IN_FLIGHT_PER_ADDRESS", value_name = "COUNT", allow_hyphen_values = true)]
+    /// Maximum number of concurrent logins of one address [default: no own limit]
+    #[arg(
+        long,
+        env = "GATEWAY_LOGINS_IN_FLIGHT_PER_ADDRESS",
+        value_name = "COUNT",
+        allow_hyphen_values = true,
+        help_heading = "Limits"
+    )]
     pub logins_in_flight_per_address: Option<usize>,
 
     /// Maximum number of concurrent requests that are proxied; further ones get a 503 [default: a quarter of the file
@@ -223,6 +243,27 @@ pub struct Args {
         allow_hyphen_values = true
     )]
     pub requests_in_flight_per_session: u32,
+
+    /// Maximum number of concurrent requests of one address that are proxied; further ones get a 429 [default: no own
+    /// limit]
+    #[arg(
+        long,
+        env = "GATEWAY_REQUESTS_IN_FLIGHT_PER_ADDRESS",
+        value_name = "COUNT",
+        allow_hyphen_values = true,
+        help_heading = "Limits"
+    )]
+    pub requests_in_flight_per_address: Option<u32>,
+
+    /// Maximum number of sessions of one user; a further login signs the oldest out [default: no own limit]
+    #[arg(
+        long,
+        env = "GATEWAY_SESSIONS_PER_USER",
+        value_name = "COUNT",
+        allow_hyphen_values = true,
+        help_heading = "Limits"
+    )]
+    pub sessions_per_user: Option<usize>,
 
     /// Timeout of a refresh
     #[arg(long, env = "GATEWAY_REFRESH_TIMEOUT", value_name = "TIME", default_value = "20s",
@@ -253,8 +294,14 @@ pub struct Args {
     #[arg(long, env = "GATEWAY_MAX_CONNECTIONS", value_name = "COUNT", allow_hyphen_values = true)]
     pub max_connections: Option<usize>,
 
-    /// Maximum number of connections of one address; behind a proxy, all come from one [default: no own limit]
-    #[arg(long, env = "GATEWAY_MAX_CONNECTIONS_PER_ADDRESS", value_name = "COUNT", allow_hyphen_values = true)]
+    /// Maximum number of connections of one address that is no trusted proxy [default: no own limit]
+    #[arg(
+        long,
+        env = "GATEWAY_MAX_CONNECTIONS_PER_ADDRESS",
+        value_name = "COUNT",
+        allow_hyphen_values = true,
+        help_heading = "Limits"
+    )]
     pub max_connections_per_address: Option<usize>,
 
     /// Close a connection after this time without requests; a proxy in front should have a shorter time
@@ -262,9 +309,15 @@ pub struct Args {
           value_parser = units::duration, allow_hyphen_values = true)]
     pub idle_connection_timeout: Duration,
 
-    /// Longest wait at SIGTERM for open requests, refreshes and sign-outs; then they are cut off
+    /// Serve for this time after SIGTERM while /readyz fails, so that balancers send requests elsewhere first [default:
+    /// none]
+    #[arg(long, env = "GATEWAY_DRAIN_DELAY", value_name = "TIME", value_parser = units::duration,
+          allow_hyphen_values = true, help_heading = "Process")]
+    pub drain_delay: Option<Duration>,
+
+    /// Longest wait after SIGTERM and --drain-delay for open requests, refreshes and sign-outs; then they are cut off
     #[arg(long, env = "GATEWAY_SHUTDOWN_TIMEOUT", value_name = "TIME", default_value = "30s",
-          value_parser = units::duration, allow_hyphen_values = true)]
+          value_parser = units::duration, allow_hyphen_values = true, help_heading = "Process")]
     pub shutdown_timeout: Duration,
 
     /// Allow http:// to other hosts; tokens are then sent unencrypted, unless the network encrypts below HTTP

@@ -4,7 +4,9 @@ mod args;
 mod store;
 mod strip;
 mod tls;
+mod trusted_proxies;
 mod units;
+mod unknown;
 
 use std::error::Error;
 use std::fmt;
@@ -20,6 +22,8 @@ pub use self::args::{Args, LogFormat};
 pub use self::store::Store;
 pub use self::strip::StripHeaders;
 pub use self::tls::{Identity, PeerTls};
+pub use self::trusted_proxies::TrustedProxies;
+pub use self::unknown::UnknownVariable;
 
 /// The settings of a gateway, validated and complete.
 #[derive(Clone, Debug)]
@@ -29,6 +33,12 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// The certificate and key of the gateway. Default: `None`, plain HTTP.
     pub tls: Option<Identity>,
+    /// The proxies in front that name the address of their client. Default: none.
+    pub trusted_proxies: TrustedProxies,
+    /// The address of the admin listener, which serves the metrics. Default: `None`, they are not served.
+    pub admin_listen: Option<SocketAddr>,
+    /// Each connection begins with the header of the PROXY protocol, from a trusted proxy. Default: `false`.
+    pub proxy_protocol: bool,
     /// The origin under which browsers reach the gateway.
     pub public: PublicOrigin,
     /// The API.
@@ -59,6 +69,10 @@ pub struct Settings {
     pub requests_in_flight: Option<usize>,
     /// The maximum number of concurrent requests of one session that are proxied. Default: 256.
     pub requests_in_flight_per_session: u32,
+    /// The maximum number of concurrent requests of one address that are proxied. Default: `None`, no limit of its own.
+    pub requests_in_flight_per_address: Option<u32>,
+    /// The maximum number of sessions of one user. Default: `None`, no limit of its own.
+    pub sessions_per_user: Option<usize>,
     /// The time before its expiry at which a token is refreshed. Default: `None`, only after a 401.
     pub refresh_early: Option<Duration>,
     /// The time-out of a refresh. Default: 20 s, of which the claim of another gateway that was killed may take up 15.
@@ -78,6 +92,8 @@ pub struct Settings {
     pub max_connections_per_address: Option<usize>,
     /// The time without requests after which a connection is closed. Default: 75 s.
     pub idle_connection_timeout: Duration,
+    /// The time in which a shutdown serves on while `/readyz` fails. Default: 0.
+    pub drain_delay: Duration,
     /// The longest time that a shutdown waits for open requests, refreshes and sign-outs. Default: 30 s.
     pub shutdown_timeout: Duration,
     /// Allows `http://` to hosts other than loopback. Default: `false`.
@@ -151,6 +167,8 @@ impl Args {
             ("--logins-in-flight-per-address", self.logins_in_flight_per_address),
             ("--requests-in-flight", self.requests_in_flight),
             ("--requests-in-flight-per-session", Some(self.requests_in_flight_per_session as usize)),
+            ("--requests-in-flight-per-address", self.requests_in_flight_per_address.map(|count| count as usize)),
+            ("--sessions-per-user", self.sessions_per_user),
             ("--max-connections", self.max_connections),
             ("--max-connections-per-address", self.max_connections_per_address),
         ] {
@@ -176,9 +194,16 @@ impl Args {
         if tls.is_some() && !public.is_https() {
             return Err(InvalidSetting::of("--public-origin", "with --tls-cert, an https:// origin is required"));
         }
+        let trusted_proxies = TrustedProxies::read(&self.trusted_proxy)?;
+        if self.proxy_protocol && trusted_proxies.is_empty() {
+            return Err(InvalidSetting::of("--proxy-protocol", "requires --trusted-proxy"));
+        }
         Ok(Settings {
             listen: self.listen,
             tls,
+            trusted_proxies,
+            admin_listen: self.admin_listen,
+            proxy_protocol: self.proxy_protocol,
             public,
             upstream: Upstream::read(&upstream, self.allow_plain_http)?,
             upstream_tls,
@@ -194,6 +219,8 @@ impl Args {
             logins_in_flight_per_address: self.logins_in_flight_per_address,
             requests_in_flight: self.requests_in_flight,
             requests_in_flight_per_session: self.requests_in_flight_per_session,
+            requests_in_flight_per_address: self.requests_in_flight_per_address,
+            sessions_per_user: self.sessions_per_user,
             refresh_early: self.refresh_early,
             refresh_timeout: self.refresh_timeout,
             strip_headers: StripHeaders::read(&self.strip_header)?,
@@ -203,6 +230,7 @@ impl Args {
             max_connections: self.max_connections,
             max_connections_per_address: self.max_connections_per_address,
             idle_connection_timeout: self.idle_connection_timeout,
+            drain_delay: self.drain_delay.unwrap_or_default(),
             shutdown_timeout: self.shutdown_timeout,
             allow_plain_http: self.allow_plain_http,
         })

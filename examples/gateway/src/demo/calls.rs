@@ -1,8 +1,8 @@
 //! `POST /demo/calls`: makes many calls at once for a user. A browser opens at most six connections to a server.
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
+use axum::{Extension, Json};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use http::header::COOKIE;
@@ -10,6 +10,8 @@ use http::{HeaderMap, Request, Uri};
 use serde::Deserialize;
 
 use crate::app::App;
+use crate::client_address::ClientAddress;
+use crate::observation::Observation;
 use crate::problem::Kind;
 use crate::proxy::proxy;
 
@@ -22,9 +24,10 @@ pub(super) struct Burst {
     size: u32,
 }
 
-/// Makes the calls with the browser's cookie, counts them, and returns the statuses that the browser would have seen.
+/// Makes the calls with the browser's cookie, counts and logs them, and returns the statuses that the browser would have seen.
 pub(super) async fn calls(
     State(app): State<App>,
+    Extension(client): Extension<ClientAddress>,
     headers: HeaderMap,
     Json(Burst { number, size }): Json<Burst>,
 ) -> Result<Json<Vec<u16>>, Kind> {
@@ -35,11 +38,12 @@ pub(super) async fn calls(
         for cookie in headers.get_all(COOKIE) {
             request.headers_mut().append(COOKIE, cookie.clone());
         }
-        let (app, path) = (app.clone(), request.uri().path().to_owned());
+        let (app, mut observed) = (app.clone(), Observation::start(&app, &request, &client, false));
         Ok(async move {
-            let status = proxy(&app, request).await.status();
-            app.metrics.count_response(&path, status);
-            status.as_u16()
+            let mut response = proxy(&app, request, observed.observation()).await;
+            observed.observation().respond(&mut response);
+            observed.complete();
+            response.status().as_u16()
         })
     };
     let calls: FuturesUnordered<_> = (1..=size.min(MAX_CALLS)).map(call).collect::<Result<_, Kind>>()?;

@@ -23,15 +23,30 @@ impl Histogram {
         self.microseconds.fetch_add(microseconds, Ordering::Relaxed);
     }
 
-    pub(super) fn render(&self, page: &mut Exposition, name: &str) {
+    /// Returns the sum of several histograms.
+    pub(super) fn sum<'a>(histograms: impl Iterator<Item = &'a Self>) -> Self {
+        let sum = Self::default();
+        for histogram in histograms {
+            for (count, more) in sum.counts.iter().zip(&histogram.counts) {
+                count.fetch_add(load(more), Ordering::Relaxed);
+            }
+            sum.microseconds.fetch_add(load(&histogram.microseconds), Ordering::Relaxed);
+        }
+        sum
+    }
+
+    /// Writes the samples. `labels` are those of all, or empty.
+    pub(super) fn render(&self, page: &mut Exposition, name: &str, labels: &str) {
+        let comma = if labels.is_empty() { "" } else { "," };
         let mut total = 0;
         for (at, count) in self.counts.iter().enumerate() {
             total += load(count);
             let bound = BOUNDS.get(at).map_or_else(|| "+Inf".to_owned(), f64::to_string);
-            let _ = writeln!(page.0, "{name}_bucket{{le=\"{bound}\"}} {total}");
+            let _ = writeln!(page.0, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {total}");
         }
         #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 microseconds, 285 years")]
         let seconds = load(&self.microseconds) as f64 / 1e6;
-        let _ = writeln!(page.0, "{name}_sum {seconds}\n{name}_count {total}");
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+        let _ = writeln!(page.0, "{name}_sum{labels} {seconds}\n{name}_count{labels} {total}");
     }
 }

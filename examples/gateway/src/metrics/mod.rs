@@ -1,25 +1,35 @@
 //! Counters, exposed in Prometheus' text format.
 
+mod connections;
 mod histogram;
+mod process;
 mod refreshes;
+mod traffic;
 
 use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::SystemTime;
 
-use http::{Method, Request, StatusCode, Uri};
 use tower_auth_refresh::RefreshReport;
 use tower_auth_refresh::replay::NotReplayable;
-use tracing::Level;
 
+pub(crate) use self::connections::{CloseReason, Connections};
 use self::histogram::Histogram;
 pub use self::refreshes::RefreshWatch;
+pub(crate) use self::traffic::{ROUTES, Traffic, UpstreamOutcome, route};
+use crate::observation::LOGIN_OUTCOMES;
+use crate::problem::Kind;
 
-/// Values of the `route` label: first path segments, and one value for all others.
-const ROUTES: [&str; 7] = ["api", "login", "logout", "session", "healthz", "metrics", "other"];
-
-/// The number of statuses from 100 to 599.
-const STATUSES: usize = 500;
+/// Limits that requests exceed, named after their settings.
+const LIMITS: [&str; 7] = [
+    "requests_in_flight",
+    "requests_in_flight_per_session",
+    "logins_in_flight",
+    "max_sessions",
+    "body_limit",
+    "client_timeout",
+    "upstream_timeout",
+];
 
 const OUTCOMES: [&str; 9] = [
     "refreshed",
@@ -56,46 +66,49 @@ const NOT_REPLAYED: [&str; 14] = [
 /// Counters shared by a gateway and the [`RefreshWatch`] in its process.
 #[derive(Debug)]
 pub struct Metrics {
-    requests: Box<[[AtomicU64; STATUSES]; ROUTES.len()]>,
+    pub(crate) traffic: Traffic,
+    pub(crate) connections: Connections,
+    started: SystemTime,
     refreshes: [AtomicU64; OUTCOMES.len()],
     refreshes_in_flight: AtomicU64,
     waiters: AtomicU64,
     latency: Histogram,
     replays: [AtomicU64; REPLAYS.len()],
     not_replayed: [AtomicU64; NOT_REPLAYED.len()],
+    logins: [AtomicU64; LOGIN_OUTCOMES.len()],
+    limits: [AtomicU64; LIMITS.len()],
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         Self {
-            requests: Box::new(std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0)))),
+            traffic: Traffic::default(),
+            connections: Connections::default(),
+            started: SystemTime::now(),
             refreshes: Default::default(),
             refreshes_in_flight: AtomicU64::default(),
             waiters: AtomicU64::default(),
             latency: Histogram::default(),
             replays: Default::default(),
             not_replayed: Default::default(),
+            logins: Default::default(),
+            limits: Default::default(),
         }
     }
 }
 
 impl Metrics {
-    /// Counts a response.
-    pub(crate) fn count_response(&self, path: &str, status: StatusCode) {
-        self.count(route(path), status);
-    }
-
-    fn count(&self, route: usize, status: StatusCode) {
-        let status = usize::from(status.as_u16()) - 100;
-        // Statuses from 600 to 999, which no standard defines, count as 599.
-        increment(&self.requests[route][status.min(STATUSES - 1)]);
-    }
-
-    /// Counts the outcome of a request that got a 401 from the API.
-    pub(crate) fn count_report(&self, report: &RefreshReport) {
+    /// Counts the outcome of a request that got a 401 from the API, and returns its name.
+    pub(crate) fn count_report(&self, report: &RefreshReport) -> &'static str {
         let reason = match report {
-            RefreshReport::Replayed => return increment(&self.replays[0]),
-            RefreshReport::ReplayRefused => return increment(&self.replays[1]),
+            RefreshReport::Replayed => {
+                increment(&self.replays[0]);
+                return "replayed";
+            }
+            RefreshReport::ReplayRefused => {
+                increment(&self.replays[1]);
+                return "replay_refused";
+            }
             RefreshReport::NotReplayable(NotReplayable::TooLarge) => "too_large",
             RefreshReport::NotReplayable(NotReplayable::SourceFailed) => "source_failed",
             RefreshReport::NotReplayable(NotReplayable::UnknownFrame) => "unknown_frame",
@@ -106,6 +119,27 @@ impl Metrics {
         if let Some(at) = NOT_REPLAYED.iter().position(|name| *name == reason) {
             increment(&self.not_replayed[at]);
         }
+        reason
+    }
+
+    /// Counts a login. `outcome` is a position in [`LOGIN_OUTCOMES`].
+    pub(crate) fn count_login(&self, outcome: usize) {
+        increment(&self.logins[outcome]);
+    }
+
+    /// Counts a problem, if it says that a limit is exceeded.
+    pub(crate) fn count_problem(&self, problem: Kind) {
+        let limit = match problem {
+            Kind::Overloaded => 0,
+            Kind::TooManyRequests => 1,
+            Kind::TooManyLogins => 2,
+            Kind::TooManySessions => 3,
+            Kind::BodyTooLarge => 4,
+            Kind::RequestTooSlow => 5,
+            Kind::UpstreamTooSlow => 6,
+            _ => return,
+        };
+        increment(&self.limits[limit]);
     }
 
     fn refresh_started(&self) {
@@ -124,13 +158,15 @@ impl Metrics {
     /// Renders all metrics in Prometheus' text format, version 0.0.4.
     pub(crate) fn render(&self, sessions: usize) -> String {
         let mut page = Exposition(String::with_capacity(8 * 1024));
-        page.family("gateway_requests_total", "counter", "Responses, by first path segment and status.");
-        for (route, statuses) in ROUTES.iter().zip(&*self.requests) {
-            for (status, count) in (100..).zip(statuses).filter(|(_, count)| load(count) > 0) {
-                let labels = format_args!("route=\"{route}\",code=\"{status}\"");
-                page.sample("gateway_requests_total", labels, load(count));
-            }
-        }
+        self.traffic.render(&mut page);
+        self.connections.render(&mut page);
+        page.labelled(
+            "gateway_limits_exceeded_total",
+            "Requests that exceeded a limit, by its setting.",
+            "limit",
+            &LIMITS,
+            &self.limits,
+        );
         page.labelled("gateway_refreshes_total", "Refreshes, by outcome.", "outcome", &OUTCOMES, &self.refreshes);
         page.single(
             "gateway_refreshes_in_flight",
@@ -158,6 +194,7 @@ impl Metrics {
             &NOT_REPLAYED,
             &self.not_replayed,
         );
+        page.labelled("gateway_logins_total", "Logins, by outcome.", "outcome", &LOGIN_OUTCOMES, &self.logins);
         page.single(
             "gateway_sessions",
             "gauge",
@@ -169,48 +206,10 @@ impl Metrics {
             "histogram",
             "Duration of refreshes from the first 401 to the new token, including the wait for a permit and the store.",
         );
-        self.latency.render(&mut page, "gateway_refresh_duration_seconds");
+        self.latency.render(&mut page, "gateway_refresh_duration_seconds", "");
+        process::render(&mut page, self.started);
         page.0
     }
-}
-
-/// A request under way, counted and logged once its response is known.
-pub(crate) struct Observation {
-    route: usize,
-    /// `None` if the log has no line for it.
-    line: Option<Line>,
-}
-
-struct Line {
-    started: Instant,
-    method: Method,
-    uri: Uri,
-}
-
-impl Observation {
-    pub(crate) fn start<B>(request: &Request<B>) -> Self {
-        let line = tracing::enabled!(Level::INFO, method, path, status, milliseconds).then(|| Line {
-            started: Instant::now(),
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-        });
-        Self { route: route(request.uri().path()), line }
-    }
-
-    pub(crate) fn finish(self, metrics: &Metrics, status: StatusCode) {
-        metrics.count(self.route, status);
-        if let Some(Line { started, method, uri }) = self.line {
-            let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            // Without the query, which may hold private data.
-            tracing::info!(%method, path = uri.path(), status = status.as_u16(), milliseconds, "request completed");
-        }
-    }
-}
-
-/// Returns the position of a path's route in [`ROUTES`].
-fn route(path: &str) -> usize {
-    let first = path.split('/').nth(1).unwrap_or_default();
-    ROUTES.iter().position(|route| *route == first).unwrap_or(ROUTES.len() - 1)
 }
 
 /// A document in Prometheus' text format.
@@ -225,7 +224,7 @@ impl Exposition {
         let _ = writeln!(self.0, "{name}{{{labels}}} {value}");
     }
 
-    fn single(&mut self, name: &str, kind: &str, help: &str, value: u64) {
+    fn single(&mut self, name: &str, kind: &str, help: &str, value: impl fmt::Display) {
         self.family(name, kind, help);
         let _ = writeln!(self.0, "{name} {value}");
     }
@@ -249,18 +248,30 @@ fn load(count: &AtomicU64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use http::StatusCode;
+
     use super::*;
 
     #[test]
     fn metrics_are_rendered_in_the_prometheus_text_format() {
         let metrics = Metrics::default();
-        metrics.count_response("/api/notes", StatusCode::OK);
-        metrics.count_response("/api", StatusCode::OK);
-        metrics.count_response("/apian", StatusCode::from_u16(999).unwrap());
+        metrics.traffic.respond(route("/api/notes"), 200);
+        metrics.traffic.respond(route("/api"), 200);
+        metrics.traffic.respond(route("/apian"), 999);
         metrics.refresh_started();
         metrics.refresh_ended("refreshed", 3, 0.03);
         metrics.count_report(&RefreshReport::Replayed);
         metrics.count_report(&RefreshReport::NotReplayable(NotReplayable::TooLarge));
+        metrics.traffic.begin();
+        metrics.traffic.call(UpstreamOutcome::Responded(StatusCode::OK), Duration::from_millis(20));
+        metrics.traffic.call(UpstreamOutcome::ConnectFailed, Duration::from_secs(5));
+        metrics.traffic.end(route("/api/notes"), Duration::from_millis(30), 5, 7);
+        metrics.connections.open();
+        metrics.connections.open();
+        metrics.connections.close(CloseReason::Flood);
+        metrics.count_problem(Kind::TooManyLogins);
         let page = metrics.render(7);
         for line in [
             "gateway_requests_total{route=\"api\",code=\"200\"} 2",
@@ -272,6 +283,19 @@ mod tests {
             "gateway_replays_total{result=\"accepted\"} 1",
             "gateway_not_replayed_total{reason=\"too_large\"} 1",
             "gateway_sessions 7",
+            "gateway_requests_in_flight 0",
+            "gateway_request_duration_seconds_bucket{route=\"api\",le=\"0.025\"} 0",
+            "gateway_request_duration_seconds_bucket{route=\"api\",le=\"0.05\"} 1",
+            "gateway_request_duration_seconds_count{route=\"api\"} 1",
+            "gateway_upstream_duration_seconds_count 1",
+            "gateway_upstream_calls_total{outcome=\"2xx\"} 1",
+            "gateway_upstream_calls_total{outcome=\"connect_error\"} 1",
+            "gateway_request_body_bytes_total 5",
+            "gateway_response_body_bytes_total 7",
+            "gateway_connections 1",
+            "gateway_connections_accepted_total 2",
+            "gateway_connections_closed_total{reason=\"flood\"} 1",
+            "gateway_limits_exceeded_total{limit=\"logins_in_flight\"} 1",
             "gateway_refresh_duration_seconds_bucket{le=\"0.025\"} 0",
             "gateway_refresh_duration_seconds_bucket{le=\"0.05\"} 1",
             "gateway_refresh_duration_seconds_bucket{le=\"+Inf\"} 1",

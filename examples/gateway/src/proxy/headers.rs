@@ -6,12 +6,13 @@ use http::header::{
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
+use tower_auth_refresh::Origin;
 
 use super::path;
+use crate::client_address::{ClientAddress, X_FORWARDED_FOR};
 use crate::config::{PublicOrigin, StripHeaders};
 use crate::cookie::SessionCookie;
 use crate::fields;
-use crate::server::Peer;
 
 /// Hop-by-hop headers (RFC 9110 §7.6.1) and proxy authentication (§11.7).
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -27,7 +28,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// Headers that have their meaning for the gateway, which another spelling would bypass.
-const NOT_SPELLED_OTHERWISE: [&str; 9] = [
+const NOT_SPELLED_OTHERWISE: [&str; 12] = [
     "authorization",
     "connection",
     "content-length",
@@ -36,7 +37,10 @@ const NOT_SPELLED_OTHERWISE: [&str; 9] = [
     "host",
     "origin",
     "proxy-authorization",
+    "traceparent",
+    "tracestate",
     "transfer-encoding",
+    "x-request-id",
 ];
 
 /// Fields that must not be trailers.
@@ -147,31 +151,65 @@ const IDENTITY_PREFIXES: [&str; 33] = [
     "tailscale-user-",
 ];
 
-/// The number of headers that are added to a request: four here, the token and the host.
-const ADDED: usize = 6;
+/// The number of headers that are added to a request: four here, two ids, the token and the host.
+const ADDED: usize = 8;
+
+/// The headers that all requests for the upstream have in common, formatted once.
+pub(crate) struct CommonHeaders {
+    /// The upstream's host. Absent if the HTTP client sets it: over TLS, it may be a pseudo-header of HTTP/2.
+    host: Option<HeaderValue>,
+    /// Absent if each request names its own.
+    forwarded_host: Option<HeaderValue>,
+    forwarded_proto: HeaderValue,
+}
+
+impl CommonHeaders {
+    pub(crate) fn new(upstream: &Origin, public: &PublicOrigin) -> Self {
+        let authority = |origin: &Origin| {
+            let origin = origin.to_string();
+            let (scheme, authority) = origin.split_once("://")?;
+            Some((scheme == "https", HeaderValue::from_str(authority).ok()?))
+        };
+        Self {
+            host: authority(upstream).and_then(|(is_https, host)| (!is_https).then_some(host)),
+            forwarded_host: match public {
+                // Not the client's `Host`: the upstream may build links from it.
+                PublicOrigin::Named(origin) => authority(origin).map(|(_, host)| host),
+                PublicOrigin::Loopback => None,
+            },
+            forwarded_proto: HeaderValue::from_static(if public.is_https() { "https" } else { "http" }),
+        }
+    }
+}
 
 /// Rewrites the headers of a client's request for the upstream.
-pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicOrigin, strip: &StripHeaders) {
-    let Parts { headers, uri, version, .. } = head;
-    let host = match (public, headers.get(HOST)) {
-        // Not the client's `Host`: the upstream may build links from it.
-        (PublicOrigin::Named(origin), _) => HeaderValue::from_str(authority(&origin.to_string())).ok(),
-        (PublicOrigin::Loopback, Some(host)) => Some(host.clone()),
+pub(super) fn to_upstream(head: &mut Parts, common: &CommonHeaders, strip: &StripHeaders) {
+    let Parts { headers, uri, version, extensions, .. } = head;
+    let host = common.forwarded_host.clone().or_else(|| match headers.get(HOST) {
+        Some(host) => Some(host.clone()),
         // HTTP/2 sends the host in a pseudo-header.
-        (PublicOrigin::Loopback, None) => uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok()),
-    };
+        None => uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok()),
+    });
     let is_hop_by_hop = hop_by_hop(headers);
-    // The HTTP client sets the upstream's host, and the gateway has met the expectation itself.
-    remove_all(headers, |name| [EXPECT, HOST].contains(name) || is_hop_by_hop(name) || is_credential(name, strip));
+    // The gateway has met the expectation itself.
+    remove_all(headers, |name| {
+        if *name == HOST {
+            // Replaced below, or by the HTTP client.
+            return common.host.is_none();
+        }
+        *name == EXPECT || is_hop_by_hop(name) || is_credential(name, strip)
+    });
     headers.reserve(ADDED);
-    if let Some(value) = peer.and_then(|Peer(address)| HeaderValue::from_str(&address.ip().to_string()).ok()) {
-        headers.insert(HeaderName::from_static("x-forwarded-for"), value);
+    if let Some(host) = &common.host {
+        headers.insert(HOST, host.clone());
+    }
+    if let Some(client) = extensions.get::<ClientAddress>() {
+        headers.insert(X_FORWARDED_FOR, client.forwarded_for().clone());
     }
     if let Some(host) = host {
         headers.insert(HeaderName::from_static("x-forwarded-host"), host);
     }
-    let proto = HeaderValue::from_static(if public.is_https() { "https" } else { "http" });
-    headers.insert(HeaderName::from_static("x-forwarded-proto"), proto);
+    headers.insert(HeaderName::from_static("x-forwarded-proto"), common.forwarded_proto.clone());
     // RFC 9110 §7.6.3: the received protocol and this proxy's name.
     let via = match *version {
         Version::HTTP_2 => "2.0 gateway",
@@ -179,10 +217,6 @@ pub(super) fn to_upstream(head: &mut Parts, peer: Option<Peer>, public: &PublicO
         _ => "1.1 gateway",
     };
     headers.append(VIA, HeaderValue::from_static(via));
-}
-
-fn authority(origin: &str) -> &str {
-    origin.split_once("://").map_or(origin, |(_, authority)| authority)
 }
 
 /// Removes from a client's trailers what the upstream could take for headers.
@@ -209,22 +243,34 @@ fn is_no_trailer(name: &HeaderName) -> bool {
 pub(super) fn to_client(headers: &mut HeaderMap, upstream: &Uri, cookie: SessionCookie) {
     let is_hop_by_hop = hop_by_hop(headers);
     remove_all(headers, |name| is_hop_by_hop(name) || is_for_clients_of_the_upstream(name));
-    // To HEAD, an upstream may send lengths that contradict each other: no valid response could have them.
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let length = lengths.next();
-    if length.is_some_and(|length| !length.as_bytes().iter().all(u8::is_ascii_digit)) || lengths.next().is_some() {
-        headers.remove(CONTENT_LENGTH);
+    // One walk, since most responses have few headers, and few of these.
+    let (mut lengths, mut is_length, mut location, mut decides, mut sets_session) = (0, true, None, false, false);
+    for (name, value) in &*headers {
+        match *name {
+            CONTENT_LENGTH => {
+                lengths += 1;
+                is_length &= value.as_bytes().iter().all(u8::is_ascii_digit);
+            }
+            LOCATION => location = location.or(Some(value)),
+            CACHE_CONTROL => decides |= decides_sharing(value),
+            SET_COOKIE => sets_session |= cookie.is_set_by(value),
+            _ => {}
+        }
     }
     // A browser has no token for the upstream itself.
-    let location = headers.get(LOCATION).and_then(|location| path::to_gateway(upstream, location.as_bytes()));
+    let location = location.and_then(|location| path::to_gateway(upstream, location.as_bytes()));
     if let Some(location) = location.and_then(|location| HeaderValue::from_bytes(location).ok()) {
         headers.insert(LOCATION, location);
     }
+    // To HEAD, an upstream may send lengths that contradict each other: no valid response could have them.
+    if lengths > 1 || !is_length {
+        headers.remove(CONTENT_LENGTH);
+    }
     // The response depends on a token, but a cache in front of the gateway sees no `Authorization` (RFC 9111 §3.5).
-    if !headers.get_all(CACHE_CONTROL).iter().any(decides_sharing) {
+    if !decides {
         headers.append(CACHE_CONTROL, HeaderValue::from_static("private"));
     }
-    if headers.get_all(SET_COOKIE).iter().any(|value| cookie.is_set_by(value)) {
+    if sets_session {
         let kept: Vec<_> =
             headers.get_all(SET_COOKIE).iter().filter(|value| !cookie.is_set_by(value)).cloned().collect();
         headers.remove(SET_COOKIE);
@@ -256,8 +302,11 @@ fn remove_all(headers: &mut HeaderMap, predicate: impl Fn(&HeaderName) -> bool) 
 
 /// Returns the predicate of the names that belong to this message's connection.
 fn hop_by_hop(headers: &HeaderMap) -> impl Fn(&HeaderName) -> bool + use<> {
-    let named: Vec<_> =
-        fields::list(headers, &CONNECTION).filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
+    // The usual options name no header.
+    let is_name =
+        |option: &&[u8]| ![&b"close"[..], b"keep-alive"].iter().any(|usual| option.eq_ignore_ascii_case(usual));
+    let options = fields::list(headers, &CONNECTION).filter(is_name);
+    let named: Vec<_> = options.filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
     // The transfer coding overrides the length, which may be wrong (RFC 9112 §6.3).
     let has_wrong_length = headers.contains_key(TRANSFER_ENCODING);
     move |name| HOP_BY_HOP.contains(name) || named.contains(name) || (has_wrong_length && *name == CONTENT_LENGTH)
@@ -292,8 +341,6 @@ fn is_credential(name: &HeaderName, strip: &StripHeaders) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use tower_auth_refresh::Origin;
-
     use super::*;
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -368,11 +415,13 @@ mod tests {
             ("accept", "text/html"),
             ("x-requested-with", "fetch"),
         ]);
-        let peer = Peer("192.0.2.7:1234".parse().unwrap());
-        let public = PublicOrigin::Named(Origin::parse("https://app.example.com:8443").unwrap());
+        let [upstream, public] = ["https://api.example.com", "https://app.example.com:8443"];
+        let public = PublicOrigin::Named(Origin::parse(public).unwrap());
+        let common = CommonHeaders::new(&Origin::parse(upstream).unwrap(), &public);
         let (mut head, ()) = http::Request::get("/api/x").version(Version::HTTP_2).body(()).unwrap().into_parts();
         head.headers = sent;
-        to_upstream(&mut head, Some(peer), &public, &StripHeaders::default());
+        head.extensions.insert(ClientAddress::new("192.0.2.7".parse().unwrap()));
+        to_upstream(&mut head, &common, &StripHeaders::default());
         let headers = head.headers;
         assert_eq!(
             names(&headers),

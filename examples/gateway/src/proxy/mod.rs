@@ -8,6 +8,9 @@ mod slow_client;
 mod stall_timeout;
 mod upstream;
 
+use std::net::SocketAddr;
+use std::time::Instant;
+
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
@@ -15,23 +18,26 @@ use http::header::{ALLOW, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, Method, Version};
 use http_body::Body as _;
+use hyper_util::client::legacy::connect::HttpInfo;
 use tower_auth_refresh::{Session, SessionState};
 
 use self::body::{AdmittedBody, UploadBody};
+pub(crate) use self::headers::CommonHeaders;
 use self::slow_client::with_client_timeout;
 use self::upstream::NoToken;
 pub(crate) use self::upstream::{HttpsClient, UpstreamClient, https};
 use crate::app::App;
+use crate::client_address::ClientAddress;
 use crate::cookie::SessionId;
 use crate::fields;
 use crate::limits::{Exceeded, RequestPermit};
+use crate::observation::Observation;
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
-use crate::server::Peer;
 
 /// Proxies a request for the API.
-pub(crate) async fn proxy(app: &App, request: Request) -> Response {
-    match Call::admit(app, request).await {
-        Ok(call) => call.send(app).await,
+pub(crate) async fn proxy(app: &App, request: Request, observation: &Observation) -> Response {
+    match Call::admit(app, request, observation).await {
+        Ok(call) => call.send(app, observation).await,
         Err(response) => response,
     }
 }
@@ -47,7 +53,7 @@ struct Call {
 
 impl Call {
     /// Checks a request. A rejected one returns its error response.
-    async fn admit(app: &App, request: Request) -> Result<Self, Response> {
+    async fn admit(app: &App, request: Request, observation: &Observation) -> Result<Self, Response> {
         let (head, body) = request.into_parts();
         if head.method == Method::CONNECT || asks_to_upgrade(&head.headers) {
             return Err(Kind::UpgradeRefused.into_response());
@@ -70,11 +76,13 @@ impl Call {
             Ok(None) => return Err(Kind::SignInFirst.into_response()),
             Err(error) => return Err(Problem::from(error).into_response()),
         };
+        observation.session(id, || session.tokens());
         let session = require_active(app, id, session).await?;
-        let permit = app.requests.admit(id).map_err(|exceeded| {
+        let client = head.extensions.get::<ClientAddress>().map(ClientAddress::ip);
+        let permit = app.requests.admit(id, client).map_err(|exceeded| {
             let kind = match exceeded {
                 Exceeded::OfAll => Kind::Overloaded,
-                Exceeded::OfSession => Kind::TooManyRequests,
+                Exceeded::OfSession | Exceeded::OfAddress => Kind::TooManyRequests,
             };
             Problem::from(kind).retry_after(DEFAULT_RETRY_AFTER).into_response()
         })?;
@@ -85,13 +93,13 @@ impl Call {
     }
 
     /// Sends the request and returns the upstream's response or an error response.
-    async fn send(self, app: &App) -> Response {
+    async fn send(self, app: &App, observation: &Observation) -> Response {
         let Self { id, permit, session, mut head, body } = self;
         let Some(uri) = path::to_upstream(&app.upstream.uri, &head.uri) else {
             return Kind::MalformedRequest.into_response();
         };
-        let peer = head.extensions.remove::<Peer>();
-        headers::to_upstream(&mut head, peer, &app.public, &app.strip);
+        headers::to_upstream(&mut head, &app.common_headers, &app.strip);
+        observation.trace().write(&mut head.headers);
         head.uri = uri;
         // The version and the extensions belong to the client's connection.
         let version = std::mem::replace(&mut head.version, Version::HTTP_11);
@@ -99,7 +107,12 @@ impl Call {
         head.extensions.insert(session.clone());
         let (body, upload_failure) = UploadBody::new(body, app);
 
-        match app.client.send(Request::from_parts(head, body)).await {
+        let sent = Instant::now();
+        let result = app.client.send(Request::from_parts(head, body)).await;
+        if let Some(outcome) = outcome::of_call(&result, &upload_failure) {
+            observation.upstream(outcome, result.as_ref().ok().and_then(remote_address), sent.elapsed());
+        }
+        match result {
             Ok(response) => {
                 // With its last handle dropped, a session that has ended is removed at once.
                 drop(session);
@@ -111,13 +124,13 @@ impl Call {
                         Body::new(AdmittedBody::new(body, permit))
                     }
                 });
-                outcome::response(app, id, response, &upload_failure).await
+                outcome::response(app, id, response, &upload_failure, observation).await
             }
             Err(error) if error.is::<NoToken>() => match require_active(app, id, session).await {
                 Ok(_) => Problem::from(Kind::RefreshFailed).retry_after(DEFAULT_RETRY_AFTER).into_response(),
                 Err(response) => response,
             },
-            Err(error) => outcome::failure(&*error, &upload_failure).into_response(),
+            Err(error) => outcome::failure(&*error, &upload_failure, observation).into_response(),
         }
     }
 }
@@ -132,6 +145,11 @@ async fn require_active(app: &App, id: SessionId, session: Session) -> Result<Se
         SessionState::SignedOut => Err(Kind::SignInFirst.into_response()),
         _ => Ok(session),
     }
+}
+
+/// Returns the address of the server that has responded.
+fn remote_address<B>(response: &http::Response<B>) -> Option<SocketAddr> {
+    response.extensions().get::<HttpInfo>().map(HttpInfo::remote_addr)
 }
 
 /// Checks if a request asks for another protocol (RFC 9110 §7.8). `h2c` may be ignored: the response over HTTP/1.1 is

@@ -5,14 +5,42 @@ use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, Version};
+use hyper_util::client::legacy::Error as ClientError;
+use tower::BoxError;
 use tower_auth_refresh::{NotRefreshed, RefreshError, RefreshErrorKind, RefreshReport};
 
 use super::body::UploadFailure;
 use super::stall_timeout::UpstreamStalled;
+use super::upstream::NoToken;
 use super::{end, headers};
 use crate::app::App;
 use crate::cookie::SessionId;
+use crate::metrics::UpstreamOutcome;
+use crate::observation::Observation;
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem, chain};
+
+/// Returns the outcome of a call for the metrics; `None` if it was not sent.
+pub(super) fn of_call<B>(
+    result: &Result<http::Response<B>, BoxError>,
+    upload_failure: &UploadFailure,
+) -> Option<UpstreamOutcome> {
+    let error = match result {
+        Ok(response) => return Some(UpstreamOutcome::Responded(response.status())),
+        Err(error) => &**error,
+    };
+    let is_connect = |error: &ClientError| error.is_connect();
+    if error.is::<NoToken>() {
+        None
+    } else if upload_failure.problem().is_some() {
+        Some(UpstreamOutcome::UploadFailed)
+    } else if error.is::<UpstreamStalled>() {
+        Some(UpstreamOutcome::TimedOut)
+    } else if error.downcast_ref().is_some_and(is_connect) {
+        Some(UpstreamOutcome::ConnectFailed)
+    } else {
+        Some(UpstreamOutcome::Failed)
+    }
+}
 
 /// Passes the upstream's response on, or replaces a 401 that only concerns the gateway's token.
 pub(super) async fn response(
@@ -20,6 +48,7 @@ pub(super) async fn response(
     id: SessionId,
     mut response: Response,
     upload_failure: &UploadFailure,
+    observation: &Observation,
 ) -> Response {
     if let Some(problem @ Kind::BodyTooLarge) = upload_failure.problem() {
         // The upstream has responded to a truncated body.
@@ -27,10 +56,10 @@ pub(super) async fn response(
     }
     let report = response.extensions_mut().remove::<RefreshReport>();
     if let Some(report) = &report {
-        app.metrics.count_report(report);
+        observation.refresh(app.metrics.count_report(report));
     }
     match report {
-        Some(RefreshReport::NotRefreshed(reason)) => return not_refreshed(app, id, &reason).await,
+        Some(RefreshReport::NotRefreshed(reason)) => return not_refreshed(app, id, &reason, observation).await,
         // A refresh has been started for the client's next attempt.
         Some(RefreshReport::NotReplayable(_)) => {
             return Problem::from(Kind::SendAgain).retry_after(DEFAULT_RETRY_AFTER).into_response();
@@ -49,7 +78,7 @@ pub(super) async fn response(
 }
 
 /// Maps a 401 for which no newer token was available.
-async fn not_refreshed(app: &App, id: SessionId, reason: &NotRefreshed) -> Response {
+async fn not_refreshed(app: &App, id: SessionId, reason: &NotRefreshed, observation: &Observation) -> Response {
     match reason {
         NotRefreshed::Ended(_) | NotRefreshed::NoRefreshToken => end(app, id).await,
         NotRefreshed::SignedOut | NotRefreshed::SessionChanged => {
@@ -57,7 +86,7 @@ async fn not_refreshed(app: &App, id: SessionId, reason: &NotRefreshed) -> Respo
             Kind::SignInFirst.into_response()
         }
         NotRefreshed::Failed(error) | NotRefreshed::CoolingDown(error) => {
-            tracing::warn!(error = %chain(&**error), "refresh failed");
+            tracing::warn!(request.id = observation.trace().request_id(), error = %chain(&**error), "refresh failed");
             Problem::from(Kind::RefreshFailed)
                 .retry_after(retry_after(error).unwrap_or(DEFAULT_RETRY_AFTER))
                 .into_response()
@@ -71,10 +100,15 @@ fn retry_after(error: &RefreshError) -> Option<Duration> {
 }
 
 /// Maps a call without a response.
-pub(super) fn failure(error: &(dyn Error + 'static), upload_failure: &UploadFailure) -> Problem {
+pub(super) fn failure(
+    error: &(dyn Error + 'static),
+    upload_failure: &UploadFailure,
+    observation: &Observation,
+) -> Problem {
     if let Some(problem) = upload_failure.problem() {
         return problem.into();
     }
-    tracing::warn!(error = %chain(error), "call to the upstream failed");
+    let id = observation.trace().request_id();
+    tracing::warn!(request.id = id, error = %chain(error), "call to the upstream failed");
     if error.is::<UpstreamStalled>() { Kind::UpstreamTooSlow.into() } else { Kind::UpstreamFailed.into() }
 }

@@ -5,12 +5,12 @@ use http::Uri;
 /// Checks that a path has no `.` or `..` segment, in any encoding, that could lead out of `/api`.
 pub(super) fn has_no_dot_segments(path: &str) -> bool {
     let path = path.as_bytes();
+    // Most paths have no dots, and nothing to decode.
+    if !path.iter().any(|byte| matches!(byte, b'.' | b'%')) {
+        return true;
+    }
     if has_dot_segment(path) {
         return false;
-    }
-    // Most paths have nothing to decode.
-    if !path.contains(&b'%') {
-        return true;
     }
     let once = percent_decode(path);
     // A proxy between this gateway and the upstream may decode the path once more.

@@ -2,9 +2,12 @@
 
 use std::error::Error;
 use std::fmt;
+use std::future::{Ready, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use http::header::AUTHORIZATION;
 use http::{HeaderValue, Request, Response};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -12,8 +15,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ClientConfig;
-use tower::filter::Filter;
-use tower::{BoxError, Layer, ServiceExt};
+use tower::{BoxError, Layer, Service, ServiceExt};
 use tower_auth_refresh::layer::PerRequest;
 use tower_auth_refresh::replay::ReplayBody;
 use tower_auth_refresh::{AuthRefresh, AuthRefreshLayer, Session};
@@ -32,12 +34,9 @@ pub(crate) struct UpstreamClient {
 
 /// Without boxes, of which each would cost an allocation for each request.
 enum Stack {
-    Refreshing(AuthRefresh<TokenRequired<ReplayBody<UploadBody>>, PerRequest>),
+    Refreshing(AuthRefresh<RequireToken<StallTimeout<ReplayBody<UploadBody>>>, PerRequest>),
     WithoutRefresh(StallTimeout<UploadBody>),
 }
-
-/// A [`StallTimeout`] that is sent no request without a token.
-type TokenRequired<B> = Filter<StallTimeout<B>, fn(Request<B>) -> Result<Request<B>, NoToken>>;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -52,7 +51,7 @@ impl UpstreamClient {
     /// Returns [`InvalidSetting`] if a file of certificates can't be used.
     pub(crate) fn new(settings: &Settings) -> Result<Self, InvalidSetting> {
         let (client, timeout) = (to_upstream(settings)?, settings.upstream_timeout);
-        let checked = Filter::new(StallTimeout::new(client, timeout), carries_token as fn(_) -> _);
+        let checked = RequireToken(StallTimeout::new(client, timeout));
         let layer = AuthRefreshLayer::per_request(settings.upstream.origin.clone());
         Ok(Self { stack: Stack::Refreshing(layer.layer(checked)), timeout })
     }
@@ -70,8 +69,8 @@ impl UpstreamClient {
     /// Sends a request.
     pub(super) async fn send(&self, request: Request<UploadBody>) -> Result<Response<DownloadBody>, BoxError> {
         let response = match &self.stack {
-            Stack::Refreshing(stack) => stack.clone().oneshot(request).await?,
-            Stack::WithoutRefresh(stack) => stack.clone().oneshot(with_token(request)).await?,
+            Stack::Refreshing(stack) => stack.clone().ready().await?.call(request).await?,
+            Stack::WithoutRefresh(stack) => stack.clone().ready().await?.call(with_token(request)).await?,
         };
         Ok(response.map(|body| DownloadBody::new(body, self.timeout)))
     }
@@ -98,8 +97,30 @@ fn with_token(mut request: Request<UploadBody>) -> Request<UploadBody> {
 
 /// Rejects a request without a token: its session has ended since the request was admitted, and the upstream must not
 /// take it for an anonymous one.
-fn carries_token<B>(request: Request<B>) -> Result<Request<B>, NoToken> {
-    if request.headers().contains_key(AUTHORIZATION) { Ok(request) } else { Err(NoToken) }
+///
+/// Not `tower`'s `Filter`, through whose predicate each request is moved twice.
+#[derive(Clone, Debug)]
+struct RequireToken<S>(S);
+
+impl<S, B> Service<Request<B>> for RequireToken<S>
+where
+    S: Service<Request<B>, Error = BoxError>,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = Either<S::Future, Ready<Result<S::Response, BoxError>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        if request.headers().contains_key(AUTHORIZATION) {
+            Either::Left(self.0.call(request))
+        } else {
+            Either::Right(ready(Err(NoToken.into())))
+        }
+    }
 }
 
 /// The request was not sent, because its session has no token.

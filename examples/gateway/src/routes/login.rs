@@ -1,7 +1,9 @@
 //! `POST /login`: exchanges credentials for a session.
 
 use std::error::Error;
+use std::sync::Arc;
 
+use axum::Extension;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -13,10 +15,12 @@ use tower_auth_refresh::SessionRegistryError;
 
 use crate::app::App;
 use crate::auth::LoginFailed;
+use crate::client_address::ClientAddress;
 use crate::cookie::SessionId;
 use crate::fields;
+use crate::observation::Observation;
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
-use crate::server::Peer;
+use crate::user;
 
 /// The maximum size of the credentials.
 const BODY_LIMIT: usize = 16 * 1024;
@@ -25,19 +29,23 @@ const BODY_LIMIT: usize = 16 * 1024;
 ///
 /// The login runs in a tracked task: if the browser disconnects, the new session is signed out, which revokes its
 /// tokens.
-pub(crate) async fn login(State(app): State<App>, request: Request) -> Result<Response, Problem> {
+pub(crate) async fn login(
+    State(app): State<App>,
+    Extension(observation): Extension<Arc<Observation>>,
+    request: Request,
+) -> Result<Response, Problem> {
     let (head, body) = request.into_parts();
     let credentials = credentials(&app, &head.headers, body).await?;
     // Counted from here on: slow credentials keep no other login out.
-    let address = head.extensions.get::<Peer>().map(|Peer(address)| address.ip());
-    let Some(permit) = app.logins.admit(address) else {
+    let client = head.extensions.get::<ClientAddress>().cloned();
+    let Some(permit) = app.logins.admit(client.as_ref().map(ClientAddress::ip)) else {
         return Err(Problem::from(Kind::TooManyLogins).retry_after(DEFAULT_RETRY_AFTER));
     };
     let previous = app.cookie.read(&head.headers);
     let task = app.tasks.spawn({
         let app = app.clone();
         async move {
-            let session = sign_in(app, credentials, previous).await;
+            let session = sign_in(app, credentials, client, previous, &observation).await;
             drop(permit);
             session
         }
@@ -79,14 +87,16 @@ fn is_json(headers: &HeaderMap) -> bool {
 async fn sign_in(
     app: App,
     credentials: Map<String, Value>,
+    client: Option<ClientAddress>,
     previous: Option<SessionId>,
+    observation: &Observation,
 ) -> Result<PendingSession, Problem> {
     // Always a new number, against session fixation: an existing one may be known to an attacker.
     let id = SessionId::random().map_err(|error| {
         tracing::error!(%error, "random number generation failed");
         Kind::Internal
     })?;
-    let tokens = app.auth.login(&credentials).await.map_err(|failed| match failed {
+    let tokens = app.auth.login(&credentials, client.as_ref()).await.map_err(|failed| match failed {
         LoginFailed::WrongCredentials => Kind::WrongCredentials.into(),
         LoginFailed::Malformed => Kind::MalformedRequest.into(),
         LoginFailed::Unavailable { retry_after } => {
@@ -94,7 +104,7 @@ async fn sign_in(
             problem.retry_after(retry_after.unwrap_or(DEFAULT_RETRY_AFTER))
         }
         LoginFailed::Failed(error) => {
-            tracing::error!(%error, "login failed");
+            tracing::error!(%error, "call to the authorization server failed");
             Problem::from(Kind::AuthServerFailed)
         }
     })?;
@@ -119,7 +129,12 @@ async fn sign_in(
             return Err(error.into());
         }
     }
-    Ok(PendingSession { app, id, kept: false })
+    let session = PendingSession { app, id, kept: false };
+    if let Some(user) = user::of(&tokens) {
+        session.limit_sessions(user, previous).await;
+    }
+    observation.session(id, || tokens);
+    Ok(session)
 }
 
 /// A new session whose cookie has not been sent. Its drop signs the session out, unless [kept](Self::keep).
@@ -130,6 +145,18 @@ struct PendingSession {
 }
 
 impl PendingSession {
+    /// Signs out the oldest sessions of the user that are over the limit. The session that this login replaces is over.
+    async fn limit_sessions(&self, user: &str, previous: Option<SessionId>) {
+        let Self { app, id, .. } = self;
+        let Some(limit) = &app.user_sessions else { return };
+        let is_signed_in = |id: &SessionId| app.sessions.peek(id).is_some_and(|status| status.state().is_signed_in());
+        let is_active = |id: &SessionId| Some(*id) != previous && is_signed_in(id);
+        for oldest in limit.add(user, *id, is_active) {
+            tracing::info!(user, "the user's oldest session is signed out: --sessions-per-user is reached");
+            app.sign_out(oldest).await;
+        }
+    }
+
     /// Keeps the session and returns its number for the cookie.
     fn keep(mut self) -> SessionId {
         self.kept = true;

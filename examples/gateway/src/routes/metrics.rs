@@ -1,4 +1,4 @@
-//! `GET /metrics`: the endpoint that Prometheus scrapes.
+//! `GET /metrics`, on the admin listener alone: the endpoint that Prometheus scrapes.
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};

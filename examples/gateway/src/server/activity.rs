@@ -1,11 +1,13 @@
 //! [`Activity`]: the state of a connection, as its socket, its requests and its supervisor see it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::metrics::CloseReason;
 
 /// The state of one connection. Times are milliseconds since its start.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub(super) struct Activity {
     closing: Arc<AtomicBool>,
     evicted: AtomicBool,
     eviction: Notify,
+    /// The reason for which the gateway closes the connection, for the metrics.
+    close_reason: OnceLock<CloseReason>,
 }
 
 /// The state of a connection at a moment.
@@ -50,6 +54,7 @@ impl Activity {
             closing,
             evicted: AtomicBool::new(false),
             eviction: Notify::new(),
+            close_reason: OnceLock::new(),
         }
     }
 
@@ -120,8 +125,18 @@ impl Activity {
         self.closing.load(Ordering::Relaxed)
     }
 
+    /// Notes the reason for which the connection is closed, unless there is one already.
+    pub(super) fn closes_for(&self, reason: CloseReason) {
+        let _ = self.close_reason.set(reason);
+    }
+
+    pub(super) fn close_reason(&self) -> CloseReason {
+        self.close_reason.get().copied().unwrap_or_default()
+    }
+
     /// Ends the connection to make room for another. Returns `false` if it is ending already.
     pub(super) fn evict(&self) -> bool {
+        self.closes_for(CloseReason::Evicted);
         let first = !self.evicted.swap(true, Ordering::Relaxed);
         self.eviction.notify_one();
         first

@@ -1,11 +1,13 @@
 //! Serves one connection: hyper does the protocol, and a supervisor beside it keeps the limits.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Request;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -16,10 +18,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::server::TlsStream;
 
 use super::activity::{Activity, State};
+use super::on_wake::OnWake;
 use super::progress::{Stream, Transport, limit_stalls};
 use super::socket::{Socket, linger};
 use super::table::Slot;
-use super::{BUFFER, Limits, Peer, exchange};
+use super::{BUFFER, Limits, exchange, proxy_protocol};
+use crate::client_address::Peer;
+use crate::metrics::CloseReason;
 use crate::routes::Router;
 use crate::tls::ServerTls;
 
@@ -42,38 +47,46 @@ pub(super) enum Protocol {
 
 /// Serves a connection until it ends, a limit is exceeded, or it has to make room for another.
 pub(super) async fn serve(
-    stream: TcpStream,
-    address: SocketAddr,
-    slot: Slot,
+    mut stream: TcpStream,
+    mut peer: Peer,
+    mut slot: Slot,
     tls: Option<Arc<ServerTls>>,
     router: Router,
     limits: Limits,
     mut stopping: watch::Receiver<bool>,
 ) {
-    let activity = &slot.activity;
+    let activity = slot.activity.clone();
     let time = limits.client_timeout;
+    let metrics = router.metrics().clone();
+    metrics.connections.open();
     tokio::select! {
         biased;
-        () = activity.eviction() => {}
+        () = OnWake::new(activity.eviction()) => {}
         () = async {
-            match tls {
-                None => {
-                    if let Some(protocol) = opening(peek_protocol(&stream), time, &mut stopping).await {
-                        let stream = limit_stalls(stream, time);
-                        serve_protocol(stream, protocol, Peer(address), activity, router, limits, stopping).await;
-                    }
-                }
-                // In a box, so that a connection without TLS takes no memory for it.
-                Some(tls) => Box::pin(async {
-                    let handshake = handshake(limit_stalls(stream, time), &tls, address);
-                    if let Some((stream, protocol)) = opening(handshake, time, &mut stopping).await {
-                        serve_protocol(stream, protocol, Peer(address), activity, router, limits, stopping).await;
-                    }
-                })
-                .await,
+            if limits.proxy_protocol {
+                let passed_on = passed_on(&mut stream, &peer, &mut slot);
+                // In a box, so that other connections take no memory for it.
+                let Some(client) = Box::pin(opening(passed_on, time, &mut stopping)).await else { return };
+                peer = client;
             }
+            let Some(tls) = tls else {
+                if let Some(protocol) = opening(peek_protocol(&stream), time, &mut stopping).await {
+                    let stream = limit_stalls(stream, time);
+                    serve_protocol(stream, protocol, peer, &activity, router, limits, stopping).await;
+                }
+                return;
+            };
+            // In a box too.
+            Box::pin(async {
+                let handshake = handshake(limit_stalls(stream, time), &tls, peer.ip());
+                if let Some((stream, protocol)) = opening(handshake, time, &mut stopping).await {
+                    serve_protocol(stream, protocol, peer, &activity, router, limits, stopping).await;
+                }
+            })
+            .await;
         } => {}
     }
+    metrics.connections.close(activity.close_reason());
 }
 
 async fn serve_protocol(
@@ -88,7 +101,11 @@ async fn serve_protocol(
     let (socket, given_back) = Socket::new(stream, protocol, activity.clone());
     let service = {
         let activity = activity.clone();
-        service_fn(move |request| exchange::answer(router.clone(), peer, activity.clone(), request))
+        service_fn(move |request: Request<Incoming>| {
+            let client = peer.client(request.headers());
+            let observed = router.observe(&request, &client, peer.is_trusted());
+            exchange::answer(router.clone(), client, observed, activity.clone(), request)
+        })
     };
     {
         let http = http(protocol);
@@ -99,7 +116,7 @@ async fn serve_protocol(
             let step = tokio::select! {
                 biased;
                 _ = connection.as_mut() => break,
-                step = supervisor.next() => step,
+                step = OnWake::new(supervisor.next()) => step,
             };
             match step {
                 Step::Finish => connection.as_mut().graceful_shutdown(),
@@ -167,6 +184,7 @@ impl Supervisor<'_> {
     /// Begins the shutdown.
     fn stop(&mut self) -> Option<Step> {
         self.drained_at = Some(Instant::now() + DRAIN_TIME);
+        self.activity.closes_for(CloseReason::Shutdown);
         // HTTP/2 tells the client which requests will be answered.
         let at_once = self.protocol == Protocol::Http2 || self.activity.state() == State::Busy;
         if at_once { self.finish() } else { None }
@@ -188,7 +206,11 @@ impl Supervisor<'_> {
         let now = Instant::now();
         let is_over = match self.activity.state() {
             State::Busy => false,
-            State::Head(since) => return (now >= since + self.limits.client_timeout).then_some(Step::Abort),
+            State::Head(since) if now >= since + self.limits.client_timeout => {
+                self.activity.closes_for(CloseReason::SlowHead);
+                return Some(Step::Abort);
+            }
+            State::Head(_) => return None,
             // Told to finish, a client of HTTP/2 may have said nothing since.
             State::Idle(since) if self.finishing => {
                 let end = since + self.limits.idle_timeout + self.limits.client_timeout;
@@ -196,6 +218,9 @@ impl Supervisor<'_> {
             }
             State::Idle(since) => now >= since + self.limits.idle_timeout,
         };
+        if is_over {
+            self.activity.closes_for(CloseReason::Idle);
+        }
         let is_drained = self.drained_at.is_some_and(|drained_at| now >= drained_at);
         if is_over || is_drained { self.finish() } else { None }
     }
@@ -225,12 +250,26 @@ async fn opening<T>(
     }
 }
 
+/// Reads the header of the PROXY protocol. Returns the client for which the proxy has made the connection.
+async fn passed_on(stream: &mut TcpStream, proxy: &Peer, slot: &mut Slot) -> io::Result<Peer> {
+    let client = proxy_protocol::read(stream).await.inspect_err(|error| {
+        tracing::debug!(%error, proxy = %proxy.ip(), "connection closed: malformed PROXY protocol");
+    })?;
+    let Some(peer) = client.and_then(|client| proxy.passing_on(client)) else {
+        return Ok(proxy.clone());
+    };
+    if !peer.is_trusted() && !slot.count_for(peer.ip()).await {
+        return Err(io::ErrorKind::QuotaExceeded.into());
+    }
+    Ok(peer)
+}
+
 /// Makes a handshake, which decides on the protocol (RFC 7301), and waits for the first bytes after it. Clients that don't
 /// negotiate get HTTP/1.
-async fn handshake(stream: Stream, tls: &ServerTls, address: SocketAddr) -> io::Result<(TlsStream<Stream>, Protocol)> {
+async fn handshake(stream: Stream, tls: &ServerTls, client: IpAddr) -> io::Result<(TlsStream<Stream>, Protocol)> {
     let mut stream = tls.accept(stream).await.inspect_err(|error| {
         // Probes of a balancer hang up, and scanners try everything.
-        tracing::debug!(%error, client = %address, "TLS handshake failed");
+        tracing::debug!(%error, %client, "TLS handshake failed");
     })?;
     // Before its preface, hyper doesn't finish a connection of HTTP/2. Browsers open connections in advance.
     if stream.fill_buf().await?.is_empty() {

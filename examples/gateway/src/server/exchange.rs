@@ -14,8 +14,9 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::task::yield_now;
 
-use super::Peer;
 use super::activity::{Activity, Answering};
+use crate::client_address::ClientAddress;
+use crate::observation::{Observation, Observed};
 use crate::routes::Router;
 
 /// The most that is read of an upload after its response is known, to keep the connection.
@@ -30,38 +31,44 @@ const DRAIN_ROUNDS: usize = 8;
 /// that it needn't send the rest. What has arrived already is read, and keeps the connection.
 pub(super) async fn answer(
     router: Router,
-    peer: Peer,
+    client: ClientAddress,
+    mut observed: Observed,
     activity: Arc<Activity>,
     mut request: Request<Incoming>,
 ) -> Result<http::Response<ResponseBody>, Infallible> {
     let answering = activity.request_started();
-    request.extensions_mut().insert(peer);
+    request.extensions_mut().insert(client);
     let version = request.version();
-    let mut response = answer_upload(router, &activity, request).await?;
+    let mut response = answer_upload(router, &activity, observed.observation(), request).await?;
     if activity.is_closing() && version != Version::HTTP_2 {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     activity.progress();
     // HTTP/1.0 has no chunks.
     let ends_with_connection = version == Version::HTTP_10;
-    Ok(response.map(|body| ResponseBody { body, answering, ends_with_connection }))
+    if response.body().is_end_stream() {
+        observed.complete();
+    }
+    Ok(response.map(|body| ResponseBody { body, answering, observed, ends_with_connection }))
 }
 
 /// Answers a request whose body may not have arrived.
 async fn answer_upload(
     router: Router,
     activity: &Arc<Activity>,
+    observation: &Arc<Observation>,
     request: Request<Incoming>,
 ) -> Result<Response, Infallible> {
     if request.body().is_end_stream() {
-        return Ok(router.answer(request).await);
+        // Unlike that of hyper, an empty body of axum's is no allocation.
+        return Ok(router.answer(request.map(|_| AxumBody::empty()), observation).await);
     }
     let version = request.version();
     // Reading such an upload would ask the client to send it.
     let awaits_continue = request.headers().contains_key(EXPECT);
-    let rest = Arc::new(Rest { activity: activity.clone(), state: Mutex::default() });
+    let rest = Arc::new(Rest { activity: activity.clone(), observation: observation.clone(), state: Mutex::default() });
     let request = request.map(|body| AxumBody::new(Upload { body: Some(body), rest: rest.clone() }));
-    let mut response = router.answer(request).await;
+    let mut response = router.answer(request, observation).await;
     if version == Version::HTTP_2 {
         // Each stream ends by itself.
         return Ok(response);
@@ -78,6 +85,7 @@ async fn answer_upload(
 /// The rest of an upload, after the request has been answered.
 struct Rest {
     activity: Arc<Activity>,
+    observation: Arc<Observation>,
     state: Mutex<RestState>,
 }
 
@@ -168,7 +176,7 @@ impl Body for Upload {
         let Self { body, rest } = &mut *self;
         let Some(incoming) = body else { return Poll::Ready(None) };
         let frame = ready!(Pin::new(&mut *incoming).poll_frame(cx));
-        note_progress(&rest.activity, frame.as_ref());
+        rest.observation.received(note_progress(&rest.activity, frame.as_ref()));
         // Noted at once: the body may be kept longer than its response.
         if frame.is_none() || incoming.is_end_stream() {
             *body = None;
@@ -202,6 +210,7 @@ impl Drop for Upload {
 pub(super) struct ResponseBody {
     body: AxumBody,
     answering: Answering,
+    observed: Observed,
     ends_with_connection: bool,
 }
 
@@ -210,11 +219,19 @@ impl Body for ResponseBody {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let activity = self.answering.activity();
-        note_progress(activity, frame.as_ref());
-        if self.ends_with_connection && matches!(frame, Some(Err(_))) {
-            activity.response_cut_off();
+        let Self { body, answering, observed, ends_with_connection } = &mut *self;
+        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+        let activity = answering.activity();
+        observed.sent(note_progress(activity, frame.as_ref()));
+        match frame {
+            Some(Ok(_)) if !body.is_end_stream() => {}
+            Some(Ok(_)) | None => observed.complete(),
+            Some(Err(_)) => {
+                observed.fail();
+                if *ends_with_connection {
+                    activity.response_cut_off();
+                }
+            }
         }
         Poll::Ready(frame)
     }
@@ -228,11 +245,12 @@ impl Body for ResponseBody {
     }
 }
 
-/// Notes that data is on its way. Frames without data are none.
-fn note_progress<E>(activity: &Activity, frame: Option<&Result<Frame<Bytes>, E>>) {
-    if let Some(Ok(frame)) = frame
-        && frame.data_ref().is_some_and(|data| !data.is_empty())
-    {
+/// Notes that data is on its way, and returns its length. Frames without data are none.
+fn note_progress<E>(activity: &Activity, frame: Option<&Result<Frame<Bytes>, E>>) -> usize {
+    let Some(Ok(frame)) = frame else { return 0 };
+    let length = frame.data_ref().map_or(0, Bytes::len);
+    if length > 0 {
         activity.progress();
     }
+    length
 }

@@ -4,13 +4,14 @@ mod activity;
 mod connection;
 mod exchange;
 mod frames;
+mod on_wake;
 mod progress;
+mod proxy_protocol;
 mod socket;
 mod table;
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +22,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 pub(crate) use self::table::limited_address;
 use self::table::{Slot, Table};
-use crate::config::Settings;
+use crate::client_address::Peer;
+use crate::config::{Settings, TrustedProxies};
 use crate::descriptors;
+use crate::phase::Phase;
 use crate::routes::Router;
 use crate::tls::ServerTls;
 
@@ -33,11 +36,7 @@ const BACKLOG: u32 = 1024;
 /// two, beside those of the operating system.
 pub(crate) const BUFFER: usize = 64 * 1024;
 
-/// The address of a connection's client, in each request's extensions.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer(pub(crate) SocketAddr);
-
-/// The limits of connections.
+/// The limits of connections, and how they begin.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     connections: usize,
@@ -48,6 +47,26 @@ pub(crate) struct Limits {
     idle_timeout: Duration,
     /// The most that is read after the last response.
     body_limit: u64,
+    /// The longest time in which open requests are finished.
+    shutdown_timeout: Duration,
+    /// Each connection begins with the header of the PROXY protocol.
+    proxy_protocol: bool,
+}
+
+impl Limits {
+    /// The most connections to an admin listener.
+    pub(crate) const ADMIN_CONNECTIONS: usize = 16;
+
+    /// Returns the limits of the admin listener.
+    pub(crate) fn admin(settings: &Settings) -> Self {
+        Self {
+            connections: Self::ADMIN_CONNECTIONS,
+            connections_per_address: usize::MAX,
+            // It is asked directly.
+            proxy_protocol: false,
+            ..settings.into()
+        }
+    }
 }
 
 impl From<&Settings> for Limits {
@@ -58,6 +77,8 @@ impl From<&Settings> for Limits {
             client_timeout: settings.client_timeout,
             idle_timeout: settings.idle_connection_timeout,
             body_limit: settings.body_limit,
+            shutdown_timeout: settings.shutdown_timeout,
+            proxy_protocol: settings.proxy_protocol,
         }
     }
 }
@@ -71,30 +92,49 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves until `shutdown` returns a deadline, then waits until that deadline for the open requests.
+/// Takes a socket that is open already.
+pub(crate) fn adopt(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// Serves until the phase is [`Stopping`](Phase::Stopping), then waits for the open requests until a deadline, which is
+/// returned.
+///
+/// From [`Draining`](Phase::Draining) on, each response is the last of its connection of HTTP/1.
 pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
     tls: Option<Arc<ServerTls>>,
     limits: Limits,
-    shutdown: impl Future<Output = Instant>,
+    proxies: Arc<TrustedProxies>,
+    mut phase: watch::Receiver<Phase>,
 ) -> Instant {
-    let mut shutdown = pin!(shutdown);
     let (stop, stopping) = watch::channel(false);
     let table = Arc::new(Table::new(limits.connections, limits.connections_per_address));
-    let spawn = |(stream, address, slot): Accepted| {
-        tokio::spawn(connection::serve(stream, address, slot, tls.clone(), router.clone(), limits, stopping.clone()));
+    let spawn = |accepted: Option<Accepted>| match accepted {
+        Some((stream, peer, slot)) => {
+            tokio::spawn(connection::serve(stream, peer, slot, tls.clone(), router.clone(), limits, stopping.clone()));
+        }
+        None => router.metrics().connections.refuse(),
     };
     // Failures are logged once, not twenty times a second.
     let mut logged = false;
-    let deadline = loop {
+    let mut reached = Phase::Serving;
+    loop {
         tokio::select! {
             biased;
-            deadline = &mut shutdown => break deadline,
-            accepted = accept(&listener, &table) => match accepted {
+            next = reached.after(&mut phase) => {
+                table.close_soon();
+                if next == Phase::Stopping {
+                    break;
+                }
+                reached = next;
+            },
+            accepted = accept(&listener, &table, limits, &proxies) => match accepted {
                 Ok(accepted) => {
                     logged = false;
-                    accepted.into_iter().for_each(&spawn);
+                    spawn(accepted);
                 }
                 Err(error) => {
                     // Most likely out of file descriptors.
@@ -106,11 +146,11 @@ pub(crate) async fn serve(
                 }
             },
         }
-    };
-    table.close_soon();
+    }
+    let deadline = Instant::now() + limits.shutdown_timeout;
     // Clients that have connected already get their answers.
-    while let Some(Ok(accepted)) = accept(&listener, &table).now_or_never() {
-        accepted.into_iter().for_each(&spawn);
+    while let Some(Ok(accepted)) = accept(&listener, &table, limits, &proxies).now_or_never() {
+        spawn(accepted);
     }
     // New connections are refused from here on: their clients can try another instance.
     drop(listener);
@@ -124,12 +164,24 @@ pub(crate) async fn serve(
 }
 
 /// A connection with its place in the table.
-type Accepted = (TcpStream, SocketAddr, Slot);
+type Accepted = (TcpStream, Peer, Slot);
 
-/// Accepts a connection and waits until there is room for it. Returns `None` if it is over the limit of its address.
-async fn accept(listener: &TcpListener, table: &Arc<Table>) -> io::Result<Option<Accepted>> {
-    let (stream, mut address) = listener.accept().await?;
-    // A socket of IPv6 sees clients of IPv4 as `::ffff:192.0.2.1`.
-    address.set_ip(address.ip().to_canonical());
-    Ok(table.admit(address).await.map(|slot| (stream, address, slot)))
+/// Accepts a connection and waits until there is room for it. Returns `None` if it is over the limit of its address,
+/// or may not be one of the PROXY protocol.
+///
+/// The connections of a trusted proxy are those of many clients, and not limited by the address of the proxy.
+async fn accept(
+    listener: &TcpListener,
+    table: &Arc<Table>,
+    limits: Limits,
+    proxies: &Arc<TrustedProxies>,
+) -> io::Result<Option<Accepted>> {
+    let (stream, address) = listener.accept().await?;
+    let peer = Peer::new(address.ip(), proxies);
+    if limits.proxy_protocol && !peer.is_trusted() {
+        tracing::debug!(peer = %peer.ip(), "connection closed: the PROXY protocol is only for trusted proxies");
+        return Ok(None);
+    }
+    let limited = (!peer.is_trusted()).then(|| peer.ip());
+    Ok(table.admit(limited).await.map(|slot| (stream, peer, slot)))
 }

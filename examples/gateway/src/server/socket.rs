@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::activity::Activity;
 use super::connection::Protocol;
 use super::frames::ControlFrames;
+use crate::metrics::CloseReason;
 
 /// The longest time in which a client sends nothing while its connection lingers, unless the limit is shorter.
 const MAX_LINGER_PAUSE: Duration = Duration::from_secs(5);
@@ -47,7 +48,10 @@ impl<S: Unpin> Socket<S> {
             Some(frames) => match frames.count(bytes) {
                 0 => {}
                 frames if self.activity.count_control_frames(frames) <= MAX_CONTROL_FRAMES => {}
-                _ => return Err(io::Error::other("the client floods the connection with control frames")),
+                _ => {
+                    self.activity.closes_for(CloseReason::Flood);
+                    return Err(io::Error::other("the client floods the connection with control frames"));
+                }
             },
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! [`Table`]: the open connections, limited in all and per address.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub(super) struct Table {
 #[derive(Debug, Default)]
 struct Open {
     last: u64,
-    connections: HashMap<u64, (IpAddr, Arc<Activity>)>,
+    connections: HashMap<u64, (Option<IpAddr>, Arc<Activity>)>,
     per_address: HashMap<IpAddr, usize>,
 }
 
@@ -36,7 +36,8 @@ struct Open {
 pub(super) struct Slot {
     table: Arc<Table>,
     key: u64,
-    address: IpAddr,
+    /// Absent if the connection isn't limited by its address.
+    address: Option<IpAddr>,
     pub(super) activity: Arc<Activity>,
 }
 
@@ -50,16 +51,16 @@ impl Table {
     }
 
     /// Waits for a place. If there is none, the connection that has been without a request for the longest time is
-    /// closed. Returns `None` if the address has its maximum, all with requests.
-    pub(super) async fn admit(self: &Arc<Self>, address: SocketAddr) -> Option<Slot> {
-        let address = limited_address(address.ip());
+    /// closed. Returns `None` if the address has its maximum, all with requests. Without an address, only the number of
+    /// all connections is limited.
+    pub(super) async fn admit(self: &Arc<Self>, address: Option<IpAddr>) -> Option<Slot> {
+        let address = address.map(limited_address);
         loop {
             let released = self.released.notified();
             {
                 let mut open = self.open();
-                let of_address = open.per_address.get(&address).copied().unwrap_or_default();
-                if of_address >= self.max_per_address {
-                    if !open.evict(|other| *other == address) {
+                if address.is_some_and(|address| open.count_of(address) >= self.max_per_address) {
+                    if !open.evict(|other| other == address) {
                         return None;
                     }
                 } else if open.connections.len() >= self.max {
@@ -83,20 +84,26 @@ impl Table {
         self.open().evict(|_| true);
     }
 
-    fn insert(self: &Arc<Self>, open: &mut Open, address: IpAddr) -> Slot {
+    fn insert(self: &Arc<Self>, open: &mut Open, address: Option<IpAddr>) -> Slot {
         open.last += 1;
         let (key, activity) = (open.last, Arc::new(Activity::new(self.closing.clone())));
         open.connections.insert(key, (address, activity.clone()));
-        *open.per_address.entry(address).or_default() += 1;
+        if let Some(address) = address {
+            *open.per_address.entry(address).or_default() += 1;
+        }
         Slot { table: self.clone(), key, address, activity }
     }
 }
 
 impl Open {
+    fn count_of(&self, address: IpAddr) -> usize {
+        self.per_address.get(&address).copied().unwrap_or_default()
+    }
+
     /// Closes the connection of these addresses that has been without a request for the longest time. Returns `false`
     /// if there is none.
-    fn evict(&self, of: impl Fn(&IpAddr) -> bool) -> bool {
-        let idle = self.connections.values().filter(|(address, _)| of(address)).filter_map(|(_, activity)| {
+    fn evict(&self, of: impl Fn(Option<IpAddr>) -> bool) -> bool {
+        let idle = self.connections.values().filter(|(address, _)| of(*address)).filter_map(|(_, activity)| {
             match activity.state() {
                 State::Busy => None,
                 State::Head(since) | State::Idle(since) => Some((since, activity)),
@@ -109,14 +116,42 @@ impl Open {
     }
 }
 
+impl Slot {
+    /// Counts the connection for the address of the client for which a proxy has made it. Returns `false` if the
+    /// address has its maximum, all with requests.
+    pub(super) async fn count_for(&mut self, address: IpAddr) -> bool {
+        let address = limited_address(address);
+        loop {
+            let released = self.table.released.notified();
+            {
+                let mut open = self.table.open();
+                if open.count_of(address) < self.table.max_per_address {
+                    *open.per_address.entry(address).or_default() += 1;
+                    if let Some((counted, _)) = open.connections.get_mut(&self.key) {
+                        *counted = Some(address);
+                    }
+                    self.address = Some(address);
+                    return true;
+                }
+                if !open.evict(|other| other == Some(address)) {
+                    return false;
+                }
+            }
+            let _ = timeout(LOOK_INTERVAL, released).await;
+        }
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut open = self.table.open();
         open.connections.remove(&self.key);
-        if let Some(count) = open.per_address.get_mut(&self.address) {
+        if let Some(address) = self.address
+            && let Some(count) = open.per_address.get_mut(&address)
+        {
             *count -= 1;
             if *count == 0 {
-                open.per_address.remove(&self.address);
+                open.per_address.remove(&address);
             }
         }
         drop(open);
@@ -139,8 +174,8 @@ pub(crate) fn limited_address(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    fn address(last: u8) -> SocketAddr {
-        ([192, 0, 2, last], 1234).into()
+    fn address(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
     }
 
     #[tokio::test(start_paused = true)]
@@ -148,14 +183,14 @@ mod tests {
         let table = Arc::new(Table::new(3, 3));
         let mut slots = Vec::new();
         for last in 0..3 {
-            slots.push(table.admit(address(last)).await.unwrap());
+            slots.push(table.admit(Some(address(last))).await.unwrap());
             tokio::time::advance(Duration::from_millis(10)).await;
         }
         // The first has a request.
         let _answering = slots[0].activity.request_started();
         let admitted = tokio::spawn({
             let table = table.clone();
-            async move { table.admit(address(9)).await.is_some() }
+            async move { table.admit(Some(address(9))).await.is_some() }
         });
         slots[1].activity.eviction().await;
         slots.remove(1);
@@ -165,11 +200,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_table_of_active_connections_makes_room_when_one_ends() {
         let table = Arc::new(Table::new(1, 1));
-        let slot = table.admit(address(1)).await.unwrap();
+        let slot = table.admit(Some(address(1))).await.unwrap();
         let answering = slot.activity.request_started();
         let admitted = tokio::spawn({
             let table = table.clone();
-            async move { table.admit(address(2)).await.is_some() }
+            async move { table.admit(Some(address(2))).await.is_some() }
         });
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert!(!admitted.is_finished());
@@ -182,12 +217,37 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_address_with_its_maximum_of_active_connections_is_refused() {
         let table = Arc::new(Table::new(10, 2));
-        let slots = [table.admit(address(1)).await.unwrap(), table.admit(address(1)).await.unwrap()];
+        let slots = [table.admit(Some(address(1))).await.unwrap(), table.admit(Some(address(1))).await.unwrap()];
         let _answering = [slots[0].activity.request_started(), slots[1].activity.request_started()];
-        assert!(table.admit(address(1)).await.is_none());
+        assert!(table.admit(Some(address(1))).await.is_none());
         // An IPv4 address in the notation of IPv6 is the same.
-        assert!(table.admit("[::ffff:192.0.2.1]:1".parse().unwrap()).await.is_none());
-        assert!(table.admit(address(2)).await.is_some());
+        assert!(table.admit(Some("::ffff:192.0.2.1".parse().unwrap())).await.is_none());
+        assert!(table.admit(Some(address(2))).await.is_some());
+        // A proxy has the connections of many.
+        assert!(table.admit(None).await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_connections_of_a_proxy_are_limited_by_the_addresses_of_its_clients() {
+        let table = Arc::new(Table::new(10, 1));
+        let mut first = table.admit(None).await.unwrap();
+        assert!(first.count_for(address(1)).await);
+        let answering = first.activity.request_started();
+        let mut second = table.admit(None).await.unwrap();
+        assert!(!second.count_for(address(1)).await);
+        assert!(table.admit(Some(address(1))).await.is_none());
+        assert!(second.count_for(address(2)).await);
+        // An idle one makes room.
+        drop(answering);
+        let third = tokio::spawn({
+            let table = table.clone();
+            async move { table.admit(None).await.unwrap().count_for(address(1)).await }
+        });
+        first.activity.eviction().await;
+        drop(first);
+        assert!(third.await.unwrap());
+        drop(second);
+        assert!(table.open().per_address.is_empty() && table.open().connections.is_empty());
     }
 
     #[test]

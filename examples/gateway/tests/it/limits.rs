@@ -8,7 +8,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::routing::any;
 use futures_util::future::join_all;
-use gateway::{AuthServer, Settings};
+use gateway::{AuthServer, Settings, TrustedProxies};
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
@@ -17,7 +17,7 @@ use tokio::net::TcpSocket;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-use crate::test_gateway::{BufferedResponse, TestGateway, serve};
+use crate::test_gateway::{Browser, BufferedResponse, TestGateway, serve, wait_for_counters};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -163,6 +163,32 @@ async fn logins_are_limited_per_address() {
     assert_eq!([&*a, &*b, &*c], ["401"; 3]);
 }
 
+#[tokio::test]
+async fn logins_are_limited_by_the_address_that_a_trusted_proxy_names() {
+    let (auth, origin) = Held::serve().await;
+    let gateway = TestGateway::start_with(|settings| {
+        settings.auth = AuthServer::Json(origin);
+        settings.logins_in_flight_per_address = Some(1);
+        settings.trusted_proxies = TrustedProxies::read(&["127.0.0.1".to_owned()]).unwrap();
+    });
+    let gateway = gateway.await;
+    let login_from = async |address: &str| {
+        let mut request = login(&gateway, 0);
+        request.headers_mut().insert("x-forwarded-for", address.parse().unwrap());
+        http_2().request(request).await.unwrap().status()
+    };
+    let waiting = async { tokio::join!(login_from("192.0.2.1"), login_from("2001:db8::1")) };
+    let over = async {
+        auth.reached(2).await;
+        // A client forges no address, and an address of IPv6 counts with its network.
+        assert_eq!(login_from("192.0.2.9, 192.0.2.1").await, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(login_from("2001:db8::2").await, StatusCode::TOO_MANY_REQUESTS);
+        auth.open();
+    };
+    let ((one, two), ()) = timeout(LONG, async { tokio::join!(waiting, over) }).await.unwrap();
+    assert_eq!([one, two], [StatusCode::UNAUTHORIZED; 2]);
+}
+
 /// Starts a gateway in front of an API that holds all requests.
 async fn in_front_of_held(change: impl FnOnce(&mut Settings)) -> (Held, TestGateway) {
     let (api, origin) = Held::serve().await;
@@ -197,6 +223,62 @@ async fn the_requests_of_a_session_are_limited() {
     let refused = answers.into_iter().filter(|answer| answer.as_ref().unwrap().status() == 429).count();
     assert_eq!(refused, 280);
     assert_ne!(browser.get("/api/x").await.status, 429);
+}
+
+#[tokio::test]
+async fn the_requests_of_an_address_are_limited() {
+    let held = in_front_of_held(|settings| {
+        settings.requests_in_flight_per_address = Some(3);
+        settings.trusted_proxies = TrustedProxies::read(&["127.0.0.1".to_owned()]).unwrap();
+    });
+    let (api, gateway) = held.await;
+    let (ada, eve) = (gateway.browser("ada").await, gateway.browser("eve").await);
+    let call = |browser: &Browser, address: &str| {
+        let (browser, request) = (browser.clone(), browser.request(Method::GET, "/api/x"));
+        let request = request.header("x-forwarded-for", address).body(Body::empty()).unwrap();
+        async move { browser.fetch(request).await }
+    };
+    let calls = [&ada, &eve, &ada].map(|browser| tokio::spawn(call(browser, "2001:db8::1")));
+    api.reached(3).await;
+    // Of any session.
+    for (browser, address) in [(&ada, "2001:db8::1"), (&eve, "2001:db8::2"), (&eve, "192.0.2.1, 2001:db8::3")] {
+        let over = call(browser, address).await;
+        over.assert_problem(429, "too-many-requests");
+        assert!(over.headers.contains_key("retry-after"));
+    }
+    // Other addresses aren't concerned.
+    let other = tokio::spawn(call(&ada, "192.0.2.1"));
+    api.reached(4).await;
+    api.open();
+    for call in calls.into_iter().chain([other]) {
+        assert_ne!(call.await.unwrap().status, 429);
+    }
+    assert_ne!(call(&ada, "2001:db8::1").await.status, 429);
+}
+
+#[tokio::test]
+async fn a_login_over_the_limit_of_its_user_signs_the_oldest_session_out() {
+    let gateway = TestGateway::start_with(|settings| settings.sessions_per_user = Some(2)).await;
+    let eve = gateway.browser("eve").await;
+    let state = async |browser: &Browser| browser.get("/session").await.json()["state"].clone();
+    let (first, mut second) = (gateway.browser("ada").await, gateway.browser("ada").await);
+    // A login that replaces a session takes its place.
+    second.login("ada", "correct horse").await;
+    assert_eq!(first.get("/api/me").await.status, 200);
+    let third = gateway.browser("ada").await;
+    first.get("/api/me").await.assert_problem(401, "sign-in-first");
+    assert_eq!((state(&second).await, state(&third).await), ("active".into(), "active".into()));
+    // A session that is over takes none.
+    assert_eq!(third.post("/logout", "").await.status, 204);
+    let fourth = gateway.browser("ada").await;
+    for browser in [&second, &fourth, &eve] {
+        assert_eq!(browser.get("/api/me").await.status, 200);
+    }
+    // A login that fails signs nothing out.
+    gateway.anonymous().login("ada", "wrong").await.assert_problem(401, "wrong-credentials");
+    assert_eq!(second.get("/api/me").await.status, 200);
+    // A replaced session, one over the limit and a logout: all have been revoked.
+    wait_for_counters(&gateway.kit, |counters| counters.logouts == 3).await;
 }
 
 #[tokio::test]

@@ -4,14 +4,20 @@
 
 #[path = "../support/certificates.rs"]
 mod certificates;
+#[cfg(target_os = "linux")]
+#[path = "../support/haproxy.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
+mod haproxy;
 #[path = "../support/http2.rs"]
 mod http2;
 #[path = "../support/nginx.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
 mod nginx;
 #[path = "../support/test_gateway.rs"]
 mod test_gateway;
 
 mod cancellation;
+mod client_address;
 mod connections;
 mod credentials;
 mod failures;
@@ -19,6 +25,7 @@ mod fields;
 mod identity_headers;
 mod limits;
 mod oauth;
+mod proxy_protocol;
 mod sessions;
 mod slow_readers;
 mod streaming;

@@ -117,6 +117,7 @@ async fn a_login_ignores_invalid_optional_fields_of_the_token_response() {
     for response in [
         json!({ "access_token": "a", "refresh_token": null }),
         json!({ "access_token": "a", "refresh_token": "", "token_type": null }),
+        json!({ "access_token": "a", "refresh_token": "r", "id_token": 7 }),
     ] {
         assert_eq!(browser.login(&response.to_string(), "x").await.status, 204, "{response}");
     }

@@ -19,6 +19,20 @@ impl Nginx {
     /// Starts nginx with its default settings in front of a server, or returns `None` if it is not installed. On CI a
     /// missing nginx is a failure.
     pub(crate) fn in_front_of(server: SocketAddr) -> Option<Self> {
+        let client = "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;";
+        Self::start("", &format!("proxy_pass http://{server}; proxy_set_header Host {server}; {client}"))
+    }
+
+    /// Starts nginx in front of several servers, with connections that are kept alive, as OPERATIONS.md has it.
+    pub(crate) fn balancing(servers: &[SocketAddr]) -> Option<Self> {
+        let servers: Vec<_> = servers.iter().map(|server| format!("server {server} fail_timeout=1s;")).collect();
+        let upstream = format!("upstream gateways {{ {} keepalive 16; keepalive_timeout 1s; }}", servers.join(" "));
+        let location = "proxy_pass http://gateways; proxy_http_version 1.1; proxy_set_header Connection \"\";
+                        proxy_set_header Host $http_host;";
+        Self::start(&upstream, location)
+    }
+
+    fn start(upstream: &str, location: &str) -> Option<Self> {
         let program = ["nginx", "/usr/sbin/nginx"].into_iter().find(|program| {
             Command::new(program).arg("-v").stderr(Stdio::null()).status().is_ok_and(|status| status.success())
         });
@@ -37,9 +51,10 @@ impl Nginx {
             http {{
                 access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
                 fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+                {upstream}
                 server {{
                     listen {address}; client_max_body_size 64m;
-                    location / {{ proxy_pass http://{server}; proxy_set_header Host {server}; }}
+                    location / {{ {location} }}
                 }}
             }}",
             folder = folder.display()

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 pub(crate) struct Program {
     child: Child,
     pub(crate) address: SocketAddr,
+    /// The address of the admin listener, if there is one.
+    pub(crate) admin: Option<SocketAddr>,
 }
 
 /// Returns the command of the program, with nothing from the environment of this process. `GATEWAY_LOG` sets what it logs.
@@ -42,12 +44,20 @@ impl Program {
 
     pub(crate) fn start_command(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let origin = line.trim().strip_prefix("listening on ");
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut line = lines.next().unwrap_or_default();
+        let admin = line.strip_prefix("admin on http://").map(|address| address.parse().unwrap());
+        if admin.is_some() {
+            line = lines.next().unwrap_or_default();
+        }
+        let origin = line.strip_prefix("listening on ");
         let address = origin.and_then(|origin| origin.strip_prefix("http://").or(origin.strip_prefix("https://")));
         let address = address.unwrap_or_else(|| panic!("unexpected output: {line:?}"));
-        Self { child, address: address.parse().unwrap() }
+        Self { child, address: address.parse().unwrap(), admin }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Kills the program, as `kill -9` does.

@@ -32,6 +32,7 @@ pub(crate) struct TestGateway {
     pub(crate) kit: TestServer,
     pub(crate) upstream: String,
     pub(crate) address: SocketAddr,
+    admin: SocketAddr,
 }
 
 impl TestGateway {
@@ -59,9 +60,12 @@ impl TestGateway {
 
     pub(crate) async fn in_front_of(kit: TestServer, upstream: &str, change: impl FnOnce(&mut Settings)) -> Self {
         let mut settings = Settings::new(upstream, AuthServer::Json(kit.origin())).unwrap();
+        settings.admin_listen = Some(([127, 0, 0, 1], 0).into());
         change(&mut settings);
-        let address = spawn(Gateway::new(settings)).await;
-        Self { kit, upstream: upstream.to_owned(), address }
+        let listening = Gateway::new(settings).listen().await.unwrap();
+        let (address, admin) = (listening.address().unwrap(), listening.admin_address().unwrap());
+        tokio::spawn(listening.serve(pending()));
+        Self { kit, upstream: upstream.to_owned(), address, admin }
     }
 
     /// Returns a browser without a session.
@@ -89,7 +93,7 @@ impl TestGateway {
 
     /// Returns the value of a metric, whose labels are part of its name.
     pub(crate) async fn metric(&self, name: &str) -> u64 {
-        let page = self.anonymous().get("/metrics").await.body;
+        let page = Browser::at(self.admin).get("/metrics").await.body;
         let page = str::from_utf8(&page).unwrap();
         let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.unwrap_or_else(|| panic!("{name} is not in:\n{page}")).parse().unwrap()
