@@ -21,7 +21,7 @@ use tower_service::Service;
 
 use crate::answer::Answer;
 use crate::endpoint::{Endpoint, InvalidEndpoint};
-use crate::error::{AuthServerError, Kind};
+use crate::error::{AuthServerError, Kind, source_of};
 use crate::oauth::{Authentication, ClientAuth, MetadataCache};
 
 /// The largest time-out, so that deadlines don't overflow.
@@ -326,7 +326,7 @@ impl AuthClient {
             if is_unsent(error) || self.not_sent_when.as_ref().is_some_and(|predicate| predicate(error)) {
                 return true;
             }
-            cause = source(error);
+            cause = source_of(error);
         }
         false
     }
@@ -340,14 +340,6 @@ impl fmt::Debug for AuthClient {
             .field("plain_http", &self.plain_http)
             .field("headers", &self.headers.keys().collect::<Vec<_>>())
             .finish_non_exhaustive()
-    }
-}
-
-/// The source of an error. `io::Error::source` skips the error that it wraps, so that error is returned first.
-fn source<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
-    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-        Some(inner) => Some(inner as &'a (dyn Error + 'static)),
-        None => error.source(),
     }
 }
 

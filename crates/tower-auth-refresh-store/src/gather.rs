@@ -1,5 +1,7 @@
-//! Reads that are made at the same time, gathered so that they share one call to the server.
+//! Reads that are made at the same time, gathered so that they share one call: to the server, or to a thread that may
+//! block.
 
+use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-/// The reads that share a call. Their answers arrive together: few enough that none waits for long.
+/// The reads that share a call to a server. Their answers arrive together: few enough that none waits for long.
 const LARGEST: usize = 64;
 /// The calls under way while which further reads are gathered: the server works on one, and has the next.
 const TURNS: usize = 2;
@@ -20,13 +22,27 @@ pub(crate) struct Gather<K, A, E> {
     /// The reads that are in no call yet.
     waiting: Mutex<Vec<Waiting<K, A, E>>>,
     turns: Arc<Semaphore>,
+    largest: usize,
 }
 
 type Waiting<K, A, E> = (K, oneshot::Sender<Result<A, E>>);
 
 impl<K, A, E> Default for Gather<K, A, E> {
     fn default() -> Self {
-        Self { waiting: Mutex::default(), turns: Arc::new(Semaphore::new(TURNS)) }
+        Self::new(LARGEST, TURNS)
+    }
+}
+
+impl<K, A, E> Gather<K, A, E> {
+    /// `largest`: the reads that share a call. `turns`: the calls under way while which further reads are gathered.
+    pub(crate) fn new(largest: usize, turns: usize) -> Self {
+        Self { waiting: Mutex::default(), turns: Arc::new(Semaphore::new(turns)), largest }
+    }
+}
+
+impl<K, A, E> fmt::Debug for Gather<K, A, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gather").finish_non_exhaustive()
     }
 }
 
@@ -70,7 +86,7 @@ impl<K: Clone, A: Send + 'static, E: Clone + Send + 'static> Gather<K, A, E> {
         R: Future<Output = Result<Vec<A>, E>> + Send + 'static,
     {
         let mut waiting = self.waiting();
-        let count = LARGEST.min(waiting.len());
+        let count = self.largest.min(waiting.len());
         let (keys, senders): (Vec<_>, Vec<_>) = waiting.drain(..count).unzip();
         drop(waiting);
         if keys.is_empty() {

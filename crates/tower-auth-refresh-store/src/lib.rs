@@ -152,7 +152,7 @@
 mod error;
 #[cfg(feature = "file")]
 mod file;
-#[cfg(any(feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "file", feature = "postgres", feature = "redis"))]
 mod gather;
 #[cfg(feature = "keychain")]
 mod keychain;
@@ -170,6 +170,8 @@ mod record;
 mod redis;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod watchers;
+#[cfg(any(feature = "_record", feature = "encryption"))]
+mod wiped;
 
 pub use self::error::{StoreError, StoreErrorKind};
 #[cfg(feature = "file")]

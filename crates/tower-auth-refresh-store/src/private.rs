@@ -4,9 +4,8 @@ use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::path::Path;
 
-use zeroize::Zeroizing;
-
 use crate::error::StoreError;
+use crate::wiped::Wiped;
 
 /// Refuses a file or directory that isn't the user's own, or is open to others.
 #[cfg(unix)]
@@ -42,13 +41,13 @@ pub(crate) fn check(_: &Metadata, _: &Path) -> Result<(), StoreError> {
 }
 
 /// Reads a whole file, unless it is longer than `limit`, into memory that is wiped.
-pub(crate) fn read(file: &File, limit: u64) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
+pub(crate) fn read(file: &File, limit: u64) -> io::Result<Option<Wiped>> {
     let length = file.metadata()?.len();
     if length > limit {
         return Ok(None);
     }
-    // One byte more than the file has, since a vector that grows leaves a copy behind.
-    let mut bytes = Zeroizing::new(vec![0; usize::try_from(length).unwrap_or(usize::MAX).saturating_add(1)]);
+    // All at once, since a vector that grows leaves a copy behind.
+    let mut bytes = Wiped::from(vec![0; usize::try_from(length).unwrap_or(usize::MAX)]);
     let filled = fill(file, &mut bytes)?;
     bytes.truncate(filled);
     Ok(Some(bytes))

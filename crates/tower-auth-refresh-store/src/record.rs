@@ -26,11 +26,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tower_auth_refresh::ExposedTokens;
 use tower_auth_refresh::store::{Entry, Epoch, Record, Version};
-use zeroize::Zeroizing;
 
 use crate::error::{Problem, StoreErrorKind};
 #[cfg(feature = "encryption")]
 use crate::keys::{Keys, NONCE, TAG};
+use crate::wiped::Wiped;
 
 const MAGIC: &[u8; 4] = b"tarr";
 const FORMAT: u8 = 1;
@@ -75,14 +75,8 @@ impl Codec {
         Self { keys, ..self }
     }
 
-    /// Returns the name under which the record is stored: the storage key in hexadecimal digits.
-    #[cfg(any(feature = "file", feature = "redis"))]
-    pub(crate) fn name(&self) -> String {
-        hex(&self.storage_key)
-    }
-
     /// Returns the record's bytes.
-    pub(crate) fn encode(&self, version: u128, entry: &Entry) -> Result<Zeroizing<Vec<u8>>, Problem> {
+    pub(crate) fn encode(&self, version: u128, entry: &Entry) -> Result<Wiped, Problem> {
         let entry = Content {
             epoch: entry.epoch().to_u64(),
             generation: entry.generation(),
@@ -93,7 +87,7 @@ impl Codec {
         // Written twice, since a vector that grows leaves a copy behind.
         let mut count = Counter(0);
         serialize(&entry, &mut count)?;
-        let mut bytes = Zeroizing::new(Vec::with_capacity(count.0 + HEADER + 1 + 64 + 24 + CHECKSUM));
+        let mut bytes = Wiped::from(Vec::with_capacity(count.0 + HEADER + 1 + 64 + 24 + CHECKSUM));
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&[FORMAT, CLEAR]);
         bytes.extend_from_slice(&version.to_be_bytes());
@@ -184,10 +178,21 @@ impl Codec {
 
 /// Returns bytes in hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    let digit = |value: u8| char::from(if value < 10 { b'0' + value } else { b'a' + value - 10 });
-    let mut digits = String::with_capacity(2 * bytes.len());
-    digits.extend(bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
-    digits
+    hex_after("", bytes)
+}
+
+/// Returns a prefix, followed by bytes in hexadecimal digits.
+pub(crate) fn hex_after(prefix: &str, bytes: &[u8]) -> String {
+    // Without a branch, so that many digits are made at a time.
+    let digit = |value: u8| value + b'0' + u8::from(value > 9) * (b'a' - b'9' - 1);
+    let mut text = Vec::with_capacity(prefix.len() + 2 * bytes.len());
+    text.extend_from_slice(prefix.as_bytes());
+    text.resize(prefix.len() + 2 * bytes.len(), 0);
+    for (digits, byte) in text[prefix.len()..].chunks_exact_mut(2).zip(bytes) {
+        digits.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+    }
+    // The digits are ASCII.
+    String::from_utf8(text).unwrap_or_default()
 }
 
 /// Returns the storage key of the session `key` of a namespace. Both are hashed: a gateway's key may be a secret itself.
@@ -199,7 +204,7 @@ pub(crate) fn storage_key(namespace: &str, key: &[u8]) -> [u8; 32] {
     hash.finalize().into()
 }
 
-fn within_limit(bytes: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, Problem> {
+fn within_limit(bytes: Wiped) -> Result<Wiped, Problem> {
     if bytes.len() as u64 > LONGEST {
         let reason = format!("a record of {} bytes is longer than {LONGEST}", bytes.len());
         return Err(Problem::new(StoreErrorKind::Misconfigured, reason));
@@ -278,7 +283,7 @@ mod tests {
     #[test]
     fn what_is_no_record_is_damaged_although_its_checksum_is_right() {
         let codec = Codec::new([1; 32]);
-        let with_checksum = |content: &[u8]| Zeroizing::new([content, &codec.checksum(content)].concat());
+        let with_checksum = |content: &[u8]| Wiped::from([content, &codec.checksum(content)].concat());
         let entry = Entry::new(Epoch::from(7), 3, Tokens::default());
         let bytes = codec.encode(1, &entry).unwrap();
         let whole = &bytes[..bytes.len() - CHECKSUM];
@@ -296,7 +301,7 @@ mod tests {
 
     #[test]
     fn a_record_has_at_most_a_mebibyte() {
-        let of_length = |length: u64| Zeroizing::new(vec![0; usize::try_from(length).unwrap()]);
+        let of_length = |length: u64| Wiped::from(vec![0; usize::try_from(length).unwrap()]);
         assert!(within_limit(of_length(LONGEST)).is_ok());
         let problem = within_limit(of_length(LONGEST + 1)).unwrap_err();
         assert_eq!(problem.of("it").kind(), StoreErrorKind::Misconfigured);

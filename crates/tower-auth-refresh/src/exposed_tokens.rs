@@ -31,10 +31,10 @@ pub struct ExposedTokens(Tokens);
 
 #[derive(Serialize, Deserialize)]
 struct Members<'a> {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    access_token: Option<Cow<'a, str>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    refresh_token: Option<Cow<'a, str>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    access_token: Option<Text<'a>>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    refresh_token: Option<Text<'a>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     expires_at: Option<SystemTime>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,6 +42,11 @@ struct Members<'a> {
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     extra: Map<String, Value>,
 }
+
+/// The text of a token. Borrowed if the format allows it, so that there is no copy to be wiped.
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl From<Tokens> for ExposedTokens {
     fn from(tokens: Tokens) -> Self {
@@ -58,8 +63,8 @@ impl From<ExposedTokens> for Tokens {
 impl Serialize for ExposedTokens {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let members = Members {
-            access_token: self.0.access_token().map(|token| token.expose_secret().into()),
-            refresh_token: self.0.refresh_token().map(|token| token.expose_secret().into()),
+            access_token: self.0.access_token().map(|token| Text(token.expose_secret().into())),
+            refresh_token: self.0.refresh_token().map(|token| Text(token.expose_secret().into())),
             expires_at: self.0.expires_at(),
             refresh_at: self.0.refresh_at(),
             extra: self.0.extras().map(|(name, value)| (name.to_owned(), value.clone())).collect(),
@@ -71,9 +76,9 @@ impl Serialize for ExposedTokens {
 impl<'de> Deserialize<'de> for ExposedTokens {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let members = Members::deserialize(deserializer)?;
-        // Both are made before either is refused, since making them wipes the texts.
-        let access = members.access_token.map(AccessToken::new);
-        let refresh = members.refresh_token.map(RefreshToken::new);
+        // Both are made before either is refused, since making them wipes texts that are owned.
+        let access = members.access_token.map(|text| AccessToken::from_text(text.0));
+        let refresh = members.refresh_token.map(|text| RefreshToken::from_text(text.0));
         let tokens = Tokens::from_parts(
             access.transpose().map_err(Error::custom)?,
             refresh.transpose().map_err(Error::custom)?,

@@ -16,6 +16,7 @@
 //! # Ok::<(), tower_auth_refresh::InvalidToken>(())
 //! ```
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -25,7 +26,7 @@ use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
 use serde_json::{Map, Value};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 /// A longer lifetime is implausible and counts as unknown.
 const LONGEST_LIFETIME: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
@@ -50,7 +51,12 @@ impl AccessToken {
     /// [`InvalidToken`] if the text is empty or has bytes other than visible ASCII, which a header can't hold. (RFC
     /// 6750 §2.1 allows fewer bytes, but servers use more.)
     pub fn new(token: impl Into<String>) -> Result<Self, InvalidToken> {
-        checked("access token", token.into(), b'!'..=b'~').map(Self)
+        Self::from_text(Cow::Owned(token.into()))
+    }
+
+    /// As [`new`](Self::new), without a copy of a text that is borrowed.
+    pub(crate) fn from_text(token: Cow<'_, str>) -> Result<Self, InvalidToken> {
+        checked("access token", token, b'!'..=b'~').map(Self)
     }
 
     /// Returns the text of the token. The caller must keep it secret.
@@ -82,7 +88,12 @@ impl RefreshToken {
     ///
     /// [`InvalidToken`] if the text is empty or has bytes other than printable ASCII (RFC 6749, appendix A.17).
     pub fn new(token: impl Into<String>) -> Result<Self, InvalidToken> {
-        checked("refresh token", token.into(), b' '..=b'~').map(Self)
+        Self::from_text(Cow::Owned(token.into()))
+    }
+
+    /// As [`new`](Self::new), without a copy of a text that is borrowed.
+    pub(crate) fn from_text(token: Cow<'_, str>) -> Result<Self, InvalidToken> {
+        checked("refresh token", token, b' '..=b'~').map(Self)
     }
 
     /// Returns the text of the token. The caller must keep it secret.
@@ -138,23 +149,33 @@ macro_rules! secret {
 secret!(AccessToken);
 secret!(RefreshToken);
 
+/// Checks a token and copies it. The text is wiped if it is owned, whether or not it is refused.
 fn checked(
     what: &'static str,
-    token: String,
+    token: Cow<'_, str>,
     allowed: RangeInclusive<u8>,
 ) -> Result<Arc<Zeroizing<Box<str>>>, InvalidToken> {
-    // A refused token is wiped too.
-    let token = Zeroizing::new(token);
     let bytes = token.as_bytes();
-    if bytes.is_empty() {
-        return Err(InvalidToken { what, at: None });
-    }
+    let refused = |byte: &u8| !allowed.contains(byte);
     // All bytes are looked at, many at a time: few tokens are refused.
-    if bytes.iter().fold(false, |refused, byte| refused | !allowed.contains(byte)) {
-        return Err(InvalidToken { what, at: bytes.iter().position(|byte| !allowed.contains(byte)) });
+    let is_refused = bytes.is_empty() || bytes.iter().fold(false, |found, byte| found | refused(byte));
+    let checked = if is_refused {
+        Err(InvalidToken { what, at: bytes.iter().position(refused) })
+    } else {
+        // Copied into an allocation of its exact size: shrinking the string could leave a copy that isn't wiped.
+        Ok(Arc::new(Zeroizing::new((*token).into())))
+    };
+    if let Cow::Owned(text) = token {
+        wipe(text);
     }
-    // Copied into an allocation of its exact size: shrinking the string could leave a copy that isn't wiped.
-    Ok(Arc::new(Zeroizing::new(token.as_str().into())))
+    checked
+}
+
+/// Wipes the whole allocation of a text at once: `Zeroize` of a `String` writes its bytes one by one.
+fn wipe(text: String) {
+    let mut bytes = text.into_bytes();
+    bytes.clear();
+    bytes.zeroize();
 }
 
 /// The tokens that an authorization server issues and a session holds.

@@ -23,8 +23,12 @@ use crate::user_sessions::UserSessions;
 const SIGN_OUT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A handle to the shared state, cloned for each request.
+///
+/// A count of references that all threads write for each request is moved between their caches (cache-line contention).
+/// So the handles of each connection have a count of their own.
 #[derive(Clone)]
-pub(crate) struct App(Arc<Parts>);
+#[expect(clippy::redundant_allocation, reason = "the outer count belongs to one connection, the inner one to all")]
+pub(crate) struct App(Arc<Arc<Parts>>);
 
 pub(crate) struct Parts {
     pub(crate) sessions: SessionRegistry<SessionId>,
@@ -36,7 +40,7 @@ pub(crate) struct Parts {
     pub(crate) common_headers: CommonHeaders,
     pub(crate) public: PublicOrigin,
     pub(crate) cookie: SessionCookie,
-    pub(crate) strip: Arc<StripHeaders>,
+    pub(crate) strip: StripHeaders,
     pub(crate) body_limit: u64,
     pub(crate) client_timeout: Duration,
     pub(crate) requests: Arc<Requests>,
@@ -53,7 +57,12 @@ pub(crate) struct Parts {
 
 impl App {
     pub(crate) fn new(parts: Parts) -> Self {
-        Self(Arc::new(parts))
+        Self(Arc::new(Arc::new(parts)))
+    }
+
+    /// Returns a handle with a count of its own.
+    pub(crate) fn for_connection(&self) -> Self {
+        Self(Arc::new(Arc::clone(&self.0)))
     }
 
     /// Signs a user out, here and at the authorization server.

@@ -157,7 +157,7 @@ impl Gateway {
             common_headers: CommonHeaders::new(&settings.upstream.origin, &settings.public),
             public: settings.public.clone(),
             cookie: SessionCookie::new(settings.public.is_https()),
-            strip: Arc::new(settings.strip_headers.clone()),
+            strip: settings.strip_headers.clone(),
             body_limit: settings.body_limit,
             client_timeout: settings.client_timeout,
             requests: Arc::new(Requests::new(
@@ -175,7 +175,7 @@ impl Gateway {
             tasks: TaskTracker::default(),
             phase: phases,
         });
-        Ok(Listening { listener, tls, admin, app, demo, settings, stores, phase })
+        Ok(Listening { listener, admin, app, demo, settings, stores, phase, tls })
     }
 }
 
@@ -225,7 +225,7 @@ impl Listening {
     /// refreshes whose requests have been dropped, and for the sign-outs that the authorization server has not
     /// confirmed.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, tls, admin, app, demo, settings, stores, phase } = self;
+        let Self { listener, admin, app, demo, settings, stores, phase, tls } = self;
         let sweep = stores.map(|stores| tokio::spawn(async move { stores.sweep().await }));
         let demo_routes = demo.as_ref().map(Demo::routes).unwrap_or_default();
         let router = Router::new(&app, demo_routes);

@@ -40,9 +40,9 @@ type Places = [usize; 2];
 /// The limit that a request exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exceeded {
-    OfAll,
-    OfSession,
-    OfAddress,
+    All,
+    Session,
+    Address,
 }
 
 /// Keeps a request counted until it is dropped.
@@ -84,11 +84,11 @@ impl Requests {
         // From here on, a drop undoes the counting.
         let permit = RequestPermit { requests: self.clone(), session, address: address.map(|(_, places)| places) };
         if all >= self.max {
-            Err(Exceeded::OfAll)
+            Err(Exceeded::All)
         } else if !session_fits {
-            Err(Exceeded::OfSession)
+            Err(Exceeded::Session)
         } else if !address_fits {
-            Err(Exceeded::OfAddress)
+            Err(Exceeded::Address)
         } else {
             Ok(permit)
         }
@@ -205,14 +205,14 @@ mod tests {
         let [first, second, third] = [(); 3].map(|()| SessionId::random().unwrap());
         let [one, two] = ["192.0.2.1", "2001:db8::1"].map(|address| Some(address.parse::<IpAddr>().unwrap()));
         let mut permits = vec![requests.admit(first, one).unwrap(), requests.admit(first, two).unwrap()];
-        assert_eq!(requests.admit(first, None).unwrap_err(), Exceeded::OfSession);
+        assert_eq!(requests.admit(first, None).unwrap_err(), Exceeded::Session);
         permits.push(requests.admit(second, one).unwrap());
-        assert_eq!(requests.admit(third, one).unwrap_err(), Exceeded::OfAddress);
+        assert_eq!(requests.admit(third, one).unwrap_err(), Exceeded::Address);
         // The same network.
         permits.push(requests.admit(second, Some("2001:db8::ffff".parse().unwrap())).unwrap());
-        assert_eq!(requests.admit(third, None).unwrap_err(), Exceeded::OfAll);
+        assert_eq!(requests.admit(third, None).unwrap_err(), Exceeded::All);
         permits.pop();
-        assert_eq!(requests.admit(third, one).unwrap_err(), Exceeded::OfAddress);
+        assert_eq!(requests.admit(third, one).unwrap_err(), Exceeded::Address);
         drop(permits);
         assert_eq!(requests.all.load(Ordering::Relaxed), 0);
         let rows = [&requests.of_session.rows, &requests.of_address.as_ref().unwrap().rows];

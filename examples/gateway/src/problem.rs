@@ -43,6 +43,7 @@ pub(crate) enum Kind {
     SendAgain,
     TooManySessions,
     TooManyRequests,
+    TooManyRequestsOfAddress,
     TooManyLogins,
     Overloaded,
     StoreUnavailable,
@@ -119,6 +120,11 @@ impl Kind {
                 StatusCode::TOO_MANY_REQUESTS,
                 "too-many-requests",
                 "The maximum number of requests in flight of this session or address is reached",
+            ),
+            Self::TooManyRequestsOfAddress => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "too-many-requests",
+                "The maximum number of requests in flight of this address is reached",
             ),
             Self::TooManyLogins => {
                 (StatusCode::TOO_MANY_REQUESTS, "too-many-logins", "The maximum number of logins in flight is reached")

@@ -1,12 +1,17 @@
-//! The demo page in headless Chromium, driven over its debugging pipe.
+//! The demo page, and the session cookie, in headless Chromium, driven over its debugging pipe.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "support/chromium.rs"]
 mod chromium;
+#[path = "browser/cookies.rs"]
+mod cookies;
 #[path = "support/program.rs"]
 #[expect(dead_code, reason = "shared by several test suites")]
 mod program;
+#[path = "support/test_gateway.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
+mod test_gateway;
 
 use std::env;
 use std::time::Duration;

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
+use std::iter::successors;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,8 +19,9 @@ use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::json;
 use tower::BoxError;
+use tower_auth_refresh::{RefreshError, RefreshErrorKind};
 
-use crate::error::{AuthServerError, Kind};
+use crate::error::{AuthServerError, Kind, source_of};
 
 /// The value of `client_assertion_type`.
 pub(crate) const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
@@ -44,9 +46,12 @@ impl JwtSigner {
     /// Signs with a function: of a hardware module, an agent or a key service.
     ///
     /// `sign` is given the input of the signature, and returns the bytes of the signature as JWS has them (RFC 7518 §3):
-    /// for `ES256` the two numbers of 32 bytes each, without ASN.1. If it fails, the call wasn't made: it is
-    /// unavailable, and tried again. The same if it takes longer than the client's
-    /// [time-out](crate::AuthClient::timeout), which the call has in addition.
+    /// for `ES256` the two numbers of 32 bytes each, without ASN.1.
+    ///
+    /// If it fails, the call wasn't made: it is unavailable, and tried again. The same if it takes longer than the
+    /// client's [time-out](crate::AuthClient::timeout), which the call has in addition. If the failure can't pass, return
+    /// a [`RefreshError::misconfigured`]: the call is not tried again, and a [`DeviceSignIn`](crate::DeviceSignIn) ends.
+    /// The first `RefreshError` among the error and its sources decides.
     ///
     /// ```
     /// # async fn of_the_module(_: Vec<u8>) -> Result<Vec<u8>, tower::BoxError> { Ok(Vec::new()) }
@@ -159,9 +164,6 @@ impl Assertion {
 
     /// Signs an assertion of this client.
     pub(crate) async fn sign(&self, client_id: &str) -> Result<String, AuthServerError> {
-        let failed = |source: BoxError| {
-            AuthServerError::new(Kind::Unavailable, "the client assertion could not be signed").with_source(source)
-        };
         let mut id = [0; 16];
         SystemRandom::new().fill(&mut id).map_err(|_| failed("the system has no random numbers".into()))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -182,4 +184,17 @@ impl Assertion {
         let signature = (self.signer.sign)(input.clone().into_bytes()).await.map_err(failed)?;
         Ok(format!("{input}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
+}
+
+/// The error of a call whose assertion could not be signed. Nothing was sent.
+fn failed(source: BoxError) -> AuthServerError {
+    let of_signer = successors(Some(&*source as &(dyn Error + 'static)), |error| source_of(*error))
+        .find_map(|error| error.downcast_ref::<RefreshError>());
+    let kind = match of_signer.map(RefreshError::kind) {
+        Some(RefreshErrorKind::Misconfigured | RefreshErrorKind::Rejected) => Kind::Misconfigured,
+        _ => Kind::Unavailable,
+    };
+    let retry_after = of_signer.and_then(RefreshError::retry_after);
+    let failed = AuthServerError::new(kind, "the client assertion could not be signed");
+    failed.with_retry_after(retry_after).with_source(source)
 }

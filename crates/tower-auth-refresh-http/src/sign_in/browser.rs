@@ -203,6 +203,10 @@ impl PendingBrowserSignIn {
     ///   server.
     /// - [`SignInErrorKind::InvalidIdToken`] if the ID token isn't valid.
     ///
+    /// If the tokens were issued and the ID token is refused, or can't be validated, the tokens are revoked: in one call
+    /// of at most 5 s, if the server has a revocation endpoint. A failure of that call is not reported; the tokens are
+    /// then valid at the server until they expire, and in no program's hands.
+    ///
     /// # Cancel safety
     ///
     /// Dropping the future ends the sign-in: the port and all connections to it are closed at once. If the code was

@@ -148,11 +148,13 @@ impl PendingDeviceSignIn {
     ///
     /// # Errors
     ///
-    /// - [`SignInErrorKind::TimedOut`](super::SignInErrorKind::TimedOut) if the code expires first.
+    /// - [`SignInErrorKind::TimedOut`](super::SignInErrorKind::TimedOut) if the code expires first. If the last poll had
+    ///   no verdict, its failure is the source.
     /// - [`SignInErrorKind::Denied`](super::SignInErrorKind::Denied) if the user says no.
     /// - [`SignInErrorKind::Server`](super::SignInErrorKind::Server) if the server refuses the call for another reason,
-    ///   or its answer is of no use.
-    /// - [`SignInErrorKind::InvalidIdToken`](super::SignInErrorKind::InvalidIdToken) if the ID token isn't valid.
+    ///   its answer is of no use, or the client's signature fails for good.
+    /// - [`SignInErrorKind::InvalidIdToken`](super::SignInErrorKind::InvalidIdToken) if the ID token isn't valid. The
+    ///   tokens are revoked, as [`PendingBrowserSignIn::finish`](super::PendingBrowserSignIn::finish) does.
     ///
     /// # Cancel safety
     ///
@@ -162,11 +164,16 @@ impl PendingDeviceSignIn {
         let call = request.token_call()?;
         let mut interval = response.interval().clamp(Duration::from_secs(1), LONGEST_INTERVAL);
         let mut pause = interval;
+        let mut trouble = None;
         loop {
             // A poll after the expiry can't succeed.
             if expires.saturating_duration_since(Instant::now()) < pause {
                 tokio::time::sleep_until(expires).await;
-                return Err(SignInError::timed_out());
+                let timed_out = SignInError::timed_out();
+                return Err(match trouble {
+                    Some(error) => timed_out.with_source(error),
+                    None => timed_out,
+                });
             }
             sleep(pause).await;
             let sent = call.post(&[
@@ -189,6 +196,8 @@ impl PendingDeviceSignIn {
                 _ => return Err(error.at(&call.endpoint).into()),
             };
             pause = pause.max(error.retry_after().unwrap_or_default()).min(LONGEST_LIFETIME);
+            let is_trouble = error.is_unavailable() || error.is_in_doubt();
+            trouble = is_trouble.then(|| error.at(&call.endpoint));
         }
     }
 }

@@ -85,7 +85,8 @@ impl SignInError {
         self.code.as_ref().map(ErrorCode::as_str).or_else(|| self.server_error()?.code())
     }
 
-    /// The failed call to the authorization server, of the kind [`SignInErrorKind::Server`].
+    /// The failed call to the authorization server, of the kind [`SignInErrorKind::Server`]; of the kind
+    /// [`SignInErrorKind::TimedOut`], that of a device's last poll.
     #[must_use]
     pub fn server_error(&self) -> Option<&AuthServerError> {
         self.source.as_ref()?.downcast_ref()

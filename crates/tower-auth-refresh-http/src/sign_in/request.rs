@@ -4,10 +4,11 @@
 use std::convert::Infallible;
 #[cfg(not(feature = "oidc"))]
 use std::future::Ready;
-#[cfg(feature = "oidc")]
 use std::time::Duration;
 
 use serde_json::{Map, Value};
+use tokio::time::timeout;
+use tower_auth_refresh::Tokens;
 
 use super::SignedIn;
 use super::error::SignInError;
@@ -21,7 +22,10 @@ use crate::client::AuthClient;
 use crate::cookie::ReceivedCookies;
 use crate::error::AuthServerError;
 use crate::fields::{Granted, TokenFields};
-use crate::oauth::{AuthorizationServer, ClientAuth, OAuthCall, UserParams};
+use crate::oauth::{AuthorizationServer, ClientAuth, OAuthCall, OAuthRevoke, UserParams};
+
+/// The time-out of the revocation of tokens whose ID token is refused. The user waits for it.
+const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Without the feature there are none.
 #[cfg(not(feature = "oidc"))]
@@ -120,7 +124,7 @@ impl SignInRequest {
         self.classifier.members(answer)
     }
 
-    /// Validates the ID token, if there has to be one.
+    /// Validates the ID token, if there has to be one. If it isn't valid, the tokens are revoked.
     pub(super) async fn signed_in(
         &self,
         granted: Granted,
@@ -128,10 +132,25 @@ impl SignInRequest {
         keys: Option<&Keys>,
     ) -> Result<SignedIn, SignInError> {
         let claims = match keys {
-            Some(keys) => self.claims(&granted, nonce, keys).await?,
-            None => Map::new(),
+            Some(keys) => self.claims(&granted, nonce, keys).await,
+            None => Ok(Map::new()),
         };
-        Ok(SignedIn { tokens: granted.into_tokens(), claims })
+        let tokens = granted.into_tokens();
+        match claims {
+            Ok(claims) => Ok(SignedIn { tokens, claims }),
+            Err(refused) => {
+                self.revoke(&tokens).await;
+                Err(refused)
+            }
+        }
+    }
+
+    /// Revokes tokens that no caller gets, if the server has an endpoint for that.
+    async fn revoke(&self, tokens: &Tokens) {
+        let Some(endpoint) = self.server.revocation_endpoint() else { return };
+        if let Ok(revoke) = OAuthRevoke::new(self.client.clone(), endpoint, self.auth.clone()) {
+            let _ = timeout(REVOKE_TIMEOUT, revoke.revoke(tokens)).await;
+        }
     }
 
     /// Requests the keys of the issuer, before anything is asked for.

@@ -10,7 +10,8 @@ use ring::signature::{
     ECDSA_P256_SHA256_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey, VerificationAlgorithm,
 };
 use serde_json::json;
-use tower_auth_refresh::{Session, Tokens};
+use tower::BoxError;
+use tower_auth_refresh::{RefreshError, Session, Tokens};
 use tower_auth_refresh_http::{
     AuthorizationServer, ClientAuth, ClientCredentials, JsonRefresh, JwtSigner, OAuthRefresh, OAuthRevoke,
 };
@@ -137,6 +138,37 @@ async fn a_signer_elsewhere_is_awaited_and_its_failure_leaves_the_token_unused()
     let refresh = OAuthRefresh::new(scripted.client(), URL, ClientAuth::private_key_jwt("app", ISSUER, broken));
     assert_eq!(outcome(&refresh.unwrap().refresh(&old_tokens()).await), "unavailable");
     assert_eq!(scripted.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn a_signer_says_by_the_kind_of_its_error_if_its_failure_may_pass() {
+    type Make = fn() -> BoxError;
+    let failures: [(Make, &str); 5] = [
+        (|| RefreshError::misconfigured("the key is unknown").into(), "misconfigured"),
+        (|| RefreshError::rejected("the agent knows no such client").into(), "misconfigured"),
+        (|| RefreshError::unavailable("the agent starts").into(), "unavailable"),
+        (|| RefreshError::in_doubt("the agent hung up").into(), "unavailable"),
+        (|| std::io::Error::other(RefreshError::misconfigured("the key is unknown")).into(), "misconfigured"),
+    ];
+    for (make, expected) in failures {
+        let scripted = granting();
+        let signer = JwtSigner::new("ES256", move |_| async move { Err(make()) });
+        let auth = ClientAuth::private_key_jwt("app", ISSUER, signer);
+        let refresh = OAuthRefresh::new(scripted.client(), URL, auth).unwrap();
+        assert_eq!(outcome(&refresh.refresh(&old_tokens()).await), expected);
+        assert_eq!(scripted.requests().len(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_signer_says_when_it_may_be_asked_again() {
+    let later = Duration::from_secs(7);
+    let signer = JwtSigner::new("ES256", move |_| async move {
+        Err(RefreshError::unavailable("the agent is busy").with_retry_after(later).into())
+    });
+    let auth = ClientAuth::private_key_jwt("app", ISSUER, signer);
+    let refresh = OAuthRefresh::new(granting().client(), URL, auth).unwrap();
+    assert_eq!(refresh.refresh(&old_tokens()).await.unwrap_err().retry_after(), Some(later));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,9 +1,16 @@
 //! Keys that are made on the spot, and the JWTs that they sign.
 
+use std::process::Command;
+
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
+use ring::rsa::PublicKeyComponents;
+use ring::signature::{
+    ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RsaKeyPair,
+};
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
 pub(crate) fn encoded(bytes: impl AsRef<[u8]>) -> String {
@@ -20,7 +27,7 @@ pub(crate) fn p256_jwk(point: &[u8]) -> Value {
     json!({ "kty": "EC", "crv": "P-256", "x": encoded(&point[1..33]), "y": encoded(&point[33..]) })
 }
 
-/// A P-256 or Ed25519 key.
+/// A P-256, Ed25519 or RSA key.
 pub(crate) struct Key {
     pub(crate) algorithm: &'static str,
     pkcs8: Vec<u8>,
@@ -37,6 +44,17 @@ impl Key {
         Self { algorithm: "EdDSA", pkcs8: pkcs8.as_ref().to_vec() }
     }
 
+    /// Makes a key, or returns `None` without openssl: ring makes no RSA keys. On CI a missing openssl is a failure.
+    pub(crate) fn rs256() -> Option<Self> {
+        let Ok(made) = Command::new("openssl").args(["genpkey", "-algorithm", "RSA"]).output() else {
+            assert!(std::env::var_os("CI").is_none(), "openssl is not installed");
+            println!("skipped: openssl is not installed");
+            return None;
+        };
+        let pkcs8 = PrivatePkcs8KeyDer::from_pem_slice(&made.stdout).unwrap();
+        Some(Self { algorithm: "RS256", pkcs8: pkcs8.secret_pkcs8_der().to_vec() })
+    }
+
     pub(crate) fn pem(&self) -> String {
         format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(&self.pkcs8))
     }
@@ -49,9 +67,14 @@ impl Key {
         Ed25519KeyPair::from_pkcs8(&self.pkcs8).unwrap()
     }
 
+    fn rsa(&self) -> RsaKeyPair {
+        RsaKeyPair::from_pkcs8(&self.pkcs8).unwrap()
+    }
+
     pub(crate) fn public(&self) -> Vec<u8> {
         match self.algorithm {
             "ES256" => self.ecdsa().public_key().as_ref().to_vec(),
+            "RS256" => self.rsa().public().as_ref().to_vec(),
             _ => self.ed25519().public_key().as_ref().to_vec(),
         }
     }
@@ -60,6 +83,10 @@ impl Key {
     pub(crate) fn jwk(&self, id: &str) -> Value {
         let mut jwk = match self.algorithm {
             "ES256" => p256_jwk(&self.public()),
+            "RS256" => {
+                let PublicKeyComponents::<Vec<u8>> { n, e } = self.rsa().public().into();
+                json!({ "kty": "RSA", "n": encoded(n), "e": encoded(e) })
+            }
             _ => json!({ "kty": "OKP", "crv": "Ed25519", "x": encoded(self.public()) }),
         };
         jwk["kid"] = json!(id);
@@ -72,6 +99,12 @@ impl Key {
         let input = format!("{}.{}", encoded(header.to_string()), encoded(claims.to_string()));
         let signature = match self.algorithm {
             "ES256" => self.ecdsa().sign(&SystemRandom::new(), input.as_bytes()).unwrap().as_ref().to_vec(),
+            "RS256" => {
+                let key = self.rsa();
+                let mut signature = vec![0; key.public().modulus_len()];
+                key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), input.as_bytes(), &mut signature).unwrap();
+                signature
+            }
             _ => self.ed25519().sign(input.as_bytes()).as_ref().to_vec(),
         };
         format!("{input}.{}", encoded(signature))

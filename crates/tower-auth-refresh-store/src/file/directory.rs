@@ -8,11 +8,10 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use zeroize::Zeroizing;
-
 use super::platform::{Handle, How};
 use super::steps::{Step, reach};
 use crate::error::{Problem, StoreError, StoreErrorKind};
+use crate::wiped::Wiped;
 use crate::{private, random, record};
 
 /// The ending of a file that isn't complete.
@@ -60,7 +59,7 @@ impl<'a> Directory<'a> {
     }
 
     /// Reads an open file.
-    pub(crate) fn read(&self, name: &str, file: &File) -> Result<Zeroizing<Vec<u8>>, StoreError> {
+    pub(crate) fn read(&self, name: &str, file: &File) -> Result<Wiped, StoreError> {
         let failed = |error| Problem::io("read the file", error).at(&self.path_of(name));
         private::read(file, 2 * record::LONGEST).map_err(failed)?.ok_or_else(|| {
             Problem::new(StoreErrorKind::Corrupt, "the file is too long to be a store's").at(&self.path_of(name))

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tower_auth_refresh::store::{
     Claim, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, InsertOutcome, Presented, Record, StoreFuture, TokenStore,
@@ -29,12 +30,18 @@ use self::directory::{PROBE, is_draft, session_of, storage_key_of};
 pub(crate) use self::lock::acquire;
 use self::session::{Here, RECORD, SessionFiles, Turn};
 use crate::error::{Problem, StoreError, StoreErrorKind};
+use crate::gather::Gather;
 #[cfg(feature = "encryption")]
 use crate::keys::Keys;
 use crate::record::{Codec, storage_key};
 
 /// The time for which a call waits for the lock of a session's files.
 pub(crate) const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The loads that share a thread: few, since they are made one after the other, and the disk may be slow.
+const LOADS_A_THREAD: usize = 16;
+/// The threads that load while which further loads are gathered.
+const LOADING_THREADS: usize = 8;
 
 /// The time after which a call fails, less than the 5 s that a session waits for it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(4);
@@ -81,6 +88,8 @@ struct Settings {
     allows_network: bool,
     #[cfg(feature = "encryption")]
     keys: Option<Keys>,
+    /// The loads that are made at the same time, by storage keys.
+    loads: Arc<Gather<[u8; 32], Result<Option<Record>, StoreError>, Problem>>,
 }
 
 impl FileStore {
@@ -113,6 +122,7 @@ impl FileStore {
                 allows_network: false,
                 #[cfg(feature = "encryption")]
                 keys: None,
+                loads: Arc::new(Gather::new(LOADS_A_THREAD, LOADING_THREADS)),
             },
         }
     }
@@ -224,8 +234,25 @@ impl Settings {
         runtime: &Handle,
         operation: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let aborted = |_| Problem::new(StoreErrorKind::Unavailable, "the operation was aborted").at(&self.directory);
-        runtime.spawn_blocking(operation).await.map_err(aborted)?
+        runtime.spawn_blocking(operation).await.map_err(|_| aborted().at(&self.directory))?
+    }
+
+    /// Loads a record together with those of other sessions that are loaded at this moment.
+    async fn load(self: &Arc<Self>, storage_key: [u8; 32]) -> Result<Option<Record>, StoreError> {
+        let found = self.loads.read(storage_key, |keys| {
+            let this = Arc::clone(self);
+            let load = spawn_blocking(move || {
+                let directory = this.open().ok();
+                let load = |key| {
+                    let files = SessionFiles::new(Arc::clone(&this), key);
+                    // If the directory can't be opened, each load has its own error.
+                    directory.as_ref().map_or_else(|| files.load(), |directory| files.load_from(directory))
+                };
+                keys.into_iter().map(load).collect()
+            });
+            async { load.await.map_err(|_| aborted()) }
+        });
+        found.await.unwrap_or_else(|problem| Err(problem.at(&self.directory)))
     }
 
     fn delete_expired(this: &Arc<Self>) -> Result<u64, StoreError> {
@@ -267,6 +294,10 @@ impl Settings {
     }
 }
 
+fn aborted() -> Problem {
+    Problem::new(StoreErrorKind::Unavailable, "the operation was aborted")
+}
+
 /// Makes a directory, if there is none. Returns its absolute path, since the process may change its working directory.
 pub(crate) fn make_directory(path: &Path) -> Result<PathBuf, StoreError> {
     let failed = |error| Problem::io("make the directory", error).at(path);
@@ -300,6 +331,11 @@ async fn bounded<T: Send + 'static, R: Send + 'static>(
         let ready = ready.await;
         settings.blocking(&runtime, move || operation(ready)).await
     };
+    in_time(settings, call).await
+}
+
+/// Makes a call within the time for it.
+async fn in_time<T>(settings: &Settings, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     let late = |_| Problem::new(StoreErrorKind::Unavailable, "the call has taken too long").at(&settings.directory);
     timeout(CALL_TIMEOUT, call).await.map_err(late)?
 }
@@ -334,7 +370,15 @@ impl SessionStore {
 
 impl TokenStore for SessionStore {
     fn load(&self) -> StoreFuture<'_, Option<Record>> {
-        self.run(|files, _| files.load())
+        Box::pin(async move {
+            self.settings.runtime()?;
+            // Earlier calls on this handle have ended then, as in `run`.
+            let load = async {
+                let _turn = self.here.lock().await;
+                self.settings.load(self.storage_key).await
+            };
+            Ok(in_time(&self.settings, load).await?)
+        })
     }
 
     fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {

@@ -19,7 +19,7 @@ use super::lock;
 use super::steps::Step;
 use crate::error::{Problem, StoreError, StoreErrorKind};
 use crate::random;
-use crate::record::Codec;
+use crate::record::{Codec, hex};
 
 /// The space that a claim reserves for the next record, beyond the length of the current one.
 const SPARE: usize = 4096;
@@ -67,13 +67,18 @@ enum Standing {
 impl SessionFiles {
     pub(super) fn new(settings: Arc<Settings>, storage_key: [u8; 32]) -> Self {
         let codec = settings.codec(storage_key);
-        let name = codec.name();
+        let name = hex(&storage_key);
         let (record, claim, lock) = (format!("{name}{RECORD}"), format!("{name}.claim"), format!("{name}.lock"));
         Self { settings, codec, record, claim, lock }
     }
 
     pub(super) fn load(&self) -> Result<Option<Record>, StoreError> {
-        Ok(self.read(&self.settings.open()?)?.map(|(record, _)| record))
+        self.load_from(&self.settings.open()?)
+    }
+
+    /// Loads the record from the directory, which may be open for several loads.
+    pub(super) fn load_from(&self, directory: &Directory<'_>) -> Result<Option<Record>, StoreError> {
+        Ok(self.read(directory)?.map(|(record, _)| record))
     }
 
     pub(super) fn insert(&self, turn: &mut Turn, entry: &Entry) -> Result<InsertOutcome, StoreError> {

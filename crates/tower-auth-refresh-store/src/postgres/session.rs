@@ -15,7 +15,6 @@ use tower_auth_refresh::store::{
     Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, InsertOutcome, Presented, Record,
     RecordChanged, StoreFuture, TokenStore, Version,
 };
-use zeroize::Zeroizing;
 
 use super::Stores;
 use super::fault::Fault;
@@ -24,6 +23,7 @@ use super::schema::{Statements, get, unexpected};
 use crate::error::{Problem, StoreErrorKind};
 use crate::random;
 use crate::record::{Codec, hex};
+use crate::wiped::Wiped;
 
 /// The time after which a call fails, less than the 5 s that a session waits for it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(4);
@@ -135,7 +135,7 @@ impl<'a> Call<'a> {
         let now = get(row, 1)?;
         self.row.stores.server.set_clock(now);
         let Some(version) = get::<Option<&[u8]>>(row, 2)? else { return Ok(None) };
-        let mut bytes = Zeroizing::new(get::<&[u8]>(row, 3)?.to_vec());
+        let mut bytes = Wiped::from(get::<&[u8]>(row, 3)?.to_vec());
         let name = || format!("key {}", hex(&self.row.storage_key));
         let record = self.codec().decode(&mut bytes).map_err(|problem| problem.while_doing(&name()))?;
         if record.version().as_bytes() != version {

@@ -22,11 +22,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redis::{Cmd, Value, cmd};
 use tower_auth_refresh::store::{Entry, Record};
-use zeroize::Zeroizing;
 
 use super::line::Named;
 use crate::error::{Problem, StoreErrorKind};
 use crate::record::{Codec, millis, time};
+use crate::wiped::Wiped;
 
 const MAGIC: &[u8; 4] = b"tars";
 const FORMAT: u8 = 1;
@@ -232,9 +232,9 @@ impl Script {
 }
 
 /// Returns the value of an entry that has no claim.
-pub(super) fn encode(codec: &Codec, version: u128, entry: &Entry) -> Result<Zeroizing<Vec<u8>>, Problem> {
+pub(super) fn encode(codec: &Codec, version: u128, entry: &Entry) -> Result<Wiped, Problem> {
     let record = codec.encode(version, entry)?;
-    let mut value = Zeroizing::new(Vec::with_capacity(HEAD + record.len()));
+    let mut value = Wiped::from(Vec::with_capacity(HEAD + record.len()));
     value.extend_from_slice(MAGIC);
     value.push(FORMAT);
     value.extend_from_slice(&[b'0'; 1 + 16 + LEASE]);

@@ -12,7 +12,6 @@ use tower_auth_refresh::store::{
     Claim, ClaimId, ClaimOutcome, ClearOutcome, CommitOutcome, Entry, Epoch, InsertOutcome, Presented, Record,
     RecordChanged, StoreFuture, TokenStore, Version,
 };
-use zeroize::Zeroizing;
 
 use super::Shared;
 use super::connect::Connection;
@@ -22,7 +21,8 @@ use super::push::{MESSAGE, Push};
 use super::script::{self, Script};
 use crate::error::{Problem, StoreErrorKind};
 use crate::random;
-use crate::record::Codec;
+use crate::record::{Codec, hex_after};
+use crate::wiped::Wiped;
 
 /// The lifetime of the record of a check.
 const CHECK_LIFETIME: Duration = Duration::from_secs(60);
@@ -60,7 +60,7 @@ impl SessionStore {
     }
 
     fn name(&self) -> String {
-        format!("tar:{}", self.codec().name())
+        hex_after("tar:", &self.storage_key)
     }
 
     /// Returns a number that no other handle of this process has.
@@ -104,7 +104,7 @@ impl SessionStore {
                 Outcome::Busy(Duration::from_millis(u64::try_from(left).unwrap_or_default()))
             }
             (b"found" | b"unreadable", Some(Value::BulkString(value))) => {
-                Outcome::Found(script::decode(&self.codec(), &mut Zeroizing::new(value))?)
+                Outcome::Found(script::decode(&self.codec(), &mut Wiped::from(value))?)
             }
             _ => return Err(misunderstood()),
         })
@@ -129,7 +129,7 @@ impl SessionStore {
         match value {
             Value::Nil => Ok(None),
             Value::BulkString(value) => {
-                script::decode(&self.codec(), &mut Zeroizing::new(value)).map(Some).map_err(Failure::Refused)
+                script::decode(&self.codec(), &mut Wiped::from(value)).map(Some).map_err(Failure::Refused)
             }
             value => Err(refusal(&value).unwrap_or_else(|| Failure::Refused(misunderstood()))),
         }
@@ -159,7 +159,7 @@ impl SessionStore {
     }
 
     /// Returns a new version, and the value and the lifetime of a record that has it.
-    fn encode(&self, entry: &Entry) -> Result<(u128, Zeroizing<Vec<u8>>, String), Problem> {
+    fn encode(&self, entry: &Entry) -> Result<(u128, Wiped, String), Problem> {
         let version = random::identifier()?;
         let lifetime = entry.expires_at().map_or_else(String::new, script::lifetime);
         Ok((version, script::encode(&self.codec(), version, entry)?, lifetime))

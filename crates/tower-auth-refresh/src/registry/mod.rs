@@ -46,6 +46,7 @@
 //! # Ok(()) }
 //! ```
 
+mod loads;
 mod sweep;
 mod table;
 #[cfg(test)]
@@ -65,6 +66,7 @@ use futures_util::future::{BoxFuture, Either, ready};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
+use self::loads::{BegunLoads, LoadTask};
 use self::sweep::Uses;
 use self::table::{Cursor, Table};
 use crate::session::{
@@ -106,6 +108,7 @@ struct Inner<K> {
     table: Table<K>,
     /// Held while a session is inserted, and never across an await.
     insertions: Mutex<Insertions<K>>,
+    begun: Arc<BegunLoads>,
     max_sessions: usize,
     store_factory: Option<Box<StoreFactory<K>>>,
     config: Arc<Config>,
@@ -131,17 +134,6 @@ struct Load {
     /// `true` if a caller waits for the session in order to sign it out: it then needs no room.
     signs_out: Arc<AtomicBool>,
     found: Arc<Shared<Found>>,
-}
-
-/// Answers the waiters of a load with an error if its task is dropped before it has found anything.
-struct LoadGuard(Arc<Shared<Found>>);
-
-impl Drop for LoadGuard {
-    fn drop(&mut self) {
-        if !self.0.is_set() {
-            self.0.set(Err(SessionError::runtime("the task that loads the session is gone").into()));
-        }
-    }
 }
 
 /// The result of a load, for all its waiters.
@@ -373,15 +365,15 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         load.get().await.clone()
     }
 
-    /// Loads a session in a task of its own.
+    /// Loads a session, whichever callers are dropped.
     fn start_load(self: &Arc<Self>, insertions: &mut Insertions<K>, key: &K, signs_out: bool) -> Arc<Shared<Found>> {
         insertions.last += 1;
         let number = insertions.last;
         let (found, signs_out) = (Arc::new(Shared::new()), Arc::new(AtomicBool::new(signs_out)));
         let load = Load { number, signs_out: Arc::clone(&signs_out), found: Arc::clone(&found) };
         insertions.loads.insert(key.clone(), load);
-        let (guard, load) = (LoadGuard(Arc::clone(&found)), Arc::clone(self).load(key.clone(), number, signs_out));
-        self.config.runtime.spawn(async move { guard.0.set(load.await) });
+        let load = Arc::clone(self).load(key.clone(), number, signs_out);
+        self.begun.run(&self.config.runtime, LoadTask::new(load, Arc::clone(&found)));
         found
     }
 
@@ -636,6 +628,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistryBuilder<K> {
         let inner = Arc::new(Inner {
             table: Table::new(self.max_sessions),
             insertions: Mutex::new(Insertions { loads: HashMap::new(), last: 0, cursor: Cursor::default() }),
+            begun: Arc::default(),
             max_sessions: self.max_sessions,
             store_factory: self.store_factory,
             config,

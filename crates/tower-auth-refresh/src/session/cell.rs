@@ -104,9 +104,9 @@ impl TokenCell {
     /// Makes a cell for the record that the store holds.
     pub(crate) fn new(stored: Option<Record>, store: Arc<dyn TokenStore>, config: Arc<Config>) -> Self {
         let Some(record) = stored else { return Self::of(State::signed_out(Epoch::random()), store, config) };
-        let due = config.schedule(record.tokens(), At::now());
-        let cell = Self::of(State::restored(config.clamped(record.clone()), due), store, config);
-        cell.note_end(&record);
+        let (due, end) = (config.schedule_now(record.tokens()), record.entry().expires_at());
+        let cell = Self::of(State::restored(config.clamped(record), due), store, config);
+        cell.note_end(end);
         cell
     }
 
@@ -288,7 +288,7 @@ impl TokenCell {
 
     /// Returns the times of an early refresh of these tokens, if the session refreshes early.
     pub(super) fn schedule(&self, tokens: &Tokens) -> Option<RefreshSchedule> {
-        self.config.schedule(tokens, At::now())
+        self.config.schedule_now(tokens)
     }
 
     /// Runs a task to its end, whichever callers are dropped.

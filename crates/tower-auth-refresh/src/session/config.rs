@@ -87,6 +87,11 @@ impl Config {
         self.runtime.spawn(task.inspect(|_| drop(count)))
     }
 
+    /// As [`schedule`](Self::schedule), from now on. Reads the clocks only if the session refreshes early.
+    pub(super) fn schedule_now(&self, tokens: &Tokens) -> Option<RefreshSchedule> {
+        self.refresh_early.and_then(|_| self.schedule(tokens, At::now()))
+    }
+
     /// Returns the times of an early refresh, if the session refreshes early and the expiry is known.
     pub(super) fn schedule(&self, tokens: &Tokens, at: At) -> Option<RefreshSchedule> {
         let (window, expires_at) = (self.refresh_early?, tokens.expires_at()?);

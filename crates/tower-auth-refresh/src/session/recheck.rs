@@ -129,7 +129,7 @@ impl TokenCell {
         let found = found.map_err(|error| LookError { kind: SessionErrorKind::Store, source: Arc::from(error) })?;
         let found = self.unless_ended(found);
         if let Some(record) = &found {
-            self.note_end(record);
+            self.note_end(record.entry().expires_at());
         }
         if found.as_ref().is_some_and(|record| before.is_to_be_refreshed_from(record)) {
             return Ok(());

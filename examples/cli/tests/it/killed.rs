@@ -1,8 +1,7 @@
 //! A process that is killed, or gets Ctrl-C, at each point of a refresh. The next one works, and the user stays signed
 //! in.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs::File;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -10,7 +9,9 @@ use tokio::process::Child;
 use tokio::time::timeout;
 use tower_auth_refresh_testkit::{Fault, Gate, Rotation, Route, TestServer};
 
-use crate::support::{Ended, Home, PATIENCE, arrived, home_with_expired_token, send, until, until_it_says};
+use crate::support::{
+    Ended, Home, PATIENCE, arrived, home_with_expired_token, locked, send, until, until_it_has_opened, until_it_says,
+};
 
 /// A point of a refresh at which the process waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +60,7 @@ impl Scene {
         let mut scene = Self { process: home.start(command), server, home, gate, lock };
         let counters = || scene.server.counters();
         match point {
-            Point::BeforeTheClaim => scene.until_it_has_opened(&lock_file).await,
+            Point::BeforeTheClaim => until_it_has_opened(&scene.process, &lock_file).await,
             Point::Sent => until("the request arrives", || counters().refreshes > refreshes).await,
             Point::Rotated | Point::Committed | Point::BeforeTheCommit => {
                 arrived(scene.gate.as_ref().unwrap()).await;
@@ -74,21 +75,13 @@ impl Scene {
             Point::BeforeTheCommit => {
                 scene.lock = Some(locked(&lock_file));
                 scene.gate = None;
-                scene.until_it_has_opened(&lock_file).await;
+                until_it_has_opened(&scene.process, &lock_file).await;
                 // The server has sent the new token, and can't know that it is lost.
                 scene.server.allow_reuse_once("ada");
             }
             _ => {}
         }
         scene
-    }
-
-    /// Waits until the process waits for a lock: it opens the file before.
-    async fn until_it_has_opened(&self, path: &Path) {
-        let files = PathBuf::from(format!("/proc/{}/fd", self.process.id().unwrap()));
-        let opened =
-            || fs::read_dir(&files).is_ok_and(|mut files| files.any(|file| links_to(&file.unwrap().path(), path)));
-        until("the process waits for the lock", opened).await;
     }
 
     /// Waits until the process has taken notice of Ctrl-C, and says that it goes on.
@@ -114,16 +107,6 @@ impl Scene {
         assert!(answer.expect_success().contains("ada"), "{answer:?}");
         assert_eq!(self.server.violations(), []);
     }
-}
-
-fn locked(path: &Path) -> File {
-    let file = File::open(path).unwrap();
-    file.lock().unwrap();
-    file
-}
-
-fn links_to(link: &Path, path: &Path) -> bool {
-    fs::read_link(link).is_ok_and(|target| target == path)
 }
 
 /// The server lets a used refresh token be presented again for a while, as those do that rotate: the app can't know what

@@ -6,6 +6,8 @@ mod commands;
 mod demonstration;
 mod keychain;
 mod killed;
+mod killed_login;
+mod killed_logout;
 mod sign_in;
 mod support;
 mod terminal;

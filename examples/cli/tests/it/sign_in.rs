@@ -8,22 +8,24 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustix::process::Signal;
 use serde_json::json;
-use tokio::process::Child;
+use tokio::process::{Child, Command};
 use tower_auth_refresh_reqwest::reqwest::{self, Url};
 use tower_auth_refresh_testkit::{Fault, Route, TestServer};
 
 use crate::support::{Ended, Home, send, until, until_it_says};
 
 /// A login that has shown the address for the browser.
-struct BrowserLogin {
-    process: Child,
-    url: Url,
+pub(crate) struct BrowserLogin {
+    pub(crate) process: Child,
+    pub(crate) url: Url,
 }
 
 impl BrowserLogin {
-    async fn start(home: &Home, server: &TestServer, arguments: &[&str]) -> Self {
-        let mut login = login(home, server, arguments);
-        let mut process = login.env("BROWSER", "true").spawn().unwrap();
+    pub(crate) async fn start(home: &Home, server: &TestServer, arguments: &[&str]) -> Self {
+        Self::of(login(home, server, arguments).env("BROWSER", "true").spawn().unwrap()).await
+    }
+
+    pub(crate) async fn of(mut process: Child) -> Self {
         let said = until_it_says(&mut process, "/oauth/authorize?").await;
         let url = said.lines().find_map(|line| line.strip_prefix("  http")).unwrap();
         Self { process, url: Url::parse(&format!("http{url}")).unwrap() }
@@ -38,24 +40,35 @@ impl BrowserLogin {
     }
 }
 
-fn login(home: &Home, server: &TestServer, arguments: &[&str]) -> tokio::process::Command {
-    let origin = server.origin();
-    let mut command = home.app(&["login", "--issuer", &origin, "--client-id", "app", "--scope", "notes"]);
-    command.args(["--api", &origin, "--store", "file"]).args(arguments);
+fn login(home: &Home, server: &TestServer, arguments: &[&str]) -> Command {
+    let mut command = login_with_scope("notes", home, server);
+    command.args(arguments);
     command
 }
 
-async fn page(url: Url) -> String {
+pub(crate) fn login_with_scope(scope: &str, home: &Home, server: &TestServer) -> Command {
+    let origin = server.origin();
+    let mut command = home.app(&["login", "--issuer", &origin, "--client-id", "app", "--scope", scope]);
+    command.args(["--api", &origin, "--store", "file"]);
+    command
+}
+
+pub(crate) async fn page(url: Url) -> String {
     reqwest::get(url).await.unwrap().text().await.unwrap()
 }
 
 /// Starts a login by device, and returns the code that is shown.
 async fn device_login(home: &Home, server: &TestServer) -> (Child, String) {
     let mut process = login(home, server, &["--device"]).spawn().unwrap();
-    let said = until_it_says(&mut process, "and enter the code").await;
-    let code = said.lines().find_map(|line| line.strip_prefix("and enter the code")).unwrap().trim().to_owned();
-    assert!(said.contains(&server.url("/oauth/verify")), "{said}");
+    let code = code_of(&mut process, server).await;
     (process, code)
+}
+
+/// Returns the code that a login by device shows.
+pub(crate) async fn code_of(process: &mut Child, server: &TestServer) -> String {
+    let said = until_it_says(process, "and enter the code").await;
+    assert!(said.contains(&server.url("/oauth/verify")), "{said}");
+    said.lines().find_map(|line| line.strip_prefix("and enter the code")).unwrap().trim().to_owned()
 }
 
 #[tokio::test]

@@ -1,5 +1,9 @@
 //! A user's home on a machine, in which the app runs as a process.
 
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -157,6 +161,41 @@ pub(crate) async fn until(what: &str, is_so: impl Fn() -> bool) {
         }
     };
     timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+/// Waits until the process has opened a file: it then waits for the lock of the file, or for room in it.
+pub(crate) async fn until_it_has_opened(process: &Child, path: &Path) {
+    let files = PathBuf::from(format!("/proc/{}/fd", process.id().unwrap()));
+    let is_path = |link: PathBuf| fs::read_link(link).is_ok_and(|target| target == path);
+    let is_open = || fs::read_dir(&files).is_ok_and(|mut files| files.any(|file| is_path(file.unwrap().path())));
+    until("the process opens the file", is_open).await;
+}
+
+/// Takes the lock of a file, for as long as the returned handle lives.
+pub(crate) fn locked(path: &Path) -> File {
+    let file = File::open(path).unwrap();
+    file.lock().unwrap();
+    file
+}
+
+/// A standard output in which there is room for no byte more, and its reader.
+pub(crate) fn full_stdout() -> (Stdio, UnixStream) {
+    let (mut stdout, reader) = UnixStream::pair().unwrap();
+    stdout.set_nonblocking(true).unwrap();
+    fill(&mut stdout);
+    stdout.set_nonblocking(false).unwrap();
+    (OwnedFd::from(stdout).into(), reader)
+}
+
+/// Writes to a file, which doesn't block, until it is full.
+pub(crate) fn fill(file: &mut impl Write) {
+    loop {
+        match file.write(&[b'\n'; 1]) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
 /// Reads what the process says on stderr, up to this text and the end of its line.

@@ -35,10 +35,10 @@ pub struct Settings {
     pub tls: Option<Identity>,
     /// The proxies in front that name the address of their client. Default: none.
     pub trusted_proxies: TrustedProxies,
-    /// The address of the admin listener, which serves the metrics. Default: `None`, they are not served.
-    pub admin_listen: Option<SocketAddr>,
     /// Each connection begins with the header of the PROXY protocol, from a trusted proxy. Default: `false`.
     pub proxy_protocol: bool,
+    /// The address of the admin listener, which serves the metrics. Default: `None`, they are not served.
+    pub admin_listen: Option<SocketAddr>,
     /// The origin under which browsers reach the gateway.
     pub public: PublicOrigin,
     /// The API.
@@ -202,8 +202,8 @@ impl Args {
             listen: self.listen,
             tls,
             trusted_proxies,
-            admin_listen: self.admin_listen,
             proxy_protocol: self.proxy_protocol,
+            admin_listen: self.admin_listen,
             public,
             upstream: Upstream::read(&upstream, self.allow_plain_http)?,
             upstream_tls,

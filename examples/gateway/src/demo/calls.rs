@@ -31,6 +31,7 @@ pub(super) async fn calls(
     headers: HeaderMap,
     Json(Burst { number, size }): Json<Burst>,
 ) -> Result<Json<Vec<u16>>, Kind> {
+    let client = &client;
     let call = |note: u32| {
         let uri = Uri::try_from(format!("/api/notes/{note}?burst={number}")).map_err(|_| Kind::MalformedRequest)?;
         let mut request = Request::new(Body::empty());
@@ -38,9 +39,9 @@ pub(super) async fn calls(
         for cookie in headers.get_all(COOKIE) {
             request.headers_mut().append(COOKIE, cookie.clone());
         }
-        let (app, mut observed) = (app.clone(), Observation::start(&app, &request, &client, false));
+        let (app, mut observed) = (app.clone(), Observation::start(&app, &request, client, false));
         Ok(async move {
-            let mut response = proxy(&app, request, observed.observation()).await;
+            let mut response = proxy(&app, request, client, observed.observation()).await;
             observed.observation().respond(&mut response);
             observed.complete();
             response.status().as_u16()

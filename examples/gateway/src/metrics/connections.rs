@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::{Exposition, increment, load};
 
 /// The reasons for which connections are closed.
-const REASONS: [&str; 7] = ["done", "idle", "slow_head", "evicted", "flood", "shutdown", "address_limit"];
+const REASONS: [&str; 8] =
+    ["done", "idle", "slow_head", "evicted", "flood", "shutdown", "address_limit", "proxy_protocol"];
 
 /// The reason for which a connection is closed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub(crate) enum CloseReason {
     Shutdown,
     /// It was not admitted, since its address has too many.
     AddressLimit,
+    /// The header of the PROXY protocol was malformed or late, or the peer is no trusted proxy.
+    ProxyProtocol,
 }
 
 #[derive(Debug, Default)]
@@ -40,10 +43,10 @@ impl Connections {
         increment(&self.open);
     }
 
-    /// Counts a connection that is closed at once, since its address has too many.
-    pub(crate) fn refuse(&self) {
+    /// Counts a connection that is closed at once.
+    pub(crate) fn refuse(&self, reason: CloseReason) {
         self.open();
-        self.close(CloseReason::AddressLimit);
+        self.close(reason);
     }
 
     pub(crate) fn close(&self, reason: CloseReason) {

@@ -21,7 +21,7 @@ use crate::observation::LOGIN_OUTCOMES;
 use crate::problem::Kind;
 
 /// Limits that requests exceed, named after their settings.
-const LIMITS: [&str; 7] = [
+const LIMITS: [&str; 8] = [
     "requests_in_flight",
     "requests_in_flight_per_session",
     "logins_in_flight",
@@ -29,6 +29,7 @@ const LIMITS: [&str; 7] = [
     "body_limit",
     "client_timeout",
     "upstream_timeout",
+    "requests_in_flight_per_address",
 ];
 
 const OUTCOMES: [&str; 9] = [
@@ -137,6 +138,7 @@ impl Metrics {
             Kind::BodyTooLarge => 4,
             Kind::RequestTooSlow => 5,
             Kind::UpstreamTooSlow => 6,
+            Kind::TooManyRequestsOfAddress => 7,
             _ => return,
         };
         increment(&self.limits[limit]);

@@ -15,7 +15,6 @@ use tower::BoxError;
 
 use super::headers::{trailers_to_client, trailers_to_upstream};
 use crate::app::App;
-use crate::config::StripHeaders;
 use crate::limits::RequestPermit;
 use crate::problem::Kind;
 
@@ -25,7 +24,7 @@ pub(crate) struct UploadBody {
     remaining: u64,
     stall: StallTimer,
     failure: UploadFailure,
-    strip: Arc<StripHeaders>,
+    app: App,
 }
 
 /// The failure of an [`UploadBody`], shared with the code that maps the upstream's error to a response.
@@ -52,7 +51,7 @@ impl UploadFailure {
 impl UploadBody {
     pub(crate) fn new(body: ClientBody, app: &App) -> (Self, UploadFailure) {
         let (failure, stall) = (UploadFailure::default(), StallTimer::new(app.client_timeout));
-        let body = Self { body, remaining: app.body_limit, stall, failure: failure.clone(), strip: app.strip.clone() };
+        let body = Self { body, remaining: app.body_limit, stall, failure: failure.clone(), app: app.clone() };
         (body, failure)
     }
 
@@ -84,7 +83,7 @@ impl Body for UploadBody {
             }
         }
         if let Some(trailers) = frame.trailers_mut() {
-            trailers_to_upstream(trailers, &self.strip);
+            trailers_to_upstream(trailers, &self.app.strip);
         }
         Poll::Ready(Some(Ok(frame)))
     }

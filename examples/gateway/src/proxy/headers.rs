@@ -183,8 +183,8 @@ impl CommonHeaders {
 }
 
 /// Rewrites the headers of a client's request for the upstream.
-pub(super) fn to_upstream(head: &mut Parts, common: &CommonHeaders, strip: &StripHeaders) {
-    let Parts { headers, uri, version, extensions, .. } = head;
+pub(super) fn to_upstream(head: &mut Parts, client: &ClientAddress, common: &CommonHeaders, strip: &StripHeaders) {
+    let Parts { headers, uri, version, .. } = head;
     let host = common.forwarded_host.clone().or_else(|| match headers.get(HOST) {
         Some(host) => Some(host.clone()),
         // HTTP/2 sends the host in a pseudo-header.
@@ -203,9 +203,7 @@ pub(super) fn to_upstream(head: &mut Parts, common: &CommonHeaders, strip: &Stri
     if let Some(host) = &common.host {
         headers.insert(HOST, host.clone());
     }
-    if let Some(client) = extensions.get::<ClientAddress>() {
-        headers.insert(X_FORWARDED_FOR, client.forwarded_for().clone());
-    }
+    headers.insert(X_FORWARDED_FOR, client.forwarded_for().clone());
     if let Some(host) = host {
         headers.insert(HeaderName::from_static("x-forwarded-host"), host);
     }
@@ -420,8 +418,8 @@ mod tests {
         let common = CommonHeaders::new(&Origin::parse(upstream).unwrap(), &public);
         let (mut head, ()) = http::Request::get("/api/x").version(Version::HTTP_2).body(()).unwrap().into_parts();
         head.headers = sent;
-        head.extensions.insert(ClientAddress::new("192.0.2.7".parse().unwrap()));
-        to_upstream(&mut head, &common, &StripHeaders::default());
+        let client = ClientAddress::new("192.0.2.7".parse().unwrap());
+        to_upstream(&mut head, &client, &common, &StripHeaders::default());
         let headers = head.headers;
         assert_eq!(
             names(&headers),

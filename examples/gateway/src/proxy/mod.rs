@@ -1,9 +1,11 @@
 //! `/api/…`: proxies calls to the upstream with the user's access token, streamed both ways.
 
 mod body;
+mod early_answer;
 mod headers;
 mod outcome;
 mod path;
+mod send_again;
 mod slow_client;
 mod stall_timeout;
 mod upstream;
@@ -35,9 +37,9 @@ use crate::observation::Observation;
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
 
 /// Proxies a request for the API.
-pub(crate) async fn proxy(app: &App, request: Request, observation: &Observation) -> Response {
+pub(crate) async fn proxy(app: &App, request: Request, client: &ClientAddress, observation: &Observation) -> Response {
     match Call::admit(app, request, observation).await {
-        Ok(call) => call.send(app, observation).await,
+        Ok(call) => call.send(app, client, observation).await,
         Err(response) => response,
     }
 }
@@ -81,8 +83,9 @@ impl Call {
         let client = head.extensions.get::<ClientAddress>().map(ClientAddress::ip);
         let permit = app.requests.admit(id, client).map_err(|exceeded| {
             let kind = match exceeded {
-                Exceeded::OfAll => Kind::Overloaded,
-                Exceeded::OfSession | Exceeded::OfAddress => Kind::TooManyRequests,
+                Exceeded::All => Kind::Overloaded,
+                Exceeded::Session => Kind::TooManyRequests,
+                Exceeded::Address => Kind::TooManyRequestsOfAddress,
             };
             Problem::from(kind).retry_after(DEFAULT_RETRY_AFTER).into_response()
         })?;
@@ -93,22 +96,21 @@ impl Call {
     }
 
     /// Sends the request and returns the upstream's response or an error response.
-    async fn send(self, app: &App, observation: &Observation) -> Response {
+    async fn send(self, app: &App, client: &ClientAddress, observation: &Observation) -> Response {
         let Self { id, permit, session, mut head, body } = self;
         let Some(uri) = path::to_upstream(&app.upstream.uri, &head.uri) else {
             return Kind::MalformedRequest.into_response();
         };
-        headers::to_upstream(&mut head, &app.common_headers, &app.strip);
+        headers::to_upstream(&mut head, client, &app.common_headers, &app.strip);
         observation.trace().write(&mut head.headers);
         head.uri = uri;
         // The version and the extensions belong to the client's connection.
         let version = std::mem::replace(&mut head.version, Version::HTTP_11);
         head.extensions.clear();
-        head.extensions.insert(session.clone());
         let (body, upload_failure) = UploadBody::new(body, app);
 
         let sent = Instant::now();
-        let result = app.client.send(Request::from_parts(head, body)).await;
+        let result = app.client.send(session.clone(), Request::from_parts(head, body)).await;
         if let Some(outcome) = outcome::of_call(&result, &upload_failure) {
             observation.upstream(outcome, result.as_ref().ok().and_then(remote_address), sent.elapsed());
         }

@@ -20,6 +20,8 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower::{BoxError, Service};
 
+use super::early_answer::UploadConnection;
+use super::send_again::{Kept, SafeHead, was_closed_while_kept};
 use super::upstream::HttpsClient;
 
 /// Limits how long the upstream may stall. Wraps the HTTP client, so that each attempt has its own time-out.
@@ -51,7 +53,7 @@ where
 {
     type Response = Response<Incoming>;
     type Error = BoxError;
-    type Future = ResponseOrStall;
+    type Future = ResponseOrStall<B>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
@@ -59,27 +61,51 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let clock = StallClock::default();
-        let response = self.client.request(request.map(|body| TrackedBody { body, clock: clock.clone() }));
-        ResponseOrStall { response, clock, limit: self.limit, timer: None }
+        let again = SafeHead::of(&request).map(|head| (head, Arc::clone(&self.client)));
+        let mut request = request.map(|body| TrackedBody { body: Some(body), clock: clock.clone() });
+        let upload = UploadConnection::of(&mut request);
+        let response = self.client.request(request);
+        ResponseOrStall { response, again, upload, clock, limit: self.limit, timer: None }
     }
 }
 
 /// Waits for the response, and fails once the upstream has stalled.
-pub(super) struct ResponseOrStall {
+pub(super) struct ResponseOrStall<B> {
     response: ResponseFuture,
+    /// Present until a request that may be sent again has been.
+    again: Option<(SafeHead, Arc<HttpsClient<TrackedBody<B>>>)>,
+    upload: Option<UploadConnection>,
     clock: StallClock,
     limit: Duration,
     /// Set when the response is first found missing.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Future for ResponseOrStall {
+impl<B> Future for ResponseOrStall<B>
+where
+    B: Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static,
+{
     type Output = Result<Response<Incoming>, BoxError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { response, clock, limit, timer } = &mut *self;
-        if let Poll::Ready(response) = Pin::new(response).poll(cx) {
-            return Poll::Ready(response.map_err(Into::into));
+        let Self { response, again, upload, clock, limit, timer } = &mut *self;
+        while let Poll::Ready(answer) = Pin::new(&mut *response).poll(cx) {
+            match &answer {
+                Ok(answer) => {
+                    Kept::answered(answer);
+                    if let Some(upload) = upload {
+                        upload.answered(answer);
+                    }
+                }
+                Err(error) if was_closed_while_kept(error) => {
+                    if let Some((head, client)) = again.take() {
+                        *response = client.request(head.into_request(TrackedBody { body: None, clock: clock.clone() }));
+                        continue;
+                    }
+                }
+                Err(_) => {}
+            }
+            return Poll::Ready(answer.map_err(Into::into));
         }
         let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(clock.started + *limit)));
         while timer.as_mut().poll(cx).is_ready() {
@@ -130,10 +156,10 @@ impl StallClock {
 }
 
 pin_project! {
-    /// A request body that runs the clock: restarted with each frame, stopped while the client has none.
+    /// A request body, or none, that runs the clock: restarted with each frame, stopped while the client has none.
     pub(super) struct TrackedBody<B> {
         #[pin]
-        body: B,
+        body: Option<B>,
         clock: StallClock,
     }
 }
@@ -144,7 +170,8 @@ impl<B: Body> Body for TrackedBody<B> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let this = self.project();
-        let frame = this.body.poll_frame(cx);
+        let Some(body) = this.body.as_pin_mut() else { return Poll::Ready(None) };
+        let frame = body.poll_frame(cx);
         if frame.is_ready() {
             this.clock.restart();
         } else {
@@ -154,11 +181,11 @@ impl<B: Body> Body for TrackedBody<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 

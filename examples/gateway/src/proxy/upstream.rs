@@ -18,15 +18,16 @@ use rustls::ClientConfig;
 use tower::{BoxError, Layer, Service, ServiceExt};
 use tower_auth_refresh::layer::PerRequest;
 use tower_auth_refresh::replay::ReplayBody;
-use tower_auth_refresh::{AuthRefresh, AuthRefreshLayer, Session};
+use tower_auth_refresh::{AuthRefreshLayer, Session};
 
 use super::body::{DownloadBody, UploadBody};
+use super::early_answer::{Connector, answer_first};
 use super::stall_timeout::StallTimeout;
 use crate::config::{InvalidSetting, Settings};
 use crate::server::BUFFER;
 use crate::tls;
 
-/// A client that sends requests to the upstream. Each request has its user's session in its extensions.
+/// A client that sends requests to the upstream, each with its user's token.
 pub(crate) struct UpstreamClient {
     stack: Stack,
     timeout: Duration,
@@ -34,7 +35,8 @@ pub(crate) struct UpstreamClient {
 
 /// Without boxes, of which each would cost an allocation for each request.
 enum Stack {
-    Refreshing(AuthRefresh<RequireToken<StallTimeout<ReplayBody<UploadBody>>>, PerRequest>),
+    /// The layer is applied for each request: its session in the extensions would be three allocations.
+    Refreshing(AuthRefreshLayer<PerRequest>, RequireToken<StallTimeout<ReplayBody<UploadBody>>>),
     WithoutRefresh(StallTimeout<UploadBody>),
 }
 
@@ -53,7 +55,7 @@ impl UpstreamClient {
         let (client, timeout) = (to_upstream(settings)?, settings.upstream_timeout);
         let checked = RequireToken(StallTimeout::new(client, timeout));
         let layer = AuthRefreshLayer::per_request(settings.upstream.origin.clone());
-        Ok(Self { stack: Stack::Refreshing(layer.layer(checked)), timeout })
+        Ok(Self { stack: Stack::Refreshing(layer, checked), timeout })
     }
 
     /// Builds a client that attaches the access token without [`AuthRefreshLayer`], the baseline for the layer's cost.
@@ -66,11 +68,18 @@ impl UpstreamClient {
         Ok(Self { stack: Stack::WithoutRefresh(StallTimeout::new(client, timeout)), timeout })
     }
 
-    /// Sends a request.
-    pub(super) async fn send(&self, request: Request<UploadBody>) -> Result<Response<DownloadBody>, BoxError> {
+    /// Sends a request of a session.
+    pub(super) async fn send(
+        &self,
+        session: Session,
+        request: Request<UploadBody>,
+    ) -> Result<Response<DownloadBody>, BoxError> {
         let response = match &self.stack {
-            Stack::Refreshing(stack) => stack.clone().ready().await?.call(request).await?,
-            Stack::WithoutRefresh(stack) => stack.clone().ready().await?.call(with_token(request)).await?,
+            Stack::Refreshing(layer, checked) => {
+                let layer = layer.clone().session(Some(session));
+                layer.layer(checked.clone()).ready().await?.call(request).await?
+            }
+            Stack::WithoutRefresh(stack) => stack.clone().ready().await?.call(with_token(&session, request)).await?,
         };
         Ok(response.map(|body| DownloadBody::new(body, self.timeout)))
     }
@@ -83,9 +92,8 @@ where
     Ok(https(tls::client::config("--upstream", &settings.upstream_tls)?))
 }
 
-fn with_token(mut request: Request<UploadBody>) -> Request<UploadBody> {
-    let session = request.extensions_mut().remove::<Session>();
-    let tokens = session.map(|session| session.tokens()).unwrap_or_default();
+fn with_token(session: &Session, mut request: Request<UploadBody>) -> Request<UploadBody> {
+    let tokens = session.tokens();
     if let Some(token) = tokens.access_token() {
         let value = format!("Bearer {}", token.expose_secret());
         if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(value)) {
@@ -136,7 +144,7 @@ impl fmt::Display for NoToken {
 impl Error for NoToken {}
 
 /// The client that [`https`] builds.
-pub(crate) type HttpsClient<B> = Client<HttpsConnector<HttpConnector>, B>;
+pub(crate) type HttpsClient<B> = Client<HttpsConnector<Connector>, B>;
 
 /// Builds a pooled client for HTTP/1 and, if negotiated by TLS, HTTP/2.
 pub(crate) fn https<B>(tls: ClientConfig) -> HttpsClient<B>
@@ -147,8 +155,11 @@ where
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    let connector =
-        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(tcp);
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_all_versions()
+        .wrap_connector(answer_first(tcp));
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .timer(TokioTimer::new())

@@ -72,22 +72,32 @@ impl Router {
         &self.app.metrics
     }
 
+    /// Returns a router whose requests share nothing that they count with those of other connections.
+    pub(crate) fn for_connection(&self) -> Self {
+        Self { app: self.app.for_connection(), own: self.own.clone(), proxies: self.proxies }
+    }
+
     /// Begins to observe a request.
     pub(crate) fn observe<B>(&self, request: &http::Request<B>, client: &ClientAddress, is_proxied: bool) -> Observed {
         Observation::start(&self.app, request, client, is_proxied)
     }
 
     /// Answers a request, also if that panics.
-    pub(crate) async fn answer(&self, mut request: Request, observation: &Arc<Observation>) -> Response {
+    pub(crate) async fn answer(
+        &self,
+        mut request: Request,
+        client: ClientAddress,
+        observation: &Arc<Observation>,
+    ) -> Response {
         mark_credentials(request.headers_mut());
         // Boxed, since each function on the way to hyper would copy the future, of several kilobytes.
-        let answer = AssertUnwindSafe(Box::pin(self.route(request, observation))).catch_unwind().await;
+        let answer = AssertUnwindSafe(Box::pin(self.route(request, client, observation))).catch_unwind().await;
         let mut response = answer.unwrap_or_else(|_| Kind::Internal.into_response());
         observation.respond(&mut response);
         response
     }
 
-    async fn route(&self, mut request: Request, observation: &Arc<Observation>) -> Response {
+    async fn route(&self, mut request: Request, client: ClientAddress, observation: &Arc<Observation>) -> Response {
         if is_ambiguous(&request) {
             return Kind::MalformedRequest.into_response();
         }
@@ -96,8 +106,9 @@ impl Router {
         }
         let path = request.uri().path();
         if self.proxies && path.strip_prefix("/api").is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
-            return proxy(&self.app, request, observation).await;
+            return proxy(&self.app, request, &client, observation).await;
         }
+        request.extensions_mut().insert(client);
         request.extensions_mut().insert(observation.clone());
         self.own.clone().oneshot(request).await.into_response()
     }

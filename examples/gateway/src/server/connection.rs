@@ -66,7 +66,9 @@ pub(super) async fn serve(
             if limits.proxy_protocol {
                 let passed_on = passed_on(&mut stream, &peer, &mut slot);
                 // In a box, so that other connections take no memory for it.
-                let Some(client) = Box::pin(opening(passed_on, time, &mut stopping)).await else { return };
+                let Some(client) = Box::pin(opening(passed_on, time, &mut stopping)).await else {
+                    return activity.closes_for(CloseReason::ProxyProtocol);
+                };
                 peer = client;
             }
             let Some(tls) = tls else {
@@ -100,7 +102,7 @@ async fn serve_protocol(
 ) {
     let (socket, given_back) = Socket::new(stream, protocol, activity.clone());
     let service = {
-        let activity = activity.clone();
+        let (activity, router) = (activity.clone(), Arc::new(router.for_connection()));
         service_fn(move |request: Request<Incoming>| {
             let client = peer.client(request.headers());
             let observed = router.observe(&request, &client, peer.is_trusted());
@@ -259,6 +261,7 @@ async fn passed_on(stream: &mut TcpStream, proxy: &Peer, slot: &mut Slot) -> io:
         return Ok(proxy.clone());
     };
     if !peer.is_trusted() && !slot.count_for(peer.ip()).await {
+        slot.activity.closes_for(CloseReason::AddressLimit);
         return Err(io::ErrorKind::QuotaExceeded.into());
     }
     Ok(peer)

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use axum::body::Body as AxumBody;
 use axum::response::Response;
 use bytes::Bytes;
-use http::header::{CONNECTION, EXPECT};
+use http::header::{CONNECTION, EXPECT, TRANSFER_ENCODING};
 use http::{HeaderValue, Request, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -30,16 +30,15 @@ const DRAIN_ROUNDS: usize = 8;
 /// Over HTTP/1, the response to a request whose body has not arrived closes the connection, so that the client knows
 /// that it needn't send the rest. What has arrived already is read, and keeps the connection.
 pub(super) async fn answer(
-    router: Router,
+    router: Arc<Router>,
     client: ClientAddress,
     mut observed: Observed,
     activity: Arc<Activity>,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
 ) -> Result<http::Response<ResponseBody>, Infallible> {
     let answering = activity.request_started();
-    request.extensions_mut().insert(client);
     let version = request.version();
-    let mut response = answer_upload(router, &activity, observed.observation(), request).await?;
+    let mut response = answer_upload(&router, client, &activity, observed.observation(), request).await?;
     if activity.is_closing() && version != Version::HTTP_2 {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -54,21 +53,25 @@ pub(super) async fn answer(
 
 /// Answers a request whose body may not have arrived.
 async fn answer_upload(
-    router: Router,
+    router: &Router,
+    client: ClientAddress,
     activity: &Arc<Activity>,
     observation: &Arc<Observation>,
     request: Request<Incoming>,
 ) -> Result<Response, Infallible> {
     if request.body().is_end_stream() {
         // Unlike that of hyper, an empty body of axum's is no allocation.
-        return Ok(router.answer(request.map(|_| AxumBody::empty()), observation).await);
+        return Ok(router.answer(request.map(|_| AxumBody::empty()), client, observation).await);
     }
     let version = request.version();
     // Reading such an upload would ask the client to send it.
     let awaits_continue = request.headers().contains_key(EXPECT);
+    // The request may also have had a length, which hyper drops, and a proxy in front may have gone by that: then the rest
+    // of the connection is a part of this upload to the proxy, and must not be read as requests (RFC 9112 §6.1).
+    let may_smuggle = request.headers().contains_key(TRANSFER_ENCODING);
     let rest = Arc::new(Rest { activity: activity.clone(), observation: observation.clone(), state: Mutex::default() });
     let request = request.map(|body| AxumBody::new(Upload { body: Some(body), rest: rest.clone() }));
-    let mut response = router.answer(request, observation).await;
+    let mut response = router.answer(request, client, observation).await;
     if version == Version::HTTP_2 {
         // Each stream ends by itself.
         return Ok(response);
@@ -76,7 +79,7 @@ async fn answer_upload(
     if !awaits_continue {
         rest.drain().await;
     }
-    if !rest.settle() {
+    if !rest.settle() || may_smuggle {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)

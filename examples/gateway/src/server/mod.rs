@@ -25,6 +25,7 @@ use self::table::{Slot, Table};
 use crate::client_address::Peer;
 use crate::config::{Settings, TrustedProxies};
 use crate::descriptors;
+use crate::metrics::CloseReason;
 use crate::phase::Phase;
 use crate::routes::Router;
 use crate::tls::ServerTls;
@@ -112,11 +113,11 @@ pub(crate) async fn serve(
 ) -> Instant {
     let (stop, stopping) = watch::channel(false);
     let table = Arc::new(Table::new(limits.connections, limits.connections_per_address));
-    let spawn = |accepted: Option<Accepted>| match accepted {
-        Some((stream, peer, slot)) => {
+    let spawn = |accepted: Result<Accepted, CloseReason>| match accepted {
+        Ok((stream, peer, slot)) => {
             tokio::spawn(connection::serve(stream, peer, slot, tls.clone(), router.clone(), limits, stopping.clone()));
         }
-        None => router.metrics().connections.refuse(),
+        Err(reason) => router.metrics().connections.refuse(reason),
     };
     // Failures are logged once, not twenty times a second.
     let mut logged = false;
@@ -166,8 +167,7 @@ pub(crate) async fn serve(
 /// A connection with its place in the table.
 type Accepted = (TcpStream, Peer, Slot);
 
-/// Accepts a connection and waits until there is room for it. Returns `None` if it is over the limit of its address,
-/// or may not be one of the PROXY protocol.
+/// Accepts a connection and waits until there is room for it. Returns the reason if it is not admitted.
 ///
 /// The connections of a trusted proxy are those of many clients, and not limited by the address of the proxy.
 async fn accept(
@@ -175,13 +175,14 @@ async fn accept(
     table: &Arc<Table>,
     limits: Limits,
     proxies: &Arc<TrustedProxies>,
-) -> io::Result<Option<Accepted>> {
+) -> io::Result<Result<Accepted, CloseReason>> {
     let (stream, address) = listener.accept().await?;
     let peer = Peer::new(address.ip(), proxies);
     if limits.proxy_protocol && !peer.is_trusted() {
         tracing::debug!(peer = %peer.ip(), "connection closed: the PROXY protocol is only for trusted proxies");
-        return Ok(None);
+        return Ok(Err(CloseReason::ProxyProtocol));
     }
     let limited = (!peer.is_trusted()).then(|| peer.ip());
-    Ok(table.admit(limited).await.map(|slot| (stream, peer, slot)))
+    let slot = table.admit(limited).await.ok_or(CloseReason::AddressLimit);
+    Ok(slot.map(|slot| (stream, peer, slot)))
 }

@@ -4,15 +4,25 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../support/haproxy.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
+mod haproxy;
+#[path = "../support/http1.rs"]
+mod http1;
 #[path = "../support/http2.rs"]
 #[expect(dead_code, reason = "shared by several test suites")]
 mod http2;
+#[path = "../support/nginx.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
+mod nginx;
 #[path = "../support/test_gateway.rs"]
 #[expect(dead_code, reason = "shared by several test suites")]
 mod test_gateway;
 
 mod cross_site;
 mod malformed_http2;
+mod proxies_behind;
+mod proxies_in_front;
 mod smuggling;
 mod upstreams;
 mod users;

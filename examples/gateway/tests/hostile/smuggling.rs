@@ -3,6 +3,7 @@
 //! The upstream records what it receives with a strict parser. Nothing that was sent as a body, or behind a refused
 //! request, may arrive there as a request.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -129,14 +130,14 @@ impl Stream<'_> {
     }
 }
 
-struct Attack {
-    gateway: TestGateway,
+pub(crate) struct Attack {
+    pub(crate) gateway: TestGateway,
     recorder: Recorder,
-    cookie: String,
+    pub(crate) cookie: String,
 }
 
 impl Attack {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let recorder = Recorder::default();
         let kit = TestServer::start().await.unwrap();
         let upstream = recorder.serve().await;
@@ -149,9 +150,13 @@ impl Attack {
         Self { gateway, recorder, cookie }
     }
 
+    async fn send(&self, bytes: &[u8]) {
+        Self::send_to(self.gateway.address, bytes).await;
+    }
+
     /// Sends bytes, and returns all that comes back.
-    async fn send(&self, bytes: &[u8]) -> String {
-        let mut stream = TcpStream::connect(self.gateway.address).await.unwrap();
+    pub(crate) async fn send_to(address: SocketAddr, bytes: &[u8]) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
         let mut response = Vec::new();
         let exchange = async {
             let _ = stream.write_all(bytes).await;
@@ -163,7 +168,7 @@ impl Attack {
 
     /// Checks what the upstream has received since the last time: requests of this user, and none of those that were
     /// smuggled.
-    fn check(&self, sent: &[u8]) -> usize {
+    pub(crate) fn check(&self, sent: &[u8]) -> usize {
         let received = std::mem::take(&mut *self.recorder.received.lock().unwrap());
         assert_eq!(*self.recorder.invalid.lock().unwrap(), Vec::<String>::new(), "{}", sent.escape_ascii());
         for request in &received {
@@ -180,10 +185,8 @@ impl Attack {
     }
 }
 
-/// Every pair of framings, in the spellings that some server accepts.
-#[tokio::test]
-async fn no_framing_smuggles_a_request() {
-    let attack = Attack::start().await;
+/// Returns requests with every pair of framings, in the spellings that some server accepts.
+pub(crate) fn framings(cookie: &str) -> Vec<Vec<u8>> {
     let lengths = [
         "",
         "content-length: 0",
@@ -231,31 +234,37 @@ async fn no_framing_smuggles_a_request() {
         format!("0\n\n{smuggled}"),
         format!("00000000000000000000000000000000000000000\r\n\r\n{smuggled}"),
     ];
-    let (mut sent, mut passed) = (0, 0);
+    let mut requests = Vec::new();
     for length in lengths {
-        let mut requests = Vec::new();
         for coding in codings {
             let fields = [length, coding].into_iter().filter(|field| !field.is_empty());
             let fields = fields.flat_map(|field| [field, "\r\n"]).collect::<String>();
             for (body, version) in bodies.iter().zip(["1.1", "1.0"].into_iter().cycle()) {
-                requests.push(format!(
-                    "POST /api/x HTTP/{version}\r\nhost: a\r\ncookie: {}\r\nx-requested-with: x\r\n{fields}\r\n{body}",
-                    attack.cookie
-                ));
+                let head =
+                    format!("POST /api/x HTTP/{version}\r\nhost: a\r\ncookie: {cookie}\r\nx-requested-with: x\r\n");
+                // The smuggled request has no session: as a request of its own, it is refused by the gateway.
+                requests.push(format!("{head}{fields}\r\n{body}").into_bytes());
             }
         }
-        // The smuggled request has no session: as a request of its own, it is refused by the gateway.
-        join_all(requests.iter().map(|request| attack.send(request.as_bytes()))).await;
-        sent += requests.len();
-        passed += attack.check(length.as_bytes());
     }
-    println!("framing: {sent} requests, {passed} at the upstream");
-    assert!(sent > 1500 && passed > 0);
+    requests
 }
 
 #[tokio::test]
-async fn no_target_leads_elsewhere() {
+async fn no_framing_smuggles_a_request() {
     let attack = Attack::start().await;
+    let requests = framings(&attack.cookie);
+    let mut passed = 0;
+    for requests in requests.chunks(108) {
+        join_all(requests.iter().map(|request| attack.send(request))).await;
+        passed += attack.check(&requests[0]);
+    }
+    println!("framing: {} requests, {passed} at the upstream", requests.len());
+    assert!(requests.len() > 1500 && passed > 0);
+}
+
+/// Returns requests for targets that some server resolves to another path, by each method.
+pub(crate) fn targets(cookie: &str) -> Vec<Vec<u8>> {
     let mut targets: Vec<Vec<u8>> = [
         "/api/x",
         "/api",
@@ -301,24 +310,24 @@ async fn no_target_leads_elsewhere() {
     targets.extend((0..=255).map(|byte| [b"/api/a", &[byte][..], b"b"].concat()));
     targets.extend((0..=255).map(|byte| format!("/api/a%{byte:02x}/..%{byte:02x}/b").into_bytes()));
     targets.push([&b"/api/"[..], &vec![b'a'; 70_000]].concat());
+    let rest = format!(" HTTP/1.1\r\nhost: a\r\ncookie: {cookie}\r\nx-requested-with: x\r\nconnection: close\r\n\r\n");
+    let methods = ["GET", "POST", "OPTIONS", "CONNECT", "TRACE", "get", "G@T", "PRI"];
+    let requests = methods
+        .iter()
+        .flat_map(|method| targets.iter().map(|target| [method.as_bytes(), b" ", target, rest.as_bytes()].concat()));
+    requests.collect()
+}
+
+#[tokio::test]
+async fn no_target_leads_elsewhere() {
+    let attack = Attack::start().await;
+    let requests = targets(&attack.cookie);
     let mut passed = 0;
-    for method in ["GET", "POST", "OPTIONS", "CONNECT", "TRACE", "get", "G@T", "PRI"] {
-        for targets in targets.chunks(128) {
-            let requests: Vec<_> = targets
-                .iter()
-                .map(|target| {
-                    let rest = format!(
-                        " HTTP/1.1\r\nhost: a\r\ncookie: {}\r\nx-requested-with: x\r\nconnection: close\r\n\r\n",
-                        attack.cookie
-                    );
-                    [method.as_bytes(), b" ", target, rest.as_bytes()].concat()
-                })
-                .collect();
-            join_all(requests.iter().map(|request| attack.send(request))).await;
-            passed += attack.check(&requests[0]);
-        }
+    for requests in requests.chunks(128) {
+        join_all(requests.iter().map(|request| attack.send(request))).await;
+        passed += attack.check(&requests[0]);
     }
-    println!("targets: {} requests, {passed} at the upstream", targets.len() * 8);
+    println!("targets: {} requests, {passed} at the upstream", requests.len());
     assert!(passed > 100);
 }
 
@@ -342,7 +351,7 @@ async fn no_byte_in_a_header_begins_another() {
 }
 
 /// Returns requests with a byte at each place of a header.
-fn with_byte(cookie: &str, byte: u8) -> [Vec<u8>; 6] {
+pub(crate) fn with_byte(cookie: &str, byte: u8) -> [Vec<u8>; 6] {
     let places: [(&[u8], &[u8]); 6] = [
         (b"", b"x-a: b\r\n"),
         (b"x-", b"a: b\r\n"),
@@ -355,4 +364,25 @@ fn with_byte(cookie: &str, byte: u8) -> [Vec<u8>; 6] {
         let head = format!("GET /api/x HTTP/1.1\r\nhost: a\r\ncookie: {cookie}\r\nconnection: close\r\n");
         [head.as_bytes(), before, &[byte], after, b"\r\n"].concat()
     })
+}
+
+/// A proxy in front may take the other of both (RFC 9112 §6.1): what follows may be a part of the body to it.
+#[tokio::test]
+async fn a_request_with_a_length_and_a_coding_is_the_last_of_its_connection() {
+    let attack = Attack::start().await;
+    let (length, coding) = ("content-length: 30\r\n", "transfer-encoding: chunked\r\n");
+    for fields in [[length, coding], [coding, length], [coding, ""]] {
+        for path in ["/api/x", "/healthz", "/nowhere"] {
+            let request = format!(
+                "POST {path} HTTP/1.1\r\nhost: a\r\ncookie: {}\r\nx-requested-with: x\r\n{}\r\n0\r\n\r\n\
+                 GET /api/smuggled HTTP/1.1\r\nhost: a\r\ncookie: {}\r\n\r\n",
+                attack.cookie,
+                fields.concat(),
+                attack.cookie
+            );
+            let answers = Attack::send_to(attack.gateway.address, request.as_bytes()).await;
+            assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{fields:?} {path}: {answers}");
+            attack.check(request.as_bytes());
+        }
+    }
 }

@@ -23,6 +23,7 @@ mod credentials;
 mod failures;
 mod fields;
 mod identity_headers;
+mod kept_connections;
 mod limits;
 mod oauth;
 mod proxy_protocol;

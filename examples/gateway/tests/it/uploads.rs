@@ -242,3 +242,41 @@ async fn read_response(stream: &mut TcpStream) -> String {
     stream.read_exact(&mut body).await.unwrap();
     head + str::from_utf8(&body).unwrap()
 }
+
+/// Servers without the patience of nginx close at once, which resets the connection while the upload is being sent.
+#[tokio::test]
+async fn an_answer_of_an_upstream_that_then_resets_the_connection_is_passed_on() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let answer = b"HTTP/1.1 403 Forbidden\r\nconnection: close\r\ncontent-length: 2\r\n\r\nno";
+            stream.write_all(answer).await.unwrap();
+        }
+    });
+    let gateway = TestGateway::in_front_of(TestServer::start().await.unwrap(), &upstream, |_| {}).await;
+    let browser = gateway.browser("ada").await;
+    for _ in 0..10 {
+        let response = browser.post("/api/x", vec![b'x'; UPLOAD]).await;
+        assert_eq!((response.status.as_u16(), &response.body[..]), (403, &b"no"[..]));
+    }
+}
+
+/// The kit answers an upload with an expired token by its head, and then drops the connection.
+#[tokio::test]
+async fn an_early_401_to_an_upload_causes_a_refresh_and_a_replay() {
+    let gateway = TestGateway::start().await;
+    let browser = gateway.browser("ada").await;
+    for length in [10_000, 30_000, 60_000] {
+        for _ in 0..20 {
+            gateway.kit.expire_access_tokens();
+            let response = browser.post("/api/upload", vec![b'x'; length]).await;
+            assert_eq!(response.status, 200, "{response:?}");
+            assert_eq!(response.json()["body_length"], length);
+        }
+    }
+}

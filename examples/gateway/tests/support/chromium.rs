@@ -42,7 +42,7 @@ impl Chromium {
     }
 
     fn start(program: &str) -> Self {
-        let profile = env::temp_dir().join(format!("gateway-chromium-{}", std::process::id()));
+        let profile = env::temp_dir().join(format!("gateway-chromium-{}-{}", std::process::id(), fastrand::u64(..)));
         // The shell duplicates its stdin and stdout to descriptors 3 and 4.
         let script = "exec \"$0\" \"$@\" 3<&0 4>&1 0</dev/null 1>/dev/null 2>/dev/null";
         let mut command = Command::new("sh");
@@ -65,6 +65,11 @@ impl Chromium {
             self.call(Some(&session), domain, &json!({}));
         }
         self.call(Some(&session), "Page.navigate", &json!({ "url": url }));
+        Page { browser: self, session }
+    }
+
+    /// Returns a tab that is open.
+    pub(crate) fn tab(&mut self, session: String) -> Page<'_> {
         Page { browser: self, session }
     }
 
@@ -107,6 +112,11 @@ impl Drop for Chromium {
 }
 
 impl Page<'_> {
+    /// Leaves the tab open, for [`Chromium::tab`].
+    pub(crate) fn leave(self) -> String {
+        self.session
+    }
+
     /// Reloads the page and waits for the new document.
     pub(crate) fn reload(&mut self) {
         self.run("window.isOld = true");

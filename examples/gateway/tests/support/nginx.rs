@@ -1,4 +1,4 @@
-//! A real nginx in front of a gateway.
+//! A real nginx, in front of a gateway or behind it.
 
 use std::env;
 use std::fs;
@@ -19,8 +19,13 @@ impl Nginx {
     /// Starts nginx with its default settings in front of a server, or returns `None` if it is not installed. On CI a
     /// missing nginx is a failure.
     pub(crate) fn in_front_of(server: SocketAddr) -> Option<Self> {
-        let client = "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;";
-        Self::start("", &format!("proxy_pass http://{server}; proxy_set_header Host {server}; {client}"))
+        Self::with_location(
+            "",
+            &format!(
+                "proxy_pass http://{server}; proxy_set_header Host {server};
+                proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
+            ),
+        )
     }
 
     /// Starts nginx in front of several servers, with connections that are kept alive, as OPERATIONS.md has it.
@@ -29,10 +34,25 @@ impl Nginx {
         let upstream = format!("upstream gateways {{ {} keepalive 16; keepalive_timeout 1s; }}", servers.join(" "));
         let location = "proxy_pass http://gateways; proxy_http_version 1.1; proxy_set_header Connection \"\";
                         proxy_set_header Host $http_host;";
-        Self::start(&upstream, location)
+        Self::with_location(&upstream, location)
     }
 
-    fn start(upstream: &str, location: &str) -> Option<Self> {
+    fn with_location(upstream: &str, location: &str) -> Option<Self> {
+        // A body over 1 MiB, which nginx refuses by default, has to reach the gateway. The rest is as installed.
+        Self::start(|address| {
+            format!(
+                "{upstream}
+                server {{
+                    listen {address}; client_max_body_size 64m;
+                    location / {{ {location} }}
+                }}"
+            )
+        })
+    }
+
+    /// Starts nginx with these settings of its `http` block, or returns `None` if it is not installed. On CI a missing
+    /// nginx is a failure. The access log has a line for each request, with the address of its upstream or `-`.
+    pub(crate) fn start(http: impl FnOnce(SocketAddr) -> String) -> Option<Self> {
         let program = ["nginx", "/usr/sbin/nginx"].into_iter().find(|program| {
             Command::new(program).arg("-v").stderr(Stdio::null()).status().is_ok_and(|status| status.success())
         });
@@ -44,20 +64,17 @@ impl Nginx {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let folder = env::temp_dir().join(format!("gateway-nginx-{}-{}", std::process::id(), address.port()));
         fs::create_dir_all(&folder).unwrap();
-        // A body over 1 MiB, which nginx refuses by default, has to reach the gateway. The rest is as installed.
         let settings = format!(
             "daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
-            events {{}}
+            events {{ worker_connections 4096; }}
             http {{
-                access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+                log_format upstream '$upstream_addr $status $request'; access_log {folder}/access.log upstream;
+                client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
                 fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-                {upstream}
-                server {{
-                    listen {address}; client_max_body_size 64m;
-                    location / {{ {location} }}
-                }}
+                {http}
             }}",
-            folder = folder.display()
+            folder = folder.display(),
+            http = http(address)
         );
         fs::write(folder.join("nginx.conf"), settings).unwrap();
         let mut command = Command::new(program);
@@ -70,6 +87,11 @@ impl Nginx {
             sleep(Duration::from_millis(10));
         }
         Some(nginx)
+    }
+
+    /// Returns the access log.
+    pub(crate) fn access_log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.folder.join("access.log")).unwrap_or_default()).into_owned()
     }
 
     /// Returns the error log.

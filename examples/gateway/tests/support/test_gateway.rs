@@ -91,10 +91,14 @@ impl TestGateway {
         String::from_utf8(response).unwrap()
     }
 
+    /// Returns all metrics.
+    pub(crate) async fn metrics(&self) -> String {
+        String::from_utf8(Browser::at(self.admin).get("/metrics").await.body.into()).unwrap()
+    }
+
     /// Returns the value of a metric, whose labels are part of its name.
     pub(crate) async fn metric(&self, name: &str) -> u64 {
-        let page = Browser::at(self.admin).get("/metrics").await.body;
-        let page = str::from_utf8(&page).unwrap();
+        let page = self.metrics().await;
         let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.unwrap_or_else(|| panic!("{name} is not in:\n{page}")).parse().unwrap()
     }

@@ -1,6 +1,10 @@
 //! The device grant: codes, polls and their times, on paused time.
 
 use std::collections::VecDeque;
+#[cfg(feature = "private-key-jwt")]
+use std::error::Error;
+#[cfg(feature = "private-key-jwt")]
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,11 +14,17 @@ use http_body_util::Full;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tower::{BoxError, ServiceExt, service_fn};
+#[cfg(feature = "private-key-jwt")]
+use tower_auth_refresh::RefreshError;
 use tower_auth_refresh_http::{
     AuthClient, AuthorizationServer, ClientAuth, DeviceSignIn, PendingDeviceSignIn, SignInErrorKind,
 };
+#[cfg(feature = "private-key-jwt")]
+use tower_auth_refresh_http::{JwtSigner, SignInError};
 use tower_auth_refresh_testkit::TestKit;
 
+#[cfg(feature = "private-key-jwt")]
+use super::ISSUER;
 use super::{discovered, kind, metadata, tokens};
 use crate::support::{Answer, Scripted, answer, pairs, refresh};
 
@@ -173,8 +183,16 @@ async fn a_code_expires_by_the_clock_here_and_by_the_servers_word() {
 
     // The network is gone for as long as the code lives.
     let (server, pending) = Server::begin(codes(), []).await;
-    assert_eq!(kind(pending.finish().await), SignInErrorKind::TimedOut);
+    let failure = pending.finish().await.unwrap_err();
+    assert_eq!(failure.kind(), SignInErrorKind::TimedOut);
+    assert!(failure.server_error().unwrap().is_in_doubt());
     assert_eq!(server.polls(), [5, 15, 35]);
+
+    // It is back, and the user has not decided.
+    let answers = [None].into_iter().chain(std::iter::repeat_n(error("authorization_pending"), 99));
+    let (_, pending) = Server::begin(codes(), answers).await;
+    let failure = pending.finish().await.unwrap_err();
+    assert_eq!((failure.kind(), failure.server_error().is_none()), (SignInErrorKind::TimedOut, true));
 }
 
 #[tokio::test(start_paused = true)]
@@ -190,6 +208,45 @@ async fn a_verdict_ends_the_polls() {
         assert_eq!(kind(pending.finish().await), expected);
         assert_eq!(server.polls(), [5]);
     }
+}
+
+/// A sign-in whose signer fails, for all calls but the first one, by what this makes.
+#[cfg(feature = "private-key-jwt")]
+async fn with_a_signer_that_fails(make: fn() -> BoxError) -> SignInError {
+    let signatures = Arc::new(AtomicUsize::new(0));
+    let signer = JwtSigner::new("ES256", move |_| {
+        let is_first = signatures.fetch_add(1, Ordering::Relaxed) == 0;
+        async move { if is_first { Ok(vec![7]) } else { Err(make()) } }
+    });
+    let scripted = Scripted::with([answer(200, codes().to_string()), tokens()]);
+    let auth = ClientAuth::private_key_jwt("app", ISSUER, signer);
+    let sign_in = DeviceSignIn::new(scripted.client(), &discovered(metadata()).await, auth).unwrap();
+    let failure = sign_in.begin().await.unwrap().finish().await.unwrap_err();
+    assert_eq!(scripted.only().uri.path(), "/device");
+    failure
+}
+
+#[cfg(feature = "private-key-jwt")]
+#[tokio::test(start_paused = true)]
+async fn a_signer_whose_failure_cannot_pass_ends_the_polls_at_once() {
+    let started = Instant::now();
+    let failure = with_a_signer_that_fails(|| RefreshError::misconfigured("the key is unknown").into()).await;
+    assert_eq!(started.elapsed().as_secs(), 5);
+    assert_eq!(failure.kind(), SignInErrorKind::Server);
+    let failed = failure.server_error().unwrap();
+    assert!(failed.is_misconfigured());
+    assert_eq!(failed.to_string(), "https://auth.example.com/token: the client assertion could not be signed");
+    let signer = failed.source().unwrap().downcast_ref::<RefreshError>().unwrap();
+    assert_eq!(signer.source().unwrap().to_string(), "the key is unknown");
+}
+
+#[cfg(feature = "private-key-jwt")]
+#[tokio::test(start_paused = true)]
+async fn a_signer_whose_failure_may_pass_is_asked_until_the_code_expires() {
+    let started = Instant::now();
+    let failure = with_a_signer_that_fails(|| "the module is locked".into()).await;
+    assert_eq!((started.elapsed().as_secs(), failure.kind()), (60, SignInErrorKind::TimedOut));
+    assert_eq!(failure.server_error().unwrap().source().unwrap().to_string(), "the module is locked");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use ring::digest::{SHA256, SHA512, digest};
 use serde_json::{Value, json};
-use tower::{BoxError, service_fn};
+use tower::{BoxError, ServiceExt, service_fn};
 use tower_auth_refresh_http::{
     AuthClient, BrowserSignIn, ClientAuth, DeviceSignIn, PendingBrowserSignIn, SignInError, SignInErrorKind, SignedIn,
 };
@@ -16,7 +16,7 @@ use tower_auth_refresh_http::{
 use super::browser::{open, query};
 use super::{ISSUER, discovered, kind, metadata};
 use crate::keys::{Key, encoded};
-use crate::support::{Scripted, answer};
+use crate::support::{Scripted, answer, pairs};
 
 fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs().try_into().unwrap()
@@ -29,7 +29,7 @@ fn claims(nonce: &Value) -> Value {
 
 /// The hash of the access token is that of the algorithm, halved.
 fn claims_for(algorithm: &str, nonce: &Value) -> Value {
-    let hash = digest(if algorithm == "ES256" { &SHA256 } else { &SHA512 }, b"a1");
+    let hash = digest(if algorithm == "EdDSA" { &SHA512 } else { &SHA256 }, b"a1");
     let hash = encoded(&hash.as_ref()[..hash.as_ref().len() / 2]);
     json!({
         "iss": ISSUER, "sub": "user-7", "aud": "app", "iat": now(), "exp": now() + 300, "nonce": nonce,
@@ -87,7 +87,7 @@ async fn sign_in_while_keys_rotate(
 
 #[tokio::test]
 async fn a_valid_id_token_names_the_user_and_is_kept() {
-    for key in [Key::es256(), Key::eddsa()] {
+    for key in [Key::es256(), Key::eddsa()].into_iter().chain(Key::rs256()) {
         let header = json!({ "alg": key.algorithm, "kid": "k1" });
         // A key of another use or of an unknown kind is passed over.
         let unknown = json!({ "kty": "AKP", "alg": "ML-DSA-44", "pub": "AA", "kid": "k2" });
@@ -192,6 +192,40 @@ async fn the_device_grant_validates_without_a_nonce() {
         let sign_in = DeviceSignIn::new(client, &discovered(metadata()).await, ClientAuth::public("app")).unwrap();
         let signed_in = sign_in.scope("openid").begin().await.unwrap().finish().await;
         assert_eq!(signed_in.is_ok(), is_valid);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_tokens_of_a_refused_id_token_are_revoked_in_a_call_of_five_seconds_at_most() {
+    let mut metadata = metadata();
+    metadata["revocation_endpoint"] = json!("https://auth.example.com/revoke");
+    let metadata = discovered(metadata).await;
+    let codes = json!({
+        "device_code": "dc", "user_code": "uc", "verification_uri": "https://auth.example.com/device",
+        "expires_in": 60,
+    });
+    let tokens = json!({ "access_token": "a1", "refresh_token": "r1", "id_token": "unreadable" });
+    for (revoked, seconds) in [(Some(200), 0), (Some(503), 0), (None, 5)] {
+        let answers = [json!({ "keys": [] }), codes.clone(), tokens.clone()].map(|body| answer(200, body.to_string()));
+        let scripted = Scripted::with(answers.into_iter().chain([answer(revoked.unwrap_or(200), "")]));
+        let server = scripted.clone();
+        let client = AuthClient::new(service_fn(move |request: Request<Full<bytes::Bytes>>| {
+            let hangs = revoked.is_none() && request.uri().path() == "/revoke";
+            let answering = server.clone().oneshot(request);
+            async move {
+                let answer = answering.await;
+                if hangs { std::future::pending().await } else { answer }
+            }
+        }));
+        let sign_in = DeviceSignIn::new(client, &metadata, ClientAuth::public("app")).unwrap().scope("openid");
+        let pending = sign_in.begin().await.unwrap();
+        let started = tokio::time::Instant::now();
+        assert_eq!(kind(pending.finish().await), SignInErrorKind::InvalidIdToken);
+        assert_eq!(started.elapsed().as_secs(), 5 + seconds, "one interval, and the revocation");
+        let [.., revocation] = &scripted.requests()[3..] else { panic!("no revocation") };
+        assert_eq!(revocation.uri.path(), "/revoke");
+        let form = [("token", "r1"), ("token_type_hint", "refresh_token"), ("client_id", "app")];
+        assert_eq!(revocation.form(), pairs(&form));
     }
 }
 
