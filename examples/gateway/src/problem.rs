@@ -119,7 +119,7 @@ impl Kind {
             Self::TooManyRequests => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "too-many-requests",
-                "The maximum number of requests in flight of this session or address is reached",
+                "The maximum number of requests in flight of this session is reached",
             ),
             Self::TooManyRequestsOfAddress => (
                 StatusCode::TOO_MANY_REQUESTS,

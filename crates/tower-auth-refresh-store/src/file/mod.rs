@@ -81,6 +81,9 @@ pub struct FileStoreBuilder {
     settings: Settings,
 }
 
+/// The loads that are made at the same time, by storage keys.
+type Loads = Gather<[u8; 32], Result<Option<Record>, StoreError>, Problem>;
+
 #[derive(Clone, Debug)]
 struct Settings {
     directory: PathBuf,
@@ -88,8 +91,7 @@ struct Settings {
     allows_network: bool,
     #[cfg(feature = "encryption")]
     keys: Option<Keys>,
-    /// The loads that are made at the same time, by storage keys.
-    loads: Arc<Gather<[u8; 32], Result<Option<Record>, StoreError>, Problem>>,
+    loads: Arc<Loads>,
 }
 
 impl FileStore {

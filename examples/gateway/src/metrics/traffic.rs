@@ -39,7 +39,7 @@ pub(crate) struct Traffic {
 #[derive(Debug)]
 #[repr(align(128))]
 struct Shard {
-    responses: [[AtomicU64; STATUSES]; ROUTES.len()],
+    responses: Box<[[AtomicU64; STATUSES]]>,
     /// Wraps below zero: a request may end on another thread than it has begun.
     in_flight: AtomicU64,
     durations: [Histogram; ROUTES.len()],
@@ -52,7 +52,7 @@ struct Shard {
 impl Default for Traffic {
     fn default() -> Self {
         let shard = |_| Shard {
-            responses: [const { [const { AtomicU64::new(0) }; STATUSES] }; ROUTES.len()],
+            responses: ROUTES.iter().map(|_| [const { AtomicU64::new(0) }; STATUSES]).collect(),
             in_flight: AtomicU64::new(0),
             durations: array::from_fn(|_| Histogram::default()),
             upstream_durations: Histogram::default(),

@@ -3,7 +3,7 @@
 //! They have the form of the other lines of the log, without the cost of formatting each field by `tracing`.
 
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::Level;
@@ -146,7 +146,19 @@ impl Line {
         };
         self.name(name);
         self.bytes.extend_from_slice(quote);
-        let _ = write!(self.bytes, "{value}");
+        match value.ip() {
+            IpAddr::V4(ip) => {
+                for (at, octet) in ip.octets().into_iter().enumerate() {
+                    self.bytes.extend_from_slice(if at > 0 { b"." } else { b"" });
+                    self.bytes.extend_from_slice(itoa::Buffer::new().format(octet).as_bytes());
+                }
+            }
+            IpAddr::V6(ip) => {
+                let _ = write!(self.bytes, "[{ip}]");
+            }
+        }
+        self.bytes.push(b':');
+        self.bytes.extend_from_slice(itoa::Buffer::new().format(value.port()).as_bytes());
         self.bytes.extend_from_slice(quote);
     }
 
@@ -252,17 +264,18 @@ mod tests {
     fn numbers_have_one_form() {
         let write = |line: &mut Line| {
             line.number("bytes", 12_345);
+            line.address("server", ([192, 0, 2, 10], 443).into());
             line.seconds("duration", Duration::from_micros(1_000_250));
             line.word("route", "/api");
             line.hash("session.hash", [0, 1, 2, 3, 0xab, 0xcd, 0xef, 0xff]);
         };
         assert_eq!(
             line(LogFormat::Text, write),
-            " bytes=12345 duration=1.000250 route=/api session.hash=00010203abcdefff"
+            " bytes=12345 server=192.0.2.10:443 duration=1.000250 route=/api session.hash=00010203abcdefff"
         );
         assert_eq!(
             line(LogFormat::Json, write),
-            r#","bytes":12345,"duration":1.000250,"route":"/api","session.hash":"00010203abcdefff""#
+            r#","bytes":12345,"server":"192.0.2.10:443","duration":1.000250,"route":"/api","session.hash":"00010203abcdefff""#
         );
     }
 }

@@ -56,8 +56,8 @@ pub(super) async fn serve(
     mut stopping: watch::Receiver<bool>,
 ) {
     let activity = slot.activity.clone();
-    let time = limits.client_timeout;
     let metrics = router.metrics().clone();
+    let time = limits.client_timeout;
     metrics.connections.open();
     tokio::select! {
         biased;

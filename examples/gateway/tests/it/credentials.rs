@@ -77,10 +77,12 @@ async fn identity_headers_of_a_client_never_reach_the_upstream() {
         "accept-language",
         "host",
         "sec-fetch-site",
+        "traceparent",
         "via",
         "x-forwarded-for",
         "x-forwarded-host",
         "x-forwarded-proto",
+        "x-request-id",
     ];
     assert_eq!(names, expected);
     // RFC 9110 §7.6.3

@@ -25,6 +25,7 @@ mod fields;
 mod identity_headers;
 mod kept_connections;
 mod limits;
+mod metrics;
 mod oauth;
 mod proxy_protocol;
 mod sessions;

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tower_auth_refresh::{Session, SessionState};
 use tower_auth_refresh_http::{
     AuthClient, AuthorizationServer, BrowserSignIn, ClientAuth, OAuthRefresh, PendingBrowserSignIn, SignInError,
-    SignInErrorKind, SignedIn,
+    SignInErrorKind, SignedIn, TokenFields,
 };
 use tower_auth_refresh_testkit::TestServer;
 
@@ -182,6 +182,7 @@ async fn requests_that_are_not_the_servers_answer_change_nothing() {
         let page = send(&waiting.authority, request.as_bytes()).await;
         assert!(status.is_empty() || page.starts_with(&format!("HTTP/1.1 {status}")), "{request}: {page}");
         assert!(!page.contains("evil") && !page.contains("200 OK"), "{page}");
+        assert_eq!(page.contains("allow: GET"), status == "405", "{page}");
     }
     assert!(!waiting.finishing.is_finished());
     assert!(waiting.redirect("code=c1").await.contains("You are signed in"));
@@ -326,6 +327,36 @@ async fn a_closed_browser_times_out() {
     let started = tokio::time::Instant::now();
     assert_eq!(kind(pending.finish().await), SignInErrorKind::TimedOut);
     assert_eq!(started.elapsed().as_secs(), 90);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_browser_is_waited_for_at_most_a_day() {
+    let sign_in = sign_in(&Scripted::default()).await.timeout(Duration::MAX);
+    let started = tokio::time::Instant::now();
+    assert_eq!(kind(sign_in.begin().await.unwrap().finish().await), SignInErrorKind::TimedOut);
+    assert_eq!(started.elapsed().as_secs(), 24 * 60 * 60);
+}
+
+#[tokio::test]
+async fn a_redirect_uri_is_on_a_loopback_address_or_on_localhost() {
+    let sign_in = sign_in(&Scripted::default()).await;
+    let localhost = sign_in.clone().redirect_uri("http://localhost/back").unwrap();
+    let pending = localhost.begin().await.unwrap();
+    assert!(pending.redirect_uri().starts_with("http://localhost:") && pending.redirect_uri().ends_with("/back"));
+    assert!(format!("{pending:?}").starts_with(r#"PendingBrowserSignIn { redirect_uri: "http://localhost:"#));
+    // A machine may have no such address.
+    assert!(sign_in.redirect_uri("http://[::1]:8400/back").is_ok());
+}
+
+#[tokio::test]
+async fn the_tokens_are_found_where_the_fields_say() {
+    let scripted = Scripted::with([answer(200, r#"{"data":{"access":"a9"}}"#)]);
+    let fields = TokenFields::default().access_token("data.access");
+    let waiting = Waiting::on(&sign_in(&scripted).await.fields(fields)).await;
+    waiting.redirect("code=c1").await;
+    let signed_in = waiting.end().await.unwrap();
+    assert_eq!(signed_in.tokens.access_token().unwrap().expose_secret(), "a9");
+    assert!(format!("{signed_in:?}").starts_with("SignedIn { tokens: Tokens {"), "{signed_in:?}");
 }
 
 #[tokio::test]

@@ -150,6 +150,17 @@ async fn the_interval_is_five_seconds_by_default_and_never_none() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_interval_is_five_minutes_at_most_and_a_code_lives_for_a_day_at_most() {
+    let mut codes = codes();
+    (codes["interval"], codes["expires_in"]) = (json!(7_200), json!(1_000_000));
+    let (server, pending) = Server::begin(codes, [error("authorization_pending"), None, Some(tokens())]).await;
+    assert_eq!(pending.expires_in().as_secs(), 24 * 60 * 60);
+    assert_eq!(format!("{pending:?}"), "PendingDeviceSignIn { expires_in: 86400s, .. }");
+    pending.finish().await.unwrap();
+    assert_eq!(server.polls(), [300, 600, 900]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn trouble_on_the_way_backs_off_and_a_verdict_returns_to_the_interval() {
     let trouble = [
         None,

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -176,6 +176,23 @@ async fn clocks_may_differ_by_a_minute() {
             Some(key.sign(&header, &claims))
         };
         assert_eq!(sign_in(make, vec![key.jwk("k1")]).await.is_ok(), is_valid, "{ahead} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn clocks_differ_by_no_more_than_they_may() {
+    let key = Key::es256();
+    let mut claims = claims(&json!(null));
+    claims["exp"] = json!(now() - 30);
+    let id_token = key.sign(&json!({ "alg": "ES256", "kid": "k1" }), &claims);
+    for (tolerance, is_valid) in [(None, true), (Some(10), false), (Some(3_600), true)] {
+        let client = server(Arc::new(Some(id_token.clone()).into()), vec![vec![key.jwk("k1")]]);
+        let sign_in = DeviceSignIn::new(client, &discovered(metadata()).await, ClientAuth::public("app")).unwrap();
+        let mut sign_in = sign_in.scope("openid");
+        if let Some(tolerance) = tolerance {
+            sign_in = sign_in.clock_tolerance(Duration::from_secs(tolerance));
+        }
+        assert_eq!(sign_in.begin().await.unwrap().finish().await.is_ok(), is_valid, "{tolerance:?}");
     }
 }
 
