@@ -19,8 +19,8 @@ api_toolchain := "1.95.0"
 published := "-p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-reqwest -p tower-auth-refresh-store -p tower-auth-refresh-testkit"
 
 # They are chromium, nginx, HAProxy, valgrind, strace, gnome-keyring, dbus, faketime, Redis and its Sentinel,
-# PostgreSQL, pgbouncer, openssl, tmux, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the Python
-# servers of the interop tests.
+# PostgreSQL, pgbouncer, openssl, curl, tmux, Node, cargo-deny, cargo-hack, cargo-public-api, gungraun-runner and the
+# Python servers of the interop tests.
 #
 # Installs the tools of the other steps.
 tools:
@@ -41,6 +41,7 @@ tools:
     compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
     [ -x /usr/sbin/pgbouncer ] || missing+=(pgbouncer)
     has openssl || missing+=(openssl)
+    has curl || missing+=(curl)
     has tmux || missing+=(tmux)
     { has node && has npm; } || missing+=(nodejs npm)
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)

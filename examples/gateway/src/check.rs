@@ -4,14 +4,16 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use http::Uri;
+use rustls::ClientConfig;
 use tokio::time::timeout;
 use tower::ServiceExt;
 
 use crate::auth::Auth;
-use crate::config::{Args, AuthServer, Settings};
+use crate::config::{Args, AuthServer, InvalidSetting, Settings};
 use crate::problem::chain;
 use crate::proxy::connector;
 use crate::stores::Stores;
+use crate::tls::{self, ServerTls};
 
 /// The longest time for a connection to a server: name, TCP and TLS.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,6 +31,10 @@ pub async fn check(args: Args) -> Vec<Result<String, String>> {
     if let Err(invalid) = Auth::new(&settings) {
         findings.push(Err(invalid.to_string()));
     }
+    findings.extend(settings.tls.as_ref().map(|identity| match ServerTls::open(identity) {
+        Ok(_) => Ok("--tls-cert".to_owned()),
+        Err(invalid) => Err(invalid.to_string()),
+    }));
     let store =
         async { Stores::check(&settings).await.map_or_else(|e| Err(e.to_string()), |()| Ok("--store".to_owned())) };
     let (store, servers) = tokio::join!(store, join_all(servers(&settings).into_iter().map(connect)));
@@ -37,24 +43,38 @@ pub async fn check(args: Args) -> Vec<Result<String, String>> {
     findings
 }
 
-/// Returns the servers behind the gateway: the setting and the URL of each.
-fn servers(settings: &Settings) -> Vec<(&'static str, String)> {
-    let mut servers = vec![("--upstream", settings.upstream.uri.to_string())];
+/// A server behind the gateway.
+struct Server {
+    setting: &'static str,
+    url: String,
+    tls: Result<ClientConfig, InvalidSetting>,
+}
+
+/// Returns the servers behind the gateway.
+fn servers(settings: &Settings) -> Vec<Server> {
+    let upstream = tls::client::config("--upstream", &settings.upstream_tls);
+    let mut servers = vec![Server { setting: "--upstream", url: settings.upstream.uri.to_string(), tls: upstream }];
+    let mut push = |setting, url: &String| {
+        servers.push(Server { setting, url: url.clone(), tls: tls::client::config("--auth", &settings.auth_tls) });
+    };
     match &settings.auth {
-        AuthServer::Json(base) => servers.push(("--auth", base.clone())),
+        AuthServer::Json(base) => push("--auth", base),
         AuthServer::OAuth { token_endpoint, revocation_endpoint, .. } => {
-            servers.push(("--token-endpoint", token_endpoint.clone()));
-            servers.extend(revocation_endpoint.iter().map(|url| ("--revocation-endpoint", url.clone())));
+            push("--token-endpoint", token_endpoint);
+            if let Some(url) = revocation_endpoint {
+                push("--revocation-endpoint", url);
+            }
         }
     }
     servers
 }
 
 /// Connects to a server, and disconnects.
-async fn connect((setting, url): (&str, String)) -> Result<String, String> {
+async fn connect(Server { setting, url, tls }: Server) -> Result<String, String> {
     let failed = |reason: String| Err(format!("{setting}: {url}: {reason}"));
+    let tls = tls.map_err(|invalid| invalid.to_string())?;
     let connected = match url.parse::<Uri>() {
-        Ok(uri) => timeout(CONNECTION_TIMEOUT, connector().oneshot(uri)).await,
+        Ok(uri) => timeout(CONNECTION_TIMEOUT, connector(tls).oneshot(uri)).await,
         Err(invalid) => return failed(invalid.to_string()),
     };
     match connected {

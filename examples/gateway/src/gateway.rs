@@ -27,6 +27,7 @@ use crate::routes::Router;
 use crate::server::Limits;
 use crate::stores::Stores;
 use crate::task_tracker::TaskTracker;
+use crate::tls::ServerTls;
 use crate::user_sessions::UserSessions;
 use crate::{descriptors, server};
 
@@ -52,6 +53,13 @@ pub struct Listening {
     settings: Settings,
     stores: Option<Arc<Stores>>,
     phase: watch::Sender<Phase>,
+    tls: Option<Arc<ServerTls>>,
+}
+
+/// Reads the files again that may change while a gateway runs.
+#[derive(Clone, Debug)]
+pub struct Reload {
+    tls: Option<Arc<ServerTls>>,
 }
 
 impl Gateway {
@@ -127,6 +135,7 @@ impl Gateway {
     pub async fn listen(self) -> Result<Listening, StartError> {
         let Self { settings, metrics, access_log, inherited, demo, store_factory, with_refresh } = self;
         let auth = Auth::new(&settings)?;
+        let tls = settings.tls.as_ref().map(ServerTls::open).transpose()?.map(Arc::new);
         let stores = Stores::open(&settings).await?.map(Arc::new);
         let store_factory = store_factory.or_else(|| {
             let stores = stores.clone()?;
@@ -143,7 +152,7 @@ impl Gateway {
             sessions: session_registry(&auth, &settings, store_factory),
             has_store: stores.is_some(),
             auth,
-            client: upstream(&settings),
+            client: upstream(&settings)?,
             upstream: settings.upstream.clone(),
             common_headers: CommonHeaders::new(&settings.upstream.origin, &settings.public),
             public: settings.public.clone(),
@@ -166,7 +175,7 @@ impl Gateway {
             tasks: TaskTracker::default(),
             phase: phases,
         });
-        Ok(Listening { listener, admin, app, demo, settings, stores, phase })
+        Ok(Listening { listener, admin, app, demo, settings, stores, phase, tls })
     }
 }
 
@@ -178,6 +187,18 @@ impl Listening {
     /// Returns the operating system's error if the address is unknown.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// Returns `http` or, with a certificate, `https`.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
+    /// Returns a handle that reads the certificate again.
+    #[must_use]
+    pub fn reload(&self) -> Reload {
+        Reload { tls: self.tls.clone() }
     }
 
     /// Returns the address of the admin listener, if there is one.
@@ -204,7 +225,7 @@ impl Listening {
     /// refreshes whose requests have been dropped, and for the sign-outs that the authorization server has not
     /// confirmed.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
-        let Self { listener, admin, app, demo, settings, stores, phase } = self;
+        let Self { listener, admin, app, demo, settings, stores, phase, tls } = self;
         let sweep = stores.map(|stores| tokio::spawn(async move { stores.sweep().await }));
         let demo_routes = demo.as_ref().map(Demo::routes).unwrap_or_default();
         let router = Router::new(&app, demo_routes);
@@ -212,10 +233,10 @@ impl Listening {
         let (_open, always) = watch::channel(Phase::Serving);
         let admin = admin.map(|listener| {
             let proxies = Arc::default();
-            tokio::spawn(server::serve(listener, Router::admin(&app), Limits::admin(&settings), proxies, always))
+            tokio::spawn(server::serve(listener, Router::admin(&app), None, Limits::admin(&settings), proxies, always))
         });
         let proxies = Arc::new(settings.trusted_proxies.clone());
-        let serving = server::serve(listener, router, (&settings).into(), proxies, phase.subscribe());
+        let serving = server::serve(listener, router, tls, (&settings).into(), proxies, phase.subscribe());
         let (deadline, ()) = tokio::join!(serving, phase::run(phase, shutdown, settings.drain_delay));
         let idle = async {
             app.tasks.wait_idle().await;
@@ -232,6 +253,19 @@ impl Listening {
         }
         if let Some(demo) = demo {
             demo.shutdown().await;
+        }
+    }
+}
+
+impl Reload {
+    /// Reads the files again and logs the outcome. A file that can't be used changes nothing.
+    pub fn run(&self) {
+        let Some(tls) = &self.tls else {
+            tracing::info!("there is nothing to reload");
+            return;
+        };
+        if let Err(error) = tls.reload() {
+            tracing::error!(%error, "the certificate was not reloaded: the previous one stays in use");
         }
     }
 }

@@ -7,8 +7,8 @@ use std::process::{ExitCode, exit};
 use std::sync::Arc;
 
 use gateway::{
-    AccessLog, Args, Demo, Gateway, Inherited, InvalidSetting, LogFormat, LogWriter, Metrics, RefreshWatch, StartError,
-    Supervisor, UnknownVariable, check, raise_descriptor_limit,
+    AccessLog, Args, Demo, Gateway, Inherited, InvalidSetting, LogFormat, LogWriter, Metrics, RefreshWatch, Reload,
+    StartError, Supervisor, UnknownVariable, check, raise_descriptor_limit,
 };
 use mimalloc::MiMalloc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -69,8 +69,9 @@ async fn run(log: &LogWriter) -> Result<ExitCode, StartError> {
         let _ = writeln!(stdout(), "admin on http://{address}");
     }
     if let Ok(address) = gateway.address() {
-        let _ = writeln!(stdout(), "listening on http://{address}");
+        let _ = writeln!(stdout(), "listening on {}://{address}", gateway.scheme());
     }
+    signals.reload = Some(gateway.reload());
     supervisor.ready();
     supervisor.start_watchdog();
     let shutdown = async {
@@ -113,9 +114,10 @@ fn init_tracing(format: LogFormat, writer: LogWriter, metrics: &Arc<Metrics>) ->
     Ok(())
 }
 
-/// The signals that stop the program, and SIGHUP, which doesn't.
+/// The signals that stop the program, and SIGHUP, which reads files again.
 struct Signals {
     supervisor: Arc<Supervisor>,
+    reload: Option<Reload>,
     hung_up: Option<Signal>,
     terminated: Option<Signal>,
     interrupted: Option<Signal>,
@@ -125,6 +127,7 @@ impl Signals {
     fn listen(supervisor: Arc<Supervisor>) -> Self {
         Self {
             supervisor,
+            reload: None,
             hung_up: listen_for(SignalKind::hangup()),
             terminated: listen_for(SignalKind::terminate()),
             interrupted: listen_for(SignalKind::interrupt()),
@@ -139,9 +142,11 @@ impl Signals {
                 () = arrival(&mut self.interrupted) => return 130,
                 // Tools that rotate logs send it to all servers.
                 () = arrival(&mut self.hung_up) => {
-                    self.supervisor.reloading();
-                    tracing::info!("SIGHUP: there is nothing to reload");
-                    self.supervisor.ready();
+                    if let Some(reload) = &self.reload {
+                        self.supervisor.reloading();
+                        reload.run();
+                        self.supervisor.ready();
+                    }
                 }
             }
         }

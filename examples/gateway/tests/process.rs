@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "support/certificates.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
+mod certificates;
 #[path = "support/program.rs"]
 #[expect(dead_code, reason = "shared by several test suites")]
 mod program;
@@ -16,6 +19,7 @@ use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -29,6 +33,7 @@ use hyper_util::rt::TokioExecutor;
 use tokio::time::sleep;
 use tower_auth_refresh_testkit::{Fault, Route, TestServer, UnreadBody};
 
+use self::certificates::{Certificates, VERSIONS, connect};
 use self::program::{Program, command};
 use self::test_gateway::{Browser, disconnect, serve, wait_for_counters};
 
@@ -142,6 +147,84 @@ async fn sighup_does_not_stop_the_program() {
     assert_eq!(browser.get("/api/me").await.status, 200);
     program.terminate();
     assert!(program.exit(Duration::from_secs(5)).await.success());
+}
+
+#[tokio::test]
+async fn sighup_reloads_the_certificate_and_keeps_the_old_one_if_it_is_broken() {
+    let Some(certificates) = Certificates::make("sighup") else { return };
+    certificates.issue("next", "IP:127.0.0.1", false);
+    let kit = TestServer::start().await.unwrap();
+    let path = |file: &str| certificates.path(file).into_os_string().into_string().unwrap();
+    let (origin, tls) = (kit.origin(), ["--public-origin", "https://app.example.com"]);
+    let mut command = command(&["--upstream", &origin, "--auth", &origin, "--listen", "127.0.0.1:0"]);
+    command.args(tls).args(["--tls-cert", &path("server.pem"), "--tls-key", &path("server.key")]);
+    let log = std::fs::File::create(path("log")).unwrap();
+    let mut program = Program::start_command(command.env("RUST_LOG", "gateway=debug").stderr(log));
+    let logs = async |expected: &str| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !std::fs::read_to_string(path("log")).unwrap().contains(expected) {
+            assert!(Instant::now() < deadline, "{expected:?} is not logged");
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let mut browser = Browser::over_tls(program.address, certificates.client_config(VERSIONS));
+    assert_eq!(browser.login("ada", "correct horse").await.status, 204);
+
+    for file in ["pem", "key"] {
+        std::fs::copy(path(&format!("next.{file}")), path(&format!("server.{file}"))).unwrap();
+    }
+    let client = Arc::new(certificates.client_config(VERSIONS));
+    let next = certificates.certificate("next.pem");
+    let presented =
+        async || connect(&client, program.address).await.get_ref().1.peer_certificates().unwrap()[0].clone();
+    assert!(presented().await != next);
+    program.signal("-HUP");
+    logs("expiry=2049-12-31T23:59:59Z").await;
+    assert!(presented().await == next);
+    std::fs::write(path("server.pem"), "broken").unwrap();
+    program.signal("-HUP");
+    logs("the previous one stays in use").await;
+    logs(&format!("--tls-cert: {}: there is no certificate in PEM", path("server.pem"))).await;
+    assert!(presented().await == next);
+    // The connection of the first certificate is open still.
+    assert_eq!(browser.get("/api/me").await.status, 200);
+
+    let plain = Client::builder(TokioExecutor::new()).build_http::<Body>();
+    let url = format!("http://{}/healthz", program.address);
+    assert!(plain.get(url.parse().unwrap()).await.is_err());
+    logs("the client speaks plain HTTP, or another protocol than TLS").await;
+    drop(TcpStream::connect(program.address).unwrap());
+    logs("tls handshake eof").await;
+    program.terminate();
+    assert!(program.exit(Duration::from_secs(10)).await.success());
+}
+
+/// The client that most operators try first.
+#[tokio::test]
+async fn curl_is_served_over_http_2_and_http_1() {
+    if std::process::Command::new("curl").arg("--version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "curl is not installed");
+        return;
+    }
+    let Some(certificates) = Certificates::make("curl") else { return };
+    let kit = TestServer::start().await.unwrap();
+    let path = |file: &str| certificates.path(file).into_os_string().into_string().unwrap();
+    let (chain, key, origin) = (path("server.pem"), path("server.key"), kit.origin());
+    let tls = ["--public-origin", "https://app.example.com", "--tls-cert", &chain, "--tls-key", &key];
+    let program = Program::start(&[&["--upstream", &origin, "--auth", &origin], &tls[..]].concat());
+    let url = format!("https://localhost:{}/healthz", program.address.port());
+    for (arguments, expected) in [
+        (&["--http2"][..], "2 200"),
+        (&["--http1.1"], "1.1 200"),
+        (&["--http2", "--tlsv1.2", "--tls-max", "1.2"], "2 200"),
+        (&["--tls-max", "1.1"], "0 000"),
+    ] {
+        let mut curl = tokio::process::Command::new("curl");
+        curl.args(["--silent", "--cacert", &path("ca.pem"), "--write-out", "%{http_version} %{http_code}"]);
+        let output = curl.args(["--output", "/dev/null", "--noproxy", "*"]).args(arguments).arg(&url).output();
+        let output = output.await.unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), expected, "{arguments:?}");
+    }
 }
 
 /// The parent process may close the pipe that receives the `listening on` line.

@@ -16,6 +16,7 @@ use tower_auth_refresh_http::{
 use self::password_grant::PasswordGrant;
 use crate::client_address::{ClientAddress, X_FORWARDED_FOR};
 use crate::config::{AuthServer, InvalidSetting, Settings};
+use crate::tls;
 use crate::user::with_user;
 
 /// A client of the authorization server.
@@ -40,7 +41,9 @@ pub(crate) enum LoginFailed {
 
 impl Auth {
     pub(crate) fn new(settings: &Settings) -> Result<Self, InvalidSetting> {
-        let mut client = AuthClient::rustls();
+        // Read first, because its errors name the setting and the file.
+        let tls = tls::client::config("--auth", &settings.auth_tls)?;
+        let mut client = tls::client::auth_client("--auth", &settings.auth_tls)?;
         if settings.allow_plain_http {
             client = client.allow_plain_http();
         }
@@ -60,6 +63,7 @@ impl Auth {
             AuthServer::OAuth { token_endpoint, revocation_endpoint, client_id, client_secret } => {
                 let auth = match client_secret {
                     Some(secret) => ClientAuth::basic(client_id, secret),
+                    None if settings.auth_tls.identity.is_some() => ClientAuth::tls(client_id),
                     None => ClientAuth::public(client_id),
                 };
                 let refresh = checked("--token-endpoint", &client, |client| {
@@ -69,7 +73,7 @@ impl Auth {
                     checked("--revocation-endpoint", &client, |client| OAuthRevoke::new(client, url, auth.clone()))
                 });
                 let revoke = revoke.transpose()?;
-                let login = PasswordGrant::new(token_endpoint, client_id, client_secret.as_deref());
+                let login = PasswordGrant::new(tls, token_endpoint, client_id, client_secret.as_deref());
                 Ok(Self::OAuth { login, refresh, revoke })
             }
         }

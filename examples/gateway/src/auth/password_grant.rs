@@ -13,6 +13,7 @@ use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use rustls::ClientConfig;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
@@ -49,7 +50,7 @@ struct TokenResponse {
 }
 
 impl PasswordGrant {
-    pub(super) fn new(url: &str, client_id: &str, client_secret: Option<&str>) -> Self {
+    pub(super) fn new(tls: ClientConfig, url: &str, client_id: &str, client_secret: Option<&str>) -> Self {
         let encoded = |text: &str| byte_serialize(text.as_bytes()).collect::<String>();
         let authorization = client_secret.and_then(|secret| {
             let credentials = STANDARD.encode(format!("{}:{}", encoded(client_id), encoded(secret)));
@@ -57,7 +58,7 @@ impl PasswordGrant {
             value.set_sensitive(true);
             Some(value)
         });
-        Self { client: https(), url: url.to_owned(), client_id: client_id.to_owned(), authorization }
+        Self { client: https(tls), url: url.to_owned(), client_id: client_id.to_owned(), authorization }
     }
 
     pub(super) async fn request_tokens(

@@ -9,6 +9,11 @@ use clap::{Parser, ValueEnum};
 
 use super::{InvalidSetting, units};
 
+/// The headings of `--help`.
+const LISTENING: &str = "Listening";
+const UPSTREAM: &str = "Upstream";
+const AUTHORIZATION_SERVER: &str = "Authorization server";
+
 /// Backend for frontend: browsers get a session cookie, access and refresh tokens stay in the gateway.
 ///
 /// A browser signs in at POST /login and gets a session cookie. Its calls to /api/… are proxied to the upstream with
@@ -28,55 +33,144 @@ pub struct Args {
     #[arg(long, help_heading = "Process")]
     pub check: bool,
 
-    /// Listen on this address (plain HTTP; terminate TLS in front of it)
+    /// Listen on this address: plain HTTP, or TLS with --tls-cert
     #[arg(
         long,
         env = "GATEWAY_LISTEN",
         value_name = "ADDRESS",
         default_value = "127.0.0.1:8080",
-        help_heading = "Listening"
+        help_heading = LISTENING
     )]
     pub listen: SocketAddr,
 
+    /// Serve TLS with this certificate and those that have signed it, in PEM; read again at SIGHUP [default: plain HTTP]
+    #[arg(long, env = "GATEWAY_TLS_CERT", value_name = "FILE", requires = "tls_key", help_heading = LISTENING)]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Private key of --tls-cert, in PEM, which no other user may read; read again at SIGHUP
+    #[arg(long, env = "GATEWAY_TLS_KEY", value_name = "FILE", requires = "tls_cert", help_heading = LISTENING)]
+    pub tls_key: Option<PathBuf>,
+
     /// Believe the X-Forwarded-For of proxies with these addresses, as 10.0.0.0/8. May be repeated; the variable has a
     /// comma between networks [default: none]
-    #[arg(long, env = "GATEWAY_TRUSTED_PROXY", value_name = "CIDR", value_delimiter = ',', help_heading = "Listening")]
+    #[arg(long, env = "GATEWAY_TRUSTED_PROXY", value_name = "CIDR", value_delimiter = ',', help_heading = LISTENING)]
     pub trusted_proxy: Vec<String>,
+
     /// Serve /metrics, /healthz and /readyz on this address (plain HTTP; for no client) [default: no /metrics]
-    #[arg(long, env = "GATEWAY_ADMIN_LISTEN", value_name = "ADDRESS", help_heading = "Listening")]
+    #[arg(long, env = "GATEWAY_ADMIN_LISTEN", value_name = "ADDRESS", help_heading = LISTENING)]
     pub admin_listen: Option<SocketAddr>,
 
     /// Require the header of the PROXY protocol (version 1 or 2) on each connection, from a --trusted-proxy
-    #[arg(long, env = "GATEWAY_PROXY_PROTOCOL", value_parser = BoolishValueParser::new(), help_heading = "Listening")]
+    #[arg(long, env = "GATEWAY_PROXY_PROTOCOL", value_parser = BoolishValueParser::new(), help_heading = LISTENING)]
     pub proxy_protocol: bool,
 
-    /// Origin that browsers see; optional when listening on loopback
-    #[arg(long, env = "GATEWAY_PUBLIC_ORIGIN", value_name = "https://HOST")]
+    /// Origin that browsers see; optional when listening on loopback without TLS
+    #[arg(long, env = "GATEWAY_PUBLIC_ORIGIN", value_name = "https://HOST", help_heading = LISTENING)]
     pub public_origin: Option<String>,
 
     /// Base URL of the API: /api/notes is proxied to URL/api/notes. Required without --demo
-    #[arg(long, env = "GATEWAY_UPSTREAM", value_name = "URL")]
+    #[arg(long, env = "GATEWAY_UPSTREAM", value_name = "URL", help_heading = UPSTREAM)]
     pub upstream: Option<String>,
 
+    /// Trust the root certificates in this file for the upstream, and no others [default: Mozilla's]
+    #[arg(long, env = "GATEWAY_UPSTREAM_CA", value_name = "FILE", help_heading = UPSTREAM)]
+    pub upstream_ca: Option<PathBuf>,
+
+    /// Present this certificate to the upstream, in PEM with those that have signed it
+    #[arg(
+        long,
+        env = "GATEWAY_UPSTREAM_CLIENT_CERT",
+        value_name = "FILE",
+        requires = "upstream_client_key",
+        help_heading = UPSTREAM
+    )]
+    pub upstream_client_cert: Option<PathBuf>,
+
+    /// Private key of --upstream-client-cert, in PEM, which no other user may read
+    #[arg(
+        long,
+        env = "GATEWAY_UPSTREAM_CLIENT_KEY",
+        value_name = "FILE",
+        requires = "upstream_client_cert",
+        help_heading = UPSTREAM
+    )]
+    pub upstream_client_key: Option<PathBuf>,
+
     /// Base URL of the JSON endpoints /auth/login, /auth/refresh and /auth/logout. Required without --token-endpoint
-    #[arg(long, env = "GATEWAY_AUTH", value_name = "URL", conflicts_with = "token_endpoint")]
+    #[arg(
+        long,
+        env = "GATEWAY_AUTH",
+        value_name = "URL",
+        conflicts_with = "token_endpoint",
+        help_heading = AUTHORIZATION_SERVER
+    )]
     pub auth: Option<String>,
 
     /// OAuth 2.0 token endpoint, instead of --auth; logins use the password grant
-    #[arg(long, env = "GATEWAY_TOKEN_ENDPOINT", value_name = "URL", requires = "client_id")]
+    #[arg(
+        long,
+        env = "GATEWAY_TOKEN_ENDPOINT",
+        value_name = "URL",
+        requires = "client_id",
+        help_heading = AUTHORIZATION_SERVER
+    )]
     pub token_endpoint: Option<String>,
 
     /// OAuth 2.0 client ID of the gateway
-    #[arg(long, env = "GATEWAY_CLIENT_ID", value_name = "ID", value_parser = NonEmptyStringValueParser::new(), requires = "token_endpoint")]
+    #[arg(
+        long,
+        env = "GATEWAY_CLIENT_ID",
+        value_name = "ID",
+        value_parser = NonEmptyStringValueParser::new(),
+        requires = "token_endpoint",
+        help_heading = AUTHORIZATION_SERVER
+    )]
     pub client_id: Option<String>,
 
     /// OAuth 2.0 client secret, sent with HTTP Basic; prefer the environment variable. Default: public client
-    #[arg(long, env = "GATEWAY_CLIENT_SECRET", value_name = "SECRET", hide_env_values = true, requires = "client_id")]
+    #[arg(
+        long,
+        env = "GATEWAY_CLIENT_SECRET",
+        value_name = "SECRET",
+        hide_env_values = true,
+        requires = "client_id",
+        help_heading = AUTHORIZATION_SERVER
+    )]
     pub client_secret: Option<String>,
 
     /// OAuth 2.0 revocation endpoint (RFC 7009), called on sign-out
-    #[arg(long, env = "GATEWAY_REVOCATION_ENDPOINT", value_name = "URL", requires = "token_endpoint")]
+    #[arg(
+        long,
+        env = "GATEWAY_REVOCATION_ENDPOINT",
+        value_name = "URL",
+        requires = "token_endpoint",
+        help_heading = AUTHORIZATION_SERVER
+    )]
     pub revocation_endpoint: Option<String>,
+
+    /// Trust the root certificates in this file for the authorization server, and no others [default: Mozilla's]
+    #[arg(long, env = "GATEWAY_AUTH_CA", value_name = "FILE", help_heading = AUTHORIZATION_SERVER)]
+    pub auth_ca: Option<PathBuf>,
+
+    /// Present this certificate to the authorization server (RFC 8705), in PEM with those that have signed it
+    #[arg(
+        long,
+        env = "GATEWAY_AUTH_CLIENT_CERT",
+        value_name = "FILE",
+        requires = "auth_client_key",
+        help_heading = AUTHORIZATION_SERVER
+    )]
+    pub auth_client_cert: Option<PathBuf>,
+
+    /// Private key of --auth-client-cert, in PEM, which no other user may read
+    #[arg(
+        long,
+        env = "GATEWAY_AUTH_CLIENT_KEY",
+        value_name = "FILE",
+        requires = "auth_client_cert",
+        help_heading = AUTHORIZATION_SERVER
+    )]
+    pub auth_client_key: Option<PathBuf>,
 
     /// Keep sessions in memory, file:DIR, redis://… or postgres://… [default: memory, where they end with the process]
     #[expect(clippy::doc_markdown, reason = "--help prints the text as it is")]

@@ -3,6 +3,7 @@
 mod args;
 mod store;
 mod strip;
+mod tls;
 mod trusted_proxies;
 mod units;
 mod unknown;
@@ -20,6 +21,7 @@ use tower_auth_refresh::Origin;
 pub use self::args::{Args, LogFormat};
 pub use self::store::Store;
 pub use self::strip::StripHeaders;
+pub use self::tls::{Identity, PeerTls};
 pub use self::trusted_proxies::TrustedProxies;
 pub use self::unknown::UnknownVariable;
 
@@ -29,6 +31,8 @@ pub use self::unknown::UnknownVariable;
 pub struct Settings {
     /// The address to listen on.
     pub listen: SocketAddr,
+    /// The certificate and key of the gateway. Default: `None`, plain HTTP.
+    pub tls: Option<Identity>,
     /// The proxies in front that name the address of their client. Default: none.
     pub trusted_proxies: TrustedProxies,
     /// Each connection begins with the header of the PROXY protocol, from a trusted proxy. Default: `false`.
@@ -39,8 +43,12 @@ pub struct Settings {
     pub public: PublicOrigin,
     /// The API.
     pub upstream: Upstream,
+    /// TLS with the API. Default: Mozilla's roots and no client certificate.
+    pub upstream_tls: PeerTls,
     /// The authorization server.
     pub auth: AuthServer,
+    /// TLS with the authorization server. Default: Mozilla's roots and no client certificate.
+    pub auth_tls: PeerTls,
     /// Where the sessions' tokens are kept. Default: in memory.
     pub store: Store,
     /// The file with the keys that encrypt the tokens in the store. Default: `None`, they are in clear.
@@ -175,18 +183,32 @@ impl Args {
         if self.store_allow_fsync_off && !matches!(store, Store::Postgres(_)) {
             return Err(InvalidSetting::of("--store-allow-fsync-off", "only for --store postgres://…"));
         }
+        let tls = Identity::read(self.tls_cert, self.tls_key);
+        let identity = Identity::read(self.upstream_client_cert, self.upstream_client_key);
+        let upstream_tls = PeerTls { ca: self.upstream_ca, identity };
+        upstream_tls.require_https("--upstream", ("--upstream", &upstream))?;
+        let auth_tls =
+            PeerTls { ca: self.auth_ca, identity: Identity::read(self.auth_client_cert, self.auth_client_key) };
+        auth_tls.require_https("--auth", auth.setting())?;
+        let public = PublicOrigin::read(self.public_origin.as_deref(), self.listen, self.allow_plain_http)?;
+        if tls.is_some() && !public.is_https() {
+            return Err(InvalidSetting::of("--public-origin", "with --tls-cert, an https:// origin is required"));
+        }
         let trusted_proxies = TrustedProxies::read(&self.trusted_proxy)?;
         if self.proxy_protocol && trusted_proxies.is_empty() {
             return Err(InvalidSetting::of("--proxy-protocol", "requires --trusted-proxy"));
         }
         Ok(Settings {
             listen: self.listen,
+            tls,
             trusted_proxies,
             proxy_protocol: self.proxy_protocol,
             admin_listen: self.admin_listen,
-            public: PublicOrigin::read(self.public_origin.as_deref(), self.listen, self.allow_plain_http)?,
+            public,
             upstream: Upstream::read(&upstream, self.allow_plain_http)?,
+            upstream_tls,
             auth,
+            auth_tls,
             store,
             store_keys: self.store_keys,
             store_allow_fsync_off: self.store_allow_fsync_off,
@@ -265,6 +287,16 @@ fn origin(flag: &str, text: &str, allow_plain_http: bool) -> Result<Origin, Inva
     }
 }
 
+impl AuthServer {
+    /// Returns the setting that names the server, and its URL.
+    fn setting(&self) -> (&'static str, &str) {
+        match self {
+            Self::Json(url) => ("--auth", url),
+            Self::OAuth { token_endpoint, .. } => ("--token-endpoint", token_endpoint),
+        }
+    }
+}
+
 impl fmt::Debug for AuthServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -330,6 +362,33 @@ mod tests {
         assert!(settings(&rest).unwrap_err().to_string().starts_with("--public-origin: "));
         let named = settings(&[&rest[..], &["--public-origin=https://app.example.com"]].concat()).unwrap();
         assert!(named.public.is_https());
+    }
+
+    #[test]
+    fn settings_of_tls_fit_together() {
+        let rest = ["--upstream=https://a.example", "--auth=https://b.example"];
+        let read = |flags: &[&str]| settings(&[&rest[..], flags].concat());
+        let refused = |flags: &[&str]| read(flags).unwrap_err().to_string();
+        let identity = ["--tls-cert=chain.pem", "--tls-key=key.pem"];
+        assert!(refused(&identity).starts_with("--public-origin: "));
+        let plain = ["--public-origin=http://localhost"];
+        assert!(refused(&[&identity[..], &plain].concat()).starts_with("--public-origin: "));
+        assert!(read(&[&identity[..], &["--public-origin=https://app.example"]].concat()).unwrap().tls.is_some());
+        for half in ["--tls-cert", "--tls-key", "--upstream-client-cert", "--upstream-client-key", "--auth-client-key"]
+        {
+            let error = refused(&[half, "file.pem"]);
+            assert!(error.contains("required"), "{error}");
+        }
+        let rest = ["--upstream=http://127.0.0.1:1", "--auth=http://127.0.0.1:2"];
+        let refused = |flags: &[&str]| settings(&[&rest[..], flags].concat()).unwrap_err().to_string();
+        let client = |side: &str| [format!("--{side}-client-cert=c.pem"), format!("--{side}-client-key=k.pem")];
+        assert_eq!(refused(&["--upstream-ca=ca.pem"]), "--upstream-ca: --upstream is not https");
+        assert_eq!(refused(&["--auth-ca=ca.pem"]), "--auth-ca: --auth is not https");
+        for side in ["upstream", "auth"] {
+            let [certificate, key] = client(side);
+            let expected = format!("--{side}-client-cert: --{side} is not https");
+            assert_eq!(refused(&[&certificate, &key]), expected);
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::crypto::ring;
+use rustls::ClientConfig;
 use tower::{BoxError, Layer, Service, ServiceExt};
 use tower_auth_refresh::layer::PerRequest;
 use tower_auth_refresh::replay::ReplayBody;
@@ -23,8 +23,9 @@ use tower_auth_refresh::{AuthRefreshLayer, Session};
 use super::body::{DownloadBody, UploadBody};
 use super::early_answer::{Connector, answer_first};
 use super::stall_timeout::StallTimeout;
-use crate::config::Settings;
+use crate::config::{InvalidSetting, Settings};
 use crate::server::BUFFER;
+use crate::tls;
 
 /// A client that sends requests to the upstream, each with its user's token.
 pub(crate) struct UpstreamClient {
@@ -46,17 +47,25 @@ const POOL_IDLE: Duration = Duration::from_secs(20);
 
 impl UpstreamClient {
     /// Builds the client of the gateway.
-    pub(crate) fn new(settings: &Settings) -> Self {
-        let timeout = settings.upstream_timeout;
-        let checked = RequireToken(StallTimeout::new(https(), timeout));
+    ///
+    /// # Errors
+    ///
+    /// Returns [`InvalidSetting`] if a file of certificates can't be used.
+    pub(crate) fn new(settings: &Settings) -> Result<Self, InvalidSetting> {
+        let (client, timeout) = (to_upstream(settings)?, settings.upstream_timeout);
+        let checked = RequireToken(StallTimeout::new(client, timeout));
         let layer = AuthRefreshLayer::per_request(settings.upstream.origin.clone());
-        Self { stack: Stack::Refreshing(layer, checked), timeout }
+        Ok(Self { stack: Stack::Refreshing(layer, checked), timeout })
     }
 
     /// Builds a client that attaches the access token without [`AuthRefreshLayer`], the baseline for the layer's cost.
-    pub(crate) fn without_refresh(settings: &Settings) -> Self {
-        let timeout = settings.upstream_timeout;
-        Self { stack: Stack::WithoutRefresh(StallTimeout::new(https(), timeout)), timeout }
+    ///
+    /// # Errors
+    ///
+    /// Returns [`InvalidSetting`] if a file of certificates can't be used.
+    pub(crate) fn without_refresh(settings: &Settings) -> Result<Self, InvalidSetting> {
+        let (client, timeout) = (to_upstream(settings)?, settings.upstream_timeout);
+        Ok(Self { stack: Stack::WithoutRefresh(StallTimeout::new(client, timeout)), timeout })
     }
 
     /// Sends a request of a session.
@@ -74,6 +83,13 @@ impl UpstreamClient {
         };
         Ok(response.map(|body| DownloadBody::new(body, self.timeout)))
     }
+}
+
+fn to_upstream<B>(settings: &Settings) -> Result<HttpsClient<B>, InvalidSetting>
+where
+    B: http_body::Body<Data: Send> + Send,
+{
+    Ok(https(tls::client::config("--upstream", &settings.upstream_tls)?))
 }
 
 fn with_token(session: &Session, mut request: Request<UploadBody>) -> Request<UploadBody> {
@@ -131,21 +147,20 @@ impl Error for NoToken {}
 pub(crate) type HttpsClient<B> = Client<HttpsConnector<Connector>, B>;
 
 /// Builds a connector for TCP and TLS.
-pub(crate) fn connector() -> HttpsConnector<Connector> {
+pub(crate) fn connector(tls: ClientConfig) -> HttpsConnector<Connector> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
     HttpsConnectorBuilder::new()
-        .with_provider_and_webpki_roots(ring::default_provider())
-        .expect("ring supports the default protocol versions")
+        .with_tls_config(tls)
         .https_or_http()
         .enable_all_versions()
         .wrap_connector(answer_first(tcp))
 }
 
 /// Builds a pooled client for HTTP/1 and, if negotiated by TLS, HTTP/2.
-pub(crate) fn https<B>() -> HttpsClient<B>
+pub(crate) fn https<B>(tls: ClientConfig) -> HttpsClient<B>
 where
     B: http_body::Body<Data: Send> + Send,
 {
@@ -154,5 +169,5 @@ where
         .timer(TokioTimer::new())
         .pool_idle_timeout(POOL_IDLE)
         .http1_max_buf_size(BUFFER)
-        .build(connector())
+        .build(connector(tls))
 }

@@ -1,6 +1,7 @@
 //! Serves one connection: hyper does the protocol, and a supervisor beside it keeps the limits.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,19 +11,22 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use tokio::io::AsyncBufReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::server::TlsStream;
 
 use super::activity::{Activity, State};
 use super::on_wake::OnWake;
-use super::progress::{close_by_reset, limit_stalls};
+use super::progress::{Stream, Transport, limit_stalls};
 use super::socket::{Socket, linger};
 use super::table::Slot;
 use super::{BUFFER, Limits, exchange, proxy_protocol};
 use crate::client_address::Peer;
 use crate::metrics::CloseReason;
 use crate::routes::Router;
+use crate::tls::ServerTls;
 
 /// The connection preface of HTTP/2 (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -34,7 +38,7 @@ const MAX_PEEK_INTERVAL: Duration = Duration::from_millis(500);
 /// sent it before it could know.
 const DRAIN_TIME: Duration = Duration::from_millis(500);
 
-/// The protocol of a connection, known from its first bytes.
+/// The protocol of a connection, known from its first bytes or its handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     Http1,
@@ -46,6 +50,7 @@ pub(super) async fn serve(
     mut stream: TcpStream,
     mut peer: Peer,
     mut slot: Slot,
+    tls: Option<Arc<ServerTls>>,
     router: Router,
     limits: Limits,
     mut stopping: watch::Receiver<bool>,
@@ -66,16 +71,28 @@ pub(super) async fn serve(
                 };
                 peer = client;
             }
-            if let Some(protocol) = opening(peek_protocol(&stream), time, &mut stopping).await {
-                serve_protocol(stream, protocol, peer, &activity, router, limits, stopping).await;
-            }
+            let Some(tls) = tls else {
+                if let Some(protocol) = opening(peek_protocol(&stream), time, &mut stopping).await {
+                    let stream = limit_stalls(stream, time);
+                    serve_protocol(stream, protocol, peer, &activity, router, limits, stopping).await;
+                }
+                return;
+            };
+            // In a box too.
+            Box::pin(async {
+                let handshake = handshake(limit_stalls(stream, time), &tls, peer.ip());
+                if let Some((stream, protocol)) = opening(handshake, time, &mut stopping).await {
+                    serve_protocol(stream, protocol, peer, &activity, router, limits, stopping).await;
+                }
+            })
+            .await;
         } => {}
     }
     metrics.connections.close(activity.close_reason());
 }
 
 async fn serve_protocol(
-    stream: TcpStream,
+    stream: impl Transport + 'static,
     protocol: Protocol,
     peer: Peer,
     activity: &Arc<Activity>,
@@ -83,7 +100,7 @@ async fn serve_protocol(
     limits: Limits,
     stopping: watch::Receiver<bool>,
 ) {
-    let (socket, given_back) = Socket::new(limit_stalls(stream, limits.client_timeout), protocol, activity.clone());
+    let (socket, given_back) = Socket::new(stream, protocol, activity.clone());
     let service = {
         let (activity, router) = (activity.clone(), Arc::new(router.for_connection()));
         service_fn(move |request: Request<Incoming>| {
@@ -93,7 +110,7 @@ async fn serve_protocol(
         })
     };
     {
-        let http = http();
+        let http = http(protocol);
         let mut connection = pin!(http.serve_connection(TokioIo::new(socket), service));
         let mut supervisor = Supervisor { protocol, activity, limits, stopping, drained_at: None, finishing: false };
         loop {
@@ -111,15 +128,19 @@ async fn serve_protocol(
     }
     let Ok(stream) = given_back.await else { return };
     if activity.must_reset() {
-        close_by_reset(&stream);
+        stream.close_by_reset();
     } else if protocol == Protocol::Http1 && activity.client_sends_on() {
         linger(stream, limits.client_timeout, limits.body_limit).await;
     }
 }
 
 /// Returns hyper's settings. The limits of time are the supervisor's.
-fn http() -> auto::Builder<TokioExecutor> {
-    let mut http = auto::Builder::new(TokioExecutor::new());
+fn http(protocol: Protocol) -> auto::Builder<TokioExecutor> {
+    let http = auto::Builder::new(TokioExecutor::new());
+    let mut http = match protocol {
+        Protocol::Http1 => http.http1_only(),
+        Protocol::Http2 => http.http2_only(),
+    };
     http.http1().header_read_timeout(None).max_buf_size(BUFFER);
     http.http2().max_send_buf_size(BUFFER);
     http
@@ -211,8 +232,8 @@ impl Supervisor<'_> {
     }
 }
 
-/// Waits until a client has opened its connection: for the first bytes. Returns `None` if that fails, after the time-out,
-/// or when the shutdown begins first.
+/// Waits until a client has opened its connection: for the first bytes or for the handshake. Returns `None` if that
+/// fails, after the time-out, or when the shutdown begins first.
 async fn opening<T>(
     opened: impl Future<Output = io::Result<T>>,
     client_timeout: Duration,
@@ -244,6 +265,21 @@ async fn passed_on(stream: &mut TcpStream, proxy: &Peer, slot: &mut Slot) -> io:
         return Err(io::ErrorKind::QuotaExceeded.into());
     }
     Ok(peer)
+}
+
+/// Makes a handshake, which decides on the protocol (RFC 7301), and waits for the first bytes after it. Clients that don't
+/// negotiate get HTTP/1.
+async fn handshake(stream: Stream, tls: &ServerTls, client: IpAddr) -> io::Result<(TlsStream<Stream>, Protocol)> {
+    let mut stream = tls.accept(stream).await.inspect_err(|error| {
+        // Probes of a balancer hang up, and scanners try everything.
+        tracing::debug!(%error, %client, "TLS handshake failed");
+    })?;
+    // Before its preface, hyper doesn't finish a connection of HTTP/2. Browsers open connections in advance.
+    if stream.fill_buf().await?.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    Ok((stream, if is_http2 { Protocol::Http2 } else { Protocol::Http1 }))
 }
 
 /// Waits for enough bytes to tell HTTP/1 from HTTP/2. hyper's own detection has no time-out.

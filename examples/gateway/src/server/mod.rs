@@ -28,6 +28,7 @@ use crate::descriptors;
 use crate::metrics::CloseReason;
 use crate::phase::Phase;
 use crate::routes::Router;
+use crate::tls::ServerTls;
 
 /// The number of connections that may wait to be accepted. The operating system may allow fewer.
 const BACKLOG: u32 = 1024;
@@ -105,6 +106,7 @@ pub(crate) fn adopt(listener: std::net::TcpListener) -> io::Result<TcpListener> 
 pub(crate) async fn serve(
     listener: TcpListener,
     router: Router,
+    tls: Option<Arc<ServerTls>>,
     limits: Limits,
     proxies: Arc<TrustedProxies>,
     mut phase: watch::Receiver<Phase>,
@@ -113,7 +115,7 @@ pub(crate) async fn serve(
     let table = Arc::new(Table::new(limits.connections, limits.connections_per_address));
     let spawn = |accepted: Result<Accepted, CloseReason>| match accepted {
         Ok((stream, peer, slot)) => {
-            tokio::spawn(connection::serve(stream, peer, slot, router.clone(), limits, stopping.clone()));
+            tokio::spawn(connection::serve(stream, peer, slot, tls.clone(), router.clone(), limits, stopping.clone()));
         }
         Err(reason) => router.metrics().connections.refuse(reason),
     };

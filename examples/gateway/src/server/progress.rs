@@ -9,8 +9,10 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_io_timeout::TimeoutStream;
+use tokio_rustls::server::TlsStream;
 
 /// The data that may wait to be sent when a socket becomes writable, twice as much as it then is.
 #[cfg(target_os = "linux")]
@@ -34,7 +36,26 @@ pub(super) fn limit_stalls(stream: TcpStream, time: Duration) -> Stream {
     Box::pin(stream)
 }
 
-/// Makes the close of the connection a reset: the only sign that a response without framing is not complete.
-pub(super) fn close_by_reset(stream: &Stream) {
-    let _ = SockRef::from(stream.get_ref()).set_linger(Some(Duration::ZERO));
+/// A [`Stream`], with or without TLS on it.
+pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin {
+    /// Returns the stream below TLS.
+    fn tcp(&self) -> &Stream;
+
+    /// Makes the close of the connection a reset: without TLS, the only sign that a response without framing is not
+    /// complete.
+    fn close_by_reset(&self) {
+        let _ = SockRef::from(self.tcp().get_ref()).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl Transport for Stream {
+    fn tcp(&self) -> &Stream {
+        self
+    }
+}
+
+impl Transport for TlsStream<Stream> {
+    fn tcp(&self) -> &Stream {
+        self.get_ref().0
+    }
 }

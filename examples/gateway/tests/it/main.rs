@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../support/certificates.rs"]
+mod certificates;
 #[cfg(target_os = "linux")]
 #[path = "../support/haproxy.rs"]
 #[expect(dead_code, reason = "shared by several test suites")]
@@ -29,6 +31,8 @@ mod proxy_protocol;
 mod sessions;
 mod slow_readers;
 mod streaming;
+mod tls;
+mod tls_peers;
 mod uploads;
 mod users;
 mod versions;

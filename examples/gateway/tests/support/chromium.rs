@@ -3,6 +3,7 @@
 use std::env;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,9 @@ impl Chromium {
     }
 
     fn start(program: &str) -> Self {
-        let profile = env::temp_dir().join(format!("gateway-chromium-{}-{}", std::process::id(), fastrand::u64(..)));
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let profile = env::temp_dir().join(format!("gateway-chromium-{}-{number}", std::process::id()));
         // The shell duplicates its stdin and stdout to descriptors 3 and 4.
         let script = "exec \"$0\" \"$@\" 3<&0 4>&1 0</dev/null 1>/dev/null 2>/dev/null";
         let mut command = Command::new("sh");

@@ -50,8 +50,9 @@ impl Program {
         if admin.is_some() {
             line = lines.next().unwrap_or_default();
         }
-        let address =
-            line.strip_prefix("listening on http://").unwrap_or_else(|| panic!("unexpected output: {line:?}"));
+        let origin = line.strip_prefix("listening on ");
+        let address = origin.and_then(|origin| origin.strip_prefix("http://").or(origin.strip_prefix("https://")));
+        let address = address.unwrap_or_else(|| panic!("unexpected output: {line:?}"));
         Self { child, address: address.parse().unwrap(), admin }
     }
 

@@ -13,9 +13,12 @@ use http::header::{CONTENT_TYPE, COOKIE, SET_COOKIE};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use rustls::crypto::ring;
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -151,7 +154,7 @@ pub(crate) async fn disconnect<T: Debug>(call: JoinHandle<T>) {
 /// A browser: keeps its cookie and sends `Sec-Fetch-Site`.
 #[derive(Clone)]
 pub(crate) struct Browser {
-    client: Client<HttpConnector, Body>,
+    client: Client<HttpsConnector<HttpConnector>, Body>,
     origin: String,
     pub(crate) cookie: Option<String>,
 }
@@ -166,8 +169,17 @@ pub(crate) struct BufferedResponse {
 
 impl Browser {
     pub(crate) fn at(address: SocketAddr) -> Self {
-        let client = Client::builder(TokioExecutor::new()).build_http();
-        Self { client, origin: format!("http://{address}"), cookie: None }
+        let config = ClientConfig::builder_with_provider(ring::default_provider().into());
+        let config = config.with_safe_default_protocol_versions().unwrap();
+        let config = config.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+        Self { origin: format!("http://{address}"), ..Self::over_tls(address, config) }
+    }
+
+    /// Returns a browser that speaks HTTP/2 and HTTP/1.1 over TLS.
+    pub(crate) fn over_tls(address: SocketAddr, config: ClientConfig) -> Self {
+        let tls = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_all_versions().build();
+        let client = Client::builder(TokioExecutor::new()).build(tls);
+        Self { client, origin: format!("https://{address}"), cookie: None }
     }
 
     /// Sends the requests from here on to another address: that of a proxy.
