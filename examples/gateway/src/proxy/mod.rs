@@ -38,7 +38,7 @@ use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
 
 /// Proxies a request for the API.
 pub(crate) async fn proxy(app: &App, request: Request, client: &ClientAddress, observation: &Observation) -> Response {
-    match Call::admit(app, request, observation).await {
+    match Call::admit(app, request, client, observation).await {
         Ok(call) => call.send(app, client, observation).await,
         Err(response) => response,
     }
@@ -55,7 +55,12 @@ struct Call {
 
 impl Call {
     /// Checks a request. A rejected one returns its error response.
-    async fn admit(app: &App, request: Request, observation: &Observation) -> Result<Self, Response> {
+    async fn admit(
+        app: &App,
+        request: Request,
+        client: &ClientAddress,
+        observation: &Observation,
+    ) -> Result<Self, Response> {
         let (head, body) = request.into_parts();
         if head.method == Method::CONNECT || asks_to_upgrade(&head.headers) {
             return Err(Kind::UpgradeRefused.into_response());
@@ -80,8 +85,7 @@ impl Call {
         };
         observation.session(id, || session.tokens());
         let session = require_active(app, id, session).await?;
-        let client = head.extensions.get::<ClientAddress>().map(ClientAddress::ip);
-        let permit = app.requests.admit(id, client).map_err(|exceeded| {
+        let permit = app.requests.admit(id, client.ip()).map_err(|exceeded| {
             let kind = match exceeded {
                 Exceeded::All => Kind::Overloaded,
                 Exceeded::Session => Kind::TooManyRequests,
