@@ -1,7 +1,8 @@
-//! Durable stores beside the bare work: `stores/file/restart` reads sessions at their first use, `stores/file/refresh`
-//! refreshes one; likewise `stores/redis` and `stores/postgres`, beside the bare clients that the stores are built on.
+//! Durable stores beside the bare work: `stores/file/restart/64` reads sessions at their first use, 64 at once,
+//! `stores/file/refresh` refreshes one; likewise `stores/redis` and `stores/postgres`, beside the bare clients that the
+//! stores are built on.
 //!
-//! A group whose server isn't installed is skipped.
+//! A group whose server isn't installed is skipped, as is one whose name doesn't contain the first argument.
 //!
 //! Also prints the throughput beside that of the bare work, as the median ratio of rounds that take turns.
 
@@ -27,7 +28,9 @@ use tokio::runtime::Runtime;
 use tokio::task::spawn_blocking;
 use tokio_postgres::types::{ToSql, Type};
 use tower_auth_refresh_benches::rounds::Median;
-use tower_auth_refresh_benches::stores::{REFRESHES, SESSIONS, fill, time_reads, time_refreshes, time_restart};
+use tower_auth_refresh_benches::stores::{
+    CONCURRENCY, REFRESHES, fill, reads, time_reads, time_refreshes, time_restart,
+};
 use tower_auth_refresh_store::{FileStore, PostgresStores, RedisStores};
 
 use self::directory::TestDirectory;
@@ -46,6 +49,9 @@ fn runtime() -> Runtime {
 }
 
 fn file(criterion: &mut Criterion) {
+    if !is_any_wanted("file") {
+        return;
+    }
     let runtime = runtime();
     let directory = Directory::new();
     let files = FileStore::open(&directory.0).expect("a private directory");
@@ -58,15 +64,20 @@ fn file(criterion: &mut Criterion) {
         async { assert!(!read.await.expect("no panic").expect("the file is there").is_empty()) }
     };
     let scratch = directory.0.join("scratch");
-    let restart = || runtime.block_on(time_restart(&store));
-    let bare_restart = || runtime.block_on(time_reads(&read_file));
-    compare(criterion, "stores/file/restart", SESSIONS, restart, bare_restart);
+    for concurrency in CONCURRENCY {
+        let restart = || runtime.block_on(time_restart(&store, concurrency));
+        let bare_restart = || runtime.block_on(time_reads(&read_file, concurrency));
+        compare(criterion, &format!("stores/file/restart/{concurrency}"), reads(concurrency), restart, bare_restart);
+    }
     let refresh = || runtime.block_on(time_refreshes(store(0)));
     let bare_refresh = || time_writes(&runtime, &scratch);
     compare(criterion, "stores/file/refresh", REFRESHES.into(), refresh, bare_refresh);
 }
 
 fn redis(criterion: &mut Criterion) {
+    if !is_any_wanted("redis") {
+        return;
+    }
     let runtime = runtime();
     let Some(server) = runtime.block_on(redis_server::Server::start()) else { return };
     let stores = runtime.block_on(RedisStores::connect(&server.url())).expect("a server");
@@ -85,9 +96,11 @@ fn redis(criterion: &mut Criterion) {
             assert!(!record.is_empty());
         }
     };
-    let restart = || runtime.block_on(time_restart(&store));
-    let bare_restart = || runtime.block_on(time_reads(&read));
-    compare(criterion, "stores/redis/restart", SESSIONS, restart, bare_restart);
+    for concurrency in CONCURRENCY {
+        let restart = || runtime.block_on(time_restart(&store, concurrency));
+        let bare_restart = || runtime.block_on(time_reads(&read, concurrency));
+        compare(criterion, &format!("stores/redis/restart/{concurrency}"), reads(concurrency), restart, bare_restart);
+    }
     let refresh = || runtime.block_on(time_refreshes(store(0)));
     let bare_refresh = || {
         let begun = Instant::now();
@@ -102,6 +115,9 @@ fn redis(criterion: &mut Criterion) {
 }
 
 fn postgres(criterion: &mut Criterion) {
+    if !is_any_wanted("postgres") {
+        return;
+    }
     let runtime = runtime();
     let Some(server) = postgres_server::Server::start(&[]) else { return };
     let stores = runtime.block_on(PostgresStores::connect(server.url())).expect("a server");
@@ -124,9 +140,17 @@ fn postgres(criterion: &mut Criterion) {
             assert_eq!(client.query(select, &[&keys[user]]).await.expect("an answer").len(), 1);
         }
     };
-    let restart = || runtime.block_on(time_restart(&store));
-    let bare_restart = || runtime.block_on(time_reads(&read));
-    compare(criterion, "stores/postgres/restart", SESSIONS, restart, bare_restart);
+    for concurrency in CONCURRENCY {
+        let restart = || runtime.block_on(time_restart(&store, concurrency));
+        let bare_restart = || runtime.block_on(time_reads(&read, concurrency));
+        compare(
+            criterion,
+            &format!("stores/postgres/restart/{concurrency}"),
+            reads(concurrency),
+            restart,
+            bare_restart,
+        );
+    }
     let refresh = || runtime.block_on(time_refreshes(store(0)));
     let scratch = format!("UPDATE {TABLE} SET record = $1 WHERE key = (SELECT key FROM {TABLE} LIMIT 1)");
     let bare_refresh = || {
@@ -147,6 +171,18 @@ async fn connect(url: &str) -> tokio_postgres::Client {
     client
 }
 
+/// Returns `true` if a group's name contains the first argument.
+fn is_wanted(group: &str) -> bool {
+    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    filter.is_none_or(|filter| group.contains(&filter))
+}
+
+/// Returns `true` if any group of a store is wanted.
+fn is_any_wanted(store: &str) -> bool {
+    let restarts = CONCURRENCY.map(|concurrency| format!("stores/{store}/restart/{concurrency}"));
+    restarts.iter().any(|group| is_wanted(group)) || is_wanted(&format!("stores/{store}/refresh"))
+}
+
 /// Measures a store and the bare work, which both do something `count` times.
 fn compare(
     criterion: &mut Criterion,
@@ -155,6 +191,9 @@ fn compare(
     ours: impl Fn() -> Duration,
     bare: impl Fn() -> Duration,
 ) {
+    if !is_wanted(name) {
+        return;
+    }
     let ratios = (0..ROUNDS).map(|_| bare().as_secs_f64() / ours().as_secs_f64());
     let Median { value, low, high } = Median::of(ratios);
     println!("{name}: {value:.2} of the throughput of the bare work, median of rounds ({low:.2} to {high:.2})");

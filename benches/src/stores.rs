@@ -8,11 +8,17 @@ use tower::service_fn;
 use tower_auth_refresh::store::{Entry, Epoch, TokenStore};
 use tower_auth_refresh::{AccessToken, RefreshError, RefreshRequest, RefreshToken, Session, SessionRegistry, Tokens};
 
-/// The number of sessions that are read.
+/// The number of sessions that are stored, and read.
 pub const SESSIONS: u64 = 100_000;
 
-/// The number of sessions that are read at once.
-pub const CONCURRENCY: usize = 64;
+/// The numbers of sessions that are read at once.
+pub const CONCURRENCY: [usize; 5] = [1, 16, 64, 256, 4096];
+
+/// The reads of a round for each read at once: one after the other, all would take long.
+const READS_AT_ONCE: u64 = 10_000;
+
+/// The sessions that are filled in at once.
+const WRITES_AT_ONCE: usize = 64;
 
 /// Refreshes per round.
 pub const REFRESHES: u32 = 64;
@@ -27,7 +33,7 @@ pub async fn fill<S: Fn(u64) -> Arc<dyn TokenStore>>(store: &S) {
         let store = store(user);
         async move { store.replace(&Entry::new(Epoch::random(), 1, tokens(user))).await }
     });
-    writes.buffer_unordered(CONCURRENCY).for_each(|written| async { drop(written.expect("the store works")) }).await;
+    writes.buffer_unordered(WRITES_AT_ONCE).for_each(|written| async { drop(written.expect("the store works")) }).await;
 }
 
 fn tokens(user: u64) -> Tokens {
@@ -36,36 +42,43 @@ fn tokens(user: u64) -> Tokens {
     Tokens::new(access, refresh).with_expires_in(Duration::from_secs(3600))
 }
 
-/// Reads each user's session at its first use, in a registry that has just been started. Returns the time.
+/// Returns the number of sessions that are read in a round with this concurrency.
+#[must_use]
+pub fn reads(concurrency: usize) -> u64 {
+    SESSIONS.min(READS_AT_ONCE.saturating_mul(concurrency as u64))
+}
+
+/// Reads users' sessions at their first use, in a registry that has just been started. Returns the time.
 ///
 /// # Panics
 ///
 /// If a session isn't found.
-pub async fn time_restart<S>(store: &S) -> Duration
+pub async fn time_restart<S>(store: &S, concurrency: usize) -> Duration
 where
     S: Fn(u64) -> Arc<dyn TokenStore> + Clone + Send + Sync + 'static,
 {
     let store = store.clone();
     let sessions =
         SessionRegistry::builder(template()).store_factory(move |user: &u64| store(*user)).build().expect("runtime");
-    time_reads(move |user| {
+    let read = move |user| {
         let sessions = sessions.clone();
         async move { assert!(sessions.get(&user).await.is_ok_and(|session| session.is_some())) }
-    })
-    .await
+    };
+    time_reads(read, concurrency).await
 }
 
-/// Times a read for each user, with the same concurrency.
+/// Times [`reads`] of different users.
 ///
 /// # Panics
 ///
 /// If a read panics.
-pub async fn time_reads<R>(read: impl Fn(u64) -> R) -> Duration
+pub async fn time_reads<R>(read: impl Fn(u64) -> R, concurrency: usize) -> Duration
 where
     R: Future<Output = ()> + Send + 'static,
 {
     let begun = Instant::now();
-    let reads = stream::iter((0..SESSIONS).map(|user| tokio::spawn(read(user)))).buffer_unordered(CONCURRENCY);
+    let reads = stream::iter((0..reads(concurrency)).map(|user| tokio::spawn(read(user))));
+    let reads = reads.buffer_unordered(concurrency);
     reads.for_each(|read| async { read.expect("a read succeeds") }).await;
     begun.elapsed()
 }

@@ -20,6 +20,7 @@ mod nginx;
 mod test_gateway;
 
 mod cross_site;
+mod edges;
 mod malformed_http2;
 mod proxies_behind;
 mod proxies_in_front;

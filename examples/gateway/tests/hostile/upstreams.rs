@@ -273,7 +273,8 @@ async fn storms_of_an_upstream_end() {
     let hints = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".repeat(2_000)
         + "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
     let fields = |count: usize, length: usize| {
-        let fields: String = (0..count).map(|n| format!("x-{n}: {}\r\n", "y".repeat(length))).collect();
+        let fields: Vec<_> = (0..count).map(|n| format!("x-{n}: {}\r\n", "y".repeat(length))).collect();
+        let fields = fields.concat();
         Answer::Keep(format!("HTTP/1.1 200 OK\r\n{fields}content-length: 2\r\n\r\nok").into_bytes())
     };
     let trailers = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nset-cookie: session=x\r\n\

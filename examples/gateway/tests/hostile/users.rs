@@ -47,12 +47,18 @@ struct Counts {
     aborted_uploads: AtomicUsize,
     logins: AtomicUsize,
     logouts: AtomicUsize,
+    /// The connection of HTTP/2 had just ended.
+    sent_again: AtomicUsize,
     /// The session had ended: a caller of the same user has signed it out.
     left: AtomicUsize,
     /// The token has expired again before the replay, and the API's own 401 passes.
     refused: AtomicUsize,
     /// A refresh failed, or the API refused the new token too.
     failed: AtomicUsize,
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {}", chain(cause)))
 }
 
 fn add(counter: &AtomicUsize) {
@@ -134,9 +140,15 @@ impl Caller {
         if !body.is_empty() {
             add(&self.counts.uploads);
         }
-        let request = self.request(method, path, canary, &cookie).body(Body::from(body.clone())).unwrap();
+        let request = || self.request(method.clone(), path, canary, &cookie).body(Body::from(body.clone())).unwrap();
         let answer = async {
-            let (head, body) = self.client().request(request).await.unwrap().into_parts();
+            let mut answer = self.client().request(request()).await;
+            // A connection that ends without an error says which requests it has not taken (RFC 9113 §6.8).
+            if answer.as_ref().is_err_and(|error| chain(error).contains("NO_ERROR")) {
+                add(&self.counts.sent_again);
+                answer = self.client().request(request()).await;
+            }
+            let (head, body) = answer.unwrap().into_parts();
             (head, body.collect().await.unwrap().to_bytes())
         };
         let (head, answer) = timeout(Duration::from_secs(120), answer).await.expect("an answer");
@@ -309,6 +321,7 @@ async fn no_user_sees_anything_of_another() {
     );
     let not_answered = counts.refused.load(Ordering::Relaxed) + counts.failed.load(Ordering::Relaxed);
     assert!(not_answered * 20 < requests, "{counts:?}");
+    assert!(counts.sent_again.load(Ordering::Relaxed) * 1000 < requests, "{counts:?}");
     // No user has been signed out, and no refresh token was presented twice.
     for user in users {
         let mut browser = gateway.anonymous();
