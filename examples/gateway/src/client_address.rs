@@ -14,7 +14,7 @@ pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwar
 /// The most proxies between a client and the gateway.
 const MAX_HOPS: usize = 16;
 
-/// The address of a client, in the extensions of each request.
+/// The address of a client, in the extensions of requests for the gateway's own routes.
 ///
 /// The log, the limits, the upstream and the authorization server all have it from here.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -69,11 +69,10 @@ impl Requests {
     /// # Errors
     ///
     /// Returns the limit that it exceeds. It is not counted then.
-    pub(crate) fn admit(self: &Arc<Self>, id: SessionId, address: Option<IpAddr>) -> Result<RequestPermit, Exceeded> {
+    pub(crate) fn admit(self: &Arc<Self>, id: SessionId, address: IpAddr) -> Result<RequestPermit, Exceeded> {
         let [a, b, c, d, ..] = *id.as_bytes();
         let session = Sketch::places(u32::from_be_bytes([a, b, c, d]));
-        let of_address = self.of_address.as_ref().zip(address);
-        let address = of_address.map(|(sketch, address)| {
+        let address = self.of_address.as_ref().map(|sketch| {
             #[expect(clippy::cast_possible_truncation, reason = "half of the bits are enough")]
             let number = self.hasher.hash_one(limited_address(address)) as u32;
             (sketch, Sketch::places(number))
@@ -203,14 +202,15 @@ mod tests {
     fn a_request_over_a_limit_is_not_counted() {
         let requests = Arc::new(Requests::new(4, 2, Some(2)));
         let [first, second, third] = [(); 3].map(|()| SessionId::random().unwrap());
-        let [one, two] = ["192.0.2.1", "2001:db8::1"].map(|address| Some(address.parse::<IpAddr>().unwrap()));
+        let [one, two, other] =
+            ["192.0.2.1", "2001:db8::1", "192.0.2.3"].map(|address| address.parse::<IpAddr>().unwrap());
         let mut permits = vec![requests.admit(first, one).unwrap(), requests.admit(first, two).unwrap()];
-        assert_eq!(requests.admit(first, None).unwrap_err(), Exceeded::Session);
+        assert_eq!(requests.admit(first, other).unwrap_err(), Exceeded::Session);
         permits.push(requests.admit(second, one).unwrap());
         assert_eq!(requests.admit(third, one).unwrap_err(), Exceeded::Address);
         // The same network.
-        permits.push(requests.admit(second, Some("2001:db8::ffff".parse().unwrap())).unwrap());
-        assert_eq!(requests.admit(third, None).unwrap_err(), Exceeded::All);
+        permits.push(requests.admit(second, "2001:db8::ffff".parse().unwrap()).unwrap());
+        assert_eq!(requests.admit(third, other).unwrap_err(), Exceeded::All);
         permits.pop();
         assert_eq!(requests.admit(third, one).unwrap_err(), Exceeded::Address);
         drop(permits);

@@ -85,7 +85,7 @@ impl Call {
         };
         observation.session(id, || session.tokens());
         let session = require_active(app, id, session).await?;
-        let permit = app.requests.admit(id, Some(client.ip())).map_err(|exceeded| {
+        let permit = app.requests.admit(id, client.ip()).map_err(|exceeded| {
             let kind = match exceeded {
                 Exceeded::All => Kind::Overloaded,
                 Exceeded::Session => Kind::TooManyRequests,
