@@ -53,8 +53,10 @@ pub struct Oracle {
     pub signed_out: HashSet<usize>,
     /// The sign-outs that were observed: incarnation and sign-in.
     observed_sign_outs: HashSet<(usize, usize)>,
-    /// When a record was deleted by a sign-out, by sign-in.
-    deleted: HashMap<usize, Duration>,
+    /// The records that were deleted by a sign-out: the number of each deletion, by sign-in. By their order, since the
+    /// clocks of two hosts may differ by a step of the simulation.
+    deleted: HashMap<usize, usize>,
+    deletions: usize,
     /// The sign-outs of other processes that a look must have seen: incarnation and sign-in.
     seen_sign_outs: HashSet<(usize, usize)>,
 }
@@ -368,7 +370,8 @@ impl Oracle {
         if alive && !self.signed_out.contains(&family) {
             self.violation(now, "only the server's rejection ends a session", format!("sign-in {family} is cleared"));
         }
-        self.deleted.insert(family, now);
+        self.deleted.insert(family, self.deletions);
+        self.deletions += 1;
     }
 
     /// Returns whether these tokens were stored, and no write of them has failed.
@@ -377,12 +380,18 @@ impl Oracle {
         self.stored_access.contains(&access) && !self.not_saved.contains(&access)
     }
 
-    /// Records a look at the store, by a session that held tokens of this sign-in when it began.
-    pub fn looked(&mut self, now: Duration, incarnation: usize, begun: Duration, family: usize, state: &SessionState) {
+    /// Returns the number of records that were deleted by a sign-out.
+    pub fn deletions(&self) -> usize {
+        self.deletions
+    }
+
+    /// Records a look at the store, by a session that held tokens of this sign-in when it began. `deletions`: their number
+    /// then.
+    pub fn looked(&mut self, now: Duration, incarnation: usize, deletions: usize, family: usize, state: &SessionState) {
         self.note(now, format_args!("incarnation {incarnation}: has looked at the record of sign-in {family}"));
         self.count("looks at the store");
         // After a failover, a session may be about to write its newer tokens, and compares the record then.
-        let is_deleted = self.deleted.get(&family).is_some_and(|deleted| *deleted < begun);
+        let is_deleted = self.deleted.get(&family).is_some_and(|number| *number < deletions);
         if is_deleted && !self.failed_over.contains_key(&family) {
             self.seen_sign_outs.insert((incarnation, family));
             if !state.is_signed_in() {

@@ -193,12 +193,12 @@ impl Process {
         loop {
             sleep(pause).await;
             let Some(session) = self.session(user) else { continue };
-            let begun = self.env.now();
+            let deletions = self.env.state().oracle.deletions();
             let held = Some(session.tokens()).filter(|it| it.refresh_token().is_some());
             let Some(held) = held.filter(|held| self.env.state().oracle.is_saved(held)) else { continue };
             if session.recheck().await.is_ok() {
                 let now = self.env.now();
-                self.env.state().oracle.looked(now, self.incarnation, begun, family(&held), &session.state());
+                self.env.state().oracle.looked(now, self.incarnation, deletions, family(&held), &session.state());
             }
         }
     }
