@@ -28,8 +28,10 @@ pub async fn check(args: Args) -> Vec<Result<String, String>> {
         Err(invalid) => return vec![Err(invalid.to_string())],
     };
     let mut findings = vec![Ok("settings".to_owned())];
+    let mut servers = servers(&settings);
     if let Err(invalid) = Auth::new(&settings) {
         findings.push(Err(invalid.to_string()));
+        servers.retain(|server| server.setting == "--upstream");
     }
     findings.extend(settings.tls.as_ref().map(|identity| match ServerTls::open(identity) {
         Ok(_) => Ok("--tls-cert".to_owned()),
@@ -37,7 +39,7 @@ pub async fn check(args: Args) -> Vec<Result<String, String>> {
     }));
     let store =
         async { Stores::check(&settings).await.map_or_else(|e| Err(e.to_string()), |()| Ok("--store".to_owned())) };
-    let (store, servers) = tokio::join!(store, join_all(servers(&settings).into_iter().map(connect)));
+    let (store, servers) = tokio::join!(store, join_all(servers.into_iter().map(connect)));
     findings.push(store);
     findings.extend(servers);
     findings
@@ -69,17 +71,16 @@ fn servers(settings: &Settings) -> Vec<Server> {
     servers
 }
 
-/// Connects to a server, and disconnects.
+/// Connects to a server, and disconnects. What is said of it names no more of its URL than the origin.
 async fn connect(Server { setting, url, tls }: Server) -> Result<String, String> {
-    let failed = |reason: String| Err(format!("{setting}: {url}: {reason}"));
     let tls = tls.map_err(|invalid| invalid.to_string())?;
-    let connected = match url.parse::<Uri>() {
-        Ok(uri) => timeout(CONNECTION_TIMEOUT, connector(tls).oneshot(uri)).await,
-        Err(invalid) => return failed(invalid.to_string()),
-    };
-    match connected {
-        Ok(Ok(_connection)) => Ok(format!("{setting}: {url}")),
-        Ok(Err(error)) => failed(chain(&*error)),
-        Err(_elapsed) => failed(format!("no connection within {} s", CONNECTION_TIMEOUT.as_secs())),
+    let uri = url.parse::<Uri>().map_err(|invalid| format!("{setting}: {invalid}"))?;
+    let (scheme, host) = (uri.scheme_str().unwrap_or_default(), uri.host().unwrap_or_default());
+    let port = uri.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let tested = format!("{setting}: {scheme}://{host}{port}");
+    match timeout(CONNECTION_TIMEOUT, connector(tls).oneshot(uri)).await {
+        Ok(Ok(_connection)) => Ok(tested),
+        Ok(Err(error)) => Err(format!("{tested}: {}", chain(&*error))),
+        Err(_elapsed) => Err(format!("{tested}: no connection within {} s", CONNECTION_TIMEOUT.as_secs())),
     }
 }

@@ -48,13 +48,13 @@ async fn run(log: &LogWriter) -> Result<ExitCode, StartError> {
     for UnknownVariable { name, similar } in Args::unknown_variables() {
         tracing::warn!(variable = name, similar, "unknown setting in the environment");
     }
+    let inherited = Inherited::from_env()?;
+    inherited.set_addresses(&mut args)?;
     if args.check {
         return Ok(run_check(args).await);
     }
     raise_descriptor_limit();
     let supervisor = Arc::new(Supervisor::from_env());
-    let inherited = Inherited::from_env()?;
-    inherited.set_addresses(&mut args)?;
     let demo = if args.demo { Some(Demo::start(&mut args).await?) } else { None };
     // Before the line on stdout: a supervisor may send a signal as soon as it has read that line.
     let mut signals = Signals::listen(supervisor.clone());

@@ -24,14 +24,15 @@ struct Claims {
 
 /// Adds the name of the user to the tokens of a login.
 ///
-/// The name is the `sub` of the ID token, else of the access token, else the `username` or `email` of the credentials.
-/// The tokens come from the authorization server itself, so that their signature is not checked.
+/// The name is the `sub` of the ID token, else of the access token, else the `username` or `email` of the credentials. If
+/// they have both, the server may have read either: the other one may be the name of another user. The tokens come from
+/// the authorization server itself, so that their signature is not checked.
 pub(crate) fn with_user(tokens: Tokens, credentials: &Map<String, Value>) -> Tokens {
     let id_token = tokens.extra("id_token").and_then(Value::as_str).and_then(subject);
     let subject = id_token.or_else(|| subject(tokens.access_token()?.expose_secret()));
-    let user = subject.or_else(|| {
-        let mut names = ["username", "email"].iter().filter_map(|name| credentials.get(*name)?.as_str());
-        names.find(|name| is_name(name)).map(str::to_owned)
+    let user = subject.or_else(|| match (credentials.get("username"), credentials.get("email")) {
+        (Some(name), None) | (None, Some(name)) => name.as_str().filter(|name| is_name(name)).map(str::to_owned),
+        _ => None,
     });
     let Some(user) = user else { return tokens };
     let mut members: Map<_, _> = tokens.extras().map(|(name, value)| (name.to_owned(), value.clone())).collect();
@@ -91,9 +92,16 @@ mod tests {
         let (access, id_token) = (jwt(&json!({ "sub": "u-2" })), jwt(&json!({ "sub": "u-1", "iss": "x" })));
         assert_eq!(user(&access, Some(id_token), &credentials).as_deref(), Some("u-1"));
         assert_eq!(user(&access, Some("opaque".to_owned()), &credentials).as_deref(), Some("u-2"));
-        assert_eq!(user("opaque", None, &credentials).as_deref(), Some("ada"));
+        assert_eq!(user("opaque", None, &json!({ "username": "ada", "password": "x" })).as_deref(), Some("ada"));
         assert_eq!(user("opaque", None, &json!({ "email": "ada@example.com" })).as_deref(), Some("ada@example.com"));
         assert_eq!(user("opaque", None, &json!({ "username": 7, "password": "secret" })), None);
+    }
+
+    #[test]
+    fn credentials_with_two_names_name_no_user() {
+        let credentials = json!({ "username": "victim@example.com", "email": "mallory@example.com" });
+        assert_eq!(user("opaque", None, &credentials), None);
+        assert_eq!(user("opaque", None, &json!({ "username": null, "email": "mallory@example.com" })), None);
     }
 
     #[test]

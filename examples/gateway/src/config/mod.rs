@@ -190,6 +190,9 @@ impl Args {
         let auth_tls =
             PeerTls { ca: self.auth_ca, identity: Identity::read(self.auth_client_cert, self.auth_client_key) };
         auth_tls.require_https("--auth", auth.setting())?;
+        if let AuthServer::OAuth { revocation_endpoint: Some(url), .. } = &auth {
+            auth_tls.require_https("--auth", ("--revocation-endpoint", url))?;
+        }
         let public = PublicOrigin::read(self.public_origin.as_deref(), self.listen, self.allow_plain_http)?;
         if tls.is_some() && !public.is_https() {
             return Err(InvalidSetting::of("--public-origin", "with --tls-cert, an https:// origin is required"));
@@ -384,6 +387,11 @@ mod tests {
         let client = |side: &str| [format!("--{side}-client-cert=c.pem"), format!("--{side}-client-key=k.pem")];
         assert_eq!(refused(&["--upstream-ca=ca.pem"]), "--upstream-ca: --upstream is not https");
         assert_eq!(refused(&["--auth-ca=ca.pem"]), "--auth-ca: --auth is not https");
+        let oauth = ["--token-endpoint=HTTPS://a.example/token", "--client-id=gateway", "--auth-ca=ca.pem"];
+        let with_oauth = |flags: &[&str]| settings(&[&["--upstream=https://a.example"], &oauth[..], flags].concat());
+        assert!(with_oauth(&["--revocation-endpoint=https://a.example/revoke"]).is_ok());
+        let error = with_oauth(&["--revocation-endpoint=http://127.0.0.1:2/revoke"]).unwrap_err().to_string();
+        assert_eq!(error, "--auth-ca: --revocation-endpoint is not https");
         for side in ["upstream", "auth"] {
             let [certificate, key] = client(side);
             let expected = format!("--{side}-client-cert: --{side} is not https");

@@ -32,9 +32,10 @@ impl Identity {
 impl PeerTls {
     /// Refuses settings that would be without effect, because a URL of the server is `http://`.
     pub(super) fn require_https(&self, prefix: &str, (flag, url): (&str, &str)) -> Result<(), InvalidSetting> {
+        let is_https = url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
         let set = self.ca.as_ref().map(|_| "ca").or(self.identity.as_ref().map(|_| "client-cert"));
         match set {
-            Some(set) if !url.starts_with("https:") => {
+            Some(set) if !is_https => {
                 Err(InvalidSetting::of(&format!("{prefix}-{set}"), format!("{flag} is not https")))
             }
             _ => Ok(()),

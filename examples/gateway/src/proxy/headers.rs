@@ -44,7 +44,7 @@ const NOT_SPELLED_OTHERWISE: [&str; 12] = [
 ];
 
 /// Fields that must not be trailers.
-const NO_TRAILERS: [&str; 24] = [
+const NO_TRAILERS: [&str; 28] = [
     "age",
     "alt-svc",
     "authentication-info",
@@ -65,10 +65,14 @@ const NO_TRAILERS: [&str; 24] = [
     "retry-after",
     "set-cookie",
     "strict-transport-security",
+    "traceparent",
+    "tracestate",
     "trailer",
     "vary",
+    "via",
     "www-authenticate",
     "x-frame-options",
+    "x-request-id",
 ];
 
 /// Headers in which proxies and identity providers describe the client. Upstreams may trust them, so a client must not

@@ -7,6 +7,7 @@ use axum::Extension;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
+use futures_util::future::join_all;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
 use http_body_util::LengthLimitError;
@@ -55,8 +56,11 @@ pub(crate) async fn login(
     if let Some(previous) = previous {
         app.sign_out(previous).await;
     }
+    // Only now: a login that is undone takes no place, and the session that it would have replaced keeps its own.
+    let (id, oldest) = session.keep();
+    join_all(oldest.into_iter().map(|oldest| app.sign_out(oldest))).await;
     let mut response = StatusCode::NO_CONTENT.into_response();
-    app.cookie.set(response.headers_mut(), session.keep());
+    app.cookie.set(response.headers_mut(), id);
     Ok(response)
 }
 
@@ -129,38 +133,32 @@ async fn sign_in(
             return Err(error.into());
         }
     }
-    let session = PendingSession { app, id, kept: false };
-    if let Some(user) = user::of(&tokens) {
-        session.limit_sessions(user, previous).await;
-    }
+    let user = user::of(&tokens).map(str::to_owned);
     observation.session(id, || tokens);
-    Ok(session)
+    Ok(PendingSession { app, id, user, kept: false })
 }
 
 /// A new session whose cookie has not been sent. Its drop signs the session out, unless [kept](Self::keep).
 struct PendingSession {
     app: App,
     id: SessionId,
+    user: Option<String>,
     kept: bool,
 }
 
 impl PendingSession {
-    /// Signs out the oldest sessions of the user that are over the limit. The session that this login replaces is over.
-    async fn limit_sessions(&self, user: &str, previous: Option<SessionId>) {
-        let Self { app, id, .. } = self;
-        let Some(limit) = &app.user_sessions else { return };
-        let is_signed_in = |id: &SessionId| app.sessions.peek(id).is_some_and(|status| status.state().is_signed_in());
-        let is_active = |id: &SessionId| Some(*id) != previous && is_signed_in(id);
-        for oldest in limit.add(user, *id, is_active) {
-            tracing::info!(user, "the user's oldest session is signed out: --sessions-per-user is reached");
-            app.sign_out(oldest).await;
-        }
-    }
-
-    /// Keeps the session and returns its number for the cookie.
-    fn keep(mut self) -> SessionId {
+    /// Keeps the session. Returns its number for the cookie, and the oldest sessions of the user that are over the limit.
+    fn keep(mut self) -> (SessionId, Vec<SessionId>) {
         self.kept = true;
-        self.id
+        let is_active = |id: &SessionId| self.app.sessions.peek(id).is_some_and(|now| now.state().is_signed_in());
+        let oldest = match (&self.app.user_sessions, &self.user) {
+            (Some(limit), Some(user)) => limit.add(user, self.id, is_active),
+            _ => Vec::new(),
+        };
+        if let Some(user) = self.user.as_deref().filter(|_| !oldest.is_empty()) {
+            tracing::info!(user, "the user's oldest session is signed out: --sessions-per-user is reached");
+        }
+        (self.id, oldest)
     }
 }
 

@@ -142,6 +142,11 @@ impl Activity {
         first
     }
 
+    /// Checks if the connection has to make room for another.
+    pub(super) fn is_evicted(&self) -> bool {
+        self.evicted.load(Ordering::Relaxed)
+    }
+
     /// Waits for [`evict`](Self::evict).
     pub(super) async fn eviction(&self) {
         self.eviction.notified().await;

@@ -55,16 +55,18 @@ impl Table {
     /// all connections is limited.
     pub(super) async fn admit(self: &Arc<Self>, address: Option<IpAddr>) -> Option<Slot> {
         let address = address.map(limited_address);
+        let mut makes_room = false;
         loop {
             let released = self.released.notified();
             {
                 let mut open = self.open();
                 if address.is_some_and(|address| open.count_of(address) >= self.max_per_address) {
-                    if !open.evict(|other| other == address) {
+                    makes_room = makes_room || open.evict(|other| other == address);
+                    if !makes_room {
                         return None;
                     }
                 } else if open.connections.len() >= self.max {
-                    open.evict(|_| true);
+                    makes_room = makes_room || open.evict(|_| true);
                 } else {
                     return Some(self.insert(&mut open, address));
                 }
@@ -101,10 +103,11 @@ impl Open {
     }
 
     /// Closes the connection of these addresses that has been without a request for the longest time. Returns `false`
-    /// if there is none.
+    /// if there is none but those that make room already: each makes it for one.
     fn evict(&self, of: impl Fn(Option<IpAddr>) -> bool) -> bool {
         let idle = self.connections.values().filter(|(address, _)| of(*address)).filter_map(|(_, activity)| {
             match activity.state() {
+                _ if activity.is_evicted() => None,
                 State::Busy => None,
                 State::Head(since) | State::Idle(since) => Some((since, activity)),
             }
@@ -121,6 +124,7 @@ impl Slot {
     /// address has its maximum, all with requests.
     pub(super) async fn count_for(&mut self, address: IpAddr) -> bool {
         let address = limited_address(address);
+        let mut makes_room = false;
         loop {
             let released = self.table.released.notified();
             {
@@ -133,7 +137,8 @@ impl Slot {
                     self.address = Some(address);
                     return true;
                 }
-                if !open.evict(|other| other == Some(address)) {
+                makes_room = makes_room || open.evict(|other| other == Some(address));
+                if !makes_room {
                     return false;
                 }
             }
@@ -248,6 +253,20 @@ mod tests {
         assert!(third.await.unwrap());
         drop(second);
         assert!(table.open().per_address.is_empty() && table.open().connections.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_connections_wait_for_room_than_can_make_it() {
+        let table = Arc::new(Table::new(100, 1));
+        let mut first = table.admit(None).await.unwrap();
+        assert!(first.count_for(address(1)).await);
+        let count = async |table: Arc<Table>| table.admit(None).await.unwrap().count_for(address(1)).await;
+        let waits = tokio::spawn(count(table.clone()));
+        first.activity.eviction().await;
+        // The only one that can make room makes it for another.
+        assert!(!count(table.clone()).await && !waits.is_finished());
+        drop(first);
+        assert!(waits.await.unwrap());
     }
 
     #[test]

@@ -80,6 +80,22 @@ async fn a_login_is_undone_if_its_client_disconnects_during_the_previous_session
     wait_for_no_session(&gateway).await;
 }
 
+#[tokio::test]
+async fn a_login_that_is_undone_signs_no_other_session_of_its_user_out() {
+    let gateway = TestGateway::start_with(|settings| settings.sessions_per_user = Some(1)).await;
+    let desktop = gateway.browser("ada").await;
+    gateway.kit.inject(Route::Login, Fault::delay(HELD).after_processing().times(1));
+    let mut phone = gateway.anonymous();
+    let login = tokio::spawn(async move { phone.login("ada", "correct horse").await });
+    wait_for_counters(&gateway.kit, |counters| counters.logins == 2).await;
+    disconnect(login).await;
+    wait_for_counters(&gateway.kit, |counters| counters.logouts == 1).await;
+    assert_eq!(desktop.get("/api/me").await.status, 200);
+    // It has kept its place too.
+    gateway.browser("ada").await;
+    desktop.get("/api/me").await.assert_problem(401, "sign-in-first");
+}
+
 async fn wait_for_no_session(gateway: &TestGateway) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while gateway.metric("gateway_sessions").await != 0 {

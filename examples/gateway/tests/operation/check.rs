@@ -33,7 +33,7 @@ async fn a_check_that_passes_has_a_line_for_each_part_and_does_not_listen() {
     let (passed, lines) =
         check(&["--upstream", &origin, "--auth", &origin, "--store", &store, "--listen", &taken]).await;
     let expected =
-        ["ok   settings", "ok   --store", &format!("ok   --upstream: {origin}/"), &format!("ok   --auth: {origin}")];
+        ["ok   settings", "ok   --store", &format!("ok   --upstream: {origin}"), &format!("ok   --auth: {origin}")];
     assert!(passed && lines == expected, "{lines:#?}");
     // No request was sent, and no user's record made.
     assert_eq!((kit.counters().api, kit.counters().logins), (0, 0));
@@ -58,6 +58,9 @@ async fn a_check_that_fails_names_each_setting_and_makes_nothing() {
 
     let (passed, lines) = check(&[&arguments[..], &["--store-keys=/nonexistent"]].concat()).await;
     assert!(!passed && lines[1].starts_with("FAIL --store-keys: "), "{lines:#?}");
+    // A secret in a URL is refused, and never printed.
+    let (passed, lines) = check(&["--upstream", &upstream, "--auth=https://user:hunter2@127.0.0.1:1"]).await;
+    assert!(!passed && !lines.concat().contains("hunter2"), "{lines:#?}");
     let (passed, lines) = check(&["--upstream=http://api.example.com", "--auth=https://auth.example.com"]).await;
     assert!(!passed && lines.len() == 1 && lines[0].starts_with("FAIL --upstream: "), "{lines:#?}");
 }

@@ -29,6 +29,8 @@ impl HaProxy {
                     default_backend gateways
                 backend gateways
                     http-reuse always
+                    http-request set-header X-Forwarded-For %[src]
+                    http-request del-header X-Request-Id
                     option httpchk GET /readyz
                     default-server check inter 200ms fall 1 rise 1\n"
             );

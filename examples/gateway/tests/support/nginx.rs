@@ -33,7 +33,9 @@ impl Nginx {
         let servers: Vec<_> = servers.iter().map(|server| format!("server {server} fail_timeout=1s;")).collect();
         let upstream = format!("upstream gateways {{ {} keepalive 16; keepalive_timeout 1s; }}", servers.join(" "));
         let location = "proxy_pass http://gateways; proxy_http_version 1.1; proxy_set_header Connection \"\";
-                        proxy_set_header Host $http_host;";
+                        proxy_set_header Host $http_host;
+                        proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+                        proxy_set_header X-Request-Id $request_id;";
         Self::with_location(&upstream, location)
     }
 
