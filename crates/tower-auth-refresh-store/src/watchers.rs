@@ -1,35 +1,21 @@
 //! The sessions that are told of changes by a store that pushes, by their storage keys.
 
-use std::mem;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
 use tower_auth_refresh::store::RecordChanged;
 
 /// The first bytes of a storage key: enough to tell sessions apart. One that is told by mistake looks in vain.
 pub(crate) type ShortKey = [u8; 8];
 
-/// The parts of the index: small enough that a change of one seldom waits for another, nor for long while one grows.
+/// The parts of the index: small enough that a change of one finds its way in few steps, and seldom waits for another.
 const SHARDS: usize = 64;
 
 /// An index of sessions. A key may have several: one for each handle, which is known by its address.
 pub(crate) struct Watchers<C = RecordChanged>([Mutex<Shard<C>>; SHARDS]);
 
-/// By the number that a short key is: a hash already.
-type Shard<C> = HashTable<Watcher<C>>;
-
-struct Watcher<C> {
-    key: u64,
-    handle: usize,
-    changed: C,
-}
-
-impl<C> Watcher<C> {
-    fn is(&self, key: u64, handle: usize) -> bool {
-        self.key == key && self.handle == handle
-    }
-}
+/// By the number that a short key is, and the handle.
+type Shard<C> = BTreeMap<(u64, usize), C>;
 
 impl<C> Default for Watchers<C> {
     fn default() -> Self {
@@ -41,26 +27,14 @@ impl<C> Watchers<C> {
     /// Adds a session, in place of the one before on this handle.
     pub(crate) fn insert(&self, key: &[u8; 32], handle: usize, changed: C) {
         let key = u64::from_be_bytes(short(key));
-        let mut shard = self.shard(key);
-        let before = match shard.entry(key, |watcher| watcher.is(key, handle), |watcher| watcher.key) {
-            Entry::Occupied(mut entry) => Some(mem::replace(&mut entry.get_mut().changed, changed)),
-            Entry::Vacant(entry) => {
-                entry.insert(Watcher { key, handle, changed });
-                None
-            }
-        };
-        // Not under the lock.
-        drop(shard);
-        drop(before);
+        self.shard(key).insert((key, handle), changed);
     }
 
     /// Removes a handle's session.
     pub(crate) fn remove(&self, key: &[u8; 32], handle: usize) {
         let key = u64::from_be_bytes(short(key));
-        let mut shard = self.shard(key);
-        let removed = shard.find_entry(key, |watcher| watcher.is(key, handle)).ok().map(|entry| entry.remove().0);
+        let removed = self.shard(key).remove(&(key, handle));
         // Not under the lock.
-        drop(shard);
         drop(removed);
     }
 
@@ -70,8 +44,7 @@ impl<C> Watchers<C> {
     }
 
     fn shard(&self, key: u64) -> MutexGuard<'_, Shard<C>> {
-        // The table in the shard uses the lowest and the highest bits.
-        lock(&self.0[usize::from(key.to_le_bytes()[4]) % SHARDS])
+        lock(&self.0[usize::from(key.to_le_bytes()[0]) % SHARDS])
     }
 }
 
@@ -80,8 +53,8 @@ impl Watchers {
     pub(crate) fn notify(&self, key: ShortKey, by: Option<usize>) {
         let key = u64::from_be_bytes(key);
         let shard = self.shard(key);
-        let others = shard.iter_hash(key).filter(|watcher| watcher.key == key && Some(watcher.handle) != by);
-        let sessions: Vec<_> = others.map(|watcher| watcher.changed.clone()).collect();
+        let others = shard.range((key, 0)..=(key, usize::MAX)).filter(|((_, handle), _)| Some(*handle) != by);
+        let sessions: Vec<_> = others.map(|(_, changed)| changed.clone()).collect();
         // A session that is dropped after the call removes its handle.
         drop(shard);
         sessions.iter().for_each(RecordChanged::notify);
@@ -90,7 +63,7 @@ impl Watchers {
     /// Marks all sessions as stale: changes may have been missed.
     pub(crate) fn mark_all_stale(&self) {
         for shard in &self.0 {
-            let sessions: Vec<_> = lock(shard).iter().map(|watcher| watcher.changed.clone()).collect();
+            let sessions: Vec<_> = lock(shard).values().cloned().collect();
             sessions.iter().for_each(RecordChanged::mark_stale);
         }
     }
@@ -117,9 +90,7 @@ mod tests {
         watchers.insert(&[1; 32], 2, "third");
         watchers.insert(&[2; 32], 1, "fourth");
         watchers.remove(&[1; 32], 1);
-        let left = watchers.0.iter().flat_map(|shard| lock(shard).iter().map(|left| left.changed).collect::<Vec<_>>());
-        let mut left: Vec<_> = left.collect();
-        left.sort_unstable();
-        assert_eq!(left, ["fourth", "third"]);
+        let left = watchers.0.iter().flat_map(|shard| lock(shard).values().copied().collect::<Vec<_>>());
+        assert_eq!(left.collect::<Vec<_>>(), ["third", "fourth"]);
     }
 }
