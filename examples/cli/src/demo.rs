@@ -77,7 +77,7 @@ async fn tell(home: &Path) -> io::Result<()> {
     let gate = kit.hold_refreshes();
     let interrupted = stage.start("call GET /api/notes")?;
     gate.arrived(1).await;
-    interrupt(&interrupted.process).await?;
+    interrupt(&interrupted.process)?;
     sleep(Duration::from_millis(700)).await;
     gate.open();
     interrupted.end().await?;
@@ -182,8 +182,20 @@ fn say(narration: impl Display) -> io::Result<()> {
     writeln!(anstream::stdout(), "\n{NARRATION}# {narration}{NARRATION:#}")
 }
 
-async fn interrupt(process: &Child) -> io::Result<()> {
+fn interrupt(process: &Child) -> io::Result<()> {
     writeln!(anstream::stdout(), "^C")?;
-    let Some(id) = process.id() else { return Ok(()) };
-    Command::new("kill").args(["-INT", &id.to_string()]).status().await.map(drop)
+    let Some(id) = process.id().and_then(|id| id.try_into().ok()) else { return Ok(()) };
+    send_interrupt(id)
+}
+
+#[cfg(unix)]
+fn send_interrupt(process: i32) -> io::Result<()> {
+    use rustix::process::{Pid, Signal, kill_process};
+
+    Pid::from_raw(process).map_or(Ok(()), |process| Ok(kill_process(process, Signal::INT)?))
+}
+
+#[cfg(not(unix))]
+fn send_interrupt(_process: i32) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }

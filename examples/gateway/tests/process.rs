@@ -30,6 +30,7 @@ use http::Method;
 use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use rustix::process::Signal;
 use tokio::time::sleep;
 use tower_auth_refresh_testkit::{Fault, Route, TestServer, UnreadBody};
 
@@ -119,13 +120,13 @@ async fn sigterm_waits_no_longer_than_the_shutdown_timeout() {
 
 #[tokio::test]
 async fn a_second_signal_ends_the_program_at_once() {
-    for (signal, code) in [("-TERM", 143), ("-INT", 130)] {
+    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
         let kit = TestServer::start().await.unwrap();
         let (mut program, browser) = signed_in(&kit, &[]).await;
         kit.inject(Route::Api, Fault::hang());
         let call = browser.spawn_get("/api/me");
         wait_for_counters(&kit, |counters| counters.api > 0).await;
-        program.signal("-TERM");
+        program.signal(Signal::TERM);
         program.stops_accepting().await;
         assert!(program.is_running());
         program.signal(signal);
@@ -140,7 +141,7 @@ async fn sighup_does_not_stop_the_program() {
     let kit = TestServer::start().await.unwrap();
     let (mut program, browser) = signed_in(&kit, &[]).await;
     for _ in 0..3 {
-        program.signal("-HUP");
+        program.signal(Signal::HUP);
         sleep(Duration::from_millis(50)).await;
     }
     assert!(program.is_running());
@@ -178,11 +179,11 @@ async fn sighup_reloads_the_certificate_and_keeps_the_old_one_if_it_is_broken() 
     let presented =
         async || connect(&client, program.address).await.get_ref().1.peer_certificates().unwrap()[0].clone();
     assert!(presented().await != next);
-    program.signal("-HUP");
+    program.signal(Signal::HUP);
     logs("expiry=2049-12-31T23:59:59Z").await;
     assert!(presented().await == next);
     std::fs::write(path("server.pem"), "broken").unwrap();
-    program.signal("-HUP");
+    program.signal(Signal::HUP);
     logs("the previous one stays in use").await;
     logs(&format!("--tls-cert: {}: there is no certificate in PEM", path("server.pem"))).await;
     assert!(presented().await == next);

@@ -32,14 +32,14 @@ struct Provider {
 impl Provider {
     fn start() -> Option<Self> {
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates/tower-auth-refresh-http/tests/interop");
-        if !scripts.join("node_modules").exists() {
-            assert!(std::env::var("CI").is_err(), "the provider isn't installed");
-            eprintln!("skipped: the provider isn't installed");
-            return None;
-        }
         let mut node = Command::new("node");
-        node.arg("sign_in.mjs").current_dir(scripts).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = node.spawn().unwrap();
+        node.arg("sign_in.mjs").current_dir(&scripts).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let started = if scripts.join("node_modules").exists() { node.spawn().ok() } else { None };
+        let Some(mut process) = started else {
+            assert!(std::env::var("CI").is_err(), "the provider isn't installed");
+            eprintln!("skipped: node or the provider isn't installed");
+            return None;
+        };
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ready: Value = serde_json::from_str(&line).unwrap();

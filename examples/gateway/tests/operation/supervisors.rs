@@ -6,6 +6,8 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use crate::directory::TestDirectory;
 use crate::program::{self, Program, command};
 use crate::test_gateway::Browser;
@@ -38,7 +40,7 @@ async fn the_service_manager_is_told_of_the_start_a_reload_and_the_stop() {
     let mut program = Program::start_command(command(&ARGUMENTS).env("NOTIFY_SOCKET", &path));
     assert_eq!(receive(&manager), "READY=1");
     assert_eq!(Browser::at(program.address).get("/readyz").await.status, 200);
-    program.signal("-HUP");
+    program.signal(Signal::HUP);
     let reloading = receive(&manager);
     let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").map(str::parse::<u64>);
     assert!(matches!(time, Some(Ok(1..))), "{reloading}");
