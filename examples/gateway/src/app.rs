@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tower_auth_refresh::SessionRegistry;
+use tower_auth_refresh::{Session, SessionRegistry, SessionRegistryError};
 
 use crate::auth::Auth;
 use crate::config::{PublicOrigin, StripHeaders, Upstream};
 use crate::cookie::{SessionCookie, SessionId};
-use crate::limits::{Logins, Requests};
+use crate::limits::{Logins, RequestPermit, Requests};
 use crate::metrics::Metrics;
 use crate::observation::AccessLog;
 use crate::phase::Phase;
@@ -65,13 +65,36 @@ impl App {
         Self(Arc::new(Arc::clone(&self.0)))
     }
 
+    /// Looks a session up. The permit is returned with the session, or dropped when the look-up ends: the store is read
+    /// to the end, also if the client disconnects.
+    pub(crate) async fn look_up(
+        &self,
+        id: SessionId,
+        permit: RequestPermit,
+    ) -> Result<Option<(Session, RequestPermit)>, SessionRegistryError> {
+        let mut look_up = LookUp { app: self, id, permit: Some(permit) };
+        let found = self.sessions.get(&id).await;
+        let permit = look_up.permit.take();
+        Ok(found?.zip(permit))
+    }
+
     /// Signs a user out, here and at the authorization server.
     ///
     /// Waits at most a second for the authorization server. The call continues in a task after that, or after the
     /// caller is dropped.
     pub(crate) async fn sign_out(&self, id: SessionId) {
+        self.sign_out_with(id, None).await;
+    }
+
+    /// Signs a user out, as [`sign_out`](Self::sign_out) does, and keeps a permit to the end of that call.
+    pub(crate) async fn sign_out_with(&self, id: SessionId, permit: Option<RequestPermit>) {
+        let app = self.clone();
+        let task = async move {
+            app.run_sign_out(id).await;
+            drop(permit);
+        };
         // A panic in the task has been logged already.
-        let _ = timeout(SIGN_OUT_TIMEOUT, self.tasks.spawn(self.clone().run_sign_out(id))).await;
+        let _ = timeout(SIGN_OUT_TIMEOUT, self.tasks.spawn(task)).await;
     }
 
     /// Signs a user out in a detached task.
@@ -83,6 +106,26 @@ impl App {
         if let Err(error) = self.sessions.sign_out(&id).await {
             // The local session has ended all the same.
             tracing::warn!(%error, "sign-out failed in part");
+        }
+    }
+}
+
+/// A look-up under way. If it is dropped, the permit is kept to the end of the same look-up in a task.
+struct LookUp<'a> {
+    app: &'a App,
+    id: SessionId,
+    permit: Option<RequestPermit>,
+}
+
+impl Drop for LookUp<'_> {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            let (app, id) = (self.app.clone(), self.id);
+            self.app.tasks.spawn_detached(async move {
+                // Joins the read that is under way. No request waits for its outcome.
+                let _ = app.sessions.get(&id).await;
+                drop(permit);
+            });
         }
     }
 }

@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::cookie::SessionId;
+use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
 use crate::server::limited_address;
 
 /// The number of counters in a row of a [`Sketch`].
 const COUNTERS: usize = 1 << 14;
 
-/// Limits the requests that are being proxied: in all, of each session, and of each address.
+/// Limits the requests that are being proxied, or that look a session up in the store: in all, of each session, and of
+/// each address.
 #[derive(Debug)]
 pub(crate) struct Requests {
     max: usize,
@@ -20,21 +22,21 @@ pub(crate) struct Requests {
     of_session: Sketch,
     /// Absent if addresses have no limit.
     of_address: Option<Sketch>,
-    /// Keyed, so that no client can choose an address that shares the counters of another.
+    /// Keyed, so that no client can choose an address or a session that shares the counters of another.
     hasher: RandomState,
 }
 
-/// Counts what is in flight by a random number (a count-min sketch).
+/// Counts what is in flight by a keyed hash (a count-min sketch).
 ///
-/// A number has a counter in each of two rows: constant memory, and no lock on a request's way. It is over the limit if
-/// both counters are. Another number shares both with a probability of 1 in 2^28.
+/// A hash has a counter in each of two rows: constant memory, and no lock on a request's way. It is over the limit if
+/// both counters are. Another hash shares both with a probability of 1 in 2^28.
 #[derive(Debug)]
 struct Sketch {
     max: u32,
     rows: [Box<[AtomicU32]>; 2],
 }
 
-/// The places of a number's counters.
+/// The places of a hash's counters.
 type Places = [usize; 2];
 
 /// The limit that a request exceeds.
@@ -70,13 +72,12 @@ impl Requests {
     ///
     /// Returns the limit that it exceeds. It is not counted then.
     pub(crate) fn admit(self: &Arc<Self>, id: SessionId, address: IpAddr) -> Result<RequestPermit, Exceeded> {
-        let [a, b, c, d, ..] = *id.as_bytes();
-        let session = Sketch::places(u32::from_be_bytes([a, b, c, d]));
-        let address = self.of_address.as_ref().map(|sketch| {
-            #[expect(clippy::cast_possible_truncation, reason = "half of the bits are enough")]
-            let number = self.hasher.hash_one(limited_address(address)) as u32;
-            (sketch, Sketch::places(number))
-        });
+        // The client chooses it: nothing is known of the session yet.
+        let session = Sketch::places(self.hasher.hash_one(id.as_bytes()));
+        let address = self
+            .of_address
+            .as_ref()
+            .map(|sketch| (sketch, Sketch::places(self.hasher.hash_one(limited_address(address)))));
         let all = self.all.fetch_add(1, Ordering::Relaxed);
         let session_fits = self.of_session.add(session);
         let address_fits = address.is_none_or(|(sketch, places)| sketch.add(places));
@@ -94,15 +95,26 @@ impl Requests {
     }
 }
 
+impl From<Exceeded> for Problem {
+    fn from(exceeded: Exceeded) -> Self {
+        let kind = match exceeded {
+            Exceeded::All => Kind::Overloaded,
+            Exceeded::Session => Kind::TooManyRequests,
+            Exceeded::Address => Kind::TooManyRequestsOfAddress,
+        };
+        Self::from(kind).retry_after(DEFAULT_RETRY_AFTER)
+    }
+}
+
 impl Sketch {
     fn new(max: u32) -> Self {
         let row = || (0..COUNTERS).map(|_| AtomicU32::new(0)).collect();
         Self { max, rows: [row(), row()] }
     }
 
-    fn places(number: u32) -> Places {
-        let number = number as usize;
-        [(number >> 16) % COUNTERS, number % COUNTERS]
+    #[expect(clippy::cast_possible_truncation, reason = "some of the bits are enough")]
+    fn places(hash: u64) -> Places {
+        [(hash >> 32) as usize % COUNTERS, hash as usize % COUNTERS]
     }
 
     /// Counts one more. Returns `false` if it is over the limit.

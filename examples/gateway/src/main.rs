@@ -63,7 +63,14 @@ async fn run(log: &LogWriter) -> Result<ExitCode, StartError> {
     if let Some(demo) = demo {
         gateway = gateway.demo(demo);
     }
-    let gateway = gateway.listen().await?;
+    let gateway = tokio::select! {
+        listening = gateway.listen() => listening?,
+        // The store may not answer. A runtime that is dropped would wait for its threads too.
+        code = signals.next() => {
+            log.flush();
+            exit(code)
+        }
+    };
     // Stdout may be closed.
     if let Some(address) = gateway.admin_address() {
         let _ = writeln!(stdout(), "admin on http://{address}");

@@ -15,10 +15,10 @@ mod requests_log;
 mod test_gateway;
 
 use std::convert::Infallible;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -132,6 +132,22 @@ async fn a_second_signal_ends_the_program_at_once() {
         program.signal(signal);
         assert_eq!(program.exit(Duration::from_secs(3)).await.code(), Some(code));
         call.abort();
+    }
+}
+
+/// The first answer of the store may take as long as its time-outs allow.
+#[tokio::test]
+async fn a_signal_ends_a_start_that_waits_for_its_store() {
+    for (signal, code) in [("-TERM", 143), ("-INT", 130)] {
+        let store = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("redis://{}", store.local_addr().unwrap());
+        let mut command = command(&["--upstream=http://127.0.0.1:9", "--auth=http://127.0.0.1:9", "--store", &url]);
+        let mut child = command.spawn().unwrap();
+        // The program has connected, and gets no answer.
+        let (_connection, _) = tokio::task::spawn_blocking(move || store.accept()).await.unwrap().unwrap();
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        let status = tokio::task::spawn_blocking(move || child.wait()).await.unwrap().unwrap();
+        assert_eq!(status.code(), Some(code));
     }
 }
 

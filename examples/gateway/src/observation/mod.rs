@@ -114,11 +114,11 @@ impl Observation {
         &self.trace
     }
 
-    /// Notes the session of the request, and its user. `tokens` is called if they are to be printed.
-    pub(crate) fn session(&self, id: SessionId, tokens: impl FnOnce() -> Tokens) {
+    /// Notes the session of the request, and its user, if there is one. `tokens` is called if they are to be printed.
+    pub(crate) fn session(&self, id: SessionId, tokens: impl FnOnce() -> Option<Tokens>) {
         self.with_line(|line| {
             line.hash("session.hash", hash(id));
-            if let Some(user) = user::of(&tokens()) {
+            if let Some(user) = tokens().as_ref().and_then(user::of) {
                 line.text("user.id", user);
             }
         });

@@ -32,7 +32,7 @@ use crate::app::App;
 use crate::client_address::ClientAddress;
 use crate::cookie::SessionId;
 use crate::fields;
-use crate::limits::{Exceeded, RequestPermit};
+use crate::limits::RequestPermit;
 use crate::observation::Observation;
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
 
@@ -77,22 +77,22 @@ impl Call {
         let Some(id) = app.cookie.read(&head.headers) else {
             return Err(Kind::SignInFirst.into_response());
         };
-        let session = match app.sessions.get(&id).await {
-            Ok(Some(session)) => session,
+        // Before the look-up: that of a session that isn't in memory is a read of the store, and any cookie names one.
+        let permit = match app.requests.admit(id, client.ip()) {
+            Ok(permit) => permit,
+            Err(exceeded) => {
+                observation.session(id, || None);
+                return Err(Problem::from(exceeded).into_response());
+            }
+        };
+        let (session, permit) = match app.look_up(id, permit).await {
+            Ok(Some(found)) => found,
             // The cookie is not cleared: a late request may carry an old cookie that a new login has replaced since.
             Ok(None) => return Err(Kind::SignInFirst.into_response()),
             Err(error) => return Err(Problem::from(error).into_response()),
         };
-        observation.session(id, || session.tokens());
+        observation.session(id, || Some(session.tokens()));
         let session = require_active(app, id, session).await?;
-        let permit = app.requests.admit(id, client.ip()).map_err(|exceeded| {
-            let kind = match exceeded {
-                Exceeded::All => Kind::Overloaded,
-                Exceeded::Session => Kind::TooManyRequests,
-                Exceeded::Address => Kind::TooManyRequestsOfAddress,
-            };
-            Problem::from(kind).retry_after(DEFAULT_RETRY_AFTER).into_response()
-        })?;
         if body.size_hint().lower() > app.body_limit {
             return Err(Kind::BodyTooLarge.into_response());
         }

@@ -134,7 +134,7 @@ async fn sign_in(
         }
     }
     let user = user::of(&tokens).map(str::to_owned);
-    observation.session(id, || tokens);
+    observation.session(id, || Some(tokens));
     Ok(PendingSession { app, id, user, kept: false })
 }
 

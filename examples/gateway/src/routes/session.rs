@@ -2,15 +2,16 @@
 
 use std::time::SystemTime;
 
-use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use http::HeaderMap;
 use http::header::CACHE_CONTROL;
 use serde_json::{Value, json};
-use tower_auth_refresh::{SessionRegistryError, SessionState};
+use tower_auth_refresh::SessionState;
 
 use crate::app::App;
+use crate::client_address::ClientAddress;
 use crate::cookie::SessionId;
 use crate::problem::Problem;
 
@@ -21,22 +22,28 @@ use crate::problem::Problem;
 ///
 /// JSON: `state` (`signed_out`, `active`, `refreshing`, `failing` or `ended`) and, while the session has tokens,
 /// their `generation` and the seconds until their expiry, `expires_in`, if known.
-pub(crate) async fn session(State(app): State<App>, headers: HeaderMap) -> Response {
+///
+/// # Errors
+///
+/// Returns the problem if the session isn't in memory, and a limit of requests keeps it from being read from the store, or
+/// the store can't be read.
+pub(crate) async fn session(
+    State(app): State<App>,
+    Extension(client): Extension<ClientAddress>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
     let state = match app.cookie.read(&headers) {
-        None => Ok(signed_out()),
-        Some(id) => state(&app, id).await,
+        None => signed_out(),
+        Some(id) => state(&app, id, &client).await?,
     };
-    match state {
-        Ok(state) => ([(CACHE_CONTROL, "no-store")], Json(state)).into_response(),
-        Err(error) => Problem::from(error).into_response(),
-    }
+    Ok(([(CACHE_CONTROL, "no-store")], Json(state)).into_response())
 }
 
-async fn state(app: &App, id: SessionId) -> Result<Value, SessionRegistryError> {
+async fn state(app: &App, id: SessionId, client: &ClientAddress) -> Result<Value, Problem> {
     let mut status = app.sessions.peek(&id);
     if status.is_none() {
         // Loaded, if there is a store.
-        drop(app.sessions.get(&id).await?);
+        drop(app.look_up(id, app.requests.admit(id, client.ip())?).await?);
         status = app.sessions.peek(&id);
     } else if app.has_store {
         // Another gateway may have changed the session: the next poll shows it.

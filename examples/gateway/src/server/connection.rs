@@ -109,10 +109,11 @@ async fn serve_protocol(
             exchange::answer(router.clone(), client, observed, activity.clone(), request)
         })
     };
+    // Holds its receiver to the end of this function: a shutdown waits for the lingering close too.
+    let mut supervisor = Supervisor { protocol, activity, limits, stopping, drained_at: None, finishing: false };
     {
         let http = http(protocol);
         let mut connection = pin!(http.serve_connection(TokioIo::new(socket), service));
-        let mut supervisor = Supervisor { protocol, activity, limits, stopping, drained_at: None, finishing: false };
         loop {
             // An error means that the client has disconnected or sent invalid HTTP: not worth a line in the log.
             let step = tokio::select! {

@@ -45,7 +45,7 @@ pub(super) async fn answer(
     activity.progress();
     // HTTP/1.0 has no chunks.
     let ends_with_connection = version == Version::HTTP_10;
-    if response.body().is_end_stream() {
+    if has_ended(response.body()) {
         observed.complete();
     }
     Ok(response.map(|body| ResponseBody { body, answering, observed, ends_with_connection }))
@@ -227,7 +227,7 @@ impl Body for ResponseBody {
         let activity = answering.activity();
         observed.sent(note_progress(activity, frame.as_ref()));
         match frame {
-            Some(Ok(_)) if !body.is_end_stream() => {}
+            Some(Ok(_)) if !has_ended(body) => {}
             Some(Ok(_)) | None => observed.complete(),
             Some(Err(_)) => {
                 observed.fail();
@@ -246,6 +246,11 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+}
+
+/// Checks if nothing is left of a body: by its end or by its length, after which HTTP/1 doesn't wait for the end.
+fn has_ended(body: &AxumBody) -> bool {
+    body.is_end_stream() || body.size_hint().upper() == Some(0)
 }
 
 /// Notes that data is on its way, and returns its length. Frames without data are none.

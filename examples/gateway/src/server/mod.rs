@@ -11,7 +11,7 @@ mod socket;
 mod table;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -113,12 +113,14 @@ pub(crate) async fn serve(
 ) -> Instant {
     let (stop, stopping) = watch::channel(false);
     let table = Arc::new(Table::new(limits.connections, limits.connections_per_address));
-    let spawn = |accepted: Result<Accepted, CloseReason>| match accepted {
+    let spawn = |accepted: Result<Accepted, CloseReason>, stopping: &watch::Receiver<bool>| match accepted {
         Ok((stream, peer, slot)) => {
             tokio::spawn(connection::serve(stream, peer, slot, tls.clone(), router.clone(), limits, stopping.clone()));
         }
         Err(reason) => router.metrics().connections.refuse(reason),
     };
+    // The connection that waits for room: it outlives a change of the phase.
+    let mut waiting = None;
     // Failures are logged once, not twenty times a second.
     let mut logged = false;
     let mut reached = Phase::Serving;
@@ -132,10 +134,10 @@ pub(crate) async fn serve(
                 }
                 reached = next;
             },
-            accepted = accept(&listener, &table, limits, &proxies) => match accepted {
+            accepted = accept(&listener, &table, limits, &proxies, &mut waiting) => match accepted {
                 Ok(accepted) => {
                     logged = false;
-                    spawn(accepted);
+                    spawn(accepted, &stopping);
                 }
                 Err(error) => {
                     // Most likely out of file descriptors.
@@ -150,39 +152,83 @@ pub(crate) async fn serve(
     }
     let deadline = Instant::now() + limits.shutdown_timeout;
     // Clients that have connected already get their answers.
-    while let Some(Ok(accepted)) = accept(&listener, &table, limits, &proxies).now_or_never() {
-        spawn(accepted);
+    let mut connected: Vec<_> = waiting.into_iter().map(Ok).collect();
+    while let Some(Ok(next)) = connect(&listener, limits, &proxies).now_or_never() {
+        connected.push(next);
     }
     // New connections are refused from here on: their clients can try another instance.
     drop(listener);
     tracing::info!("shutting down");
     stop.send_replace(true);
-    drop(stopping);
-    if timeout_at(deadline, stop.closed()).await.is_err() {
+    let answered = async {
+        for connected in connected {
+            let accepted = match connected {
+                Ok(connected) => admit(&table, connected).await,
+                Err(reason) => Err(reason),
+            };
+            spawn(accepted, &stopping);
+        }
+        drop(stopping);
+        stop.closed().await;
+    };
+    if timeout_at(deadline, answered).await.is_err() {
         tracing::warn!("shutdown timed out: requests were cut off");
     }
     deadline
 }
+
+/// A connection that has no place in the table yet.
+type Connected = (TcpStream, Peer);
 
 /// A connection with its place in the table.
 type Accepted = (TcpStream, Peer, Slot);
 
 /// Accepts a connection and waits until there is room for it. Returns the reason if it is not admitted.
 ///
-/// The connections of a trusted proxy are those of many clients, and not limited by the address of the proxy.
+/// # Cancel safety
+///
+/// Cancel safe: the connection that waits for room stays in `waiting`.
 async fn accept(
     listener: &TcpListener,
     table: &Arc<Table>,
     limits: Limits,
     proxies: &Arc<TrustedProxies>,
+    waiting: &mut Option<Connected>,
 ) -> io::Result<Result<Accepted, CloseReason>> {
+    let (_, peer) = match waiting {
+        Some(waiting) => waiting,
+        None => match connect(listener, limits, proxies).await? {
+            Ok(connected) => waiting.insert(connected),
+            Err(reason) => return Ok(Err(reason)),
+        },
+    };
+    let slot = table.admit(limited(peer)).await;
+    let accepted = waiting.take().zip(slot).map(|((stream, peer), slot)| (stream, peer, slot));
+    Ok(accepted.ok_or(CloseReason::AddressLimit))
+}
+
+/// Accepts a connection. Returns the reason if its peer may not make one.
+async fn connect(
+    listener: &TcpListener,
+    limits: Limits,
+    proxies: &Arc<TrustedProxies>,
+) -> io::Result<Result<Connected, CloseReason>> {
     let (stream, address) = listener.accept().await?;
     let peer = Peer::new(address.ip(), proxies);
     if limits.proxy_protocol && !peer.is_trusted() {
         tracing::debug!(peer = %peer.ip(), "connection closed: the PROXY protocol is only for trusted proxies");
         return Ok(Err(CloseReason::ProxyProtocol));
     }
-    let limited = (!peer.is_trusted()).then(|| peer.ip());
-    let slot = table.admit(limited).await.ok_or(CloseReason::AddressLimit);
-    Ok(slot.map(|slot| (stream, peer, slot)))
+    Ok(Ok((stream, peer)))
+}
+
+/// Waits until there is room for a connection. Returns the reason if it is not admitted.
+async fn admit(table: &Arc<Table>, (stream, peer): Connected) -> Result<Accepted, CloseReason> {
+    let slot = table.admit(limited(&peer)).await.ok_or(CloseReason::AddressLimit)?;
+    Ok((stream, peer, slot))
+}
+
+/// Returns the address by which a connection is limited. Those of a trusted proxy are the connections of many clients.
+fn limited(peer: &Peer) -> Option<IpAddr> {
+    (!peer.is_trusted()).then(|| peer.ip())
 }

@@ -61,12 +61,13 @@ impl Table {
             {
                 let mut open = self.open();
                 if address.is_some_and(|address| open.count_of(address) >= self.max_per_address) {
-                    makes_room = makes_room || open.evict(|other| other == address);
+                    makes_room = makes_room || open.evict(|other, _| other == address);
                     if !makes_room {
                         return None;
                     }
                 } else if open.connections.len() >= self.max {
-                    makes_room = makes_room || open.evict(|_| true);
+                    // A new one hasn't had the time to send its request: the next in turn would take its place.
+                    makes_room = makes_room || open.evict(|_, activity| !activity.is_new());
                 } else {
                     return Some(self.insert(&mut open, address));
                 }
@@ -83,7 +84,7 @@ impl Table {
 
     /// Closes the connection that has been without a request for the longest time.
     pub(super) fn evict(&self) {
-        self.open().evict(|_| true);
+        self.open().evict(|_, _| true);
     }
 
     fn insert(self: &Arc<Self>, open: &mut Open, address: Option<IpAddr>) -> Slot {
@@ -102,15 +103,14 @@ impl Open {
         self.per_address.get(&address).copied().unwrap_or_default()
     }
 
-    /// Closes the connection of these addresses that has been without a request for the longest time. Returns `false`
+    /// Closes the connection among these that has been without a request for the longest time. Returns `false`
     /// if there is none but those that make room already: each makes it for one.
-    fn evict(&self, of: impl Fn(Option<IpAddr>) -> bool) -> bool {
-        let idle = self.connections.values().filter(|(address, _)| of(*address)).filter_map(|(_, activity)| {
-            match activity.state() {
-                _ if activity.is_evicted() => None,
-                State::Busy => None,
-                State::Head(since) | State::Idle(since) => Some((since, activity)),
-            }
+    fn evict(&self, among: impl Fn(Option<IpAddr>, &Activity) -> bool) -> bool {
+        let among = self.connections.values().filter(|(address, activity)| among(*address, activity));
+        let idle = among.filter_map(|(_, activity)| match activity.state() {
+            _ if activity.is_evicted() => None,
+            State::Busy => None,
+            State::Head(since) | State::Idle(since) => Some((since, activity)),
         });
         idle.min_by_key(|(since, _)| *since).is_some_and(|(_, activity)| {
             activity.evict();
@@ -137,7 +137,7 @@ impl Slot {
                     self.address = Some(address);
                     return true;
                 }
-                makes_room = makes_room || open.evict(|other| other == Some(address));
+                makes_room = makes_room || open.evict(|other, _| other == Some(address));
                 if !makes_room {
                     return false;
                 }
@@ -179,6 +179,9 @@ pub(crate) fn limited_address(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
+    /// What should happen happens within this time. A test fails after it, instead of hanging.
+    const LONG: Duration = Duration::from_secs(60);
+
     fn address(last: u8) -> IpAddr {
         [192, 0, 2, last].into()
     }
@@ -197,9 +200,9 @@ mod tests {
             let table = table.clone();
             async move { table.admit(Some(address(9))).await.is_some() }
         });
-        slots[1].activity.eviction().await;
+        timeout(LONG, slots[1].activity.eviction()).await.unwrap();
         slots.remove(1);
-        assert!(admitted.await.unwrap());
+        assert!(timeout(LONG, admitted).await.unwrap().unwrap());
     }
 
     #[tokio::test(start_paused = true)]
@@ -214,9 +217,25 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert!(!admitted.is_finished());
         drop(answering);
-        slot.activity.eviction().await;
+        timeout(LONG, slot.activity.eviction()).await.unwrap();
         drop(slot);
-        assert!(admitted.await.unwrap());
+        assert!(timeout(LONG, admitted).await.unwrap().unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_connection_has_the_time_to_send_its_request() {
+        let table = Arc::new(Table::new(1, 1));
+        let slot = table.admit(Some(address(1))).await.unwrap();
+        let admitted = tokio::spawn({
+            let table = table.clone();
+            async move { table.admit(Some(address(2))).await.is_some() }
+        });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!slot.activity.is_evicted());
+        // One that sends none makes room.
+        timeout(LONG, slot.activity.eviction()).await.unwrap();
+        drop(slot);
+        assert!(timeout(LONG, admitted).await.unwrap().unwrap());
     }
 
     #[tokio::test(start_paused = true)]
@@ -248,9 +267,9 @@ mod tests {
             let table = table.clone();
             async move { table.admit(None).await.unwrap().count_for(address(1)).await }
         });
-        first.activity.eviction().await;
+        timeout(LONG, first.activity.eviction()).await.unwrap();
         drop(first);
-        assert!(third.await.unwrap());
+        assert!(timeout(LONG, third).await.unwrap().unwrap());
         drop(second);
         assert!(table.open().per_address.is_empty() && table.open().connections.is_empty());
     }
@@ -262,11 +281,11 @@ mod tests {
         assert!(first.count_for(address(1)).await);
         let count = async |table: Arc<Table>| table.admit(None).await.unwrap().count_for(address(1)).await;
         let waits = tokio::spawn(count(table.clone()));
-        first.activity.eviction().await;
+        timeout(LONG, first.activity.eviction()).await.unwrap();
         // The only one that can make room makes it for another.
-        assert!(!count(table.clone()).await && !waits.is_finished());
+        assert!(!timeout(LONG, count(table.clone())).await.unwrap() && !waits.is_finished());
         drop(first);
-        assert!(waits.await.unwrap());
+        assert!(timeout(LONG, waits).await.unwrap().unwrap());
     }
 
     #[test]

@@ -7,8 +7,10 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::routing::any;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::future::join_all;
-use gateway::{AuthServer, Settings, TrustedProxies};
+use gateway::{AuthServer, Gateway, Settings, TrustedProxies};
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
@@ -16,8 +18,10 @@ use hyper_util::rt::TokioExecutor;
 use tokio::net::TcpSocket;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
+use tower_auth_refresh::{MemoryStore, TokenStore};
+use tower_auth_refresh_testkit::conformance::{Call, FaultyStore};
 
-use crate::test_gateway::{Browser, BufferedResponse, TestGateway, serve, wait_for_counters};
+use crate::test_gateway::{Browser, BufferedResponse, TestGateway, disconnect, serve, spawn, wait_for_counters};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -316,4 +320,60 @@ async fn a_response_counts_until_its_end() {
         }
     };
     timeout(LONG, free).await.unwrap();
+}
+
+/// Any cookie names a session, and the look-up of one that isn't in memory reads the store.
+#[tokio::test]
+async fn the_lookups_of_unknown_sessions_are_limited() {
+    for of_address in [false, true] {
+        let store = Arc::new(FaultyStore::new(MemoryStore::new()).durable());
+        let gate = store.hold(Call::Load);
+        let mut settings = Settings::new("http://127.0.0.1:9", AuthServer::Json("http://127.0.0.1:9".into())).unwrap();
+        if of_address {
+            settings.requests_in_flight_per_address = Some(3);
+        } else {
+            settings.requests_in_flight = Some(3);
+        }
+        let factory = {
+            let store = store.clone();
+            move || -> Arc<dyn TokenStore> { store.clone() }
+        };
+        let address = spawn(Gateway::new(settings).store_factory(factory)).await;
+        let mut random = 0_u128;
+        let mut browser = move || {
+            random += 1;
+            let mut browser = Browser::at(address);
+            browser.cookie = Some(format!("session={}", URL_SAFE_NO_PAD.encode(random.to_be_bytes())));
+            browser
+        };
+        let (call, poll, logout) = (browser(), browser(), browser());
+        let mut held = vec![call.spawn_get("/api/x"), poll.spawn_get("/session")];
+        held.push(tokio::spawn(async move { logout.post("/logout", "").await }));
+        let reached = async {
+            while store.count(Call::Load) < 3 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(LONG, reached).await.unwrap();
+        // The store is read for a logout that waits no longer, and for a client that has disconnected.
+        assert_eq!(held.pop().unwrap().await.unwrap().status, 204);
+        disconnect(held.pop().unwrap()).await;
+        let (status, problem) = if of_address { (429, "too-many-requests") } else { (503, "overloaded") };
+        browser().get("/api/x").await.assert_problem(status, problem);
+        browser().get("/session").await.assert_problem(status, problem);
+        browser().post("/logout", "").await.assert_problem(status, problem);
+        assert_eq!(store.count(Call::Load), 3);
+        gate.open();
+        held.pop().unwrap().await.unwrap().assert_problem(401, "sign-in-first");
+        let free = async {
+            loop {
+                let polled = browser().get("/session").await;
+                if polled.status == StatusCode::OK {
+                    break assert_eq!(polled.json()["state"], "signed_out");
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(LONG, free).await.unwrap();
+    }
 }

@@ -29,6 +29,7 @@ mod metrics;
 mod oauth;
 mod proxy_protocol;
 mod sessions;
+mod shutting_down;
 mod slow_readers;
 mod streaming;
 mod tls;

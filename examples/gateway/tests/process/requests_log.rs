@@ -1,5 +1,6 @@
 //! The lines of requests in the log, and their ids.
 
+use std::convert::Infallible;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -7,10 +8,12 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::routing::any;
-use http::Method;
+use futures_util::{StreamExt, stream};
+use http::{Method, Response};
 use serde_json::{Value, json};
 use tower_auth_refresh_testkit::{Fault, Route, TestServer};
 
+use super::certificates::{Certificates, terminate_tls};
 use super::program::{Log, Program, command};
 use super::test_gateway::{Browser, serve};
 
@@ -199,4 +202,34 @@ async fn a_request_whose_client_disconnects_has_a_line_too() {
     let log = stop(program, log).await;
     let line = events(&log, "request completed").find(|line| line["url.path"] == "/api/me").unwrap();
     assert_eq!((&line["http.response.status_code"], &line["error.type"]), (&499.into(), &"client-disconnected".into()));
+}
+
+/// The end of the response comes in a frame of its own, and HTTP/1 doesn't wait for it.
+#[tokio::test]
+async fn a_response_of_http_2_is_complete_by_its_length() {
+    let Some(certificates) = Certificates::make("log-http-2") else { return };
+    let mut config = certificates.server_config("server", false);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let api = async |request: Request| {
+        let length = if request.uri().path() == "/api/empty" { 0 } else { 2 };
+        let data = stream::iter((length > 0).then(|| Ok::<_, Infallible>("ok")));
+        // Without an end.
+        let response = Response::builder().header("content-length", length);
+        response.body(Body::from_stream(data.chain(stream::pending()))).unwrap()
+    };
+    let port = terminate_tls(config, &serve(Router::new().fallback(any(api))).await).await;
+    let kit = TestServer::start().await.unwrap();
+    let ca = certificates.path("ca.pem").into_os_string().into_string().unwrap();
+    let upstream = format!("https://127.0.0.1:{port}");
+    let (program, log) = start(&upstream, &kit.origin(), &["--log=json", "--upstream-ca", &ca]);
+    let mut browser = Browser::at(program.address);
+    assert_eq!(browser.login("ada", "correct horse").await.status, 204);
+    assert_eq!(browser.get("/api/x").await.body, "ok");
+    assert_eq!(browser.get("/api/empty").await.body, "");
+    let log = stop(program, log).await;
+    let lines: Vec<_> = events(&log, "request completed").filter(|line| line["route"] == "api").collect();
+    assert_eq!(lines.len(), 2);
+    for line in lines {
+        assert!(line.get("error.type").is_none(), "{line}");
+    }
 }

@@ -182,6 +182,11 @@ impl Browser {
         Self { client, origin: format!("https://{address}"), cookie: None }
     }
 
+    /// Returns the address to which requests are sent.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.origin.split_once("://").unwrap().1.parse().unwrap()
+    }
+
     /// Sends the requests from here on to another address: that of a proxy.
     pub(crate) fn connect_to(&mut self, address: SocketAddr) {
         self.origin = format!("http://{address}");
