@@ -25,6 +25,7 @@ mod program;
 #[expect(dead_code, reason = "shared by several test suites")]
 mod test_gateway;
 
+mod cookie_forms;
 mod cross_site;
 mod edges;
 mod handshakes;
