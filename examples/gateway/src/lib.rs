@@ -10,11 +10,12 @@
 //! `upstream` with `stall_timeout`, then `outcome`), `auth` (the authorization server), `user` (the name of a session's
 //! user), `limits` (requests and logins in flight), `user_sessions` (sessions of a user), `task_tracker` (tasks that
 //! outlive their request), `observation` (a request's line of the log and its ids), `phase` (the shutdown), `inherited`
-//! and `supervisor` (systemd), `check`, `descriptors`, `metrics`, `log`, and `demo`.
+//! and `supervisor` (systemd), `check`, `descriptors`, `metrics`, `log` with `ascii`, and `demo`.
 
 #![forbid(unsafe_code)]
 
 mod app;
+mod ascii;
 mod auth;
 mod check;
 mod client_address;

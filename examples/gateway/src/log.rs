@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::ascii::Ascii;
+
 /// The bytes that may wait to be written. A thread that logs more waits: no line is dropped.
 const CAPACITY: usize = 1024 * 1024;
 
@@ -117,10 +119,10 @@ impl Write for &LogWriter {
 }
 
 impl<'a> MakeWriter<'a> for LogWriter {
-    type Writer = &'a Self;
+    type Writer = Ascii<&'a Self>;
 
-    fn make_writer(&'a self) -> &'a Self {
-        self
+    fn make_writer(&'a self) -> Ascii<&'a Self> {
+        Ascii(self)
     }
 }
 

@@ -4,6 +4,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../support/certificates.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
+mod certificates;
 #[path = "../support/haproxy.rs"]
 #[expect(dead_code, reason = "shared by several test suites")]
 mod haproxy;
@@ -15,13 +18,20 @@ mod http2;
 #[path = "../support/nginx.rs"]
 #[expect(dead_code, reason = "shared by several test suites")]
 mod nginx;
+#[path = "../support/program.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
+mod program;
 #[path = "../support/test_gateway.rs"]
 #[expect(dead_code, reason = "shared by several test suites")]
 mod test_gateway;
 
+mod cookie_forms;
 mod cross_site;
 mod edges;
+mod handshakes;
 mod malformed_http2;
+mod passed_on;
+mod printed;
 mod proxies_behind;
 mod proxies_in_front;
 mod smuggling;
