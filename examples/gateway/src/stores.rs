@@ -97,6 +97,8 @@ impl Stores {
             if !makes {
                 return Err(error);
             }
+            // A server that is refused gets no table.
+            postgres.check_server().await?;
             postgres.migrate().await?;
             postgres.check().await?;
         }

@@ -153,6 +153,19 @@ impl PostgresStores {
         self.stores.table.sql()
     }
 
+    /// Tests the version and the settings of the server, as [`check`](Self::check) does, without the table.
+    ///
+    /// A program that makes the table may call it before [`migrate`](Self::migrate), which looks at no setting.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is unsafe or doesn't work.
+    pub async fn check_server(&self) -> Result<(), StoreError> {
+        let stores = &self.stores;
+        let check = async |client: &Client| schema::check_server(client, stores.allows_fsync_off).await;
+        aside(&stores.server, CHECK_TIMEOUT, check).await
+    }
+
     /// Tests that the database can be used: version, settings, table and privileges; and that a connection can listen.
     ///
     /// A program may call it at its start, and show the error, which says how to mend it.

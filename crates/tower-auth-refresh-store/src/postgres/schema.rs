@@ -205,8 +205,8 @@ pub(super) async fn migrate(client: &Client, table: &Table) -> Result<(), Proble
         .map_err(|error| fault_of(&error).into_problem().while_doing("failed to make the table"))
 }
 
-/// Finds the first thing that is unsafe or missing. `allows_fsync_off`: the server's disk isn't what survives a crash.
-pub(super) async fn check(client: &Client, table: &Table, allows_fsync_off: bool) -> Result<(), Problem> {
+/// Finds the first setting that is unsafe. `allows_fsync_off`: the server's disk isn't what survives a crash.
+pub(super) async fn check_server(client: &Client, allows_fsync_off: bool) -> Result<(), Problem> {
     let settings = "SELECT current_setting('server_version_num')::int4, current_setting('fsync') = 'on',
         current_setting('full_page_writes') = 'on', current_setting('synchronous_commit') <> 'off', pg_is_in_recovery()";
     let row = one(client, settings, &[]).await?;
@@ -222,8 +222,12 @@ pub(super) async fn check(client: &Client, table: &Table, allows_fsync_off: bool
     }
     let reason = "synchronous_commit is off: a crash loses the last tokens; \
                   ALTER ROLE … SET synchronous_commit = on for the store's user";
-    require(synchronous_commit, reason)?;
+    require(synchronous_commit, reason)
+}
 
+/// Finds the first thing that is unsafe or missing, of the server and the table.
+pub(super) async fn check(client: &Client, table: &Table, allows_fsync_off: bool) -> Result<(), Problem> {
+    check_server(client, allows_fsync_off).await?;
     require(exists(client, table).await?, &format!("there is no table {table}: see PostgresStores::migrate"))?;
     let table_name = table.to_string();
     let parameters: Parameters<'_> = &[(&table_name, Type::TEXT)];

@@ -6,6 +6,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
 use http::{Request, Response, Version};
@@ -37,12 +38,54 @@ pub(crate) struct AnswerFirst<S> {
     io: S,
     write_failed: bool,
     kept: Kept,
+    writes: Arc<Mutex<Writes>>,
 }
+
+/// The writes to a connection, as its uploads see them.
+#[derive(Debug, Default)]
+struct Writes {
+    have_failed: bool,
+    /// The connection itself, once an upload has been answered.
+    connection: Option<CaptureConnection>,
+}
+
+/// Leads from an answer to the writes of its connection. These hold the connection in turn, so this reference is weak.
+#[derive(Clone, Debug)]
+struct WritesOf(Weak<Mutex<Writes>>);
 
 impl<S> AnswerFirst<S> {
     fn new(io: S) -> Self {
-        Self { io, write_failed: false, kept: Kept::default() }
+        Self { io, write_failed: false, kept: Kept::default(), writes: Arc::default() }
     }
+}
+
+impl Writes {
+    /// Keeps other requests from the connection: the server doesn't read them.
+    fn fail(&mut self) {
+        self.have_failed = true;
+        if let Some(connection) = self.connection.take() {
+            poison(&connection);
+        }
+    }
+
+    /// Keeps other requests from the connection if a write has failed, or once one does.
+    fn watch(&mut self, connection: &CaptureConnection) {
+        if self.have_failed {
+            poison(connection);
+        } else {
+            self.connection = Some(connection.clone());
+        }
+    }
+}
+
+fn poison(connection: &CaptureConnection) {
+    if let Some(connected) = &*connection.connection_metadata() {
+        connected.poison();
+    }
+}
+
+fn lock(writes: &Mutex<Writes>) -> MutexGuard<'_, Writes> {
+    writes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<S: Write + Unpin> AnswerFirst<S> {
@@ -58,6 +101,7 @@ impl<S: Write + Unpin> AnswerFirst<S> {
         match write(Pin::new(&mut self.io)) {
             Poll::Ready(Err(error)) if is_disconnected(&error) => {
                 self.write_failed = true;
+                lock(&self.writes).fail();
                 Poll::Ready(Ok(length))
             }
             written => written,
@@ -105,7 +149,7 @@ impl<S: Write + Unpin> Write for AnswerFirst<S> {
 
 impl<S: Connection> Connection for AnswerFirst<S> {
     fn connected(&self) -> Connected {
-        self.io.connected().extra(self.kept.clone())
+        self.io.connected().extra(self.kept.clone()).extra(WritesOf(Arc::downgrade(&self.writes)))
     }
 }
 
@@ -119,25 +163,157 @@ impl UploadConnection {
         (!request.body().is_end_stream()).then(|| Self(capture_connection(request)))
     }
 
-    /// Keeps other requests from the connection if the answer may have been sent before the upload was read.
+    /// Keeps other requests from the connection if the answer may have been sent before the upload was read, or if the
+    /// server doesn't read the rest.
     pub(super) fn answered<B>(&self, response: &Response<B>) {
-        let may_close = response.status().is_client_error() || response.status().is_server_error();
         // Over HTTP/2 only the stream ends.
-        if may_close
-            && response.version() != Version::HTTP_2
-            && let Some(connected) = &*self.0.connection_metadata()
+        if response.version() == Version::HTTP_2 {
+            return;
+        }
+        if response.status().is_client_error() || response.status().is_server_error() {
+            poison(&self.0);
+        } else if let Some(WritesOf(writes)) = response.extensions().get()
+            && let Some(writes) = writes.upgrade()
         {
-            connected.poison();
+            lock(&writes).watch(&self.0);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use std::convert::Infallible;
+    use std::future::ready;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    use axum::body::Body;
+    use futures_util::stream;
+    use http::Uri;
+    use http_body_util::BodyExt;
+    use hyper_util::client::legacy::Client;
+    use hyper_util::rt::TokioExecutor;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
     use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+    use tokio::time::timeout;
+    use tower::service_fn;
 
     use super::*;
+
+    /// A connection whose writes fail from a moment on, and whose server keeps it open.
+    struct Failing {
+        io: TokioIo<DuplexStream>,
+        fails: Arc<AtomicBool>,
+        has_failed: Arc<AtomicBool>,
+    }
+
+    impl Read for Failing {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buffer: ReadBufCursor<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.io).poll_read(cx, buffer)
+        }
+    }
+
+    impl Write for Failing {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+            if self.fails.load(Ordering::Relaxed) {
+                self.has_failed.store(true, Ordering::Relaxed);
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+            Pin::new(&mut self.io).poll_write(cx, data)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.io).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.io).poll_shutdown(cx)
+        }
+    }
+
+    impl Connection for Failing {
+        fn connected(&self) -> Connected {
+            Connected::new()
+        }
+    }
+
+    async fn until(condition: impl Fn() -> bool) {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn read_until(server: &mut DuplexStream, end: &[u8]) {
+        let mut read = Vec::new();
+        while !read.ends_with(end) {
+            read.push(server.read_u8().await.unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_not_written_to_any_more_is_not_used_again() {
+        const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+        for is_answered_first in [false, true] {
+            let (fails, has_failed) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+            let (mut servers, mut connections) = (Vec::new(), Vec::new());
+            for fails in [Arc::default(), fails.clone()] {
+                let (io, server) = duplex(1024);
+                servers.push(server);
+                connections.push(Failing { io: TokioIo::new(io), fails, has_failed: has_failed.clone() });
+            }
+            let connections = Arc::new(Mutex::new(connections));
+            let connector = service_fn(move |_: Uri| {
+                let connection = connections.lock().unwrap().pop().unwrap();
+                ready(Ok::<_, Infallible>(AnswerFirst::new(connection)))
+            });
+            let client = Client::builder(TokioExecutor::new()).build::<_, Body>(connector);
+            let send = |body: Body| {
+                let mut request = Request::post("http://server/").body(body).unwrap();
+                let upload = UploadConnection::of(&mut request);
+                let answer = client.request(request);
+                tokio::spawn(timeout(Duration::from_secs(20), async {
+                    let answer = answer.await.unwrap();
+                    if let Some(upload) = upload {
+                        upload.answered(&answer);
+                    }
+                    answer
+                }))
+            };
+            let (upload, parts) = mpsc::unbounded_channel::<&str>();
+            let parts =
+                stream::unfold(parts, async |mut parts| Some((Ok::<_, Infallible>(parts.recv().await?), parts)));
+            let call = send(Body::from_stream(parts));
+            let mut server = servers.pop().unwrap();
+            upload.send("first part").unwrap();
+            read_until(&mut server, b"first part\r\n").await;
+            let write = async || {
+                fails.store(true, Ordering::Relaxed);
+                upload.send("second part").unwrap();
+                until(|| has_failed.load(Ordering::Relaxed)).await;
+            };
+            if !is_answered_first {
+                write().await;
+            }
+            server.write_all(ANSWER).await.unwrap();
+            let answer = call.await.unwrap().unwrap();
+            if is_answered_first {
+                write().await;
+            }
+            drop(upload);
+            assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "ok");
+
+            let call = send(Body::empty());
+            let mut other = servers.pop().unwrap();
+            timeout(Duration::from_secs(20), read_until(&mut other, b"\r\n\r\n")).await.unwrap();
+            other.write_all(ANSWER).await.unwrap();
+            assert_eq!(call.await.unwrap().unwrap().status(), 200);
+        }
+    }
 
     #[tokio::test]
     async fn an_answer_is_read_after_writing_has_failed() {

@@ -226,6 +226,8 @@ fn a_postgresql_without_fsync_is_refused_unless_the_operator_accepts_it() {
     let output = program::run_to_failure(&mut program::command(&arguments));
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("--store: ") && error.contains("fsync is off"), "{error}");
+    // Nor does a start that is refused.
+    assert!(!store_passes());
     drop(Program::start(&accepted));
     assert!(store_passes());
 }
