@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "support/certificates.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
+mod certificates;
 #[path = "support/chromium.rs"]
 mod chromium;
 #[path = "browser/cookies.rs"]
@@ -12,6 +15,8 @@ mod program;
 #[path = "support/test_gateway.rs"]
 #[expect(dead_code, reason = "shared by several test suites")]
 mod test_gateway;
+#[path = "browser/tls.rs"]
+mod tls;
 
 use std::env;
 use std::time::Duration;

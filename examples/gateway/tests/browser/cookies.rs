@@ -60,12 +60,12 @@ async fn start() -> (TestGateway, Calls) {
 }
 
 /// Makes a request from a page, and returns its status, or 0 if the browser doesn't show it.
-fn fetch(page: &mut Page<'_>, url: &str, options: &str) -> u64 {
+pub(crate) fn fetch(page: &mut Page<'_>, url: &str, options: &str) -> u64 {
     let call = format!("fetch('{url}', {options}).then(answer => answer.status, () => 0)");
     page.evaluate(&call).as_u64().unwrap()
 }
 
-fn login(page: &mut Page<'_>, user: &str) {
+pub(crate) fn login(page: &mut Page<'_>, user: &str) {
     let options = format!(
         "{{ method: 'POST', headers: {{ 'content-type': 'application/json' }},
             body: JSON.stringify({{ username: '{user}', password: 'x' }}) }}"
@@ -73,7 +73,7 @@ fn login(page: &mut Page<'_>, user: &str) {
     assert_eq!(fetch(page, "/login", &options), 204);
 }
 
-fn open<'a>(chromium: &'a mut Chromium, url: &str) -> Page<'a> {
+pub(crate) fn open<'a>(chromium: &'a mut Chromium, url: &str) -> Page<'a> {
     let mut page = chromium.open(url);
     page.wait_for(&format!("location.href === '{url}' && document.readyState === 'complete'"));
     page

@@ -177,7 +177,7 @@ async fn no_form_signs_a_user_in_or_out() {
         &[("sec-fetch-site", "cross-site")],
         &[("x-requested-with", "x")],
     ];
-    let (mut sent, mut signed_in) = (0, 0);
+    let (mut sent, mut signed_in) = (0, 0_u64);
     for kind in kinds {
         for body in bodies {
             for fields in headers {
@@ -202,12 +202,12 @@ async fn no_form_signs_a_user_in_or_out() {
                     };
                     assert_eq!(answer.status, expected, "{path} {kind:?} {fields:?} {body}");
                     sent += 1;
-                    signed_in += usize::from(path == "/login" && expected == 204);
+                    signed_in += u64::from(path == "/login" && expected == 204);
                 }
             }
         }
     }
     println!("forms: {sent} requests, {signed_in} of which signed a user in");
-    assert_eq!(gateway.kit.counters().logins as usize, signed_in + 1);
+    assert_eq!(gateway.kit.counters().logins, signed_in + 1);
     assert_eq!(user.get("/api/me").await.status, 200);
 }

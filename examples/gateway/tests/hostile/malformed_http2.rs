@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use gateway::raise_descriptor_limit;
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
@@ -58,7 +59,9 @@ async fn malformed_frames_end_their_stream_or_connection() {
         attacks.push(frame(HEADERS, END_HEADERS | END_STREAM, 1, block));
     }
     let before = gateway.kit.counters().api;
-    for attacks in attacks.chunks(400) {
+    // Many wait for the time-outs of the gateway.
+    raise_descriptor_limit();
+    for attacks in attacks.chunks(1_300) {
         let ends = attacks.iter().map(async |attack| {
             let mut stream = connect(gateway.address).await;
             let _ = stream.write_all(attack).await;

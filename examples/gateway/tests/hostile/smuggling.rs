@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tower_auth_refresh_testkit::TestServer;
@@ -39,9 +39,9 @@ impl Recorder {
         let recorder = self.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let recorder = recorder.clone();
+                let (recorder, mut stream) = (recorder.clone(), BufReader::new(stream));
                 tokio::spawn(async move {
-                    let serve = async { while recorder.exchange(&stream).await.is_some() {} };
+                    let serve = async { while recorder.exchange(&mut stream).await.is_some() {} };
                     // The parser panics at what a strict server refuses.
                     if std::panic::AssertUnwindSafe(serve).catch_unwind().await.is_err() {
                         recorder.invalid.lock().unwrap().push("a request that a strict server refuses".to_owned());
@@ -53,9 +53,8 @@ impl Recorder {
     }
 
     /// Reads a request and answers it. Returns `None` at the end of the connection.
-    async fn exchange(&self, stream: &TcpStream) -> Option<()> {
-        let mut stream = Stream(stream);
-        let head = stream.until(b"\r\n\r\n").await?;
+    async fn exchange(&self, stream: &mut BufReader<TcpStream>) -> Option<()> {
+        let head = until(stream, b"\r\n\r\n").await?;
         let head = String::from_utf8_lossy(&head).into_owned();
         let mut lines = head.trim_end().split("\r\n");
         let line = lines.next().unwrap().to_owned();
@@ -70,64 +69,42 @@ impl Recorder {
             |name: &str| headers.iter().filter(|header| header.0 == name).map(|header| &*header.1).collect::<Vec<_>>();
         let body = match (&all("content-length")[..], &all("transfer-encoding")[..]) {
             ([], []) => Vec::new(),
-            ([length], []) => stream.exactly(length.parse().unwrap()).await?,
-            ([], ["chunked"]) => stream.chunks().await?,
+            ([length], []) => exactly(stream, length.parse().unwrap()).await?,
+            ([], ["chunked"]) => chunks(stream).await?,
             framing => panic!("{framing:?} in {head:?}"),
         };
         self.received.lock().unwrap().push(Received { line, headers, body });
-        stream.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.ok()
     }
 }
 
-struct Stream<'a>(&'a TcpStream);
-
-impl Stream<'_> {
-    async fn exactly(&mut self, length: usize) -> Option<Vec<u8>> {
-        let mut bytes = Vec::new();
-        while bytes.len() < length {
-            self.0.readable().await.ok()?;
-            let mut part = vec![0; length - bytes.len()];
-            match self.0.try_read(&mut part) {
-                Ok(0) => return None,
-                Ok(read) => bytes.extend(&part[..read]),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(_) => return None,
-            }
+/// Reads a body of chunks.
+async fn chunks(stream: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let line = until(stream, b"\r\n").await?;
+        let length = usize::from_str_radix(str::from_utf8(&line).unwrap().trim_end(), 16).unwrap();
+        let data = exactly(stream, length + 2).await?;
+        assert!(data.ends_with(b"\r\n"));
+        if length == 0 {
+            return Some(body);
         }
-        Some(bytes)
+        body.extend(&data[..length]);
     }
+}
 
-    async fn until(&mut self, end: &[u8]) -> Option<Vec<u8>> {
-        let mut bytes = Vec::new();
-        while !bytes.ends_with(end) {
-            bytes.extend(self.exactly(1).await?);
-        }
-        Some(bytes)
-    }
+async fn exactly(stream: &mut BufReader<TcpStream>, length: usize) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes).await.ok()?;
+    Some(bytes)
+}
 
-    async fn chunks(&mut self) -> Option<Vec<u8>> {
-        let mut body = Vec::new();
-        loop {
-            let line = self.until(b"\r\n").await?;
-            let length = usize::from_str_radix(str::from_utf8(&line).unwrap().trim_end(), 16).unwrap();
-            let data = self.exactly(length + 2).await?;
-            assert!(data.ends_with(b"\r\n"));
-            if length == 0 {
-                return Some(body);
-            }
-            body.extend(&data[..length]);
-        }
+async fn until(stream: &mut BufReader<TcpStream>, end: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(end) {
+        bytes.push(stream.read_u8().await.ok()?);
     }
-
-    async fn write(&mut self, mut bytes: &[u8]) -> Option<()> {
-        while !bytes.is_empty() {
-            self.0.writable().await.ok()?;
-            if let Ok(written) = self.0.try_write(bytes) {
-                bytes = &bytes[written..];
-            }
-        }
-        Some(())
-    }
+    Some(bytes)
 }
 
 pub(crate) struct Attack {

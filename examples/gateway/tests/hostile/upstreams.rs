@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tower_auth_refresh_testkit::TestServer;
@@ -108,8 +108,8 @@ async fn scripted(answers: Arc<Mutex<VecDeque<Answer>>>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let origin = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let answers = answers.clone();
+        while let Ok((stream, _)) = listener.accept().await {
+            let (answers, mut stream) = (answers.clone(), BufReader::new(stream));
             tokio::spawn(async move {
                 loop {
                     let mut head = Vec::new();
@@ -122,7 +122,7 @@ async fn scripted(answers: Arc<Mutex<VecDeque<Answer>>>) -> String {
                         Answer::Close(bytes) => return stream.write_all(&bytes).await,
                         Answer::Reset(bytes) => {
                             stream.write_all(&bytes).await?;
-                            return stream.set_zero_linger();
+                            return stream.get_ref().set_zero_linger();
                         }
                         Answer::Slowly(bytes) => {
                             for byte in bytes {
@@ -160,11 +160,14 @@ struct Scripted {
 }
 
 impl Scripted {
-    async fn start() -> Self {
+    /// More than an answer takes that isn't endless, on a loaded machine too.
+    const LONG: Duration = Duration::from_secs(20);
+
+    async fn start(upstream_timeout: Duration) -> Self {
         let answers = Arc::default();
         let upstream = scripted(Arc::clone(&answers)).await;
         let gateway = TestGateway::in_front_of(TestServer::start().await.unwrap(), &upstream, |settings| {
-            settings.upstream_timeout = Duration::from_secs(2);
+            settings.upstream_timeout = upstream_timeout;
         });
         let gateway = gateway.await;
         let browser = gateway.browser("ada").await;
@@ -203,7 +206,7 @@ impl Scripted {
 /// A second response in the same bytes would be the answer to the next request, which may be another user's.
 #[tokio::test]
 async fn no_second_response_answers_the_next_request() {
-    let scripted = Scripted::start().await;
+    let scripted = Scripted::start(Scripted::LONG).await;
     let other = scripted.gateway.browser("eve").await;
     let second = String::from_utf8(whole("smuggled")).unwrap();
     let firsts = [
@@ -234,7 +237,7 @@ async fn no_second_response_answers_the_next_request() {
 /// Every prefix of an answer, closed and reset.
 #[tokio::test]
 async fn no_cut_answer_looks_whole() {
-    let scripted = Scripted::start().await;
+    let scripted = Scripted::start(Scripted::LONG).await;
     let answers = [
         whole("0123456789"),
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x\r\n\r\n5\r\n01234\r\n5\r\n56789\r\n0\r\nx: y\r\n\r\n".to_vec(),
@@ -269,7 +272,9 @@ async fn no_cut_answer_looks_whole() {
 /// What an upstream can send without end, or more of than any client wants.
 #[tokio::test]
 async fn storms_of_an_upstream_end() {
-    let scripted = Scripted::start().await;
+    // Some end with the time-out alone.
+    let endless = Scripted::start(Duration::from_millis(500)).await;
+    let scripted = Scripted::start(Scripted::LONG).await;
     let hints = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".repeat(2_000)
         + "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
     let fields = |count: usize, length: usize| {
@@ -297,6 +302,7 @@ async fn storms_of_an_upstream_end() {
         ("trailers that are headers", Answer::Keep(trailers.as_bytes().to_vec()), &[200]),
     ];
     for (name, answer, statuses) in &ends {
+        let scripted = if matches!(answer, Answer::Endless(..)) { &endless } else { &scripted };
         for (status, body) in scripted.call(Method::GET, answer).await {
             assert!(statuses.contains(&status) || status == 0, "{name}: {status} {body:?}");
             assert!(status != 0 || name.starts_with("a chunk"), "{name}: no answer");

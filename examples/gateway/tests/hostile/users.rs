@@ -14,7 +14,7 @@ use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -240,7 +240,7 @@ impl Caller {
 
     /// Sends requests of two users on one connection, without waiting for the answers.
     async fn pipeline(&self, canary: &str) {
-        let mut stream = TcpStream::connect(self.gateway.address).await.unwrap();
+        let mut stream = BufReader::new(TcpStream::connect(self.gateway.address).await.unwrap());
         let callers: Vec<_> = (0..6).map(|number| if number % 2 == 0 { &self.user } else { &self.other }).collect();
         let cookies: Vec<_> = callers.iter().map(|user| user.cookie()).collect();
         let mut requests = Vec::new();

@@ -52,6 +52,8 @@ impl Chromium {
         command.args(["-c", script, program, "--headless=new", "--remote-debugging-pipe", "--window-size=1200,1100"]);
         // The sandbox is unavailable to root and in containers. Only the demo page is loaded.
         command.args(["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--no-first-run"]);
+        // Those of the tests are of a private CA.
+        command.arg("--ignore-certificate-errors");
         command.arg("--disable-background-networking").arg("--hide-scrollbars");
         command.arg(format!("--user-data-dir={}", profile.display()));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -158,6 +160,12 @@ impl Page<'_> {
 
     pub(crate) fn text(&mut self, selector: &str) -> String {
         self.evaluate(&format!("document.querySelector('{selector}').textContent")).as_str().unwrap().to_owned()
+    }
+
+    /// Returns the cookies that the browser sends to the URL of the page, those of no script included.
+    pub(crate) fn cookies(&mut self) -> Vec<Value> {
+        let mut response = self.browser.call(Some(&self.session), "Network.getCookies", &json!({}));
+        response["cookies"].as_array_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Returns the numbers in the tiles.
