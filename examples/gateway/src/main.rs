@@ -22,14 +22,15 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let log = match LogWriter::start(stderr()) {
+    let metrics = Arc::<Metrics>::default();
+    let log = match LogWriter::start(stderr(), metrics.clone()) {
         Ok(log) => log,
         Err(error) => {
             eprintln!("gateway: starting the thread of the log: {error}");
             return ExitCode::from(2);
         }
     };
-    let ended = run(&log).await;
+    let ended = run(&log, metrics).await;
     log.flush();
     match ended {
         Ok(code) => code,
@@ -40,9 +41,8 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(log: &LogWriter) -> Result<ExitCode, StartError> {
+async fn run(log: &LogWriter, metrics: Arc<Metrics>) -> Result<ExitCode, StartError> {
     let mut args = Args::read()?;
-    let metrics = Arc::<Metrics>::default();
     init_tracing(args.log, log.clone(), &metrics)?;
     let access_log = AccessLog::new(log.clone(), args.log);
     for UnknownVariable { name, similar } in Args::unknown_variables() {

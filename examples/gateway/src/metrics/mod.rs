@@ -78,6 +78,7 @@ pub struct Metrics {
     not_replayed: [AtomicU64; NOT_REPLAYED.len()],
     logins: [AtomicU64; LOGIN_OUTCOMES.len()],
     limits: [AtomicU64; LIMITS.len()],
+    dropped_lines: AtomicU64,
 }
 
 impl Default for Metrics {
@@ -94,6 +95,7 @@ impl Default for Metrics {
             not_replayed: Default::default(),
             logins: Default::default(),
             limits: Default::default(),
+            dropped_lines: AtomicU64::default(),
         }
     }
 }
@@ -142,6 +144,15 @@ impl Metrics {
             _ => return,
         };
         increment(&self.limits[limit]);
+    }
+
+    /// Counts a line of the log that is dropped.
+    pub(crate) fn count_dropped_line(&self) {
+        increment(&self.dropped_lines);
+    }
+
+    pub(crate) fn dropped_lines(&self) -> u64 {
+        load(&self.dropped_lines)
     }
 
     fn refresh_started(&self) {
@@ -209,6 +220,8 @@ impl Metrics {
             "Duration of refreshes from the first 401 to the new token, including the wait for a permit and the store.",
         );
         self.latency.render(&mut page, "gateway_refresh_duration_seconds", "");
+        let help = "Lines of the log that were dropped, since it was not read fast enough.";
+        page.single("gateway_log_lines_dropped_total", "counter", help, self.dropped_lines());
         process::render(&mut page, self.started);
         page.0
     }

@@ -62,8 +62,7 @@ impl AccessLog {
             LogFormat::Json => b"},\"target\":\"gateway::request\"}\n",
         };
         line.bytes.extend_from_slice(end);
-        // A full buffer waits, and no write fails.
-        let _ = (&self.writer).write_all(&line.bytes);
+        self.writer.write_or_drop(&line.bytes);
     }
 }
 

@@ -233,3 +233,30 @@ async fn a_response_of_http_2_is_complete_by_its_length() {
         assert!(line.get("error.type").is_none(), "{line}");
     }
 }
+
+#[tokio::test]
+async fn a_log_that_is_not_read_stops_no_request_and_says_how_many_lines_were_dropped() {
+    const REQUESTS: usize = 1500;
+    let origin = "http://127.0.0.1:9";
+    let mut command = command(&["--upstream", origin, "--auth", origin, "--listen=127.0.0.1:0"]);
+    let command = command.args(["--log=json", "--admin-listen=127.0.0.1:0"]);
+    let mut program = Program::start_command(command.stderr(Stdio::piped()));
+    let browser = Browser::at(program.address);
+    let path = format!("/{}", "x".repeat(1000));
+    for _ in 0..REQUESTS {
+        assert_eq!(browser.get(&path).await.status, 404);
+    }
+    let metrics = Browser::at(program.admin.unwrap()).get("/metrics").await.body;
+    let metrics = String::from_utf8(metrics.into()).unwrap();
+    let dropped = metrics.lines().find_map(|line| line.strip_prefix("gateway_log_lines_dropped_total ")).unwrap();
+    let dropped: usize = dropped.parse().unwrap();
+    assert!(dropped > 0);
+    let log = program.take_log();
+    let log = stop(program, log).await;
+    let is_own = |line: &Value| line["url.path"] == path.as_str();
+    assert_eq!(events(&log, "request completed").filter(is_own).count(), REQUESTS - dropped);
+    let said = events(&log, "lines of the log were dropped: it was not read fast enough");
+    // That of the metrics may be dropped too.
+    let said: u64 = said.map(|line| line["lines"].as_u64().unwrap()).sum();
+    assert!((dropped as u64..=dropped as u64 + 1).contains(&said), "{said}");
+}
