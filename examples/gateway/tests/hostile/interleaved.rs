@@ -1,6 +1,7 @@
 //! Requests whose order or pace is hostile: logins and logouts in a pipeline, and answers that are read a byte at a time
 //! or never.
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use tokio::io::{AsyncWriteExt, BufReader};
@@ -58,10 +59,12 @@ async fn logins_and_logouts_in_a_pipeline_are_in_force_at_once() {
             // A login replaces the session whose cookie it has.
             session.is_signed_in &= status != 204;
             let (host, cookie, length) = (gateway.address, &session.cookie, body.len());
-            requests += &format!(
+            write!(
+                requests,
                 "POST {path} HTTP/1.1\r\nhost: {host}\r\nsec-fetch-site: same-origin\r\ncookie: {cookie}\r\n\
                  content-type: {kind}\r\ncontent-length: {length}\r\n\r\n{body}"
-            );
+            )
+            .unwrap();
             expected.push((status, session.user.clone(), format!("{pipeline}.{number}")));
         }
         let mut stream = BufReader::new(TcpStream::connect(gateway.address).await.unwrap());
