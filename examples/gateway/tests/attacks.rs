@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "support/certificates.rs"]
+#[expect(dead_code, reason = "shared by several test suites")]
+mod certificates;
 #[path = "support/http2.rs"]
 #[expect(dead_code, reason = "shared by several test suites")]
 mod http2;
@@ -24,6 +27,7 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 use tower_auth_refresh_testkit::TestServer;
 
+use self::certificates::Certificates;
 use self::http2::{END_HEADERS, END_STREAM, HEADERS, SETTINGS, WINDOW_UPDATE, frame, headers};
 use self::program::Program;
 use self::test_gateway::{Browser, serve};
@@ -223,4 +227,26 @@ async fn unfinished_headers_of_the_proxy_protocol_take_bounded_memory() {
         unfinished.push(stream);
     }
     assert_added("500 unfinished headers of the PROXY protocol", &program, before, 16 * MEBIBYTE).await;
+}
+
+#[tokio::test]
+async fn unfinished_handshakes_take_bounded_memory() {
+    let Some(certificates) = Certificates::make("attacks") else { return };
+    let mut command = program::command(&["--upstream=http://127.0.0.1:1", "--auth=http://127.0.0.1:1"]);
+    command.args(["--listen=127.0.0.1:0", "--max-connections=5000", "--public-origin=https://app.example.com"]);
+    command.arg("--tls-cert").arg(certificates.path("server.pem"));
+    command.arg("--tls-key").arg(certificates.path("server.key"));
+    let program = Program::start_command(command.env("RUST_LOG", "off"));
+    let before = program.resident_memory();
+    // A message of 60,000 bytes in records of 10,000, without its last record.
+    let record = [&b"\x16\x03\x01\x27\x10"[..], &[0; 10_000]].concat();
+    let mut hello = record.repeat(5);
+    hello[5..9].copy_from_slice(b"\x01\x00\xea\x5c");
+    let mut unfinished = Vec::new();
+    for _ in 0..500 {
+        let mut stream = TcpStream::connect(program.address).await.unwrap();
+        stream.write_all(&hello).await.unwrap();
+        unfinished.push(stream);
+    }
+    assert_added("500 unfinished handshakes", &program, before, 500 * (2 * 64 + 16) * 1024).await;
 }

@@ -29,6 +29,7 @@ mod cookie_forms;
 mod cross_site;
 mod edges;
 mod handshakes;
+mod interleaved;
 mod malformed_http2;
 mod passed_on;
 mod printed;
