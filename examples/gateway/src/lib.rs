@@ -26,6 +26,7 @@ mod demo;
 mod descriptors;
 mod fields;
 mod gateway;
+mod gather;
 mod inherited;
 mod limits;
 mod log;

@@ -41,7 +41,7 @@ pub(super) async fn calls(
         }
         let (app, mut observed) = (app.clone(), Observation::start(&app, &request, client, false));
         Ok(async move {
-            let mut response = proxy(&app, request, client, observed.observation()).await;
+            let mut response = proxy(&app, Box::new(request), client, observed.observation()).await;
             observed.observation().respond(&mut response);
             observed.complete();
             response.status().as_u16()

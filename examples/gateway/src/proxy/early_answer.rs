@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tower::util::MapResponse;
 
 use super::send_again::Kept;
+use crate::gather::{GATHERED, gather};
 
 /// A connector of TCP whose connections are [`AnswerFirst`].
 pub(crate) type Connector = MapResponse<HttpConnector, fn(TokioIo<TcpStream>) -> AnswerFirst<TokioIo<TcpStream>>>;
@@ -130,6 +131,9 @@ impl<S: Write + Unpin> Write for AnswerFirst<S> {
         cx: &mut Context<'_>,
         data: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Some(data) = gather(data, &mut [0; GATHERED]) {
+            return self.write(data.len(), |io| io.poll_write(cx, data));
+        }
         let length = data.iter().map(|part| part.len()).sum();
         self.write(length, |io| io.poll_write_vectored(cx, data))
     }

@@ -14,6 +14,9 @@ use crate::config::{PublicOrigin, StripHeaders};
 use crate::cookie::SessionCookie;
 use crate::fields;
 
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
 /// Hop-by-hop headers (RFC 9110 §7.6.1) and proxy authentication (§11.7).
 const HOP_BY_HOP: [HeaderName; 9] = [
     CONNECTION,
@@ -209,9 +212,9 @@ pub(super) fn to_upstream(head: &mut Parts, client: &ClientAddress, common: &Com
     }
     headers.insert(X_FORWARDED_FOR, client.forwarded_for().clone());
     if let Some(host) = host {
-        headers.insert(HeaderName::from_static("x-forwarded-host"), host);
+        headers.insert(X_FORWARDED_HOST, host);
     }
-    headers.insert(HeaderName::from_static("x-forwarded-proto"), common.forwarded_proto.clone());
+    headers.insert(X_FORWARDED_PROTO, common.forwarded_proto.clone());
     // RFC 9110 §7.6.3: the received protocol and this proxy's name.
     let via = match *version {
         Version::HTTP_2 => "2.0 gateway",

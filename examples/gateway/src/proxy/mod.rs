@@ -10,20 +10,21 @@ mod slow_client;
 mod stall_timeout;
 mod upstream;
 
+use std::convert::identity;
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
+use futures_util::TryFutureExt;
 use http::header::{ALLOW, UPGRADE};
-use http::request::Parts;
 use http::{HeaderMap, Method, Version};
 use http_body::Body as _;
 use hyper_util::client::legacy::connect::HttpInfo;
 use tower_auth_refresh::{Session, SessionState};
 
-use self::body::{AdmittedBody, UploadBody};
+use self::body::{AdmittedBody, UploadBody, UploadFailure};
 pub(crate) use self::headers::CommonHeaders;
 use self::slow_client::with_client_timeout;
 use self::upstream::NoToken;
@@ -32,113 +33,111 @@ use crate::app::App;
 use crate::client_address::ClientAddress;
 use crate::cookie::SessionId;
 use crate::fields;
-use crate::limits::RequestPermit;
 use crate::observation::Observation;
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
 
 /// Proxies a request for the API.
-pub(crate) async fn proxy(app: &App, request: Request, client: &ClientAddress, observation: &Observation) -> Response {
-    match Call::admit(app, request, client, observation).await {
-        Ok(call) => call.send(app, client, observation).await,
-        Err(response) => response,
+pub(crate) fn proxy(
+    app: &App,
+    request: Box<Request>,
+    client: &ClientAddress,
+    observation: &Observation,
+) -> impl Future<Output = Response> {
+    call(app, request, client, observation).unwrap_or_else(identity)
+}
+
+/// Checks a request, sends it to the upstream, and returns the response; or an error response of the gateway's own.
+async fn call(
+    app: &App,
+    request: Box<Request>,
+    client: &ClientAddress,
+    observation: &Observation,
+) -> Result<Response, Response> {
+    let id = check(app, &request)?;
+    // Before the look-up: that of a session that isn't in memory is a read of the store, and any cookie names one.
+    let permit = match app.requests.admit(id, client.ip()) {
+        Ok(permit) => permit,
+        Err(exceeded) => {
+            observation.session(id, || None);
+            return Err(Problem::from(exceeded).into_response());
+        }
+    };
+    let (session, permit) = match app.look_up(id, permit).await {
+        Ok(Some(found)) => found,
+        // The cookie is not cleared: a late request may carry an old cookie that a new login has replaced since.
+        Ok(None) => return Err(Kind::SignInFirst.into_response()),
+        Err(error) => return Err(Problem::from(error).into_response()),
+    };
+    observation.session(id, || Some(session.tokens()));
+    let session = require_active(app, id, session).await?;
+    if request.body().size_hint().lower() > app.body_limit {
+        return Err(Kind::BodyTooLarge.into_response());
+    }
+    let is_multiplexed = request.version() == Version::HTTP_2;
+    let (request, upload_failure) = to_upstream(app, *request, client, observation)?;
+
+    let sent = Instant::now();
+    let result = app.client.send(session.clone(), request).await;
+    if let Some(outcome) = outcome::of_call(&result, &upload_failure) {
+        observation.upstream(outcome, result.as_ref().ok().and_then(remote_address), sent.elapsed());
+    }
+    match result {
+        Ok(response) => {
+            // With its last handle dropped, a session that has ended is removed at once.
+            drop(session);
+            let response = response.map(|body| {
+                if is_multiplexed {
+                    Body::new(AdmittedBody::new(with_client_timeout(body, app.client_timeout), permit))
+                } else {
+                    Body::new(AdmittedBody::new(body, permit))
+                }
+            });
+            Ok(outcome::response(app, id, response, &upload_failure, observation).await)
+        }
+        Err(error) if error.is::<NoToken>() => {
+            require_active(app, id, session).await?;
+            Err(Problem::from(Kind::RefreshFailed).retry_after(DEFAULT_RETRY_AFTER).into_response())
+        }
+        Err(error) => Err(outcome::failure(&*error, &upload_failure, observation).into_response()),
     }
 }
 
-/// A request that has passed all checks.
-struct Call {
-    id: SessionId,
-    permit: RequestPermit,
-    session: Session,
-    head: Parts,
-    body: Body,
+/// Checks the head of a request, and returns its session's number.
+#[expect(clippy::result_large_err, reason = "it is the response")]
+fn check(app: &App, request: &Request) -> Result<SessionId, Response> {
+    if *request.method() == Method::CONNECT || asks_to_upgrade(request.headers()) {
+        return Err(Kind::UpgradeRefused.into_response());
+    }
+    if *request.method() == Method::TRACE {
+        // The response to TRACE would show the access token to the browser (RFC 9110 §9.3.8).
+        return Err(([(ALLOW, "GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE")], Kind::MethodNotAllowed).into_response());
+    }
+    if !path::has_no_dot_segments(request.uri().path()) {
+        return Err(Kind::MalformedRequest.into_response());
+    }
+    app.cookie.read(request.headers()).ok_or_else(|| Kind::SignInFirst.into_response())
 }
 
-impl Call {
-    /// Checks a request. A rejected one returns its error response.
-    async fn admit(
-        app: &App,
-        request: Request,
-        client: &ClientAddress,
-        observation: &Observation,
-    ) -> Result<Self, Response> {
-        let (head, body) = request.into_parts();
-        if head.method == Method::CONNECT || asks_to_upgrade(&head.headers) {
-            return Err(Kind::UpgradeRefused.into_response());
-        }
-        if head.method == Method::TRACE {
-            // The response to TRACE would show the access token to the browser (RFC 9110 §9.3.8).
-            return Err(
-                ([(ALLOW, "GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE")], Kind::MethodNotAllowed).into_response()
-            );
-        }
-        if !path::has_no_dot_segments(head.uri.path()) {
-            return Err(Kind::MalformedRequest.into_response());
-        }
-        let Some(id) = app.cookie.read(&head.headers) else {
-            return Err(Kind::SignInFirst.into_response());
-        };
-        // Before the look-up: that of a session that isn't in memory is a read of the store, and any cookie names one.
-        let permit = match app.requests.admit(id, client.ip()) {
-            Ok(permit) => permit,
-            Err(exceeded) => {
-                observation.session(id, || None);
-                return Err(Problem::from(exceeded).into_response());
-            }
-        };
-        let (session, permit) = match app.look_up(id, permit).await {
-            Ok(Some(found)) => found,
-            // The cookie is not cleared: a late request may carry an old cookie that a new login has replaced since.
-            Ok(None) => return Err(Kind::SignInFirst.into_response()),
-            Err(error) => return Err(Problem::from(error).into_response()),
-        };
-        observation.session(id, || Some(session.tokens()));
-        let session = require_active(app, id, session).await?;
-        if body.size_hint().lower() > app.body_limit {
-            return Err(Kind::BodyTooLarge.into_response());
-        }
-        Ok(Self { id, permit, session, head, body })
-    }
-
-    /// Sends the request and returns the upstream's response or an error response.
-    async fn send(self, app: &App, client: &ClientAddress, observation: &Observation) -> Response {
-        let Self { id, permit, session, mut head, body } = self;
-        let Some(uri) = path::to_upstream(&app.upstream.uri, &head.uri) else {
-            return Kind::MalformedRequest.into_response();
-        };
-        headers::to_upstream(&mut head, client, &app.common_headers, &app.strip);
-        observation.trace().write(&mut head.headers);
-        head.uri = uri;
-        // The version and the extensions belong to the client's connection.
-        let version = std::mem::replace(&mut head.version, Version::HTTP_11);
-        head.extensions.clear();
-        let (body, upload_failure) = UploadBody::new(body, app);
-
-        let sent = Instant::now();
-        let result = app.client.send(session.clone(), Request::from_parts(head, body)).await;
-        if let Some(outcome) = outcome::of_call(&result, &upload_failure) {
-            observation.upstream(outcome, result.as_ref().ok().and_then(remote_address), sent.elapsed());
-        }
-        match result {
-            Ok(response) => {
-                // With its last handle dropped, a session that has ended is removed at once.
-                drop(session);
-                let is_multiplexed = version == Version::HTTP_2;
-                let response = response.map(|body| {
-                    if is_multiplexed {
-                        Body::new(AdmittedBody::new(with_client_timeout(body, app.client_timeout), permit))
-                    } else {
-                        Body::new(AdmittedBody::new(body, permit))
-                    }
-                });
-                outcome::response(app, id, response, &upload_failure, observation).await
-            }
-            Err(error) if error.is::<NoToken>() => match require_active(app, id, session).await {
-                Ok(_) => Problem::from(Kind::RefreshFailed).retry_after(DEFAULT_RETRY_AFTER).into_response(),
-                Err(response) => response,
-            },
-            Err(error) => outcome::failure(&*error, &upload_failure, observation).into_response(),
-        }
-    }
+/// Rewrites a request for the upstream.
+#[expect(clippy::result_large_err, reason = "it is the response")]
+fn to_upstream(
+    app: &App,
+    request: Request,
+    client: &ClientAddress,
+    observation: &Observation,
+) -> Result<(Request<UploadBody>, UploadFailure), Response> {
+    let (mut head, body) = request.into_parts();
+    let Some(uri) = path::to_upstream(&app.upstream.uri, &head.uri) else {
+        return Err(Kind::MalformedRequest.into_response());
+    };
+    headers::to_upstream(&mut head, client, &app.common_headers, &app.strip);
+    observation.trace().write(&mut head.headers);
+    head.uri = uri;
+    // The version and the extensions belong to the client's connection.
+    head.version = Version::HTTP_11;
+    head.extensions.clear();
+    let (body, upload_failure) = UploadBody::new(body, app);
+    Ok((Request::from_parts(head, body), upload_failure))
 }
 
 /// Returns the session, or the 401 that says that the session is over.
@@ -146,7 +145,7 @@ async fn require_active(app: &App, id: SessionId, session: Session) -> Result<Se
     match session.state() {
         SessionState::Ended(_) => {
             drop(session);
-            Err(end(app, id).await)
+            Err(Box::pin(end(app, id)).await)
         }
         SessionState::SignedOut => Err(Kind::SignInFirst.into_response()),
         _ => Ok(session),

@@ -59,7 +59,10 @@ pub(super) async fn response(
         observation.refresh(app.metrics.count_report(report));
     }
     match report {
-        Some(RefreshReport::NotRefreshed(reason)) => return not_refreshed(app, id, &reason, observation).await,
+        Some(RefreshReport::NotRefreshed(reason)) => {
+            // In a box, so that other requests take no room for it.
+            return Box::pin(not_refreshed(app, id, &reason, observation)).await;
+        }
         // A refresh has been started for the client's next attempt.
         Some(RefreshReport::NotReplayable(_)) => {
             return Problem::from(Kind::SendAgain).retry_after(DEFAULT_RETRY_AFTER).into_response();

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::TryFutureExt;
 use futures_util::future::Either;
 use http::header::AUTHORIZATION;
 use http::{HeaderValue, Request, Response};
@@ -69,19 +70,19 @@ impl UpstreamClient {
     }
 
     /// Sends a request of a session.
-    pub(super) async fn send(
+    pub(super) fn send(
         &self,
         session: Session,
         request: Request<UploadBody>,
-    ) -> Result<Response<DownloadBody>, BoxError> {
+    ) -> impl Future<Output = Result<Response<DownloadBody>, BoxError>> {
         let response = match &self.stack {
             Stack::Refreshing(layer, checked) => {
                 let layer = layer.clone().session(Some(session));
-                layer.layer(checked.clone()).ready().await?.call(request).await?
+                Either::Left(layer.layer(checked.clone()).oneshot(request))
             }
-            Stack::WithoutRefresh(stack) => stack.clone().ready().await?.call(with_token(&session, request)).await?,
+            Stack::WithoutRefresh(stack) => Either::Right(stack.clone().oneshot(with_token(&session, request))),
         };
-        Ok(response.map(|body| DownloadBody::new(body, self.timeout)))
+        response.map_ok(|response| response.map(|body| DownloadBody::new(body, self.timeout)))
     }
 }
 

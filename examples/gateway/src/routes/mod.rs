@@ -83,9 +83,11 @@ impl Router {
     }
 
     /// Answers a request, also if that panics.
+    ///
+    /// The request is in a box, since each function on its way has a place for it in its future, and moves it there.
     pub(crate) async fn answer(
         &self,
-        mut request: Request,
+        mut request: Box<Request>,
         client: ClientAddress,
         observation: &Arc<Observation>,
     ) -> Response {
@@ -97,7 +99,12 @@ impl Router {
         response
     }
 
-    async fn route(&self, mut request: Request, client: ClientAddress, observation: &Arc<Observation>) -> Response {
+    async fn route(
+        &self,
+        mut request: Box<Request>,
+        client: ClientAddress,
+        observation: &Arc<Observation>,
+    ) -> Response {
         if is_ambiguous(&request) {
             return Kind::MalformedRequest.into_response();
         }
@@ -110,7 +117,8 @@ impl Router {
         }
         request.extensions_mut().insert(client);
         request.extensions_mut().insert(observation.clone());
-        self.own.clone().oneshot(request).await.into_response()
+        // In a box, so that calls of the API take no room for it.
+        Box::pin(self.own.clone().oneshot(*request)).await.into_response()
     }
 }
 

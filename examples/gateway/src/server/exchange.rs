@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use axum::body::Body as AxumBody;
-use axum::response::Response;
 use bytes::Bytes;
 use http::header::{CONNECTION, EXPECT, TRANSFER_ENCODING};
 use http::{HeaderValue, Request, Version};
@@ -29,67 +28,70 @@ const DRAIN_ROUNDS: usize = 8;
 ///
 /// Over HTTP/1, the response to a request whose body has not arrived closes the connection, so that the client knows
 /// that it needn't send the rest. What has arrived already is read, and keeps the connection.
-pub(super) async fn answer(
+pub(super) fn answer(
     router: Arc<Router>,
     client: ClientAddress,
     mut observed: Observed,
     activity: Arc<Activity>,
     request: Request<Incoming>,
-) -> Result<http::Response<ResponseBody>, Infallible> {
+) -> impl Future<Output = Result<http::Response<ResponseBody>, Infallible>> {
     let answering = activity.request_started();
     let version = request.version();
-    let mut response = answer_upload(&router, client, &activity, observed.observation(), request).await?;
-    if activity.is_closing() && version != Version::HTTP_2 {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    // Here, since the future would have room for the request twice.
+    let (request, rest) = with_rest(request, &activity, observed.observation());
+    async move {
+        let mut response = router.answer(request, client, observed.observation()).await;
+        // Over HTTP/2, each stream ends by itself.
+        if version != Version::HTTP_2 {
+            let keeps_connection = match rest {
+                Some(rest) => rest.settle().await,
+                None => true,
+            };
+            if !keeps_connection || activity.is_closing() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+        }
+        activity.progress();
+        // HTTP/1.0 has no chunks.
+        let ends_with_connection = version == Version::HTTP_10;
+        if has_ended(response.body()) {
+            observed.complete();
+        }
+        activity.hold_back();
+        Ok(response.map(|body| ResponseBody { body, answering, observed, ends_with_connection, is_held_back: true }))
     }
-    activity.progress();
-    // HTTP/1.0 has no chunks.
-    let ends_with_connection = version == Version::HTTP_10;
-    if has_ended(response.body()) {
-        observed.complete();
-    }
-    activity.hold_back();
-    Ok(response.map(|body| ResponseBody { body, answering, observed, ends_with_connection, is_held_back: true }))
 }
 
-/// Answers a request whose body may not have arrived.
-async fn answer_upload(
-    router: &Router,
-    client: ClientAddress,
+/// Returns the request with a body of axum's, and the rest of that body if it may not have arrived.
+fn with_rest(
+    request: Request<Incoming>,
     activity: &Arc<Activity>,
     observation: &Arc<Observation>,
-    request: Request<Incoming>,
-) -> Result<Response, Infallible> {
+) -> (Box<Request<AxumBody>>, Option<Arc<Rest>>) {
     if request.body().is_end_stream() {
         // Unlike that of hyper, an empty body of axum's is no allocation.
-        return Ok(router.answer(request.map(|_| AxumBody::empty()), client, observation).await);
+        return (Box::new(request.map(|_| AxumBody::empty())), None);
     }
-    let version = request.version();
-    // Reading such an upload would ask the client to send it.
-    let awaits_continue = request.headers().contains_key(EXPECT);
-    // The request may also have had a length, which hyper drops, and a proxy in front may have gone by that: then the rest
-    // of the connection is a part of this upload to the proxy, and must not be read as requests (RFC 9112 §6.1).
-    let may_smuggle = request.headers().contains_key(TRANSFER_ENCODING);
-    let rest = Arc::new(Rest { activity: activity.clone(), observation: observation.clone(), state: Mutex::default() });
+    let rest = Arc::new(Rest {
+        activity: activity.clone(),
+        observation: observation.clone(),
+        awaits_continue: request.headers().contains_key(EXPECT),
+        may_smuggle: request.headers().contains_key(TRANSFER_ENCODING),
+        state: Mutex::default(),
+    });
     let request = request.map(|body| AxumBody::new(Upload { body: Some(body), rest: rest.clone() }));
-    let mut response = router.answer(request, client, observation).await;
-    if version == Version::HTTP_2 {
-        // Each stream ends by itself.
-        return Ok(response);
-    }
-    if !awaits_continue {
-        rest.drain().await;
-    }
-    if !rest.settle() || may_smuggle {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    Ok(response)
+    (Box::new(request), Some(rest))
 }
 
 /// The rest of an upload, after the request has been answered.
 struct Rest {
     activity: Arc<Activity>,
     observation: Arc<Observation>,
+    /// Reading the upload would ask the client to send it.
+    awaits_continue: bool,
+    /// The request may also have had a length, which hyper drops, and a proxy in front may have gone by that: then the
+    /// rest of the connection is a part of this upload to the proxy, and must not be read as requests (RFC 9112 §6.1).
+    may_smuggle: bool,
     state: Mutex<RestState>,
 }
 
@@ -131,13 +133,16 @@ impl Rest {
         *self.state() = RestState::Left(body);
     }
 
-    /// Returns `true` if the whole upload has been read.
-    fn settle(&self) -> bool {
+    /// Returns `true` if the whole upload has been read, so that the connection can be kept.
+    async fn settle(&self) -> bool {
+        if !self.awaits_continue {
+            self.drain().await;
+        }
         let state = std::mem::replace(&mut *self.state(), RestState::Answered);
         if matches!(state, RestState::Left(_)) {
             self.activity.body_abandoned();
         }
-        matches!(state, RestState::Finished)
+        matches!(state, RestState::Finished) && !self.may_smuggle
     }
 }
 

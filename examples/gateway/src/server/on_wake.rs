@@ -4,11 +4,10 @@
 //! limits and the shutdown, and would look at all of them each time.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
-use futures_util::task::AtomicWaker;
 use pin_project_lite::pin_project;
 
 pin_project! {
@@ -18,20 +17,23 @@ pin_project! {
         future: F,
         alarm: Arc<Alarm>,
         waker: Waker,
+        // The task that the alarm wakes. Compared at each poll, which is cheaper than to register it.
+        task: Waker,
     }
 }
 
 /// The state behind the waker of the future.
 struct Alarm {
     is_woken: AtomicBool,
-    task: AtomicWaker,
+    task: Mutex<Waker>,
 }
 
 impl<F> OnWake<F> {
     pub(super) fn new(future: F) -> Self {
-        let alarm = Arc::new(Alarm { is_woken: AtomicBool::new(true), task: AtomicWaker::new() });
+        let task = Waker::noop().clone();
+        let alarm = Arc::new(Alarm { is_woken: AtomicBool::new(true), task: Mutex::new(task.clone()) });
         let waker = alarm.clone().into();
-        Self { future, alarm, waker }
+        Self { future, alarm, waker, task }
     }
 }
 
@@ -41,12 +43,21 @@ impl<F: Future> Future for OnWake<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         // First the task, then the flag: a wake-up in between finds one of them.
-        this.alarm.task.register(cx.waker());
+        if !this.task.will_wake(cx.waker()) {
+            this.task.clone_from(cx.waker());
+            this.alarm.task().clone_from(cx.waker());
+        }
         if !this.alarm.is_woken.load(Ordering::Acquire) {
             return Poll::Pending;
         }
         this.alarm.is_woken.swap(false, Ordering::AcqRel);
         this.future.poll(&mut Context::from_waker(this.waker))
+    }
+}
+
+impl Alarm {
+    fn task(&self) -> MutexGuard<'_, Waker> {
+        self.task.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -57,7 +68,8 @@ impl Wake for Alarm {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.is_woken.store(true, Ordering::Release);
-        self.task.wake();
+        let task = self.task().clone();
+        task.wake();
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::activity::Activity;
 use super::connection::Protocol;
 use super::frames::ControlFrames;
+use crate::gather::{GATHERED, gather};
 use crate::metrics::CloseReason;
 
 /// The longest time in which a client sends nothing while its connection lingers, unless the limit is shorter.
@@ -110,7 +111,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Socket<S> {
         cx: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.stream()?.poll_write_vectored(cx, data)
+        match gather(data, &mut [0; GATHERED]) {
+            Some(data) => self.stream()?.poll_write(cx, data),
+            None => self.stream()?.poll_write_vectored(cx, data),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
