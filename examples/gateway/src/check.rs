@@ -33,7 +33,7 @@ pub async fn check(args: Args) -> Vec<Result<String, String>> {
         findings.push(Err(invalid.to_string()));
         servers.retain(|server| server.setting == "--upstream");
     }
-    findings.extend(settings.tls.as_ref().map(|identity| match ServerTls::open(identity) {
+    findings.extend(settings.tls.as_ref().map(|identity| match ServerTls::open(identity, Default::default()) {
         Ok(_) => Ok("--tls-cert".to_owned()),
         Err(invalid) => Err(invalid.to_string()),
     }));
