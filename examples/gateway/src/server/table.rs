@@ -199,7 +199,7 @@ pub(crate) fn limited_address(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    /// What should happen happens within this time. A test fails after it, instead of hanging.
+    /// More than any of these waits takes: a test fails after it, instead of hanging.
     const LONG: Duration = Duration::from_secs(60);
 
     fn address(last: u8) -> IpAddr {

@@ -212,7 +212,7 @@ async fn a_response_of_http_2_is_complete_by_its_length() {
     config.alpn_protocols = vec![b"h2".to_vec()];
     let api = async |request: Request| {
         let length = if request.uri().path() == "/api/empty" { 0 } else { 2 };
-        let data = stream::iter((length > 0).then(|| Ok::<_, Infallible>("ok")));
+        let data = stream::iter((length > 0).then_some(Ok::<_, Infallible>("ok")));
         // Without an end.
         let response = Response::builder().header("content-length", length);
         response.body(Body::from_stream(data.chain(stream::pending()))).unwrap()
