@@ -1,5 +1,6 @@
 //! [`check`]: tests the settings and the servers behind a gateway, without serving.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -33,7 +34,7 @@ pub async fn check(args: Args) -> Vec<Result<String, String>> {
         findings.push(Err(invalid.to_string()));
         servers.retain(|server| server.setting == "--upstream");
     }
-    findings.extend(settings.tls.as_ref().map(|identity| match ServerTls::open(identity) {
+    findings.extend(settings.tls.as_ref().map(|identity| match ServerTls::open(identity, Arc::default()) {
         Ok(_) => Ok("--tls-cert".to_owned()),
         Err(invalid) => Err(invalid.to_string()),
     }));

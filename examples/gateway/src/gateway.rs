@@ -16,6 +16,7 @@ use crate::app::{App, Parts};
 use crate::auth::Auth;
 use crate::config::{InvalidSetting, Settings};
 use crate::cookie::{SessionCookie, SessionId};
+use crate::counted_store::CountedStore;
 use crate::demo::Demo;
 use crate::inherited::Inherited;
 use crate::limits::{Logins, Requests};
@@ -135,7 +136,8 @@ impl Gateway {
     pub async fn listen(self) -> Result<Listening, StartError> {
         let Self { settings, metrics, access_log, inherited, demo, store_factory, with_refresh } = self;
         let auth = Auth::new(&settings)?;
-        let tls = settings.tls.as_ref().map(ServerTls::open).transpose()?.map(Arc::new);
+        let tls =
+            settings.tls.as_ref().map(|identity| ServerTls::open(identity, metrics.clone())).transpose()?.map(Arc::new);
         let stores = Stores::open(&settings).await?.map(Arc::new);
         let store_factory = store_factory.or_else(|| {
             let stores = stores.clone()?;
@@ -149,7 +151,7 @@ impl Gateway {
         let (phase, phases) = watch::channel(Phase::Serving);
         let upstream = if with_refresh { UpstreamClient::new } else { UpstreamClient::without_refresh };
         let app = App::new(Parts {
-            sessions: session_registry(&auth, &settings, store_factory),
+            sessions: session_registry(&auth, &settings, store_factory, &metrics),
             has_store: stores.is_some(),
             auth,
             client: upstream(&settings)?,
@@ -286,6 +288,7 @@ fn session_registry(
     auth: &Auth,
     settings: &Settings,
     store_factory: Option<StoreFactory>,
+    metrics: &Arc<Metrics>,
 ) -> SessionRegistry<SessionId> {
     let template = auth.session_template().refresh_timeout(settings.refresh_timeout);
     let template = match settings.refresh_early {
@@ -297,7 +300,10 @@ fn session_registry(
         .idle_timeout(settings.idle)
         .max_concurrent_refreshes(settings.refreshes_in_flight);
     let sessions = match store_factory {
-        Some(factory) => sessions.store_factory(move |id| factory(*id)),
+        Some(factory) => {
+            let metrics = metrics.clone();
+            sessions.store_factory(move |id| Arc::new(CountedStore::new(factory(*id), metrics.clone())))
+        }
         None => sessions,
     };
     sessions.build().expect("a runtime is running: it has opened the socket")

@@ -21,6 +21,7 @@ mod check;
 mod client_address;
 mod config;
 mod cookie;
+mod counted_store;
 mod csrf;
 mod demo;
 mod descriptors;

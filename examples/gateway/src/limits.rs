@@ -171,19 +171,28 @@ impl Logins {
         Self { max, max_per_address, in_flight: Mutex::default() }
     }
 
-    /// Counts a login, or returns `None` if it is over a limit.
-    pub(crate) fn admit(self: &Arc<Self>, address: Option<IpAddr>) -> Option<LoginPermit> {
+    /// Counts a login.
+    ///
+    /// # Errors
+    ///
+    /// Returns the problem that names the limit that it exceeds. It is not counted then.
+    pub(crate) fn admit(self: &Arc<Self>, address: Option<IpAddr>) -> Result<LoginPermit, Problem> {
         let address = address.map(limited_address);
         let mut in_flight = self.in_flight();
         let of_address = address.and_then(|address| in_flight.per_address.get(&address)).copied().unwrap_or_default();
-        if in_flight.all >= self.max || of_address >= self.max_per_address {
-            return None;
+        for (is_over, kind) in [
+            (in_flight.all >= self.max, Kind::TooManyLogins),
+            (of_address >= self.max_per_address, Kind::TooManyLoginsOfAddress),
+        ] {
+            if is_over {
+                return Err(Problem::from(kind).retry_after(DEFAULT_RETRY_AFTER));
+            }
         }
         in_flight.all += 1;
         if let Some(address) = address {
             in_flight.per_address.insert(address, of_address + 1);
         }
-        Some(LoginPermit { logins: self.clone(), address })
+        Ok(LoginPermit { logins: self.clone(), address })
     }
 
     fn in_flight(&self) -> MutexGuard<'_, LoginsInFlight> {
@@ -239,14 +248,14 @@ mod tests {
         let logins = Arc::new(Logins::new(3, 2));
         let [one, two] = ["192.0.2.1", "192.0.2.2"].map(|address| address.parse::<IpAddr>().unwrap());
         let of_one = [logins.admit(Some(one)).unwrap(), logins.admit(Some(one)).unwrap()];
-        assert!(logins.admit(Some(one)).is_none());
+        assert!(logins.admit(Some(one)).is_err());
         // The same address in the notation of IPv6.
-        assert!(logins.admit(Some("::ffff:192.0.2.1".parse().unwrap())).is_none());
+        assert!(logins.admit(Some("::ffff:192.0.2.1".parse().unwrap())).is_err());
         let of_two = logins.admit(Some(two)).unwrap();
-        assert!(logins.admit(Some(two)).is_none(), "the maximum of all");
+        assert!(logins.admit(Some(two)).is_err(), "the maximum of all");
         drop((of_one, of_two));
         assert_eq!(logins.in_flight().all, 0);
         assert!(logins.in_flight().per_address.is_empty());
-        assert!(logins.admit(None).is_some());
+        assert!(logins.admit(None).is_ok());
     }
 }

@@ -45,6 +45,7 @@ pub(crate) enum Kind {
     TooManyRequests,
     TooManyRequestsOfAddress,
     TooManyLogins,
+    TooManyLoginsOfAddress,
     Overloaded,
     StoreUnavailable,
 }
@@ -129,6 +130,11 @@ impl Kind {
             Self::TooManyLogins => {
                 (StatusCode::TOO_MANY_REQUESTS, "too-many-logins", "The maximum number of logins in flight is reached")
             }
+            Self::TooManyLoginsOfAddress => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "too-many-logins",
+                "The maximum number of logins in flight of this address is reached",
+            ),
             Self::Overloaded => {
                 (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "The maximum number of requests in flight is reached")
             }

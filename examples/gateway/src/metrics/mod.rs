@@ -4,6 +4,8 @@ mod connections;
 mod histogram;
 mod process;
 mod refreshes;
+mod store;
+mod tls;
 mod traffic;
 
 use std::fmt::{self, Write};
@@ -16,12 +18,14 @@ use tower_auth_refresh::replay::NotReplayable;
 pub(crate) use self::connections::{CloseReason, Connections};
 use self::histogram::Histogram;
 pub use self::refreshes::RefreshWatch;
+pub(crate) use self::store::{StoreErrors, StoreOperation};
+pub(crate) use self::tls::{HandshakeFailure, Tls};
 pub(crate) use self::traffic::{ROUTES, Traffic, UpstreamOutcome, route};
 use crate::observation::LOGIN_OUTCOMES;
 use crate::problem::Kind;
 
-/// Limits that requests exceed, named after their settings.
-const LIMITS: [&str; 8] = [
+/// Limits that are exceeded, named after their settings.
+const LIMITS: [&str; 12] = [
     "requests_in_flight",
     "requests_in_flight_per_session",
     "logins_in_flight",
@@ -30,7 +34,19 @@ const LIMITS: [&str; 8] = [
     "client_timeout",
     "upstream_timeout",
     "requests_in_flight_per_address",
+    "logins_in_flight_per_address",
+    "sessions_per_user",
+    "max_connections",
+    "max_connections_per_address",
 ];
+
+/// A limit that is exceeded without a [problem](Kind).
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Limit {
+    SessionsPerUser = 9,
+    Connections = 10,
+    ConnectionsPerAddress = 11,
+}
 
 const OUTCOMES: [&str; 9] = [
     "refreshed",
@@ -69,6 +85,8 @@ const NOT_REPLAYED: [&str; 14] = [
 pub struct Metrics {
     pub(crate) traffic: Traffic,
     pub(crate) connections: Connections,
+    pub(crate) tls: Tls,
+    pub(crate) store: StoreErrors,
     started: SystemTime,
     refreshes: [AtomicU64; OUTCOMES.len()],
     refreshes_in_flight: AtomicU64,
@@ -86,6 +104,8 @@ impl Default for Metrics {
         Self {
             traffic: Traffic::default(),
             connections: Connections::default(),
+            tls: Tls::default(),
+            store: StoreErrors::default(),
             started: SystemTime::now(),
             refreshes: Default::default(),
             refreshes_in_flight: AtomicU64::default(),
@@ -141,9 +161,15 @@ impl Metrics {
             Kind::RequestTooSlow => 5,
             Kind::UpstreamTooSlow => 6,
             Kind::TooManyRequestsOfAddress => 7,
+            Kind::TooManyLoginsOfAddress => 8,
             _ => return,
         };
         increment(&self.limits[limit]);
+    }
+
+    /// Counts that a limit is exceeded.
+    pub(crate) fn count_limit(&self, limit: Limit) {
+        increment(&self.limits[limit as usize]);
     }
 
     /// Counts a line of the log that is dropped.
@@ -173,9 +199,11 @@ impl Metrics {
         let mut page = Exposition(String::with_capacity(8 * 1024));
         self.traffic.render(&mut page);
         self.connections.render(&mut page);
+        self.tls.render(&mut page);
+        self.store.render(&mut page);
         page.labelled(
             "gateway_limits_exceeded_total",
-            "Requests that exceeded a limit, by its setting.",
+            "Times that a limit was exceeded, by its setting.",
             "limit",
             &LIMITS,
             &self.limits,

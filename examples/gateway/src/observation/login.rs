@@ -27,7 +27,7 @@ pub(super) fn outcome(status: Option<StatusCode>, problem: Option<Kind>) -> usiz
         (Some(Kind::WrongCredentials), _) => "wrong_credentials",
         (Some(Kind::CrossOrigin), _) => "cross_origin",
         (Some(Kind::MalformedRequest | Kind::WrongMediaType | Kind::BodyTooLarge), _) => "malformed",
-        (Some(Kind::TooManyLogins), _) => "limited",
+        (Some(Kind::TooManyLogins | Kind::TooManyLoginsOfAddress), _) => "limited",
         (Some(Kind::TooManySessions), _) => "too_many_sessions",
         (Some(Kind::AuthServerUnavailable), _) => "auth_server_unavailable",
         (Some(Kind::AuthServerFailed), _) => "auth_server_failed",

@@ -19,6 +19,7 @@ use crate::auth::LoginFailed;
 use crate::client_address::ClientAddress;
 use crate::cookie::SessionId;
 use crate::fields;
+use crate::metrics::Limit;
 use crate::observation::Observation;
 use crate::problem::{DEFAULT_RETRY_AFTER, Kind, Problem};
 use crate::user;
@@ -39,9 +40,7 @@ pub(crate) async fn login(
     let credentials = credentials(&app, &head.headers, body).await?;
     // Counted from here on: slow credentials keep no other login out.
     let client = head.extensions.get::<ClientAddress>().cloned();
-    let Some(permit) = app.logins.admit(client.as_ref().map(ClientAddress::ip)) else {
-        return Err(Problem::from(Kind::TooManyLogins).retry_after(DEFAULT_RETRY_AFTER));
-    };
+    let permit = app.logins.admit(client.as_ref().map(ClientAddress::ip))?;
     let previous = app.cookie.read(&head.headers);
     let task = app.tasks.spawn({
         let app = app.clone();
@@ -156,6 +155,7 @@ impl PendingSession {
             _ => Vec::new(),
         };
         if let Some(user) = self.user.as_deref().filter(|_| !oldest.is_empty()) {
+            self.app.metrics.count_limit(Limit::SessionsPerUser);
             tracing::info!(user, "the user's oldest session is signed out: --sessions-per-user is reached");
         }
         (self.id, oldest)

@@ -66,13 +66,13 @@ pub(super) async fn serve(
             if limits.proxy_protocol {
                 let passed_on = passed_on(&mut stream, &peer, &mut slot);
                 // In a box, so that other connections take no memory for it.
-                let Some(client) = Box::pin(opening(passed_on, time, &mut stopping)).await else {
+                let Some(client) = Box::pin(opening(passed_on, time, &activity, &mut stopping)).await else {
                     return activity.closes_for(CloseReason::ProxyProtocol);
                 };
                 peer = client;
             }
             let Some(tls) = tls else {
-                if let Some(protocol) = opening(peek_protocol(&stream), time, &mut stopping).await {
+                if let Some(protocol) = opening(peek_protocol(&stream), time, &activity, &mut stopping).await {
                     let stream = limit_stalls(stream, time);
                     serve_protocol(stream, protocol, peer, &activity, router, limits, stopping).await;
                 }
@@ -81,7 +81,7 @@ pub(super) async fn serve(
             // In a box too.
             Box::pin(async {
                 let handshake = handshake(limit_stalls(stream, time), &tls, peer.ip());
-                if let Some((stream, protocol)) = opening(handshake, time, &mut stopping).await {
+                if let Some((stream, protocol)) = opening(handshake, time, &activity, &mut stopping).await {
                     serve_protocol(stream, protocol, peer, &activity, router, limits, stopping).await;
                 }
             })
@@ -255,6 +255,7 @@ impl Supervisor<'_> {
 async fn opening<T>(
     opened: impl Future<Output = io::Result<T>>,
     client_timeout: Duration,
+    activity: &Activity,
     stopping: &mut watch::Receiver<bool>,
 ) -> Option<T> {
     let drained = async {
@@ -266,7 +267,10 @@ async fn opening<T>(
         // A request that has arrived before the shutdown is served.
         biased;
         opened = timeout(client_timeout, opened) => opened.ok()?.ok(),
-        () = drained => None,
+        () = drained => {
+            activity.closes_for(CloseReason::Shutdown);
+            None
+        }
     }
 }
 

@@ -112,7 +112,7 @@ pub(crate) async fn serve(
     mut phase: watch::Receiver<Phase>,
 ) -> Instant {
     let (stop, stopping) = watch::channel(false);
-    let table = Arc::new(Table::new(limits.connections, limits.connections_per_address));
+    let table = Arc::new(Table::new(limits.connections, limits.connections_per_address, router.metrics().clone()));
     let spawn = |accepted: Result<Accepted, CloseReason>, stopping: &watch::Receiver<bool>| match accepted {
         Ok((stream, peer, slot)) => {
             tokio::spawn(connection::serve(stream, peer, slot, tls.clone(), router.clone(), limits, stopping.clone()));

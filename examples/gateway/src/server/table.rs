@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::activity::{Activity, State};
+use crate::metrics::{Limit, Metrics};
 
 /// The longest time between two looks for a connection that can be closed.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -22,6 +23,7 @@ pub(super) struct Table {
     open: Mutex<Open>,
     released: Notify,
     closing: Arc<AtomicBool>,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Debug, Default)]
@@ -42,8 +44,9 @@ pub(super) struct Slot {
 }
 
 impl Table {
-    pub(super) fn new(max: usize, max_per_address: usize) -> Self {
-        Self { max, max_per_address, open: Mutex::default(), released: Notify::new(), closing: Arc::default() }
+    pub(super) fn new(max: usize, max_per_address: usize, metrics: Arc<Metrics>) -> Self {
+        let (open, released, closing) = (Mutex::default(), Notify::new(), Arc::default());
+        Self { max, max_per_address, open, released, closing, metrics }
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -56,16 +59,19 @@ impl Table {
     pub(super) async fn admit(self: &Arc<Self>, address: Option<IpAddr>) -> Option<Slot> {
         let address = address.map(limited_address);
         let mut makes_room = false;
+        let mut exceeded = Exceeded::default();
         loop {
             let released = self.released.notified();
             {
                 let mut open = self.open();
                 if address.is_some_and(|address| open.count_of(address) >= self.max_per_address) {
+                    exceeded.count(&self.metrics, Limit::ConnectionsPerAddress);
                     makes_room = makes_room || open.evict(|other, _| other == address);
                     if !makes_room {
                         return None;
                     }
                 } else if open.connections.len() >= self.max {
+                    exceeded.count(&self.metrics, Limit::Connections);
                     // A new one hasn't had the time to send its request: the next in turn would take its place.
                     makes_room = makes_room || open.evict(|_, activity| !activity.is_new());
                 } else {
@@ -98,6 +104,18 @@ impl Table {
     }
 }
 
+/// A connection is over a limit, which is counted once.
+#[derive(Debug, Default)]
+struct Exceeded(bool);
+
+impl Exceeded {
+    fn count(&mut self, metrics: &Metrics, limit: Limit) {
+        if !std::mem::replace(&mut self.0, true) {
+            metrics.count_limit(limit);
+        }
+    }
+}
+
 impl Open {
     fn count_of(&self, address: IpAddr) -> usize {
         self.per_address.get(&address).copied().unwrap_or_default()
@@ -125,6 +143,7 @@ impl Slot {
     pub(super) async fn count_for(&mut self, address: IpAddr) -> bool {
         let address = limited_address(address);
         let mut makes_room = false;
+        let mut exceeded = Exceeded::default();
         loop {
             let released = self.table.released.notified();
             {
@@ -137,6 +156,7 @@ impl Slot {
                     self.address = Some(address);
                     return true;
                 }
+                exceeded.count(&self.table.metrics, Limit::ConnectionsPerAddress);
                 makes_room = makes_room || open.evict(|other, _| other == Some(address));
                 if !makes_room {
                     return false;
@@ -179,7 +199,7 @@ pub(crate) fn limited_address(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    /// What should happen happens within this time. A test fails after it, instead of hanging.
+    /// More than any of these waits takes: a test fails after it, instead of hanging.
     const LONG: Duration = Duration::from_secs(60);
 
     fn address(last: u8) -> IpAddr {
@@ -188,7 +208,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_longest_idle_connection_makes_room() {
-        let table = Arc::new(Table::new(3, 3));
+        let table = Arc::new(Table::new(3, 3, Arc::default()));
         let mut slots = Vec::new();
         for last in 0..3 {
             slots.push(table.admit(Some(address(last))).await.unwrap());
@@ -207,7 +227,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_table_of_active_connections_makes_room_when_one_ends() {
-        let table = Arc::new(Table::new(1, 1));
+        let table = Arc::new(Table::new(1, 1, Arc::default()));
         let slot = table.admit(Some(address(1))).await.unwrap();
         let answering = slot.activity.request_started();
         let admitted = tokio::spawn({
@@ -224,7 +244,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_new_connection_has_the_time_to_send_its_request() {
-        let table = Arc::new(Table::new(1, 1));
+        let table = Arc::new(Table::new(1, 1, Arc::default()));
         let slot = table.admit(Some(address(1))).await.unwrap();
         let admitted = tokio::spawn({
             let table = table.clone();
@@ -240,7 +260,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_address_with_its_maximum_of_active_connections_is_refused() {
-        let table = Arc::new(Table::new(10, 2));
+        let table = Arc::new(Table::new(10, 2, Arc::default()));
         let slots = [table.admit(Some(address(1))).await.unwrap(), table.admit(Some(address(1))).await.unwrap()];
         let _answering = [slots[0].activity.request_started(), slots[1].activity.request_started()];
         assert!(table.admit(Some(address(1))).await.is_none());
@@ -253,7 +273,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_connections_of_a_proxy_are_limited_by_the_addresses_of_its_clients() {
-        let table = Arc::new(Table::new(10, 1));
+        let table = Arc::new(Table::new(10, 1, Arc::default()));
         let mut first = table.admit(None).await.unwrap();
         assert!(first.count_for(address(1)).await);
         let answering = first.activity.request_started();
@@ -276,7 +296,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_more_connections_wait_for_room_than_can_make_it() {
-        let table = Arc::new(Table::new(100, 1));
+        let table = Arc::new(Table::new(100, 1, Arc::default()));
         let mut first = table.admit(None).await.unwrap();
         assert!(first.count_for(address(1)).await);
         let count = async |table: Arc<Table>| table.admit(None).await.unwrap().count_for(address(1)).await;

@@ -161,6 +161,10 @@ async fn logins_are_limited_per_address() {
     let over = async {
         auth.reached(3).await;
         assert_eq!(login_from(2).await, "429");
+        for (limit, count) in [("logins_in_flight_per_address", 1), ("logins_in_flight", 0)] {
+            let name = format!("gateway_limits_exceeded_total{{limit=\"{limit}\"}}");
+            assert_eq!(gateway.metric(&name).await, count);
+        }
         auth.open();
     };
     let ((a, b, c), ()) = timeout(LONG, async { tokio::join!(waiting, over) }).await.unwrap();

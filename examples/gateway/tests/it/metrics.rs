@@ -1,16 +1,23 @@
 //! The metrics, counted on real sockets.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
+use gateway::{AuthServer, Gateway, PublicOrigin, Settings};
 use http::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
-use tower_auth_refresh_testkit::{Fault, Route};
+use tokio_rustls::TlsConnector;
+use tower_auth_refresh::{MemoryStore, Origin, TokenStore};
+use tower_auth_refresh_testkit::conformance::{Call, FaultyStore, StoreFault};
+use tower_auth_refresh_testkit::{Fault, Route, TestServer};
 
-use crate::test_gateway::{TestGateway, wait_for_counters};
+use crate::certificates::{Certificates, VERSIONS};
+use crate::test_gateway::{Browser, TestGateway, wait_for_counters};
 
 const README: &str = include_str!("../../README.md");
 
@@ -95,6 +102,77 @@ async fn connections_are_counted_with_the_reason_of_their_end() {
     }
     assert!(gateway.metric("gateway_connections_accepted_total").await >= 2);
     assert!(gateway.metric("gateway_connections").await >= 1, "the one that reads the metrics");
+}
+
+#[tokio::test]
+async fn errors_of_the_store_are_counted_by_operation() {
+    let store = Arc::new(FaultyStore::new(MemoryStore::new()).durable());
+    let kit = TestServer::start().await.unwrap();
+    let mut settings = Settings::new(&kit.origin(), AuthServer::Json(kit.origin())).unwrap();
+    settings.admin_listen = Some(([127, 0, 0, 1], 0).into());
+    let factory = {
+        let store = store.clone();
+        move || -> Arc<dyn TokenStore> { store.clone() }
+    };
+    let listening = Gateway::new(settings).store_factory(factory).listen().await.unwrap();
+    let (address, admin) = (listening.address().unwrap(), listening.admin_address().unwrap());
+    tokio::spawn(listening.serve(pending()));
+    let errors = async |operation: &str| {
+        let page = String::from_utf8(Browser::at(admin).get("/metrics").await.body.into()).unwrap();
+        let name = format!("gateway_store_errors_total{{operation=\"{operation}\"}} ");
+        page.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse::<u64>().unwrap()
+    };
+    let mut browser = Browser::at(address);
+    browser.cookie = Some("session=AAAAAAAAAAAAAAAAAAAAAA".to_owned());
+    browser.get("/api/me").await.assert_problem(401, "sign-in-first");
+    assert_eq!(errors("load").await, 0);
+    store.inject(Call::Load, StoreFault::fail());
+    browser.get("/api/me").await.assert_problem(503, "store-unavailable");
+    assert!(errors("load").await >= 1);
+    assert_eq!(errors("commit").await, 0);
+}
+
+#[tokio::test]
+async fn the_certificate_and_failed_handshakes_are_counted() {
+    let Some(certificates) = Certificates::make("metrics") else { return };
+    let identity = certificates.identity("server");
+    let gateway = TestGateway::start_with(|settings| {
+        settings.tls = Some(identity);
+        settings.public = PublicOrigin::Named(Origin::parse("https://app.example.com").unwrap());
+    });
+    let gateway = gateway.await;
+    let expiry = gateway.metric("gateway_tls_certificate_expiry_seconds").await;
+    assert!(expiry > 1_700_000_000, "{expiry}");
+    let failed = |reason: &str| format!("gateway_tls_handshakes_failed_total{{reason=\"{reason}\"}}");
+    let mut plain = TcpStream::connect(gateway.address).await.unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    gateway.wait_for_metric(&failed("not_tls"), |value| value == 1).await;
+    drop(TcpStream::connect(gateway.address).await.unwrap());
+    gateway.wait_for_metric(&failed("unfinished"), |value| value == 1).await;
+    // This client doesn't trust the CA.
+    let Some(others) = Certificates::make("metrics-other") else { return };
+    let connector = TlsConnector::from(Arc::new(others.client_config(VERSIONS)));
+    let stream = TcpStream::connect(gateway.address).await.unwrap();
+    let name = rustls::pki_types::ServerName::IpAddress(gateway.address.ip().into());
+    assert!(connector.connect(name, stream).await.is_err());
+    gateway.wait_for_metric(&failed("refused_by_client"), |value| value == 1).await;
+}
+
+#[tokio::test]
+async fn limits_of_connections_and_of_users_sessions_are_counted() {
+    let gateway = TestGateway::start_with(|settings| {
+        settings.max_connections_per_address = Some(1);
+        settings.sessions_per_user = Some(1);
+    });
+    let gateway = gateway.await;
+    for _ in 0..2 {
+        gateway.browser("ada").await;
+    }
+    assert_eq!(gateway.metric("gateway_limits_exceeded_total{limit=\"sessions_per_user\"}").await, 1);
+    let _first = TcpStream::connect(gateway.address).await.unwrap();
+    let _second = TcpStream::connect(gateway.address).await.unwrap();
+    let name = "gateway_limits_exceeded_total{limit=\"max_connections_per_address\"}";
+    gateway.wait_for_metric(name, |value| value >= 1).await;
 }
 
 /// Alerts and dashboards are written from the table.
