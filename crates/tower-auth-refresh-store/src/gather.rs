@@ -1,6 +1,7 @@
 //! Reads that are made at the same time, gathered so that they share one call: to the server, or to a thread that may
 //! block.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +21,7 @@ const PATIENCE: Duration = Duration::from_millis(5);
 /// Reads of records by their keys `K`, each with an answer `A` or the error `E` of its call.
 pub(crate) struct Gather<K, A, E> {
     /// The reads that are in no call yet.
-    waiting: Mutex<Vec<Waiting<K, A, E>>>,
+    waiting: Mutex<VecDeque<Waiting<K, A, E>>>,
     turns: Arc<Semaphore>,
     largest: usize,
 }
@@ -57,7 +58,7 @@ impl<K: Clone, A: Send + 'static, E: Clone + Send + 'static> Gather<K, A, E> {
     {
         loop {
             let (sender, mut answer) = oneshot::channel();
-            self.waiting().push((key.clone(), sender));
+            self.waiting().push_back((key.clone(), sender));
             // Tasks that are ready to run add their reads.
             yield_now().await;
             // Whichever comes first takes others with it: no read waits for a task that may not run again.
@@ -106,7 +107,7 @@ impl<K: Clone, A: Send + 'static, E: Clone + Send + 'static> Gather<K, A, E> {
         });
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Vec<Waiting<K, A, E>>> {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Waiting<K, A, E>>> {
         // Poisoning is ignored: nothing panics under this lock.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }

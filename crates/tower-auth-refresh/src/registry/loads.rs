@@ -4,6 +4,7 @@
 //! The first load starts the task, which lets the callers that are ready to run begin theirs. The task polls each load
 //! by itself, so that one that waits or panics holds up no other.
 
+use std::collections::VecDeque;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -25,7 +26,7 @@ const LARGEST: usize = 64;
 
 /// The loads that no task has taken yet. While there are some, there is a task that will take or drop them.
 #[derive(Default)]
-pub(super) struct BegunLoads(Mutex<Vec<LoadTask>>);
+pub(super) struct BegunLoads(Mutex<VecDeque<LoadTask>>);
 
 /// A load, which answers its waiters with an error if it is dropped before it has found anything.
 pub(super) struct LoadTask {
@@ -37,7 +38,7 @@ impl BegunLoads {
     /// Runs a load to its end, unless the runtime shuts down before.
     pub(super) fn run(self: &Arc<Self>, runtime: &Handle, load: LoadTask) {
         let mut begun = self.lock();
-        begun.push(load);
+        begun.push_back(load);
         let is_first = begun.len() == 1;
         drop(begun);
         if is_first {
@@ -45,7 +46,7 @@ impl BegunLoads {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<LoadTask>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<LoadTask>> {
         // Poisoning is ignored: nothing panics under this lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -95,9 +96,8 @@ impl Runner {
         let Some(begun) = self.0.take() else { return Vec::new() };
         let mut loads = begun.lock();
         let count = LARGEST.min(loads.len());
-        let others = loads.split_off(count);
-        let is_last = others.is_empty();
-        let taken = mem::replace(&mut *loads, others);
+        let taken = loads.drain(..count).collect();
+        let is_last = loads.is_empty();
         drop(loads);
         if !is_last {
             tokio::spawn(Self(Some(begun)).run());
