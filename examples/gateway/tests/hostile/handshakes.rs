@@ -262,6 +262,7 @@ async fn a_user_is_served_beside_a_flood_of_handshakes() {
         settings.max_connections = Some(60);
         settings.max_connections_per_address = Some(30);
         settings.client_timeout = LONG;
+        settings.idle_connection_timeout = LONG;
     })
     .await
     else {
