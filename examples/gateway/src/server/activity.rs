@@ -9,9 +9,6 @@ use tokio::time::Instant;
 
 use crate::metrics::CloseReason;
 
-/// The time in which a new connection without a request makes no room for another.
-const FIRST_REQUEST_TIME: Duration = Duration::from_millis(500);
-
 /// The state of one connection. Times are milliseconds since its start.
 #[derive(Debug)]
 pub(super) struct Activity {
@@ -83,11 +80,6 @@ impl Activity {
             0 => State::Idle(self.time(self.idle_since.load(Ordering::Relaxed))),
             since => State::Head(self.time(since)),
         }
-    }
-
-    /// Checks if the connection is too new for its first request to have arrived.
-    pub(super) fn is_new(&self) -> bool {
-        self.idle_since.load(Ordering::Relaxed) == 0 && self.started.elapsed() < FIRST_REQUEST_TIME
     }
 
     /// Notes that bytes have arrived on a connection of HTTP/1.

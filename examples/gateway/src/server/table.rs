@@ -15,6 +15,10 @@ use crate::metrics::{Limit, Metrics};
 /// The longest time between two looks for a connection that can be closed.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
+/// The time without a request after which a connection makes room for any other. The first request of a new one, or the
+/// next of one in use, may be on its way before.
+const REQUEST_TIME: Duration = Duration::from_millis(500);
+
 /// The open connections.
 #[derive(Debug)]
 pub(super) struct Table {
@@ -66,14 +70,13 @@ impl Table {
                 let mut open = self.open();
                 if address.is_some_and(|address| open.count_of(address) >= self.max_per_address) {
                     exceeded.count(&self.metrics, Limit::ConnectionsPerAddress);
-                    makes_room = makes_room || open.evict(|other, _| other == address);
+                    makes_room = makes_room || open.evict(Duration::ZERO, |other| other == address);
                     if !makes_room {
                         return None;
                     }
                 } else if open.connections.len() >= self.max {
                     exceeded.count(&self.metrics, Limit::Connections);
-                    // A new one hasn't had the time to send its request: the next in turn would take its place.
-                    makes_room = makes_room || open.evict(|_, activity| !activity.is_new());
+                    makes_room = makes_room || open.evict(REQUEST_TIME, |_| true);
                 } else {
                     return Some(self.insert(&mut open, address));
                 }
@@ -90,7 +93,7 @@ impl Table {
 
     /// Closes the connection that has been without a request for the longest time.
     pub(super) fn evict(&self) {
-        self.open().evict(|_, _| true);
+        self.open().evict(Duration::ZERO, |_| true);
     }
 
     fn insert(self: &Arc<Self>, open: &mut Open, address: Option<IpAddr>) -> Slot {
@@ -121,16 +124,18 @@ impl Open {
         self.per_address.get(&address).copied().unwrap_or_default()
     }
 
-    /// Closes the connection among these that has been without a request for the longest time. Returns `false`
-    /// if there is none but those that make room already: each makes it for one.
-    fn evict(&self, among: impl Fn(Option<IpAddr>, &Activity) -> bool) -> bool {
-        let among = self.connections.values().filter(|(address, activity)| among(*address, activity));
-        let idle = among.filter_map(|(_, activity)| match activity.state() {
-            _ if activity.is_evicted() => None,
-            State::Busy => None,
-            State::Head(since) | State::Idle(since) => Some((since, activity)),
+    /// Closes the connection of these addresses that has been without a request for the longest time, and at least for
+    /// `time`. Returns `false` if there is none but those that make room already: each makes it for one.
+    fn evict(&self, time: Duration, of: impl Fn(Option<IpAddr>) -> bool) -> bool {
+        let idle = self.connections.values().filter(|(address, _)| of(*address)).filter_map(|(_, activity)| {
+            match activity.state() {
+                _ if activity.is_evicted() => None,
+                State::Busy => None,
+                State::Head(since) | State::Idle(since) => Some((since, activity)),
+            }
         });
-        idle.min_by_key(|(since, _)| *since).is_some_and(|(_, activity)| {
+        let longest = idle.min_by_key(|(since, _)| *since).filter(|(since, _)| since.elapsed() >= time);
+        longest.is_some_and(|(_, activity)| {
             activity.evict();
             true
         })
@@ -157,7 +162,7 @@ impl Slot {
                     return true;
                 }
                 exceeded.count(&self.table.metrics, Limit::ConnectionsPerAddress);
-                makes_room = makes_room || open.evict(|other, _| other == Some(address));
+                makes_room = makes_room || open.evict(Duration::ZERO, |other| other == Some(address));
                 if !makes_room {
                     return false;
                 }
@@ -243,19 +248,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_new_connection_has_the_time_to_send_its_request() {
-        let table = Arc::new(Table::new(1, 1, Arc::default()));
-        let slot = table.admit(Some(address(1))).await.unwrap();
-        let admitted = tokio::spawn({
-            let table = table.clone();
-            async move { table.admit(Some(address(2))).await.is_some() }
-        });
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        assert!(!slot.activity.is_evicted());
-        // One that sends none makes room.
-        timeout(LONG, slot.activity.eviction()).await.unwrap();
-        drop(slot);
-        assert!(timeout(LONG, admitted).await.unwrap().unwrap());
+    async fn a_connection_has_the_time_to_send_its_first_or_next_request() {
+        for answered in [false, true] {
+            let table = Arc::new(Table::new(1, 1, Arc::default()));
+            let slot = table.admit(Some(address(1))).await.unwrap();
+            if answered {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                drop(slot.activity.request_started());
+            }
+            let admitted = tokio::spawn({
+                let table = table.clone();
+                async move { table.admit(Some(address(2))).await.is_some() }
+            });
+            tokio::time::sleep(REQUEST_TIME - LOOK_INTERVAL).await;
+            assert!(!slot.activity.is_evicted());
+            // One that sends none makes room.
+            timeout(LONG, slot.activity.eviction()).await.unwrap();
+            drop(slot);
+            assert!(timeout(LONG, admitted).await.unwrap().unwrap());
+        }
     }
 
     #[tokio::test(start_paused = true)]
