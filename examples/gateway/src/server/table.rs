@@ -260,7 +260,7 @@ mod tests {
                 let table = table.clone();
                 async move { table.admit(Some(address(2))).await.is_some() }
             });
-            tokio::time::sleep(REQUEST_TIME - LOOK_INTERVAL).await;
+            tokio::time::sleep(REQUEST_TIME.saturating_sub(LOOK_INTERVAL)).await;
             assert!(!slot.activity.is_evicted());
             // One that sends none makes room.
             timeout(LONG, slot.activity.eviction()).await.unwrap();

@@ -103,12 +103,21 @@ fn a_socket_that_cannot_be_used_stops_the_program() {
 #[test]
 fn the_address_of_a_socket_that_is_passed_on_counts() {
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
-    let mut shell = Command::new("sh");
-    let script = "exec 3<&0; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\"";
-    shell.args(["-c", script, env!("CARGO_BIN_EXE_gateway")]).args(ARGUMENTS);
-    let output = program::run_to_failure(shell.env_clear().stdin(Stdio::from(OwnedFd::from(listener))));
+    let passed_on = |arguments: &[&str]| {
+        let mut shell = Command::new("sh");
+        let script = "exec 3<&0; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\"";
+        shell.args(["-c", script, env!("CARGO_BIN_EXE_gateway")]).args(arguments).env_clear();
+        shell.stdin(Stdio::from(OwnedFd::from(listener.try_clone().unwrap())));
+        shell
+    };
+    let output = program::run_to_failure(&mut passed_on(&ARGUMENTS));
     let message = String::from_utf8(output.stderr).unwrap();
     assert!(message.lines().last().unwrap().starts_with("gateway: --public-origin: "), "{message}");
+
+    let check = ["--check", "--upstream=http://127.0.0.1:1", "--auth=http://127.0.0.1:1"];
+    let output = program::run_to_failure(&mut passed_on(&check));
+    let findings = String::from_utf8(output.stdout).unwrap();
+    assert!(findings.starts_with("FAIL --public-origin: ") && findings.lines().count() == 1, "{findings}");
 }
 
 #[cfg(target_os = "linux")]
