@@ -55,7 +55,6 @@ use tower::BoxError;
 
 pub(crate) use self::end::{End, EndOfSignIn};
 pub use self::record_changed::RecordChanged;
-pub(crate) use self::record_changed::WatchRecord;
 use crate::random;
 use crate::token::Tokens;
 
@@ -333,10 +332,12 @@ impl From<u64> for Epoch {
     }
 }
 
-/// An identifier that a store makes and compares: eight bytes inline, or any number of bytes in an allocation.
+/// An identifier that a store makes and compares: eight bytes inline, or any number of bytes in an allocation, which is one
+/// for those of a UUID.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Identifier {
     Short([u8; 8]),
+    Medium(Arc<[u8; 16]>),
     // A thin pointer leaves room for the `Option` around it.
     Long(Arc<Box<[u8]>>),
 }
@@ -345,6 +346,7 @@ impl Identifier {
     fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Short(bytes) => bytes,
+            Self::Medium(bytes) => &**bytes,
             Self::Long(bytes) => bytes,
         }
     }
@@ -352,7 +354,9 @@ impl Identifier {
 
 impl From<&[u8]> for Identifier {
     fn from(bytes: &[u8]) -> Self {
-        bytes.try_into().map_or_else(|_| Self::Long(Arc::new(bytes.into())), Self::Short)
+        let long = |_| Self::Long(Arc::new(bytes.into()));
+        let longer = |_| bytes.try_into().map_or_else(long, |bytes| Self::Medium(Arc::new(bytes)));
+        bytes.try_into().map_or_else(longer, Self::Short)
     }
 }
 

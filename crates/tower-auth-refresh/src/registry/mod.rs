@@ -46,7 +46,7 @@
 //! # Ok(()) }
 //! ```
 
-mod loads;
+mod load;
 mod sweep;
 mod table;
 #[cfg(test)]
@@ -57,23 +57,21 @@ use std::error::Error;
 use std::fmt;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Either, ready};
+use futures_util::future::{Either, ready};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
-use self::loads::{BegunLoads, LoadTask};
+use self::load::{Ended, Load};
 use self::sweep::Uses;
 use self::table::{Cursor, Table};
 use crate::session::{
-    Config, Look, Recheck, RefreshLimiter, Session, SessionBuilder, SessionError, SessionStatus, TokenCell,
-    WatchedLoad, run_clock,
+    Config, Look, Recheck, RecordWatch, RefreshLimiter, Session, SessionBuilder, SessionError, SessionStatus,
+    TokenCell, run_clock,
 };
-use crate::shared::Shared;
 use crate::store::{MemoryStore, TokenStore};
 use crate::token::Tokens;
 
@@ -108,7 +106,6 @@ struct Inner<K> {
     table: Table<K>,
     /// Held while a session is inserted, and never across an await.
     insertions: Mutex<Insertions<K>>,
-    begun: Arc<BegunLoads>,
     max_sessions: usize,
     store_factory: Option<Box<StoreFactory<K>>>,
     config: Arc<Config>,
@@ -122,18 +119,18 @@ type StoreFactory<K> = dyn Fn(&K) -> Arc<dyn TokenStore> + Send + Sync;
 
 /// The sessions that are being loaded, and the place of the next eviction.
 struct Insertions<K> {
-    loads: HashMap<K, Load>,
+    loads: HashMap<K, Loading>,
     /// The number of the last load.
     last: u64,
     /// The place of the last eviction.
     cursor: Cursor,
 }
 
-struct Load {
+struct Loading {
     number: u64,
     /// `true` if a caller waits for the session in order to sign it out: it then needs no room.
-    signs_out: Arc<AtomicBool>,
-    found: Arc<Shared<Found>>,
+    signs_out: bool,
+    load: Arc<Load>,
 }
 
 /// The result of a load, for all its waiters.
@@ -349,74 +346,63 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
             // Without stores, a session exists in memory only.
             return Ok(None);
         }
-        let load = {
-            let mut insertions = self.insertions();
-            if let Some(cell) = self.table.find(key) {
-                return Ok(Some(Session::of(cell)));
-            }
-            match insertions.loads.get(key).filter(|load| !load.found.is_set()) {
-                Some(load) => {
-                    load.signs_out.fetch_or(signs_out, Ordering::Relaxed);
-                    Arc::clone(&load.found)
+        let runtime = &self.config.runtime;
+        loop {
+            let (load, is_first) = {
+                let mut insertions = self.insertions();
+                if let Some(cell) = self.table.find(key) {
+                    return Ok(Some(Session::of(cell)));
                 }
-                None => self.start_load(&mut insertions, key, signs_out),
-            }
-        };
-        load.get().await.clone()
-    }
-
-    /// Loads a session, whichever callers are dropped.
-    fn start_load(self: &Arc<Self>, insertions: &mut Insertions<K>, key: &K, signs_out: bool) -> Arc<Shared<Found>> {
-        insertions.last += 1;
-        let number = insertions.last;
-        let (found, signs_out) = (Arc::new(Shared::new()), Arc::new(AtomicBool::new(signs_out)));
-        let load = Load { number, signs_out: Arc::clone(&signs_out), found: Arc::clone(&found) };
-        insertions.loads.insert(key.clone(), load);
-        let load = Arc::clone(self).load(key.clone(), number, signs_out);
-        self.begun.run(&self.config.runtime, LoadTask::new(load, Arc::clone(&found)));
-        found
-    }
-
-    // Boxed, since it may recurse.
-    fn load(self: Arc<Self>, key: K, number: u64, signs_out: Arc<AtomicBool>) -> BoxFuture<'static, Found> {
-        async move {
-            // The factory changes nothing of the registry's, so no change is left half done.
-            let store = catch_unwind(AssertUnwindSafe(|| self.store(&key)));
-            let looked = self.config.recheck.now();
-            let found = match store {
-                Ok(store) => {
-                    let (load, found) = WatchedLoad::load(&self.config, &*store).await;
-                    found.map(|record| {
-                        let config = Arc::clone(&self.config);
-                        let cell = Arc::new(TokenCell::new(Some(record?), store, config));
-                        cell.set_looked(looked);
-                        load.go_on(&cell);
-                        Some(cell)
-                    })
+                match insertions.loads.get_mut(key).filter(|loading| !loading.load.is_over()) {
+                    Some(loading) => {
+                        loading.signs_out |= signs_out;
+                        (Arc::clone(&loading.load), false)
+                    }
+                    None => (self.begin_load(&mut insertions, key, signs_out), true),
                 }
-                Err(_panic) => Err("the store factory panicked".into()),
             };
-            let found = found.map_err(|error| SessionError::store(error).into());
-            match self.end_load(&key, number, found) {
-                Some(found) => found,
-                None => self.find_or_load(&key, signs_out.load(Ordering::Relaxed)).await,
+            let ended = if is_first { load.run(runtime).await } else { load.join(runtime).await };
+            if let Some(found) = ended {
+                return found;
             }
         }
-        .boxed()
     }
 
-    /// Inserts a loaded session. Returns `None` if a sign-in was made meanwhile, since the record may be out of date.
-    fn end_load(
-        &self,
-        key: &K,
-        number: u64,
-        found: Result<Option<Arc<TokenCell>>, SessionRegistryError>,
-    ) -> Option<Found> {
+    fn begin_load(self: &Arc<Self>, insertions: &mut Insertions<K>, key: &K, signs_out: bool) -> Arc<Load> {
+        insertions.last += 1;
+        let number = insertions.last;
+        let load = Arc::new(Load::new(Arc::clone(self).load(key.clone(), number).boxed()));
+        insertions.loads.insert(key.clone(), Loading { number, signs_out, load: Arc::clone(&load) });
+        load
+    }
+
+    async fn load(self: Arc<Self>, key: K, number: u64) -> Ended {
+        // The factory changes nothing of the registry's, so no change is left half done.
+        let store = catch_unwind(AssertUnwindSafe(|| self.store(&key)));
+        let looked = self.config.recheck.now();
+        let found = match store {
+            Ok(store) => {
+                let (watch, found) = RecordWatch::load(&self.config, &*store).await;
+                found.map(|record| {
+                    let config = Arc::clone(&self.config);
+                    let cell = Arc::new(TokenCell::new(Some(record?), store, config));
+                    cell.set_looked(looked);
+                    watch.tell(&cell);
+                    Some(cell)
+                })
+            }
+            Err(_panic) => Err("the store factory panicked".into()),
+        };
+        self.end_load(&key, number, found.map_err(|error| SessionError::store(error).into()))
+    }
+
+    /// Inserts a loaded session. Returns `None` if a sign-in was made meanwhile: the record may be out of date.
+    fn end_load(&self, key: &K, number: u64, found: Result<Option<Arc<TokenCell>>, SessionRegistryError>) -> Ended {
         // Dropped last, after the lock is released.
         let _evicted;
         let mut insertions = self.insertions();
-        let load = insertions.loads.get(key).filter(|load| load.number == number)?;
-        let signs_out = load.signs_out.load(Ordering::Relaxed);
+        let loading = insertions.loads.get(key).filter(|loading| loading.number == number)?;
+        let signs_out = loading.signs_out;
         let ended = insertions.loads.remove(key);
         let found = match found {
             Ok(Some(cell)) => {
@@ -628,7 +614,6 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistryBuilder<K> {
         let inner = Arc::new(Inner {
             table: Table::new(self.max_sessions),
             insertions: Mutex::new(Insertions { loads: HashMap::new(), last: 0, cursor: Cursor::default() }),
-            begun: Arc::default(),
             max_sessions: self.max_sessions,
             store_factory: self.store_factory,
             config,

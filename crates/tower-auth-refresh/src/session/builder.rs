@@ -16,7 +16,7 @@ use super::error::SessionError;
 use super::lifetime::Lifetimes;
 use super::limiter::RefreshLimiter;
 use super::recheck_clock::Recheck;
-use super::record_watch::WatchedLoad;
+use super::record_watch::RecordWatch;
 use super::revocation::MOST_REPEATED;
 use super::store_call::bounded;
 use crate::refresh::{RefreshRequest, RefreshService, RevokeRequest, RevokeService};
@@ -151,13 +151,13 @@ impl SessionBuilder {
             first => first,
         };
         let config = Arc::new(self.into_config(runtime, None, Recheck::new(None)));
-        let (load, found) = WatchedLoad::load(&config, &*store).await;
+        let (watch, found) = RecordWatch::load(&config, &*store).await;
         let stored = match (found.map_err(SessionError::store)?, first) {
             (None, Some(first)) => Some(insert(&config, &*store, first).await.map_err(SessionError::store)?),
             (found, _) => found,
         };
         let cell = Arc::new(TokenCell::new(stored, store, config));
-        load.go_on(&cell);
+        watch.tell(&cell);
         Ok(Session::of(cell))
     }
 

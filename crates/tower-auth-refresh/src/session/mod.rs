@@ -62,7 +62,7 @@ pub(crate) use self::lifetime::{Extension, Idleness, Lifetimes};
 pub(crate) use self::limiter::RefreshLimiter;
 pub(crate) use self::recheck::run_clock;
 pub(crate) use self::recheck_clock::{Look, Recheck};
-pub(crate) use self::record_watch::WatchedLoad;
+pub(crate) use self::record_watch::RecordWatch;
 pub(crate) use self::revocation::Revocation;
 pub(crate) use self::state::{Phase, State as Snapshot};
 pub use self::status::{RefreshFailure, SessionState, SessionStatus};

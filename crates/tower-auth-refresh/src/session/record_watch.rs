@@ -1,9 +1,8 @@
 //! The reports of a store that pushes what other processes change.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::Weak;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, OnceLock, Weak};
 
 use tower::BoxError;
 
@@ -11,75 +10,86 @@ use super::cell::TokenCell;
 use super::config::Config;
 use super::lifetime::end_record;
 use super::store_call::bounded;
-use crate::store::{Record, RecordChanged, TokenStore, WatchRecord};
+use crate::store::{Record, RecordChanged, TokenStore};
 
-/// Notes that the record has changed while it was loaded.
+/// The session that a store reports to. It is made before the session, whose record is watched from before its load on.
 #[derive(Default)]
-pub(crate) struct WatchedLoad {
+pub(crate) struct RecordWatch {
+    cell: OnceLock<Weak<TokenCell>>,
+    /// Read once, when the session is there.
     has_changed: AtomicBool,
 }
 
-impl WatchedLoad {
-    /// Loads the record, watched from before the load on. The session that is made from it is to [watch](Self::go_on) it.
-    /// A record past its end is deleted.
+impl RecordWatch {
+    /// Loads the record. The session that is made from it is to be [told](Self::tell) of changes. A record past its end is
+    /// deleted.
     pub(crate) async fn load(
         config: &Arc<Config>,
         store: &dyn TokenStore,
     ) -> (Arc<Self>, Result<Option<Record>, BoxError>) {
-        let load = Arc::new(Self::default());
-        let weak: Weak<Self> = Arc::downgrade(&load);
-        watch(store, RecordChanged::new(weak));
+        let watch = Arc::new(Self::default());
+        hand_over(store, &watch);
         let found = match bounded(|| store.load()).await {
-            Ok(Some(record)) if record.is_past_its_end() => Ok(end_record(config, store, record).await),
+            // Boxed, since it is rare.
+            Ok(Some(record)) if record.is_past_its_end() => Ok(Box::pin(end_record(config, store, record)).await),
             found => found,
         };
-        (load, found)
+        (watch, found)
     }
 
-    /// Has the session watch its record. If the record has changed since the load, the next use looks again.
-    pub(crate) fn go_on(&self, cell: &Arc<TokenCell>) {
-        cell.watch_record();
+    /// Has a session told of changes. If the record has changed since the load, the next use looks again.
+    pub(crate) fn tell(&self, cell: &Arc<TokenCell>) {
+        self.cell.get_or_init(|| Arc::downgrade(cell));
+        // Pairs with the fence in `noted`: either that call sees the session, or this one its note.
+        fence(Ordering::SeqCst);
         if self.has_changed.load(Ordering::Acquire) {
-            Arc::clone(cell).mark_stale();
+            cell.mark_stale();
         }
     }
-}
 
-impl WatchRecord for WatchedLoad {
-    fn look(self: Arc<Self>) {
-        self.has_changed.store(true, Ordering::Release);
+    /// Starts a look at the record.
+    pub(crate) fn look(&self) {
+        if let Some(cell) = self.noted() {
+            drop(cell.recheck());
+        }
     }
 
-    fn mark_stale(self: Arc<Self>) {
-        self.look();
+    /// Has the next use look at the record.
+    pub(crate) fn mark_stale(&self) {
+        if let Some(cell) = self.noted() {
+            cell.mark_stale();
+        }
+    }
+
+    /// Returns the session; `None` if it is gone, or is still to be made and will find the note.
+    fn noted(&self) -> Option<Arc<TokenCell>> {
+        self.has_changed.store(true, Ordering::Release);
+        fence(Ordering::SeqCst);
+        self.cell.get()?.upgrade()
     }
 }
 
 impl TokenCell {
     /// Hands the store the way to report changes.
     pub(crate) fn watch_record(self: &Arc<Self>) {
-        let weak: Weak<Self> = Arc::downgrade(self);
-        watch(&*self.store, RecordChanged::new(weak));
-    }
-}
-
-/// A panic of the store costs its reports only.
-fn watch(store: &dyn TokenStore, changed: RecordChanged) {
-    let _ = catch_unwind(AssertUnwindSafe(|| store.watch(changed)));
-}
-
-impl WatchRecord for TokenCell {
-    fn look(self: Arc<Self>) {
-        drop(self.recheck());
+        let watch = Arc::new(RecordWatch::default());
+        watch.tell(self);
+        hand_over(&*self.store, &watch);
     }
 
-    fn mark_stale(self: Arc<Self>) {
+    fn mark_stale(self: &Arc<Self>) {
         // A look that is under way may have read the record already, and would count as made now. And a session that is in no
         // registry isn't looked up.
         if self.is_looking() || self.config.limiter.is_none() {
-            self.look();
+            drop(self.recheck());
         } else {
             self.config.recheck.expire(&self.last_look);
         }
     }
+}
+
+/// A panic of the store costs its reports only.
+fn hand_over(store: &dyn TokenStore, watch: &Arc<RecordWatch>) {
+    let changed = RecordChanged::new(Arc::clone(watch));
+    let _ = catch_unwind(AssertUnwindSafe(|| store.watch(changed)));
 }

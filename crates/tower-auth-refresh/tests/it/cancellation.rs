@@ -5,10 +5,10 @@ use std::future::Future;
 use std::mem;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::thread::{self, Thread, ThreadId};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -580,25 +580,38 @@ fn a_waiter_that_is_no_longer_polled_blocks_no_other_waiter() {
 
 // Wakers and subscribers, which are foreign code.
 
-/// A waker that polls its future at once, on the thread that wakes it.
+/// A waker that polls its future at once, on the thread that wakes it; from within its poll, after that.
 struct PollOnWake {
     future: Mutex<BoxFuture<'static, ()>>,
+    /// The thread that polls it.
+    polled_on: Mutex<Option<ThreadId>>,
+    is_woken: AtomicBool,
     done: mpsc::Sender<()>,
 }
 
 impl PollOnWake {
     fn poll(self: Arc<Self>) {
         let waker = Waker::from(Arc::clone(&self));
-        let mut future = self.future.lock().unwrap();
-        if future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
-            let _ = self.done.send(());
+        self.is_woken.store(true, Ordering::SeqCst);
+        if *self.polled_on.lock().unwrap() == Some(thread::current().id()) {
+            return;
         }
+        let mut future = self.future.lock().unwrap();
+        *self.polled_on.lock().unwrap() = Some(thread::current().id());
+        while self.is_woken.swap(false, Ordering::SeqCst) {
+            if future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
+                let _ = self.done.send(());
+                break;
+            }
+        }
+        *self.polled_on.lock().unwrap() = None;
     }
 
     /// Polls the future for the first time. The returned receiver gets a message when the future completes.
     fn begin(future: impl Future<Output: Send> + Send + 'static) -> mpsc::Receiver<()> {
         let (done, is_done) = mpsc::channel();
-        Arc::new(Self { future: Mutex::new(future.map(drop).boxed()), done }).poll();
+        let future = Mutex::new(future.map(drop).boxed());
+        Arc::new(Self { future, polled_on: Mutex::default(), is_woken: AtomicBool::default(), done }).poll();
         is_done
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, Request, Response};
 use http_body_util::Full;
@@ -218,18 +218,29 @@ async fn a_session_in_memory_is_found_without_waiting() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_failure_fails_all_waiting_lookups_and_the_next_lookup_tries_again() {
-    for fault in
-        [StoreFault::fail(), StoreFault::hang_until_cleared(), StoreFault::panic(), StoreFault::panic_on_call()]
-    {
+    // A call that panics at once fails before another look-up can wait for it.
+    for (fault, calls) in [
+        (StoreFault::fail(), 1),
+        (StoreFault::hang_until_cleared(), 1),
+        (StoreFault::panic(), 1),
+        (StoreFault::panic_on_call(), 10),
+    ] {
         let it = ManyUsers::durable(|builder| builder);
         it.store([1]).await;
         let store = it.stores.of(1);
         store.inject(StoreCall::Load, fault);
-        for error in join_all((0..10).map(|_| it.sessions.get(&1))).await {
+        let gate = store.hold(StoreCall::Load);
+        let lookups = join_all((0..10).map(|_| it.sessions.get(&1)));
+        let (errors, ()) = join(lookups, async {
+            settle().await;
+            gate.open();
+        })
+        .await;
+        for error in errors {
             let error = error.unwrap_err();
             assert!(matches!(&error, SessionRegistryError::Session(_)), "{fault:?}: {error}");
         }
-        assert_eq!(store.calls(), [StoreCall::Load], "{fault:?}");
+        assert_eq!(store.calls(), vec![StoreCall::Load; calls], "{fault:?}");
         store.clear_faults();
         assert_eq!(it.get(1).await.tokens(), pair(1), "{fault:?}");
     }
