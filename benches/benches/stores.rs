@@ -66,7 +66,7 @@ fn file(criterion: &mut Criterion) {
     let scratch = directory.0.join("scratch");
     for concurrency in CONCURRENCY {
         let restart = || runtime.block_on(time_restart(&store, concurrency));
-        let bare_restart = || runtime.block_on(time_reads(&read_file, concurrency));
+        let bare_restart = || runtime.block_on(time_reads(read_file.clone(), concurrency));
         compare(criterion, &format!("stores/file/restart/{concurrency}"), reads(concurrency), restart, bare_restart);
     }
     let refresh = || runtime.block_on(time_refreshes(store(0)));
@@ -98,7 +98,7 @@ fn redis(criterion: &mut Criterion) {
     };
     for concurrency in CONCURRENCY {
         let restart = || runtime.block_on(time_restart(&store, concurrency));
-        let bare_restart = || runtime.block_on(time_reads(&read, concurrency));
+        let bare_restart = || runtime.block_on(time_reads(read.clone(), concurrency));
         compare(criterion, &format!("stores/redis/restart/{concurrency}"), reads(concurrency), restart, bare_restart);
     }
     let refresh = || runtime.block_on(time_refreshes(store(0)));
@@ -142,7 +142,7 @@ fn postgres(criterion: &mut Criterion) {
     };
     for concurrency in CONCURRENCY {
         let restart = || runtime.block_on(time_restart(&store, concurrency));
-        let bare_restart = || runtime.block_on(time_reads(&read, concurrency));
+        let bare_restart = || runtime.block_on(time_reads(read.clone(), concurrency));
         compare(
             criterion,
             &format!("stores/postgres/restart/{concurrency}"),

@@ -1,15 +1,19 @@
 //! Reads that are made at the same time, gathered so that they share one call: to the server, or to a thread that may
 //! block.
+//!
+//! The first read starts a task, which lets the callers that are ready to run add theirs, and makes the call for all.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
+use std::mem;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::yield_now;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// The reads that share a call to a server. Their answers arrive together: few enough that none waits for long.
 const LARGEST: usize = 64;
@@ -19,11 +23,25 @@ const TURNS: usize = 2;
 const PATIENCE: Duration = Duration::from_millis(5);
 
 /// Reads of records by their keys `K`, each with an answer `A` or the error `E` of its call.
-pub(crate) struct Gather<K, A, E> {
-    /// The reads that are in no call yet.
-    waiting: Mutex<VecDeque<Waiting<K, A, E>>>,
-    turns: Arc<Semaphore>,
+pub(crate) struct Gather<K, A, E>(Arc<Shared<K, A, E>>);
+
+struct Shared<K, A, E> {
+    queue: Mutex<Queue<K, A, E>>,
+    /// The reads that share a call.
     largest: usize,
+    /// The calls under way while which further reads are gathered.
+    turns: usize,
+}
+
+struct Queue<K, A, E> {
+    /// The reads that are in no call yet.
+    waiting: VecDeque<Waiting<K, A, E>>,
+    /// The calls under way, by their numbers and beginnings.
+    calls: Vec<(u64, Instant)>,
+    /// The number of the last call.
+    last: u64,
+    /// The time at which a task was started that is about to take reads.
+    gathering: Option<Instant>,
 }
 
 type Waiting<K, A, E> = (K, oneshot::Sender<Result<A, E>>);
@@ -37,7 +55,8 @@ impl<K, A, E> Default for Gather<K, A, E> {
 impl<K, A, E> Gather<K, A, E> {
     /// `largest`: the reads that share a call. `turns`: the calls under way while which further reads are gathered.
     pub(crate) fn new(largest: usize, turns: usize) -> Self {
-        Self { waiting: Mutex::default(), turns: Arc::new(Semaphore::new(turns)), largest }
+        let queue = Mutex::new(Queue { waiting: VecDeque::new(), calls: Vec::new(), last: 0, gathering: None });
+        Self(Arc::new(Shared { queue, largest, turns }))
     }
 }
 
@@ -47,69 +66,170 @@ impl<K, A, E> fmt::Debug for Gather<K, A, E> {
     }
 }
 
-impl<K: Clone, A: Send + 'static, E: Clone + Send + 'static> Gather<K, A, E> {
-    /// Reads the record of a key. `read` returns an answer for each key, in their order. It runs in a task, so that no caller
-    /// that is dropped takes the answers of others with it.
+impl<K, A, E> Gather<K, A, E>
+where
+    K: Clone + Send + 'static,
+    A: Send + 'static,
+    E: Clone + Send + 'static,
+{
+    /// Reads the record of a key. `reader` returns the function that makes a call: it returns an answer for each key, in their
+    /// order. The call is made in a task, so that no caller that is dropped takes the answers of others with it.
     ///
     /// The call begins after this one, so that it finds what was written before.
-    pub(crate) async fn read<R>(&self, key: K, read: impl Fn(Vec<K>) -> R) -> Result<A, E>
+    pub(crate) async fn read<F, R>(&self, key: K, reader: impl Fn() -> F) -> Result<A, E>
     where
+        F: Fn(Vec<K>) -> R + Clone + Send + 'static,
         R: Future<Output = Result<Vec<A>, E>> + Send + 'static,
     {
         loop {
-            let (sender, mut answer) = oneshot::channel();
-            self.waiting().push_back((key.clone(), sender));
-            // Tasks that are ready to run add their reads.
-            yield_now().await;
-            // Whichever comes first takes others with it: no read waits for a task that may not run again.
-            let found = loop {
-                if self.waiting().is_empty() {
-                    break answer.await;
-                }
-                tokio::select! {
-                    biased;
-                    found = &mut answer => break found,
-                    turn = timeout(PATIENCE, Arc::clone(&self.turns).acquire_owned()) => {
-                        self.call(turn.ok().and_then(Result::ok), &read);
-                    }
-                }
-            };
+            let (sender, answer) = oneshot::channel();
+            if self.0.add(key.clone(), sender) {
+                start(Arc::clone(&self.0), reader());
+            }
             // There is none if the runtime of the task has shut down: that need not be this caller's.
-            if let Ok(found) = found {
+            if let Ok(found) = answer.await {
                 return found;
             }
         }
     }
+}
 
-    /// Makes a call for the reads that have waited longest.
-    fn call<R>(&self, turn: Option<OwnedSemaphorePermit>, read: impl Fn(Vec<K>) -> R)
-    where
-        R: Future<Output = Result<Vec<A>, E>> + Send + 'static,
-    {
-        let mut waiting = self.waiting();
-        let count = self.largest.min(waiting.len());
-        let (keys, senders): (Vec<_>, Vec<_>) = waiting.drain(..count).unzip();
-        drop(waiting);
-        if keys.is_empty() {
-            return;
-        }
-        let answers = read(keys);
-        tokio::spawn(async move {
-            let answers = answers.await;
-            drop(turn);
-            // A caller that was dropped needs no answer.
-            match answers {
-                Ok(answers) => {
-                    senders.into_iter().zip(answers).for_each(|(sender, answer)| drop(sender.send(Ok(answer))));
-                }
-                Err(error) => senders.into_iter().for_each(|sender| drop(sender.send(Err(error.clone())))),
-            }
-        });
+impl<K, A, E> Shared<K, A, E> {
+    /// Adds a read. Returns `true` if the caller is to start a task.
+    fn add(&self, key: K, sender: oneshot::Sender<Result<A, E>>) -> bool {
+        let mut queue = self.queue();
+        queue.waiting.push_back((key, sender));
+        queue.begins_to_gather(self.turns)
     }
 
-    fn waiting(&self) -> MutexGuard<'_, VecDeque<Waiting<K, A, E>>> {
+    /// Takes the reads that have waited longest, for a call. Returns also the number of the call, and whether a task is to be
+    /// started for the others.
+    fn take(&self) -> (Vec<Waiting<K, A, E>>, u64, bool) {
+        let mut queue = self.queue();
+        queue.gathering = None;
+        queue.last += 1;
+        let number = queue.last;
+        let count = self.largest.min(queue.waiting.len());
+        let taken: Vec<_> = queue.waiting.drain(..count).collect();
+        if !taken.is_empty() {
+            queue.calls.push((number, Instant::now()));
+        }
+        let is_next = queue.begins_to_gather(self.turns);
+        (taken, number, is_next)
+    }
+
+    /// Ends the time in which others wait for a call. Returns `true` if a task is to be started for them.
+    fn end_turn(&self, call: u64) -> bool {
+        let mut queue = self.queue();
+        queue.calls.retain(|(number, _)| *number != call);
+        queue.begins_to_gather(self.turns)
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue<K, A, E>> {
         // Poisoning is ignored: nothing panics under this lock.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K, A, E> Queue<K, A, E> {
+    /// Returns `true` if a task is to be started for the reads that wait. What has begun too long ago isn't waited for: it may
+    /// be a task of a runtime that isn't driven.
+    fn begins_to_gather(&mut self, turns: usize) -> bool {
+        if self.waiting.is_empty() {
+            return false;
+        }
+        let now = Instant::now();
+        let is_recent = |begun: Instant| now.saturating_duration_since(begun) <= PATIENCE;
+        if self.gathering.is_some_and(is_recent) {
+            return false;
+        }
+        self.calls.retain(|(_, begun)| is_recent(*begun));
+        let begins = self.calls.len() < turns;
+        if begins {
+            self.gathering = Some(now);
+        }
+        begins
+    }
+}
+
+/// Starts a task that makes a call for the reads that wait.
+fn start<K, A, E, F, R>(shared: Arc<Shared<K, A, E>>, read: F)
+where
+    K: Send + 'static,
+    A: Send + 'static,
+    E: Clone + Send + 'static,
+    F: Fn(Vec<K>) -> R + Clone + Send + 'static,
+    R: Future<Output = Result<Vec<A>, E>> + Send + 'static,
+{
+    let mut turn = Turn { shared: Some(shared), call: None };
+    tokio::spawn(async move {
+        // Tasks that are ready to run add their reads.
+        yield_now().await;
+        let (taken, is_next) = turn.begin();
+        if is_next && let Some(shared) = &turn.shared {
+            start(Arc::clone(shared), read.clone());
+        }
+        if taken.is_empty() {
+            // Another task has taken them.
+            drop(turn.end());
+            return;
+        }
+        let (keys, senders): (Vec<_>, Vec<_>) = taken.into_iter().unzip();
+        let mut call = pin!(read(keys));
+        let answers = timeout(PATIENCE, &mut call).await;
+        if let Some(shared) = turn.end() {
+            start(shared, read);
+        }
+        let answers = match answers {
+            Ok(answers) => answers,
+            Err(_elapsed) => call.await,
+        };
+        // A caller that was dropped needs no answer.
+        match answers {
+            Ok(answers) => {
+                senders.into_iter().zip(answers).for_each(|(sender, answer)| drop(sender.send(Ok(answer))));
+            }
+            Err(error) => senders.into_iter().for_each(|sender| drop(sender.send(Err(error.clone())))),
+        }
+    });
+}
+
+/// The part of a task in what the others wait for. If it is dropped before its end, since the call panics or the runtime
+/// shuts down, all reads that wait are made again by their callers.
+struct Turn<K, A, E> {
+    /// `None`: over.
+    shared: Option<Arc<Shared<K, A, E>>>,
+    /// The number of the call under way.
+    call: Option<u64>,
+}
+
+impl<K, A, E> Turn<K, A, E> {
+    /// Takes reads for a call, if there are any. Returns also whether a task is to be started for others.
+    fn begin(&mut self) -> (Vec<Waiting<K, A, E>>, bool) {
+        let Some(shared) = &self.shared else { return (Vec::new(), false) };
+        let (taken, call, is_next) = shared.take();
+        self.call = Some(call);
+        (taken, is_next)
+    }
+
+    /// Ends the turn. Returns the queue if a task is to be started for it.
+    fn end(&mut self) -> Option<Arc<Shared<K, A, E>>> {
+        self.shared.take().filter(|shared| self.call.is_some_and(|call| shared.end_turn(call)))
+    }
+}
+
+impl<K, A, E> Drop for Turn<K, A, E> {
+    fn drop(&mut self) {
+        let Some(shared) = self.shared.take() else { return };
+        let mut queue = shared.queue();
+        match self.call {
+            Some(call) => queue.calls.retain(|(number, _)| *number != call),
+            None => queue.gathering = None,
+        }
+        let waiting = mem::take(&mut queue.waiting);
+        drop(queue);
+        // Not under the lock: their callers are woken.
+        drop(waiting);
     }
 }
 
@@ -120,107 +240,179 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use futures_util::FutureExt;
-    use futures_util::future::{join, join_all};
-    use tokio::runtime::Builder;
+    use futures_util::future::{BoxFuture, join, join_all};
+    use tokio::runtime::{Builder, Runtime};
     use tokio::time::{Instant, sleep};
 
     use super::*;
 
     /// Counts the calls, and answers each key with its double and the number of keys of its call.
-    #[derive(Default)]
-    struct Server(AtomicUsize);
+    #[derive(Clone, Default)]
+    struct Server(Arc<AtomicUsize>);
 
     impl Server {
-        fn read(&self, keys: Vec<usize>) -> Ready<Result<Vec<(usize, usize)>, &'static str>> {
-            self.0.fetch_add(1, Ordering::Relaxed);
-            let count = keys.len();
-            ready(Ok(keys.into_iter().map(|key| (2 * key, count)).collect()))
+        fn calls(&self) -> usize {
+            self.0.load(Ordering::Relaxed)
+        }
+
+        async fn read(&self, gather: &Gather<usize, (usize, usize), &'static str>, key: usize) -> (usize, usize) {
+            let read = |keys: Vec<usize>| -> Ready<Result<_, _>> {
+                let count = keys.len();
+                ready(Ok(keys.into_iter().map(|key| (2 * key, count)).collect()))
+            };
+            let calls = &self.0;
+            let counted = || {
+                let calls = Arc::clone(calls);
+                move |keys| {
+                    calls.fetch_add(1, Ordering::Relaxed);
+                    read(keys)
+                }
+            };
+            gather.read(key, counted).await.unwrap()
+        }
+    }
+
+    fn runtime() -> Runtime {
+        Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+    }
+
+    async fn settle() {
+        for _ in 0..10 {
+            yield_now().await;
         }
     }
 
     #[tokio::test]
     async fn reads_of_one_moment_share_calls_of_bounded_size_and_get_their_own_answers() {
         let (gather, server) = (Gather::default(), Server::default());
-        let answers = join_all((0..=2 * LARGEST).map(|key| gather.read(key, |keys| server.read(keys)))).await;
+        let answers = join_all((0..=2 * LARGEST).map(|key| server.read(&gather, key))).await;
         for (key, answer) in answers.into_iter().enumerate() {
             let shares = if key < 2 * LARGEST { LARGEST } else { 1 };
-            assert_eq!(answer, Ok((2 * key, shares)));
+            assert_eq!(answer, (2 * key, shares));
         }
-        assert_eq!(server.0.load(Ordering::Relaxed), 3);
-        assert_eq!(gather.read(7, |keys| server.read(keys)).await, Ok((14, 1)), "a read alone waits for no other");
+        assert_eq!(server.calls(), 3);
+        assert_eq!(server.read(&gather, 7).await, (14, 1), "a read alone waits for no other");
     }
 
     #[tokio::test]
     async fn a_caller_that_is_dropped_leaves_the_reads_of_others_to_be_made() {
         let (gather, server) = (Gather::default(), Server::default());
-        let mut dropped = Box::pin(gather.read(1, |keys| server.read(keys)));
+        let mut dropped = Box::pin(server.read(&gather, 1));
         assert!(futures_util::poll!(&mut dropped).is_pending());
-        let kept = gather.read(2, |keys| server.read(keys));
-        let mut kept = Box::pin(kept);
+        let mut kept = Box::pin(server.read(&gather, 2));
         assert!(futures_util::poll!(&mut kept).is_pending());
-        // Takes both reads, and is dropped before they are answered.
-        assert!(futures_util::poll!(&mut dropped).is_pending());
+        // The first has started the task.
         drop(dropped);
-        assert_eq!(kept.await, Ok((4, 2)));
+        assert_eq!(kept.await, (4, 2));
     }
 
     #[tokio::test(start_paused = true)]
     async fn reads_gather_while_calls_are_under_way_and_wait_for_none_that_is_slow() {
-        let (gather, calls) = (Gather::<usize, usize, ()>::default(), AtomicUsize::new(0));
+        let (gather, calls) = (Arc::new(Gather::<usize, usize, ()>::default()), Arc::new(AtomicUsize::new(0)));
         let begun = Instant::now();
-        let read = |length: u64| {
-            let calls = &calls;
-            move |keys: Vec<usize>| {
-                calls.fetch_add(1, Ordering::Relaxed);
-                sleep(Duration::from_millis(length)).map(|()| Ok(keys))
-            }
+        // The milliseconds that the call of a key takes.
+        let length = |key| match key {
+            0 => 3,
+            11 => 1,
+            _ => 1000,
+        };
+        let read = |key| {
+            let (gather, calls) = (Arc::clone(&gather), Arc::clone(&calls));
+            let reader = move || {
+                let calls = Arc::clone(&calls);
+                move |keys: Vec<usize>| {
+                    calls.fetch_add(1, Ordering::Relaxed);
+                    sleep(Duration::from_millis(length(keys[0]))).map(|()| Ok(keys))
+                }
+            };
+            tokio::spawn(async move { gather.read(key, reader).await })
         };
         // One after the other, so that each has a call: they take all turns.
-        let (mut first, mut second) = (Box::pin(gather.read(0, read(3))), Box::pin(gather.read(1, read(1000))));
-        for _ in 0..2 {
-            assert!(futures_util::poll!(&mut first).is_pending());
-        }
-        for _ in 0..2 {
-            assert!(futures_util::poll!(&mut second).is_pending());
-        }
+        let first = read(0);
+        settle().await;
+        let second = read(1);
+        settle().await;
         assert_eq!(calls.load(Ordering::Relaxed), TURNS);
         // They wait for the first to end.
-        let answers = join(first, join_all((2..9).map(|key| gather.read(key, read(1000))))).await;
-        assert_eq!(answers, (Ok(0), (2..9).map(Ok).collect()));
+        let others: Vec<_> = (2..9).map(read).collect();
+        settle().await;
+        assert_eq!(calls.load(Ordering::Relaxed), TURNS);
+        assert_eq!(first.await.unwrap(), Ok(0));
+        let answers: Vec<_> = join_all(others).await.into_iter().map(Result::unwrap).collect();
+        assert_eq!(answers, (2..9).map(Ok).collect::<Vec<_>>());
         assert_eq!(calls.load(Ordering::Relaxed), TURNS + 1, "all share a call");
-        assert!(begun.elapsed() < Duration::from_millis(1010));
-        let slow = gather.read(9, read(1000));
-        assert_eq!(join(slow, gather.read(10, read(1))).await, (Ok(9), Ok(10)));
-        // Both turns are taken by calls that take a second.
-        let mut taken: Vec<_> = (11..13).map(|key| Box::pin(gather.read(key, read(1000)))).collect();
-        for read in &mut taken {
-            for _ in 0..2 {
-                assert!(futures_util::poll!(&mut *read).is_pending());
-            }
-        }
-        let begun = Instant::now();
-        assert_eq!(gather.read(13, read(1)).await, Ok(13));
-        assert!(begun.elapsed() < Duration::from_millis(10), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_millis(1010), "{:?}", begun.elapsed());
         drop(second);
+        // All turns are taken by calls that take a second.
+        let slow = read(9);
+        settle().await;
+        let slower = read(10);
+        settle().await;
+        let begun = Instant::now();
+        let late = read(11);
+        assert_eq!(late.await.unwrap(), Ok(11));
+        assert!(begun.elapsed() < Duration::from_millis(10), "{:?}", begun.elapsed());
+        let (slow, slower) = join(slow, slower).await;
+        assert_eq!([slow.unwrap(), slower.unwrap()], [Ok(9), Ok(10)]);
     }
 
     #[tokio::test]
     async fn a_call_that_fails_fails_all_its_reads() {
         let gather = Gather::<usize, (), _>::default();
-        let answers = join_all((0..3).map(|key| gather.read(key, |_| ready(Err("down"))))).await;
+        let answers = join_all((0..3).map(|key| gather.read(key, || |_| ready(Err("down"))))).await;
         assert_eq!(answers, [Err("down"); 3]);
+    }
+
+    #[tokio::test]
+    async fn a_read_whose_call_panics_is_made_again() {
+        let gather = Gather::<usize, usize, ()>::default();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let reader = || {
+            let calls = Arc::clone(&calls);
+            move |keys| {
+                assert!(calls.fetch_add(1, Ordering::Relaxed) > 0, "in a call");
+                ready(Ok(keys))
+            }
+        };
+        assert_eq!(gather.read(1, reader).await, Ok(1));
+        assert_eq!(calls.load(Ordering::Relaxed), 2);
     }
 
     #[test]
     fn a_read_whose_task_ends_with_another_runtime_is_made_again() {
-        let gather = Arc::new(Gather::default());
-        let [ends, stays] = std::array::from_fn(|_| Builder::new_current_thread().enable_time().build().unwrap());
-        let mut taken = Box::pin(gather.read(1, |_| pending::<Result<Vec<usize>, ()>>()));
-        ends.block_on(async { assert!(futures_util::poll!(&mut taken).is_pending()) });
-        let mut waits = Box::pin(gather.read(2, |keys| ready(Ok(keys))));
+        let gather = Gather::default();
+        let [ends, stays] = [runtime(), runtime()];
+        let mut taken = Box::pin(gather.read(1, || |_| pending::<Result<Vec<usize>, ()>>().boxed()));
+        ends.block_on(async {
+            assert!(futures_util::poll!(&mut taken).is_pending());
+            // Its call is under way.
+            settle().await;
+        });
+        let mut starts = Box::pin(gather.read(2, || |_| pending::<Result<Vec<usize>, ()>>().boxed()));
+        ends.block_on(async { assert!(futures_util::poll!(&mut starts).is_pending()) });
+        let read = |keys: Vec<usize>| -> BoxFuture<'static, Result<Vec<usize>, ()>> { ready(Ok(keys)).boxed() };
+        let mut waits = Box::pin(gather.read(3, || read));
         stays.block_on(async { assert!(futures_util::poll!(&mut waits).is_pending()) });
-        ends.block_on(async { assert!(futures_util::poll!(&mut taken).is_pending()) });
-        drop(ends);
-        assert_eq!(stays.block_on(waits), Ok(2));
+        drop((ends, starts));
+        assert_eq!(stays.block_on(waits), Ok(3));
+        let again = gather.read(4, || read);
+        assert_eq!(stays.block_on(again), Ok(4));
+    }
+
+    #[test]
+    fn a_runtime_that_is_not_driven_holds_up_no_read_for_long() {
+        let gather = Gather::default();
+        let [idle, driven] = [runtime(), runtime()];
+        let read = |keys: Vec<usize>| -> BoxFuture<'static, Result<Vec<usize>, ()>> { ready(Ok(keys)).boxed() };
+        let never = |_: Vec<usize>| pending::<Result<Vec<usize>, ()>>().boxed();
+        let mut stuck: Vec<_> = (0..=TURNS).map(|key| Box::pin(gather.read(key, || never))).collect();
+        for stuck in &mut stuck {
+            // The last one's task is started, and doesn't begin.
+            idle.block_on(async { assert!(futures_util::poll!(stuck).is_pending()) });
+        }
+        driven.block_on(async {
+            sleep(2 * PATIENCE).await;
+            assert_eq!(gather.read(9, || read).await, Ok(9));
+        });
     }
 }

@@ -178,21 +178,19 @@ impl Codec {
 
 /// Returns bytes in hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    hex_after("", bytes)
+    let mut digits = vec![0; 2 * bytes.len()];
+    write_hex(bytes, &mut digits);
+    // The digits are ASCII.
+    String::from_utf8(digits).unwrap_or_default()
 }
 
-/// Returns a prefix, followed by bytes in hexadecimal digits.
-pub(crate) fn hex_after(prefix: &str, bytes: &[u8]) -> String {
+/// Writes bytes in hexadecimal digits, two for each.
+pub(crate) fn write_hex(bytes: &[u8], digits: &mut [u8]) {
     // Without a branch, so that many digits are made at a time.
     let digit = |value: u8| value + b'0' + u8::from(value > 9) * (b'a' - b'9' - 1);
-    let mut text = Vec::with_capacity(prefix.len() + 2 * bytes.len());
-    text.extend_from_slice(prefix.as_bytes());
-    text.resize(prefix.len() + 2 * bytes.len(), 0);
-    for (digits, byte) in text[prefix.len()..].chunks_exact_mut(2).zip(bytes) {
+    for (digits, byte) in digits.chunks_exact_mut(2).zip(bytes) {
         digits.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
     }
-    // The digits are ASCII.
-    String::from_utf8(text).unwrap_or_default()
 }
 
 /// Returns the storage key of the session `key` of a namespace. Both are hashed: a gateway's key may be a secret itself.

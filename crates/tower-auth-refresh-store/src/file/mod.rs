@@ -241,20 +241,25 @@ impl Settings {
 
     /// Loads a record together with those of other sessions that are loaded at this moment.
     async fn load(self: &Arc<Self>, storage_key: [u8; 32]) -> Result<Option<Record>, StoreError> {
-        let found = self.loads.read(storage_key, |keys| {
+        let found = self.loads.read(storage_key, || {
             let this = Arc::clone(self);
-            let load = spawn_blocking(move || {
-                let directory = this.open().ok();
-                let load = |key| {
-                    let files = SessionFiles::new(Arc::clone(&this), key);
-                    // If the directory can't be opened, each load has its own error.
-                    directory.as_ref().map_or_else(|| files.load(), |directory| files.load_from(directory))
-                };
-                keys.into_iter().map(load).collect()
-            });
-            async { load.await.map_err(|_| aborted()) }
+            move |keys| {
+                let this = Arc::clone(&this);
+                let load = spawn_blocking(move || this.load_all(keys));
+                async { load.await.map_err(|_| aborted()) }
+            }
         });
         found.await.unwrap_or_else(|problem| Err(problem.at(&self.directory)))
+    }
+
+    fn load_all(self: &Arc<Self>, storage_keys: Vec<[u8; 32]>) -> Vec<Result<Option<Record>, StoreError>> {
+        let directory = self.open().ok();
+        let load = |storage_key| {
+            let files = SessionFiles::new(Arc::clone(self), storage_key);
+            // If the directory can't be opened, each load has its own error.
+            directory.as_ref().map_or_else(|| files.load(), |directory| files.load_from(directory))
+        };
+        storage_keys.into_iter().map(load).collect()
     }
 
     fn delete_expired(this: &Arc<Self>) -> Result<u64, StoreError> {

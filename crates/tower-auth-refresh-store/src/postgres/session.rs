@@ -159,9 +159,12 @@ impl<'a> Call<'a> {
     /// Loads the record together with those of other sessions that are loaded at this moment on the same connection.
     async fn load_gathered(&self) -> Result<Option<Record>, Problem> {
         let Row { stores, storage_key } = self.row;
-        let row = stores.reads_of(storage_key).read(*storage_key, |keys| {
+        let row = stores.reads_of(storage_key).read(*storage_key, || {
             let stores = Arc::clone(stores);
-            async move { read(&stores, &keys, Instant::now() + CALL_TIMEOUT).await }
+            move |keys: Vec<_>| {
+                let stores = Arc::clone(&stores);
+                async move { read(&stores, &keys, Instant::now() + CALL_TIMEOUT).await }
+            }
         });
         Ok(self.found(&row.await?)?.map(|found| found.record))
     }

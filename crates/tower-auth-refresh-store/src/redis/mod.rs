@@ -70,8 +70,8 @@ pub struct RedisStoresBuilder {
 /// The part of the stores that all sessions share.
 struct Shared {
     line: Line,
-    /// Of values by their names.
-    reads: Gather<String, Value, Failure>,
+    /// Of values by the storage keys of their sessions.
+    reads: Gather<[u8; 32], Value, Failure>,
     scripts: Scripts,
     /// The URL without its credentials.
     resource: String,

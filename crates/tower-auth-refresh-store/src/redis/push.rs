@@ -56,7 +56,10 @@ impl Push {
     /// Has a session watch the record of its handle, in place of the session before.
     pub(super) fn watch(&self, key: &[u8; 32], handle: usize, changed: RecordChanged) {
         self.watchers.insert(key, handle, changed);
-        self.is_wanted.store(true, Ordering::Release);
+        // Read first, so that sessions that begin at the same time don't contend for it.
+        if !self.is_wanted.load(Ordering::Relaxed) {
+            self.is_wanted.store(true, Ordering::Release);
+        }
     }
 
     /// Returns the number of sessions that are told.

@@ -217,7 +217,7 @@ impl Script {
     }
 
     /// Returns the call of the script. If it is named by its source, the server then knows it.
-    pub(super) fn call(&self, named: Named, key: &str, arguments: &[&[u8]]) -> Cmd {
+    pub(super) fn call(&self, named: Named, key: &[u8], arguments: &[&[u8]]) -> Cmd {
         let (name, script) = match named {
             Named::ByHash => ("EVALSHA", &self.hash),
             Named::BySource => ("EVAL", &self.source),

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use redis::{Pipeline, Value};
+use redis::{Cmd, Pipeline, Value};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 use tower_auth_refresh::Tokens;
@@ -21,11 +21,18 @@ use super::push::{MESSAGE, Push};
 use super::script::{self, Script};
 use crate::error::{Problem, StoreErrorKind};
 use crate::random;
-use crate::record::{Codec, hex_after};
+use crate::record::{Codec, write_hex};
 use crate::wiped::Wiped;
 
 /// The lifetime of the record of a check.
 const CHECK_LIFETIME: Duration = Duration::from_secs(60);
+
+/// The name of a session's value: this, and the digits of its storage key.
+const PREFIX: &[u8] = b"tar:";
+const NAME: usize = PREFIX.len() + 2 * 32;
+
+/// The command that reads a value. A write in name only: a replica, which may lag behind, refuses it.
+const READ: &str = "GETEX";
 
 /// The attempts to give a claim back whose call wasn't answered.
 const RELEASES: usize = 3;
@@ -59,10 +66,6 @@ impl SessionStore {
         codec
     }
 
-    fn name(&self) -> String {
-        hex_after("tar:", &self.storage_key)
-    }
-
     /// Returns a number that no other handle of this process has.
     fn id(&self) -> usize {
         std::ptr::from_ref(self).addr()
@@ -76,7 +79,7 @@ impl SessionStore {
     /// Runs a script. Returns its outcome, and whether enough replicas have its write.
     async fn run(&self, run: Run<'_>) -> Result<(Outcome, bool), Failure> {
         let Run { script, arguments, deadline, kind } = run;
-        let name = self.name();
+        let name = name(&self.storage_key);
         let commands = |connection: &Connection, named| {
             // By the server's clock, which need not agree with that of this host.
             let left = ATTEMPT_TIMEOUT.min(deadline.saturating_duration_since(Instant::now()));
@@ -111,16 +114,19 @@ impl SessionStore {
     }
 
     async fn load(&self, deadline: Instant) -> Result<Option<Record>, Failure> {
-        let mut values = read(&self.shared, &[self.name()], deadline).await?;
+        let mut values = read(&self.shared, &[self.storage_key], deadline).await?;
         self.found(values.pop().unwrap_or_default())
     }
 
     /// Loads the record together with those of other sessions that are loaded at this moment.
     async fn load_gathered(&self) -> Result<Option<Record>, Failure> {
         let shared = &self.shared;
-        let value = shared.reads.read(self.name(), |names| {
+        let value = shared.reads.read(self.storage_key, || {
             let shared = Arc::clone(shared);
-            async move { read(&shared, &names, Instant::now() + CALL_TIMEOUT).await }
+            move |storage_keys: Vec<_>| {
+                let shared = Arc::clone(&shared);
+                async move { read(&shared, &storage_keys, Instant::now() + CALL_TIMEOUT).await }
+            }
         });
         self.found(value.await?)
     }
@@ -386,18 +392,28 @@ impl Drop for Unused<'_> {
     }
 }
 
-/// Reads values, in the order of their names.
-async fn read(shared: &Shared, names: &[String], deadline: Instant) -> Result<Vec<Value>, Failure> {
+/// Returns the name of a session's value.
+fn name(storage_key: &[u8; 32]) -> [u8; NAME] {
+    let mut name = [0; NAME];
+    let (prefix, digits) = name.split_at_mut(PREFIX.len());
+    prefix.copy_from_slice(PREFIX);
+    write_hex(storage_key, digits);
+    name
+}
+
+/// Reads the values of sessions, in the order of their storage keys.
+async fn read(shared: &Shared, storage_keys: &[[u8; 32]], deadline: Instant) -> Result<Vec<Value>, Failure> {
     let commands = |_: &_, _| {
-        let mut reads = Pipeline::with_capacity(names.len());
-        for name in names {
-            // A write in name only: a replica, which may lag behind, refuses it.
-            reads.cmd("GETEX").arg(name);
+        let mut reads = Pipeline::with_capacity(storage_keys.len());
+        for storage_key in storage_keys {
+            let mut read = Cmd::with_capacity(2, READ.len() + NAME);
+            read.arg(READ).arg(&name(storage_key)[..]);
+            reads.add_command(read);
         }
         reads
     };
     let answer = shared.line.call(Call { commands, deadline, repeats: true, waits: false }).await?;
-    if answer.values.len() == names.len() { Ok(answer.values) } else { Err(Failure::Refused(misunderstood())) }
+    if answer.values.len() == storage_keys.len() { Ok(answer.values) } else { Err(Failure::Refused(misunderstood())) }
 }
 
 fn misunderstood() -> Problem {
