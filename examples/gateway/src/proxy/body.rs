@@ -1,5 +1,6 @@
 //! Streamed bodies, with limits on their length and on stalls.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -14,6 +15,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use tower::BoxError;
 
 use super::headers::{trailers_to_client, trailers_to_upstream};
+use super::pool::Lease;
 use crate::app::App;
 use crate::limits::RequestPermit;
 use crate::problem::Kind;
@@ -98,18 +100,25 @@ impl Body for UploadBody {
 }
 
 /// An upstream's body, which fails if it stalls.
-pub(super) struct DownloadBody {
+pub(super) struct DownloadBody<B> {
     body: Incoming,
     stall: StallTimer,
+    // Dropped after the body.
+    lease: Lease<B>,
 }
 
-impl DownloadBody {
-    pub(super) fn new(body: Incoming, timeout: Duration) -> Self {
-        Self { body, stall: StallTimer::new(timeout) }
+impl<B> DownloadBody<B> {
+    pub(super) fn new(body: Incoming, lease: Lease<B>, timeout: Duration) -> Self {
+        Self { body, stall: StallTimer::new(timeout), lease }
+    }
+
+    /// Returns the address of the server that has responded.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.lease.address()
     }
 }
 
-impl Body for DownloadBody {
+impl<B> Body for DownloadBody<B> {
     type Data = Bytes;
     type Error = BoxError;
 

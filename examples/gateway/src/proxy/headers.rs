@@ -163,7 +163,7 @@ const ADDED: usize = 8;
 
 /// The headers that all requests for the upstream have in common, formatted once.
 pub(crate) struct CommonHeaders {
-    /// The upstream's host. Absent if the HTTP client sets it: over TLS, it may be a pseudo-header of HTTP/2.
+    /// The upstream's host.
     host: Option<HeaderValue>,
     /// Absent if each request names its own.
     forwarded_host: Option<HeaderValue>,
@@ -174,14 +174,14 @@ impl CommonHeaders {
     pub(crate) fn new(upstream: &Origin, public: &PublicOrigin) -> Self {
         let authority = |origin: &Origin| {
             let origin = origin.to_string();
-            let (scheme, authority) = origin.split_once("://")?;
-            Some((scheme == "https", HeaderValue::from_str(authority).ok()?))
+            let (_, authority) = origin.split_once("://")?;
+            HeaderValue::from_str(authority).ok()
         };
         Self {
-            host: authority(upstream).and_then(|(is_https, host)| (!is_https).then_some(host)),
+            host: authority(upstream),
             forwarded_host: match public {
                 // Not the client's `Host`: the upstream may build links from it.
-                PublicOrigin::Named(origin) => authority(origin).map(|(_, host)| host),
+                PublicOrigin::Named(origin) => authority(origin),
                 PublicOrigin::Loopback => None,
             },
             forwarded_proto: HeaderValue::from_static(if public.is_https() { "https" } else { "http" }),
@@ -201,7 +201,7 @@ pub(super) fn to_upstream(head: &mut Parts, client: &ClientAddress, common: &Com
     // The gateway has met the expectation itself.
     remove_all(headers, |name| {
         if *name == HOST {
-            // Replaced below, or by the HTTP client.
+            // Replaced below.
             return common.host.is_none();
         }
         *name == EXPECT || is_hop_by_hop(name) || is_credential(name, strip)
@@ -430,8 +430,9 @@ mod tests {
         let headers = head.headers;
         assert_eq!(
             names(&headers),
-            ["accept", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-requested-with"]
+            ["accept", "host", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-requested-with"]
         );
+        assert_eq!(headers["host"], "api.example.com");
         assert_eq!(headers["x-forwarded-for"], "192.0.2.7");
         assert_eq!(headers["x-forwarded-host"], "app.example.com:8443");
         assert_eq!(headers["x-forwarded-proto"], "https");

@@ -5,13 +5,13 @@ mod early_answer;
 mod headers;
 mod outcome;
 mod path;
+mod pool;
 mod send_again;
 mod slow_client;
 mod stall_timeout;
 mod upstream;
 
 use std::convert::identity;
-use std::net::SocketAddr;
 use std::time::Instant;
 
 use axum::body::Body;
@@ -21,7 +21,6 @@ use futures_util::TryFutureExt;
 use http::header::{ALLOW, UPGRADE};
 use http::{HeaderMap, Method, Version};
 use http_body::Body as _;
-use hyper_util::client::legacy::connect::HttpInfo;
 use tower_auth_refresh::{Session, SessionState};
 
 use self::body::{AdmittedBody, UploadBody, UploadFailure};
@@ -79,7 +78,11 @@ async fn call(
     let sent = Instant::now();
     let result = app.client.send(session.clone(), request).await;
     if let Some(outcome) = outcome::of_call(&result, &upload_failure) {
-        observation.upstream(outcome, result.as_ref().ok().and_then(remote_address), sent.elapsed());
+        observation.upstream(
+            outcome,
+            result.as_ref().ok().and_then(|response| response.body().address()),
+            sent.elapsed(),
+        );
     }
     match result {
         Ok(response) => {
@@ -150,11 +153,6 @@ async fn require_active(app: &App, id: SessionId, session: Session) -> Result<Se
         SessionState::SignedOut => Err(Kind::SignInFirst.into_response()),
         _ => Ok(session),
     }
-}
-
-/// Returns the address of the server that has responded.
-fn remote_address<B>(response: &http::Response<B>) -> Option<SocketAddr> {
-    response.extensions().get::<HttpInfo>().map(HttpInfo::remote_addr)
 }
 
 /// Checks if a request asks for another protocol (RFC 9110 §7.8). `h2c` may be ignored: the response over HTTP/1.1 is
