@@ -73,7 +73,7 @@ async fn call(
         return Err(Kind::BodyTooLarge.into_response());
     }
     let is_multiplexed = request.version() == Version::HTTP_2;
-    let (request, upload_failure) = to_upstream(app, *request, client, observation)?;
+    let (request, upload_failure) = to_upstream(app, request, client, observation)?;
 
     let sent = Instant::now();
     let result = app.client.send(session.clone(), request).await;
@@ -125,22 +125,21 @@ fn check(app: &App, request: &Request) -> Result<SessionId, Response> {
 #[expect(clippy::result_large_err, reason = "it is the response")]
 fn to_upstream(
     app: &App,
-    request: Request,
+    mut request: Box<Request>,
     client: &ClientAddress,
     observation: &Observation,
 ) -> Result<(Request<UploadBody>, UploadFailure), Response> {
-    let (mut head, body) = request.into_parts();
-    let Some(uri) = path::to_upstream(&app.upstream.uri, &head.uri) else {
+    let Some(uri) = path::to_upstream(&app.upstream.uri, request.uri()) else {
         return Err(Kind::MalformedRequest.into_response());
     };
-    headers::to_upstream(&mut head, client, &app.common_headers, &app.strip);
-    observation.trace().write(&mut head.headers);
-    head.uri = uri;
+    headers::to_upstream(&mut request, client, &app.common_headers, &app.strip);
+    observation.trace().write(request.headers_mut());
+    *request.uri_mut() = uri;
     // The version and the extensions belong to the client's connection.
-    head.version = Version::HTTP_11;
-    head.extensions.clear();
-    let (body, upload_failure) = UploadBody::new(body, app);
-    Ok((Request::from_parts(head, body), upload_failure))
+    *request.version_mut() = Version::HTTP_11;
+    request.extensions_mut().clear();
+    let (body, upload_failure) = UploadBody::new(std::mem::take(request.body_mut()), app);
+    Ok((request.map(|_| body), upload_failure))
 }
 
 /// Returns the session, or the 401 that says that the session is over.

@@ -61,35 +61,39 @@ impl<F: Future<Output = Result<T, E>>, T, E: Into<BoxError>> Future for StallTim
     }
 }
 
-/// Milliseconds after `started` since which the gateway waits for the upstream, or [`STOPPED`].
+/// The time since which the gateway waits for the upstream.
 #[derive(Clone, Debug)]
 pub(super) struct StallClock {
-    since: Arc<AtomicU64>,
     started: Instant,
+    /// Milliseconds after the start, or [`STOPPED`]. Absent if there is no upload: then it is the start.
+    since: Option<Arc<AtomicU64>>,
 }
 
 /// The gateway waits for the client.
 const STOPPED: u64 = u64::MAX;
 
-impl Default for StallClock {
-    fn default() -> Self {
-        Self { since: Arc::default(), started: Instant::now() }
-    }
-}
-
 impl StallClock {
+    /// Starts the clock of a call.
+    pub(super) fn start(is_upload: bool) -> Self {
+        Self { started: Instant::now(), since: is_upload.then(Arc::default) }
+    }
+
     fn restart(&self) {
-        let since = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(STOPPED - 1);
-        self.since.store(since, Ordering::Relaxed);
+        if let Some(since) = &self.since {
+            let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(STOPPED - 1);
+            since.store(now, Ordering::Relaxed);
+        }
     }
 
     fn stop(&self) {
-        self.since.store(STOPPED, Ordering::Relaxed);
+        if let Some(since) = &self.since {
+            since.store(STOPPED, Ordering::Relaxed);
+        }
     }
 
     /// Returns the end of the time-out, as far as it is known.
     fn deadline(&self, now: Instant, limit: Duration) -> Instant {
-        match self.since.load(Ordering::Relaxed) {
+        match self.since.as_ref().map_or(0, |since| since.load(Ordering::Relaxed)) {
             STOPPED => now + limit,
             since => self.started + Duration::from_millis(since) + limit,
         }

@@ -14,7 +14,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ClientConfig;
-use tower::{BoxError, Layer, ServiceExt, service_fn};
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_auth_refresh::layer::PerRequest;
 use tower_auth_refresh::replay::ReplayBody;
 use tower_auth_refresh::{AuthRefreshLayer, Session};
@@ -76,8 +76,9 @@ impl UpstreamClient {
         let Some(layer) = &self.layer else {
             return self.attempt(with_token(&session, request).map(Either::Right)).await;
         };
-        let service = service_fn(|request: Request<ReplayBody<UploadBody>>| self.attempt(request.map(Either::Left)));
-        layer.clone().session(Some(session)).layer(service).oneshot(request).await
+        let attempt = service_fn(|request: Request<ReplayBody<UploadBody>>| self.attempt(request.map(Either::Left)));
+        let mut service = layer.clone().session(Some(session)).layer(attempt);
+        service.ready().await?.call(request).await
     }
 
     /// Sends a request with its token, and fails when the upstream stalls. Each attempt has its own time-out.
@@ -91,7 +92,7 @@ impl UpstreamClient {
         }
         let is_upload = !request.body().is_end_stream();
         let again = SafeHead::of(&request);
-        let clock = StallClock::default();
+        let clock = StallClock::start(is_upload);
         let request = request.map(|body| TrackedBody::new(Some(body), &clock));
         let sent = async {
             match (self.pool.send(request).await, again) {
