@@ -1,6 +1,5 @@
 //! [`Trace`]: the numbers by which a request is found in the logs and traces of all servers on its way.
 
-use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -27,18 +26,12 @@ const NEW_FLAGS: &[u8; 2] = b"03";
 /// The id of a request, and its place in a trace.
 #[derive(Clone, Debug)]
 pub(crate) struct Trace {
-    request_id: RequestId,
+    /// Printable, without spaces, quotes and the like.
+    request_id: HeaderValue,
     /// The value of the header for the upstream.
     traceparent: [u8; TRACEPARENT_LENGTH],
     /// The span of the caller, if the trace doesn't begin here.
     parent: Option<[u8; 16]>,
-}
-
-/// The id of a request: printable, without spaces, quotes and the like.
-#[derive(Clone, Copy)]
-struct RequestId {
-    text: [u8; MAX_REQUEST_ID],
-    length: usize,
 }
 
 impl Trace {
@@ -60,18 +53,19 @@ impl Trace {
             None
         };
         write_hex(&random(), &mut traceparent[36..52]);
-        let received = from_trusted_proxy.then(|| single(headers, &X_REQUEST_ID)).flatten().and_then(RequestId::read);
-        let request_id = received.unwrap_or_else(|| match parent {
+        let received = from_trusted_proxy.then(|| single(headers, &X_REQUEST_ID)).flatten();
+        let request_id = match (received.filter(|id| is_safe(id)), parent) {
+            (Some(id), _) => header(id),
             // A trace has many requests.
-            Some(_) => RequestId::random(),
-            None => RequestId::new(&traceparent[3..35]),
-        });
+            (None, Some(_)) => random_id(),
+            (None, None) => header(&traceparent[3..35]),
+        };
         Self { request_id, traceparent, parent }
     }
 
     /// Returns the id of the request.
     pub(crate) fn request_id(&self) -> &str {
-        text(&self.request_id.text[..self.request_id.length])
+        text(self.request_id.as_bytes())
     }
 
     pub(super) fn trace_id(&self) -> &str {
@@ -90,9 +84,7 @@ impl Trace {
     /// Sets the headers of a request to the upstream. The gateway's span is the parent of the upstream's.
     pub(crate) fn write(&self, headers: &mut HeaderMap) {
         self.write_request_id(headers);
-        if let Ok(traceparent) = HeaderValue::from_bytes(&self.traceparent) {
-            headers.insert(TRACEPARENT, traceparent);
-        }
+        headers.insert(TRACEPARENT, header(&self.traceparent));
         if self.parent.is_none() {
             // It belongs to the trace that has been replaced, if any.
             headers.remove(TRACESTATE);
@@ -101,36 +93,21 @@ impl Trace {
 
     /// Sets the header with the id, in a response too.
     pub(super) fn write_request_id(&self, headers: &mut HeaderMap) {
-        if let Ok(id) = HeaderValue::from_str(self.request_id()) {
-            headers.insert(X_REQUEST_ID, id);
-        }
+        headers.insert(X_REQUEST_ID, self.request_id.clone());
     }
 }
 
-impl RequestId {
-    fn read(value: &[u8]) -> Option<Self> {
-        let is_safe = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(byte);
-        ((1..=MAX_REQUEST_ID).contains(&value.len()) && value.iter().all(is_safe)).then(|| Self::new(value))
-    }
-
-    fn random() -> Self {
-        let mut id = [0; 32];
-        write_hex(&random(), &mut id[..16]);
-        write_hex(&random(), &mut id[16..]);
-        Self::new(&id)
-    }
-
-    fn new(id: &[u8]) -> Self {
-        let mut text = [0; MAX_REQUEST_ID];
-        text[..id.len()].copy_from_slice(id);
-        Self { text, length: id.len() }
-    }
+/// Checks if an id may be printed as it is.
+fn is_safe(id: &[u8]) -> bool {
+    let is_safe = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(byte);
+    (1..=MAX_REQUEST_ID).contains(&id.len()) && id.iter().all(is_safe)
 }
 
-impl fmt::Debug for RequestId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(text(&self.text[..self.length]))
-    }
+fn random_id() -> HeaderValue {
+    let mut id = [0; 32];
+    write_hex(&random(), &mut id[..16]);
+    write_hex(&random(), &mut id[16..]);
+    header(&id)
 }
 
 /// The parts of a valid `traceparent`.
@@ -177,6 +154,11 @@ pub(super) fn write_hex(bytes: &[u8], digits: &mut [u8]) {
         pair[0] = DIGITS[usize::from(byte >> 4)];
         pair[1] = DIGITS[usize::from(byte & 15)];
     }
+}
+
+/// Returns the header of text that has been checked, or made here.
+fn header(ascii: &[u8]) -> HeaderValue {
+    HeaderValue::from_bytes(ascii).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// Returns text that has been checked, or made here.

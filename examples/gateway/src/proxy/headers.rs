@@ -4,8 +4,7 @@ use http::header::{
     ALT_SVC, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, LOCATION,
     PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
-use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, Version};
 use tower_auth_refresh::Origin;
 
 use super::path;
@@ -163,7 +162,7 @@ const ADDED: usize = 8;
 
 /// The headers that all requests for the upstream have in common, formatted once.
 pub(crate) struct CommonHeaders {
-    /// The upstream's host. Absent if the HTTP client sets it: over TLS, it may be a pseudo-header of HTTP/2.
+    /// The upstream's host.
     host: Option<HeaderValue>,
     /// Absent if each request names its own.
     forwarded_host: Option<HeaderValue>,
@@ -174,14 +173,14 @@ impl CommonHeaders {
     pub(crate) fn new(upstream: &Origin, public: &PublicOrigin) -> Self {
         let authority = |origin: &Origin| {
             let origin = origin.to_string();
-            let (scheme, authority) = origin.split_once("://")?;
-            Some((scheme == "https", HeaderValue::from_str(authority).ok()?))
+            let (_, authority) = origin.split_once("://")?;
+            HeaderValue::from_str(authority).ok()
         };
         Self {
-            host: authority(upstream).and_then(|(is_https, host)| (!is_https).then_some(host)),
+            host: authority(upstream),
             forwarded_host: match public {
                 // Not the client's `Host`: the upstream may build links from it.
-                PublicOrigin::Named(origin) => authority(origin).map(|(_, host)| host),
+                PublicOrigin::Named(origin) => authority(origin),
                 PublicOrigin::Loopback => None,
             },
             forwarded_proto: HeaderValue::from_static(if public.is_https() { "https" } else { "http" }),
@@ -190,18 +189,29 @@ impl CommonHeaders {
 }
 
 /// Rewrites the headers of a client's request for the upstream.
-pub(super) fn to_upstream(head: &mut Parts, client: &ClientAddress, common: &CommonHeaders, strip: &StripHeaders) {
-    let Parts { headers, uri, version, .. } = head;
-    let host = common.forwarded_host.clone().or_else(|| match headers.get(HOST) {
+pub(super) fn to_upstream<B>(
+    request: &mut Request<B>,
+    client: &ClientAddress,
+    common: &CommonHeaders,
+    strip: &StripHeaders,
+) {
+    let host = common.forwarded_host.clone().or_else(|| match request.headers().get(HOST) {
         Some(host) => Some(host.clone()),
         // HTTP/2 sends the host in a pseudo-header.
-        None => uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok()),
+        None => request.uri().authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok()),
     });
+    // RFC 9110 §7.6.3: the received protocol and this proxy's name.
+    let via = match request.version() {
+        Version::HTTP_2 => "2.0 gateway",
+        Version::HTTP_10 => "1.0 gateway",
+        _ => "1.1 gateway",
+    };
+    let headers = request.headers_mut();
     let is_hop_by_hop = hop_by_hop(headers);
     // The gateway has met the expectation itself.
     remove_all(headers, |name| {
         if *name == HOST {
-            // Replaced below, or by the HTTP client.
+            // Replaced below.
             return common.host.is_none();
         }
         *name == EXPECT || is_hop_by_hop(name) || is_credential(name, strip)
@@ -215,12 +225,6 @@ pub(super) fn to_upstream(head: &mut Parts, client: &ClientAddress, common: &Com
         headers.insert(X_FORWARDED_HOST, host);
     }
     headers.insert(X_FORWARDED_PROTO, common.forwarded_proto.clone());
-    // RFC 9110 §7.6.3: the received protocol and this proxy's name.
-    let via = match *version {
-        Version::HTTP_2 => "2.0 gateway",
-        Version::HTTP_10 => "1.0 gateway",
-        _ => "1.1 gateway",
-    };
     headers.append(VIA, HeaderValue::from_static(via));
 }
 
@@ -423,15 +427,16 @@ mod tests {
         let [upstream, public] = ["https://api.example.com", "https://app.example.com:8443"];
         let public = PublicOrigin::Named(Origin::parse(public).unwrap());
         let common = CommonHeaders::new(&Origin::parse(upstream).unwrap(), &public);
-        let (mut head, ()) = http::Request::get("/api/x").version(Version::HTTP_2).body(()).unwrap().into_parts();
-        head.headers = sent;
+        let mut request = Request::get("/api/x").version(Version::HTTP_2).body(()).unwrap();
+        *request.headers_mut() = sent;
         let client = ClientAddress::new("192.0.2.7".parse().unwrap());
-        to_upstream(&mut head, &client, &common, &StripHeaders::default());
-        let headers = head.headers;
+        to_upstream(&mut request, &client, &common, &StripHeaders::default());
+        let headers = request.headers();
         assert_eq!(
-            names(&headers),
-            ["accept", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-requested-with"]
+            names(headers),
+            ["accept", "host", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-requested-with"]
         );
+        assert_eq!(headers["host"], "api.example.com");
         assert_eq!(headers["x-forwarded-for"], "192.0.2.7");
         assert_eq!(headers["x-forwarded-host"], "app.example.com:8443");
         assert_eq!(headers["x-forwarded-proto"], "https");

@@ -5,13 +5,13 @@ mod early_answer;
 mod headers;
 mod outcome;
 mod path;
+mod pool;
 mod send_again;
 mod slow_client;
 mod stall_timeout;
 mod upstream;
 
 use std::convert::identity;
-use std::net::SocketAddr;
 use std::time::Instant;
 
 use axum::body::Body;
@@ -21,7 +21,6 @@ use futures_util::TryFutureExt;
 use http::header::{ALLOW, UPGRADE};
 use http::{HeaderMap, Method, Version};
 use http_body::Body as _;
-use hyper_util::client::legacy::connect::HttpInfo;
 use tower_auth_refresh::{Session, SessionState};
 
 use self::body::{AdmittedBody, UploadBody, UploadFailure};
@@ -74,12 +73,16 @@ async fn call(
         return Err(Kind::BodyTooLarge.into_response());
     }
     let is_multiplexed = request.version() == Version::HTTP_2;
-    let (request, upload_failure) = to_upstream(app, *request, client, observation)?;
+    let (request, upload_failure) = to_upstream(app, request, client, observation)?;
 
     let sent = Instant::now();
     let result = app.client.send(session.clone(), request).await;
     if let Some(outcome) = outcome::of_call(&result, &upload_failure) {
-        observation.upstream(outcome, result.as_ref().ok().and_then(remote_address), sent.elapsed());
+        observation.upstream(
+            outcome,
+            result.as_ref().ok().and_then(|response| response.body().address()),
+            sent.elapsed(),
+        );
     }
     match result {
         Ok(response) => {
@@ -122,22 +125,21 @@ fn check(app: &App, request: &Request) -> Result<SessionId, Response> {
 #[expect(clippy::result_large_err, reason = "it is the response")]
 fn to_upstream(
     app: &App,
-    request: Request,
+    mut request: Box<Request>,
     client: &ClientAddress,
     observation: &Observation,
 ) -> Result<(Request<UploadBody>, UploadFailure), Response> {
-    let (mut head, body) = request.into_parts();
-    let Some(uri) = path::to_upstream(&app.upstream.uri, &head.uri) else {
+    let Some(uri) = path::to_upstream(&app.upstream.uri, request.uri()) else {
         return Err(Kind::MalformedRequest.into_response());
     };
-    headers::to_upstream(&mut head, client, &app.common_headers, &app.strip);
-    observation.trace().write(&mut head.headers);
-    head.uri = uri;
+    headers::to_upstream(&mut request, client, &app.common_headers, &app.strip);
+    observation.trace().write(request.headers_mut());
+    *request.uri_mut() = uri;
     // The version and the extensions belong to the client's connection.
-    head.version = Version::HTTP_11;
-    head.extensions.clear();
-    let (body, upload_failure) = UploadBody::new(body, app);
-    Ok((Request::from_parts(head, body), upload_failure))
+    *request.version_mut() = Version::HTTP_11;
+    request.extensions_mut().clear();
+    let (body, upload_failure) = UploadBody::new(std::mem::take(request.body_mut()), app);
+    Ok((request.map(|_| body), upload_failure))
 }
 
 /// Returns the session, or the 401 that says that the session is over.
@@ -150,11 +152,6 @@ async fn require_active(app: &App, id: SessionId, session: Session) -> Result<Se
         SessionState::SignedOut => Err(Kind::SignInFirst.into_response()),
         _ => Ok(session),
     }
-}
-
-/// Returns the address of the server that has responded.
-fn remote_address<B>(response: &http::Response<B>) -> Option<SocketAddr> {
-    response.extensions().get::<HttpInfo>().map(HttpInfo::remote_addr)
 }
 
 /// Checks if a request asks for another protocol (RFC 9110 §7.8). `h2c` may be ignored: the response over HTTP/1.1 is

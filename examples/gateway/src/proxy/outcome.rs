@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, Version};
-use hyper_util::client::legacy::Error as ClientError;
 use tower::BoxError;
 use tower_auth_refresh::{NotRefreshed, RefreshError, RefreshErrorKind, RefreshReport};
 
 use super::body::UploadFailure;
+use super::pool::Failed;
 use super::stall_timeout::UpstreamStalled;
 use super::upstream::NoToken;
 use super::{end, headers};
@@ -28,14 +28,13 @@ pub(super) fn of_call<B>(
         Ok(response) => return Some(UpstreamOutcome::Responded(response.status())),
         Err(error) => &**error,
     };
-    let is_connect = |error: &ClientError| error.is_connect();
     if error.is::<NoToken>() {
         None
     } else if upload_failure.problem().is_some() {
         Some(UpstreamOutcome::UploadFailed)
     } else if error.is::<UpstreamStalled>() {
         Some(UpstreamOutcome::TimedOut)
-    } else if error.downcast_ref().is_some_and(is_connect) {
+    } else if error.downcast_ref().is_some_and(Failed::is_connect) {
         Some(UpstreamOutcome::ConnectFailed)
     } else {
         Some(UpstreamOutcome::Failed)

@@ -4,26 +4,13 @@
 //! read the request then, but the gateway can't know: only safe requests are sent a second time (RFC 9110 §9.2.2,
 //! RFC 9112 §9.3.1).
 
+use std::error::Error;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use http::{Extensions, HeaderMap, Method, Request, Response, Uri};
+use http::{HeaderMap, Method, Request, Uri};
 use http_body::Body;
-use hyper_util::client::legacy::Error;
 
-/// Tells of a connection if it has carried an answer, and is kept for others.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Kept(Arc<AtomicBool>);
-
-impl Kept {
-    /// Notes that an answer has arrived on its connection.
-    pub(super) fn answered<B>(response: &Response<B>) {
-        if let Some(Self(kept)) = response.extensions().get() {
-            kept.store(true, Ordering::Relaxed);
-        }
-    }
-}
+use super::pool::Failed;
 
 /// The head of a request that may be sent again.
 #[derive(Debug)]
@@ -54,23 +41,16 @@ impl SafeHead {
 }
 
 /// Checks if a call has failed because its kept connection was closed before the answer.
-pub(super) fn was_closed_while_kept(error: &Error) -> bool {
-    let mut extensions = Extensions::new();
-    if let Some(connected) = error.connect_info() {
-        connected.get_extras(&mut extensions);
-    }
-    let is_kept = extensions.get::<Kept>().is_some_and(|Kept(kept)| kept.load(Ordering::Relaxed));
-    is_kept && is_closed(error)
+pub(super) fn was_closed_while_kept(failed: &Failed) -> bool {
+    matches!(failed, Failed::Sent { error, was_kept: true } if is_closed(error))
 }
 
-fn is_closed(error: &Error) -> bool {
-    let mut cause = std::error::Error::source(error);
+fn is_closed(error: &hyper::Error) -> bool {
+    if error.is_incomplete_message() || error.is_canceled() {
+        return true;
+    }
+    let mut cause = error.source();
     while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<hyper::Error>()
-            && (error.is_incomplete_message() || error.is_canceled())
-        {
-            return true;
-        }
         if let Some(error) = error.downcast_ref::<io::Error>() {
             use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
             // `UnexpectedEof`: the end of a connection of TLS without `close_notify`.

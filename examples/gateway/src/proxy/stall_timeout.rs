@@ -12,105 +12,46 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper_util::client::legacy::ResponseFuture;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
-use tower::{BoxError, Service};
+use tower::BoxError;
 
-use super::early_answer::UploadConnection;
-use super::send_again::{Kept, SafeHead, was_closed_while_kept};
-use super::upstream::HttpsClient;
-
-/// Limits how long the upstream may stall. Wraps the HTTP client, so that each attempt has its own time-out.
-#[derive(Debug)]
-pub(super) struct StallTimeout<B> {
-    client: Arc<HttpsClient<TrackedBody<B>>>,
-    limit: Duration,
+pin_project! {
+    /// A call that fails once the upstream has stalled.
+    pub(super) struct StallTimeout<F> {
+        #[pin]
+        call: F,
+        clock: StallClock,
+        limit: Duration,
+        // Set when the response is first found missing.
+        timer: Option<Pin<Box<Sleep>>>,
+    }
 }
 
 /// The upstream made no progress within the limit.
 #[derive(Debug)]
 pub(super) struct UpstreamStalled;
 
-impl<B> StallTimeout<B> {
-    pub(super) fn new(client: HttpsClient<TrackedBody<B>>, limit: Duration) -> Self {
-        Self { client: Arc::new(client), limit }
+impl<F> StallTimeout<F> {
+    /// Limits the stalls of a call whose body runs the clock.
+    pub(super) fn new(call: F, clock: StallClock, limit: Duration) -> Self {
+        Self { call, clock, limit, timer: None }
     }
 }
 
-impl<B> Clone for StallTimeout<B> {
-    fn clone(&self) -> Self {
-        Self { client: Arc::clone(&self.client), limit: self.limit }
-    }
-}
+impl<F: Future<Output = Result<T, E>>, T, E: Into<BoxError>> Future for StallTimeout<F> {
+    type Output = Result<T, BoxError>;
 
-impl<B> Service<Request<B>> for StallTimeout<B>
-where
-    B: Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static,
-{
-    type Response = Response<Incoming>;
-    type Error = BoxError;
-    type Future = ResponseOrStall<B>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let clock = StallClock::default();
-        let again = SafeHead::of(&request).map(|head| (head, Arc::clone(&self.client)));
-        let mut request = request.map(|body| TrackedBody { body: Some(body), clock: clock.clone() });
-        let upload = UploadConnection::of(&mut request);
-        let response = self.client.request(request);
-        ResponseOrStall { response, again, upload, clock, limit: self.limit, timer: None }
-    }
-}
-
-/// Waits for the response, and fails once the upstream has stalled.
-pub(super) struct ResponseOrStall<B> {
-    response: ResponseFuture,
-    /// Present until a request that may be sent again has been.
-    again: Option<(SafeHead, Arc<HttpsClient<TrackedBody<B>>>)>,
-    upload: Option<UploadConnection>,
-    clock: StallClock,
-    limit: Duration,
-    /// Set when the response is first found missing.
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl<B> Future for ResponseOrStall<B>
-where
-    B: Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static,
-{
-    type Output = Result<Response<Incoming>, BoxError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { response, again, upload, clock, limit, timer } = &mut *self;
-        while let Poll::Ready(answer) = Pin::new(&mut *response).poll(cx) {
-            match &answer {
-                Ok(answer) => {
-                    Kept::answered(answer);
-                    if let Some(upload) = upload {
-                        upload.answered(answer);
-                    }
-                }
-                Err(error) if was_closed_while_kept(error) => {
-                    if let Some((head, client)) = again.take() {
-                        *response = client.request(head.into_request(TrackedBody { body: None, clock: clock.clone() }));
-                        continue;
-                    }
-                }
-                Err(_) => {}
-            }
-            return Poll::Ready(answer.map_err(Into::into));
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(outcome) = this.call.poll(cx) {
+            return Poll::Ready(outcome.map_err(Into::into));
         }
-        let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(clock.started + *limit)));
+        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(this.clock.started + *this.limit)));
         while timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
-            let deadline = clock.deadline(now, *limit);
+            let deadline = this.clock.deadline(now, *this.limit);
             if deadline <= now {
                 return Poll::Ready(Err(UpstreamStalled.into()));
             }
@@ -120,35 +61,39 @@ where
     }
 }
 
-/// Milliseconds after `started` since which the gateway waits for the upstream, or [`STOPPED`].
+/// The time since which the gateway waits for the upstream.
 #[derive(Clone, Debug)]
-struct StallClock {
-    since: Arc<AtomicU64>,
+pub(super) struct StallClock {
     started: Instant,
+    /// Milliseconds after the start, or [`STOPPED`]. Absent if there is no upload: then it is the start.
+    since: Option<Arc<AtomicU64>>,
 }
 
 /// The gateway waits for the client.
 const STOPPED: u64 = u64::MAX;
 
-impl Default for StallClock {
-    fn default() -> Self {
-        Self { since: Arc::default(), started: Instant::now() }
-    }
-}
-
 impl StallClock {
+    /// Starts the clock of a call.
+    pub(super) fn start(is_upload: bool) -> Self {
+        Self { started: Instant::now(), since: is_upload.then(Arc::default) }
+    }
+
     fn restart(&self) {
-        let since = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(STOPPED - 1);
-        self.since.store(since, Ordering::Relaxed);
+        if let Some(since) = &self.since {
+            let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(STOPPED - 1);
+            since.store(now, Ordering::Relaxed);
+        }
     }
 
     fn stop(&self) {
-        self.since.store(STOPPED, Ordering::Relaxed);
+        if let Some(since) = &self.since {
+            since.store(STOPPED, Ordering::Relaxed);
+        }
     }
 
     /// Returns the end of the time-out, as far as it is known.
     fn deadline(&self, now: Instant, limit: Duration) -> Instant {
-        match self.since.load(Ordering::Relaxed) {
+        match self.since.as_ref().map_or(0, |since| since.load(Ordering::Relaxed)) {
             STOPPED => now + limit,
             since => self.started + Duration::from_millis(since) + limit,
         }
@@ -161,6 +106,12 @@ pin_project! {
         #[pin]
         body: Option<B>,
         clock: StallClock,
+    }
+}
+
+impl<B> TrackedBody<B> {
+    pub(super) fn new(body: Option<B>, clock: &StallClock) -> Self {
+        Self { body, clock: clock.clone() }
     }
 }
 

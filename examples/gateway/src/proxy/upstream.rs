@@ -1,49 +1,48 @@
-//! The client stack: [`AuthRefreshLayer`] around [`StallTimeout`] around an HTTP client.
+//! [`UpstreamClient`]: [`AuthRefreshLayer`] around [`StallTimeout`] around the [`Pool`].
 
 use std::error::Error;
 use std::fmt;
-use std::future::{Ready, ready};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::TryFutureExt;
-use futures_util::future::Either;
 use http::header::AUTHORIZATION;
 use http::{HeaderValue, Request, Response};
+use http_body::Body;
+use http_body_util::Either;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ClientConfig;
-use tower::{BoxError, Layer, Service, ServiceExt};
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_auth_refresh::layer::PerRequest;
 use tower_auth_refresh::replay::ReplayBody;
 use tower_auth_refresh::{AuthRefreshLayer, Session};
 
 use super::body::{DownloadBody, UploadBody};
-use super::early_answer::{Connector, answer_first};
-use super::stall_timeout::StallTimeout;
+use super::early_answer::{Connector, answer_first, may_be_early};
+use super::pool::Pool;
+use super::send_again::{SafeHead, was_closed_while_kept};
+use super::stall_timeout::{StallClock, StallTimeout, TrackedBody};
 use crate::config::{InvalidSetting, Settings};
 use crate::server::BUFFER;
 use crate::tls;
 
 /// A client that sends requests to the upstream, each with its user's token.
 pub(crate) struct UpstreamClient {
-    stack: Stack,
+    /// Applied for each request: its session in the extensions would be three allocations. Absent in the baseline for
+    /// the layer's cost.
+    layer: Option<AuthRefreshLayer<PerRequest>>,
+    pool: Pool<HttpsConnector<Connector>, SentBody>,
     timeout: Duration,
 }
 
-/// Without boxes, of which each would cost an allocation for each request.
-enum Stack {
-    /// The layer is applied for each request: its session in the extensions would be three allocations.
-    Refreshing(AuthRefreshLayer<PerRequest>, RequireToken<StallTimeout<ReplayBody<UploadBody>>>),
-    WithoutRefresh(StallTimeout<UploadBody>),
-}
+/// The body of a request that is sent, with the layer or without.
+type SentBody = TrackedBody<Either<ReplayBody<UploadBody>, UploadBody>>;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Shorter than the keep-alive of most servers: a POST fails if the server closes its reused connection at that moment.
+/// The time for which the connections to the authorization server are kept without a request.
 const POOL_IDLE: Duration = Duration::from_secs(20);
 
 impl UpstreamClient {
@@ -53,10 +52,8 @@ impl UpstreamClient {
     ///
     /// Returns [`InvalidSetting`] if a file of certificates can't be used.
     pub(crate) fn new(settings: &Settings) -> Result<Self, InvalidSetting> {
-        let (client, timeout) = (to_upstream(settings)?, settings.upstream_timeout);
-        let checked = RequireToken(StallTimeout::new(client, timeout));
         let layer = AuthRefreshLayer::per_request(settings.upstream.origin.clone());
-        Ok(Self { stack: Stack::Refreshing(layer, checked), timeout })
+        Ok(Self { layer: Some(layer), ..Self::without_refresh(settings)? })
     }
 
     /// Builds a client that attaches the access token without [`AuthRefreshLayer`], the baseline for the layer's cost.
@@ -65,32 +62,53 @@ impl UpstreamClient {
     ///
     /// Returns [`InvalidSetting`] if a file of certificates can't be used.
     pub(crate) fn without_refresh(settings: &Settings) -> Result<Self, InvalidSetting> {
-        let (client, timeout) = (to_upstream(settings)?, settings.upstream_timeout);
-        Ok(Self { stack: Stack::WithoutRefresh(StallTimeout::new(client, timeout)), timeout })
+        let connector = connector(tls::client::config("--upstream", &settings.upstream_tls)?);
+        let pool = Pool::new(connector, settings.upstream.uri.clone());
+        Ok(Self { layer: None, pool, timeout: settings.upstream_timeout })
     }
 
     /// Sends a request of a session.
-    pub(super) fn send(
+    pub(super) async fn send(
         &self,
         session: Session,
         request: Request<UploadBody>,
-    ) -> impl Future<Output = Result<Response<DownloadBody>, BoxError>> {
-        let response = match &self.stack {
-            Stack::Refreshing(layer, checked) => {
-                let layer = layer.clone().session(Some(session));
-                Either::Left(layer.layer(checked.clone()).oneshot(request))
-            }
-            Stack::WithoutRefresh(stack) => Either::Right(stack.clone().oneshot(with_token(&session, request))),
+    ) -> Result<Response<DownloadBody<SentBody>>, BoxError> {
+        let Some(layer) = &self.layer else {
+            return self.attempt(with_token(&session, request).map(Either::Right)).await;
         };
-        response.map_ok(|response| response.map(|body| DownloadBody::new(body, self.timeout)))
+        let attempt = service_fn(|request: Request<ReplayBody<UploadBody>>| self.attempt(request.map(Either::Left)));
+        let mut service = layer.clone().session(Some(session)).layer(attempt);
+        service.ready().await?.call(request).await
     }
-}
 
-fn to_upstream<B>(settings: &Settings) -> Result<HttpsClient<B>, InvalidSetting>
-where
-    B: http_body::Body<Data: Send> + Send,
-{
-    Ok(https(tls::client::config("--upstream", &settings.upstream_tls)?))
+    /// Sends a request with its token, and fails when the upstream stalls. Each attempt has its own time-out.
+    async fn attempt(
+        &self,
+        request: Request<Either<ReplayBody<UploadBody>, UploadBody>>,
+    ) -> Result<Response<DownloadBody<SentBody>>, BoxError> {
+        // Its session has ended since it was admitted, and the upstream must not take it for an anonymous one.
+        if !request.headers().contains_key(AUTHORIZATION) {
+            return Err(NoToken.into());
+        }
+        let is_upload = !request.body().is_end_stream();
+        let again = SafeHead::of(&request);
+        let clock = StallClock::start(is_upload);
+        let request = request.map(|body| TrackedBody::new(Some(body), &clock));
+        let sent = async {
+            match (self.pool.send(request).await, again) {
+                (Err(failed), Some(head)) if was_closed_while_kept(&failed) => {
+                    // In a box, since few requests need room for it.
+                    Box::pin(self.pool.send(head.into_request(TrackedBody::new(None, &clock)))).await
+                }
+                (sent, _) => sent,
+            }
+        };
+        let (response, mut lease) = StallTimeout::new(sent, clock.clone(), self.timeout).await?;
+        if is_upload && may_be_early(response.status()) {
+            lease.discard();
+        }
+        Ok(response.map(|body| DownloadBody::new(body, lease, self.timeout)))
+    }
 }
 
 fn with_token(session: &Session, mut request: Request<UploadBody>) -> Request<UploadBody> {
@@ -102,34 +120,6 @@ fn with_token(session: &Session, mut request: Request<UploadBody>) -> Request<Up
         }
     }
     request
-}
-
-/// Rejects a request without a token: its session has ended since the request was admitted, and the upstream must not
-/// take it for an anonymous one.
-///
-/// Not `tower`'s `Filter`, through whose predicate each request is moved twice.
-#[derive(Clone, Debug)]
-struct RequireToken<S>(S);
-
-impl<S, B> Service<Request<B>> for RequireToken<S>
-where
-    S: Service<Request<B>, Error = BoxError>,
-{
-    type Response = S::Response;
-    type Error = BoxError;
-    type Future = Either<S::Future, Ready<Result<S::Response, BoxError>>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        if request.headers().contains_key(AUTHORIZATION) {
-            Either::Left(self.0.call(request))
-        } else {
-            Either::Right(ready(Err(NoToken.into())))
-        }
-    }
 }
 
 /// The request was not sent, because its session has no token.
