@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
 use tokio::io::AsyncBufReadExt;
 use tokio::net::TcpStream;
@@ -21,6 +21,7 @@ use super::activity::{Activity, State};
 use super::on_wake::OnWake;
 use super::progress::{Stream, Transport, limit_stalls};
 use super::socket::{Socket, linger};
+use super::streams::Streams;
 use super::table::Slot;
 use super::{BUFFER, Limits, exchange, proxy_protocol};
 use crate::client_address::Peer;
@@ -113,7 +114,7 @@ async fn serve_protocol(
     let mut supervisor =
         Supervisor { protocol, activity, limits, stopping, held_back: None, drained_at: None, finishing: false };
     {
-        let http = http(protocol);
+        let http = http(protocol, limits);
         let mut connection = pin!(http.serve_connection(TokioIo::new(socket), service));
         loop {
             // An error means that the client has disconnected or sent invalid HTTP: not worth a line in the log.
@@ -137,8 +138,8 @@ async fn serve_protocol(
 }
 
 /// Returns hyper's settings. The limits of time are the supervisor's.
-fn http(protocol: Protocol) -> auto::Builder<TokioExecutor> {
-    let http = auto::Builder::new(TokioExecutor::new());
+fn http(protocol: Protocol, limits: Limits) -> auto::Builder<Streams> {
+    let http = auto::Builder::new(Streams::new(limits.client_timeout));
     let mut http = match protocol {
         Protocol::Http1 => http.http1_only(),
         Protocol::Http2 => http.http2_only(),

@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use tokio::task::yield_now;
 
 use super::activity::{Activity, Answering};
+use super::streams::{self, Step};
 use crate::client_address::ClientAddress;
 use crate::observation::{Observation, Observed};
 use crate::routes::Router;
@@ -58,6 +59,7 @@ pub(super) fn answer(
             observed.complete();
         }
         activity.hold_back();
+        streams::note(Step::Gave);
         Ok(response.map(|body| ResponseBody { body, answering, observed, ends_with_connection, is_held_back: true }))
     }
 }
@@ -233,11 +235,13 @@ impl Body for ResponseBody {
         let Self { body, answering, observed, ends_with_connection, is_held_back } = &mut *self;
         let activity = answering.activity();
         let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
+            streams::note(Step::HadNone);
             if std::mem::take(is_held_back) {
                 activity.ask();
             }
             return Poll::Pending;
         };
+        streams::note(Step::Gave);
         if !std::mem::replace(is_held_back, true) {
             activity.hold_back();
         }

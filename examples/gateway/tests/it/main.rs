@@ -31,6 +31,7 @@ mod proxy_protocol;
 mod sessions;
 mod shutting_down;
 mod slow_readers;
+mod stalled_streams;
 mod streaming;
 mod tls;
 mod tls_peers;
