@@ -5,8 +5,8 @@ mod early_answer;
 mod headers;
 mod outcome;
 mod path;
+mod pieces;
 mod send_again;
-mod slow_client;
 mod stall_timeout;
 mod upstream;
 
@@ -26,7 +26,7 @@ use tower_auth_refresh::{Session, SessionState};
 
 use self::body::{AdmittedBody, UploadBody, UploadFailure};
 pub(crate) use self::headers::CommonHeaders;
-use self::slow_client::with_client_timeout;
+use self::pieces::Pieces;
 use self::upstream::NoToken;
 pub(crate) use self::upstream::{HttpsClient, UpstreamClient, connector, https};
 use crate::app::App;
@@ -87,7 +87,7 @@ async fn call(
             drop(session);
             let response = response.map(|body| {
                 if is_multiplexed {
-                    Body::new(AdmittedBody::new(with_client_timeout(body, app.client_timeout), permit))
+                    Body::new(AdmittedBody::new(Pieces::new(body), permit))
                 } else {
                     Body::new(AdmittedBody::new(body, permit))
                 }

@@ -139,3 +139,17 @@ async fn streams_that_are_not_read_are_reset_beside_one_that_is() {
     client.writing.write_all(&request(next, "/api/short", &cookie)).await.unwrap();
     client.read_until(|client| client.read > read + PART.len() && client.answered.contains(&next)).await;
 }
+
+/// A window of a byte is enough for the library to take a whole frame, which then waits in the memory of the gateway.
+#[tokio::test]
+async fn short_responses_are_in_flight_until_nearly_all_of_them_is_read() {
+    let gateway = start().await;
+    let browser = gateway.browser("ada").await;
+    let cookie = browser.cookie.clone().unwrap();
+    let mut client = Client::open(&gateway, &cookie, "/api/short", REQUESTS, 1).await;
+    client.read_until(|client| client.answered.len() == REQUESTS as usize).await;
+    browser.get("/api/short").await.assert_problem(429, "too-many-requests");
+    client.read_until(|client| client.reset == stalled(REQUESTS)).await;
+    in_flight(&gateway, 1).await;
+    assert_eq!(browser.get("/api/short").await.status, 200);
+}
