@@ -20,6 +20,7 @@ mod cancellation;
 mod client_address;
 mod connections;
 mod credentials;
+mod drain_delay;
 mod failures;
 mod fields;
 mod identity_headers;
