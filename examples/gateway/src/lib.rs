@@ -39,6 +39,7 @@ mod proxy;
 mod reject_ambiguous;
 mod routes;
 mod server;
+mod stall_timer;
 mod stores;
 mod supervisor;
 mod task_tracker;

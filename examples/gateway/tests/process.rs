@@ -8,6 +8,8 @@ mod certificates;
 #[path = "support/program.rs"]
 #[expect(dead_code, reason = "shared by several test suites")]
 mod program;
+#[path = "process/reload.rs"]
+mod reload;
 #[path = "process/requests_log.rs"]
 mod requests_log;
 #[path = "support/test_gateway.rs"]

@@ -11,7 +11,6 @@ use axum::body::Body as ClientBody;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep, sleep};
 use tower::BoxError;
 
 use super::headers::{trailers_to_client, trailers_to_upstream};
@@ -19,6 +18,7 @@ use super::pool::Lease;
 use crate::app::App;
 use crate::limits::RequestPermit;
 use crate::problem::Kind;
+use crate::stall_timer::StallTimer;
 
 /// A client's body, which fails if it is too long or stalls. In a box, since most requests have none.
 pub(crate) struct UploadBody(Option<Box<Upload>>);
@@ -187,36 +187,5 @@ impl<B: Body + Unpin> Body for AdmittedBody<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-/// Measures how long a body has been pending. The timer is allocated on the first wait.
-struct StallTimer {
-    timeout: Duration,
-    since: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl StallTimer {
-    fn new(timeout: Duration) -> Self {
-        Self { timeout, since: None, timer: None }
-    }
-
-    /// Completes when the body has been pending for the time-out.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let timeout = self.timeout;
-        let deadline = *self.since.get_or_insert_with(Instant::now) + timeout;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
-        while timer.as_mut().poll(cx).is_ready() {
-            if timer.deadline() >= deadline {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(deadline);
-        }
-        Poll::Pending
-    }
-
-    fn reset(&mut self) {
-        self.since = None;
     }
 }

@@ -5,9 +5,9 @@ mod early_answer;
 mod headers;
 mod outcome;
 mod path;
+mod pieces;
 mod pool;
 mod send_again;
-mod slow_client;
 mod stall_timeout;
 mod upstream;
 
@@ -25,7 +25,7 @@ use tower_auth_refresh::{Session, SessionState};
 
 use self::body::{AdmittedBody, UploadBody, UploadFailure};
 pub(crate) use self::headers::CommonHeaders;
-use self::slow_client::with_client_timeout;
+use self::pieces::Pieces;
 use self::upstream::NoToken;
 pub(crate) use self::upstream::{HttpsClient, UpstreamClient, connector, https};
 use crate::app::App;
@@ -90,7 +90,7 @@ async fn call(
             drop(session);
             let response = response.map(|body| {
                 if is_multiplexed {
-                    Body::new(AdmittedBody::new(with_client_timeout(body, app.client_timeout), permit))
+                    Body::new(AdmittedBody::new(Pieces::new(body), permit))
                 } else {
                     Body::new(AdmittedBody::new(body, permit))
                 }

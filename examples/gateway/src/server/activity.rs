@@ -19,10 +19,6 @@ pub(super) struct Activity {
     head_since: AtomicU64,
     /// The number of HTTP/2 control frames since a response or data.
     control_frames: AtomicU32,
-    /// Changes whenever a response, or data of a body, is on its way.
-    progress: AtomicU32,
-    /// The number of responses whose next data hyper has not asked for, since the client takes none.
-    held_back: AtomicUsize,
     body_unread: AtomicBool,
     cut_off: AtomicBool,
     /// The shutdown of all connections has begun.
@@ -53,8 +49,6 @@ impl Activity {
             idle_since: AtomicU64::new(0),
             head_since: AtomicU64::new(0),
             control_frames: AtomicU32::new(0),
-            progress: AtomicU32::new(0),
-            held_back: AtomicUsize::new(0),
             body_unread: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
             closing,
@@ -99,26 +93,6 @@ impl Activity {
     /// Notes that a response, or data of a body, is on its way.
     pub(super) fn progress(&self) {
         self.control_frames.store(0, Ordering::Relaxed);
-        // Without a read-modify-write: of two changes at the same time, one may be lost.
-        self.progress.store(self.progress.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-    }
-
-    /// Returns a number that changes with each [progress](Self::progress), if all requests wait for the client to read
-    /// their responses; `None` if there is no request, or one that waits for the gateway or the upstream.
-    pub(super) fn held_back(&self) -> Option<u32> {
-        let requests = self.requests.load(Ordering::Relaxed);
-        let is_held_back = requests > 0 && self.held_back.load(Ordering::Relaxed) >= requests;
-        is_held_back.then(|| self.progress.load(Ordering::Relaxed))
-    }
-
-    /// Notes that a response has data which hyper has not asked for yet.
-    pub(super) fn hold_back(&self) {
-        self.held_back.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Undoes [`hold_back`](Self::hold_back).
-    pub(super) fn ask(&self) {
-        self.held_back.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Counts control frames, and returns their number since the last [progress](Self::progress).

@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
 use tokio::io::AsyncBufReadExt;
 use tokio::net::TcpStream;
@@ -21,6 +21,7 @@ use super::activity::{Activity, State};
 use super::on_wake::OnWake;
 use super::progress::{Stream, Transport, limit_stalls};
 use super::socket::{Socket, linger};
+use super::streams::Streams;
 use super::table::Slot;
 use super::{BUFFER, Limits, exchange, proxy_protocol};
 use crate::client_address::Peer;
@@ -110,10 +111,9 @@ async fn serve_protocol(
         })
     };
     // Holds its receiver to the end of this function: a shutdown waits for the lingering close too.
-    let mut supervisor =
-        Supervisor { protocol, activity, limits, stopping, held_back: None, drained_at: None, finishing: false };
+    let mut supervisor = Supervisor { protocol, activity, limits, stopping, drained_at: None, finishing: false };
     {
-        let http = http(protocol);
+        let http = http(protocol, limits);
         let mut connection = pin!(http.serve_connection(TokioIo::new(socket), service));
         loop {
             // An error means that the client has disconnected or sent invalid HTTP: not worth a line in the log.
@@ -136,9 +136,9 @@ async fn serve_protocol(
     }
 }
 
-/// Returns hyper's settings. The limits of time are the supervisor's.
-fn http(protocol: Protocol) -> auto::Builder<TokioExecutor> {
-    let http = auto::Builder::new(TokioExecutor::new());
+/// Returns hyper's settings. The limits of time are the supervisor's and those of [`Streams`].
+fn http(protocol: Protocol, limits: Limits) -> auto::Builder<Streams> {
+    let http = auto::Builder::new(Streams::new(limits.client_timeout));
     let mut http = match protocol {
         Protocol::Http1 => http.http1_only(),
         Protocol::Http2 => http.http2_only(),
@@ -154,8 +154,6 @@ struct Supervisor<'a> {
     activity: &'a Activity,
     limits: Limits,
     stopping: watch::Receiver<bool>,
-    /// The time since which the client has read nothing of all responses, and the progress until then.
-    held_back: Option<(Instant, u32)>,
     /// The end of the time in which requests may still arrive, once the shutdown has begun.
     drained_at: Option<Instant>,
     /// hyper has been told to finish.
@@ -210,9 +208,6 @@ impl Supervisor<'_> {
 
     fn look(&mut self) -> Option<Step> {
         let now = Instant::now();
-        if self.reads_nothing(now) {
-            return Some(Step::Abort);
-        }
         let is_over = match self.activity.state() {
             State::Busy => false,
             State::Head(since) if now >= since + self.limits.client_timeout => {
@@ -232,17 +227,6 @@ impl Supervisor<'_> {
         }
         let is_drained = self.drained_at.is_some_and(|drained_at| now >= drained_at);
         if is_over || is_drained { self.finish() } else { None }
-    }
-
-    /// Checks if a client of HTTP/2 has read nothing of any response for the time-out. Its streams have no window left:
-    /// over HTTP/1, and where the connection itself is stalled, the [limit of stalls](limit_stalls) says so.
-    fn reads_nothing(&mut self, now: Instant) -> bool {
-        let held_back = self.activity.held_back().filter(|_| self.protocol == Protocol::Http2);
-        self.held_back = held_back.map(|progress| match self.held_back {
-            Some((since, before)) if before == progress => (since, before),
-            _ => (now, progress),
-        });
-        self.held_back.is_some_and(|(since, _)| now >= since + self.limits.client_timeout)
     }
 
     fn finish(&mut self) -> Option<Step> {

@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use tokio::task::yield_now;
 
 use super::activity::{Activity, Answering};
+use super::streams::{self, Step};
 use crate::client_address::ClientAddress;
 use crate::observation::{Observation, Observed};
 use crate::routes::Router;
@@ -57,8 +58,8 @@ pub(super) fn answer(
         if has_ended(response.body()) {
             observed.complete();
         }
-        activity.hold_back();
-        Ok(response.map(|body| ResponseBody { body, answering, observed, ends_with_connection, is_held_back: true }))
+        streams::note(Step::Gave);
+        Ok(response.map(|body| ResponseBody { body, answering, observed, ends_with_connection }))
     }
 }
 
@@ -221,8 +222,6 @@ pub(super) struct ResponseBody {
     answering: Answering,
     observed: Observed,
     ends_with_connection: bool,
-    /// hyper has not asked for the next data. Over HTTP/2 it asks when the client takes data of this stream.
-    is_held_back: bool,
 }
 
 impl Body for ResponseBody {
@@ -230,17 +229,13 @@ impl Body for ResponseBody {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let Self { body, answering, observed, ends_with_connection, is_held_back } = &mut *self;
+        let Self { body, answering, observed, ends_with_connection } = &mut *self;
         let activity = answering.activity();
         let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
-            if std::mem::take(is_held_back) {
-                activity.ask();
-            }
+            streams::note(Step::HadNone);
             return Poll::Pending;
         };
-        if !std::mem::replace(is_held_back, true) {
-            activity.hold_back();
-        }
+        streams::note(Step::Gave);
         observed.sent(note_progress(activity, frame.as_ref()));
         match frame {
             Some(Ok(_)) if !has_ended(body) => {}
@@ -261,14 +256,6 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-impl Drop for ResponseBody {
-    fn drop(&mut self) {
-        if self.is_held_back {
-            self.answering.activity().ask();
-        }
     }
 }
 

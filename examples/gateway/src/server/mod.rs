@@ -8,6 +8,7 @@ mod on_wake;
 mod progress;
 mod proxy_protocol;
 mod socket;
+mod streams;
 mod table;
 
 use std::io;

@@ -78,6 +78,8 @@ mod tests {
     use std::cell::Cell;
     use std::future::poll_fn;
     use std::pin::pin;
+    use std::sync::atomic::AtomicUsize;
+    use std::time::{Duration, Instant};
 
     use futures_util::task::noop_waker;
     use tokio::sync::Notify;
@@ -119,6 +121,72 @@ mod tests {
             polls += 1;
         }
         assert_eq!(polls, 3);
+    }
+
+    /// A task that counts its wake-ups.
+    #[derive(Default)]
+    struct Task(AtomicUsize);
+
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn wait_until(condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !condition() {
+            assert!(Instant::now() < deadline, "a thread hangs");
+            std::thread::yield_now();
+        }
+    }
+
+    /// The wake-up knows the last task only. It comes when the next one polls already, and has not registered yet.
+    #[test]
+    fn a_wake_up_during_a_change_of_the_task_is_seen_by_the_next_one() {
+        let polls = Arc::new(AtomicUsize::new(0));
+        let mut future = Box::pin(OnWake::new({
+            let polls = polls.clone();
+            poll_fn(move |_| {
+                polls.fetch_add(1, Ordering::SeqCst);
+                Poll::<()>::Pending
+            })
+        }));
+        let (last, next) = (Arc::new(Task::default()), Arc::new(Task::default()));
+        assert!(future.as_mut().poll(&mut Context::from_waker(&last.clone().into())).is_pending());
+        let alarm = future.alarm.clone();
+        // Both threads stop here.
+        let registering = alarm.task();
+        let polling = std::thread::spawn({
+            let next = next.clone();
+            move || future.as_mut().poll(&mut Context::from_waker(&next.into())).is_pending()
+        });
+        // The test, the context of the poll, and the future have it.
+        wait_until(|| Arc::strong_count(&next) == 3);
+        let waking = std::thread::spawn({
+            let alarm = alarm.clone();
+            move || alarm.wake()
+        });
+        wait_until(|| alarm.is_woken.load(Ordering::SeqCst));
+        assert_eq!(polls.load(Ordering::SeqCst), 1);
+        drop(registering);
+        assert!(polling.join().unwrap());
+        waking.join().unwrap();
+        assert_eq!(polls.load(Ordering::SeqCst), 2, "the wake-up is lost");
+        // Whichever was registered when the wake-up looked.
+        assert_eq!(last.0.load(Ordering::SeqCst) + next.0.load(Ordering::SeqCst), 1);
+    }
+
+    /// The other order: the next task has registered and found nothing.
+    #[test]
+    fn a_wake_up_after_a_change_of_the_task_wakes_the_next_one_alone() {
+        let mut future = pin!(OnWake::new(std::future::pending::<()>()));
+        let (last, next) = (Arc::new(Task::default()), Arc::new(Task::default()));
+        for task in [&last, &next] {
+            assert!(future.as_mut().poll(&mut Context::from_waker(&task.clone().into())).is_pending());
+        }
+        future.alarm.clone().wake();
+        assert_eq!((last.0.load(Ordering::SeqCst), next.0.load(Ordering::SeqCst)), (0, 1));
     }
 
     /// The task may be another one at each poll, as in `select!` after a move.

@@ -10,6 +10,7 @@ use gateway::{AuthServer, Gateway, PublicOrigin, Settings};
 use http::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 use tokio_rustls::TlsConnector;
 use tower_auth_refresh::{MemoryStore, Origin, TokenStore};
@@ -173,6 +174,58 @@ async fn limits_of_connections_and_of_users_sessions_are_counted() {
     let _second = TcpStream::connect(gateway.address).await.unwrap();
     let name = "gateway_limits_exceeded_total{limit=\"max_connections_per_address\"}";
     gateway.wait_for_metric(name, |value| value >= 1).await;
+}
+
+#[tokio::test]
+async fn connections_that_wait_for_room_are_counted_once() {
+    let gateway = TestGateway::start_with(|settings| settings.max_connections = Some(1)).await;
+    let limited = "gateway_limits_exceeded_total{limit=\"max_connections\"}";
+    let evicted = "gateway_connections_closed_total{reason=\"evicted\"}";
+    let mut idle = TcpStream::connect(gateway.address).await.unwrap();
+    // It looks for room repeatedly, until the other has been idle for long enough.
+    let mut waiting = TcpStream::connect(gateway.address).await.unwrap();
+    waiting.write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    waiting.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let _ = idle.read_to_end(&mut Vec::new()).await;
+    gateway.wait_for_metric(evicted, |value| value == 1).await;
+    assert_eq!(gateway.metric(limited).await, 1);
+}
+
+#[tokio::test]
+async fn connections_that_a_shutdown_closes_are_counted() {
+    let kit = TestServer::start().await.unwrap();
+    let mut settings = Settings::new(&kit.origin(), AuthServer::Json(kit.origin())).unwrap();
+    settings.admin_listen = Some(([127, 0, 0, 1], 0).into());
+    let listening = Gateway::new(settings).listen().await.unwrap();
+    let (address, admin) = (listening.address().unwrap(), Browser::at(listening.admin_address().unwrap()));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = tokio::spawn(listening.serve(async { drop(stopped.await) }));
+    let mut browser = Browser::at(address);
+    assert_eq!(browser.login("ada", "correct horse").await.status, 204);
+    // The shutdown waits for it, and its connection is kept by the browser.
+    kit.inject(Route::Api, Fault::hang());
+    let call = browser.spawn_get("/api/me");
+    wait_for_counters(&kit, |counters| counters.api > 0).await;
+    let unused = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+    drop(stop);
+    for mut stream in unused {
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    }
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let page = String::from_utf8(admin.get("/metrics").await.body.into()).unwrap();
+        if page.lines().any(|line| line == "gateway_connections_closed_total{reason=\"shutdown\"} 2") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{page}");
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert!(!call.is_finished());
+    kit.clear_faults();
+    call.abort();
+    serving.await.unwrap();
 }
 
 /// Alerts and dashboards are written from the table.

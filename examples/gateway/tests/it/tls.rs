@@ -1,7 +1,9 @@
 //! `--tls-cert`: the gateway's own TLS.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,9 +11,10 @@ use std::time::Duration;
 use gateway::{AuthServer, Gateway, PublicOrigin, Reload, Settings};
 use http::{Method, Version};
 use http_body_util::BodyExt;
-use rustls::{ClientConfig, HandshakeKind};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use rustls::{ClientConfig, ClientConnection, HandshakeKind};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::Command;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -334,4 +337,105 @@ async fn connections_without_a_request_do_not_hold_up_a_shutdown() {
     // A connection that has been used is closed with a word.
     used.read_to_end(&mut answer).await.unwrap();
     assert!(answer.ends_with(b"ok\n"), "{answer:?}");
+}
+
+/// Sends a request as early data, if the client's ticket permits it, and again after the handshake if it was refused.
+/// Returns the client's end and the response.
+fn send_early(config: &Arc<ClientConfig>, address: SocketAddr, request: &str) -> (ClientConnection, bool, String) {
+    let mut tls = ClientConnection::new(config.clone(), address.ip().into()).unwrap();
+    let is_offered = tls.early_data().is_some_and(|mut early| {
+        early.write_all(request.as_bytes()).unwrap();
+        true
+    });
+    let mut tcp = std::net::TcpStream::connect(address).unwrap();
+    tcp.set_read_timeout(Some(LONG)).unwrap();
+    while tls.is_handshaking() {
+        tls.complete_io(&mut tcp).unwrap();
+    }
+    let mut response = String::new();
+    let mut stream = rustls::Stream::new(&mut tls, &mut tcp);
+    if !stream.conn.is_early_data_accepted() {
+        stream.write_all(request.as_bytes()).unwrap();
+    }
+    stream.read_to_string(&mut response).unwrap();
+    (tls, is_offered, response)
+}
+
+/// Early data can be replayed by any attacker on the network (RFC 8446 §8).
+#[tokio::test(flavor = "multi_thread")]
+async fn early_data_is_not_accepted() {
+    let Some(gateway) = TlsGateway::start("tls-early", |_| {}).await else { return };
+    let mut browser = gateway.browser();
+    assert_eq!(browser.login("ada", "correct horse").await.status, 204);
+    let request = format!(
+        "POST /api/echo HTTP/1.1\r\nhost: app.example.com\r\nsec-fetch-site: same-origin\r\ncookie: {}\r\n\
+         content-length: 4\r\nconnection: close\r\n\r\nonce",
+        browser.cookie.clone().unwrap()
+    );
+    let mut config = gateway.certificates.client_config(&[&rustls::version::TLS13]);
+    config.enable_early_data = true;
+    let config = Arc::new(config);
+    let send = async |address: SocketAddr| {
+        let (config, request) = (config.clone(), request.clone());
+        tokio::task::spawn_blocking(move || send_early(&config, address, &request)).await.unwrap()
+    };
+    let before = gateway.kit.counters().api;
+    // The tickets of the gateway don't permit it.
+    for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
+        let (tls, is_offered, response) = send(gateway.address).await;
+        assert!(response.starts_with("HTTP/1.1 200 ") && response.ends_with("once"), "{response}");
+        assert_eq!((tls.handshake_kind(), is_offered, tls.is_early_data_accepted()), (Some(kind), false, false));
+    }
+    // Another server of the same name has made a ticket that does.
+    let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let other_address = other.local_addr().unwrap();
+    gateway.certificates.issue("other", "IP:127.0.0.1", false);
+    let mut other_config = gateway.certificates.server_config("other", false);
+    other_config.max_early_data_size = 16 * 1024;
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(other_config));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = other.accept().await {
+            let mut stream = acceptor.accept(stream).await.unwrap();
+            stream.read_u8().await.unwrap();
+            stream.write_all(b"answer").await.unwrap();
+            let _ = stream.shutdown().await;
+        }
+    });
+    assert_eq!(send(other_address).await.2, "answer");
+    let (tls, is_offered, response) = send(gateway.address).await;
+    assert!(response.starts_with("HTTP/1.1 200 ") && response.ends_with("once"), "{response}");
+    assert_eq!(
+        (tls.handshake_kind(), is_offered, tls.is_early_data_accepted()),
+        (Some(HandshakeKind::Full), true, false)
+    );
+    assert_eq!(gateway.kit.counters().api - before, 3, "each request reaches the upstream once");
+}
+
+#[tokio::test]
+async fn renegotiation_is_refused() {
+    let short = Duration::from_millis(500);
+    let Some(gateway) =
+        TlsGateway::start("tls-renegotiation", |settings| settings.idle_connection_timeout = short).await
+    else {
+        return;
+    };
+    let mut client = Command::new("openssl")
+        .args(["s_client", "-tls1_2", "-connect", &gateway.address.to_string()])
+        .args(["-CAfile".as_ref(), gateway.certificates.path("ca.pem").as_os_str()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut input = client.stdin.take().unwrap();
+    let mut output = BufReader::new(client.stdout.take().unwrap()).lines();
+    input.write_all(b"GET /healthz HTTP/1.1\r\nhost: app.example.com\r\n\r\n").await.unwrap();
+    while timeout(LONG, output.next_line()).await.unwrap().unwrap().unwrap() != "ok" {}
+    // A command of s_client.
+    input.write_all(b"R\n").await.unwrap();
+    let output = timeout(LONG, client.wait_with_output()).await.unwrap().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && errors.contains("RENEGOTIATING"), "{errors}");
+    assert!(errors.contains("no renegotiation"), "{errors}");
 }
