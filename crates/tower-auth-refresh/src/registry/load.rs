@@ -159,7 +159,6 @@ impl Drop for LoadTask {
 mod tests {
     use std::sync::OnceLock;
 
-    use futures_util::poll;
     use tokio::runtime::{Builder, Runtime};
     use tokio::sync::oneshot;
 
@@ -196,7 +195,7 @@ mod tests {
         let runtime = Handle::current();
         let (load, end) = gated();
         let mut caller = Box::pin(load.run(&runtime));
-        assert!(poll!(&mut caller).is_pending());
+        assert!((&mut caller).now_or_never().is_none());
         assert_eq!(tasks(&runtime), 0);
         end.send(()).unwrap();
         assert!(is_none(&caller.await));
@@ -208,9 +207,9 @@ mod tests {
         let runtime = Handle::current();
         let (load, end) = gated();
         let mut first = Box::pin(Arc::clone(&load).run(&runtime));
-        assert!(poll!(&mut first).is_pending());
+        assert!((&mut first).now_or_never().is_none());
         let mut second = Box::pin(Arc::clone(&load).join(&runtime));
-        assert!(poll!(&mut second).is_pending());
+        assert!((&mut second).now_or_never().is_none());
         assert_eq!(tasks(&runtime), 1);
         end.send(()).unwrap();
         assert!(is_none(&second.await));
@@ -227,7 +226,7 @@ mod tests {
         });
         tokio::task::yield_now().await;
         let mut second = Box::pin(load.join(&runtime));
-        assert!(poll!(&mut second).is_pending());
+        assert!((&mut second).now_or_never().is_none());
         assert_eq!(tasks(&runtime), 2);
         end.send(()).unwrap();
         assert!(is_none(&second.await));
@@ -239,7 +238,7 @@ mod tests {
         let runtime = Handle::current();
         let (load, end) = gated();
         let mut first = Box::pin(Arc::clone(&load).run(&runtime));
-        assert!(poll!(&mut first).is_pending());
+        assert!((&mut first).now_or_never().is_none());
         drop(first);
         assert_eq!(tasks(&runtime), 1);
         end.send(()).unwrap();
@@ -256,14 +255,14 @@ mod tests {
             async move {
                 let second = joins.clone();
                 let mut second = Box::pin(Arc::clone(itself.get().unwrap()).join(&second));
-                assert!(poll!(&mut second).is_pending(), "it waits, and not for the lock");
+                assert!((&mut second).now_or_never().is_none(), "it waits, and not for the lock");
                 assert_eq!(tasks(&joins), 0);
                 has_found.await.map_or(None, |()| Some(Ok(None)))
             }
         });
         itself.set(Arc::clone(&begun)).ok().unwrap();
         let mut first = Box::pin(begun.run(&runtime));
-        assert!(poll!(&mut first).is_pending());
+        assert!((&mut first).now_or_never().is_none());
         assert_eq!(tasks(&runtime), 1);
         found.send(()).unwrap();
         assert!(is_none(&first.await));
@@ -281,9 +280,9 @@ mod tests {
             panic!("in a load")
         });
         let mut first = Box::pin(Arc::clone(&panics).run(&runtime));
-        assert!(poll!(&mut first).is_pending());
+        assert!((&mut first).now_or_never().is_none());
         let mut second = Box::pin(panics.join(&runtime));
-        assert!(poll!(&mut second).is_pending());
+        assert!((&mut second).now_or_never().is_none());
         drop(end);
         assert!(is_gone(&second.await) && is_gone(&first.await));
     }
@@ -295,11 +294,11 @@ mod tests {
         let [(shared, _keep), (late, _end)] = [gated(), gated()];
         other.block_on(async {
             let mut first = Box::pin(Arc::clone(&shared).run(&handle));
-            assert!(poll!(&mut first).is_pending());
+            assert!((&mut first).now_or_never().is_none());
             let mut second = Box::pin(shared.join(&handle));
-            assert!(poll!(&mut second).is_pending());
+            assert!((&mut second).now_or_never().is_none());
             let mut alone = Box::pin(Arc::clone(&late).run(&handle));
-            assert!(poll!(&mut alone).is_pending());
+            assert!((&mut alone).now_or_never().is_none());
             // Elsewhere, since a runtime must not be dropped within another.
             std::thread::spawn(move || drop(home)).join().unwrap();
             assert!(is_gone(&first.await) && is_gone(&second.await));
