@@ -20,7 +20,8 @@ use crate::test_gateway::TestGateway;
 
 const LONG: Duration = Duration::from_secs(20);
 
-const CLIENT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A time-out that streams which aren't read reach soon.
+const SHORT: Duration = Duration::from_secs(2);
 
 /// The requests that a session may have in flight: as many as a connection may have streams.
 const REQUESTS: u32 = 200;
@@ -91,12 +92,12 @@ fn request(stream: u32, path: &str, cookie: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM, stream, &headers(&fields))
 }
 
-async fn start() -> TestGateway {
+async fn start(client_timeout: Duration) -> TestGateway {
     let endless = async || Body::from_stream(stream::repeat_with(|| Ok::<_, io::Error>(Bytes::from_static(&PART))));
     let short = async || Bytes::from_static(&PART[..10_000]);
     let api = Router::new().route("/api/endless", any(endless)).route("/api/short", any(short));
     let gateway = TestGateway::with_upstream(api, |settings| {
-        settings.client_timeout = CLIENT_TIMEOUT;
+        settings.client_timeout = client_timeout;
         settings.requests_in_flight_per_session = REQUESTS;
     });
     gateway.await
@@ -120,17 +121,39 @@ async fn in_flight(gateway: &TestGateway, count: u64) {
     }
 }
 
-/// They would hold the memory, the connections to the upstream and the limits of their session for as long as the client
-/// reads the one.
 #[tokio::test]
-async fn streams_that_are_not_read_are_reset_beside_one_that_is() {
-    let gateway = start().await;
+async fn streams_that_are_not_read_are_in_flight() {
+    let gateway = start(LONG * 2).await;
     let browser = gateway.browser("ada").await;
     let cookie = browser.cookie.clone().unwrap();
     let mut client = Client::open(&gateway, &cookie, "/api/endless", REQUESTS, 0).await;
     client.read_until(|client| client.read > 0).await;
     in_flight(&gateway, REQUESTS.into()).await;
     browser.get("/api/short").await.assert_problem(429, "too-many-requests");
+    assert_eq!(client.reset, BTreeSet::new());
+}
+
+/// A window of a byte is enough for the library to take a whole frame, which then waits in the memory of the gateway.
+#[tokio::test]
+async fn short_responses_are_in_flight_until_nearly_all_of_them_is_read() {
+    let gateway = start(LONG * 2).await;
+    let browser = gateway.browser("ada").await;
+    let cookie = browser.cookie.clone().unwrap();
+    let mut client = Client::open(&gateway, &cookie, "/api/short", REQUESTS, 1).await;
+    client.read_until(|client| client.answered.len() == REQUESTS as usize).await;
+    in_flight(&gateway, REQUESTS.into()).await;
+    browser.get("/api/short").await.assert_problem(429, "too-many-requests");
+    assert_eq!(client.reset, BTreeSet::new());
+}
+
+/// They would hold the memory, the connections to the upstream and the limits of their session for as long as the client
+/// reads the one.
+#[tokio::test]
+async fn streams_that_are_not_read_are_reset_beside_one_that_is() {
+    let gateway = start(SHORT).await;
+    let browser = gateway.browser("ada").await;
+    let cookie = browser.cookie.clone().unwrap();
+    let mut client = Client::open(&gateway, &cookie, "/api/endless", REQUESTS, 0).await;
     client.read_until(|client| client.reset == stalled(REQUESTS)).await;
     in_flight(&gateway, 1).await;
     assert_eq!(browser.get("/api/short").await.status, 200);
@@ -140,15 +163,12 @@ async fn streams_that_are_not_read_are_reset_beside_one_that_is() {
     client.read_until(|client| client.read > read + PART.len() && client.answered.contains(&next)).await;
 }
 
-/// A window of a byte is enough for the library to take a whole frame, which then waits in the memory of the gateway.
 #[tokio::test]
-async fn short_responses_are_in_flight_until_nearly_all_of_them_is_read() {
-    let gateway = start().await;
+async fn short_responses_that_are_not_read_are_reset_beside_a_stream_that_is() {
+    let gateway = start(SHORT).await;
     let browser = gateway.browser("ada").await;
     let cookie = browser.cookie.clone().unwrap();
     let mut client = Client::open(&gateway, &cookie, "/api/short", REQUESTS, 1).await;
-    client.read_until(|client| client.answered.len() == REQUESTS as usize).await;
-    browser.get("/api/short").await.assert_problem(429, "too-many-requests");
     client.read_until(|client| client.reset == stalled(REQUESTS)).await;
     in_flight(&gateway, 1).await;
     assert_eq!(browser.get("/api/short").await.status, 200);
