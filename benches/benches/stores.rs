@@ -5,6 +5,8 @@
 //! A group whose server isn't installed is skipped, as is one whose name doesn't contain the first argument.
 //!
 //! Also prints the throughput beside that of the bare work, as the median ratio of rounds that take turns.
+//!
+//! Both use the allocator of the gateway, as many threads free what others have allocated.
 
 #![expect(clippy::unwrap_used, reason = "the servers' modules are those of tests")]
 
@@ -24,6 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use mimalloc::MiMalloc;
 use tokio::runtime::Runtime;
 use tokio::task::spawn_blocking;
 use tokio_postgres::types::{ToSql, Type};
@@ -34,6 +37,9 @@ use tower_auth_refresh_benches::stores::{
 use tower_auth_refresh_store::{FileStore, PostgresStores, RedisStores};
 
 use self::directory::TestDirectory;
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// The fewest whose median has an interval of 95 % are 6: from the least to the greatest.
 const ROUNDS: usize = 9;

@@ -16,9 +16,10 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
 /// The reads that share a call to a server. Their answers arrive together: few enough that none waits for long.
-const LARGEST: usize = 64;
-/// The calls under way while which further reads are gathered: the server works on one, and has the next.
-const TURNS: usize = 2;
+const LARGEST: usize = 128;
+/// The calls under way while which further reads are gathered: while the answers of one are read, the server works on
+/// another, and has the next.
+const TURNS: usize = 4;
 /// The time for which reads are gathered. A call that takes longer holds up no other.
 const PATIENCE: Duration = Duration::from_millis(5);
 
@@ -72,11 +73,12 @@ where
     A: Send + 'static,
     E: Clone + Send + 'static,
 {
-    /// Reads the record of a key. `reader` returns the function that makes a call: it returns an answer for each key, in their
-    /// order. The call is made in a task, so that no caller that is dropped takes the answers of others with it.
+    /// Reads the record of a key. `reader` returns the function that makes a call, or fails if there is no runtime. The call
+    /// returns an answer for each key, in their order. It is made in a task, so that no caller that is dropped takes the
+    /// answers of others with it.
     ///
     /// The call begins after this one, so that it finds what was written before.
-    pub(crate) async fn read<F, R>(&self, key: K, reader: impl Fn() -> F) -> Result<A, E>
+    pub(crate) async fn read<F, R>(&self, key: K, reader: impl Fn() -> Result<F, E>) -> Result<A, E>
     where
         F: Fn(Vec<K>) -> R + Clone + Send + 'static,
         R: Future<Output = Result<Vec<A>, E>> + Send + 'static,
@@ -84,7 +86,8 @@ where
         loop {
             let (sender, answer) = oneshot::channel();
             if self.0.add(key.clone(), sender) {
-                start(Arc::clone(&self.0), reader());
+                let turn = Turn::new(Arc::clone(&self.0));
+                start(turn, reader()?);
             }
             // There is none if the runtime of the task has shut down: that need not be this caller's.
             if let Ok(found) = answer.await {
@@ -153,7 +156,7 @@ impl<K, A, E> Queue<K, A, E> {
 }
 
 /// Starts a task that makes a call for the reads that wait.
-fn start<K, A, E, F, R>(shared: Arc<Shared<K, A, E>>, read: F)
+fn start<K, A, E, F, R>(mut turn: Turn<K, A, E>, read: F)
 where
     K: Send + 'static,
     A: Send + 'static,
@@ -161,13 +164,12 @@ where
     F: Fn(Vec<K>) -> R + Clone + Send + 'static,
     R: Future<Output = Result<Vec<A>, E>> + Send + 'static,
 {
-    let mut turn = Turn { shared: Some(shared), call: None };
     tokio::spawn(async move {
         // Tasks that are ready to run add their reads.
         yield_now().await;
         let (taken, is_next) = turn.begin();
         if is_next && let Some(shared) = &turn.shared {
-            start(Arc::clone(shared), read.clone());
+            start(Turn::new(Arc::clone(shared)), read.clone());
         }
         if taken.is_empty() {
             // Another task has taken them.
@@ -178,7 +180,7 @@ where
         let mut call = pin!(read(keys));
         let answers = timeout(PATIENCE, &mut call).await;
         if let Some(shared) = turn.end() {
-            start(shared, read);
+            start(Turn::new(shared), read);
         }
         let answers = match answers {
             Ok(answers) => answers,
@@ -204,6 +206,10 @@ struct Turn<K, A, E> {
 }
 
 impl<K, A, E> Turn<K, A, E> {
+    fn new(shared: Arc<Shared<K, A, E>>) -> Self {
+        Self { shared: Some(shared), call: None }
+    }
+
     /// Takes reads for a call, if there are any. Returns also whether a task is to be started for others.
     fn begin(&mut self) -> (Vec<Waiting<K, A, E>>, bool) {
         let Some(shared) = &self.shared else { return (Vec::new(), false) };
@@ -235,6 +241,7 @@ impl<K, A, E> Drop for Turn<K, A, E> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
     use std::future::{Ready, pending, ready};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -263,10 +270,10 @@ mod tests {
             let calls = &self.0;
             let counted = || {
                 let calls = Arc::clone(calls);
-                move |keys| {
+                Ok(move |keys| {
                     calls.fetch_add(1, Ordering::Relaxed);
                     read(keys)
-                }
+                })
             };
             gather.read(key, counted).await.unwrap()
         }
@@ -308,7 +315,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn reads_gather_while_calls_are_under_way_and_wait_for_none_that_is_slow() {
-        let (gather, calls) = (Arc::new(Gather::<usize, usize, ()>::default()), Arc::new(AtomicUsize::new(0)));
+        let (gather, calls) = (Arc::new(Gather::<usize, usize, ()>::new(LARGEST, 2)), Arc::new(AtomicUsize::new(0)));
         let begun = Instant::now();
         // The milliseconds that the call of a key takes.
         let length = |key| match key {
@@ -320,10 +327,10 @@ mod tests {
             let (gather, calls) = (Arc::clone(&gather), Arc::clone(&calls));
             let reader = move || {
                 let calls = Arc::clone(&calls);
-                move |keys: Vec<usize>| {
+                Ok(move |keys: Vec<usize>| {
                     calls.fetch_add(1, Ordering::Relaxed);
                     sleep(Duration::from_millis(length(keys[0]))).map(|()| Ok(keys))
-                }
+                })
             };
             tokio::spawn(async move { gather.read(key, reader).await })
         };
@@ -332,15 +339,15 @@ mod tests {
         settle().await;
         let second = read(1);
         settle().await;
-        assert_eq!(calls.load(Ordering::Relaxed), TURNS);
+        assert_eq!(calls.load(Ordering::Relaxed), 2);
         // They wait for the first to end.
         let others: Vec<_> = (2..9).map(read).collect();
         settle().await;
-        assert_eq!(calls.load(Ordering::Relaxed), TURNS);
+        assert_eq!(calls.load(Ordering::Relaxed), 2);
         assert_eq!(first.await.unwrap(), Ok(0));
         let answers: Vec<_> = join_all(others).await.into_iter().map(Result::unwrap).collect();
         assert_eq!(answers, (2..9).map(Ok).collect::<Vec<_>>());
-        assert_eq!(calls.load(Ordering::Relaxed), TURNS + 1, "all share a call");
+        assert_eq!(calls.load(Ordering::Relaxed), 3, "all share a call");
         assert!(begun.elapsed() < Duration::from_millis(1010), "{:?}", begun.elapsed());
         drop(second);
         // All turns are taken by calls that take a second.
@@ -359,8 +366,22 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_fails_fails_all_its_reads() {
         let gather = Gather::<usize, (), _>::default();
-        let answers = join_all((0..3).map(|key| gather.read(key, || |_| ready(Err("down"))))).await;
+        let answers = join_all((0..3).map(|key| gather.read(key, || Ok(|_| ready(Err("down")))))).await;
         assert_eq!(answers, [Err("down"); 3]);
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_cannot_start_a_call_fails_and_leaves_the_reads_of_others_to_be_made() {
+        let gather = Gather::<usize, usize, _>::default();
+        let read = |keys: Vec<usize>| ready(Ok(keys));
+        let other = RefCell::new(Box::pin(gather.read(2, || Ok(read))));
+        let failed = gather.read(1, || {
+            let mut other = other.borrow_mut();
+            assert!((&mut *other).now_or_never().is_none(), "it waits for the call of the first");
+            Some(read).filter(|_| false).ok_or("no runtime")
+        });
+        assert_eq!(failed.await, Err("no runtime"));
+        assert_eq!(other.into_inner().await, Ok(2));
     }
 
     #[tokio::test]
@@ -369,10 +390,10 @@ mod tests {
         let calls = Arc::new(AtomicUsize::new(0));
         let reader = || {
             let calls = Arc::clone(&calls);
-            move |keys| {
+            Ok(move |keys| {
                 assert!(calls.fetch_add(1, Ordering::Relaxed) > 0, "in a call");
                 ready(Ok(keys))
-            }
+            })
         };
         assert_eq!(gather.read(1, reader).await, Ok(1));
         assert_eq!(calls.load(Ordering::Relaxed), 2);
@@ -382,20 +403,20 @@ mod tests {
     fn a_read_whose_task_ends_with_another_runtime_is_made_again() {
         let gather = Gather::default();
         let [ends, stays] = [runtime(), runtime()];
-        let mut taken = Box::pin(gather.read(1, || |_| pending::<Result<Vec<usize>, ()>>().boxed()));
+        let mut taken = Box::pin(gather.read(1, || Ok(|_| pending::<Result<Vec<usize>, ()>>().boxed())));
         ends.block_on(async {
             assert!(futures_util::poll!(&mut taken).is_pending());
             // Its call is under way.
             settle().await;
         });
-        let mut starts = Box::pin(gather.read(2, || |_| pending::<Result<Vec<usize>, ()>>().boxed()));
+        let mut starts = Box::pin(gather.read(2, || Ok(|_| pending::<Result<Vec<usize>, ()>>().boxed())));
         ends.block_on(async { assert!(futures_util::poll!(&mut starts).is_pending()) });
         let read = |keys: Vec<usize>| -> BoxFuture<'static, Result<Vec<usize>, ()>> { ready(Ok(keys)).boxed() };
-        let mut waits = Box::pin(gather.read(3, || read));
+        let mut waits = Box::pin(gather.read(3, || Ok(read)));
         stays.block_on(async { assert!(futures_util::poll!(&mut waits).is_pending()) });
         drop((ends, starts));
         assert_eq!(stays.block_on(waits), Ok(3));
-        let again = gather.read(4, || read);
+        let again = gather.read(4, || Ok(read));
         assert_eq!(stays.block_on(again), Ok(4));
     }
 
@@ -405,14 +426,14 @@ mod tests {
         let [idle, driven] = [runtime(), runtime()];
         let read = |keys: Vec<usize>| -> BoxFuture<'static, Result<Vec<usize>, ()>> { ready(Ok(keys)).boxed() };
         let never = |_: Vec<usize>| pending::<Result<Vec<usize>, ()>>().boxed();
-        let mut stuck: Vec<_> = (0..=TURNS).map(|key| Box::pin(gather.read(key, || never))).collect();
+        let mut stuck: Vec<_> = (0..=TURNS).map(|key| Box::pin(gather.read(key, || Ok(never)))).collect();
         for stuck in &mut stuck {
             // The last one's task is started, and doesn't begin.
             idle.block_on(async { assert!(futures_util::poll!(stuck).is_pending()) });
         }
         driven.block_on(async {
             sleep(2 * PATIENCE).await;
-            assert_eq!(gather.read(9, || read).await, Ok(9));
+            assert_eq!(gather.read(9, || Ok(read)).await, Ok(9));
         });
     }
 }

@@ -243,11 +243,11 @@ impl Settings {
     async fn load(self: &Arc<Self>, storage_key: [u8; 32]) -> Result<Option<Record>, StoreError> {
         let found = self.loads.read(storage_key, || {
             let this = Arc::clone(self);
-            move |keys| {
+            Ok(move |keys| {
                 let this = Arc::clone(&this);
                 let load = spawn_blocking(move || this.load_all(keys));
                 async { load.await.map_err(|_| aborted()) }
-            }
+            })
         });
         found.await.unwrap_or_else(|problem| Err(problem.at(&self.directory)))
     }

@@ -161,10 +161,10 @@ impl<'a> Call<'a> {
         let Row { stores, storage_key } = self.row;
         let row = stores.reads_of(storage_key).read(*storage_key, || {
             let stores = Arc::clone(stores);
-            move |keys: Vec<_>| {
+            Ok(move |keys: Vec<_>| {
                 let stores = Arc::clone(&stores);
                 async move { read(&stores, &keys, Instant::now() + CALL_TIMEOUT).await }
-            }
+            })
         });
         Ok(self.found(&row.await?)?.map(|found| found.record))
     }

@@ -122,11 +122,12 @@ impl SessionStore {
     async fn load_gathered(&self) -> Result<Option<Record>, Failure> {
         let shared = &self.shared;
         let value = shared.reads.read(self.storage_key, || {
+            in_runtime()?;
             let shared = Arc::clone(shared);
-            move |storage_keys: Vec<_>| {
+            Ok(move |storage_keys: Vec<_>| {
                 let shared = Arc::clone(&shared);
                 async move { read(&shared, &storage_keys, Instant::now() + CALL_TIMEOUT).await }
-            }
+            })
         });
         self.found(value.await?)
     }
@@ -279,21 +280,24 @@ impl SessionStore {
 
     /// Makes a call of the session.
     fn bounded<'a, T>(&'a self, call: impl Future<Output = Result<T, Failure>> + Send + 'a) -> StoreFuture<'a, T> {
+        self.unchecked(async move {
+            in_runtime()?;
+            call.await
+        })
+    }
+
+    /// As `bounded`, for a call that needs no runtime, or checks by itself that there is one.
+    fn unchecked<'a, T>(&'a self, call: impl Future<Output = Result<T, Failure>> + Send + 'a) -> StoreFuture<'a, T> {
         Box::pin(async move {
-            let resource = &self.shared.resource;
-            if Handle::try_current().is_err() {
-                let reason = "the store was called outside of a tokio runtime";
-                return Err(Problem::new(StoreErrorKind::Misconfigured, reason).of(resource).into());
-            }
             Push::start(&self.shared);
-            Ok(call.await.map_err(|failure| failure.problem().of(resource))?)
+            Ok(call.await.map_err(|failure| failure.problem().of(&self.shared.resource))?)
         })
     }
 }
 
 impl TokenStore for SessionStore {
     fn load(&self) -> StoreFuture<'_, Option<Record>> {
-        self.bounded(self.load_gathered())
+        self.unchecked(self.load_gathered())
     }
 
     fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
@@ -390,6 +394,12 @@ impl Drop for Unused<'_> {
             }
         });
     }
+}
+
+fn in_runtime() -> Result<(), Failure> {
+    let reason = "the store was called outside of a tokio runtime";
+    let outside = |_| Failure::Refused(Problem::new(StoreErrorKind::Misconfigured, reason));
+    Handle::try_current().map(drop).map_err(outside)
 }
 
 /// Returns the name of a session's value.

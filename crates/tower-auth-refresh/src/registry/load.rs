@@ -1,15 +1,17 @@
 //! A load of a session: in the task of its first caller, where it costs no task of its own. Once another caller waits for
 //! it, or the first is dropped, it goes on in a task of the registry's: a caller that isn't polled holds up no other.
+//!
+//! The registry [gives up](Load::give_up) the loads that take too long: a timer for each would cost as much as a task.
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Either, select};
 use tokio::runtime::Handle;
 
 use super::Found;
@@ -48,24 +50,39 @@ impl Load {
     }
 
     /// Runs the load to its end, for its first caller. If that is dropped, it runs on in a task.
-    pub(super) async fn run(self: Arc<Self>, runtime: &Handle) -> Ended {
-        let _rest = Rest(&self, runtime);
-        match poll_fn(|cx| self.poll(cx, runtime)).await {
-            Some(ended) => ended,
-            None => self.ended.get().await.clone(),
-        }
+    pub(super) fn run(self: Arc<Self>, runtime: &Handle) -> Caller<'_> {
+        Caller { load: self, runtime, waits: None }
     }
 
     /// Waits for the end of the load, which runs in a task from now on.
-    pub(super) async fn join(self: Arc<Self>, runtime: &Handle) -> Ended {
+    pub(super) fn join(self: Arc<Self>, runtime: &Handle) -> Caller<'_> {
         self.is_shared.store(true, Ordering::Relaxed);
         // Pairs with the fence in `poll`: if the load is being polled, that call sees the mark once it is done.
         fence(Ordering::SeqCst);
         self.run_on(runtime);
+        let waits = Some(Arc::clone(&self).wait().boxed());
+        Caller { load: self, runtime, waits }
+    }
+
+    /// Ends the load before its time, for all its callers.
+    pub(super) fn give_up(&self, ended: Ended) {
+        self.ended.set(ended);
+        // Pairs with the fence in `poll`, as in `join`.
+        fence(Ordering::SeqCst);
+        let rest = self.own().and_then(|mut own| own.take());
+        if let Some(Own { future, waker }) = rest {
+            drop(future);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    async fn wait(self: Arc<Self>) -> Ended {
         self.ended.get().await.clone()
     }
 
-    /// Polls the load for its first caller. Returns `None` if it runs in a task.
+    /// Polls the load for its first caller. Returns `None` if it runs in a task, or was given up.
     fn poll(self: &Arc<Self>, cx: &mut Context<'_>, runtime: &Handle) -> Poll<Option<Ended>> {
         // If it isn't free, it is being taken.
         let Some(mut own) = self.own() else { return Poll::Ready(None) };
@@ -81,6 +98,10 @@ impl Load {
             }
             drop(own);
             fence(Ordering::SeqCst);
+            if self.is_over() {
+                drop(self.own().and_then(|mut own| own.take()));
+                return Poll::Ready(None);
+            }
             if self.is_shared.load(Ordering::Relaxed) {
                 self.run_on(runtime);
                 return Poll::Ready(None);
@@ -98,7 +119,7 @@ impl Load {
     fn run_on(self: &Arc<Self>, runtime: &Handle) {
         let rest = self.own().and_then(|mut own| own.take());
         if let Some(Own { future, waker }) = rest {
-            runtime.spawn(LoadTask { future, load: Arc::clone(self) });
+            runtime.spawn(run_in_task(future, Answers(Arc::clone(self))));
             if let Some(waker) = waker {
                 waker.wake();
             }
@@ -117,40 +138,59 @@ impl Load {
 
 /// Polls a load. One that panics has failed, and isn't polled again.
 fn poll_once(load: &mut BoxFuture<'static, Ended>, cx: &mut Context<'_>) -> Poll<Ended> {
-    catch_unwind(AssertUnwindSafe(|| load.poll_unpin(cx))).unwrap_or_else(|_panic| Poll::Ready(Some(gone())))
+    let polled = catch_unwind(AssertUnwindSafe(|| load.poll_unpin(cx)));
+    polled.unwrap_or_else(|_panic| Poll::Ready(Some(Err(gone().into()))))
 }
 
-fn gone() -> Found {
-    Err(SessionError::runtime("the task that loads the session is gone").into())
+pub(super) fn gone() -> SessionError {
+    SessionError::runtime("the task that loads the session is gone")
 }
 
-/// What the first caller leaves of a load if it is dropped.
-struct Rest<'a>(&'a Arc<Load>, &'a Handle);
-
-impl Drop for Rest<'_> {
-    fn drop(&mut self) {
-        self.0.run_on(self.1);
-    }
-}
-
-/// The task of a load. Answers its callers with an error if it is dropped before the end.
-struct LoadTask {
-    future: BoxFuture<'static, Ended>,
+/// A caller of a load.
+pub(super) struct Caller<'a> {
     load: Arc<Load>,
+    runtime: &'a Handle,
+    /// `None`: the first caller, in whose task the load runs.
+    waits: Option<BoxFuture<'static, Ended>>,
 }
 
-impl Future for LoadTask {
-    type Output = ();
+impl Future for Caller<'_> {
+    type Output = Ended;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        poll_once(&mut self.future, cx).map(|ended| self.load.ended.set(ended))
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
+        let Self { load, runtime, waits } = &mut *self;
+        if waits.is_none()
+            && let Some(ended) = ready!(load.poll(cx, runtime))
+        {
+            return Poll::Ready(ended);
+        }
+        waits.get_or_insert_with(|| Arc::clone(load).wait().boxed()).poll_unpin(cx)
     }
 }
 
-impl Drop for LoadTask {
+impl Drop for Caller<'_> {
     fn drop(&mut self) {
-        if !self.load.is_over() {
-            self.load.ended.set(Some(gone()));
+        if self.waits.is_none() {
+            self.load.run_on(self.runtime);
+        }
+    }
+}
+
+/// Runs the rest of a load, until it ends or is given up.
+async fn run_in_task(mut rest: BoxFuture<'static, Ended>, answers: Answers) {
+    let rest = poll_fn(|cx| poll_once(&mut rest, cx));
+    if let Either::Left((ended, _)) = select(rest, pin!(answers.0.ended.get())).await {
+        answers.0.ended.set(ended);
+    }
+}
+
+/// The duty of a load's task: if it is dropped before its end, the callers get an error.
+struct Answers(Arc<Load>);
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        if !self.0.is_over() {
+            self.0.ended.set(Some(Err(gone().into())));
         }
     }
 }

@@ -47,17 +47,19 @@
 //! ```
 
 mod load;
+mod loads;
 mod sweep;
 mod table;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -65,12 +67,13 @@ use futures_util::future::{Either, ready};
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
-use self::load::{Ended, Load};
+use self::load::{Caller, Ended, Load};
+use self::loads::Loads;
 use self::sweep::Uses;
 use self::table::{Cursor, Table};
 use crate::session::{
     Config, Look, Recheck, RecordWatch, RefreshLimiter, Session, SessionBuilder, SessionError, SessionStatus,
-    TokenCell, run_clock,
+    TokenCell, run_clock, unbounded,
 };
 use crate::store::{MemoryStore, TokenStore};
 use crate::token::Tokens;
@@ -119,18 +122,19 @@ type StoreFactory<K> = dyn Fn(&K) -> Arc<dyn TokenStore> + Send + Sync;
 
 /// The sessions that are being loaded, and the place of the next eviction.
 struct Insertions<K> {
-    loads: HashMap<K, Loading>,
-    /// The number of the last load.
-    last: u64,
+    loads: Loads<K>,
     /// The place of the last eviction.
     cursor: Cursor,
 }
 
-struct Loading {
-    number: u64,
-    /// `true` if a caller waits for the session in order to sign it out: it then needs no room.
+/// A look-up of a session that isn't in memory.
+struct FindOrLoad<'a, K> {
+    sessions: &'a Arc<Inner<K>>,
+    key: &'a K,
+    /// Whether the caller will sign it out.
     signs_out: bool,
-    load: Arc<Load>,
+    /// `None` until it has been searched for, and again if what was read is out of date.
+    load: Option<Caller<'a>>,
 }
 
 /// The result of a load, for all its waiters.
@@ -179,9 +183,9 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
             }
             Some(cell) => match cell.recheck_if_due() {
                 None => Either::Left(ready(Ok(Some(Session::of(cell))))),
-                Some(look) => Either::Right(self.inner.find_after(look, key).boxed()),
+                Some(look) => Either::Right(Either::Left(self.inner.find_after(look, key).boxed())),
             },
-            None => Either::Right(self.inner.find_or_load(key, false).boxed()),
+            None => Either::Right(Either::Right(self.inner.find_or_load(key, false))),
         }
     }
 
@@ -213,7 +217,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
         // Inserted since.
         let found = inner.table.peek(key, Arc::clone);
         // A load under way may have read the record before.
-        let outdated = insertions.loads.remove_entry(key);
+        let outdated = insertions.loads.remove(key);
         drop(insertions);
         drop(outdated);
         if let Some(cell) = found {
@@ -341,39 +345,8 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
     }
 
     /// `signs_out`: whether the caller will sign it out.
-    async fn find_or_load(self: &Arc<Self>, key: &K, signs_out: bool) -> Found {
-        if self.store_factory.is_none() {
-            // Without stores, a session exists in memory only.
-            return Ok(None);
-        }
-        let runtime = &self.config.runtime;
-        loop {
-            let (load, is_first) = {
-                let mut insertions = self.insertions();
-                if let Some(cell) = self.table.find(key) {
-                    return Ok(Some(Session::of(cell)));
-                }
-                match insertions.loads.get_mut(key).filter(|loading| !loading.load.is_over()) {
-                    Some(loading) => {
-                        loading.signs_out |= signs_out;
-                        (Arc::clone(&loading.load), false)
-                    }
-                    None => (self.begin_load(&mut insertions, key, signs_out), true),
-                }
-            };
-            let ended = if is_first { load.run(runtime).await } else { load.join(runtime).await };
-            if let Some(found) = ended {
-                return found;
-            }
-        }
-    }
-
-    fn begin_load(self: &Arc<Self>, insertions: &mut Insertions<K>, key: &K, signs_out: bool) -> Arc<Load> {
-        insertions.last += 1;
-        let number = insertions.last;
-        let load = Arc::new(Load::new(Arc::clone(self).load(key.clone(), number).boxed()));
-        insertions.loads.insert(key.clone(), Loading { number, signs_out, load: Arc::clone(&load) });
-        load
+    fn find_or_load<'a>(self: &'a Arc<Self>, key: &'a K, signs_out: bool) -> FindOrLoad<'a, K> {
+        FindOrLoad { sessions: self, key, signs_out, load: None }
     }
 
     async fn load(self: Arc<Self>, key: K, number: u64) -> Ended {
@@ -382,7 +355,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         let looked = self.config.recheck.now();
         let found = match store {
             Ok(store) => {
-                let (watch, found) = RecordWatch::load(&self.config, &*store).await;
+                let (watch, found) = RecordWatch::load(&self.config, &*store, unbounded(|| store.load())).await;
                 found.map(|record| {
                     let config = Arc::clone(&self.config);
                     let cell = Arc::new(TokenCell::new(Some(record?), store, config));
@@ -401,8 +374,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         // Dropped last, after the lock is released.
         let _evicted;
         let mut insertions = self.insertions();
-        let loading = insertions.loads.get(key).filter(|loading| loading.number == number)?;
-        let signs_out = loading.signs_out;
+        let signs_out = insertions.loads.current(key, number)?.signs_out;
         let ended = insertions.loads.remove(key);
         let found = match found {
             Ok(Some(cell)) => {
@@ -445,7 +417,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
             return Err(full);
         }
         // A load under way is out of date.
-        let overtaken = insertions.loads.remove_entry(&key);
+        let overtaken = insertions.loads.remove(&key);
         self.table.insert(key, Arc::clone(&new));
         drop(insertions);
         drop((Evicted(self, evicted), overtaken));
@@ -485,18 +457,59 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
     fn store(&self, key: &K) -> Arc<dyn TokenStore> {
         self.store_factory.as_ref().map_or_else(|| Arc::new(MemoryStore::new()) as _, |store| store(key))
     }
+}
 
+impl<K> Inner<K> {
     fn insertions(&self) -> MutexGuard<'_, Insertions<K>> {
         // Poisoning is ignored: a panic in the key's `Clone`, `Eq` or `Hash` happens before the first change or after the
         // last.
         self.insertions.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl<K> Inner<K> {
     fn uses(&self) -> MutexGuard<'_, Uses> {
         // Poisoning is ignored: nothing panics under this lock.
         self.uses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Clone + Eq + Hash + Send + Sync + 'static> Future for FindOrLoad<'_, K> {
+    type Output = Found;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Found> {
+        let this = &mut *self;
+        let (sessions, key) = (this.sessions, this.key);
+        loop {
+            if let Some(load) = &mut this.load {
+                if let Some(found) = ready!(load.poll_unpin(cx)) {
+                    return Poll::Ready(found);
+                }
+                this.load = None;
+            }
+            if sessions.store_factory.is_none() {
+                // Without stores, a session exists in memory only.
+                return Poll::Ready(Ok(None));
+            }
+            let runtime = &sessions.config.runtime;
+            let mut insertions = sessions.insertions();
+            if let Some(cell) = sessions.table.find(key) {
+                return Poll::Ready(Ok(Some(Session::of(cell))));
+            }
+            if let Some(loading) = insertions.loads.under_way(key) {
+                loading.signs_out |= this.signs_out;
+                let load = Arc::clone(&loading.load);
+                drop(insertions);
+                this.load = Some(load.join(runtime));
+                continue;
+            }
+            let load = |number| Load::new(Arc::clone(sessions).load(key.clone(), number).boxed());
+            let (load, is_first) = insertions.loads.begin(key.clone(), this.signs_out, load);
+            drop(insertions);
+            this.load = Some(load.run(runtime));
+            if is_first {
+                // Not under the lock: a runtime that has shut down drops the task at once.
+                runtime.spawn(loads::watch(Arc::downgrade(sessions)));
+            }
+        }
     }
 }
 
@@ -613,7 +626,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistryBuilder<K> {
         let config = Arc::new(config);
         let inner = Arc::new(Inner {
             table: Table::new(self.max_sessions),
-            insertions: Mutex::new(Insertions { loads: HashMap::new(), last: 0, cursor: Cursor::default() }),
+            insertions: Mutex::new(Insertions { loads: Loads::default(), cursor: Cursor::default() }),
             max_sessions: self.max_sessions,
             store_factory: self.store_factory,
             config,

@@ -151,7 +151,7 @@ impl SessionBuilder {
             first => first,
         };
         let config = Arc::new(self.into_config(runtime, None, Recheck::new(None)));
-        let (watch, found) = RecordWatch::load(&config, &*store).await;
+        let (watch, found) = RecordWatch::load(&config, &*store, bounded(|| store.load())).await;
         let stored = match (found.map_err(SessionError::store)?, first) {
             (None, Some(first)) => Some(insert(&config, &*store, first).await.map_err(SessionError::store)?),
             (found, _) => found,

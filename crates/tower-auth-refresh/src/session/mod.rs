@@ -66,6 +66,7 @@ pub(crate) use self::record_watch::RecordWatch;
 pub(crate) use self::revocation::Revocation;
 pub(crate) use self::state::{Phase, State as Snapshot};
 pub use self::status::{RefreshFailure, SessionState, SessionStatus};
+pub(crate) use self::store_call::{STORE_TIMEOUT, unbounded};
 pub(crate) use self::waiter_clock::is_near;
 use crate::refresh::{Generation, NotRefreshed, RefreshService, Trigger};
 use crate::token::Tokens;

@@ -9,7 +9,6 @@ use tower::BoxError;
 use super::cell::TokenCell;
 use super::config::Config;
 use super::lifetime::end_record;
-use super::store_call::bounded;
 use crate::store::{Record, RecordChanged, TokenStore};
 
 /// The session that a store reports to. It is made before the session, whose record is watched from before its load on.
@@ -21,15 +20,16 @@ pub(crate) struct RecordWatch {
 }
 
 impl RecordWatch {
-    /// Loads the record. The session that is made from it is to be [told](Self::tell) of changes. A record past its end is
-    /// deleted.
+    /// Loads the record by a call of the store, `load`. The session that is made from it is to be [told](Self::tell) of
+    /// changes. A record past its end is deleted.
     pub(crate) async fn load(
         config: &Arc<Config>,
         store: &dyn TokenStore,
+        load: impl Future<Output = Result<Option<Record>, BoxError>>,
     ) -> (Arc<Self>, Result<Option<Record>, BoxError>) {
         let watch = Arc::new(Self::default());
         hand_over(store, &watch);
-        let found = match bounded(|| store.load()).await {
+        let found = match load.await {
             // Boxed, since it is rare.
             Ok(Some(record)) if record.is_past_its_end() => Ok(Box::pin(end_record(config, store, record)).await),
             found => found,

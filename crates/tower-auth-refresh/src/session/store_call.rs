@@ -1,4 +1,4 @@
-//! Calls to the session's store, bounded in time and shielded from its panics.
+//! Calls to the session's store, bounded in time and guarded against its panics.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -17,16 +17,17 @@ pub(crate) async fn bounded<'a, T>(call: impl FnOnce() -> StoreFuture<'a, T>) ->
     bounded_by(Instant::now() + STORE_TIMEOUT, call).await
 }
 
-/// Calls a store. A panic becomes an error like any other: it must not cost the tokens that are to be saved.
 pub(super) async fn bounded_by<'a, T>(
     deadline: Instant,
     call: impl FnOnce() -> StoreFuture<'a, T>,
 ) -> Result<T, BoxError> {
+    timeout_at(deadline, unbounded(call)).await?
+}
+
+/// Calls a store, for a caller that bounds the time itself. A panic becomes an error like any other: it must not cost the
+/// tokens that are to be saved.
+pub(crate) async fn unbounded<'a, T>(call: impl FnOnce() -> StoreFuture<'a, T>) -> Result<T, BoxError> {
     // The call changes nothing of the session's, so no change is left half done.
     let answer = AssertUnwindSafe(async { call().await }).catch_unwind();
-    match timeout_at(deadline, answer).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(_panic)) => Err("the store panicked".into()),
-        Err(elapsed) => Err(elapsed.into()),
-    }
+    answer.await.unwrap_or_else(|_panic| Err("the store panicked".into()))
 }

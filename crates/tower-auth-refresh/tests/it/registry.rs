@@ -246,6 +246,40 @@ async fn a_store_failure_fails_all_waiting_lookups_and_the_next_lookup_tries_aga
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_load_that_hangs_fails_after_its_own_time_and_leaves_no_task_behind() {
+    let tasks = || Handle::current().metrics().num_alive_tasks();
+    let it = ManyUsers::durable(|builder| builder);
+    it.store(1..=4).await;
+    for user in 1..=4 {
+        it.stores.of(user).inject(StoreCall::Load, StoreFault::hang_until_cleared());
+    }
+    let before = tasks();
+    assert!(it.sessions.get(&4).now_or_never().is_none(), "its caller is dropped");
+    let look_up = |user, after| {
+        let sessions = &it.sessions;
+        async move {
+            sleep(after).await;
+            let begun = Instant::now();
+            let error = sessions.get(&user).await.unwrap_err();
+            assert_eq!(error.to_string(), "the session's store failed");
+            assert_eq!(error.source().unwrap().to_string(), "the store didn't answer in time");
+            begun.elapsed()
+        }
+    };
+    let times = [(1, 0), (1, 1_300), (2, 300), (3, 2_200)].map(|(user, after)| (user, Duration::from_millis(after)));
+    let elapsed = join_all(times.map(|(user, after)| look_up(user, after))).await;
+    let its_own = STORE_TIMEOUT * 9 / 10..=STORE_TIMEOUT;
+    assert!([0, 2, 3].iter().all(|load| its_own.contains(&elapsed[*load])), "{elapsed:?}");
+    assert_eq!(elapsed[1] + times[1].1, elapsed[0], "that of the load which it has joined");
+    sleep(SECOND).await;
+    assert_eq!(tasks(), before);
+    for user in 1..=4 {
+        it.stores.of(user).clear_faults();
+        assert_eq!(it.get(user).await.tokens(), pair(user));
+    }
+}
+
 #[tokio::test]
 async fn a_user_missing_in_the_store_is_looked_up_there_each_time() {
     let it = ManyUsers::durable(|builder| builder);
@@ -857,7 +891,12 @@ fn a_load_whose_runtime_shuts_down_answers_its_callers() {
     let sessions = {
         let _home = home.enter();
         let builder = SessionRegistry::builder(Session::builder(service));
-        builder.store_factory(|_: &u32| Arc::new(faulty_store())).build().unwrap()
+        let store = || {
+            let store = faulty_store();
+            store.inject(StoreCall::Load, StoreFault::hang_until_cleared());
+            store
+        };
+        builder.store_factory(move |_: &u32| Arc::new(store())).build().unwrap()
     };
     let found = other.spawn(async move { sessions.get(&1).await });
     other.block_on(tokio::task::yield_now());

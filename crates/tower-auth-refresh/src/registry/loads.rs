@@ -1,0 +1,121 @@
+//! The loads under way, and the task that gives up those that take too long. It runs only while there are loads.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Weak};
+
+use tokio::time::sleep;
+
+use super::load::{Load, gone};
+use super::{Inner, SessionRegistryError};
+use crate::session::{STORE_TIMEOUT, SessionError};
+
+/// The ticks of the task within the time that a load may take.
+const TICKS: u32 = 10;
+
+/// The loads under way, by their keys.
+pub(super) struct Loads<K> {
+    by_key: HashMap<K, Loading>,
+    /// The number of the last load.
+    last: u64,
+    /// The ticks so far. Wraps.
+    ticks: u32,
+    /// `true` while there is a task that gives up loads, or one is about to be started.
+    is_watched: bool,
+}
+
+pub(super) struct Loading {
+    number: u64,
+    /// The tick after which it has begun.
+    begun: u32,
+    /// `true` if a caller waits for the session in order to sign it out: it then needs no room.
+    pub(super) signs_out: bool,
+    pub(super) load: Arc<Load>,
+}
+
+impl<K> Default for Loads<K> {
+    fn default() -> Self {
+        Self { by_key: HashMap::new(), last: 0, ticks: 0, is_watched: false }
+    }
+}
+
+impl<K: Eq + Hash> Loads<K> {
+    /// Returns the load of this key that is under way.
+    pub(super) fn under_way(&mut self, key: &K) -> Option<&mut Loading> {
+        self.by_key.get_mut(key).filter(|loading| !loading.load.is_over())
+    }
+
+    /// Returns the load with this number, unless it is out of date.
+    pub(super) fn current(&self, key: &K, number: u64) -> Option<&Loading> {
+        self.by_key.get(key).filter(|loading| loading.number == number)
+    }
+
+    /// Adds a load, which `load` makes from its number. Returns it, and whether the caller is to have the loads
+    /// [watched](watch).
+    pub(super) fn begin(&mut self, key: K, signs_out: bool, load: impl FnOnce(u64) -> Load) -> (Arc<Load>, bool) {
+        self.last += 1;
+        let (number, load) = (self.last, Arc::new(load(self.last)));
+        self.by_key.insert(key, Loading { number, begun: self.ticks, signs_out, load: Arc::clone(&load) });
+        (load, !mem::replace(&mut self.is_watched, true))
+    }
+
+    /// Removes the load of this key, which is over or out of date. The caller drops it after it has released the lock.
+    pub(super) fn remove(&mut self, key: &K) -> Option<(K, Loading)> {
+        self.by_key.remove_entry(key)
+    }
+
+    /// Advances the clock. Returns the loads that take too long; `None` if there is none under way, and no need to watch.
+    fn tick(&mut self) -> Option<Vec<(K, Loading)>> {
+        self.is_watched = !self.by_key.is_empty();
+        self.ticks = self.ticks.wrapping_add(1);
+        let ticks = self.ticks;
+        let is_overdue = |_: &K, loading: &mut Loading| ticks.wrapping_sub(loading.begun) >= TICKS;
+        self.is_watched.then(|| self.by_key.extract_if(is_overdue).collect())
+    }
+}
+
+/// Gives up loads that take too long, until none is under way.
+pub(super) fn watch<K: Eq + Hash>(sessions: Weak<Inner<K>>) -> impl Future<Output = ()> {
+    // Made now: the task may be dropped before it is polled.
+    let mut watch = Watch(sessions);
+    async move {
+        loop {
+            sleep(STORE_TIMEOUT / TICKS).await;
+            let Some(sessions) = watch.0.upgrade() else { return };
+            let Some(overdue) = sessions.insertions().loads.tick() else {
+                watch.end();
+                return;
+            };
+            give_up(overdue, || SessionError::store("the store didn't answer in time".into()));
+        }
+    }
+}
+
+/// The duty of the task. If its runtime shuts down, no load would be given up any more: so all are.
+struct Watch<K: Eq + Hash>(Weak<Inner<K>>);
+
+impl<K: Eq + Hash> Watch<K> {
+    fn end(&mut self) {
+        self.0 = Weak::new();
+    }
+}
+
+impl<K: Eq + Hash> Drop for Watch<K> {
+    fn drop(&mut self) {
+        if let Some(sessions) = self.0.upgrade() {
+            let loads = mem::take(&mut sessions.insertions().loads.by_key);
+            give_up(loads, gone);
+        }
+    }
+}
+
+/// Answers the callers of loads with an error.
+fn give_up<K>(loads: impl IntoIterator<Item = (K, Loading)>, error: impl Fn() -> SessionError) {
+    for (_key, Loading { load, .. }) in loads {
+        // The future that is dropped and the wakers are foreign.
+        let error = SessionRegistryError::from(error());
+        let _ = catch_unwind(AssertUnwindSafe(|| load.give_up(Some(Err(error)))));
+    }
+}
