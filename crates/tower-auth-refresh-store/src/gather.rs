@@ -15,11 +15,6 @@ use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
-/// The reads that share a call to a server. Their answers arrive together: few enough that none waits for long.
-const LARGEST: usize = 128;
-/// The calls under way while which further reads are gathered: while the answers of one are read, the server works on
-/// another, and has the next.
-const TURNS: usize = 4;
 /// The time for which reads are gathered. A call that takes longer holds up no other.
 const PATIENCE: Duration = Duration::from_millis(5);
 
@@ -46,12 +41,6 @@ struct Queue<K, A, E> {
 }
 
 type Waiting<K, A, E> = (K, oneshot::Sender<Result<A, E>>);
-
-impl<K, A, E> Default for Gather<K, A, E> {
-    fn default() -> Self {
-        Self::new(LARGEST, TURNS)
-    }
-}
 
 impl<K, A, E> Gather<K, A, E> {
     /// `largest`: the reads that share a call. `turns`: the calls under way while which further reads are gathered.
@@ -253,6 +242,9 @@ mod tests {
 
     use super::*;
 
+    const LARGEST: usize = 64;
+    const TURNS: usize = 2;
+
     /// Counts the calls, and answers each key with its double and the number of keys of its call.
     #[derive(Clone, Default)]
     struct Server(Arc<AtomicUsize>);
@@ -291,7 +283,7 @@ mod tests {
 
     #[tokio::test]
     async fn reads_of_one_moment_share_calls_of_bounded_size_and_get_their_own_answers() {
-        let (gather, server) = (Gather::default(), Server::default());
+        let (gather, server) = (Gather::new(LARGEST, TURNS), Server::default());
         let answers = join_all((0..=2 * LARGEST).map(|key| server.read(&gather, key))).await;
         for (key, answer) in answers.into_iter().enumerate() {
             let shares = if key < 2 * LARGEST { LARGEST } else { 1 };
@@ -303,7 +295,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_caller_that_is_dropped_leaves_the_reads_of_others_to_be_made() {
-        let (gather, server) = (Gather::default(), Server::default());
+        let (gather, server) = (Gather::new(LARGEST, TURNS), Server::default());
         let mut dropped = Box::pin(server.read(&gather, 1));
         assert!(futures_util::poll!(&mut dropped).is_pending());
         let mut kept = Box::pin(server.read(&gather, 2));
@@ -315,7 +307,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn reads_gather_while_calls_are_under_way_and_wait_for_none_that_is_slow() {
-        let (gather, calls) = (Arc::new(Gather::<usize, usize, ()>::new(LARGEST, 2)), Arc::new(AtomicUsize::new(0)));
+        let (gather, calls) =
+            (Arc::new(Gather::<usize, usize, ()>::new(LARGEST, TURNS)), Arc::new(AtomicUsize::new(0)));
         let begun = Instant::now();
         // The milliseconds that the call of a key takes.
         let length = |key| match key {
@@ -339,7 +332,7 @@ mod tests {
         settle().await;
         let second = read(1);
         settle().await;
-        assert_eq!(calls.load(Ordering::Relaxed), 2);
+        assert_eq!(calls.load(Ordering::Relaxed), TURNS);
         // They wait for the first to end.
         let others: Vec<_> = (2..9).map(read).collect();
         settle().await;
@@ -365,14 +358,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_call_that_fails_fails_all_its_reads() {
-        let gather = Gather::<usize, (), _>::default();
+        let gather = Gather::<usize, (), _>::new(LARGEST, TURNS);
         let answers = join_all((0..3).map(|key| gather.read(key, || Ok(|_| ready(Err("down")))))).await;
         assert_eq!(answers, [Err("down"); 3]);
     }
 
     #[tokio::test]
     async fn a_caller_that_cannot_start_a_call_fails_and_leaves_the_reads_of_others_to_be_made() {
-        let gather = Gather::<usize, usize, _>::default();
+        let gather = Gather::<usize, usize, _>::new(LARGEST, TURNS);
         let read = |keys: Vec<usize>| ready(Ok(keys));
         let other = RefCell::new(Box::pin(gather.read(2, || Ok(read))));
         let failed = gather.read(1, || {
@@ -386,7 +379,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_read_whose_call_panics_is_made_again() {
-        let gather = Gather::<usize, usize, ()>::default();
+        let gather = Gather::<usize, usize, ()>::new(LARGEST, TURNS);
         let calls = Arc::new(AtomicUsize::new(0));
         let reader = || {
             let calls = Arc::clone(&calls);
@@ -401,7 +394,7 @@ mod tests {
 
     #[test]
     fn a_read_whose_task_ends_with_another_runtime_is_made_again() {
-        let gather = Gather::default();
+        let gather = Gather::new(LARGEST, TURNS);
         let [ends, stays] = [runtime(), runtime()];
         let mut taken = Box::pin(gather.read(1, || Ok(|_| pending::<Result<Vec<usize>, ()>>().boxed())));
         ends.block_on(async {
@@ -422,7 +415,7 @@ mod tests {
 
     #[test]
     fn a_runtime_that_is_not_driven_holds_up_no_read_for_long() {
-        let gather = Gather::default();
+        let gather = Gather::new(LARGEST, TURNS);
         let [idle, driven] = [runtime(), runtime()];
         let read = |keys: Vec<usize>| -> BoxFuture<'static, Result<Vec<usize>, ()>> { ready(Ok(keys)).boxed() };
         let never = |_: Vec<usize>| pending::<Result<Vec<usize>, ()>>().boxed();

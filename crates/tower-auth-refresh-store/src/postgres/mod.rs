@@ -73,6 +73,9 @@ pub struct PostgresStoresBuilder {
     keys: Option<Keys>,
 }
 
+/// The reads that share a statement, one at a time on a connection: to parse and plan it takes longer than to read a row.
+const READS_A_STATEMENT: usize = 128;
+
 /// Reads of rows by their keys.
 type Reads = Gather<[u8; 32], tokio_postgres::Row, Problem>;
 
@@ -270,7 +273,7 @@ impl PostgresStoresBuilder {
         let stores = Stores {
             push: Push::new(listened, table.channel(), runtime.clone()),
             server,
-            reads: links.iter().map(|_| Reads::default()).collect(),
+            reads: links.iter().map(|_| Reads::new(READS_A_STATEMENT, 1)).collect(),
             links,
             statements: Statements::new(&table),
             table,

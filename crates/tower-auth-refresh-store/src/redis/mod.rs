@@ -32,6 +32,12 @@ use crate::keys::Keys;
 use crate::random;
 use crate::record::{hex, storage_key};
 
+/// The reads that share a call. Their answers arrive together: few enough that none waits for long.
+const READS_A_CALL: usize = 128;
+/// The calls under way while which further reads are gathered: while the answers of one are read, the server works on
+/// another, and has the next.
+const READING_CALLS: usize = 4;
+
 /// The tokens of many sessions in Redis or Valkey, for the replicas of a service (feature `redis`).
 ///
 /// One replica refreshes a session's tokens, the others adopt them. See [the crate's documentation](crate#redis) for
@@ -225,7 +231,7 @@ impl RedisStoresBuilder {
         let channel = storage_key(&self.namespace, b"the channel");
         Ok(Shared {
             line: Line::new(Connector::new(address, tls, self.sentinel_user), self.replicas),
-            reads: Gather::default(),
+            reads: Gather::new(READS_A_CALL, READING_CALLS),
             scripts: Scripts::new(),
             resource: resource.to_owned(),
             channel: format!("tar:changed:{}", hex(&channel[..8])),
