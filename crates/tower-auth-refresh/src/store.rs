@@ -338,8 +338,7 @@ impl From<u64> for Epoch {
 enum Identifier {
     Short([u8; 8]),
     Medium([u8; 16]),
-    // A thin pointer leaves room for the `Option` around it.
-    Long(Arc<Box<[u8]>>),
+    Long(Arc<[u8]>),
 }
 
 impl Identifier {
@@ -354,7 +353,7 @@ impl Identifier {
 
 impl From<&[u8]> for Identifier {
     fn from(bytes: &[u8]) -> Self {
-        let long = |_| Self::Long(Arc::new(bytes.into()));
+        let long = |_| Self::Long(bytes.into());
         let longer = |_| bytes.try_into().map_or_else(long, Self::Medium);
         bytes.try_into().map_or_else(longer, Self::Short)
     }

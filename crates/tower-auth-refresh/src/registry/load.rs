@@ -71,10 +71,10 @@ impl Load {
         fence(Ordering::SeqCst);
         let rest = self.own().and_then(|mut own| own.take());
         if let Some(Own { future, waker }) = rest {
-            drop(future);
             if let Some(waker) = waker {
                 waker.wake();
             }
+            drop(future);
         }
     }
 
@@ -116,7 +116,7 @@ impl Load {
     }
 
     /// Has what is left of the load run in a task.
-    fn run_on(self: &Arc<Self>, runtime: &Handle) {
+    pub(super) fn run_on(self: &Arc<Self>, runtime: &Handle) {
         let rest = self.own().and_then(|mut own| own.take());
         if let Some(Own { future, waker }) = rest {
             runtime.spawn(run_in_task(future, Answers(Arc::clone(self))));

@@ -6,13 +6,15 @@ use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 
+use tokio::runtime::Handle;
 use tokio::time::sleep;
 
-use super::load::{Load, gone};
-use super::{Inner, SessionRegistryError};
+use super::Inner;
+use super::load::{Ended, Load, gone};
 use crate::session::{STORE_TIMEOUT, SessionError};
 
-/// The ticks of the task within the time that a load may take.
+/// The ticks of the task within the time that a load may take. After the last but one, it runs in a task: that its first
+/// caller isn't polled is no failure of the store.
 const TICKS: u32 = 10;
 
 /// The loads under way, by their keys.
@@ -66,29 +68,46 @@ impl<K: Eq + Hash> Loads<K> {
         self.by_key.remove_entry(key)
     }
 
-    /// Advances the clock. Returns the loads that take too long; `None` if there is none under way, and no need to watch.
-    fn tick(&mut self) -> Option<Vec<(K, Loading)>> {
+    /// Advances the clock. Returns the loads that take too long, and those that are about to; `None` if there is none under
+    /// way, and no need to watch.
+    #[expect(clippy::type_complexity, reason = "used once")]
+    fn tick(&mut self) -> Option<(Vec<(K, Loading)>, Vec<Arc<Load>>)> {
         self.is_watched = !self.by_key.is_empty();
         self.ticks = self.ticks.wrapping_add(1);
         let ticks = self.ticks;
-        let is_overdue = |_: &K, loading: &mut Loading| ticks.wrapping_sub(loading.begun) >= TICKS;
-        self.is_watched.then(|| self.by_key.extract_if(is_overdue).collect())
+        let age = |loading: &Loading| ticks.wrapping_sub(loading.begun);
+        let late = self.by_key.values().filter(|loading| age(loading) == TICKS - 1);
+        let late = late.map(|loading| Arc::clone(&loading.load)).collect();
+        let overdue = self.by_key.extract_if(|_, loading| age(loading) >= TICKS).collect();
+        self.is_watched.then_some((overdue, late))
+    }
+
+    /// Removes all loads, since the task that watches them is dropped. The next load starts another one.
+    fn take_all(&mut self) -> HashMap<K, Loading> {
+        self.is_watched = false;
+        mem::take(&mut self.by_key)
     }
 }
 
 /// Gives up loads that take too long, until none is under way.
-pub(super) fn watch<K: Eq + Hash>(sessions: Weak<Inner<K>>) -> impl Future<Output = ()> {
+pub(super) fn watch<K: Eq + Hash>(sessions: Weak<Inner<K>>, runtime: Handle) -> impl Future<Output = ()> {
     // Made now: the task may be dropped before it is polled.
     let mut watch = Watch(sessions);
     async move {
         loop {
             sleep(STORE_TIMEOUT / TICKS).await;
             let Some(sessions) = watch.0.upgrade() else { return };
-            let Some(overdue) = sessions.insertions().loads.tick() else {
+            let Some((overdue, late)) = sessions.insertions().loads.tick() else {
                 watch.end();
                 return;
             };
-            give_up(overdue, || SessionError::store("the store didn't answer in time".into()));
+            for load in late {
+                load.run_on(&runtime);
+            }
+            for loading in overdue {
+                let timed_out = SessionError::store("the store didn't answer in time".into());
+                give_up(loading, Some(Err(timed_out.into())));
+            }
         }
     }
 }
@@ -105,17 +124,16 @@ impl<K: Eq + Hash> Watch<K> {
 impl<K: Eq + Hash> Drop for Watch<K> {
     fn drop(&mut self) {
         if let Some(sessions) = self.0.upgrade() {
-            let loads = mem::take(&mut sessions.insertions().loads.by_key);
-            give_up(loads, gone);
+            let loads = sessions.insertions().loads.take_all();
+            for loading in loads {
+                give_up(loading, Some(Err(gone().into())));
+            }
         }
     }
 }
 
-/// Answers the callers of loads with an error.
-fn give_up<K>(loads: impl IntoIterator<Item = (K, Loading)>, error: impl Fn() -> SessionError) {
-    for (_key, Loading { load, .. }) in loads {
-        // The future that is dropped and the wakers are foreign.
-        let error = SessionRegistryError::from(error());
-        let _ = catch_unwind(AssertUnwindSafe(|| load.give_up(Some(Err(error)))));
-    }
+/// Ends a load before its time, for all its callers.
+pub(super) fn give_up<K>(loading: (K, Loading), ended: Ended) {
+    // The key, the future that is dropped and the wakers are foreign.
+    let _ = catch_unwind(AssertUnwindSafe(move || loading.1.load.give_up(ended)));
 }

@@ -165,8 +165,8 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
     ///
     /// # Errors
     ///
-    /// If the store can't be read within 5 s: all callers that waited for the load get the same error, and the next call
-    /// tries again. [`SessionRegistryError::Full`] if the session was loaded and there is no room for it.
+    /// If the store can't be read within 4.5 to 5 s: all callers that waited for the load get the same error, and the next
+    /// call tries again. [`SessionRegistryError::Full`] if the session was loaded and there is no room for it.
     ///
     /// # Cancel safety
     ///
@@ -219,7 +219,9 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
         // A load under way may have read the record before.
         let outdated = insertions.loads.remove(key);
         drop(insertions);
-        drop(outdated);
+        if let Some(loading) = outdated {
+            loads::give_up(loading, None);
+        }
         if let Some(cell) = found {
             recheck(cell);
         }
@@ -420,7 +422,10 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         let overtaken = insertions.loads.remove(&key);
         self.table.insert(key, Arc::clone(&new));
         drop(insertions);
-        drop((Evicted(self, evicted), overtaken));
+        drop(Evicted(self, evicted));
+        if let Some(loading) = overtaken {
+            loads::give_up(loading, None);
+        }
         Ok(SignIn::Inserted(new))
     }
 
@@ -480,10 +485,12 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Future for FindOrLoad<'_, K> 
         let (sessions, key) = (this.sessions, this.key);
         loop {
             if let Some(load) = &mut this.load {
-                if let Some(found) = ready!(load.poll_unpin(cx)) {
+                let ended = ready!(load.poll_unpin(cx));
+                // It would keep a handle of the session for as long as this future is kept.
+                this.load = None;
+                if let Some(found) = ended {
                     return Poll::Ready(found);
                 }
-                this.load = None;
             }
             if sessions.store_factory.is_none() {
                 // Without stores, a session exists in memory only.
@@ -507,7 +514,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Future for FindOrLoad<'_, K> 
             this.load = Some(load.run(runtime));
             if is_first {
                 // Not under the lock: a runtime that has shut down drops the task at once.
-                runtime.spawn(loads::watch(Arc::downgrade(sessions)));
+                runtime.spawn(loads::watch(Arc::downgrade(sessions), runtime.clone()));
             }
         }
     }
@@ -616,7 +623,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistryBuilder<K> {
     /// # Errors
     ///
     /// If called outside a `tokio` runtime. The runtime's timers must be enabled (`tokio::runtime::Builder::enable_time`),
-    /// which isn't checked: without them nothing is swept, and every call to a store fails.
+    /// which isn't checked: without them nothing is swept, and calls to stores fail.
     pub fn build(self) -> Result<SessionRegistry<K>, SessionError> {
         let runtime = Handle::try_current().map_err(SessionError::runtime)?;
         let limiter = Arc::new(RefreshLimiter::new(self.max_concurrent_refreshes));

@@ -11,11 +11,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
+
 use super::cell::TokenCell;
 use super::config::Config;
 use super::revocation::Revocation;
 use super::state::{Event, State, Stored};
-use super::store_call::bounded;
+use super::store_call::{STORE_TIMEOUT, bounded, bounded_by};
 use crate::refresh::{NotRefreshed, RefreshError};
 use crate::store::{ClearOutcome, End, EndOfSignIn, Entry, Epoch, Record, TokenStore, Version};
 use crate::token::Tokens;
@@ -183,7 +185,8 @@ pub(super) async fn end_record(config: &Arc<Config>, store: &dyn TokenStore, rec
     let version = record.version().clone();
     // Before the record is deleted: if the answer is lost, its tokens are no longer known.
     drop(config.spawn(Revocation::of(Arc::clone(config), record.into_tokens()).run()));
-    match bounded(|| store.clear(&version)).await {
+    // A part of the time that a load may take.
+    match bounded_by(Instant::now() + STORE_TIMEOUT / 2, || store.clear(&version)).await {
         Ok(ClearOutcome::Conflict(newer)) => Some(newer).filter(|newer| !newer.is_past_its_end()),
         // The next process that finds the record tries again.
         Ok(ClearOutcome::Cleared) | Err(_) => None,

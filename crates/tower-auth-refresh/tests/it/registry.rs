@@ -280,6 +280,50 @@ async fn a_load_that_hangs_fails_after_its_own_time_and_leaves_no_task_behind() 
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_load_whose_first_caller_is_not_polled_for_long_still_succeeds() {
+    let it = ManyUsers::durable(|builder| builder);
+    it.store([1]).await;
+    it.stores.of(1).inject(StoreCall::Load, StoreFault::hang_until_cleared());
+    let mut first = Box::pin(it.sessions.get(&1));
+    assert!((&mut first).now_or_never().is_none());
+    sleep(SECOND).await;
+    it.stores.of(1).clear_faults();
+    sleep(2 * STORE_TIMEOUT).await;
+    assert_eq!(first.await.unwrap().unwrap().tokens(), pair(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_of_a_load_that_hangs_and_is_out_of_date_search_again_at_once() {
+    for is_shared in [false, true] {
+        let it = ManyUsers::durable(|builder| builder);
+        it.store([1, 2]).await;
+        for user in [1, 2] {
+            it.stores.of(user).inject(StoreCall::Load, StoreFault::hang_until_cleared().times(1));
+        }
+        let lookups: Vec<_> =
+            [1, 2].into_iter().cycle().take(if is_shared { 4 } else { 2 }).map(|user| it.spawn_get(user)).collect();
+        settle().await;
+        let begun = Instant::now();
+        it.sessions.changed(&1);
+        it.sessions.sign_in(2, pair(7)).await.unwrap();
+        for (at, found) in lookups.into_iter().enumerate() {
+            assert_eq!(found.await.unwrap().tokens(), if at % 2 == 0 { pair(1) } else { pair(7) });
+        }
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
+}
+
+#[tokio::test]
+async fn a_lookup_that_is_done_and_not_dropped_keeps_no_session() {
+    let it = ManyUsers::durable(|builder| builder.max_sessions(1));
+    it.store([1, 2]).await;
+    let mut first = Box::pin(it.sessions.get(&1));
+    drop((&mut first).await.unwrap());
+    assert_eq!(it.get(2).await.tokens(), pair(2), "there is room for it");
+    drop(first);
+}
+
 #[tokio::test]
 async fn a_user_missing_in_the_store_is_looked_up_there_each_time() {
     let it = ManyUsers::durable(|builder| builder);
@@ -316,13 +360,16 @@ async fn a_record_read_before_a_sign_in_is_not_used_after_the_session_is_evicted
     it.store([1]).await;
     let store = it.stores.of(1);
     store.inject(StoreCall::Load, StoreFault::hang_until_cleared().after_effect().times(1));
-    let lookup = it.spawn_get(1);
+    // Its caller is dropped, so that no session is in use.
+    assert!(it.sessions.get(&1).now_or_never().is_none());
     settle().await;
     it.sessions.sign_in(1, pair(2)).await.unwrap();
     // Evicts user 1: the capacity is 1.
     it.sign_in([9]).await;
     store.clear_faults();
-    assert_eq!(lookup.await.unwrap().tokens(), pair(2));
+    settle().await;
+    assert!(it.sessions.peek(&1).is_none());
+    assert_eq!(it.get(1).await.tokens(), pair(2));
     assert_eq!(it.sessions.len(), 1);
 }
 
@@ -898,13 +945,17 @@ fn a_load_whose_runtime_shuts_down_answers_its_callers() {
         };
         builder.store_factory(move |_: &u32| Arc::new(store())).build().unwrap()
     };
-    let found = other.spawn(async move { sessions.get(&1).await });
+    let looked_up = sessions.clone();
+    let found = other.spawn(async move { looked_up.get(&1).await });
     other.block_on(tokio::task::yield_now());
     drop(home);
-    let found = other.block_on(async { tokio::time::timeout(15 * SECOND, found).await.unwrap().unwrap() });
-    let error = found.unwrap_err();
-    assert!(matches!(&error, SessionRegistryError::Session(why) if why.kind() == SessionErrorKind::Runtime));
-    assert_eq!(error.source().unwrap().to_string(), "the task that loads the session is gone");
+    // The second is begun after the shutdown.
+    let found = async { [found.await.unwrap(), sessions.get(&2).await] };
+    for found in other.block_on(async { tokio::time::timeout(15 * SECOND, found).await.unwrap() }) {
+        let error = found.unwrap_err();
+        assert!(matches!(&error, SessionRegistryError::Session(why) if why.kind() == SessionErrorKind::Runtime));
+        assert_eq!(error.source().unwrap().to_string(), "the task that loads the session is gone");
+    }
 }
 
 // The limit on concurrent refreshes.

@@ -350,8 +350,9 @@ mod a_change_elsewhere {
         let first = get();
         settle().await;
         sign_out_elsewhere(&shared).await;
-        a.changed().await;
         a.store.inject(StoreCall::Load, StoreFault::delay(2 * SECOND).times(1));
+        // The first caller loads again.
+        a.changed().await;
         let second = get();
         settle().await;
         assert_eq!(a.loads(), 2);
