@@ -37,6 +37,13 @@ pub(super) struct Loading {
     pub(super) load: Arc<Load>,
 }
 
+/// The loads that have reached an age.
+struct Aged<K> {
+    /// Those that are to be given up at the next tick.
+    late: Vec<Arc<Load>>,
+    overdue: Vec<(K, Loading)>,
+}
+
 impl<K> Default for Loads<K> {
     fn default() -> Self {
         Self { by_key: HashMap::new(), last: 0, ticks: 0, is_watched: false }
@@ -68,10 +75,8 @@ impl<K: Eq + Hash> Loads<K> {
         self.by_key.remove_entry(key)
     }
 
-    /// Advances the clock. Returns the loads that take too long, and those that are about to; `None` if there is none under
-    /// way, and no need to watch.
-    #[expect(clippy::type_complexity, reason = "used once")]
-    fn tick(&mut self) -> Option<(Vec<(K, Loading)>, Vec<Arc<Load>>)> {
+    /// Advances the clock. Returns `None` if no load is under way, and there is no need to watch.
+    fn tick(&mut self) -> Option<Aged<K>> {
         self.is_watched = !self.by_key.is_empty();
         self.ticks = self.ticks.wrapping_add(1);
         let ticks = self.ticks;
@@ -79,7 +84,7 @@ impl<K: Eq + Hash> Loads<K> {
         let late = self.by_key.values().filter(|loading| age(loading) == TICKS - 1);
         let late = late.map(|loading| Arc::clone(&loading.load)).collect();
         let overdue = self.by_key.extract_if(|_, loading| age(loading) >= TICKS).collect();
-        self.is_watched.then_some((overdue, late))
+        self.is_watched.then_some(Aged { late, overdue })
     }
 
     /// Removes all loads, since the task that watches them is dropped. The next load starts another one.
@@ -97,7 +102,7 @@ pub(super) fn watch<K: Eq + Hash>(sessions: Weak<Inner<K>>, runtime: Handle) -> 
         loop {
             sleep(STORE_TIMEOUT / TICKS).await;
             let Some(sessions) = watch.0.upgrade() else { return };
-            let Some((overdue, late)) = sessions.insertions().loads.tick() else {
+            let Some(Aged { late, overdue }) = sessions.insertions().loads.tick() else {
                 watch.end();
                 return;
             };

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::http2::{
     DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE, connect, frame, headers, read_frame,
 };
-use crate::test_gateway::TestGateway;
+use crate::test_gateway::{Browser, TestGateway};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -92,7 +92,8 @@ fn request(stream: u32, path: &str, cookie: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS | END_STREAM, stream, &headers(&fields))
 }
 
-async fn start(client_timeout: Duration) -> TestGateway {
+/// Starts a gateway and opens as many streams as a session may have requests in flight.
+async fn open(client_timeout: Duration, path: &str, window: u32) -> (TestGateway, Browser, Client) {
     let endless = async || Body::from_stream(stream::repeat_with(|| Ok::<_, io::Error>(Bytes::from_static(&PART))));
     let short = async || Bytes::from_static(&PART[..10_000]);
     let api = Router::new().route("/api/endless", any(endless)).route("/api/short", any(short));
@@ -100,7 +101,10 @@ async fn start(client_timeout: Duration) -> TestGateway {
         settings.client_timeout = client_timeout;
         settings.requests_in_flight_per_session = REQUESTS;
     });
-    gateway.await
+    let gateway = gateway.await;
+    let browser = gateway.browser("ada").await;
+    let client = Client::open(&gateway, browser.cookie.as_deref().unwrap(), path, REQUESTS, window).await;
+    (gateway, browser, client)
 }
 
 /// Returns all streams but the first.
@@ -123,10 +127,7 @@ async fn in_flight(gateway: &TestGateway, count: u64) {
 
 #[tokio::test]
 async fn streams_that_are_not_read_are_in_flight() {
-    let gateway = start(LONG * 2).await;
-    let browser = gateway.browser("ada").await;
-    let cookie = browser.cookie.clone().unwrap();
-    let mut client = Client::open(&gateway, &cookie, "/api/endless", REQUESTS, 0).await;
+    let (gateway, browser, mut client) = open(LONG * 2, "/api/endless", 0).await;
     client.read_until(|client| client.read > 0).await;
     in_flight(&gateway, REQUESTS.into()).await;
     browser.get("/api/short").await.assert_problem(429, "too-many-requests");
@@ -136,10 +137,7 @@ async fn streams_that_are_not_read_are_in_flight() {
 /// A window of a byte is enough for the library to take a whole frame, which then waits in the memory of the gateway.
 #[tokio::test]
 async fn short_responses_are_in_flight_until_nearly_all_of_them_is_read() {
-    let gateway = start(LONG * 2).await;
-    let browser = gateway.browser("ada").await;
-    let cookie = browser.cookie.clone().unwrap();
-    let mut client = Client::open(&gateway, &cookie, "/api/short", REQUESTS, 1).await;
+    let (gateway, browser, mut client) = open(LONG * 2, "/api/short", 1).await;
     client.read_until(|client| client.answered.len() == REQUESTS as usize).await;
     in_flight(&gateway, REQUESTS.into()).await;
     browser.get("/api/short").await.assert_problem(429, "too-many-requests");
@@ -150,25 +148,19 @@ async fn short_responses_are_in_flight_until_nearly_all_of_them_is_read() {
 /// reads the one.
 #[tokio::test]
 async fn streams_that_are_not_read_are_reset_beside_one_that_is() {
-    let gateway = start(SHORT).await;
-    let browser = gateway.browser("ada").await;
-    let cookie = browser.cookie.clone().unwrap();
-    let mut client = Client::open(&gateway, &cookie, "/api/endless", REQUESTS, 0).await;
+    let (gateway, browser, mut client) = open(SHORT, "/api/endless", 0).await;
     client.read_until(|client| client.reset == stalled(REQUESTS)).await;
     in_flight(&gateway, 1).await;
     assert_eq!(browser.get("/api/short").await.status, 200);
     // The connection has room for further streams.
     let (read, next) = (client.read, REQUESTS * 2 + 1);
-    client.writing.write_all(&request(next, "/api/short", &cookie)).await.unwrap();
+    client.writing.write_all(&request(next, "/api/short", browser.cookie.as_deref().unwrap())).await.unwrap();
     client.read_until(|client| client.read > read + PART.len() && client.answered.contains(&next)).await;
 }
 
 #[tokio::test]
 async fn short_responses_that_are_not_read_are_reset_beside_a_stream_that_is() {
-    let gateway = start(SHORT).await;
-    let browser = gateway.browser("ada").await;
-    let cookie = browser.cookie.clone().unwrap();
-    let mut client = Client::open(&gateway, &cookie, "/api/short", REQUESTS, 1).await;
+    let (gateway, browser, mut client) = open(SHORT, "/api/short", 1).await;
     client.read_until(|client| client.reset == stalled(REQUESTS)).await;
     in_flight(&gateway, 1).await;
     assert_eq!(browser.get("/api/short").await.status, 200);
