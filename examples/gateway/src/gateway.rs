@@ -6,7 +6,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::timeout_at;
 use tower::BoxError;
@@ -25,7 +24,7 @@ use crate::observation::AccessLog;
 use crate::phase::{self, Phase};
 use crate::proxy::{CommonHeaders, UpstreamClient};
 use crate::routes::Router;
-use crate::server::Limits;
+use crate::server::{Limits, Listener};
 use crate::stores::Stores;
 use crate::task_tracker::TaskTracker;
 use crate::tls::ServerTls;
@@ -47,8 +46,8 @@ type StoreFactory = Box<dyn Fn(SessionId) -> Arc<dyn TokenStore> + Send + Sync>;
 
 /// A gateway with an open socket. [`serve`](Self::serve) accepts its connections.
 pub struct Listening {
-    listener: TcpListener,
-    admin: Option<TcpListener>,
+    listener: Listener,
+    admin: Option<Listener>,
     app: App,
     demo: Option<Demo>,
     settings: Settings,
@@ -223,9 +222,9 @@ impl Listening {
 
     /// Serves until `shutdown` completes, then shuts down gracefully.
     ///
-    /// A shutdown first fails `/readyz`, and serves on for `drain_delay`. Then it stops accepting connections. It waits, up to `shutdown_timeout`, for the open requests, for the
-    /// refreshes whose requests have been dropped, and for the sign-outs that the authorization server has not
-    /// confirmed.
+    /// A shutdown first fails `/readyz`, and serves on for `drain_delay`. Then it stops accepting connections. It waits,
+    /// up to `shutdown_timeout`, for the open requests, for the refreshes whose requests have been dropped, and for the
+    /// sign-outs that the authorization server has not confirmed.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let Self { listener, admin, app, demo, settings, stores, phase, tls } = self;
         let sweep = stores.map(|stores| tokio::spawn(async move { stores.sweep().await }));
@@ -276,8 +275,8 @@ fn open(
     setting: &'static str,
     address: SocketAddr,
     inherited: Option<std::net::TcpListener>,
-) -> Result<TcpListener, StartError> {
-    inherited.map_or_else(|| server::bind(address), server::adopt).map_err(|error| StartError::Bind {
+) -> Result<Listener, StartError> {
+    inherited.map_or_else(|| Listener::bind(address), Listener::adopt).map_err(|error| StartError::Bind {
         setting,
         address,
         error,

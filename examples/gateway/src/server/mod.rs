@@ -4,6 +4,7 @@ mod activity;
 mod connection;
 mod exchange;
 mod frames;
+mod listener;
 mod on_wake;
 mod progress;
 mod proxy_protocol;
@@ -16,11 +17,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
+pub(crate) use self::listener::Listener;
 pub(crate) use self::table::limited_address;
 use self::table::{Slot, Table};
 use crate::client_address::Peer;
@@ -30,9 +31,6 @@ use crate::metrics::CloseReason;
 use crate::phase::Phase;
 use crate::routes::Router;
 use crate::tls::ServerTls;
-
-/// The number of connections that may wait to be accepted. The operating system may allow fewer.
-const BACKLOG: u32 = 1024;
 
 /// The buffer of each connection and stream, which also limits the head of a request. A stalled transfer holds at most
 /// two, beside those of the operating system.
@@ -85,27 +83,12 @@ impl From<&Settings> for Limits {
     }
 }
 
-/// Opens the socket.
-pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // Otherwise a restart can't bind until the connections of the previous process are gone.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
-
-/// Takes a socket that is open already.
-pub(crate) fn adopt(listener: std::net::TcpListener) -> io::Result<TcpListener> {
-    listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
-}
-
 /// Serves until the phase is [`Stopping`](Phase::Stopping), then waits for the open requests until a deadline, which is
 /// returned.
 ///
 /// From [`Draining`](Phase::Draining) on, each response is the last of its connection of HTTP/1.
 pub(crate) async fn serve(
-    listener: TcpListener,
+    listener: Listener,
     router: Router,
     tls: Option<Arc<ServerTls>>,
     limits: Limits,
@@ -154,11 +137,7 @@ pub(crate) async fn serve(
     let deadline = Instant::now() + limits.shutdown_timeout;
     // Clients that have connected already get their answers.
     let mut connected: Vec<_> = waiting.into_iter().map(Ok).collect();
-    while let Some(Ok(next)) = connect(&listener, limits, &proxies).now_or_never() {
-        connected.push(next);
-    }
-    // New connections are refused from here on: their clients can try another instance.
-    drop(listener);
+    connected.extend(listener.close().await.into_iter().map(|accepted| check_peer(accepted, limits, &proxies)));
     tracing::info!("shutting down");
     stop.send_replace(true);
     let answered = async {
@@ -190,7 +169,7 @@ type Accepted = (TcpStream, Peer, Slot);
 ///
 /// Cancel safe: the connection that waits for room stays in `waiting`.
 async fn accept(
-    listener: &TcpListener,
+    listener: &Listener,
     table: &Arc<Table>,
     limits: Limits,
     proxies: &Arc<TrustedProxies>,
@@ -198,7 +177,7 @@ async fn accept(
 ) -> io::Result<Result<Accepted, CloseReason>> {
     let (_, peer) = match waiting {
         Some(waiting) => waiting,
-        None => match connect(listener, limits, proxies).await? {
+        None => match check_peer(listener.accept().await?, limits, proxies) {
             Ok(connected) => waiting.insert(connected),
             Err(reason) => return Ok(Err(reason)),
         },
@@ -208,19 +187,18 @@ async fn accept(
     Ok(accepted.ok_or(CloseReason::AddressLimit))
 }
 
-/// Accepts a connection. Returns the reason if its peer may not make one.
-async fn connect(
-    listener: &TcpListener,
+/// Returns a connection with its peer, or the reason if the peer may not make one.
+fn check_peer(
+    (stream, address): (TcpStream, SocketAddr),
     limits: Limits,
     proxies: &Arc<TrustedProxies>,
-) -> io::Result<Result<Connected, CloseReason>> {
-    let (stream, address) = listener.accept().await?;
+) -> Result<Connected, CloseReason> {
     let peer = Peer::new(address.ip(), proxies);
     if limits.proxy_protocol && !peer.is_trusted() {
         tracing::debug!(peer = %peer.ip(), "connection closed: the PROXY protocol is only for trusted proxies");
-        return Ok(Err(CloseReason::ProxyProtocol));
+        return Err(CloseReason::ProxyProtocol);
     }
-    Ok(Ok((stream, peer)))
+    Ok((stream, peer))
 }
 
 /// Waits until there is room for a connection. Returns the reason if it is not admitted.

@@ -88,6 +88,22 @@ async fn connections_that_wait_for_room_get_their_answers_at_a_shutdown() {
     }
 }
 
+/// The runtime polls the gateway before it looks at the sockets: one thread runs both, and nothing here waits.
+#[tokio::test]
+async fn a_connection_that_the_runtime_has_not_noticed_is_served_at_a_shutdown() {
+    let gateway = start("http://127.0.0.1:9", |_| {}).await;
+    let stream = std::net::TcpStream::connect(gateway.browser.address()).unwrap();
+    gateway.stop.send(()).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let mut stream = TcpStream::from_std(stream).unwrap();
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    timeout(LONG, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    drop(gateway.browser);
+    timeout(LONG, gateway.serving).await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn a_shutdown_waits_for_a_lingering_close() {
     let gateway = start("http://127.0.0.1:9", |_| {}).await;
