@@ -9,7 +9,7 @@
 //! | 1 + n | encrypted: the length of the key's identifier, and the identifier |
 //! | 24 | encrypted: the nonce |
 //! | … | the entry as JSON, encrypted or in clear: `{"epoch":…,"generation":…,"tokens":{…},"expires_at":…,"ends_at":…}` |
-//! | 32 or 16 | in clear: SHA-256 of the storage key and all bytes before; encrypted: the tag |
+//! | 16 | in clear: XXH3, 128 bits, of the storage key and the XXH3 of all bytes before; encrypted: the tag |
 //!
 //! The associated data of the encryption are the storage key and all bytes before the nonce. The storage key is the
 //! hash of namespace and session key; the latter is not kept. So a record can't be moved to another session, nor a
@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tower_auth_refresh::ExposedTokens;
 use tower_auth_refresh::store::{Entry, Epoch, Record, Version};
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::error::{Problem, StoreErrorKind};
 #[cfg(feature = "encryption")]
@@ -37,7 +38,7 @@ const FORMAT: u8 = 1;
 const CLEAR: u8 = 0;
 const ENCRYPTED: u8 = 1;
 const HEADER: usize = 4 + 1 + 1 + 16;
-pub(crate) const CHECKSUM: usize = 32;
+pub(crate) const CHECKSUM: usize = 16;
 
 /// The longest record that is written or read: far more than tokens take.
 pub(crate) const LONGEST: u64 = 1024 * 1024;
@@ -171,8 +172,12 @@ impl Codec {
         [&self.storage_key, head].concat()
     }
 
+    /// The bytes are hashed where they are: a hasher that takes parts would leave a copy of tokens in its buffer.
     fn checksum(&self, bytes: &[u8]) -> [u8; CHECKSUM] {
-        Sha256::new_with_prefix(self.storage_key).chain_update(bytes).finalize().into()
+        let mut parts = [0; 32 + CHECKSUM];
+        parts[..32].copy_from_slice(&self.storage_key);
+        parts[32..].copy_from_slice(&xxh3_128(bytes).to_be_bytes());
+        xxh3_128(&parts).to_be_bytes()
     }
 }
 

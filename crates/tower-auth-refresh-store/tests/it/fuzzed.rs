@@ -12,6 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 use tower_auth_refresh::store::{ClaimOutcome, Entry, Epoch, TokenStore};
 use tower_auth_refresh::{AccessToken, RefreshToken, Tokens};
 use tower_auth_refresh_store::{FileStore, Keys, StoreError, StoreErrorKind};
+use xxhash_rust::xxh3::xxh3_128;
 
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -55,8 +56,8 @@ pub(crate) fn record(data: &[u8]) {
         content.to_vec()
     } else {
         let record = [b"tarr\x01\x00", &[9; 16][..], content].concat();
-        let checksum = Sha256::new_with_prefix(files.storage_key).chain_update(&record).finalize();
-        [&record[..], &checksum].concat()
+        let parts = [&files.storage_key[..], &xxh3_128(&record).to_be_bytes()].concat();
+        [&record[..], &xxh3_128(&parts).to_be_bytes()].concat()
     };
     for store in [&files.plain, &files.encrypted] {
         write(&files.record, &bytes);
