@@ -48,7 +48,7 @@
 //! Valkey is needed.
 //!
 //! - **Round trips.** A refresh takes two, a claim and a commit, and a first use one; a session in memory takes none. First
-//!   uses of up to 64 sessions at the same time share one. All sessions of a process share one connection, and a second
+//!   uses of up to 128 sessions at the same time share one. All sessions of a process share one connection, and a second
 //!   one listens; writes that [wait](RedisStoresBuilder::wait) for replicas have up to 8 more. Each operation is one
 //!   script, which the server loads when it needs it.
 //! - **Sign-outs and sign-ins** are published on a channel of the namespace, `tar:changed:` and a hash; a sign-out is in
@@ -95,8 +95,8 @@
 //! [`PostgresStores`] keeps each session in one row of a table, by a hash of the namespace and the session's key.
 //!
 //! - **Round trips.** A refresh takes two, a claim and a commit, and a first use one; a session in memory takes none. Each
-//!   is one statement in a transaction of its own; first uses of up to 64 sessions on one connection at the same time share
-//!   one. No connection or lock is held while the authorization server is called.
+//!   is one statement in a transaction of its own; first uses of up to 128 sessions at the same time share one. No
+//!   connection or lock is held while the authorization server is called.
 //! - **Connections.** A process has at most 4, or as [set](PostgresStoresBuilder::connections), each made at its first use,
 //!   and one that listens. All sessions share them, and statements don't wait for each other's answers to be sent. One
 //!   that answers nothing for 2 s is replaced. If the old one doesn't end by itself, it is closed within a minute, and

@@ -5,6 +5,7 @@
 //! kept until it ends by itself, for a minute at most, and counts. Its statements are cancelled then, so that
 //! a server whose statements hang doesn't have ever more connections.
 
+use std::ops::Deref;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -81,7 +82,12 @@ pub(super) struct Link {
     state: watch::Sender<State>,
     demand: Arc<Notify>,
     task: AbortHandle,
+    /// The number of gathered reads under way.
+    reads: AtomicUsize,
 }
+
+/// A gathered read on a link, until it is dropped.
+pub(super) struct Reading<'a>(&'a Link);
 
 /// A connection that is lent to calls.
 pub(super) struct Open {
@@ -166,7 +172,12 @@ impl Link {
     pub(super) fn new(server: Arc<Server>, runtime: &Handle) -> Self {
         let (state, demand) = (watch::Sender::new(State::Closed(None)), Arc::new(Notify::new()));
         let task = runtime.spawn(keep_open(Arc::clone(&server), state.clone(), Arc::clone(&demand))).abort_handle();
-        Self { server, state, demand, task }
+        Self { server, state, demand, task, reads: AtomicUsize::new(0) }
+    }
+
+    /// Returns the number of gathered reads under way.
+    pub(super) fn reads(&self) -> usize {
+        self.reads.load(Ordering::Relaxed)
     }
 
     /// Executes a statement, and returns its rows.
@@ -277,6 +288,27 @@ impl Open {
                 return Err(Elapsed { is_dead });
             }
         }
+    }
+}
+
+impl<'a> Reading<'a> {
+    pub(super) fn on(link: &'a Link) -> Self {
+        link.reads.fetch_add(1, Ordering::Relaxed);
+        Self(link)
+    }
+}
+
+impl Deref for Reading<'_> {
+    type Target = Link;
+
+    fn deref(&self) -> &Link {
+        self.0
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.reads.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -19,7 +19,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 use tower_auth_refresh::store::TokenStore;
 
-use self::link::{Effect, Link, Parameters, Server, Statement};
+use self::link::{Effect, Link, Parameters, Reading, Server, Statement};
 use self::push::Push;
 use self::schema::{DEFAULT_TABLE, Statements, Table};
 use self::session::SessionStore;
@@ -73,18 +73,23 @@ pub struct PostgresStoresBuilder {
     keys: Option<Keys>,
 }
 
-/// The reads that share a statement, one at a time on a connection: to parse and plan it takes longer than to read a row.
+/// The reads that share a statement. To parse and plan it takes longer than to read a row.
 const READS_A_STATEMENT: usize = 128;
 
+/// The statements under way while which further reads are gathered.
+const READING_STATEMENTS: usize = 2;
+
+/// A row of a session, for each call that reads it at the same time.
+type FoundRow = Arc<tokio_postgres::Row>;
+
 /// Reads of rows by their keys.
-type Reads = Gather<[u8; 32], tokio_postgres::Row, Problem>;
+type Reads = Gather<[u8; 32], Option<FoundRow>, Problem>;
 
 /// The part that all sessions' stores share.
 struct Stores {
     server: Arc<Server>,
     links: Vec<Link>,
-    /// One for each connection.
-    reads: Vec<Reads>,
+    reads: Reads,
     table: Table,
     statements: Statements,
     namespace: String,
@@ -273,7 +278,7 @@ impl PostgresStoresBuilder {
         let stores = Stores {
             push: Push::new(listened, table.channel(), runtime.clone()),
             server,
-            reads: links.iter().map(|_| Reads::new(READS_A_STATEMENT, 1)).collect(),
+            reads: Reads::new(READS_A_STATEMENT, READING_STATEMENTS),
             links,
             statements: Statements::new(&table),
             table,
@@ -299,9 +304,14 @@ impl Stores {
         &self.links[usize::from(storage_key[31]) % self.links.len()]
     }
 
-    /// Returns the reads that are to be made on the connection of a session.
-    fn reads_of(&self, storage_key: &[u8; 32]) -> &Reads {
-        &self.reads[usize::from(storage_key[31]) % self.reads.len()]
+    /// Returns the connection for reads: the first of those with the fewest reads, so that few reads stay on one, whose
+    /// server process then has all that it needs in the processor's caches.
+    ///
+    /// It need not be the session's: what was written before is found on any. A write whose call was dropped may take effect
+    /// later.
+    fn link_to_read(&self) -> Reading<'_> {
+        let fewest = self.links.iter().min_by_key(|link| link.reads());
+        Reading::on(fewest.unwrap_or(&self.links[0]))
     }
 
     async fn delete_expired(&self) -> Result<u64, Problem> {

@@ -96,14 +96,13 @@ impl fmt::Display for Table {
 
 /// The statements of a store. Each is sent with its parameters, not prepared, and is a transaction of its own.
 ///
-/// - `$1` is the storage key and `$2` the version that is expected or written.
+/// - `$1` is the storage key, but of `load`, and `$2` the version that is expected or written.
 /// - An update that changes no row is followed by `load` as a statement of its own: within one, it would see the table as it
 ///   was before the update waited for another.
 /// - Time is the server's: `clock_timestamp()`, since `now()` is the beginning of the transaction.
 /// - `$5` of those that begin something is the time until when they have an effect: the call has failed by then.
 pub(super) struct Statements {
     pub(super) load: String,
-    pub(super) load_gathered: String,
     pub(super) insert: String,
     pub(super) replace: String,
     pub(super) claim: String,
@@ -123,15 +122,11 @@ impl Statements {
         let is_held = "key = $1 AND version = $2 AND claim = $3 AND claimed_until IS NOT NULL";
         let channel = table.channel();
         Self {
-            // Always one row. A standby may not have the row, or not any more.
+            // `$1` are keys. A row for each that is found, in any order, or one without a key: a standby may not have a
+            // row, or not any more. As plain as can be, since it is parsed and planned each time.
             load: format!(
-                "SELECT pg_is_in_recovery(), clock_timestamp(), version, record, expires_at, claimed_until
-                FROM (VALUES (1)) AS one LEFT JOIN {table} ON key = $1"
-            ),
-            // `$1` are keys. A row for each, in their order.
-            load_gathered: format!(
-                "SELECT pg_is_in_recovery(), clock_timestamp(), version, record, expires_at, claimed_until
-                FROM unnest($1) WITH ORDINALITY AS one (key, place) LEFT JOIN {table} USING (key) ORDER BY place"
+                "SELECT pg_is_in_recovery(), clock_timestamp(), key, version, record, expires_at, claimed_until
+                FROM (VALUES (1)) AS one LEFT JOIN {table} ON key = ANY($1)"
             ),
             insert: format!(
                 "INSERT INTO {table} ({row}) SELECT {values} WHERE clock_timestamp() < $5

@@ -3,6 +3,7 @@
 //! Each is one statement, and a second one only if the first has changed no row: then the row is read, to say why. Versions
 //! and claims are made here, so that a statement whose answer was lost is recognized if it is sent again.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -16,10 +17,10 @@ use tower_auth_refresh::store::{
     RecordChanged, StoreFuture, TokenStore, Version,
 };
 
-use super::Stores;
 use super::fault::Fault;
-use super::link::{Effect, Parameters, Statement};
+use super::link::{Effect, Link, Parameters, Statement};
 use super::schema::{Statements, get, unexpected};
+use super::{FoundRow, Stores};
 use crate::error::{Problem, StoreErrorKind};
 use crate::random;
 use crate::record::{Codec, hex};
@@ -121,21 +122,16 @@ impl<'a> Call<'a> {
     }
 
     async fn find(&self) -> Result<Option<Found>, Problem> {
-        let rows = self.execute(&self.statements().load, &[], Effect::Repeatable).await;
-        let rows = rows.map_err(|fault| fault.into_problem().while_doing("failed to read"))?;
-        let [row] = &*rows else { return Err(unexpected()) };
-        self.found(row)
+        let Row { stores, storage_key } = self.row;
+        let rows = read(stores, stores.link_of(storage_key), &[*storage_key], self.deadline).await?;
+        self.found(rows.first().and_then(Option::as_deref))
     }
 
-    fn found(&self, row: &tokio_postgres::Row) -> Result<Option<Found>, Problem> {
-        if get(row, 0)? {
-            // It may lag behind: a row that isn't there yet would sign the user out.
-            return Err(Fault::Standby.into_problem().while_doing("failed to read"));
-        }
+    fn found(&self, row: Option<&tokio_postgres::Row>) -> Result<Option<Found>, Problem> {
+        let Some(row) = row else { return Ok(None) };
         let now = get(row, 1)?;
-        self.row.stores.server.set_clock(now);
-        let Some(version) = get::<Option<&[u8]>>(row, 2)? else { return Ok(None) };
-        let mut bytes = Wiped::from(get::<&[u8]>(row, 3)?.to_vec());
+        let version = get::<&[u8]>(row, 3)?;
+        let mut bytes = Wiped::from(get::<&[u8]>(row, 4)?.to_vec());
         let name = || format!("key {}", hex(&self.row.storage_key));
         let record = self.codec().decode(&mut bytes).map_err(|problem| problem.while_doing(&name()))?;
         if record.version().as_bytes() != version {
@@ -143,11 +139,11 @@ impl<'a> Call<'a> {
             return Err(problem.while_doing(&name()));
         }
         // Of the ends, the row's was extended, and the one in the record wasn't.
-        let record = match get(row, 4)? {
+        let record = match get(row, 5)? {
             Some(end) => Record::new(record.version().clone(), record.entry().clone().with_expires_at(end)),
             None => record,
         };
-        let claimed_until = get::<Option<SystemTime>>(row, 5)?;
+        let claimed_until = get::<Option<SystemTime>>(row, 6)?;
         let claimed_for = claimed_until.and_then(|until| until.duration_since(now).ok()).unwrap_or_default();
         Ok(Some(Found { record, claimed_for }))
     }
@@ -156,17 +152,20 @@ impl<'a> Call<'a> {
         Ok(self.find().await?.map(|found| found.record))
     }
 
-    /// Loads the record together with those of other sessions that are loaded at this moment on the same connection.
+    /// Loads the record together with those of other sessions that are loaded at this moment.
     async fn load_gathered(&self) -> Result<Option<Record>, Problem> {
         let Row { stores, storage_key } = self.row;
-        let row = stores.reads_of(storage_key).read(*storage_key, || {
+        let row = stores.reads.read(*storage_key, || {
             let stores = Arc::clone(stores);
             Ok(move |keys: Vec<_>| {
                 let stores = Arc::clone(&stores);
-                async move { read(&stores, &keys, Instant::now() + CALL_TIMEOUT).await }
+                async move {
+                    let (link, deadline) = (stores.link_to_read(), Instant::now() + CALL_TIMEOUT);
+                    read(&stores, &link, &keys, deadline).await
+                }
             })
         });
-        Ok(self.found(&row.await?)?.map(|found| found.record))
+        Ok(self.found(row.await?.as_deref())?.map(|found| found.record))
     }
 
     async fn insert(&self, entry: &Entry) -> Result<InsertOutcome, Problem> {
@@ -370,15 +369,31 @@ impl Drop for SessionStore {
     }
 }
 
-/// Reads the rows of keys that have one connection, in their order.
-async fn read(stores: &Stores, keys: &[[u8; 32]], deadline: Instant) -> Result<Vec<tokio_postgres::Row>, Problem> {
-    let [first, ..] = keys else { return Ok(Vec::new()) };
+/// Reads the rows of keys, in their order.
+async fn read(
+    stores: &Stores,
+    link: &Link,
+    keys: &[[u8; 32]],
+    deadline: Instant,
+) -> Result<Vec<Option<FoundRow>>, Problem> {
     let bytes: Vec<_> = keys.iter().map(|key| &key[..]).collect();
     let parameters: Parameters<'_> = &[(&bytes, Type::BYTEA_ARRAY)];
-    let statement = Statement { sql: &stores.statements.load_gathered, parameters, effect: Effect::Repeatable };
-    let rows = stores.link_of(first).execute(statement, deadline).await;
-    let rows = rows.map_err(|fault| fault.into_problem().while_doing("failed to read"))?;
-    if rows.len() == keys.len() { Ok(rows) } else { Err(unexpected()) }
+    let statement = Statement { sql: &stores.statements.load, parameters, effect: Effect::Repeatable };
+    let failed = |problem: Problem| problem.while_doing("failed to read");
+    let rows = link.execute(statement, deadline).await.map_err(|fault| failed(fault.into_problem()))?;
+    let any = rows.first().ok_or_else(unexpected)?;
+    if get(any, 0)? {
+        // It may lag behind: a row that isn't there yet would sign the user out.
+        return Err(failed(Fault::Standby.into_problem()));
+    }
+    stores.server.set_clock(get(any, 1)?);
+    let mut found = HashMap::<[u8; 32], _>::with_capacity(rows.len());
+    for row in rows {
+        if let Some(key) = get::<Option<&[u8]>>(&row, 2)? {
+            found.insert(key.try_into().map_err(|_| unexpected())?, Arc::new(row));
+        }
+    }
+    Ok(keys.iter().map(|key| found.get(key).cloned()).collect())
 }
 
 fn seconds(lease: Duration) -> f64 {

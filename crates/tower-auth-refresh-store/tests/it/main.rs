@@ -14,6 +14,7 @@ mod expired;
 mod files;
 #[cfg(feature = "encryption")]
 mod fuzzed;
+mod gathered;
 #[cfg(all(feature = "keychain", target_os = "linux"))]
 mod keychain;
 mod model;

@@ -24,6 +24,6 @@ fn new_namespace() -> String {
 }
 
 /// Returns the URL of a new namespace on the shared server. `None` if there is no server.
-async fn new_url() -> Option<String> {
+pub(crate) async fn new_url() -> Option<String> {
     Some(format!("{}#{}", shared().await?.url(), new_namespace()))
 }
