@@ -197,7 +197,8 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
     #[must_use]
     pub fn peek(&self, key: &K) -> Option<SessionStatus> {
         // The status is made after the lock is released, which may clone and drop a foreign error.
-        let state = self.inner.table.peek(key, |cell| Arc::clone(&cell.snapshot()))?;
+        let table = &self.inner.table;
+        let state = table.peek(table.hash_of(key), key, |cell| Arc::clone(&cell.snapshot()))?;
         Some(SessionStatus::of(&state))
     }
 
@@ -208,16 +209,16 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
     /// [`Session::recheck`], and the next [`get`](Self::get) waits for it. If the store can't be read, the session is
     /// served from memory. This is not a use of the session.
     pub fn changed(&self, key: &K) {
-        let inner = &self.inner;
+        let (inner, hash) = (&self.inner, self.inner.table.hash_of(key));
         let recheck = |cell: Arc<TokenCell>| drop(cell.recheck());
-        if let Some(cell) = inner.table.peek(key, Arc::clone) {
+        if let Some(cell) = inner.table.peek(hash, key, Arc::clone) {
             return recheck(cell);
         }
         let mut insertions = inner.insertions();
         // Inserted since.
-        let found = inner.table.peek(key, Arc::clone);
+        let found = inner.table.peek(hash, key, Arc::clone);
         // A load under way may have read the record before.
-        let outdated = insertions.loads.remove(key);
+        let outdated = insertions.loads.remove(hash, key);
         drop(insertions);
         if let Some(loading) = outdated {
             loads::give_up(loading, None);
@@ -246,10 +247,10 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> SessionRegistry<K> {
     /// signed in all the same, [`get`](Self::get) finds the session, and the write is retried in the background. If the
     /// runtime has shut down: a session that was in memory is unchanged; a new one is signed in and not stored.
     pub async fn sign_in(&self, key: K, tokens: Tokens) -> Result<Session, SessionRegistryError> {
-        let inner = &self.inner;
-        let session = match inner.table.find(&key) {
+        let (inner, hash) = (&self.inner, self.inner.table.hash_of(&key));
+        let session = match inner.table.find(hash, &key) {
             Some(cell) => Session::of(cell),
-            None => match inner.insert_or_find(key, &tokens)? {
+            None => match inner.insert_or_find(hash, key, &tokens)? {
                 SignIn::Found(cell) => Session::of(cell),
                 SignIn::Inserted(cell) => {
                     if inner.store_factory.is_some() {
@@ -326,11 +327,12 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
     /// shares its store may have signed the user in again.
     #[inline]
     fn find(&self, key: &K) -> Option<Arc<TokenCell>> {
-        let cell = self.table.find(key)?;
+        let hash = self.table.hash_of(key);
+        let cell = self.table.find(hash, key)?;
         if cell.is_over() {
             drop(cell);
-            drop(self.table.remove_if_over(key));
-            return self.table.find(key);
+            drop(self.table.remove_if_over(hash, key));
+            return self.table.find(hash, key);
         }
         Some(cell)
     }
@@ -351,7 +353,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         FindOrLoad { sessions: self, key, signs_out, load: None }
     }
 
-    async fn load(self: Arc<Self>, key: K, number: u64) -> Ended {
+    async fn load(self: Arc<Self>, hash: u64, key: K, number: u64) -> Ended {
         // The factory changes nothing of the registry's, so no change is left half done.
         let store = catch_unwind(AssertUnwindSafe(|| self.store(&key)));
         let looked = self.config.recheck.now();
@@ -368,19 +370,24 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
             }
             Err(_panic) => Err("the store factory panicked".into()),
         };
-        self.end_load(&key, number, found.map_err(|error| SessionError::store(error).into()))
+        self.end_load(hash, &key, number, found.map_err(|error| SessionError::store(error).into()))
     }
 
     /// Inserts a loaded session. Returns `None` if a sign-in was made meanwhile: the record may be out of date.
-    fn end_load(&self, key: &K, number: u64, found: Result<Option<Arc<TokenCell>>, SessionRegistryError>) -> Ended {
+    fn end_load(
+        &self,
+        hash: u64,
+        key: &K,
+        number: u64,
+        found: Result<Option<Arc<TokenCell>>, SessionRegistryError>,
+    ) -> Ended {
         // Dropped last, after the lock is released.
         let _evicted;
         let mut insertions = self.insertions();
-        let signs_out = insertions.loads.current(key, number)?.signs_out;
-        let ended = insertions.loads.remove(key);
+        let ended = insertions.loads.end(hash, key, number)?;
         let found = match found {
             Ok(Some(cell)) => {
-                if !signs_out {
+                if !ended.signs_out {
                     let (room, evicted) = self.make_room(&mut insertions);
                     _evicted = Evicted(self, evicted);
                     if let Err(full) = room {
@@ -388,7 +395,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
                         return Some(Err(full));
                     }
                 }
-                self.table.insert(key.clone(), Arc::clone(&cell));
+                self.table.insert(hash, key.clone(), Arc::clone(&cell));
                 Ok(Some(Session::of(cell)))
             }
             Ok(None) => Ok(None),
@@ -400,7 +407,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
     }
 
     /// Returns the session in memory to sign in to, or inserts a new one.
-    fn insert_or_find(&self, key: K, tokens: &Tokens) -> Result<SignIn, SessionRegistryError> {
+    fn insert_or_find(&self, hash: u64, key: K, tokens: &Tokens) -> Result<SignIn, SessionRegistryError> {
         let (tokens, config) = (tokens.clone(), Arc::clone(&self.config));
         let new = match &self.store_factory {
             Some(store) => TokenCell::signed_in(tokens, store(&key), config),
@@ -409,7 +416,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         };
         let new = Arc::new(new);
         let mut insertions = self.insertions();
-        if let Some(cell) = self.table.find(&key) {
+        if let Some(cell) = self.table.find(hash, &key) {
             return Ok(SignIn::Found(cell));
         }
         let (room, evicted) = self.make_room(&mut insertions);
@@ -419,8 +426,8 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
             return Err(full);
         }
         // A load under way is out of date.
-        let overtaken = insertions.loads.remove(&key);
-        self.table.insert(key, Arc::clone(&new));
+        let overtaken = insertions.loads.remove(hash, &key);
+        self.table.insert(hash, key, Arc::clone(&new));
         drop(insertions);
         drop(Evicted(self, evicted));
         if let Some(loading) = overtaken {
@@ -437,7 +444,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Inner<K> {
         let Some(session) = session else { return Ok(()) };
         let signed_out = session.sign_out().await;
         drop(session);
-        drop(self.table.remove_if_over(&key));
+        drop(self.table.remove_if_over(self.table.hash_of(&key), &key));
         Ok(signed_out?)
     }
 
@@ -496,20 +503,20 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Future for FindOrLoad<'_, K> 
                 // Without stores, a session exists in memory only.
                 return Poll::Ready(Ok(None));
             }
-            let runtime = &sessions.config.runtime;
+            let (runtime, hash) = (&sessions.config.runtime, sessions.table.hash_of(key));
             let mut insertions = sessions.insertions();
-            if let Some(cell) = sessions.table.find(key) {
+            if let Some(cell) = sessions.table.find(hash, key) {
                 return Poll::Ready(Ok(Some(Session::of(cell))));
             }
-            if let Some(loading) = insertions.loads.under_way(key) {
+            if let Some(loading) = insertions.loads.under_way(hash, key) {
                 loading.signs_out |= this.signs_out;
                 let load = Arc::clone(&loading.load);
                 drop(insertions);
                 this.load = Some(load.join(runtime));
                 continue;
             }
-            let load = |number| Load::new(Arc::clone(sessions).load(key.clone(), number).boxed());
-            let (load, is_first) = insertions.loads.begin(key.clone(), this.signs_out, load);
+            let load = |number| Load::new(Arc::clone(sessions).load(hash, key.clone(), number).boxed());
+            let (load, is_first) = insertions.loads.begin(hash, key.clone(), this.signs_out, load);
             drop(insertions);
             this.load = Some(load.run(runtime));
             if is_first {

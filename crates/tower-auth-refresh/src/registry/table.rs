@@ -81,34 +81,37 @@ impl<K: Eq + Hash> Table<K> {
         self.len.load(Ordering::Acquire)
     }
 
+    /// Returns the hash of a key.
+    #[inline]
+    pub(super) fn hash_of(&self, key: &K) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
     /// Returns the session of this key, and marks it as used.
     #[inline]
-    pub(super) fn find(&self, key: &K) -> Option<Arc<TokenCell>> {
-        let cell = self.peek(key, Arc::clone)?;
+    pub(super) fn find(&self, hash: u64, key: &K) -> Option<Arc<TokenCell>> {
+        let cell = self.peek(hash, key, Arc::clone)?;
         self.touch(&cell);
         Some(cell)
     }
 
     /// Reads from the session of this key, under its shard's lock, without marking it as used.
     #[inline]
-    pub(super) fn peek<T>(&self, key: &K, read: impl FnOnce(&Arc<TokenCell>) -> T) -> Option<T> {
-        let (hash, shard) = self.shard_of(key);
-        let shard = lock(shard);
+    pub(super) fn peek<T>(&self, hash: u64, key: &K, read: impl FnOnce(&Arc<TokenCell>) -> T) -> Option<T> {
+        let shard = lock(self.shard_of(hash));
         shard.find(hash, |slot| slot.key == *key).map(|slot| read(&slot.cell))
     }
 
     /// Inserts a session under a key that has none. The caller's lock excludes concurrent insertions.
-    pub(super) fn insert(&self, key: K, cell: Arc<TokenCell>) {
+    pub(super) fn insert(&self, hash: u64, key: K, cell: Arc<TokenCell>) {
         cell.used.store(self.clock.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
-        let (hash, shard) = self.shard_of(&key);
-        lock(shard).insert_unique(hash, Slot { hash, key, cell }, |slot| slot.hash);
+        lock(self.shard_of(hash)).insert_unique(hash, Slot { hash, key, cell }, |slot| slot.hash);
         self.len.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Removes the session of this key if it is over and evictable.
-    pub(super) fn remove_if_over(&self, key: &K) -> Option<Slot<K>> {
-        let (hash, shard) = self.shard_of(key);
-        let mut shard = lock(shard);
+    pub(super) fn remove_if_over(&self, hash: u64, key: &K) -> Option<Slot<K>> {
+        let mut shard = lock(self.shard_of(hash));
         let entry = shard.find_entry(hash, |slot| slot.key == *key).ok()?;
         let over = entry.get().cell.is_over() && entry.get().cell.is_evictable();
         let (slot, _) = over.then(|| entry.remove())?;
@@ -182,12 +185,11 @@ impl<K: Eq + Hash> Table<K> {
         self.clock.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn shard_of(&self, key: &K) -> (u64, &Mutex<HashTable<Slot<K>>>) {
-        let hash = self.hasher.hash_one(key);
+    fn shard_of(&self, hash: u64) -> &Mutex<HashTable<Slot<K>>> {
         // The table in the shard uses the lowest and the highest bits.
         let bits = (hash >> 16) & 0xFFFF;
         let shard = (bits as usize * self.shards.len()) >> 16;
-        (hash, &self.shards[shard])
+        &self.shards[shard]
     }
 }
 
@@ -229,7 +231,7 @@ mod tests {
         let table = Table::<u32>::new(10_000);
         let mut keys = HashMap::<*const _, u32>::new();
         for key in 0..10_000 {
-            *keys.entry(std::ptr::from_ref(table.shard_of(&key).1)).or_default() += 1;
+            *keys.entry(std::ptr::from_ref(table.shard_of(table.hash_of(&key)))).or_default() += 1;
         }
         assert!(table.shards.len() > 40);
         assert_eq!(keys.len(), table.shards.len());
@@ -241,7 +243,7 @@ mod tests {
     async fn an_eviction_compares_the_next_eight_sessions_that_can_be_evicted() {
         let table = Table::<u32>::new(1);
         for (key, cell) in (0..100).zip(cells()) {
-            table.insert(key, cell);
+            table.insert(table.hash_of(&key), key, cell);
         }
         let occupied: Vec<_> = {
             let shard = lock(&table.shards[0]);
@@ -258,7 +260,7 @@ mod tests {
         let table = Table::<u32>::new(1);
         let in_use: Vec<_> = cells().take(4000).collect();
         for (key, cell) in (0..).zip(&in_use) {
-            table.insert(key, Arc::clone(cell));
+            table.insert(table.hash_of(&key), key, Arc::clone(cell));
         }
         let buckets = lock(&table.shards[0]).num_buckets();
         assert!(buckets > BUCKETS_A_CALL);
