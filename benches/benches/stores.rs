@@ -134,28 +134,38 @@ fn postgres(criterion: &mut Criterion) {
     let keys = runtime.block_on(clients[0].query(&format!("SELECT key FROM {TABLE}"), &[])).expect("rows");
     let keys: Arc<Vec<Vec<u8>>> = Arc::new(keys.iter().map(|row| row.get(0)).collect());
     let readers = Arc::clone(&clients);
-    // Prepared, as the store's statements aren't: a pooler in transaction mode may not know them.
+    // The store's statements aren't prepared: a pooler in transaction mode may not know them.
     let select = format!("SELECT version, record FROM {TABLE} WHERE key = $1");
     let prepare = |client: &tokio_postgres::Client| runtime.block_on(client.prepare(&select)).expect("a statement");
     let statements: Arc<Vec<_>> = Arc::new(clients.iter().map(prepare).collect());
+    let (prepared_keys, prepared_readers) = (Arc::clone(&keys), Arc::clone(&readers));
     let read = move |user: u64| {
-        let (keys, clients, statements) = (Arc::clone(&keys), Arc::clone(&readers), Arc::clone(&statements));
+        let (keys, clients) = (Arc::clone(&prepared_keys), Arc::clone(&prepared_readers));
+        let statements = Arc::clone(&statements);
         async move {
             let user = usize::try_from(user).expect("64 bits");
             let (client, select) = (&clients[user % CONNECTIONS], &statements[user % CONNECTIONS]);
             assert_eq!(client.query(select, &[&keys[user]]).await.expect("an answer").len(), 1);
         }
     };
+    // As a client has to that may be behind a pooler.
+    let select: Arc<str> = select.into();
+    let read_unprepared = move |user: u64| {
+        let (keys, clients, select) = (Arc::clone(&keys), Arc::clone(&readers), Arc::clone(&select));
+        async move {
+            let user = usize::try_from(user).expect("64 bits");
+            let key = (&keys[user] as &(dyn ToSql + Sync), Type::BYTEA);
+            let rows = clients[user % CONNECTIONS].query_typed(&select, &[key]).await.expect("an answer");
+            assert_eq!(rows.len(), 1);
+        }
+    };
     for concurrency in CONCURRENCY {
+        let count = reads(concurrency);
         let restart = || runtime.block_on(time_restart(&store, concurrency));
         let bare_restart = || runtime.block_on(time_reads(read.clone(), concurrency));
-        compare(
-            criterion,
-            &format!("stores/postgres/restart/{concurrency}"),
-            reads(concurrency),
-            restart,
-            bare_restart,
-        );
+        compare(criterion, &format!("stores/postgres/restart/{concurrency}"), count, restart, bare_restart);
+        let unprepared = || runtime.block_on(time_reads(read_unprepared.clone(), concurrency));
+        compare(criterion, &format!("stores/postgres/unprepared/{concurrency}"), count, restart, unprepared);
     }
     let refresh = || runtime.block_on(time_refreshes(store(0)));
     let scratch = format!("UPDATE {TABLE} SET record = $1 WHERE key = (SELECT key FROM {TABLE} LIMIT 1)");
@@ -186,7 +196,9 @@ fn is_wanted(group: &str) -> bool {
 /// Returns `true` if any group of a store is wanted.
 fn is_any_wanted(store: &str) -> bool {
     let restarts = CONCURRENCY.map(|concurrency| format!("stores/{store}/restart/{concurrency}"));
-    restarts.iter().any(|group| is_wanted(group)) || is_wanted(&format!("stores/{store}/refresh"))
+    let unprepared = CONCURRENCY.map(|concurrency| format!("stores/{store}/unprepared/{concurrency}"));
+    let groups = restarts.iter().chain(&unprepared);
+    groups.into_iter().any(|group| is_wanted(group)) || is_wanted(&format!("stores/{store}/refresh"))
 }
 
 /// Measures a store and the bare work, which both do something `count` times.
