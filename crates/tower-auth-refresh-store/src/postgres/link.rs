@@ -175,9 +175,12 @@ impl Link {
         Self { server, state, demand, task, reads: AtomicUsize::new(0) }
     }
 
-    /// Returns the number of gathered reads under way.
+    /// Returns the number of gathered reads under way, or the greatest number if the connection could not be opened.
     pub(super) fn reads(&self) -> usize {
-        self.reads.load(Ordering::Relaxed)
+        match *self.state.borrow() {
+            State::Closed(Some(_)) => usize::MAX,
+            State::Open(_) | State::Closed(None) => self.reads.load(Ordering::Relaxed),
+        }
     }
 
     /// Executes a statement, and returns its rows.
@@ -247,6 +250,15 @@ impl Link {
             }
             is_new = true;
         }
+    }
+
+    /// Gives the connection up, since it leads to a standby.
+    pub(super) fn leave_standby(&self) {
+        let open = match &*self.state.borrow() {
+            State::Open(open) => Arc::clone(open),
+            State::Closed(_) => return,
+        };
+        self.retire(&open);
     }
 
     /// Gives a connection up. Statements that wait for its answer may still get it.

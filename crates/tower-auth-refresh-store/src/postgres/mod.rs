@@ -304,11 +304,8 @@ impl Stores {
         &self.links[usize::from(storage_key[31]) % self.links.len()]
     }
 
-    /// Returns the connection for reads: the first of those with the fewest reads, so that few reads stay on one, whose
-    /// server process then has all that it needs in the processor's caches.
-    ///
-    /// It need not be the session's: what was written before is found on any. A write whose call was dropped may take effect
-    /// later.
+    /// Returns the connection for gathered reads: the first of those with the fewest, so that few reads stay on one, whose
+    /// server process then has all that it needs in the processor's caches. What was written before is found on any.
     fn link_to_read(&self) -> Reading<'_> {
         let fewest = self.links.iter().min_by_key(|link| link.reads());
         Reading::on(fewest.unwrap_or(&self.links[0]))

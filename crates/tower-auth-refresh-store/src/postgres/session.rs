@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tokio::runtime::Handle;
@@ -37,6 +38,8 @@ const LONGEST_LEASE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// A handle on one session's row.
 pub(super) struct SessionStore {
     row: Row,
+    /// The number of changes that are under way, have failed, or were dropped: they may still take effect.
+    unsettled: AtomicUsize,
 }
 
 /// The place of one session's row.
@@ -61,7 +64,7 @@ struct Call<'a> {
 
 impl SessionStore {
     pub(super) fn new(stores: Arc<Stores>, storage_key: [u8; 32]) -> Self {
-        Self { row: Row { stores, storage_key } }
+        Self { row: Row { stores, storage_key }, unsettled: AtomicUsize::new(0) }
     }
 
     /// Tells this handle from others on the same row. It is behind an `Arc` for as long as it watches.
@@ -82,6 +85,25 @@ impl SessionStore {
                 }
             };
             outcome.map_err(|problem| problem.of(self.row.stores.name()).into())
+        })
+    }
+
+    /// As `run`, for an operation that changes the row.
+    fn change<'a, T, F>(&'a self, operation: impl FnOnce(Call<'a>) -> F + Send + 'a) -> StoreFuture<'a, T>
+    where
+        T: Send + 'a,
+        F: Future<Output = Result<T, Problem>> + Send + 'a,
+    {
+        self.run(move |call| {
+            let change = operation(call);
+            async {
+                self.unsettled.fetch_add(1, Ordering::Relaxed);
+                let outcome = change.await;
+                if outcome.is_ok() {
+                    self.unsettled.fetch_sub(1, Ordering::Relaxed);
+                }
+                outcome
+            }
         })
     }
 }
@@ -317,41 +339,43 @@ impl Drop for UnusedClaim<'_> {
 
 impl TokenStore for SessionStore {
     fn load(&self) -> StoreFuture<'_, Option<Record>> {
-        self.run(async |call| call.load_gathered().await)
+        // After a change that may still take effect, on the same connection, so that it is found.
+        let is_settled = self.unsettled.load(Ordering::Relaxed) == 0;
+        self.run(async move |call| if is_settled { call.load_gathered().await } else { call.load().await })
     }
 
     fn insert<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, InsertOutcome> {
-        self.run(async |call| call.insert(entry).await)
+        self.change(async |call| call.insert(entry).await)
     }
 
     fn replace<'a>(&'a self, entry: &'a Entry) -> StoreFuture<'a, Version> {
-        self.run(async |call| call.replace(entry).await)
+        self.change(async |call| call.replace(entry).await)
     }
 
     fn claim<'a>(&'a self, version: &'a Version, lease: Duration) -> StoreFuture<'a, ClaimOutcome> {
-        self.run(async move |call| call.claim(version, lease).await)
+        self.change(async move |call| call.claim(version, lease).await)
     }
 
     fn renew<'a>(&'a self, claim: &'a Claim, lease: Duration) -> StoreFuture<'a, bool> {
-        self.run(async move |call| call.renew(claim, lease).await)
+        self.change(async move |call| call.renew(claim, lease).await)
     }
 
     fn release<'a>(&'a self, claim: &'a Claim, presented: Presented) -> StoreFuture<'a, ()> {
-        self.run(async move |call| call.release(claim, presented).await)
+        self.change(async move |call| call.release(claim, presented).await)
     }
 
     fn commit<'a>(&'a self, claim: &'a Claim, entry: &'a Entry) -> StoreFuture<'a, CommitOutcome> {
-        self.run(async move |call| call.commit(claim, entry).await)
+        self.change(async move |call| call.commit(claim, entry).await)
     }
 
     fn clear<'a>(&'a self, version: &'a Version) -> StoreFuture<'a, ClearOutcome> {
-        self.run(async move |call| call.clear(version).await)
+        self.change(async move |call| call.clear(version).await)
     }
 
     fn extend<'a>(&'a self, version: &'a Version, expires_at: SystemTime) -> StoreFuture<'a, bool> {
         // To the millisecond, and not beyond what the column holds.
         let expires_at = Entry::new(Epoch::from(0), 0, Tokens::default()).with_expires_at(expires_at).expires_at();
-        self.run(async move |call| call.extend(version, expires_at.unwrap_or(SystemTime::UNIX_EPOCH)).await)
+        self.change(async move |call| call.extend(version, expires_at.unwrap_or(SystemTime::UNIX_EPOCH)).await)
     }
 
     fn watch(&self, changed: RecordChanged) {
@@ -384,6 +408,7 @@ async fn read(
     let any = rows.first().ok_or_else(unexpected)?;
     if get(any, 0)? {
         // It may lag behind: a row that isn't there yet would sign the user out.
+        link.leave_standby();
         return Err(failed(Fault::Standby.into_problem()));
     }
     stores.server.set_clock(get(any, 1)?);

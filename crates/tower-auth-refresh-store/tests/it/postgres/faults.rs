@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, advance, pause, resume, sleep, timeout};
 use tower_auth_refresh::store::{ClearOutcome, CommitOutcome, InsertOutcome, Presented, TokenStore};
 use tower_auth_refresh_store::PostgresStores;
@@ -272,4 +272,27 @@ async fn a_connection_that_answers_slowly_is_waited_for() {
         }
     }
     panic!("the third statement is never answered in time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_after_a_write_that_was_dropped_finds_what_it_has_written() {
+    let Some(server) = Server::start(&[]).map(Arc::new) else { return };
+    let stores = PostgresStores::connect(server.url()).await.unwrap();
+    stores.migrate().await.unwrap();
+    // One after the other: their connections differ.
+    for user in 0..8 {
+        let session = stores.store(user.to_string());
+        session.replace(&entry(1)).await.unwrap();
+        let locking = Arc::clone(&server);
+        let lock = "LOCK TABLE tower_auth_refresh IN EXCLUSIVE MODE; SELECT pg_sleep(0.5)";
+        let locked = spawn_blocking(move || drop(locking.sql(lock)));
+        let locks = "SELECT count(*) FROM pg_locks WHERE mode = 'ExclusiveLock' AND granted
+            AND relation = 'tower_auth_refresh'::regclass";
+        while server.sql(locks) != "1" {
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert!(timeout(Duration::from_millis(20), session.replace(&entry(2))).await.is_err(), "it waits for the lock");
+        assert_eq!(session.load().await.unwrap().unwrap().generation(), 2, "user {user}");
+        locked.await.unwrap();
+    }
 }
