@@ -181,9 +181,13 @@ async fn a_kept_connection_is_served_once_more_after_the_shutdown_has_begun() {
     let mut idle = TcpStream::connect(address).await.unwrap();
     get(&mut idle, "/healthz", "").await;
     drop(stop);
-    // Refused, or ignored for the time of a handshake.
-    while let Ok(Ok(_)) = timeout(Duration::from_millis(50), TcpStream::connect(address)).await {
-        sleep(Duration::from_millis(1)).await;
+    // Ignored for the time of a handshake, then refused: the shutdown has begun.
+    loop {
+        match timeout(Duration::from_millis(20), TcpStream::connect(address)).await {
+            Ok(Ok(_)) => sleep(Duration::from_millis(1)).await,
+            Ok(Err(_refused)) => break,
+            Err(_ignored) => {}
+        }
     }
     let request = b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n";
     assert_eq!(kept.try_write(request).unwrap(), request.len());
