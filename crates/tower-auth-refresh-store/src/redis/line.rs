@@ -8,7 +8,7 @@ use std::sync::{self, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use redis::{Cmd, Pipeline, RedisError, ServerError, ServerErrorKind, Value, cmd};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::connect::{Connection, Connector};
@@ -105,9 +105,7 @@ impl Line {
         F: Fn(&Connection, Named) -> Pipeline,
     {
         let waits = call.waits && self.replicas > 0;
-        let turn = async { if waits { self.waiting.acquire().await.ok() } else { None } };
-        let busy = |_| Failure::Unready(unavailable("too many writes wait for replicas"));
-        let _turn = timeout_at(call.deadline, turn).await.map_err(busy)?;
+        let _turn = if waits { Some(self.turn(call.deadline).await?) } else { None };
         // Set while the server may have acted on an attempt.
         let mut is_sent = false;
         let attempts = async {
@@ -173,6 +171,14 @@ impl Line {
                 }
             }
         }
+    }
+
+    /// Waits until another write may wait for replicas. A turn that comes at the deadline or later is none: the write would
+    /// pass it on at once, and fail for a reason that isn't its own.
+    async fn turn(&self, deadline: Instant) -> Result<SemaphorePermit<'_>, Failure> {
+        let turn = timeout_at(deadline, self.waiting.acquire()).await.ok().and_then(Result::ok);
+        let turn = turn.filter(|_| Instant::now() < deadline);
+        turn.ok_or_else(|| Failure::Unready(unavailable("too many writes wait for replicas")))
     }
 
     /// Returns a connection that no other write has, or makes one, with pauses.
