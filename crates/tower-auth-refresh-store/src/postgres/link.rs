@@ -7,21 +7,22 @@
 
 use std::ops::Deref;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{CancelToken, Client, Config, Connection, Row, Socket};
+use tokio_postgres::types::Type;
+use tokio_postgres::{CancelToken, Client, Row};
 
 use super::fault::{Fault, fault_of};
-use super::schema::get;
-use super::tls::{Encrypted, Tls};
-use super::url::Address;
+use super::prepared::Prepared;
+use super::schema::Parameters;
+use super::server::{Connected, Driver, Server};
+use super::stream::Endpoint;
 use crate::error::{Problem, StoreErrorKind};
 use crate::random;
 
@@ -37,18 +38,14 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pauses between failed attempts to connect double from the first to the last. Each is shortened by up to a half.
 const PAUSES: [Duration; 2] = [Duration::from_millis(40), Duration::from_secs(1)];
 
-/// The values of a statement's parameters.
-pub(super) type Parameters<'a> = &'a [(&'a (dyn ToSql + Sync), Type)];
-
-/// A connection before it is driven: the future that does so, and that ends when the connection ends.
-pub(super) type Driver = Connection<Socket, Encrypted<Socket>>;
-
 /// A statement, and the fate of one whose answer is lost.
 #[derive(Clone, Copy)]
 pub(super) struct Statement<'a> {
     pub(super) sql: &'a str,
     pub(super) parameters: Parameters<'a>,
     pub(super) effect: Effect,
+    /// It is prepared where that is safe. There is one such statement.
+    pub(super) is_prepared: bool,
 }
 
 /// The effect that a statement may have when it is late, or repeated.
@@ -61,20 +58,6 @@ pub(super) enum Effect {
     /// It could undo what other processes have done since: it isn't repeated either.
     OnceInTime,
 }
-
-/// The servers of a database, and a limit to the connections with them.
-pub(super) struct Server {
-    address: Address,
-    tls: Tls,
-    /// One permit for each connection that is open, retired ones too. These give it back within a minute.
-    permits: Arc<Semaphore>,
-    /// The host that was the primary last.
-    primary: AtomicUsize,
-    clock: Clock,
-}
-
-/// The server's clock, as it was read last, and when.
-struct Clock(Mutex<(SystemTime, std::time::Instant)>);
 
 /// The place of a connection.
 pub(super) struct Link {
@@ -94,78 +77,13 @@ pub(super) struct Open {
     client: Client,
     /// The number of its answers so far, by which one that is slow is told from one that is dead.
     answers: AtomicUsize,
+    prepared: Prepared,
 }
 
 enum State {
     Open(Arc<Open>),
     /// With the last failure to open it, if that was the last thing that happened.
     Closed(Option<Problem>),
-}
-
-impl Server {
-    /// `connections`: those that are in use at the same time.
-    pub(super) fn new(address: Address, connections: usize) -> Result<Arc<Self>, Problem> {
-        let tls = Tls::new(&address)?;
-        // As many again may have been retired.
-        let permits = Arc::new(Semaphore::new(2 * connections));
-        let clock = Clock(Mutex::new((SystemTime::now(), std::time::Instant::now())));
-        Ok(Arc::new(Self { address, tls, permits, primary: AtomicUsize::new(0), clock }))
-    }
-
-    /// Returns the URL without credentials.
-    pub(super) fn name(&self) -> &str {
-        &self.address.name
-    }
-
-    /// Returns the number of hosts.
-    pub(super) fn hosts(&self) -> u32 {
-        u32::try_from(self.address.hosts.len()).unwrap_or(u32::MAX)
-    }
-
-    /// Connects to the primary. `patience`: the time for each host.
-    pub(super) async fn connect(&self, patience: Duration) -> Result<(Client, Driver), Problem> {
-        let hosts = &self.address.hosts;
-        let first = self.primary.load(Ordering::Relaxed);
-        let mut failure = None;
-        for at in (first..first + hosts.len()).map(|at| at % hosts.len()) {
-            match timeout(patience, self.connect_to(&hosts[at])).await {
-                Ok(Ok(connection)) => {
-                    self.primary.store(at, Ordering::Relaxed);
-                    return Ok(connection);
-                }
-                Ok(Err(fault)) => failure = Some(fault.into_problem().while_doing("failed to connect")),
-                Err(_) => failure = Some(unavailable("failed to connect: the server doesn't answer")),
-            }
-        }
-        Err(failure.unwrap_or_else(|| unavailable("failed to connect")))
-    }
-
-    async fn connect_to(&self, host: &Config) -> Result<(Client, Driver), Fault> {
-        let (client, mut driver) = host.connect(self.tls.clone()).await.map_err(|error| fault_of(&error))?;
-        let state = "SELECT clock_timestamp(), pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'";
-        let rows = tokio::select! {
-            rows = client.query_typed(state, &[]) => rows.map_err(|error| fault_of(&error))?,
-            _ = &mut driver => return Err(Fault::lost("the connection was closed")),
-        };
-        let [row] = &*rows else { return Err(Fault::lost("the server doesn't answer")) };
-        if get(row, 1).map_err(Fault::Refused)? {
-            return Err(Fault::Standby);
-        }
-        self.set_clock(get(row, 0).map_err(Fault::Refused)?);
-        Ok((client, driver))
-    }
-
-    /// Notes the time that the server has just sent.
-    pub(super) fn set_clock(&self, time: SystemTime) {
-        // Poisoning is ignored: a reading is replaced as a whole.
-        *self.clock.0.lock().unwrap_or_else(PoisonError::into_inner) = (time, std::time::Instant::now());
-    }
-
-    /// Returns the server's time in `left` from now: a little earlier, by the time that the last reading was on its way.
-    fn time_in(&self, left: Duration) -> SystemTime {
-        let (time, at) = *self.clock.0.lock().unwrap_or_else(PoisonError::into_inner);
-        time + at.elapsed() + left
-    }
 }
 
 impl Link {
@@ -185,7 +103,7 @@ impl Link {
 
     /// Executes a statement, and returns its rows.
     pub(super) async fn execute(&self, statement: Statement<'_>, deadline: Instant) -> Result<Vec<Row>, Fault> {
-        let Statement { sql, parameters, effect } = statement;
+        let Statement { parameters, effect, .. } = statement;
         // An attempt may have had an effect, whatever becomes of the later ones.
         let mut is_lost = false;
         loop {
@@ -202,7 +120,8 @@ impl Link {
             if effect != Effect::Repeatable {
                 parameters.push((&in_time, Type::TIMESTAMPTZ));
             }
-            let fault = match open.query(sql, &parameters, ends).await {
+            let attempt = Statement { parameters: &parameters, ..statement };
+            let fault = match open.query(attempt, ends).await {
                 Ok(Ok(rows)) => return Ok(rows),
                 Ok(Err(error)) => fault_of(&error),
                 Err(Elapsed { is_dead }) => {
@@ -283,11 +202,10 @@ impl Open {
     /// Executes a statement, and waits until then, or until the connection seems dead.
     async fn query(
         &self,
-        sql: &str,
-        parameters: Parameters<'_>,
+        statement: Statement<'_>,
         ends: Instant,
     ) -> Result<Result<Vec<Row>, tokio_postgres::Error>, Elapsed> {
-        let mut rows = pin!(self.client.query_typed(sql, parameters));
+        let mut rows = pin!(self.rows(statement));
         loop {
             let before = self.answers.load(Ordering::Relaxed);
             let answer_by = ends.min(Instant::now() + ANSWER_TIMEOUT);
@@ -300,6 +218,14 @@ impl Open {
                 return Err(Elapsed { is_dead });
             }
         }
+    }
+
+    async fn rows(&self, statement: Statement<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let Statement { sql, parameters, is_prepared, .. } = statement;
+        if is_prepared && let Some(rows) = self.prepared.query(&self.client, sql, parameters, &self.answers).await {
+            return rows;
+        }
+        self.client.query_typed(sql, parameters).await
     }
 }
 
@@ -338,10 +264,10 @@ async fn keep_open(server: Arc<Server>, state: watch::Sender<State>, demand: Arc
         // The semaphore is never closed.
         let Ok(permit) = Arc::clone(&server.permits).acquire_owned().await else { return };
         match server.connect(attempts.patience).await {
-            Ok((client, driver)) => {
+            Ok(Connected { client, driver, endpoint, is_direct }) => {
                 attempts = Attempts::default();
-                let open = Arc::new(Open { client, answers: AtomicUsize::new(0) });
-                drive(&server, driver, open, permit, &state).await;
+                let open = Open { client, answers: AtomicUsize::new(0), prepared: Prepared::new(is_direct) };
+                drive(&server, (driver, endpoint), Arc::new(open), permit, &state).await;
             }
             Err(problem) => {
                 drop(permit);
@@ -354,8 +280,8 @@ async fn keep_open(server: Arc<Server>, state: watch::Sender<State>, demand: Arc
 
 /// Lends a connection to calls until it fails, or is retired.
 async fn drive(
-    server: &Server,
-    driver: Driver,
+    server: &Arc<Server>,
+    (driver, endpoint): (Driver, Endpoint),
     open: Arc<Open>,
     permit: OwnedSemaphorePermit,
     state: &watch::Sender<State>,
@@ -370,9 +296,9 @@ async fn drive(
         _ = &mut driver => drop(state.send_replace(State::Closed(None))),
         // The sender is here.
         _ = states.wait_for(is_retired) => {
-            let tls = server.tls.clone();
+            let server = Arc::clone(server);
             tokio::spawn(async move {
-                end(driver, &cancel, &tls).await;
+                end(driver, &server, &cancel, &endpoint).await;
                 drop(permit);
             });
         }
@@ -381,14 +307,14 @@ async fn drive(
 
 /// Waits until a retired connection ends: when its last statement is answered, or when it is known to be dead. If it
 /// doesn't, its statements are cancelled, and it is closed.
-async fn end(mut driver: Pin<Box<Driver>>, cancel: &CancelToken, tls: &Tls) {
+async fn end(mut driver: Pin<Box<Driver>>, server: &Server, connection: &CancelToken, endpoint: &Endpoint) {
     if timeout(RETIREMENT, &mut driver).await.is_ok() {
         return;
     }
     let cancelling = async {
         loop {
-            // Each request cancels one statement; the next one may hang as well. Failures leave the server as it is.
-            let _ = cancel.cancel_query(tls.clone()).await;
+            // Each request cancels one statement; the next one may hang as well.
+            server.cancel(connection, endpoint).await;
             sleep(PAUSES[0]).await;
         }
     };

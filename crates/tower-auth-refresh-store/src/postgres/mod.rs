@@ -2,9 +2,12 @@
 
 mod fault;
 mod link;
+mod prepared;
 mod push;
 mod schema;
+mod server;
 mod session;
+mod stream;
 mod tls;
 mod url;
 
@@ -19,9 +22,10 @@ use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 use tower_auth_refresh::store::TokenStore;
 
-use self::link::{Effect, Link, Parameters, Reading, Server, Statement};
+use self::link::{Effect, Link, Reading, Statement};
 use self::push::Push;
-use self::schema::{DEFAULT_TABLE, Statements, Table};
+use self::schema::{DEFAULT_TABLE, Parameters, Statements, Table};
+use self::server::{Connected, Server};
 use self::session::SessionStore;
 use self::url::Address;
 use crate::error::{Problem, StoreError, StoreErrorKind};
@@ -319,7 +323,9 @@ impl Stores {
             let deadline = Instant::now() + CONNECT_TIMEOUT;
             let (sql, parameters): (_, Parameters<'_>) =
                 (&self.statements.delete_expired, &[(&i64::from(BATCH), Type::INT8)]);
-            let rows = self.links[0].execute(Statement { sql, parameters, effect: Effect::Repeatable }, deadline).await;
+            let rows = self.links[0]
+                .execute(Statement { sql, parameters, effect: Effect::Repeatable, is_prepared: false }, deadline)
+                .await;
             let batch =
                 rows.map_err(|fault| fault.into_problem().while_doing("failed to delete expired records"))?.len();
             deleted += batch as u64;
@@ -337,7 +343,7 @@ async fn aside<T>(
     operation: impl AsyncFnOnce(&Client) -> Result<T, Problem>,
 ) -> Result<T, StoreError> {
     let run = async {
-        let (client, driver) = server.connect(time / server.hosts()).await?;
+        let Connected { client, driver, .. } = server.connect(time / server.hosts()).await?;
         tokio::select! {
             outcome = operation(&client) => outcome,
             _ = driver => Err(Problem::new(StoreErrorKind::Unavailable, "the connection was closed")),

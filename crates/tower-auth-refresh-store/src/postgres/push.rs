@@ -11,7 +11,8 @@ use tokio_postgres::{AsyncMessage, Client};
 use tower_auth_refresh::store::RecordChanged;
 
 use super::fault::fault_of;
-use super::link::{Attempts, Driver, Server};
+use super::link::Attempts;
+use super::server::{Connected, Driver, Server};
 use super::{CHECK_TIMEOUT, aside};
 use crate::error::StoreError;
 use crate::watchers::{ShortKey, Watchers};
@@ -80,7 +81,7 @@ impl Drop for Push {
 async fn keep_listening(server: Arc<Server>, channel: String, watchers: Arc<Watchers>) {
     let mut attempts = Attempts::default();
     loop {
-        if let Ok((client, driver)) = server.connect(attempts.patience).await
+        if let Ok(Connected { client, driver, .. }) = server.connect(attempts.patience).await
             && listen_on(&client, driver, &channel, &watchers).await
         {
             attempts = Attempts::default();

@@ -2,11 +2,10 @@
 
 use std::fmt;
 
-use tokio_postgres::types::{FromSql, Type};
+use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::fault::fault_of;
-use super::link::Parameters;
 use crate::error::{Problem, StoreErrorKind};
 
 pub(super) const DEFAULT_TABLE: &str = "tower_auth_refresh";
@@ -94,7 +93,11 @@ impl fmt::Display for Table {
     }
 }
 
-/// The statements of a store. Each is sent with its parameters, not prepared, and is a transaction of its own.
+/// The values of a statement's parameters.
+pub(super) type Parameters<'a> = &'a [(&'a (dyn ToSql + Sync), Type)];
+
+/// The statements of a store. Each is a transaction of its own, and sent with its parameters, not prepared: but for `load`, on
+/// a direct connection.
 ///
 /// - `$1` is the storage key, but of `load`, and `$2` the version that is expected or written.
 /// - An update that changes no row is followed by `load` as a statement of its own: within one, it would see the table as it

@@ -19,8 +19,8 @@ use tower_auth_refresh::store::{
 };
 
 use super::fault::Fault;
-use super::link::{Effect, Link, Parameters, Statement};
-use super::schema::{Statements, get, unexpected};
+use super::link::{Effect, Link, Statement};
+use super::schema::{Parameters, Statements, get, unexpected};
 use super::{FoundRow, Stores};
 use crate::error::{Problem, StoreErrorKind};
 use crate::random;
@@ -127,7 +127,10 @@ impl<'a> Call<'a> {
         let key = &storage_key[..];
         let mut all: Vec<(&(dyn ToSql + Sync), Type)> = vec![(&key, Type::BYTEA)];
         all.extend_from_slice(parameters);
-        stores.link_of(storage_key).execute(Statement { sql, parameters: &all, effect }, self.deadline).await
+        stores
+            .link_of(storage_key)
+            .execute(Statement { sql, parameters: &all, effect, is_prepared: false }, self.deadline)
+            .await
     }
 
     /// Executes a statement that changes a row or none. Returns true if it has changed one.
@@ -402,7 +405,8 @@ async fn read(
 ) -> Result<Vec<Option<FoundRow>>, Problem> {
     let bytes: Vec<_> = keys.iter().map(|key| &key[..]).collect();
     let parameters: Parameters<'_> = &[(&bytes, Type::BYTEA_ARRAY)];
-    let statement = Statement { sql: &stores.statements.load, parameters, effect: Effect::Repeatable };
+    let (sql, effect) = (&stores.statements.load, Effect::Repeatable);
+    let statement = Statement { sql, parameters, effect, is_prepared: true };
     let failed = |problem: Problem| problem.while_doing("failed to read");
     let rows = link.execute(statement, deadline).await.map_err(|fault| failed(fault.into_problem()))?;
     let any = rows.first().ok_or_else(unexpected)?;

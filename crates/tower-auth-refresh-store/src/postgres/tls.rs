@@ -13,7 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
+use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
 use super::url::{Address, Roots};
 use crate::error::{Problem, StoreErrorKind};
@@ -59,18 +59,12 @@ impl Tls {
             .with_no_client_auth();
         Ok(Self(Arc::new(config)))
     }
-}
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> MakeTlsConnect<S> for Tls {
-    type Stream = Encrypted<S>;
-    type TlsConnect = Handshake;
-    type Error = io::Error;
-
-    fn make_tls_connect(&mut self, host: &str) -> io::Result<Handshake> {
-        // A socket of the file system has no host name, and no TLS.
-        let host = if host.is_empty() { "localhost" } else { host };
-        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-        Ok(Handshake(Arc::clone(&self.0), name))
+    /// Begins a connection to a server whose certificate has to have this name.
+    pub(super) fn handshake(&self, name: &str) -> Result<Handshake, Problem> {
+        let name = ServerName::try_from(name.to_owned());
+        let unfit = |_| Problem::new(StoreErrorKind::Misconfigured, "TLS: a certificate can't have the host's name");
+        Ok(Handshake(Arc::clone(&self.0), name.map_err(unfit)?))
     }
 }
 

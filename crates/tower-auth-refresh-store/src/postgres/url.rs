@@ -161,11 +161,6 @@ impl Parts {
         if !self.has_timeout {
             self.config.connect_timeout(CONNECT_TIMEOUT);
         }
-        // An idle connection that is gone without a word is noticed within a minute, by all operating systems. While
-        // data is unacknowledged, Linux sends no keepalive, and would repeat the data for 15 minutes.
-        self.config.keepalives_idle(Duration::from_secs(20));
-        self.config.keepalives_interval(Duration::from_secs(5)).keepalives_retries(4);
-        self.config.tcp_user_timeout(Duration::from_secs(30));
         let hosts: Vec<_> = self.hosts.iter().zip(ports).map(|(host, port)| self.config_of(host, port)).collect();
         let name = name(&hosts);
         let checks_host_name = self.tls != Some(Tls::Chain);
@@ -251,7 +246,6 @@ mod tests {
             assert_eq!((config.get_ports(), config.get_ssl_mode()), (&[port][..], SslMode::Require));
             assert_eq!(config.get_connect_timeout(), Some(&Duration::from_secs(2)));
             assert_eq!(config.get_application_name(), Some("gateway"));
-            assert_eq!(config.get_tcp_user_timeout(), Some(&Duration::from_secs(30)));
         }
         assert_eq!(parse("postgres://ada@[::1]:7000").name, "postgres://[::1]:7000/ada");
         let by_parameters = parse("postgres:///app?host=/run/postgresql&user=ada&password=x&port=7000");

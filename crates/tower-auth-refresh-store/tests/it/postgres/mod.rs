@@ -6,6 +6,7 @@ mod deployment;
 mod failover;
 mod faults;
 mod pooler;
+mod prepared;
 mod push;
 mod rounds;
 #[cfg(feature = "encryption")]
