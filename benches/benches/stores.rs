@@ -125,47 +125,56 @@ fn postgres(criterion: &mut Criterion) {
         return;
     }
     let runtime = runtime();
-    let Some(server) = postgres_server::Server::start(&[]) else { return };
+    // Relative to the directory of its data.
+    let Some(server) = postgres_server::Server::start(&["unix_socket_directories=."]) else { return };
     let stores = runtime.block_on(PostgresStores::connect(server.url())).expect("a server");
     runtime.block_on(stores.migrate()).expect("a table");
     let store = move |user: u64| stores.store(user.to_be_bytes());
     runtime.block_on(fill(&store));
-    let clients: Arc<Vec<_>> = Arc::new((0..CONNECTIONS).map(|_| runtime.block_on(connect(&server.url()))).collect());
+    let connect_all =
+        |url: &str| Arc::new((0..CONNECTIONS).map(|_| runtime.block_on(connect(url))).collect::<Vec<_>>());
+    let clients = connect_all(&server.url());
+    // As behind a pooler, neither side prepares its statement here.
+    let socket = format!("{}?host={}&port={}", server.url(), server.data().display(), server.port());
+    let unprepared_stores = runtime.block_on(PostgresStores::connect(&socket)).expect("a server");
+    let unprepared_store = move |user: u64| unprepared_stores.store(user.to_be_bytes());
+    let unprepared_clients = connect_all(&socket);
     let keys = runtime.block_on(clients[0].query(&format!("SELECT key FROM {TABLE}"), &[])).expect("rows");
     let keys: Arc<Vec<Vec<u8>>> = Arc::new(keys.iter().map(|row| row.get(0)).collect());
-    let readers = Arc::clone(&clients);
-    // The store's statements aren't prepared: a pooler in transaction mode may not know them.
     let select = format!("SELECT version, record FROM {TABLE} WHERE key = $1");
     let prepare = |client: &tokio_postgres::Client| runtime.block_on(client.prepare(&select)).expect("a statement");
     let statements: Arc<Vec<_>> = Arc::new(clients.iter().map(prepare).collect());
-    let (prepared_keys, prepared_readers) = (Arc::clone(&keys), Arc::clone(&readers));
-    let read = move |user: u64| {
-        let (keys, clients) = (Arc::clone(&prepared_keys), Arc::clone(&prepared_readers));
-        let statements = Arc::clone(&statements);
-        async move {
-            let user = usize::try_from(user).expect("64 bits");
-            let (client, select) = (&clients[user % CONNECTIONS], &statements[user % CONNECTIONS]);
-            assert_eq!(client.query(select, &[&keys[user]]).await.expect("an answer").len(), 1);
-        }
-    };
-    // As a client has to that may be behind a pooler.
-    let select: Arc<str> = select.into();
-    let read_unprepared = move |user: u64| {
-        let (keys, clients, select) = (Arc::clone(&keys), Arc::clone(&readers), Arc::clone(&select));
-        async move {
-            let user = usize::try_from(user).expect("64 bits");
-            let key = (&keys[user] as &(dyn ToSql + Sync), Type::BYTEA);
-            let rows = clients[user % CONNECTIONS].query_typed(&select, &[key]).await.expect("an answer");
-            assert_eq!(rows.len(), 1);
-        }
-    };
+    let unprepared_select: Arc<str> = select.as_str().into();
     for concurrency in CONCURRENCY {
+        // One at a time, on one connection, as the store's: its process has all that it needs in the processor's caches.
+        let connections = CONNECTIONS.min(concurrency);
+        let (shared_keys, readers, statements) = (Arc::clone(&keys), Arc::clone(&clients), Arc::clone(&statements));
+        let read = move |user: u64| {
+            let (keys, clients, statements) = (Arc::clone(&shared_keys), Arc::clone(&readers), Arc::clone(&statements));
+            async move {
+                let user = usize::try_from(user).expect("64 bits");
+                let (client, select) = (&clients[user % connections], &statements[user % connections]);
+                assert_eq!(client.query(select, &[&keys[user]]).await.expect("an answer").len(), 1);
+            }
+        };
+        let (shared_keys, readers, select) =
+            (Arc::clone(&keys), Arc::clone(&unprepared_clients), Arc::clone(&unprepared_select));
+        let read_unprepared = move |user: u64| {
+            let (keys, clients, select) = (Arc::clone(&shared_keys), Arc::clone(&readers), Arc::clone(&select));
+            async move {
+                let user = usize::try_from(user).expect("64 bits");
+                let key = (&keys[user] as &(dyn ToSql + Sync), Type::BYTEA);
+                let rows = clients[user % connections].query_typed(&select, &[key]).await.expect("an answer");
+                assert_eq!(rows.len(), 1);
+            }
+        };
         let count = reads(concurrency);
         let restart = || runtime.block_on(time_restart(&store, concurrency));
         let bare_restart = || runtime.block_on(time_reads(read.clone(), concurrency));
         compare(criterion, &format!("stores/postgres/restart/{concurrency}"), count, restart, bare_restart);
-        let unprepared = || runtime.block_on(time_reads(read_unprepared.clone(), concurrency));
-        compare(criterion, &format!("stores/postgres/unprepared/{concurrency}"), count, restart, unprepared);
+        let restart = || runtime.block_on(time_restart(&unprepared_store, concurrency));
+        let bare_restart = || runtime.block_on(time_reads(read_unprepared.clone(), concurrency));
+        compare(criterion, &format!("stores/postgres/unprepared/{concurrency}"), count, restart, bare_restart);
     }
     let refresh = || runtime.block_on(time_refreshes(store(0)));
     let scratch = format!("UPDATE {TABLE} SET record = $1 WHERE key = (SELECT key FROM {TABLE} LIMIT 1)");

@@ -106,7 +106,7 @@
 //! - **Direct connections.** If the server sees the addresses and ports of the connection's own two ends, there is no pooler
 //!   in between. The statement that reads is prepared there, by one more round trip at the connection's first read, and
 //!   `plan_cache_mode` and `enable_seqscan` are set for the connection. Behind a proxy or a translation of addresses, and
-//!   over a socket of the file system, it isn't: one first use at a time then has two thirds of the throughput.
+//!   over a socket of the file system, it isn't: first uses one at a time then have two thirds of the throughput.
 //! - **Sign-outs** are pushed to the other processes by `NOTIFY`, in the statement that deletes the record: nothing else
 //!   is, since `NOTIFY` takes a lock on the whole server when it commits. A sign-in over another process's record is found
 //!   by looking, as are sign-outs while the connection that listens is down; when it is up again, the next use of each
