@@ -135,7 +135,9 @@ fn postgres(criterion: &mut Criterion) {
         |url: &str| Arc::new((0..CONNECTIONS).map(|_| runtime.block_on(connect(url))).collect::<Vec<_>>());
     let clients = connect_all(&server.url());
     // As behind a pooler, neither side prepares its statement here.
-    let socket = format!("{}?host={}&port={}", server.url(), server.data().display(), server.port());
+    let place = format!("127.0.0.1:{}", server.port());
+    let socket =
+        format!("{}?host={}&port={}", server.url().replace(&place, ""), server.data().display(), server.port());
     let unprepared_stores = runtime.block_on(PostgresStores::connect(&socket)).expect("a server");
     let unprepared_store = move |user: u64| unprepared_stores.store(user.to_be_bytes());
     let unprepared_clients = connect_all(&socket);

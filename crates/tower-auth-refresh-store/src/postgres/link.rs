@@ -78,6 +78,8 @@ pub(super) struct Open {
     /// The number of its answers so far, by which one that is slow is told from one that is dead.
     answers: AtomicUsize,
     prepared: Prepared,
+    /// Of the task that drives it.
+    runtime: Handle,
 }
 
 enum State {
@@ -201,7 +203,7 @@ struct Elapsed {
 impl Open {
     /// Executes a statement, and waits until then, or until the connection seems dead.
     async fn query(
-        &self,
+        self: &Arc<Self>,
         statement: Statement<'_>,
         ends: Instant,
     ) -> Result<Result<Vec<Row>, tokio_postgres::Error>, Elapsed> {
@@ -220,10 +222,18 @@ impl Open {
         }
     }
 
-    async fn rows(&self, statement: Statement<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
+    async fn rows(self: &Arc<Self>, statement: Statement<'_>) -> Result<Vec<Row>, tokio_postgres::Error> {
         let Statement { sql, parameters, is_prepared, .. } = statement;
-        if is_prepared && let Some(rows) = self.prepared.query(&self.client, sql, parameters, &self.answers).await {
-            return rows;
+        if is_prepared {
+            if let Some(rows) = self.prepared.query(&self.client, parameters).await {
+                return rows;
+            }
+            if self.prepared.begins() {
+                // In a task, so that no read waits for it.
+                let (open, sql) = (Arc::clone(self), sql.to_owned());
+                let types: Vec<_> = parameters.iter().map(|(_, of_type)| of_type.clone()).collect();
+                self.runtime.spawn(async move { open.prepared.prepare(&open.client, &sql, &types).await });
+            }
         }
         self.client.query_typed(sql, parameters).await
     }
@@ -266,7 +276,8 @@ async fn keep_open(server: Arc<Server>, state: watch::Sender<State>, demand: Arc
         match server.connect(attempts.patience).await {
             Ok(Connected { client, driver, endpoint, is_direct }) => {
                 attempts = Attempts::default();
-                let open = Open { client, answers: AtomicUsize::new(0), prepared: Prepared::new(is_direct) };
+                let (answers, prepared) = (AtomicUsize::new(0), Prepared::new(is_direct));
+                let open = Open { client, answers, prepared, runtime: Handle::current() };
                 drive(&server, (driver, endpoint), Arc::new(open), permit, &state).await;
             }
             Err(problem) => {

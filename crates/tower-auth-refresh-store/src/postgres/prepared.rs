@@ -1,88 +1,114 @@
 //! The statement that reads rows, prepared where that is safe: to parse and plan it takes longer than to read a row.
 //!
 //! A pooler gives each transaction a connection of its own choice. There, a prepared statement isn't known, or its name is
-//! that of another client's, which would be executed. So it is prepared only on a connection of TCP whose two ends are those
-//! that the server sees, address by address: nothing is in between that has connections of its own. Behind a proxy, a
-//! translation of addresses, or a socket of the file system, there is no such proof.
+//! that of another client's, which would be executed. So it is prepared only on a direct connection: one of TCP whose two
+//! ends are those that the server sees, address by address. Behind a proxy or a translation of addresses, and over a socket
+//! of the file system, there is no such proof.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::OnceCell;
-use tokio_postgres::{Client, Error, Row, Statement};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
+use tokio_postgres::{CancelToken, Client, Error, NoTls, Row, Statement};
 
 use super::schema::{Parameters, get};
 use super::stream::Ends;
 
-/// The plan is made once, perhaps while the table is small, and is to be right when it is large. All statements of a store
-/// find their rows by an index.
-const ONE_PLAN: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off";
+/// The plan is made once, perhaps while the table is small, and is to be right when it is large: by the index, as all
+/// statements of a store find their rows. To compile it would take longer than to execute it.
+const ONE_PLAN: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off";
 
-/// A statement of one connection, which is prepared at its first use.
+/// A statement of one connection.
 pub(super) struct Prepared {
-    statement: OnceCell<Statement>,
+    statement: OnceLock<Statement>,
     /// False on a connection that isn't direct, and once the server has refused the statement.
     is_usable: AtomicBool,
+    is_under_way: AtomicBool,
 }
 
 impl Prepared {
     pub(super) fn new(is_direct: bool) -> Self {
-        Self { statement: OnceCell::new(), is_usable: AtomicBool::new(is_direct) }
+        Self { statement: OnceLock::new(), is_usable: AtomicBool::new(is_direct), is_under_way: AtomicBool::new(false) }
     }
 
-    /// Executes the statement. Returns `None` if it is to be sent unprepared. `answers`: counts the answer to the preparation.
-    pub(super) async fn query(
-        &self,
-        client: &Client,
-        sql: &str,
-        parameters: Parameters<'_>,
-        answers: &AtomicUsize,
-    ) -> Option<Result<Vec<Row>, Error>> {
-        if !self.is_usable.load(Ordering::Relaxed) {
-            return None;
-        }
-        let prepare = async || {
-            let types: Vec<_> = parameters.iter().map(|(_, of_type)| of_type.clone()).collect();
-            let (one_plan, statement) = tokio::join!(client.batch_execute(ONE_PLAN), client.prepare_typed(sql, &types));
-            answers.fetch_add(1, Ordering::Relaxed);
-            one_plan.and(statement)
-        };
-        let rows = match self.statement.get_or_try_init(prepare).await {
-            Ok(statement) => {
-                let values: Vec<_> = parameters.iter().map(|(value, _)| *value).collect();
-                client.query(statement, &values).await
-            }
-            Err(error) => Err(error),
-        };
-        // Such as after a change of the table's columns. If the statement itself is at fault, it fails again, unprepared.
-        let is_refused = rows.as_ref().is_err_and(|error| error.as_db_error().is_some());
+    /// Executes the statement. Returns `None` if it is to be sent unprepared.
+    pub(super) async fn query(&self, client: &Client, parameters: Parameters<'_>) -> Option<Result<Vec<Row>, Error>> {
+        let statement = self.statement.get().filter(|_| self.is_usable.load(Ordering::Relaxed))?;
+        let values: Vec<_> = parameters.iter().map(|(value, _)| *value).collect();
+        let rows = client.query(statement, &values).await;
+        // The columns of the table have changed, or the statement is gone.
+        let codes = [SqlState::FEATURE_NOT_SUPPORTED, SqlState::INVALID_SQL_STATEMENT_NAME];
+        let is_refused = rows.as_ref().is_err_and(|error| error.code().is_some_and(|code| codes.contains(code)));
         if is_refused {
             self.is_usable.store(false, Ordering::Relaxed);
         }
         (!is_refused).then_some(rows)
     }
+
+    /// Returns true if the caller is to have the statement prepared.
+    pub(super) fn begins(&self) -> bool {
+        let is_wanted = self.statement.get().is_none() && self.is_usable.load(Ordering::Relaxed);
+        is_wanted && !self.is_under_way.swap(true, Ordering::Relaxed)
+    }
+
+    /// Prepares the statement. After a failure, such as while there is no table, the next read begins anew.
+    pub(super) async fn prepare(&self, client: &Client, sql: &str, types: &[Type]) {
+        let (one_plan, statement) = tokio::join!(client.batch_execute(ONE_PLAN), client.prepare_typed(sql, types));
+        if let (Ok(()), Ok(statement)) = (one_plan, statement) {
+            // It was empty: one at a time is under way.
+            let _ = self.statement.set(statement);
+        }
+        self.is_under_way.store(false, Ordering::Relaxed);
+    }
 }
 
-/// Returns true if the server sees the two ends of this connection. If it can't say, it's taken not to.
+/// The connection as the server sees it.
+struct Seen {
+    /// The address and the port of each end, as the server writes them, if it has any.
+    client: Option<(String, i32)>,
+    server: Option<(String, i32)>,
+    /// The server process that executes this statement.
+    process: Option<i32>,
+}
+
+/// Returns true if the server sees this very connection. If it can't say, it's taken not to.
 pub(super) async fn is_direct(client: &Client, ends: Option<Ends>) -> bool {
     let Some(ends) = ends else { return false };
-    let question = "SELECT host(inet_client_addr()), inet_client_port(), host(inet_server_addr()), inet_server_port()";
+    let question = "SELECT host(inet_client_addr()), inet_client_port(), host(inet_server_addr()), inet_server_port(),
+        pg_backend_pid()";
     let rows = client.query_typed(question, &[]).await.unwrap_or_default();
-    let seen = |row: &Row, column| {
+    let [row] = &*rows else { return false };
+    let end = |column| {
         let address = get::<Option<String>>(row, column).ok()??;
         Some((address, get::<Option<i32>>(row, column + 1).ok()??))
     };
-    matches!(&*rows, [row] if are_seen(ends, [seen(row, 0), seen(row, 2)]))
+    let seen = Seen { client: end(0), server: end(2), process: get(row, 4).ok() };
+    is_same(ends, process_of(&client.cancel_token()).await, &seen)
 }
 
-/// `seen`: address and port of the client and of the server, as the server writes them, if it has any.
-fn are_seen(ends: Ends, seen: [Option<(String, i32)>; 2]) -> bool {
-    let is_seen = |(end, seen): (SocketAddr, Option<(String, i32)>)| {
+/// `process`: the one that the connection began with, if it is known.
+fn is_same(ends: Ends, process: Option<i32>, seen: &Seen) -> bool {
+    let is_seen = |end: SocketAddr, seen: &Option<(String, i32)>| {
         let Some((address, port)) = seen else { return false };
         let address = address.parse::<IpAddr>().map(|address| address.to_canonical());
-        address == Ok(end.ip().to_canonical()) && port == i32::from(end.port())
+        address == Ok(end.ip().to_canonical()) && *port == i32::from(end.port())
     };
-    [ends.client, ends.server].into_iter().zip(seen).all(is_seen)
+    // Other hosts and containers have the same loopback addresses. Through a tunnel to one with a pooler, the ports may be
+    // equal by chance, but a pooler makes up the number of the process as well.
+    let is_process = if process.is_some() { process == seen.process } else { !ends.server.ip().is_loopback() };
+    is_seen(ends.client, &seen.client) && is_seen(ends.server, &seen.server) && is_process
+}
+
+/// Returns the number of a connection's server process, from the request by which a statement of it would be cancelled.
+/// `None` with TLS: the request begins with a handshake then.
+async fn process_of(connection: &CancelToken) -> Option<i32> {
+    let mut request = tokio::io::join(tokio::io::empty(), Vec::new());
+    connection.cancel_query_raw(&mut request, NoTls).await.ok()?;
+    // After its length and a code.
+    let process = request.into_inner().1.get(8..12)?.try_into().ok()?;
+    Some(i32::from_be_bytes(process))
 }
 
 #[cfg(test)]
@@ -101,15 +127,38 @@ mod tests {
             ("[::ffff:10.0.0.1]:5432", "10.0.0.1", 5432, true),
             ("10.0.0.1:5432", "::ffff:10.0.0.1", 5432, true),
             ("[fe80::1%2]:5432", "fe80::1", 5432, true),
-            ("[::1]:5432", "127.0.0.1", 5432, false),
+            ("[::1]:5432", "10.0.0.1", 5432, false),
         ] {
-            let (end, seen) = (end.parse().unwrap(), Some((address.into(), port)));
-            let (other, other_seen) = ("192.0.2.7:40000".parse().unwrap(), Some(("192.0.2.7".into(), 40_000)));
-            let server = Ends { client: other, server: end };
-            assert_eq!(are_seen(server, [other_seen.clone(), seen.clone()]), expected, "server {end} {address} {port}");
-            let client = Ends { client: end, server: other };
-            assert_eq!(are_seen(client, [seen, other_seen.clone()]), expected, "client {end} {address} {port}");
-            assert!(!are_seen(client, [None, other_seen]));
+            let (end, seen) = (end.parse().unwrap(), Some((address.to_owned(), port)));
+            let (other, other_seen) = ("192.0.2.7:40000".parse().unwrap(), Some(("192.0.2.7".to_owned(), 40_000)));
+            let process = Some(7);
+            let as_server = Seen { client: other_seen.clone(), server: seen.clone(), process };
+            let ends = Ends { client: other, server: end };
+            assert_eq!(is_same(ends, process, &as_server), expected, "server {end} {address} {port}");
+            let as_client = Seen { client: seen, server: other_seen, process };
+            let ends = Ends { client: end, server: other };
+            assert_eq!(is_same(ends, process, &as_client), expected, "client {end} {address} {port}");
+            assert!(!is_same(ends, process, &Seen { client: None, ..as_client }));
+        }
+    }
+
+    #[test]
+    fn the_server_process_has_to_be_the_same_if_it_is_known_and_on_a_loopback_address_it_has_to_be_known() {
+        for (server, process, seen, expected) in [
+            ("10.0.0.1", Some(7), Some(7), true),
+            ("10.0.0.1", Some(7), Some(8), false),
+            ("10.0.0.1", Some(7), None, false),
+            ("10.0.0.1", None, Some(7), true),
+            ("127.0.0.1", Some(7), Some(7), true),
+            ("127.0.0.1", Some(7), Some(8), false),
+            ("127.0.0.1", None, Some(7), false),
+            ("127.0.0.1", None, None, false),
+            ("::1", None, Some(7), false),
+        ] {
+            let end = SocketAddr::new(server.parse().unwrap(), 5432);
+            let as_seen = Some((server.to_owned(), 5432));
+            let seen = Seen { client: as_seen.clone(), server: as_seen, process: seen };
+            assert_eq!(is_same(Ends { client: end, server: end }, process, &seen), expected, "{server} {process:?}");
         }
     }
 }

@@ -126,7 +126,7 @@ impl Statements {
         let channel = table.channel();
         Self {
             // `$1` are keys. A row for each that is found, in any order, or one without a key: a standby may not have a
-            // row, or not any more. As plain as can be, since it is parsed and planned each time.
+            // row, or not any more. As plain as can be: where it isn't prepared, it is parsed and planned each time.
             load: format!(
                 "SELECT pg_is_in_recovery(), clock_timestamp(), key, version, record, expires_at, claimed_until
                 FROM (VALUES (1)) AS one LEFT JOIN {table} ON key = ANY($1)"

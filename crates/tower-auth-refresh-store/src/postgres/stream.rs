@@ -11,17 +11,18 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::UnixStream;
 use tokio::net::{TcpStream, lookup_host};
 use tokio_postgres::Config;
-use tokio_postgres::config::Host;
+use tokio_postgres::config::{Host, SslMode};
 #[cfg(unix)]
 use tokio_util::either::Either;
 
-/// An idle connection that is gone without a word is noticed within a minute, by all operating systems.
+/// The time after which an idle connection is probed.
 const KEEPALIVE: Duration = Duration::from_secs(20);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEPALIVE_PROBES: u32 = 4;
 /// While data is unacknowledged, Linux sends no keepalive, and would repeat the data for 15 minutes.
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+
+/// Without TLS there is no certificate, but something has to be its name: not all hosts' names can be.
+const NO_NAME: &str = "localhost";
 
 #[cfg(unix)]
 pub(super) type Stream = Either<TcpStream, UnixStream>;
@@ -53,18 +54,19 @@ pub(super) struct Ends {
 impl Endpoint {
     /// Returns the endpoints of a host: one for each of its addresses.
     pub(super) async fn all_of(host: &Config) -> io::Result<Vec<Self>> {
+        let is_encrypted = host.get_ssl_mode() != SslMode::Disable;
         let mut endpoints = Vec::new();
         for (host, port) in host.get_hosts().iter().zip(host.get_ports()) {
             match host {
                 Host::Tcp(name) => {
                     let addresses = lookup_host((name.as_str(), *port)).await?;
-                    endpoints.extend(addresses.map(|address| Self { name: name.clone(), place: Place::Tcp(address) }));
+                    let name = if is_encrypted { name } else { NO_NAME };
+                    endpoints.extend(addresses.map(|address| Self { name: name.into(), place: Place::Tcp(address) }));
                 }
-                // There is no TLS over it, so no certificate.
                 #[cfg(unix)]
                 Host::Unix(directory) => {
                     let path = directory.join(format!(".s.PGSQL.{port}"));
-                    endpoints.push(Self { name: "localhost".into(), place: Place::File(path) });
+                    endpoints.push(Self { name: NO_NAME.into(), place: Place::File(path) });
                 }
             }
         }
@@ -92,9 +94,17 @@ fn set_options(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
-    // OpenBSD and Solaris have these for the whole system alone.
-    #[cfg(not(any(target_os = "openbsd", target_os = "solaris")))]
-    let keepalive = keepalive.with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_PROBES);
+    // An idle connection that is gone without a word is noticed within a minute. Other systems have these settings for all
+    // connections alone, or for none.
+    #[cfg(any(
+        target_os = "linux",
+        target_os = "android",
+        target_vendor = "apple",
+        target_os = "freebsd",
+        target_os = "netbsd",
+        windows
+    ))]
+    let keepalive = keepalive.with_interval(Duration::from_secs(5)).with_retries(4);
     socket.set_tcp_keepalive(&keepalive)?;
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;

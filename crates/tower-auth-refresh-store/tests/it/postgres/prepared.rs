@@ -41,6 +41,15 @@ fn reads(server: &Server) -> (usize, usize) {
     (executed("s"), executed("<unnamed>"))
 }
 
+/// Reads until a read is prepared: that is done aside.
+async fn until_prepared(store: &Arc<dyn TokenStore>, server: &Server) {
+    let (begun, (before, _)) = (Instant::now(), reads(server));
+    while reads(server).0 == before {
+        read(store, 1).await;
+        assert!(begun.elapsed() < Duration::from_secs(30), "no read is prepared");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_is_prepared_on_a_direct_connection_and_behind_a_proxy_or_a_pooler_it_is_not() {
     let Some(server) = Server::start(&[LOGGED]) else { return };
@@ -51,8 +60,11 @@ async fn a_read_is_prepared_on_a_direct_connection_and_behind_a_proxy_or_a_poole
     assert_eq!(reads(&server), (0, 10));
     let log = server.log();
     assert!(!log.contains("plan_cache_mode") && !log.contains("execute s"), "a setting or a statement is left behind");
-    read(&stored(server.url()).await, 5).await;
-    assert_eq!(reads(&server), (5, 10));
+    let store = stored(server.url()).await;
+    until_prepared(&store, &server).await;
+    let (prepared, others) = reads(&server);
+    read(&store, 5).await;
+    assert_eq!(reads(&server), (prepared + 5, others));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -69,7 +81,8 @@ async fn over_a_socket_of_the_file_system_a_read_is_not_prepared() {
 async fn a_prepared_read_that_the_server_refuses_is_sent_unprepared_from_then_on() {
     let Some(server) = Server::start(&[LOGGED]) else { return };
     let store = stored(server.url()).await;
-    read(&store, 1).await;
+    until_prepared(&store, &server).await;
+    let (prepared, others) = reads(&server);
     // The server plans anew, without a word.
     server.sql("ALTER TABLE tower_auth_refresh ADD COLUMN note text; ANALYZE tower_auth_refresh");
     read(&store, 1).await;
@@ -78,30 +91,72 @@ async fn a_prepared_read_that_the_server_refuses_is_sent_unprepared_from_then_on
         INSERT INTO tower_auth_refresh SELECT * FROM old; DROP TABLE old; COMMIT",
     );
     read(&store, 1).await;
-    assert_eq!(reads(&server), (3, 0));
+    assert_eq!(reads(&server), (prepared + 2, others));
     // "cached plan must not change result type"
     server.sql("ALTER TABLE tower_auth_refresh ALTER expires_at TYPE timestamptz(3)");
     read(&store, 3).await;
-    assert_eq!(reads(&server), (3, 3));
+    assert_eq!(reads(&server), (prepared + 2, others + 3));
     assert_eq!(server.log().matches("cached plan").count(), 1, "it is tried once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_read_before_the_table_is_made_fails_and_one_after_it_does_not() {
-    let Some(server) = Server::start(&[]) else { return };
+async fn a_read_is_prepared_once_there_is_a_table() {
+    let Some(server) = Server::start(&[LOGGED]) else { return };
     let stores = PostgresStores::builder(server.url()).connections(NonZeroUsize::MIN).connect().await.unwrap();
-    let error = stores.store("ada").load().await.unwrap_err();
-    assert!(error.to_string().contains("42P01"), "{error}");
+    let store = stores.store("ada");
+    for _ in 0..2 {
+        let error = store.load().await.unwrap_err();
+        assert!(error.to_string().contains("42P01"), "{error}");
+    }
     stores.migrate().await.unwrap();
-    assert!(stores.store("ada").load().await.unwrap().is_none());
+    store.replace(&entry(1)).await.unwrap();
+    until_prepared(&store, &server).await;
+}
+
+/// While one waits for a lock, and another one for the server to go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preparation_that_is_cancelled_or_cut_off_fails_no_read() {
+    let Some(server) = Server::start(&[LOGGED]) else { return };
+    let store = stored(server.url()).await;
+    for end in ["pg_cancel_backend", "pg_terminate_backend"] {
+        let lock = server.begin("LOCK TABLE tower_auth_refresh IN ACCESS EXCLUSIVE MODE");
+        let first = tokio::spawn({
+            let store = Arc::clone(&store);
+            async move { store.load().await }
+        });
+        let waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+        let begun = Instant::now();
+        let process = loop {
+            let process = server.sql(waiting);
+            if !process.is_empty() {
+                break process;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(30), "no statement waits for the lock");
+        };
+        server.sql(&format!("SELECT {end}({process})"));
+        drop(lock);
+        first.await.unwrap().map_or_else(|error| assert!(error.to_string().contains("57014"), "{error}"), drop);
+        until_prepared(&store, &server).await;
+        // The next one has a connection that has prepared nothing.
+        server.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tower-auth-refresh'",
+        );
+    }
 }
 
 /// A plan that is made while the table has one page, and is kept when it has thousands.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_finds_its_row_by_the_index_however_small_the_table_is() {
-    let Some(server) = Server::start(&[]) else { return };
+    let Some(server) = Server::start(&[LOGGED]) else { return };
     let store = stored(server.url()).await;
+    until_prepared(&store, &server).await;
+    // Known to be small from now on: a read that isn't prepared scans it whole.
     server.sql("ANALYZE tower_auth_refresh");
+    // That of the migration reports its scans at its end.
+    let processes = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tower-auth-refresh'";
+    while server.sql(processes) != "1" {
+        sleep(Duration::from_millis(10)).await;
+    }
     let scans =
         || server.sql("SELECT seq_scan, idx_scan FROM pg_stat_user_tables WHERE relname = 'tower_auth_refresh'");
     let before = scans();
