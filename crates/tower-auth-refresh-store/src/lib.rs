@@ -104,10 +104,10 @@
 //! - **Poolers.** pgbouncer may be in between, in transaction mode: statements are not prepared, and leave nothing behind in
 //!   their connection. [`listen_url`](PostgresStoresBuilder::listen_url) is then the server's own.
 //! - **Direct connections.** There is no pooler in between if the server sees the addresses and ports of the connection's
-//!   own two ends, and its process is the one that the connection began with. The statement that reads is prepared then,
-//!   after a connection's first read, and `plan_cache_mode`, `enable_seqscan` and `jit` are set for the connection. Behind
-//!   a proxy or a translation of addresses, over a socket of the file system, and with TLS on a loopback address, it
-//!   isn't: first uses one at a time then have two thirds of the throughput.
+//!   own two ends and, without TLS, its process is the one that the connection began with. The statement that reads is
+//!   prepared then, after a connection's first read, and `plan_cache_mode`, `enable_seqscan` and `jit` are set for the
+//!   connection. Behind a proxy or a translation of addresses, over a socket of the file system, and with TLS on
+//!   a loopback address, it isn't: first uses one at a time then have two thirds of the throughput.
 //! - **Sign-outs** are pushed to the other processes by `NOTIFY`, in the statement that deletes the record: nothing else
 //!   is, since `NOTIFY` takes a lock on the whole server when it commits. A sign-in over another process's record is found
 //!   by looking, as are sign-outs while the connection that listens is down; when it is up again, the next use of each

@@ -229,7 +229,7 @@ impl Open {
                 return rows;
             }
             if self.prepared.begins() {
-                // In a task, so that no read waits for it.
+                // In a task: a read that isn't polled any more holds it up no more than it does other reads.
                 let (open, sql) = (Arc::clone(self), sql.to_owned());
                 let types: Vec<_> = parameters.iter().map(|(_, of_type)| of_type.clone()).collect();
                 self.runtime.spawn(async move { open.prepared.prepare(&open.client, &sql, &types).await });

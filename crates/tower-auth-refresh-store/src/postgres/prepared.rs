@@ -25,12 +25,12 @@ pub(super) struct Prepared {
     statement: OnceLock<Statement>,
     /// False on a connection that isn't direct, and once the server has refused the statement.
     is_usable: AtomicBool,
-    is_under_way: AtomicBool,
+    is_begun: AtomicBool,
 }
 
 impl Prepared {
     pub(super) fn new(is_direct: bool) -> Self {
-        Self { statement: OnceLock::new(), is_usable: AtomicBool::new(is_direct), is_under_way: AtomicBool::new(false) }
+        Self { statement: OnceLock::new(), is_usable: AtomicBool::new(is_direct), is_begun: AtomicBool::new(false) }
     }
 
     /// Executes the statement. Returns `None` if it is to be sent unprepared.
@@ -49,18 +49,18 @@ impl Prepared {
 
     /// Returns true if the caller is to have the statement prepared.
     pub(super) fn begins(&self) -> bool {
-        let is_wanted = self.statement.get().is_none() && self.is_usable.load(Ordering::Relaxed);
-        is_wanted && !self.is_under_way.swap(true, Ordering::Relaxed)
+        self.is_usable.load(Ordering::Relaxed) && !self.is_begun.swap(true, Ordering::Relaxed)
     }
 
-    /// Prepares the statement. After a failure, such as while there is no table, the next read begins anew.
+    /// Prepares the statement. If the server refuses it, as it does while there is no table, the next read begins anew.
     pub(super) async fn prepare(&self, client: &Client, sql: &str, types: &[Type]) {
-        let (one_plan, statement) = tokio::join!(client.batch_execute(ONE_PLAN), client.prepare_typed(sql, types));
-        if let (Ok(()), Ok(statement)) = (one_plan, statement) {
-            // It was empty: one at a time is under way.
-            let _ = self.statement.set(statement);
+        match tokio::join!(client.batch_execute(ONE_PLAN), client.prepare_typed(sql, types)) {
+            // It is empty: nothing begins anew after this.
+            (Ok(()), Ok(statement)) => drop(self.statement.set(statement)),
+            (Ok(()), Err(_)) => self.is_begun.store(false, Ordering::Relaxed),
+            // The server doesn't know a setting, or is gone.
+            (Err(_), _) => {}
         }
-        self.is_under_way.store(false, Ordering::Relaxed);
     }
 }
 
@@ -97,7 +97,8 @@ fn is_same(ends: Ends, process: Option<i32>, seen: &Seen) -> bool {
     };
     // Other hosts and containers have the same loopback addresses. Through a tunnel to one with a pooler, the ports may be
     // equal by chance, but a pooler makes up the number of the process as well.
-    let is_process = if process.is_some() { process == seen.process } else { !ends.server.ip().is_loopback() };
+    let is_loopback = ends.server.ip().to_canonical().is_loopback();
+    let is_process = if process.is_some() { process == seen.process } else { !is_loopback };
     is_seen(ends.client, &seen.client) && is_seen(ends.server, &seen.server) && is_process
 }
 
@@ -114,6 +115,13 @@ async fn process_of(connection: &CancelToken) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_the_reads_of_a_direct_connection_one_has_the_statement_prepared() {
+        let (direct, other) = (Prepared::new(true), Prepared::new(false));
+        assert_eq!([direct.begins(), direct.begins(), direct.begins()], [true, false, false]);
+        assert!(!other.begins());
+    }
 
     #[test]
     fn a_connection_is_direct_if_the_server_sees_the_address_and_the_port_of_both_ends() {
@@ -154,6 +162,7 @@ mod tests {
             ("127.0.0.1", None, Some(7), false),
             ("127.0.0.1", None, None, false),
             ("::1", None, Some(7), false),
+            ("::ffff:127.0.0.1", None, Some(7), false),
         ] {
             let end = SocketAddr::new(server.parse().unwrap(), 5432);
             let as_seen = Some((server.to_owned(), 5432));

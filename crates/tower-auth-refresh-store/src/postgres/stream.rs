@@ -94,8 +94,8 @@ fn set_options(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
-    // An idle connection that is gone without a word is noticed within a minute. Other systems have these settings for all
-    // connections alone, or for none.
+    // An idle connection that is gone without a word is noticed within a minute, where both settings are to be had. On
+    // other systems, it is noticed when they say.
     #[cfg(any(
         target_os = "linux",
         target_os = "android",

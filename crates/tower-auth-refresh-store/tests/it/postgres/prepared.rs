@@ -4,8 +4,10 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
-use tower_auth_refresh::store::TokenStore;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tower::BoxError;
+use tower_auth_refresh::store::{Record, TokenStore};
 use tower_auth_refresh_store::PostgresStores;
 
 use super::pooler::Pooler;
@@ -113,65 +115,61 @@ async fn a_read_is_prepared_once_there_is_a_table() {
     until_prepared(&store, &server).await;
 }
 
-/// While one waits for a lock, and another one for the server to go on.
+/// Calls a function with each process that waits for a lock, once there is one.
+async fn once_waiting(server: &Server, function: &str) {
+    let call = format!("SELECT {function}(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'");
+    let begun = Instant::now();
+    while server.sql(&call).is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "no statement waits for a lock");
+    }
+}
+
+fn spawn_load(store: &Arc<dyn TokenStore>) -> JoinHandle<Result<Option<Record>, BoxError>> {
+    let store = Arc::clone(store);
+    tokio::spawn(async move { store.load().await })
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_preparation_that_is_cancelled_or_cut_off_fails_no_read() {
+async fn a_preparation_that_is_cancelled_fails_no_read_and_is_made_again() {
     let Some(server) = Server::start(&[LOGGED]) else { return };
     let store = stored(server.url()).await;
-    for end in ["pg_cancel_backend", "pg_terminate_backend"] {
-        let lock = server.begin("LOCK TABLE tower_auth_refresh IN ACCESS EXCLUSIVE MODE");
-        let first = tokio::spawn({
-            let store = Arc::clone(&store);
-            async move { store.load().await }
-        });
-        let waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
-        let begun = Instant::now();
-        let process = loop {
-            let process = server.sql(waiting);
-            if !process.is_empty() {
-                break process;
-            }
-            assert!(begun.elapsed() < Duration::from_secs(30), "no statement waits for the lock");
-        };
-        server.sql(&format!("SELECT {end}({process})"));
-        drop(lock);
-        first.await.unwrap().map_or_else(|error| assert!(error.to_string().contains("57014"), "{error}"), drop);
-        until_prepared(&store, &server).await;
-        // The next one has a connection that has prepared nothing.
-        server.sql(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tower-auth-refresh'",
-        );
+    let lock = server.begin("LOCK TABLE tower_auth_refresh IN ACCESS EXCLUSIVE MODE");
+    // The first read waits for the lock, and the preparation behind it, or the other way round.
+    let first = spawn_load(&store);
+    once_waiting(&server, "pg_cancel_backend").await;
+    let second = spawn_load(&store);
+    once_waiting(&server, "pg_cancel_backend").await;
+    drop(lock);
+    assert!(second.await.unwrap().unwrap().is_some());
+    if let Err(error) = first.await.unwrap() {
+        assert!(error.to_string().contains("57014"), "{error}");
     }
+    until_prepared(&store, &server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_ends_during_a_preparation_is_followed_by_one_that_prepares_its_own() {
+    let Some(server) = Server::start(&[LOGGED]) else { return };
+    let store = stored(server.url()).await;
+    let lock = server.begin("LOCK TABLE tower_auth_refresh IN ACCESS EXCLUSIVE MODE");
+    let read = spawn_load(&store);
+    once_waiting(&server, "pg_terminate_backend").await;
+    drop(lock);
+    assert!(read.await.unwrap().unwrap().is_some());
+    until_prepared(&store, &server).await;
 }
 
 /// A plan that is made while the table has one page, and is kept when it has thousands.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_read_finds_its_row_by_the_index_however_small_the_table_is() {
-    let Some(server) = Server::start(&[LOGGED]) else { return };
+async fn a_prepared_read_finds_its_row_by_the_index_however_small_the_table_is() {
+    let plans = ["session_preload_libraries=auto_explain", "auto_explain.log_min_duration=0"];
+    let Some(server) = Server::start(&[LOGGED, plans[0], plans[1]]) else { return };
     let store = stored(server.url()).await;
     until_prepared(&store, &server).await;
-    // Known to be small from now on: a read that isn't prepared scans it whole.
     server.sql("ANALYZE tower_auth_refresh");
-    // That of the migration reports its scans at its end.
-    let processes = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tower-auth-refresh'";
-    while server.sql(processes) != "1" {
-        sleep(Duration::from_millis(10)).await;
-    }
-    let scans =
-        || server.sql("SELECT seq_scan, idx_scan FROM pg_stat_user_tables WHERE relname = 'tower_auth_refresh'");
-    let before = scans();
-    let (before, _) = before.split_once('|').unwrap();
-    // A server process reports its scans once a second, at the end of a statement.
-    let begun = Instant::now();
-    let found = loop {
-        read(&store, 10).await;
-        let scans = scans();
-        let (by_table, by_index) = scans.split_once('|').unwrap();
-        if by_table != before || by_index.parse::<usize>().unwrap() >= 10 {
-            break by_table.to_owned();
-        }
-        assert!(begun.elapsed() < Duration::from_secs(30), "no scan is reported: {scans}");
-        sleep(Duration::from_millis(100)).await;
-    };
-    assert_eq!(found, before);
+    let (prepared, others, logged) = (reads(&server).0, reads(&server).1, server.log().len());
+    read(&store, 5).await;
+    assert_eq!(reads(&server), (prepared + 5, others));
+    let log = server.log().split_off(logged);
+    assert_eq!((log.matches("Index Scan using").count(), log.matches("Seq Scan").count()), (5, 0), "{log}");
 }
