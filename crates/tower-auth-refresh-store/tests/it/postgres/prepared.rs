@@ -116,7 +116,7 @@ async fn a_read_is_prepared_once_there_is_a_table() {
 }
 
 /// Calls a function with each process that waits for a lock, once there is one.
-async fn once_waiting(server: &Server, function: &str) {
+fn once_waiting(server: &Server, function: &str) {
     let call = format!("SELECT {function}(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'");
     let begun = Instant::now();
     while server.sql(&call).is_empty() {
@@ -136,9 +136,9 @@ async fn a_preparation_that_is_cancelled_fails_no_read_and_is_made_again() {
     let lock = server.begin("LOCK TABLE tower_auth_refresh IN ACCESS EXCLUSIVE MODE");
     // The first read waits for the lock, and the preparation behind it, or the other way round.
     let first = spawn_load(&store);
-    once_waiting(&server, "pg_cancel_backend").await;
+    once_waiting(&server, "pg_cancel_backend");
     let second = spawn_load(&store);
-    once_waiting(&server, "pg_cancel_backend").await;
+    once_waiting(&server, "pg_cancel_backend");
     drop(lock);
     assert!(second.await.unwrap().unwrap().is_some());
     if let Err(error) = first.await.unwrap() {
@@ -153,7 +153,7 @@ async fn a_connection_that_ends_during_a_preparation_is_followed_by_one_that_pre
     let store = stored(server.url()).await;
     let lock = server.begin("LOCK TABLE tower_auth_refresh IN ACCESS EXCLUSIVE MODE");
     let read = spawn_load(&store);
-    once_waiting(&server, "pg_terminate_backend").await;
+    once_waiting(&server, "pg_terminate_backend");
     drop(lock);
     assert!(read.await.unwrap().unwrap().is_some());
     until_prepared(&store, &server).await;
