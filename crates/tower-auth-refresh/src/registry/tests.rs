@@ -297,6 +297,24 @@ async fn a_session_that_is_used_in_another_process_is_only_evicted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_record_is_extended_although_a_look_has_found_its_end_as_it_was() {
+    let fleet = Fleet::new();
+    let sessions = fleet.idle_registry();
+    sessions.sign_in(USER, tokens(1)).await.unwrap();
+    let session = get(&sessions).await.unwrap();
+    let end = fleet.store.record().await.unwrap().entry().expires_at();
+    step_forward(10 * MINUTE);
+    let last_use = wall_clock::now();
+    let extension = session.cell().extension(last_use).unwrap();
+    // While the extension waits for its turn.
+    session.cell().note_end(end);
+    extension.run().await;
+    assert_eq!(fleet.store.extensions(), 1);
+    assert!(fleet.store.record().await.unwrap().entry().expires_at() > end);
+    assert!(session.cell().extension(last_use).is_none(), "the session knows of it");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_next_process_ends_a_record_that_none_has_in_memory() {
     let mut fleet = Fleet::new();
     let sessions = fleet.idle_registry();

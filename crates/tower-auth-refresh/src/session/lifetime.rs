@@ -114,6 +114,11 @@ impl RecordEnd {
         self.0.store(millis(end), Ordering::Relaxed);
     }
 
+    /// Sets the end, unless it is a later one by now.
+    fn raise(&self, end: SystemTime) {
+        self.0.fetch_max(millis(Some(end)), Ordering::Relaxed);
+    }
+
     /// Sets the end back to what it was, unless it has changed since.
     fn undo(&self, end: SystemTime, before: Option<SystemTime>) {
         let _ = self.0.compare_exchange(millis(Some(end)), millis(before), Ordering::Relaxed, Ordering::Relaxed);
@@ -137,14 +142,18 @@ pub(crate) struct Extension {
 impl Extension {
     /// Moves the end. If that fails, the next sweep tries again.
     pub(crate) async fn run(self) {
-        // While the extension waited for its turn, the session may have been used again, or written.
-        let is_overtaken = |cell: Arc<TokenCell>| cell.record_end.get().map(End::from) != Some(End::from(self.end));
+        // While the extension waited for its turn, the session may have been used again, or written. A look at the store may
+        // also have found the end as it was before.
+        let end = End::from(self.end);
+        let is_overtaken = |cell: Arc<TokenCell>| cell.record_end.get().is_none_or(|current| End::from(current) > end);
         if self.cell.upgrade().is_some_and(is_overtaken) {
             return;
         }
-        let end = self.moved().await.or(self.before);
-        if let Some(cell) = self.cell.upgrade() {
-            cell.record_end.undo(self.end, end);
+        let moved = self.moved().await;
+        let Some(cell) = self.cell.upgrade() else { return };
+        match moved {
+            Some(moved) => cell.record_end.raise(moved),
+            None => cell.record_end.undo(self.end, self.before),
         }
     }
 
@@ -206,7 +215,7 @@ impl TokenCell {
     }
 
     /// Takes the end of a record that the store holds.
-    pub(super) fn note_end(&self, end: Option<SystemTime>) {
+    pub(crate) fn note_end(&self, end: Option<SystemTime>) {
         self.record_end.set(end);
     }
 
