@@ -77,7 +77,7 @@ pub struct PostgresStoresBuilder {
     keys: Option<Keys>,
 }
 
-/// The reads that share a statement. A statement takes longer than to read a row, most of all if it is parsed and planned.
+/// The reads that share a statement. A statement takes longer than one more row in it does, most of all if it is planned.
 const READS_A_STATEMENT: usize = 128;
 
 /// The statements under way while which further reads are gathered.
