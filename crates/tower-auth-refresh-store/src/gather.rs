@@ -232,12 +232,14 @@ impl<K, A, E> Drop for Turn<K, A, E> {
 mod tests {
     use std::cell::RefCell;
     use std::future::{Ready, pending, ready};
+    use std::pin::Pin;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use futures_util::FutureExt;
     use futures_util::future::{BoxFuture, join, join_all};
     use tokio::runtime::{Builder, Runtime};
+    use tokio::sync::Semaphore;
     use tokio::time::{Instant, sleep};
 
     use super::*;
@@ -273,6 +275,11 @@ mod tests {
 
     fn runtime() -> Runtime {
         Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+    }
+
+    #[test]
+    fn debug_shows_no_key() {
+        assert_eq!(format!("{:?}", Gather::<usize, (), ()>::new(LARGEST, TURNS)), "Gather { .. }");
     }
 
     async fn settle() {
@@ -356,6 +363,45 @@ mod tests {
         assert_eq!([slow.unwrap(), slower.unwrap()], [Ok(9), Ok(10)]);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_ends_makes_room_for_one_other() {
+        for turns in 1..4 {
+            let (gather, calls) = (Gather::<usize, usize, ()>::new(LARGEST, turns), Arc::new(AtomicUsize::new(0)));
+            let ends: [_; 9] = std::array::from_fn(|_| Semaphore::new(0));
+            let ends = Arc::new(ends);
+            let read = |key| {
+                let (calls, ends) = (&calls, &ends);
+                gather.read(key, move || {
+                    let (calls, ends) = (Arc::clone(calls), Arc::clone(ends));
+                    Ok(move |keys: Vec<usize>| {
+                        calls.fetch_add(1, Ordering::Relaxed);
+                        let ends = Arc::clone(&ends);
+                        async move {
+                            ends[keys[0]].acquire().await.unwrap().forget();
+                            Ok(keys)
+                        }
+                    })
+                })
+            };
+            let begun = Instant::now();
+            let mut reads = VecDeque::new();
+            for key in 0..9 {
+                let mut read = Box::pin(read(key));
+                assert!(futures_util::poll!(&mut read).is_pending());
+                settle().await;
+                if let Some(oldest) = key.checked_sub(turns) {
+                    assert_eq!(calls.load(Ordering::Relaxed), key, "all {turns} turns are taken");
+                    ends[oldest].add_permits(1);
+                    settle().await;
+                    assert_eq!(reads.pop_front().and_then(Pin::<Box<_>>::now_or_never), Some(Ok(oldest)));
+                }
+                assert_eq!(calls.load(Ordering::Relaxed), key + 1, "one of {turns} turns is free");
+                reads.push_back(read);
+            }
+            assert_eq!(begun.elapsed(), Duration::ZERO, "no call was given up");
+        }
+    }
+
     #[tokio::test]
     async fn a_call_that_fails_fails_all_its_reads() {
         let gather = Gather::<usize, (), _>::new(LARGEST, TURNS);
@@ -380,9 +426,10 @@ mod tests {
         assert_eq!(other.into_inner().await, Ok(2));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_read_whose_call_panics_is_made_again() {
-        let gather = Gather::<usize, usize, ()>::new(LARGEST, TURNS);
+        // The only turn: the call that panics has to end it.
+        let gather = Gather::<usize, usize, ()>::new(LARGEST, 1);
         let calls = Arc::new(AtomicUsize::new(0));
         let reader = || {
             let calls = Arc::clone(&calls);
@@ -391,7 +438,12 @@ mod tests {
                 ready(Ok(keys))
             })
         };
-        assert_eq!(gather.read(1, reader).await, Ok(1));
+        let mut read = Box::pin(gather.read(1, reader));
+        for _ in 0..2 {
+            assert!(futures_util::poll!(&mut read).is_pending());
+            settle().await;
+        }
+        assert_eq!(read.now_or_never(), Some(Ok(1)));
         assert_eq!(calls.load(Ordering::Relaxed), 2);
     }
 

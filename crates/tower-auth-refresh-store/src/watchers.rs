@@ -149,6 +149,8 @@ mod tests {
         watchers.insert(&[1; 32], 2, "third");
         watchers.insert(&[2; 32], 1, "fourth");
         assert_eq!(left(&watchers), ["first", "fourth", "third"]);
+        watchers.insert(&[1; 32], 1, "again");
+        assert_eq!(left(&watchers), ["again", "fourth", "third"]);
         watchers.remove(&[1; 32], 1);
         assert_eq!(left(&watchers), ["fourth", "third"]);
         watchers.insert(&[1; 32], 2, "fifth");

@@ -37,3 +37,29 @@ impl Drop for Wiped {
         self.0.zeroize();
     }
 }
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_in_memory_of_bytes_that_are_dropped_nor_of_those_that_were_cut_off_before() {
+        const LENGTH: usize = 4096;
+        let secret: Vec<_> = b"secret".iter().copied().cycle().take(LENGTH).collect();
+        // All is allocated before the bytes are dropped: else it might take their place.
+        let (memory, mut found) = (File::open("/proc/self/mem").unwrap(), vec![0; LENGTH]);
+        let mut wiped = Wiped::from(secret.clone());
+        let address = wiped.as_ptr() as u64;
+        wiped.truncate(LENGTH / 2);
+        memory.read_exact_at(&mut found, address).unwrap();
+        assert!(found == secret, "the bytes are found while they are there");
+        drop(wiped);
+        memory.read_exact_at(&mut found, address).unwrap();
+        // The allocator may have written into it since, but not these bytes.
+        assert_eq!(found.windows(6).filter(|word| word == b"secret").count(), 0);
+    }
+}

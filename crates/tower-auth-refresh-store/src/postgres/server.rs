@@ -141,3 +141,20 @@ fn unreachable(error: &io::Error) -> Fault {
 fn unavailable(reason: &str) -> Problem {
     Problem::new(StoreErrorKind::Unavailable, reason)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_of_the_server_goes_on_after_its_last_reading() {
+        let server = Server::new(Address::parse("postgres://ada@localhost").unwrap(), 1).unwrap();
+        let (time, left, second) = (SystemTime::UNIX_EPOCH, Duration::from_secs(2), Duration::from_secs(1));
+        *server.clock.0.lock().unwrap() = (time, std::time::Instant::now().checked_sub(second).unwrap());
+        let passed = server.time_in(left).duration_since(time + second + left).unwrap();
+        assert!(passed < 60 * second, "{passed:?}");
+        server.set_clock(time);
+        let passed = server.time_in(left).duration_since(time + left).unwrap();
+        assert!(passed < 60 * second, "{passed:?}");
+    }
+}

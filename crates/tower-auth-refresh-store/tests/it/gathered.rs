@@ -1,6 +1,8 @@
 //! Loads of one moment, which share a call.
 
 use futures_util::future::join_all;
+#[cfg(feature = "redis")]
+use tower_auth_refresh_store::{StoreError, StoreErrorKind};
 
 use crate::peer::file_url;
 use crate::support::{TestDirectory, entry};
@@ -41,6 +43,26 @@ async fn each_load_of_one_moment_finds_its_own_record_in_files() {
 async fn each_load_of_one_moment_finds_its_own_record_in_redis() {
     let Some(server) = crate::redis::Server::start().await else { return };
     each_finds_its_own(&server.url()).await;
+}
+
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn a_load_that_redis_refuses_fails_no_other_of_its_moment() {
+    let Some(server) = crate::redis::Server::start().await else { return };
+    let store = open(&server.url()).await;
+    let stores: Vec<_> = ["ada", "grace", "alan"].map(&store).into();
+    stores[0].replace(&entry(1)).await.unwrap();
+    let keys = server.command("KEYS tar:*").await;
+    let name = keys.lines().nth(2).unwrap();
+    server.command(&format!("DEL {name}")).await;
+    server.command(&format!("RPUSH {name} of-another-program")).await;
+    stores[2].replace(&entry(3)).await.unwrap();
+    // Polled at once, so that they share a call.
+    let found = join_all(stores.iter().map(|store| store.load())).await;
+    let error = found[0].as_ref().unwrap_err().downcast_ref::<StoreError>().unwrap();
+    assert_eq!(error.kind(), StoreErrorKind::Corrupt, "{error}");
+    assert!(matches!(&found[1], Ok(None)));
+    assert!(matches!(&found[2], Ok(Some(record)) if record.generation() == 3));
 }
 
 #[cfg(all(feature = "postgres", unix))]

@@ -129,6 +129,7 @@ async fn a_check_names_what_is_unsafe_or_missing() {
         server.sql(undo);
     };
     unsafe_by("SELECT 1", "PostgresStores::migrate", "SELECT 1").await;
+    stores.check_server().await.unwrap();
     stores.migrate().await.unwrap();
     stores.check().await.unwrap();
     let off = "ALTER ROLE postgres SET synchronous_commit = off";
@@ -167,6 +168,7 @@ async fn a_check_names_what_is_unsafe_or_missing() {
         let Some(server) = Server::start(&[setting]) else { return };
         let stores = PostgresStores::connect(server.url()).await.unwrap();
         expect(stores.check().await, StoreErrorKind::Misconfigured, reason);
+        expect(stores.check_server().await, StoreErrorKind::Misconfigured, reason);
     }
 }
 

@@ -1,5 +1,6 @@
 //! A standby that is promoted without the primary's last commits, which it is kept from receiving.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -8,6 +9,7 @@ use tower_auth_refresh::{Session, SessionState};
 use tower_auth_refresh_store::{PostgresStores, StoreError};
 use tower_auth_refresh_testkit::TestKit;
 
+use super::pooler::Pooler;
 use super::server::{PASSWORD, Server};
 use crate::proxy::Proxy;
 use crate::support::entry;
@@ -133,4 +135,29 @@ async fn a_standby_is_never_read_from() {
     assert!(error.to_string().contains("standby"), "{error}");
     proxy.retarget(pair.primary.port());
     assert_eq!(store.load().await.unwrap().unwrap().generation(), 1);
+}
+
+/// A pooler keeps the connection of a client when its own ones lead to another server.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_a_pooler_has_turned_to_is_not_read_from_and_left() {
+    let Some(pair) = Pair::start().await else { return };
+    let proxy = Proxy::start(pair.primary.port()).await;
+    let Some(pooler) = Pooler::start_at(&pair.primary, proxy.port()).await else { return };
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", pooler.port(), pair.primary.port());
+    let url = format!("postgres://postgres:{PASSWORD}@{hosts}/postgres");
+    let stores = PostgresStores::builder(url).connections(NonZeroUsize::MIN).connect().await.unwrap();
+    let store = stores.store("ada");
+    store.replace(&entry(1)).await.unwrap();
+    proxy.retarget(pair.standby.port());
+    proxy.cut();
+    timeout(Duration::from_secs(10), async {
+        while proxy.open() > 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .expect("the pooler's connections are open");
+    let error = store.load().await.unwrap_err().downcast::<StoreError>().unwrap();
+    assert!(error.to_string().contains("standby"), "{error}");
+    assert_eq!(store.load().await.unwrap().unwrap().generation(), 1, "it is read from the next host");
 }

@@ -1,6 +1,7 @@
 //! Answers that are lost, late or slow, and servers that restart.
 
 use std::num::NonZeroUsize;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,9 +10,10 @@ use tokio::time::{Instant, advance, pause, resume, sleep, timeout};
 use tower_auth_refresh::store::{ClearOutcome, CommitOutcome, InsertOutcome, Presented, TokenStore};
 use tower_auth_refresh_store::PostgresStores;
 
+use super::new_namespace;
 use super::server::{Server, shared, url_at};
 use crate::operation::{CALL_TIMEOUT, Case, Operation, check_all, is_unavailable};
-use crate::proxy::Fault;
+use crate::proxy::{Fault, Proxy};
 use crate::support::{LEASE, claimed, entry};
 
 /// A case whose stores have one connection each.
@@ -295,4 +297,40 @@ async fn a_load_after_a_write_that_was_dropped_finds_what_it_has_written() {
         assert_eq!(session.load().await.unwrap().unwrap().generation(), 2, "user {user}");
         locked.await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn loads_one_after_the_other_use_one_connection_and_none_waits_for_one_that_is_silent() {
+    let Some(server) = shared().await else { return };
+    let proxy = Proxy::start(server.port()).await;
+    let builder = PostgresStores::builder(url_at(proxy.port())).listen_url(server.url()).namespace(new_namespace());
+    let stores = builder.connect().await.unwrap();
+    stores.migrate().await.unwrap();
+    let load = async |user: usize| assert!(stores.store(user.to_string()).load().await.unwrap().is_none());
+    load(0).await;
+    let connections = proxy.connections();
+    for user in 1..9 {
+        load(user).await;
+    }
+    assert_eq!(proxy.connections(), connections);
+    proxy.inject(Fault::HoleBefore);
+    let mut held = pin!(load(9));
+    let silent = async {
+        while !proxy.has_struck() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        // Less than the time for an answer: none of these has to be sent again.
+        timeout(Duration::from_secs(1), async {
+            for user in 10..20 {
+                load(user).await;
+            }
+        })
+        .await
+    };
+    tokio::select! {
+        () = &mut held => panic!("it isn't answered"),
+        others = silent => others.expect("each is made on another connection"),
+    }
+    // Sent again.
+    held.await;
 }

@@ -20,6 +20,11 @@ pub(crate) struct Pooler {
 impl Pooler {
     /// Starts a pooler with two connections to the server. `None` if none is installed.
     pub(crate) async fn start(server: &Server) -> Option<Self> {
+        Self::start_at(server, server.port()).await
+    }
+
+    /// Starts a pooler as [`start`](Self::start) does, which reaches the server at this port.
+    pub(crate) async fn start_at(server: &Server, target: u16) -> Option<Self> {
         let Some(program) =
             ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"].into_iter().find(|path| Path::new(path).exists())
         else {
@@ -29,10 +34,9 @@ impl Pooler {
         };
         let (port, file) = (free_port(), server.path().join("pgbouncer.ini"));
         let settings = format!(
-            "[databases]\npostgres = host=127.0.0.1 port={} user=postgres password={PASSWORD}\n[pgbouncer]\n\
+            "[databases]\npostgres = host=127.0.0.1 port={target} user=postgres password={PASSWORD}\n[pgbouncer]\n\
              listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = transaction\n\
              default_pool_size = 2\nlogfile = {}\n",
-            server.port(),
             server.path().join("pgbouncer.log").display()
         );
         fs::write(&file, settings).unwrap();

@@ -73,6 +73,7 @@ async fn a_record_of_another_key_or_session_is_not_read() {
     let url = format!("{}/0", server.url());
     redis.store("ada").replace(&canaries()).await.unwrap();
     let adas = server.command("KEYS tar:*").await.lines().nth(2).unwrap().to_owned();
+    assert_eq!(adas.len(), "tar:".len() + 64, "a part of the hash could be that of another session too");
     redis.store("bob").replace(&canaries()).await.unwrap();
     let all = server.command("KEYS tar:*").await;
     let bobs = all.lines().find(|line| line.starts_with("tar:") && *line != adas).unwrap();
