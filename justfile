@@ -127,6 +127,21 @@ instructions:
     CARGO_PROFILE_BENCH_LTO=fat CARGO_PROFILE_BENCH_CODEGEN_UNITS=1 \
         cargo bench --locked -p tower-auth-refresh-benches --bench instructions
 
+# Nothing is linked, so `true` stands in for the C compiler of these systems. Not part of the gate: rustup has to download
+# their standard libraries.
+#
+# Checks that the stores and the client compile for Windows and macOS.
+systems:
+    rustup target add x86_64-pc-windows-gnu aarch64-apple-darwin
+    for target in x86_64-pc-windows-gnu aarch64-apple-darwin; do \
+        env RUSTFLAGS='-D warnings' CC_${target//-/_}=true AR_${target//-/_}=true \
+            cargo check --locked --target "$target" --target-dir target/systems \
+            -p tower-auth-refresh -p tower-auth-refresh-http -p tower-auth-refresh-store \
+            --features tower-auth-refresh/blocking,tower-auth-refresh-http/client,tower-auth-refresh-http/sign-in \
+            --features tower-auth-refresh-store/file,tower-auth-refresh-store/encryption,tower-auth-refresh-store/keychain \
+            --features tower-auth-refresh-store/redis,tower-auth-refresh-store/postgres; \
+    done
+
 # Compiles the workspace with the oldest Rust that is promised.
 msrv:
     #!/usr/bin/env bash
