@@ -277,15 +277,15 @@ mod tests {
         Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
     }
 
-    #[test]
-    fn debug_shows_no_key() {
-        assert_eq!(format!("{:?}", Gather::<usize, (), ()>::new(LARGEST, TURNS)), "Gather { .. }");
-    }
-
     async fn settle() {
         for _ in 0..10 {
             yield_now().await;
         }
+    }
+
+    #[test]
+    fn debug_shows_no_key() {
+        assert_eq!(format!("{:?}", Gather::<usize, (), ()>::new(LARGEST, TURNS)), "Gather { .. }");
     }
 
     #[tokio::test]
